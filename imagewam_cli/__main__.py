@@ -1,0 +1,3 @@
+from imagewam_cli.cli.app import main
+
+main()

@@ -1,0 +1,54 @@
+"""What the core itself adds, in the shape of a plugin."""
+
+from __future__ import annotations
+
+from imagewam_cli.hookspecs import CodecEntry, DatasetFormatEntry, EnvironmentEntry, ExporterEntry, hookimpl
+
+
+@hookimpl
+def imagewam_environments() -> list[EnvironmentEntry]:
+    return [
+        EnvironmentEntry(
+            name="tabletop",
+            summary="blocks, zones and a gripper seen from above; no OpenGL",
+            load="imagewam_cli.sim.tabletop.env:TabletopEnvironment",
+        )
+    ]
+
+
+@hookimpl
+def imagewam_dataset_formats() -> list[DatasetFormatEntry]:
+    return [
+        DatasetFormatEntry(
+            name="lerobot",
+            summary="LeRobot v2.1 and v3.0 (parquet with MP4 or images)",
+            load="imagewam_cli.data.formats:LeRobotFormat",
+        )
+    ]
+
+
+@hookimpl
+def imagewam_exporters() -> list[ExporterEntry]:
+    return [
+        ExporterEntry(
+            name="bundle",
+            summary="one folder with weights, config, statistics and editor: what `Policy.load` reads",
+            load="imagewam_cli.export.bundle:BundleExporter",
+            runs_policy=True,
+        ),
+        ExporterEntry(
+            name="onnx",
+            summary="ONNX graphs for onnxruntime: the Euler loop, a single step, and the prefix where it can be traced",
+            load="imagewam_cli.export.onnx:OnnxExporter",
+            runs_policy=True,
+        ),
+    ]
+
+
+@hookimpl
+def imagewam_codecs() -> list[CodecEntry]:
+    return [
+        CodecEntry(name="float32", summary="4 bytes a number, exact", load="imagewam_cli.kvcache.codec:FLOAT32"),
+        CodecEntry(name="bfloat16", summary="2 bytes a number, 8 bits of mantissa", load="imagewam_cli.kvcache.codec:BFLOAT16"),
+        CodecEntry(name="float16", summary="2 bytes a number, 11 bits of mantissa", load="imagewam_cli.kvcache.codec:FLOAT16"),
+    ]

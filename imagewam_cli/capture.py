@@ -1,0 +1,190 @@
+"""Recording and replaying the keys and values of a model's attention calls, without touching the model's code.
+
+Every diffusers denoiser ends in `torch.nn.functional.scaled_dot_product_attention` under the native attention backends.
+A torch function mode sees these calls; forward hooks on the named attention modules say which layer is calling. So a
+recorded key is post-norm and post-RoPE, exactly as the softmax sees it, whatever the architecture.
+
+`record` keeps K and V of one forward. `replay` runs a forward whose attention also sees recorded K and V in front of its
+own: the joint attention of a token group with a prefix that was computed before. Other attention backends bypass the
+intercepted call; a layer that was not seen is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from imagewam_cli.errors import CaptureError
+
+_HINT = 'use the native attention backend: model.set_attention_backend("native")'
+
+
+@dataclass(frozen=True)
+class LayerKV:
+    """Keys and values of one attention layer: k, v (B, P, H_kv, D), as the softmax sees them."""
+
+    k: Tensor
+    v: Tensor
+
+    def narrow(self, start: int, stop: int) -> LayerKV:
+        """The tokens [start, stop)."""
+        return LayerKV(self.k[:, start:stop], self.v[:, start:stop])
+
+
+@dataclass
+class Recording:
+    """What `record` filled: module name -> keys and values, in the order of the calls."""
+
+    layers: dict[str, LayerKV] = field(default_factory=dict)
+
+
+class _Finished(Exception):  # noqa: N818 - not an error: control flow out of a forward that has given all it is asked for
+    pass
+
+
+@contextlib.contextmanager
+def record(model: nn.Module, layers: Sequence[str], *, stop_after_last: bool = False) -> Iterator[Recording]:
+    """Record K and V of the attention modules named `layers` while the model runs once inside the `with` block.
+
+    stop_after_last: leave the forward as soon as the last layer is recorded; what comes after it (its MLP, the output
+        head) is never computed. The forward then returns nothing: only the recording counts.
+
+    Raises:
+        CaptureError: a layer made no attention call, or several.
+    """
+    recording = Recording()
+    remaining = set(layers)
+
+    def visit(name: str, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+        if name in recording.layers:
+            raise CaptureError(f"layer {name!r} attends more than once in a forward", "name its inner modules instead")
+        recording.layers[name] = LayerKV(k.transpose(1, 2), v.transpose(1, 2))
+        remaining.discard(name)
+        if stop_after_last and not remaining:
+            raise _Finished
+        return call(q, k, v)
+
+    try:
+        with _intercept(model, layers, visit):
+            yield recording
+    except _Finished:
+        pass
+    if remaining:
+        raise CaptureError(f"no attention call was seen in {_few(sorted(remaining))}", _HINT)
+
+
+@contextlib.contextmanager
+def replay(model: nn.Module, layers: Mapping[str, LayerKV], valid: Tensor | None = None) -> Iterator[None]:
+    """Let the named layers attend to recorded K and V in front of their own while the model runs inside the block.
+
+    valid: bool (B, P); recorded tokens marked False are not seen.
+
+    Raises:
+        CaptureError: a named layer made no attention call.
+    """
+    unseen = set(layers)
+
+    def visit(name: str, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+        unseen.discard(name)
+        prefix = layers[name]
+        k = torch.cat([prefix.k.transpose(1, 2), k], dim=2)
+        v = torch.cat([prefix.v.transpose(1, 2), v], dim=2)
+        return call(q, k, v, mask=_widened(call.mask, valid, q, k))
+
+    with _intercept(model, list(layers), visit):
+        yield
+    if unseen:
+        raise CaptureError(f"no attention call was seen in {_few(sorted(unseen))}", _HINT)
+
+
+def attention_layers(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, tuple[int, int]]:
+    """Run the model once and report every module that attends: name -> (heads, head size), in the order of the calls."""
+    found: dict[str, tuple[int, int]] = {}
+
+    def visit(name: str, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+        found[name] = (k.shape[1], k.shape[3])
+        return call(q, k, v)
+
+    names = [name for name, _ in model.named_modules() if name]
+    with _intercept(model, names, visit), torch.no_grad():
+        model(*args, **kwargs)
+    return found
+
+
+class _Call:
+    """The rest of one attention call: its mask and how to finish it."""
+
+    def __init__(self, func: Any, mask: Tensor | None, rest: dict[str, Any]) -> None:
+        self.func, self.mask, self.rest = func, mask, rest
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        result: Tensor = self.func(q, k, v, attn_mask=self.mask if mask is None else mask, **self.rest)
+        return result
+
+
+class _Mode(TorchFunctionMode):
+    def __init__(self, stack: list[str], visit: Any) -> None:
+        super().__init__()
+        self.stack, self.visit = stack, visit
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention or not self.stack:
+            return func(*args, **kwargs)
+        named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+        q, k, v = named.pop("query"), named.pop("key"), named.pop("value")
+        return self.visit(self.stack[-1], q, k, v, _Call(func, named.pop("attn_mask", None), named))
+
+
+@contextlib.contextmanager
+def _intercept(model: nn.Module, names: Sequence[str], visit: Any) -> Iterator[None]:
+    """Hand each attention call inside a named module to `visit`; nested named modules: the innermost one."""
+    stack: list[str] = []
+    modules = dict(model.named_modules())
+    missing = [name for name in names if name not in modules]
+    if missing:
+        raise CaptureError(f"the model has no module {_few(missing)}")
+    handles = []
+    for name in names:
+        handles.append(modules[name].register_forward_pre_hook(lambda _m, _a, name=name: stack.append(name)))
+        # always_call: a forward that is left early must not leave its name on the stack
+        handles.append(modules[name].register_forward_hook(lambda _m, _a, _o: _pop(stack), always_call=True))
+    try:
+        with _Mode(stack, visit):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pop(stack: list[str]) -> None:
+    stack.pop()
+
+
+def _widened(mask: Tensor | None, valid: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """The call's mask with columns for the prefix in front: (B, 1, Q, P + K), or None where everything is seen."""
+    if mask is None and valid is None:
+        return None
+    batch, _, queries, _ = q.shape
+    own = k.shape[2] - (valid.shape[1] if valid is not None else k.shape[2] - mask.shape[-1] if mask is not None else 0)
+    if mask is None:
+        mask = torch.ones(batch, 1, queries, own, dtype=torch.bool, device=q.device)
+    prefix = k.shape[2] - own
+    if valid is None:
+        valid = torch.ones(batch, prefix, dtype=torch.bool, device=q.device)
+    front = valid[:, None, None, :].expand(batch, mask.shape[1], queries, prefix)
+    if mask.dtype != torch.bool:
+        front = torch.zeros_like(front, dtype=mask.dtype).masked_fill(~front, float("-inf"))
+    return torch.cat([front, mask.expand(batch, mask.shape[1], queries, own)], dim=-1)
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,90 @@
+"""The `imagewam` command: its commands, its global options, and the one boundary where errors become lines."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Annotated
+
+import typer
+
+from imagewam_cli import __version__
+from imagewam_cli.cli import cache, demo, editors, evaluate, export, info, inventory, plugins, record, train_expert
+from imagewam_cli.cli.output import output
+from imagewam_cli.errors import ImagewamError
+
+# Typer carries its own copy of click in newer versions: its exceptions are reached through the one that it exports
+_ParserError = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="imagewam",
+    help="Turn a pretrained image editor into a robot policy.\n\n"
+    "record or bring a dataset > cache the editor's prefix keys and values > train-expert > eval > export",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"imagewam {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+) -> None:
+    output.debug, output.quiet = debug, quiet
+
+
+app.command("record")(record.record_command)
+app.command("cache")(cache.cache_command)
+app.command("train-expert")(train_expert.train_expert_command)
+app.command("eval")(evaluate.eval_command)
+app.command("export")(export.export_command)
+app.command("demo")(demo.demo_command)
+app.command("editors")(editors.editors_command)
+app.command("plugins")(plugins.plugins_command)
+app.command("list")(inventory.list_command)
+app.command("info")(info.info_command)
+
+
+def main() -> None:
+    """Run the command line; the process's exit code says how it went."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
+    output.debug = "--debug" in arguments
+    try:
+        result = app(args=arguments, standalone_mode=False, prog_name="imagewam")
+        return result if isinstance(result, int) else 0
+    except ImagewamError as error:
+        return _report(error, error.message, error.hint, error.exit_code)
+    except _ParserError as error:
+        context = getattr(error, "ctx", None)
+        return _report(error, str(error), context.get_usage() if context is not None else None, 2)
+    except (KeyboardInterrupt, typer.Abort):
+        output.say("stopped; the same command goes on from here")
+        return 130
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _report(error, "the disk is full", "free some space; the same command then goes on from here", 1)
+        return _report(error, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), None, 1)
+    except Exception as error:  # noqa: BLE001 - the one boundary: a bug is said in one line too
+        return _report(error, f"{type(error).__name__}: {error}", "this is a bug; --debug shows where", 1)
+
+
+def _report(error: BaseException, message: str, hint: str | None, code: int) -> int:
+    if output.debug:
+        raise error
+    typer.echo(f"error: {message}", err=True)
+    if hint:
+        typer.echo(f"hint: {hint}", err=True)
+    return code

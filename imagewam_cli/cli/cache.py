@@ -1,0 +1,161 @@
+"""`imagewam cache`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from imagewam_cli.cli.options import DeviceOption, FormatName, FormatOption, WeightsOption
+from imagewam_cli.cli.output import bytes_text, output, seconds_text
+
+
+def cache_command(
+    editor: Annotated[str, typer.Option("--editor", help="Which editor; see `imagewam editors`.")] = "tiny",
+    dataset: Annotated[
+        Path | None, typer.Option("--dataset", help="A LeRobot dataset; without it, embedded demonstrations are recorded.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the cache; by default caches/EDITOR-DATASET.")] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="prefix or denoise; by default the editor's.")] = None,
+    timestep: Annotated[float | None, typer.Option("--timestep", help="In [0, 1]; by default the editor's.")] = None,
+    layers: Annotated[str, typer.Option("--layers", help="all, every:N, or a list like 0,4,9.")] = "all",
+    segments: Annotated[str | None, typer.Option("--segments", help="Kinds of tokens to keep: text,reference,target.")] = None,
+    text_padding: Annotated[str | None, typer.Option("--text-padding", help="trim or keep; by default the editor's.")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="How numbers are stored: float32, bfloat16, float16.")] = "bfloat16",
+    compute_dtype: Annotated[str, typer.Option("--compute-dtype", help="How the editor computes.")] = "float32",
+    stride: Annotated[int, typer.Option("--stride", help="Keep every N-th frame.")] = 1,
+    camera: Annotated[list[str] | None, typer.Option("--camera", help="Cameras to use, in order; by default all.")] = None,
+    image_size: Annotated[str | None, typer.Option("--image-size", help="HEIGHTxWIDTH that the editor sees.")] = None,
+    state_key: Annotated[str, typer.Option("--state-key", help="The dataset's name for the state.")] = "observation.state",
+    action_key: Annotated[str, typer.Option("--action-key", help="The dataset's name for the action.")] = "action",
+    batch: Annotated[int, typer.Option("--batch", help="Rows per forward pass.")] = 32,
+    shard_mb: Annotated[float, typer.Option("--shard-mb", help="About how large a shard becomes.")] = 256.0,
+    blank_images: Annotated[bool, typer.Option("--blank-images", help="Ablation: the editor sees a grey picture.")] = False,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Ablation: an untrained editor.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print bytes and time, write nothing.")] = False,
+    weights: WeightsOption = None,
+    device: DeviceOption = "cpu",
+    format: FormatOption = FormatName.human,
+) -> None:
+    """Precompute an editor's prefix keys and values over a dataset.
+
+    The same command continues an interrupted build.
+
+    Example: imagewam cache --editor tiny --dataset datasets/tabletop --out caches/tiny-tabletop
+    """
+    from imagewam_cli.data.formats import open_dataset
+    from imagewam_cli.data.types import KeyMap
+    from imagewam_cli.editor import PrefixSettings
+    from imagewam_cli.kvcache.build import BuildSettings, build_cache, instructions_of, plan_build
+    from imagewam_cli.registry import Registry
+
+    registry = Registry.installed()
+    loader, codec = registry.editors.load(editor), registry.codecs.load(dtype)
+    dataset = dataset if dataset is not None else _demonstrations()
+    rows = open_dataset(dataset, KeyMap(state=state_key, action=action_key, cameras=tuple(camera or ())))
+    settings = _settings(
+        PrefixSettings,
+        mode=mode,
+        timestep=timestep,
+        layers=layers,
+        segments=tuple(segments.split(",")) if segments else None,
+        text_padding=text_padding,
+        image_size=_size(image_size),
+        cameras=tuple(rows.info.cameras),
+        blank_images=blank_images,
+        random_weights=random_weights,
+    )
+    build = BuildSettings(stride=stride, batch=batch, shard_mb=shard_mb)
+    loaded = loader(
+        registry.editors.get(editor),
+        settings,
+        instructions=instructions_of(rows),
+        weights=weights,
+        device=device,
+        dtype=compute_dtype,
+    )
+    planned = plan_build(rows, loaded.spec, codec, build)
+    if plan:
+        _print_plan(planned, _seconds_per_row(loaded, rows, batch), format)
+        return
+    folder = out if out is not None else _default_folder(editor, dataset)
+    output.say(f"cache of {planned.rows} rows, {bytes_text(planned.bytes_per_row)} each, {bytes_text(planned.total_bytes)}: {folder}")
+    with output.progress(planned.rows, "row") as bar:
+        bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row")
+        manifest = build_cache(rows, loaded, folder, codec, build, on_rows=bar.update)
+    values = {
+        "cache": str(folder),
+        "rows": manifest.rows,
+        "shards": len(manifest.shards),
+        "bytes": sum(s.bytes for s in manifest.shards),
+        "fingerprint": manifest.digest,
+    }
+    output.result(values, f"{folder}: {manifest.rows} rows in {len(manifest.shards)} shards", format.value)
+
+
+def _demonstrations() -> Path:
+    """The embedded demonstrations, recorded when first needed."""
+    from imagewam_cli.cli.record import record_demonstrations
+    from imagewam_cli.workspace import DEMONSTRATIONS
+
+    if not (DEMONSTRATIONS / "meta" / "info.json").exists():
+        output.say(f"no --dataset: recording 200 tabletop demonstrations into {DEMONSTRATIONS}")
+        record_demonstrations(DEMONSTRATIONS, "tabletop", 200, 0, "h264")
+    else:
+        output.say(f"no --dataset: using {DEMONSTRATIONS}")
+    return DEMONSTRATIONS
+
+
+def _default_folder(editor: str, dataset: Path) -> Path:
+    from imagewam_cli.workspace import CACHES
+
+    return CACHES / f"{editor}-{dataset.resolve().name}"
+
+
+def _settings(into: Any, **values: Any) -> Any:
+    from imagewam_cli.config import from_dict
+
+    return from_dict(into, {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}, source="command line")
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    from imagewam_cli.errors import UsageError
+
+    if text is None:
+        return None
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise UsageError(f"--image-size must look like 224x448, got {text!r}")
+    return int(height), int(width)
+
+
+def _seconds_per_row(editor: Any, dataset: Any, batch: int) -> float:
+    """Measured on a few batches of the first episode."""
+    from itertools import islice
+
+    rows = list(islice(dataset.rows(episodes=[dataset.episodes()[0].index]), batch))
+    images, instructions = [r.images for r in rows], [r.instruction for r in rows]
+    editor.encode(images, instructions)
+    started = time.monotonic()
+    for _ in range(2):
+        editor.encode(images, instructions)
+    return (time.monotonic() - started) / (2 * len(rows))
+
+
+def _print_plan(plan: Any, per_row: float, format: FormatName) -> None:
+    values = {
+        "rows": plan.rows,
+        "shards": len(plan.shards),
+        "bytes_per_row": plan.bytes_per_row,
+        "total_bytes": plan.total_bytes,
+        "seconds_per_row": per_row,
+        "seconds": per_row * plan.rows,
+    }
+    text = (
+        f"{plan.rows} rows in {len(plan.shards)} shards\n"
+        f"{bytes_text(plan.bytes_per_row)} per row, {bytes_text(plan.total_bytes)} in all\n"
+        f"{1000 * per_row:.1f} ms per row on this machine, about {seconds_text(per_row * plan.rows)}"
+    )
+    output.result(values, text, format.value)

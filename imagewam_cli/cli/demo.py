@@ -1,0 +1,28 @@
+"""`imagewam demo`: the whole way, each step the public command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("imagewam-demo"),
+    episodes: Annotated[int, typer.Option("--episodes", help="Demonstrations to record.")] = 200,
+    steps: Annotated[int, typer.Option("--steps", help="Training steps.")] = 1500,
+    scenes: Annotated[int, typer.Option("--scenes", help="Scenes per split to evaluate on.")] = 50,
+) -> None:
+    """Record, cache, train, evaluate, export, evaluate the export; then a report. Interrupted, it continues.
+
+    Example: imagewam demo --out imagewam-demo
+    """
+    from imagewam_cli.cli.output import output
+    from imagewam_cli.demo import Demo, write_report
+
+    demo = Demo(folder=out, episodes=episodes, steps=steps, scenes=scenes)
+    for step in demo.steps_to_do():
+        output.say(f"\n$ imagewam {' '.join(step.arguments)}")
+        step.run()
+    output.result(None, write_report(demo))

@@ -1,0 +1,185 @@
+"""`imagewam eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from imagewam_cli.cli.options import DeviceOption, EnvOption, FormatName, FormatOption, SeedOption, WeightsOption
+from imagewam_cli.cli.output import output
+
+BASELINES = ("random", "expert")
+
+
+def eval_command(
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="A run, bundle or ONNX folder, or the baselines random and expert.")
+    ] = None,
+    env: EnvOption = "tabletop",
+    dataset: Annotated[
+        Path | None, typer.Option("--dataset", help="Compare with recorded actions instead of running a simulator.")
+    ] = None,
+    episodes: Annotated[int, typer.Option("--episodes", help="Scenes per split (or episodes of the dataset).")] = 50,
+    split: Annotated[list[str] | None, typer.Option("--split", help="Families of scenes; by default all but train.")] = None,
+    seed: SeedOption = 0,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", help="Give up after so many steps.")] = None,
+    execute: Annotated[int | None, typer.Option("--execute", help="Actions carried out before planning again.")] = None,
+    other_instructions: Annotated[
+        bool, typer.Option("--other-instructions", help="Tell the policy another scene's instruction.")
+    ] = False,
+    video: Annotated[str | None, typer.Option("--video", help="sheet, gif or mp4 (several with commas).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the results; by default beside the policy.")] = None,
+    weights: WeightsOption = None,
+    device: DeviceOption = "cpu",
+    format: FormatOption = FormatName.human,
+) -> None:
+    """Run a policy in a simulator and count successes, or compare it with recorded actions.
+
+    Example: imagewam eval --policy runs/first --env tabletop --episodes 50 --video sheet,gif
+    """
+    from imagewam_cli.errors import UsageError
+
+    if episodes < 1:
+        raise UsageError(f"cannot evaluate {episodes} episodes", "ask for at least one")
+    name = policy if policy is not None else str(_newest_run())
+    if dataset is not None:
+        _open_loop(name, dataset, episodes, out, weights, device, format)
+        return
+    _closed_loop(
+        name,
+        env,
+        episodes,
+        split,
+        seed,
+        max_steps,
+        execute,
+        other_instructions,
+        _pictures(video),
+        out,
+        weights,
+        device,
+        format,
+    )
+
+
+def _closed_loop(
+    name: str,
+    env: str,
+    episodes: int,
+    split: list[str] | None,
+    seed: int,
+    max_steps: int | None,
+    execute: int | None,
+    other_instructions: bool,
+    pictures: list[str],
+    out: Path | None,
+    weights: Path | None,
+    device: str,
+    format: FormatName,
+) -> None:
+    from imagewam_cli.config import dump_json, to_dict
+    from imagewam_cli.errors import UnknownNameError
+    from imagewam_cli.evaluation.closed_loop import evaluate_in_simulator, table
+    from imagewam_cli.evaluation.pictures import contact_sheet, write_gif, write_mp4
+    from imagewam_cli.kvcache.manifest import write_atomically
+    from imagewam_cli.registry import Registry
+
+    make = Registry.installed().environments.load(env)
+    known = make().splits
+    for wanted in split or []:
+        if wanted not in known:
+            raise UnknownNameError("split", wanted, known)
+    splits = tuple(split) if split else tuple(s for s in known if s != "train")
+    acting = _policy(name, make, weights, device)
+    if execute is not None and acting is not None:
+        acting.execute = execute
+    with output.progress(episodes * len(splits), "episode") as bar:
+        result, rolled = evaluate_in_simulator(
+            make,
+            acting,
+            episodes=episodes,
+            splits=splits,
+            seed=seed,
+            max_steps=max_steps,
+            keep_frames=bool(pictures),
+            other_instructions=other_instructions,
+            on_episode=lambda _episode: bar.update(),
+        )
+    folder = out if out is not None else _results_folder(name, env + ("-other-instructions" if other_instructions else ""))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "result.json", dump_json(to_dict(result)).encode())
+    if "sheet" in pictures:
+        contact_sheet(rolled[: 2 * 16]).save(folder / "sheet.png")
+    if "gif" in pictures:
+        write_gif(folder / "rollouts.gif", rolled)
+    if "mp4" in pictures:
+        write_mp4(folder / "rollouts.mp4", rolled)
+    output.result(to_dict(result) | {"folder": str(folder)}, f"{table(result)}\n{folder}/result.json", format.value)
+
+
+def _open_loop(
+    name: str, dataset: Path, episodes: int, out: Path | None, weights: Path | None, device: str, format: FormatName
+) -> None:
+    from imagewam_cli.config import dump_json, to_dict
+    from imagewam_cli.data.formats import open_dataset
+    from imagewam_cli.data.types import KeyMap
+    from imagewam_cli.errors import ImagewamError, UsageError
+    from imagewam_cli.evaluation.open_loop import open_loop
+    from imagewam_cli.evaluation.plots import plot_open_loop
+    from imagewam_cli.kvcache.manifest import write_atomically
+    from imagewam_cli.policy.loading import load_policy
+
+    if name in BASELINES:
+        raise UsageError(f"the baseline {name!r} needs a simulator", "leave --dataset out, or name a trained policy")
+    policy: Any = load_policy(Path(name), device=device, weights=weights)
+    rows = open_dataset(dataset, KeyMap(cameras=tuple(policy.cameras)))
+    chosen = [e.index for e in rows.episodes()][:episodes]
+    result = open_loop(policy, rows, horizon=policy.horizon, episodes=chosen)
+    folder = out if out is not None else _results_folder(name, dataset.resolve().name)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "open_loop.json", dump_json(to_dict(result)).encode())
+    try:
+        plot_open_loop(result, folder / "open_loop.png")
+    except ImagewamError as error:  # plots are an extra; the numbers stand without them
+        output.say(f"no plot: {error.message} ({error.hint})")
+    text = (
+        f"mean squared error {result.mean_squared_error:.5f}, {100 * result.ratio_to_constant:.0f} % of the best constant "
+        f"chunk's, over {result.rows} rows of {result.episodes} episodes\n{folder}/open_loop.json"
+    )
+    output.result(to_dict(result) | {"folder": str(folder)}, text, format.value)
+
+
+def _policy(name: str, make: Any, weights: Path | None, device: str) -> Any:
+    """The named policy; None stands for the environment's scripted expert."""
+    from imagewam_cli.policy.acting import RandomPolicy
+    from imagewam_cli.policy.loading import load_policy
+
+    if name == "expert":
+        return None
+    if name == "random":
+        return RandomPolicy(len(make().action_names))
+    return load_policy(Path(name), device=device, weights=weights)
+
+
+def _newest_run() -> Path:
+    from imagewam_cli.workspace import newest
+
+    run = newest("run")
+    output.say(f"no --policy: using {run}")
+    return run
+
+
+def _results_folder(policy: str, what: str) -> Path:
+    return Path("evals") / f"{policy}-{what}" if policy in BASELINES else Path(policy) / "eval" / what
+
+
+def _pictures(text: str | None) -> list[str]:
+    from imagewam_cli.errors import UnknownNameError
+
+    kinds = [] if text is None else text.split(",")
+    for kind in kinds:
+        if kind not in ("sheet", "gif", "mp4"):
+            raise UnknownNameError("kind of picture", kind, ["sheet", "gif", "mp4"])
+    return kinds

@@ -1,0 +1,118 @@
+"""`imagewam info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from imagewam_cli.cli.options import FormatName, FormatOption
+from imagewam_cli.cli.output import bytes_text, output
+
+
+def info_command(
+    path: Annotated[Path, typer.Argument(help="A dataset, cache, run, policy or export folder.")],
+    format: FormatOption = FormatName.human,
+) -> None:
+    """Tell what a folder holds.
+
+    Example: imagewam info caches/tiny-tabletop
+    """
+    values = describe(path)
+    text = "\n".join(f"{key}: {_text(value)}" for key, value in values.items())
+    output.result(values, text, format.value)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What is in the folder, as JSON-able values.
+
+    Raises:
+        UsageError: nothing that imagewam knows.
+    """
+    from imagewam_cli.errors import UsageError
+    from imagewam_cli.workspace import CACHE_MARKER, ONNX_MARKER, POLICY_MARKER, RUN_MARKER
+
+    describers = (
+        ("meta/info.json", _dataset),
+        (CACHE_MARKER, _cache),
+        (RUN_MARKER, _run),
+        (ONNX_MARKER, _onnx),
+        (POLICY_MARKER, _policy),
+    )
+    for marker, describer in describers:
+        if (path / marker).exists():
+            return describer(path)
+    if not path.exists():
+        raise UsageError(f"{path} does not exist", "see `imagewam list`")
+    raise UsageError(f"{path} is no dataset, cache, run, policy or export", "see `imagewam list`")
+
+
+def _dataset(path: Path) -> dict[str, Any]:
+    from imagewam_cli.data.formats import open_dataset
+
+    info = open_dataset(path).info
+    return {
+        "kind": "dataset",
+        "format": info.format,
+        "episodes": info.total_episodes,
+        "frames": info.total_rows,
+        "fps": info.fps,
+        "cameras": {name: list(size) for name, size in info.cameras.items()},
+        "state": list(info.state_names),
+        "action": list(info.action_names),
+    }
+
+
+def _cache(path: Path) -> dict[str, Any]:
+    from imagewam_cli.kvcache.manifest import read_manifest
+
+    manifest = read_manifest(path)
+    spec = manifest.spec
+    return {
+        "kind": "cache",
+        "editor": manifest.fingerprint.get("editor"),
+        "dataset": manifest.dataset.path,
+        "rows": manifest.rows,
+        "of": manifest.total_rows,
+        "complete": manifest.complete,
+        "bytes": sum(s.bytes for s in manifest.shards),
+        "shards": len(manifest.shards),
+        "codec": manifest.codec,
+        "mode": spec.mode,
+        "timestep": spec.timestep,
+        "text_padding": spec.text_padding,
+        "segments": {s.name: s.tokens for s in spec.segments},
+        "layers": [f"{layer.name} {layer.heads}x{layer.head_dim}" for layer in spec.layers],
+        "fingerprint": manifest.digest,
+    }
+
+
+def _run(path: Path) -> dict[str, Any]:
+    import json
+
+    from imagewam_cli.training.metrics import read_metrics
+
+    metrics = read_metrics(path / "metrics.jsonl")
+    run = json.loads((path / "run.json").read_text())
+    result = json.loads((path / "result.json").read_text()) if (path / "result.json").exists() else None
+    return {"kind": "run", **run, "last_step": metrics[-1]["step"] if metrics else 0, "result": result}
+
+
+def _policy(path: Path) -> dict[str, Any]:
+    from imagewam_cli.config import to_dict
+    from imagewam_cli.policy.bundle import read_bundle
+
+    parts = read_bundle(path)
+    return {"kind": "policy", "editor": parts.editor.name, **to_dict(parts.config)}
+
+
+def _onnx(path: Path) -> dict[str, Any]:
+    files = {p.name: p.stat().st_size for p in sorted(path.iterdir()) if p.is_file()}
+    return {"kind": "onnx export", "files": {name: bytes_text(size) for name, size in files.items()}}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(v) for v in value)
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)

@@ -1,0 +1,40 @@
+"""`imagewam list`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imagewam_cli.cli.options import FormatName, FormatOption
+from imagewam_cli.cli.output import bytes_text, output, table
+
+
+def list_command(
+    delete: Annotated[Path | None, typer.Option("--delete", help="Delete this one, after asking.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    format: FormatOption = FormatName.human,
+) -> None:
+    """List datasets, caches, runs and exports in this folder with their sizes; deleting one asks first.
+
+    Example: imagewam list --delete caches/tiny-tabletop
+    """
+    import shutil
+
+    from imagewam_cli.errors import UsageError
+    from imagewam_cli.workspace import items
+
+    found = items()
+    if delete is not None:
+        item = next((i for i in found if i.path.resolve() == delete.resolve()), None)
+        if item is None:
+            raise UsageError(f"{delete} is not a dataset, cache, run or export of this folder", "see `imagewam list`")
+        if not yes:
+            typer.confirm(f"delete the {item.kind} {item.path} ({bytes_text(item.bytes)})?", abort=True, err=True)
+        shutil.rmtree(item.path)
+        output.say(f"deleted {item.path}")
+        return
+    values = [{"kind": i.kind, "path": str(i.path), "bytes": i.bytes} for i in found]
+    text = table(["kind", "path", "size"], [[i.kind, str(i.path), bytes_text(i.bytes)] for i in found])
+    output.result(values, text if found else "nothing here yet; try `imagewam cache --editor tiny`", format.value)

@@ -1,0 +1,132 @@
+"""`imagewam train-expert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from imagewam_cli.cli.options import FormatName, FormatOption
+from imagewam_cli.cli.output import bytes_text, output, seconds_text
+
+
+def train_expert_command(
+    cache: Annotated[Path | None, typer.Option("--cache", help="The cache; by default the newest in caches/.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="A YAML recipe; see docs/training.md.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; by default runs/CACHE.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Cached rows per step.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Random seed of the run.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any value of the recipe, e.g. --set expert.horizon=8.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over: delete what the run's folder holds.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print parameters, memory, steps and time; train nothing.")] = False,
+    format: FormatOption = FormatName.human,
+) -> None:
+    """Train an action expert on a cache. The same command continues an interrupted run.
+
+    Example: imagewam train-expert --cache caches/tiny-tabletop --out runs/first --steps 1500
+    """
+    from imagewam_cli.kvcache.reader import CacheReader
+    from imagewam_cli.training.loop import Trainer
+    from imagewam_cli.workspace import RUNS, newest
+
+    if cache is None:
+        cache = newest("cache")
+        output.say(f"no --cache: using {cache}")
+    reader = CacheReader(cache)
+    if not reader.manifest.complete:
+        output.say(f"{cache} is not finished: training on {len(reader)} of {reader.manifest.total_rows} rows")
+    recipe = _recipe(config, {"steps": steps, "batch": batch, "seed": seed}, set_ or [])
+    trainer = Trainer(reader, recipe)
+    if dry_run:
+        _print_dry_run(trainer.dry_run(), format)
+        return
+    folder = out if out is not None else RUNS / cache.resolve().name
+    if fresh:
+        _delete_run(folder)
+    output.say(f"training {len(trainer.data.train_rows)} rows of {len(trainer.data.train_episodes)} episodes: {folder}")
+    with output.progress(recipe.steps, "step") as bar:
+
+        def advance(step: int, values: dict[str, float]) -> None:
+            bar.update(step - bar.n)
+            shown = {k: v for k, v in values.items() if k in ("loss", "validation_action_error")}
+            if shown:
+                bar.set_postfix({k.removeprefix("validation_"): f"{v:.4f}" for k, v in shown.items()}, refresh=False)
+
+        result = trainer.train(folder, on_step=advance)
+    values = {
+        "run": str(folder),
+        "steps": recipe.steps,
+        "validation_loss": result.loss,
+        "validation_action_error": result.action_error,
+        "constant_error": result.constant_error,
+        "ratio_to_constant": result.ratio,
+    }
+    text = (
+        f"{folder}: validation action error {result.action_error:.4f}, "
+        f"{100 * result.ratio:.0f} % of the best constant chunk's {result.constant_error:.4f}"
+    )
+    output.result(values, text, format.value)
+
+
+def _recipe(config: Path | None, options: dict[str, Any], assignments: list[str]) -> Any:
+    """The YAML file, then --set, then the options of their own."""
+    import yaml
+
+    from imagewam_cli.config import from_dict, load_yaml, to_dict
+    from imagewam_cli.errors import UsageError
+    from imagewam_cli.training.recipe import TrainRecipe
+
+    values = to_dict(load_yaml(config, TrainRecipe) if config is not None else TrainRecipe())
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set needs KEY=VALUE, got {assignment!r}", "for example --set expert.horizon=8")
+        target = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            target = target.get(parent, {}) if isinstance(target, dict) else {}
+        if not isinstance(target, dict) or last not in target:
+            from imagewam_cli.errors import ConfigError, nearest
+
+            raise ConfigError(f"--set: unknown key {key!r}", nearest(key, _dotted(values)))
+        target[last] = yaml.safe_load(text)
+    values |= {k: v for k, v in options.items() if v is not None}
+    return from_dict(TrainRecipe, values, source=str(config) if config is not None else "command line")
+
+
+def _dotted(values: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in values.items():
+        keys += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return keys
+
+
+def _delete_run(folder: Path) -> None:
+    """Only ever a run: --fresh on something else is refused."""
+    import shutil
+
+    from imagewam_cli.errors import UsageError
+    from imagewam_cli.workspace import RUN_MARKER
+
+    if not folder.exists():
+        return
+    if any(folder.iterdir()) and not (folder / RUN_MARKER).exists():
+        raise UsageError(f"{folder} is not a run: --fresh does not delete it", "choose another folder with --out")
+    shutil.rmtree(folder)
+
+
+def _print_dry_run(dry: Any, format: FormatName) -> None:
+    from imagewam_cli.config import to_dict
+
+    text = (
+        f"{dry.parameters:,} parameters\n"
+        f"{dry.rows} training rows, {dry.validation_rows} validation rows\n"
+        f"{dry.steps} steps, {dry.epochs:.1f} epochs\n"
+        f"{bytes_text(dry.memory_bytes)} for weights, optimizer and a batch of prefix KV, activations on top\n"
+        f"about {seconds_text(dry.seconds)} on this machine"
+    )
+    output.result(to_dict(dry), text, format.value)

@@ -1,0 +1,137 @@
+"""Typed configuration: frozen dataclasses read from YAML, JSON or command-line overrides, and written back.
+
+A key that does not exist, or a value of the wrong type, is an error that names the file, the key and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from imagewam_cli.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def load_yaml(path: Path, into: type[T]) -> T:
+    """Read a YAML file into the dataclass `into`.
+
+    Raises:
+        ConfigError: no such file, not a mapping, an unknown key, a value of the wrong type.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no such file: {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    return from_dict(into, values if values is not None else {}, source=str(path))
+
+
+def from_dict(into: type[T], values: Any, *, source: str = "config", path: str = "") -> T:
+    """Build the (nested) dataclass `into` from a plain mapping, strictly.
+
+    Raises:
+        ConfigError: names `source` and the dotted key.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{source}: {path or 'the top level'} must be a mapping, got {type(values).__name__}")
+    hints = typing.get_type_hints(into)
+    names = [f.name for f in dataclasses.fields(into) if f.init]  # type: ignore[arg-type]
+    arguments = {}
+    for key, value in values.items():
+        dotted = f"{path}.{key}" if path else str(key)
+        if key not in names:
+            raise ConfigError(f"{source}: unknown key {dotted!r}", nearest(str(key), names))
+        arguments[key] = _coerce(hints[key], value, source, dotted)
+    try:
+        return into(**arguments)
+    except TypeError as error:
+        missing = [n for n in names if n not in arguments and _required(into, n)]
+        if missing:
+            where = f"{path}." if path else ""
+            raise ConfigError(f"{source}: key {where + missing[0]!r} is missing") from None
+        raise ConfigError(f"{source}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The dataclass as plain JSON-able values; `from_dict` reads it back."""
+    return typing.cast(dict[str, Any], _plain(config))
+
+
+def dump_yaml(config: Any) -> str:
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def dump_json(values: Any) -> str:
+    """Stable, readable JSON with a newline at the end."""
+    return json.dumps(_plain(values), indent=2, sort_keys=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _required(into: Any, name: str) -> bool:
+    field = next(f for f in dataclasses.fields(into) if f.name == name)
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _coerce(hint: Any, value: Any, source: str, key: str) -> Any:
+    """`value` as the type `hint`, without guessing: an int may stand for a float, a list for a tuple, nothing else."""
+    origin, parameters = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _coerce_union(parameters, value, source, key)
+    if origin is typing.Literal:
+        if value in parameters:
+            return value
+        choices = [str(p) for p in parameters]
+        raise ConfigError(f"{source}: {key} is {value!r}", nearest(str(value), choices))
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_dict(hint, value, source=source, path=key)
+    if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
+        variadic = len(parameters) == 2 and parameters[1] is Ellipsis
+        kinds = [parameters[0]] * len(value) if variadic else list(parameters)
+        if len(kinds) != len(value):
+            raise ConfigError(f"{source}: {key} needs {len(kinds)} values, got {len(value)}")
+        return tuple(_coerce(k, v, source, f"{key}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin in (dict, Mapping) or getattr(origin, "__name__", "") == "Mapping":
+        if isinstance(value, Mapping):
+            return {str(k): _coerce(parameters[1], v, source, f"{key}.{k}") for k, v in value.items()}
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint is Path and isinstance(value, str | Path):
+        return Path(value)
+    elif hint is Any or (
+        isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    ):
+        return value
+    expected = getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"{source}: {key} must be {expected}, got {value!r}")
+
+
+def _coerce_union(choices: tuple[Any, ...], value: Any, source: str, key: str) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    others = [c for c in choices if c is not type(None)]
+    for choice in others[:-1]:
+        try:
+            return _coerce(choice, value, source, key)
+        except ConfigError:
+            continue
+    return _coerce(others[-1], value, source, key)

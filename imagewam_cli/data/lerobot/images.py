@@ -1,0 +1,98 @@
+"""Frames that lie as encoded pictures (PNG, JPEG) in the data files: features of dtype "image"."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from imagewam_cli.data.lerobot.metadata import Episode
+from imagewam_cli.data.lerobot.tables import episode_runs
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.errors import DatasetError
+
+_BATCH_ROWS = 16
+"""Encoded pictures in memory at once, per camera."""
+
+
+class ImageCamera:
+    """The frames of one image column, episode after episode, streamed in small batches."""
+
+    def __init__(self, key: str, size: tuple[int, int], root: Path, episodes: Sequence[Episode]) -> None:
+        """key: the camera's feature key; size: (height, width) of every frame; episodes: all that will be asked for."""
+        self.key = key
+        self.size = size
+        self._root = root
+        self._episodes = episodes
+        self._path: Path | None = None
+        self._runs: Iterator[tuple[int, Any]] = iter(())
+
+    def frames(self, episode: Episode, stride: int) -> Iterator[UInt8Image]:
+        """Frames 0, stride, 2 * stride, ... of an episode, uint8 (H, W, 3).
+
+        Raises:
+            DatasetError: names the data file and the episode: it cannot be read, has too few rows, or a picture is
+                missing, damaged or of another size.
+        """
+        where = f"{episode.data_file}, episode {episode.index}"
+        if self._path != episode.data_file:
+            self._path = episode.data_file
+            here = [other for other in self._episodes if other.data_file == self._path]
+            self._runs = episode_runs(self._path, here, ["episode_index", self.key], _BATCH_ROWS)
+        number = 0
+        while number < episode.length:
+            found = next(self._runs, None)
+            if found is None:
+                raise DatasetError(
+                    f"{where}: {number} pictures of {self.key!r}, the episode table says length {episode.length}",
+                    "the recording or the copy is incomplete",
+                )
+            index, run = found
+            if index != episode.index:
+                continue
+            column = run.column(self.key)
+            for i in range(run.num_rows):
+                if number % stride == 0:
+                    yield self._decoded(column[i].as_py(), f"{where}, frame {number}")
+                number += 1
+
+    def close(self) -> None:
+        self._path = None
+        self._runs = iter(())
+
+    def _decoded(self, cell: object, where: str) -> UInt8Image:
+        encoded = self._encoded(cell, where)
+        try:
+            with Image.open(io.BytesIO(encoded)) as picture:
+                pixels = np.array(picture.convert("RGB"), dtype=np.uint8)
+        except OSError as error:
+            raise DatasetError(
+                f"{where}: the picture of {self.key!r} cannot be decoded: {error}",
+                "copy or download the dataset again",
+            ) from error
+        if pixels.shape[:2] != self.size:
+            raise DatasetError(
+                f"{where}: the picture of {self.key!r} is {pixels.shape[0]}x{pixels.shape[1]} (height x width), "
+                f"meta/info.json says {self.size[0]}x{self.size[1]}",
+                "meta/info.json and the data files do not belong together",
+            )
+        return pixels
+
+    def _encoded(self, cell: object, where: str) -> bytes:
+        """A cell is {bytes, path}: the picture itself, or, where it was never embedded, its file."""
+        if isinstance(cell, Mapping):
+            if isinstance(cell.get("bytes"), bytes):
+                return bytes(cell["bytes"])
+            if cell.get("path"):
+                path = self._root / str(cell["path"])
+                try:
+                    return path.read_bytes()
+                except OSError as error:
+                    raise DatasetError(
+                        f"{where}: the picture file {path} cannot be read", "copy or download the dataset again"
+                    ) from error
+        raise DatasetError(f"{where}: {self.key!r} has no picture", "copy or download the dataset again")

@@ -1,0 +1,83 @@
+"""Which features of a dataset are the cameras, the state and the action: a `KeyMap` looked up in the features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from imagewam_cli.data.lerobot.info import Feature, Info
+from imagewam_cli.data.types import KeyMap
+from imagewam_cli.errors import DatasetError, nearest
+
+USUAL_KEYS = KeyMap()
+"""LeRobot's usual names, all cameras."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The features that a reader uses."""
+
+    state: Feature
+    action: Feature
+    cameras: Mapping[str, Feature]
+    """camera name -> feature, in the order asked for"""
+
+
+def select_features(info: Info, keys: KeyMap) -> Selection:
+    """Find the features that `keys` names; without camera names, all cameras in the dataset's order.
+
+    Raises:
+        DatasetError: a feature does not exist (names those that do and suggests the nearest) or is of the wrong kind.
+    """
+    return Selection(
+        state=_vector(info, keys.state, "state", "--state-key"),
+        action=_vector(info, keys.action, "action", "--action-key"),
+        cameras=_cameras(info, keys.cameras),
+    )
+
+
+def _vector(info: Info, key: str, role: str, option: str) -> Feature:
+    # Booleans and text cannot be normalised; bookkeeping columns are legal choices, if odd ones.
+    vectors = [name for name, feature in info.features.items() if feature.dtype.startswith(("float", "int", "uint"))]
+    feature = info.features.get(key)
+    if feature is None or key not in vectors:
+        problem = "has no feature" if feature is None else "stores no numbers under"
+        raise DatasetError(
+            f"{info.root} {problem} {key!r} for the {role}; it has: {_listed(vectors)}", _suggest(key, vectors, option)
+        )
+    if len(feature.shape) != 1:
+        raise DatasetError(
+            f"feature {key!r} of {info.root} has shape {list(feature.shape)}, but the {role} must be a vector",
+            f"name another feature with {option}",
+        )
+    return feature
+
+
+def _cameras(info: Info, asked: Iterable[str]) -> dict[str, Feature]:
+    by_name: dict[str, Feature] = {}
+    for feature in info.features.values():
+        if feature.is_camera:
+            # `observation.image` beside `observation.images.image`: the second keeps its full key.
+            name = feature.camera_name if feature.camera_name not in by_name else feature.key
+            by_name[name] = feature
+    names = {name: name for name in by_name} | {feature.key: name for name, feature in by_name.items()}
+    selected = {}
+    for camera in asked:
+        if camera not in names:
+            raise DatasetError(
+                f"{info.root} has no camera {camera!r}; it has: {_listed(by_name)}",
+                _suggest(camera, by_name, "--camera"),
+            )
+        selected[names[camera]] = by_name[names[camera]]
+    return selected or by_name
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _suggest(name: str, choices: Iterable[str], option: str) -> str:
+    available = list(choices)
+    if not available:
+        return f"this dataset cannot be used: there is nothing to pass to {option}"
+    return f"{nearest(name, available)} (pass it with {option})"

@@ -1,0 +1,166 @@
+"""`LeRobotDataset`: LeRobot v2.1 and v3.0 folders as a stream of rows.
+
+Everything is checked while it is read: rows, frames and metadata must agree, or a `DatasetError` names the file and
+the episode. Nothing is repaired silently, since a picture beside the wrong action cannot be seen in a loss curve.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+from imagewam_cli.data.lerobot.images import ImageCamera
+from imagewam_cli.data.lerobot.info import Feature
+from imagewam_cli.data.lerobot.keys import USUAL_KEYS, select_features
+from imagewam_cli.data.lerobot.metadata import Episode, load_metadata
+from imagewam_cli.data.lerobot.tables import EpisodeTable, read_episode_tables
+from imagewam_cli.data.lerobot.video import VideoCamera
+from imagewam_cli.data.types import DatasetInfo, EpisodeInfo, KeyMap, Row, UInt8Image
+from imagewam_cli.errors import DatasetError, UsageError
+
+
+class _Camera(Protocol):
+    """Where the pictures of one camera come from."""
+
+    def frames(self, episode: Episode, stride: int) -> Iterator[UInt8Image]: ...
+
+    def close(self) -> None: ...
+
+
+class LeRobotDataset:
+    """A LeRobot dataset on disk; implements `imagewam_cli.data.types.Dataset`.
+
+    Opening reads the metadata only. Memory while reading: one episode's numbers, one decoded frame per camera.
+    """
+
+    def __init__(self, root: Path, keys: KeyMap = USUAL_KEYS) -> None:
+        """
+        Args:
+            root: the folder with `meta/`, `data/` and, for video cameras, `videos/`.
+            keys: which features are the state, the action and the cameras; default: LeRobot's usual names.
+
+        Raises:
+            DatasetError: metadata is missing, damaged or contradictory, the version is not supported, there are no
+                episodes, or a feature of `keys` does not exist.
+        """
+        self._metadata = load_metadata(root)
+        info = self._metadata.info
+        self._selection = select_features(info, keys)
+        self._by_index = {episode.index: episode for episode in self._metadata.episodes}
+        self._sizes = {name: feature.image_size() for name, feature in self._selection.cameras.items()}
+        self._info = DatasetInfo(
+            root=root,
+            format=f"lerobot-{info.version}",
+            fps=info.fps,
+            robot_type=info.robot_type,
+            cameras=self._sizes,
+            state_names=self._selection.state.dimension_names(),
+            action_names=self._selection.action.dimension_names(),
+            total_episodes=info.total_episodes,
+            total_rows=info.total_frames,
+            identity=self._metadata.identity,
+        )
+
+    @property
+    def info(self) -> DatasetInfo:
+        return self._info
+
+    def episodes(self) -> Sequence[EpisodeInfo]:
+        """All episodes, ascending by index."""
+        return [
+            EpisodeInfo(index=episode.index, length=episode.length, first_row=episode.first_row)
+            for episode in self._metadata.episodes
+        ]
+
+    def rows(self, *, episodes: Sequence[int] | None = None, stride: int = 1, images: bool = True) -> Iterator[Row]:
+        """Every `stride`-th frame of the given episodes (default: all), in order of (episode, frame).
+
+        Each mp4 is decoded once, from its start to the last wanted episode; an mp4 with none of them is not opened.
+        With `images=False` nothing is decoded and `Row.images` is empty.
+
+        Raises:
+            UsageError: `stride` is below 1.
+            DatasetError: at once where an episode does not exist or a file is missing; while iterating where a file
+                is damaged or contradicts the metadata. Names the file and the episode.
+        """
+        if stride < 1:
+            raise UsageError(f"a stride of {stride} yields no rows", "use a stride of at least 1")
+        wanted = self._wanted(episodes)
+        cameras = self._selection.cameras if images else {}
+        _require_files(wanted, cameras.values())
+        return self._stream(wanted, stride, cameras)
+
+    def _wanted(self, episodes: Sequence[int] | None) -> Sequence[Episode]:
+        if episodes is None:
+            return self._metadata.episodes
+        for index in episodes:
+            if index not in self._by_index:
+                raise DatasetError(
+                    f"{self._info.root} has no episode {index}",
+                    f"it has {len(self._by_index)} episodes, {min(self._by_index)} .. {max(self._by_index)}",
+                )
+        return [self._by_index[index] for index in sorted(set(episodes))]
+
+    def _stream(self, wanted: Sequence[Episode], stride: int, cameras: Mapping[str, Feature]) -> Iterator[Row]:
+        with ExitStack() as stack:
+            sources = {name: self._open(name, feature, wanted) for name, feature in cameras.items()}
+            for source in sources.values():
+                stack.callback(source.close)
+            for path, group in itertools.groupby(wanted, key=lambda episode: episode.data_file):
+                together = list(group)
+                tables = read_episode_tables(path, together, self._selection.state, self._selection.action)
+                for episode, table in zip(together, tables, strict=True):
+                    yield from self._episode(episode, table, stride, sources)
+
+    def _open(self, name: str, feature: Feature, wanted: Sequence[Episode]) -> _Camera:
+        if feature.is_video:
+            return VideoCamera(feature.key, self._sizes[name])
+        return ImageCamera(feature.key, self._sizes[name], self._info.root, wanted)
+
+    def _episode(
+        self, episode: Episode, table: EpisodeTable, stride: int, sources: Mapping[str, _Camera]
+    ) -> Iterator[Row]:
+        instructions = self._instructions(episode, table)
+        numbers = range(0, episode.length, stride)
+        streams = [source.frames(episode, stride) for source in sources.values()]
+        # Strict zips run every stream to its end, where it checks that its file ends as it should.
+        pictures: Iterator[tuple[UInt8Image, ...]] = (
+            zip(*streams, strict=True) if streams else itertools.repeat((), len(numbers))
+        )
+        for frame, shown in zip(numbers, pictures, strict=True):
+            yield Row(
+                row=episode.first_row + frame,
+                episode=episode.index,
+                frame=frame,
+                timestamp=float(table.timestamps[frame]),
+                instruction=instructions[int(table.task_index[frame])],
+                state=table.state[frame],
+                action=table.action[frame],
+                images=dict(zip(sources, shown, strict=True)),
+            )
+
+    def _instructions(self, episode: Episode, table: EpisodeTable) -> Mapping[int, str]:
+        unknown = sorted(set(table.task_index.tolist()) - self._metadata.tasks.keys())
+        if unknown:
+            raise DatasetError(
+                f"{episode.data_file}, episode {episode.index}: task_index {unknown[0]} is not among "
+                f"the {len(self._metadata.tasks)} tasks of the dataset",
+                "the task list in meta/ and the data files do not belong together",
+            )
+        return self._metadata.tasks
+
+
+def _require_files(wanted: Sequence[Episode], cameras: Iterable[Feature]) -> None:
+    """Look for every file before the first row: a file missing at the end should not cost hours to notice."""
+    videos = [feature.key for feature in cameras if feature.is_video]
+    found: set[Path] = set()
+    for episode in wanted:
+        for path in (episode.data_file, *(episode.videos[key].path for key in videos)):
+            if path in found:
+                continue
+            if not path.is_file():
+                raise DatasetError(f"{path}, episode {episode.index}: the file is missing", "copy or download it again")
+            found.add(path)

@@ -1,0 +1,198 @@
+"""Rows of a data file, one episode at a time: states, actions and task numbers, checked.
+
+A v3.0 file may hold one row group per episode or a single one for thousands of episodes, so row groups are only used
+to skip; the rows are streamed in batches and cut where `episode_index` changes. Memory holds one episode.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from imagewam_cli.data.lerobot.info import Feature
+from imagewam_cli.data.lerobot.metadata import Episode
+from imagewam_cli.data.types import Float32Array
+from imagewam_cli.errors import DatasetError
+
+_BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeTable:
+    """The numbers of one episode of L rows."""
+
+    state: Float32Array
+    """(L, S) in robot units"""
+    action: Float32Array
+    """(L, A) in robot units"""
+    timestamps: npt.NDArray[np.float64]
+    """(L,) seconds from the episode's start"""
+    task_index: npt.NDArray[np.int64]
+    """(L,)"""
+
+
+def read_episode_tables(
+    path: Path, episodes: Sequence[Episode], state: Feature, action: Feature
+) -> Iterator[EpisodeTable]:
+    """The tables of `episodes`, all of which lie in the file `path`, ascending by index. One pass over the file.
+
+    Raises:
+        DatasetError: the file is missing, truncated or lacks a column; an episode's number of rows is not its length;
+            a vector has the wrong size; a value is missing, NaN or infinite; frames are not consecutive.
+    """
+    columns = ["episode_index", "frame_index", "timestamp", "task_index", state.key, action.key]
+    for episode, rows in _whole_episodes(path, episodes, columns):
+        yield _checked(path, episode, rows, state, action)
+
+
+def _whole_episodes(path: Path, episodes: Sequence[Episode], columns: Sequence[str]) -> Iterator[tuple[Episode, Any]]:
+    """(episode, its rows as one arrow table) for each of `episodes`, in the file's order, which must be theirs."""
+    waiting = list(episodes)
+    parts: list[Any] = []
+    for index, part in episode_runs(path, episodes, columns, _BATCH_ROWS):
+        if parts and index != waiting[0].index:
+            yield waiting.pop(0), pa.Table.from_batches(parts)
+            parts = []
+        if waiting and index == waiting[0].index:
+            parts.append(part)
+        elif any(index == episode.index for episode in waiting):
+            raise DatasetError(
+                f"{path} has rows of episode {index} where those of episode {waiting[0].index} should be",
+                "the dataset was merged or edited wrongly; repeat that step",
+            )
+    if parts:
+        yield waiting.pop(0), pa.Table.from_batches(parts)
+    if waiting:
+        raise DatasetError(
+            f"{path} has no rows of episode {waiting[0].index}", "the file is truncated or belongs to another dataset"
+        )
+
+
+def episode_runs(
+    path: Path, episodes: Sequence[Episode], columns: Sequence[str], batch_rows: int
+) -> Iterator[tuple[int, Any]]:
+    """(episode_index, consecutive rows of it as a record batch) through the file; a long episode is several runs.
+
+    Row groups without any of `episodes` are skipped; rows of others may still come. At most `batch_rows` rows of
+    `columns`, of which one must be `episode_index`, are in memory.
+
+    Raises:
+        DatasetError: the file is missing, truncated or lacks a column.
+    """
+    with _reading(path, episodes):
+        # Without read-ahead, so that a row group of many gigabytes of pictures is never held as a whole.
+        file = pq.ParquetFile(path, pre_buffer=False)
+        missing = [column for column in columns if column not in file.schema_arrow.names]
+        if missing:
+            raise DatasetError(
+                f"{path} (episode {episodes[0].index}) has no column {missing[0]!r}",
+                "meta/info.json and the data files do not belong together",
+            )
+        wanted = {episode.index for episode in episodes}
+        groups = [i for i in range(file.metadata.num_row_groups) if _may_hold(file.metadata.row_group(i), wanted)]
+        batches = file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=list(columns))
+    while True:
+        with _reading(path, episodes):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        if batch.num_rows == 0:
+            continue
+        index = batch.column("episode_index").to_numpy(zero_copy_only=False)
+        starts = [0, *(np.flatnonzero(np.diff(index)) + 1).tolist(), len(index)]
+        for start, stop in itertools.pairwise(starts):
+            yield int(index[start]), batch.slice(start, stop - start)
+
+
+@contextmanager
+def _reading(path: Path, episodes: Sequence[Episode]) -> Iterator[None]:
+    """Turns pyarrow's errors into one that names the file and its episodes."""
+    first, last = episodes[0].index, episodes[-1].index
+    span = f"episode {first}" if first == last else f"episodes {first}..{last}"
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} ({span}) is missing", "copy or download the dataset again") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(
+            f"{path} ({span}) is not a readable parquet file: {error}",
+            "the recording was never finished, or the copy failed",
+        ) from error
+
+
+def _may_hold(group: Any, wanted: set[int]) -> bool:
+    """Whether a row group can have rows of the wanted episodes; true where it has no statistics."""
+    for i in range(group.num_columns):
+        column = group.column(i)
+        if column.path_in_schema == "episode_index":
+            statistics = column.statistics
+            if statistics is None or not statistics.has_min_max:
+                return True
+            return any(statistics.min <= index <= statistics.max for index in wanted)
+    return True
+
+
+def _checked(path: Path, episode: Episode, rows: Any, state: Feature, action: Feature) -> EpisodeTable:
+    where = f"{path}, episode {episode.index}"
+    if rows.num_rows != episode.length:
+        raise DatasetError(
+            f"{where} has {rows.num_rows} rows, the episode table says length {episode.length}",
+            "the recording or the copy is incomplete",
+        )
+    frames = _scalars(rows, "frame_index", where, np.int64)
+    if not np.array_equal(frames, np.arange(episode.length)):
+        raise DatasetError(f"{where}: frame_index is not 0 .. {episode.length - 1}", "rows are missing or out of order")
+    return EpisodeTable(
+        state=_vectors(rows, state, where),
+        action=_vectors(rows, action, where),
+        timestamps=_scalars(rows, "timestamp", where, np.float64),
+        task_index=_scalars(rows, "task_index", where, np.int64),
+    )
+
+
+def _scalars(rows: Any, key: str, where: str, dtype: npt.DTypeLike) -> Any:
+    column = rows.column(key)
+    if column.null_count:
+        raise DatasetError(f"{where}: {key!r} has {column.null_count} empty values", "repair or remove that episode")
+    return column.to_numpy().astype(dtype)
+
+
+def _vectors(rows: Any, feature: Feature, where: str) -> Float32Array:
+    """(L, D) float32, from a column of lists, of fixed-size lists, or of scalars where D is 1."""
+    column = rows.column(feature.key).combine_chunks()
+    dim = feature.shape[0]
+    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if column.null_count:
+        raise DatasetError(
+            f"{where}: {feature.key!r} has {column.null_count} empty values", "repair or remove that episode"
+        )
+    if is_list or pa.types.is_fixed_size_list(column.type):
+        sizes = pc.unique(pc.list_value_length(column)).to_pylist()
+        values = pc.list_flatten(column)
+    else:
+        sizes, values = [1], column
+    if sizes != [dim]:
+        raise DatasetError(
+            f"{where}: {feature.key!r} has vectors of {sizes} numbers, meta/info.json says {dim}",
+            "meta/info.json and the data files do not belong together",
+        )
+    try:
+        flat = pc.cast(values, pa.float32(), safe=False)
+    except pa.ArrowException as error:
+        raise DatasetError(f"{where}: {feature.key!r} holds no numbers: {error}", "expected a float column") from error
+    vectors = flat.to_numpy(zero_copy_only=False).reshape(len(column), dim)
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise DatasetError(f"{where}: {feature.key!r} is not finite in frame {bad[0]}", "repair or remove that episode")
+    # A copy: arrow's memory is read-only, which torch warns about.
+    return np.array(vectors, dtype=np.float32)

@@ -1,0 +1,122 @@
+"""Frames of mp4 files, in order, each decoded once.
+
+A video is opened when its first wanted episode begins, decoded forward through all of its episodes, and closed after
+the last one. There is no seeking: AV1 and H.264 must decode from a key frame anyway, and a dataset is read from front
+to back. Frames that nobody asked for (skipped episodes, strides) are decoded, because later ones depend on them, but
+not converted to RGB, which costs as much again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from imagewam_cli.data.lerobot.metadata import Episode, VideoSpan
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.errors import DatasetError
+
+DECODER_THREADS = 2
+"""Per open video. Several cameras decode side by side, and the editor wants the other cores."""
+
+
+class VideoFile:
+    """One mp4 being decoded from its first frame to its last."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises av.FFmpegError or OSError where the file cannot be opened, DatasetError where it has no video."""
+        self.path = path
+        self.position = 0
+        """Number of the next frame."""
+        self._container = av.open(str(path))
+        if not self._container.streams.video:
+            self._container.close()
+            raise DatasetError(f"{path} has no video stream", "copy or download the dataset again")
+        stream = self._container.streams.video[0]
+        stream.codec_context.thread_count = DECODER_THREADS
+        self._frames = self._container.decode(stream)
+        # One reformatter for all frames: it keeps its conversion tables, which cost more than a small frame does.
+        self._reformatter = VideoReformatter()
+
+    def next_frame(self) -> av.VideoFrame | None:
+        """The next frame as decoded, None after the last."""
+        frame = next(self._frames, None)
+        self.position += frame is not None
+        return frame
+
+    def to_rgb(self, frame: av.VideoFrame) -> UInt8Image:
+        """uint8 (H, W, 3), contiguous (the decoder pads its lines)."""
+        rgb = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        return np.ascontiguousarray(rgb, dtype=np.uint8)
+
+    def close(self) -> None:
+        self._container.close()
+
+
+class VideoCamera:
+    """The frames of one video camera, episode after episode. Keeps one mp4 open at a time."""
+
+    def __init__(self, key: str, size: tuple[int, int]) -> None:
+        """key: the camera's feature key; size: (height, width) that every frame must have."""
+        self.key = key
+        self.size = size
+        self._file: VideoFile | None = None
+
+    def frames(self, episode: Episode, stride: int) -> Iterator[UInt8Image]:
+        """Frames 0, stride, 2 * stride, ... of an episode, uint8 (H, W, 3).
+
+        Raises:
+            DatasetError: names the mp4 and the episode: it cannot be opened or decoded, it ends before the episode
+                or goes on behind the last one, or its frames have another size.
+        """
+        span = episode.videos[self.key]
+        where = f"{span.path}, episode {episode.index}"
+        try:
+            video = self._opened(span)
+            while video.position < span.first_frame and video.next_frame() is not None:
+                pass
+            for number in range(episode.length):
+                frame = video.next_frame()
+                if frame is None:
+                    raise DatasetError(
+                        f"{where}: the video ends after {number} of {episode.length} frames",
+                        "the recording or the copy is incomplete; leave that episode out or copy it again",
+                    )
+                if number % stride:
+                    continue
+                if (frame.height, frame.width) != self.size:
+                    raise DatasetError(
+                        f"{where}: frames are {frame.height}x{frame.width} (height x width), "
+                        f"meta/info.json says {self.size[0]}x{self.size[1]}",
+                        "meta/info.json and the videos do not belong together",
+                    )
+                yield video.to_rgb(frame)
+            if span.is_last:
+                if video.next_frame() is not None:
+                    # One frame too many anywhere in the file shifts every later picture against its action.
+                    raise DatasetError(
+                        f"{where}: the video goes on after the {episode.length} frames of its last episode",
+                        "pictures and actions would not match; record or convert the dataset again",
+                    )
+                self.close()
+        except FileNotFoundError as error:
+            raise DatasetError(f"{where}: the video is missing", "copy or download the dataset again") from error
+        except (av.FFmpegError, OSError) as error:
+            raise DatasetError(
+                f"{where}: the video cannot be decoded: {error}", "copy or download the dataset again"
+            ) from error
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _opened(self, span: VideoSpan) -> VideoFile:
+        # Going back happens only where a dataset's episodes lie out of order in the mp4: then it is decoded again.
+        if self._file is None or self._file.path != span.path or self._file.position > span.first_frame:
+            self.close()
+            self._file = VideoFile(span.path)
+        return self._file

@@ -1,0 +1,63 @@
+"""A few rows of a dataset with their pictures, kept beside a cache and a policy, so that what is derived from them can be checked.
+
+image.<camera>   uint8 (N, H, W, 3)      state   float32 (N, S), robot units      metadata "instructions": JSON list of N
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from imagewam_cli.data.types import Observation, Row
+from imagewam_cli.errors import DatasetError
+
+SAMPLES = "samples.safetensors"
+_IMAGE = "image."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """N observations; all share cameras, picture sizes and state."""
+
+    observations: tuple[Observation, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Samples:
+        return cls(observations=tuple(row.observation() for row in rows))
+
+    def to_bytes(self) -> bytes:
+        from safetensors.numpy import save
+
+        cameras = self.observations[0].images
+        tensors = {_IMAGE + c: np.stack([o.images[c] for o in self.observations]) for c in cameras}
+        tensors["state"] = np.stack([o.state for o in self.observations])
+        return save(tensors, {"instructions": json.dumps([o.instruction for o in self.observations])})
+
+    @classmethod
+    def load(cls, path: Path) -> Samples:
+        """Read the file.
+
+        Raises:
+            DatasetError: missing or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                instructions = json.loads((file.metadata() or {})["instructions"])
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise DatasetError(f"{path} is missing or damaged: {error}", "train the policy again") from None
+        cameras = {name.removeprefix(_IMAGE): images for name, images in tensors.items() if name.startswith(_IMAGE)}
+        return cls(
+            observations=tuple(
+                Observation(
+                    images={c: images[i] for c, images in cameras.items()}, state=tensors["state"][i], instruction=text
+                )
+                for i, text in enumerate(instructions)
+            )
+        )

@@ -1,0 +1,124 @@
+"""What a policy sees and does, and what a dataset yields. No torch here: numpy arrays in the robot's own units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+UInt8Image = npt.NDArray[np.uint8]
+"""One picture, (H, W, 3), RGB."""
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What the robot knows at one moment.
+
+    images: camera name -> uint8 (H, W, 3); state: float32 (S,) in robot units; instruction: plain English.
+    """
+
+    images: Mapping[str, UInt8Image]
+    state: Float32Array
+    instruction: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionChunk:
+    """T consecutive actions, float32 (T, A) in robot units; `is_pad` (T,) marks steps beyond the episode's end."""
+
+    actions: Float32Array
+    is_pad: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeInfo:
+    """One recorded episode: rows `first_row` .. `first_row + length - 1` of the dataset."""
+
+    index: int
+    length: int
+    first_row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One frame of a recorded episode.
+
+    row: index in the whole dataset; frame: index in the episode; images: camera -> uint8 (H, W, 3);
+    state: float32 (S,); action: float32 (A,); timestamp: seconds from the episode's start.
+    """
+
+    row: int
+    episode: int
+    frame: int
+    timestamp: float
+    instruction: str
+    state: Float32Array
+    action: Float32Array
+    images: Mapping[str, UInt8Image] = field(default_factory=dict)
+
+    def observation(self) -> Observation:
+        return Observation(images=self.images, state=self.state, instruction=self.instruction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyMap:
+    """Which dataset features mean what. `cameras` empty: every camera of the dataset, in its own order."""
+
+    state: str = "observation.state"
+    action: str = "action"
+    cameras: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What is known of a dataset before a single frame is decoded."""
+
+    root: Path
+    format: str
+    fps: float
+    robot_type: str | None
+    cameras: Mapping[str, tuple[int, int]]
+    """camera name (without the `observation.images.` prefix) -> (height, width)"""
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    total_episodes: int
+    total_rows: int
+    identity: str
+    """Hex digest of the metadata that fixes the dataset's content; changes when the dataset changes."""
+
+    @property
+    def state_dim(self) -> int:
+        return len(self.state_names)
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action_names)
+
+
+class Dataset(Protocol):
+    """A recorded dataset: metadata at once, rows as a stream. Memory does not grow with the number of episodes."""
+
+    @property
+    def info(self) -> DatasetInfo: ...
+
+    def episodes(self) -> Sequence[EpisodeInfo]:
+        """All episodes in order."""
+        ...
+
+    def rows(
+        self, *, episodes: Sequence[int] | None = None, stride: int = 1, images: bool = True
+    ) -> Iterator[Row]:
+        """Every `stride`-th frame of the given episodes (default: all), in order of (episode, frame).
+
+        Each video file is decoded once, sequentially. With `images=False` nothing is decoded and `Row.images` is empty.
+
+        Raises:
+            DatasetError: names the file and the episode that is broken.
+        """
+        ...

@@ -1,0 +1,149 @@
+"""The contract of an editor: pictures and instructions in, prefix keys and values out.
+
+An editor knows how its pipeline prepares inputs, which layers count and which tokens are which. It knows nothing of actions,
+caches or training. Plugins subclass `Editor`; `EditorLoader` is what a plugin's entry names. Importing this module imports
+no torch.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from imagewam_cli.config import to_dict
+from imagewam_cli.errors import UsageError
+from imagewam_cli.kvcache.spec import KVSpec, Mode
+
+if TYPE_CHECKING:
+    import torch
+
+    from imagewam_cli.capture import LayerKV
+    from imagewam_cli.data.types import UInt8Image
+    from imagewam_cli.hookspecs import EditorEntry
+
+Segment = Literal["text", "reference", "target"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixSettings:
+    """What the user may choose about a prefix. Recorded in every cache and policy; None means the editor's default."""
+
+    mode: Mode | None = None
+    timestep: float | None = None
+    """In [0, 1]: 1 is noise, 0 is clean."""
+    layers: str = "all"
+    segments: tuple[Segment, ...] | None = None
+    text_padding: Literal["trim", "keep"] | None = None
+    """keep: padding that the editor's own pipeline shows its model counts as tokens. trim: it is dropped, token ids kept."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) of the picture that the editor sees; cameras are tiled side by side into it."""
+    cameras: tuple[str, ...] = ()
+    blank_images: bool = False
+    """Show the editor a grey picture: what a policy can do without seeing."""
+    random_weights: bool = False
+    """Draw the denoiser's and the text encoder's weights anew: what the editor's training is worth."""
+
+    def __post_init__(self) -> None:
+        if self.timestep is not None and not 0.0 <= self.timestep <= 1.0:
+            raise UsageError(f"timestep must lie in [0, 1], got {self.timestep}", "1 is noise, 0 is clean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsIdentity:
+    """Which weights an editor runs on: their source, the resolved revision if they came from the Hub, and their digest."""
+
+    source: str
+    revision: str | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PrefixKV:
+    """Keys and values of a batch: one `LayerKV` (B, P, H_kv, D) per kept layer; valid, bool (B, P), None if all tokens are."""
+
+    layers: tuple[LayerKV, ...]
+    valid: torch.Tensor | None
+
+    @property
+    def batch(self) -> int:
+        return int(self.layers[0].k.shape[0])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> PrefixKV:
+        valid = None if self.valid is None else self.valid.to(device)
+        return PrefixKV(tuple(type(kv)(kv.k.to(device, dtype), kv.v.to(device, dtype)) for kv in self.layers), valid)
+
+    def repeat(self, times: int) -> PrefixKV:
+        """The batch `times` over, in whole turns: rows 0..B-1, then 0..B-1 again."""
+        valid = None if self.valid is None else self.valid.repeat(times, 1)
+        layers = tuple(type(kv)(kv.k.repeat(times, 1, 1, 1), kv.v.repeat(times, 1, 1, 1)) for kv in self.layers)
+        return PrefixKV(layers, valid)
+
+
+class Editor(abc.ABC):
+    """An editor ready to encode. Construction loads weights; `spec` and `settings` are fixed from then on."""
+
+    entry: EditorEntry
+    settings: PrefixSettings
+    """With every None resolved."""
+
+    @property
+    @abc.abstractmethod
+    def spec(self) -> KVSpec:
+        """The layout of what `encode` returns; the text segment has room for the longest instruction announced."""
+
+    @property
+    @abc.abstractmethod
+    def weights(self) -> WeightsIdentity:
+        """Which weights are loaded."""
+
+    @abc.abstractmethod
+    def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
+        """Prefix KV of B rows, as `spec` says. A pure function of pictures, instruction, weights and settings.
+
+        images: per row, camera -> uint8 (H, W, 3), with every camera of `settings.cameras`.
+        """
+
+    def fingerprint(self) -> dict[str, object]:
+        """What decides the numbers in a cache: editor, weights, settings. Two that are equal give interchangeable prefixes."""
+        return {
+            "editor": self.entry.name,
+            "weights": self.weights.sha256,
+            "revision": self.weights.revision,
+            "settings": to_dict(self.settings),
+            "prompt_template": self.entry.prompt_template,
+        }
+
+
+class EditorLoader(Protocol):
+    """What an `EditorEntry.load` names."""
+
+    def __call__(
+        self,
+        entry: EditorEntry,
+        settings: PrefixSettings,
+        *,
+        instructions: Sequence[str],
+        weights: Path | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> Editor:
+        """Load the editor.
+
+        instructions: those that a cache will hold, so that text is padded to the longest of them and no further; empty for
+            a live policy, whose text may have any length.
+
+        Raises:
+            EditorError: weights missing or unfit, with the `imagewam fetch` to run.
+            UsageError: a setting that the architecture does not allow, with the reason.
+        """
+        ...
+
+
+def resolve(settings: PrefixSettings, **defaults: object) -> PrefixSettings:
+    """`settings` with each None replaced by the editor's default of that name."""
+    missing = {k: v for k, v in defaults.items() if getattr(settings, k) is None}
+    return dataclasses.replace(settings, **missing)  # type: ignore[arg-type]

@@ -1,0 +1,332 @@
+"""Pictures of rolled-out episodes: a contact sheet, and a grid of episodes as GIF or MP4.
+
+Episodes come from `sim.rollout.roll_out(..., keep_frames=True)`. Success is green, failure red, here and in `plots`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from imagewam_cli.data.lerobot.encoder import encoder_settings
+from imagewam_cli.errors import SimulationError, UsageError
+from imagewam_cli.evaluation.atomic import replacing
+from imagewam_cli.sim.rollout import Episode
+
+RGB = tuple[int, int, int]
+
+SUCCESS_RGB: RGB = (22, 148, 72)
+FAILURE_RGB: RGB = (206, 44, 44)
+PAPER_RGB: RGB = (255, 255, 255)
+INK_RGB: RGB = (24, 26, 32)
+RUNNING_RGB: RGB = (190, 192, 198)
+"""Border of an episode that has not ended yet."""
+
+MAX_EPISODES = 12
+"""Episodes of a grid."""
+
+_GAP = 4
+_BORDER = 4
+_FONT_SIZE = 13
+_MAX_LINES = 3
+"""Lines of an episode's caption in a grid."""
+_VIDEO_THREADS = 2
+
+
+def contact_sheet(
+    episodes: Sequence[Episode], columns: int = 8, frames_per_episode: int | None = None, width: int = 128
+) -> Image.Image:
+    """A few pictures of each episode, evenly spaced from its first to its last, below a caption with the instruction.
+
+    The caption begins with a square: green with a tick for success, red with a cross for failure.
+
+    Args:
+        columns: pictures in a row.
+        frames_per_episode: None: `columns`, a row per episode. Fewer: as many episodes side by side as fit.
+        width: of each picture, in pixels.
+
+    Raises:
+        UsageError: nothing to show, frames of different sizes, or more frames per episode than columns.
+    """
+    shown = columns if frames_per_episode is None else frames_per_episode
+    if not 1 <= shown <= columns:
+        raise UsageError(f"{shown} frames per episode do not fit {columns} columns", f"pass 1 .. {columns}")
+    size = _picture_size(episodes, width)
+    beside = columns // shown
+    strip = (shown * (size[0] + _GAP) - _GAP, _line_height() + _GAP + size[1])
+    rows = math.ceil(len(episodes) / beside)
+    across = beside * (strip[0] + 3 * _GAP) - 3 * _GAP
+    sheet = Image.new("RGB", (across + 2 * _GAP, rows * (strip[1] + 3 * _GAP) + _GAP), PAPER_RGB)
+    for i, episode in enumerate(episodes):
+        row, column = divmod(i, beside)
+        left, top = _GAP + column * (strip[0] + 3 * _GAP), 2 * _GAP + row * (strip[1] + 3 * _GAP)
+        _write_caption(sheet, (left, top), strip[0], episode)
+        for place, index in enumerate(spaced(len(episode.frames), shown)):
+            at = (left + place * (size[0] + _GAP), top + _line_height() + _GAP)
+            sheet.paste(_picture(episode, index, size), at)
+    return sheet
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture atomically, in the format that the suffix names."""
+    with replacing(path) as temporary:
+        picture.save(temporary)
+
+
+def write_gif(
+    path: Path, episodes: Sequence[Episode], *, columns: int = 4, width: int = 192, fps: float = 10.0, hold: float = 1.5
+) -> None:
+    """The first 12 episodes playing side by side as an endless GIF.
+
+    An episode that has ended holds its last picture in a green (success) or red border.
+
+    Args:
+        columns: episodes in a row.
+        width: of each episode's picture, in pixels.
+        fps: pictures per second; GIF players keep multiples of 10 ms.
+        hold: seconds that the end of the longest episode stays.
+
+    Raises:
+        UsageError: nothing to show, frames of different sizes, or columns, width or fps that make no grid.
+    """
+    grid = _Grid.of(episodes, columns, width, fps)
+    palette = grid.palette()
+    images = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in grid.frames())
+    milliseconds = round(1000 / fps)
+    durations = [milliseconds] * (grid.length - 1) + [milliseconds + round(1000 * hold)]
+    with replacing(path) as temporary:
+        next(images).save(
+            temporary, format="GIF", save_all=True, append_images=images, duration=durations, loop=0, optimize=False
+        )
+
+
+def write_mp4(
+    path: Path, episodes: Sequence[Episode], *, columns: int = 4, width: int = 192, fps: float = 10.0, hold: float = 1.5
+) -> None:
+    """The same grid as an H.264 MP4 that browsers play; arguments as for `write_gif`.
+
+    Raises:
+        UsageError: as for `write_gif`.
+        SimulationError: the encoder refuses; names the file.
+    """
+    grid = _Grid.of(episodes, columns, width, fps)
+    try:
+        with replacing(path) as temporary:
+            _encode(temporary, grid, fps, hold)
+    except av.FFmpegError as error:
+        size = f"{grid.size[0]}x{grid.size[1]}"
+        raise SimulationError(f"{path}: cannot encode {size} video: {error}", "write a GIF instead") from error
+
+
+def spaced(length: int, count: int) -> list[int]:
+    """At most `count` different indices below `length`, evenly spaced from first to last; the last where count is 1."""
+    if count == 1 or length == 1:
+        return [length - 1]
+    return sorted({round(i) for i in np.linspace(0, length - 1, min(count, length)).tolist()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grid:
+    """Episodes side by side: a border around each picture, the caption below."""
+
+    episodes: tuple[Episode, ...]
+    columns: int
+    picture: tuple[int, int]
+    """Width and height of a picture."""
+    captions: tuple[tuple[str, ...], ...]
+    """Lines below each picture."""
+
+    @classmethod
+    def of(cls, episodes: Sequence[Episode], columns: int, width: int, fps: float) -> _Grid:
+        if columns < 1 or fps <= 0:
+            raise UsageError(f"no grid of {columns} columns at {fps} fps", "pass one column or more, and fps above 0")
+        chosen = tuple(episodes[:MAX_EPISODES])
+        picture = _picture_size(chosen, width)
+        captions = tuple(_wrapped(_caption(e), picture[0] + 2 * _BORDER, _MAX_LINES) for e in chosen)
+        return cls(episodes=chosen, columns=min(columns, len(chosen)), picture=picture, captions=captions)
+
+    @property
+    def length(self) -> int:
+        """Frames of the longest episode."""
+        return max(len(e.frames) for e in self.episodes)
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Width and height of one episode with border and caption."""
+        lines = max(len(c) for c in self.captions)
+        return self.picture[0] + 2 * _BORDER, self.picture[1] + 2 * _BORDER + lines * _line_height()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the whole, both even, as video encoders want them."""
+        rows = math.ceil(len(self.episodes) / self.columns)
+        across = self.columns * (self.cell[0] + 2 * _GAP)
+        down = rows * (self.cell[1] + 2 * _GAP)
+        return across + across % 2, down + down % 2
+
+    def frames(self) -> Iterator[Image.Image]:
+        """The grid at every moment, from the first frames to the end of the longest episode."""
+        sheet = self._blank()
+        for moment in range(self.length):
+            for i, episode in enumerate(self.episodes):
+                if moment < len(episode.frames):
+                    self._show(sheet, i, moment)
+            yield sheet.copy()
+
+    def palette(self) -> Image.Image:
+        """256 colours that fit the beginning and the end, with the borders' colours exactly as they are."""
+        first, last = self._blank(), self._blank()
+        for i, episode in enumerate(self.episodes):
+            self._show(first, i, 0)
+            self._show(last, i, len(episode.frames) - 1)
+        both = Image.new("RGB", (self.size[0], 2 * self.size[1]))
+        both.paste(first, (0, 0))
+        both.paste(last, (0, self.size[1]))
+        fixed = [SUCCESS_RGB, FAILURE_RGB, RUNNING_RGB, PAPER_RGB, INK_RGB]
+        reduced = both.quantize(256 - len(fixed), method=Image.Quantize.MEDIANCUT)
+        colors = (reduced.getpalette() or [])[: 3 * (256 - len(fixed))]
+        palette = Image.new("P", (1, 1))
+        palette.putpalette([value for color in fixed for value in color] + colors)
+        return palette
+
+    def _corner(self, i: int) -> tuple[int, int]:
+        row, column = divmod(i, self.columns)
+        return _GAP + column * (self.cell[0] + 2 * _GAP), _GAP + row * (self.cell[1] + 2 * _GAP)
+
+    def _blank(self) -> Image.Image:
+        """The captions alone."""
+        sheet = Image.new("RGB", self.size, PAPER_RGB)
+        pen, font = ImageDraw.Draw(sheet), _font()
+        for i, lines in enumerate(self.captions):
+            left, top = self._corner(i)
+            for number, line in enumerate(lines):
+                y = top + self.picture[1] + 2 * _BORDER + number * _line_height()
+                pen.text((left + _BORDER, y), line, fill=INK_RGB, font=font)
+        return sheet
+
+    def _show(self, sheet: Image.Image, i: int, moment: int) -> None:
+        episode, (left, top) = self.episodes[i], self._corner(i)
+        ended = moment == len(episode.frames) - 1
+        border = _verdict(episode) if ended else RUNNING_RGB
+        right, bottom = left + self.picture[0] + 2 * _BORDER, top + self.picture[1] + 2 * _BORDER
+        sheet.paste(border, (left, top, right, bottom))
+        sheet.paste(_picture(episode, moment, self.picture), (left + _BORDER, top + _BORDER))
+
+
+def _encode(path: Path, grid: _Grid, fps: float, hold: float) -> None:
+    """H.264 with the dataset writer's settings, but a key frame only every few seconds: nobody trains on this."""
+    settings = encoder_settings("h264")
+    rate = Fraction(fps).limit_denominator(1000)
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        options = {"crf": str(settings.crf), "preset": str(settings.preset), "g": "50", **settings.options}
+        stream = container.add_stream(settings.encoder, rate=rate, options=options)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height = grid.size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = _VIDEO_THREADS
+        for number, image in enumerate(_held(grid, round(hold * fps))):
+            frame = av.VideoFrame.from_ndarray(np.asarray(image, dtype=np.uint8), format="rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _held(grid: _Grid, more: int) -> Iterator[Image.Image]:
+    """The grid's frames, the last one `more` times again."""
+    for number, image in enumerate(grid.frames(), start=1):
+        yield from itertools.repeat(image, 1 if number < grid.length else 1 + more)
+
+
+def _picture_size(episodes: Sequence[Episode], width: int) -> tuple[int, int]:
+    """(width, height) at which all episodes' frames are shown."""
+    if not episodes:
+        raise UsageError("no episodes to show", "roll out at least one")
+    if width < 1:
+        raise UsageError(f"pictures {width} pixels wide cannot be seen", "pass a width of at least 1")
+    empty = next((e for e in episodes if not e.frames), None)
+    if empty is not None:
+        raise UsageError(f"scene {empty.seed} of {empty.split!r} has no frames", "roll out with keep_frames=True")
+    shapes = {frame.shape for e in episodes for frame in e.frames}
+    if len(shapes) > 1:
+        raise UsageError(f"frames of different shapes: {sorted(shapes)}", "show episodes of one environment and camera")
+    height, across, _ = shapes.pop()
+    return width, max(1, round(width * height / across))
+
+
+def _picture(episode: Episode, index: int, size: tuple[int, int]) -> Image.Image:
+    image = Image.fromarray(_contiguous(episode.frames[index]))
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _contiguous(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(frame, dtype=np.uint8)
+
+
+def _verdict(episode: Episode) -> RGB:
+    return SUCCESS_RGB if episode.success else FAILURE_RGB
+
+
+def _caption(episode: Episode) -> str:
+    """What the policy was told, and what it was judged by where that is something else."""
+    if episode.given == episode.instruction:
+        return episode.instruction
+    return f"told: {episode.given}; judged by: {episode.instruction}"
+
+
+def _write_caption(sheet: Image.Image, at: tuple[int, int], width: int, episode: Episode) -> None:
+    """The mark of success and one line of text."""
+    left, top = at
+    side = _line_height() - 2
+    pen, font = ImageDraw.Draw(sheet), _font()
+    pen.rectangle((left, top, left + side, top + side), fill=_verdict(episode))
+    _draw_sign(pen, left, top, side, tick=episode.success)
+    text = f"{_caption(episode)} ({episode.steps} steps)"
+    start = left + side + 2 * _GAP
+    pen.text((start, top), _wrapped(text, left + width - start, 1)[0], fill=INK_RGB, font=font)
+
+
+def _draw_sign(pen: ImageDraw.ImageDraw, left: int, top: int, side: int, *, tick: bool) -> None:
+    """A tick or a cross in white: colour alone does not tell everybody."""
+    a, b, c = round(0.25 * side), round(0.5 * side), round(0.75 * side)
+    lines = [((a, b), (round(0.42 * side), c)), ((round(0.42 * side), c), (c, a))]
+    if not tick:
+        lines = [((a, a), (c, c)), ((a, c), (c, a))]
+    for (x1, y1), (x2, y2) in lines:
+        pen.line((left + x1, top + y1, left + x2, top + y2), fill=PAPER_RGB, width=2)
+
+
+def _wrapped(text: str, width: int, most: int) -> tuple[str, ...]:
+    """`text` in at most `most` lines of `width` pixels; what does not fit ends in three dots."""
+    font = _font()
+    lines: list[str] = []
+    rest = text.split()
+    while rest and len(lines) < most:
+        count = 1
+        while count < len(rest) and font.getlength(" ".join(rest[: count + 1])) <= width:
+            count += 1
+        lines.append(" ".join(rest[:count]))
+        rest = rest[count:]
+    if not lines:
+        return ("",)
+    if rest or font.getlength(lines[-1]) > width:
+        while lines[-1] and font.getlength(lines[-1] + "...") > width:
+            lines[-1] = lines[-1][:-1]
+        lines[-1] = lines[-1].rstrip() + "..."
+    return tuple(lines)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(_FONT_SIZE)
+
+
+def _line_height() -> int:
+    return _FONT_SIZE + 5

@@ -1,0 +1,149 @@
+"""Curves and bars of results. matplotlib (the extra `plots`) is imported only when one is drawn.
+
+Figures are drawn through matplotlib's object interface on the Agg canvas: no window, no global state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from imagewam_cli.errors import ImagewamError, UsageError
+from imagewam_cli.evaluation.atomic import replacing
+from imagewam_cli.evaluation.open_loop import OpenLoopResult
+from imagewam_cli.evaluation.statistics import Rate
+
+SUFFIXES = (".png", ".svg", ".pdf")
+
+_POLICY = "#1f5fd0"
+_REFERENCE = "#8a8d96"
+_VALIDATION = "#d2691e"
+_MAX_COLUMNS = 4
+_DOTS_PER_INCH = 144
+
+
+def plot_open_loop(result: OpenLoopResult, path: Path) -> None:
+    """Mean absolute error over the steps of a chunk, a panel per action dimension, with the constant chunk's.
+
+    Raises:
+        ImagewamError: matplotlib is missing.
+        UsageError: the suffix of `path` is not one of `SUFFIXES`.
+    """
+    names = result.action_names
+    columns = min(_MAX_COLUMNS, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = _figure(3.2 * columns + 0.6, 2.4 * rows + 0.8)
+    steps = range(1, result.horizon + 1)
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        constant, policy = ([step[i] for step in errors.absolute] for errors in (result.constant, result.policy))
+        axes.plot(steps, constant, color=_REFERENCE, linestyle="--", label="constant chunk")
+        axes.plot(steps, policy, color=_POLICY, label="policy")
+        axes.set_title(name, fontsize=10)
+        axes.set_ylim(bottom=0)
+        _plain(axes, "step", "mean absolute error" if i % columns == 0 else "")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    title = f"{result.rows} frames of {result.episodes} episodes, ratio of squares {result.ratio:.3f}"
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Training and validation curves of a run's metrics.
+
+    Args:
+        metrics: records with "step" and any of "loss", "validation_loss" (left), "validation_action_error" and
+            "validation_constant_error" (right, left out where there are none), as in a run's `metrics.jsonl`.
+
+    Raises:
+        ImagewamError: matplotlib is missing.
+        UsageError: no record has a loss, or the suffix of `path` is not one of `SUFFIXES`.
+    """
+    losses = [
+        ("loss", "training", _POLICY, "-"),
+        ("validation_loss", "held-out episodes", _VALIDATION, "-"),
+    ]
+    errors = [
+        ("validation_constant_error", "constant chunk", _REFERENCE, "--"),
+        ("validation_action_error", "policy", _POLICY, "-"),
+    ]
+    panels = [("flow loss", losses), ("squared error of the chunk, held-out episodes", errors)]
+    drawn = [(title, lines) for title, lines in panels if any(_series(metrics, key)[0] for key, *_ in lines)]
+    if not drawn:
+        raise UsageError("the metrics hold no loss", "plot them after the first log step of a run")
+    figure = _figure(5.0 * len(drawn), 3.4)
+    for place, (title, lines) in enumerate(drawn, start=1):
+        axes = figure.add_subplot(1, len(drawn), place)
+        for key, label, color, style in lines:
+            steps, values = _series(metrics, key)
+            if steps:
+                marker = "." if len(steps) < 20 else None
+                axes.plot(steps, values, color=color, linestyle=style, marker=marker, linewidth=1.4, label=label)
+        positive = all(v > 0 for key, *_ in lines for v in _series(metrics, key)[1])
+        axes.set_yscale("log" if positive else "linear")
+        axes.set_title(title, fontsize=10)
+        axes.legend(frameon=False, fontsize=8)
+        _plain(axes, "step", "")
+    _save(figure, path)
+
+
+def plot_success(named: Mapping[str, Rate], path: Path) -> None:
+    """Success rates as bars from top to bottom, with their 95 % intervals and counts.
+
+    Raises:
+        ImagewamError: matplotlib is missing.
+        UsageError: nothing to plot, or the suffix of `path` is not one of `SUFFIXES`.
+    """
+    if not named:
+        raise UsageError("no success rates to plot", "evaluate a policy first")
+    figure = _figure(6.4, 0.9 + 0.45 * len(named))
+    axes = figure.add_subplot(1, 1, 1)
+    for place, rate in enumerate(named.values()):
+        share = 100 * rate.rate
+        below, above = max(0.0, share - 100 * rate.low), max(0.0, 100 * rate.high - share)
+        axes.barh(place, share, height=0.6, color=_POLICY, alpha=0.85)
+        axes.errorbar(share, place, xerr=[[below], [above]], color="black", capsize=3, linewidth=1.2)
+        axes.text(100 * rate.high + 2, place, f"{rate.successes}/{rate.trials}", va="center", fontsize=9)
+    axes.set_yticks(range(len(named)), list(named))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 115)
+    axes.set_xticks(range(0, 101, 20))
+    _plain(axes, "success, %", "")
+    axes.grid(visible=False, axis="y")
+    _save(figure, path)
+
+
+def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the records that have `key`."""
+    points = [(int(m["step"]), float(m[key])) for m in metrics if m.get(key) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty figure of that size in inches."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImagewamError("plots need matplotlib, which is not installed", 'pip install "imagewam[plots]"') from None
+    figure = Figure(figsize=(width, height), dpi=_DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plain(axes: Any, x: str, y: str) -> None:
+    """Labels, a faint grid, and no box around."""
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(visible=True, alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Any, path: Path) -> None:
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"cannot plot to {path.name}", "end the name in one of " + ", ".join(SUFFIXES))
+    with replacing(path) as temporary:
+        figure.savefig(temporary)

@@ -1,0 +1,58 @@
+"""Success rates and how sure one can be of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from imagewam_cli.errors import UsageError
+
+
+def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson score interval (low, high) of a success probability; (0, 1) where nothing was tried.
+
+    Unlike the textbook interval p +- z sqrt(p (1 - p) / n) it stays inside [0, 1] and has a width at 0 and n successes.
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+
+    Args:
+        successes: 0 .. trials.
+        trials: independent attempts.
+        confidence: two-sided, inside (0, 1).
+
+    Raises:
+        UsageError: an argument is outside its range.
+    """
+    if not 0 <= successes <= trials:
+        raise UsageError(f"{successes} successes of {trials} trials are impossible", "pass 0 <= successes <= trials")
+    if not 0.0 < confidence < 1.0:
+        raise UsageError(f"a confidence of {confidence} is impossible", "pass a number between 0 and 1, such as 0.95")
+    if trials == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = successes / trials
+    widening = 1 + z * z / trials
+    centre = (share + z * z / (2 * trials)) / widening
+    half = z / widening * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    # At the ends the two terms are equal on paper and may differ in the last bit.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == trials else centre + half
+    return low, high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """A success rate in [0, 1] with the interval [low, high] that `wilson_interval` gives. No trials: rate 0."""
+
+    successes: int
+    trials: int
+    rate: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, successes: int, trials: int, confidence: float = 0.95) -> Rate:
+        """Raises UsageError where the counts or the confidence are impossible."""
+        low, high = wilson_interval(successes, trials, confidence)
+        rate = successes / trials if trials else 0.0
+        return cls(successes=successes, trials=trials, rate=rate, low=low, high=high)

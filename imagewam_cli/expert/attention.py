@@ -1,0 +1,94 @@
+"""Joint attention of action tokens over [prefix K/V | own K/V], one softmax, and the rotary positions that go with it.
+
+Shape letters: B prefixes, N noisy chunks per prefix (draws), T tokens of a chunk, P prefix tokens, H heads, G key heads, D head size.
+A chunk batch is (B N), the draws of one prefix side by side, so that a prefix is read once for all of its draws.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from imagewam_cli.capture import LayerKV
+from imagewam_cli.kvcache.spec import RopeSpec
+
+
+def joint_attention(q: Tensor, k: Tensor, v: Tensor, prefix: LayerKV | None, valid: Tensor | None) -> Tensor:
+    """Attention output (B N, T, H D).
+
+    q (B N, T, H, D), k and v (B N, T, G, D): the chunk's own; prefix: k, v (B, P, G, D) or None; valid: bool (B, P) or None.
+    Scale 1 / sqrt(D).
+    """
+    chunks, tokens, heads, size = q.shape
+    k, v = _expand_heads(k, heads), _expand_heads(v, heads)
+    q = q.transpose(1, 2) * size**-0.5
+    own = q @ k.permute(0, 2, 3, 1)
+    if prefix is None:
+        return (own.softmax(-1) @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
+    batch = prefix.k.shape[0]
+    draws = chunks // batch
+    length = prefix.k.shape[1]
+    k_prefix = _expand_heads(prefix.k, heads).to(q.dtype).permute(0, 2, 3, 1)
+    v_prefix = _expand_heads(prefix.v, heads).to(q.dtype).transpose(1, 2)
+    seen = _fold(q, batch, draws) @ k_prefix
+    if valid is not None:
+        seen = seen.masked_fill(~valid[:, None, None, :], float("-inf"))
+    weights = torch.cat([_unfold(seen, batch, draws), own], dim=-1).softmax(-1)
+    from_prefix = _fold(weights[..., :length], batch, draws) @ v_prefix
+    out = _unfold(from_prefix, batch, draws) + weights[..., length:] @ v.transpose(1, 2)
+    return out.transpose(1, 2).reshape(chunks, tokens, heads * size)
+
+
+def _fold(x: Tensor, batch: int, draws: int) -> Tensor:
+    """(B N, H, T, X) -> (B, H, N T, X): the draws of a prefix as more queries of the same attention."""
+    _, heads, tokens, last = x.shape
+    return x.reshape(batch, draws, heads, tokens, last).transpose(1, 2).reshape(batch, heads, draws * tokens, last)
+
+
+def _unfold(x: Tensor, batch: int, draws: int) -> Tensor:
+    """The inverse of `_fold`."""
+    _, heads, rows, last = x.shape
+    x = x.reshape(batch, heads, draws, rows // draws, last).transpose(1, 2)
+    return x.reshape(batch * draws, heads, rows // draws, last)
+
+
+def _expand_heads(x: Tensor, heads: int) -> Tensor:
+    """(.., G, D) -> (.., H, D): each key head serves H / G query heads."""
+    return x if x.shape[2] == heads else x.repeat_interleave(heads // x.shape[2], dim=2)
+
+
+class Rotary(nn.Module):
+    """Rotates the q and k of chunk tokens exactly as the editor rotates its keys: interleaved pairs, several axes."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, spec: RopeSpec, positions: Tensor) -> None:
+        """positions: (T,) ids of the tokens along the action axis."""
+        super().__init__()
+        cos, sin = rotary_tables(spec, positions)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B N, T, H, D)."""
+        return rotate(x, self.cos, self.sin)
+
+
+def rotary_tables(spec: RopeSpec, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 (T, D / 2). Axis i contributes angles id_i * theta^(-2 j / dim_i)."""
+    angles = []
+    for axis, (dim, constant) in enumerate(zip(spec.axes, spec.action_ids, strict=True)):
+        ids = positions.double() if axis == spec.action_axis else torch.full_like(positions.double(), constant)
+        frequencies = spec.theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        angles.append(ids[:, None] * frequencies)
+    table = torch.cat(angles, dim=-1)
+    return table.cos().float(), table.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (2 j, 2 j + 1) of the last axis of x (.., T, H, D); float32 inside."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    return turned.flatten(-2).to(x.dtype)

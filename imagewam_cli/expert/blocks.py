@@ -1,0 +1,163 @@
+"""The expert's blocks. Names of modules are those of the published FLUX.2 action expert, so its state dict loads strictly.
+
+Layer norms have no affine and eps 1e-6; q and k pass an RMS norm over the head with a learned scale. No biases but the input
+encoders'. Modulation: shift, scale, gate, from one shared linear map per block kind. Source: arXiv 2606.19531, FLUX.2 stack.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from imagewam_cli.capture import LayerKV
+from imagewam_cli.expert.attention import Rotary, joint_attention
+from imagewam_cli.kvcache.spec import LayerSpec
+
+TIME_FREQUENCIES = 256
+EPS = 1e-6
+
+
+def time_sinusoid(t: Tensor) -> Tensor:
+    """(B,) times in [0, 1] -> (B, 256): cosines, then sines, of 1000 t at 128 frequencies from 1 down to 1e-4."""
+    half = TIME_FREQUENCIES // 2
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = 1000.0 * t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).to(t.dtype)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoid -> hidden."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.in_layer = nn.Linear(TIME_FREQUENCIES, hidden, bias=False)
+        self.out_layer = nn.Linear(hidden, hidden, bias=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        out: Tensor = self.out_layer(F.silu(self.in_layer(time_sinusoid(t).to(self.in_layer.weight.dtype))))
+        return out
+
+
+class Modulation(nn.Module):
+    """`sets` triples (shift, scale, gate), each (B, 1, hidden), from the condition vector (B, hidden)."""
+
+    def __init__(self, hidden: int, sets: int) -> None:
+        super().__init__()
+        self.lin = nn.Linear(hidden, 3 * sets * hidden, bias=False)
+
+    def forward(self, vec: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.lin(F.silu(vec))[:, None, :].chunk(self.lin.out_features // vec.shape[-1], dim=-1))
+
+
+class HeadNorm(nn.Module):
+    """RMS norm over the head vector; float32 inside."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
+        return normed.to(x.dtype) * self.scale
+
+
+class QKNorm(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.query_norm = HeadNorm(size)
+        self.key_norm = HeadNorm(size)
+
+
+class SelfAttention(nn.Module):
+    """q, k, v of a sequential block; rows of `qkv`: all q heads, all k heads, all v heads."""
+
+    def __init__(self, hidden: int, layer: LayerSpec) -> None:
+        super().__init__()
+        self.layer = layer
+        self.qkv = nn.Linear(hidden, (layer.heads + 2 * layer.kv_heads) * layer.head_dim, bias=False)
+        self.norm = QKNorm(layer.head_dim)
+        self.proj = nn.Linear(layer.heads * layer.head_dim, hidden, bias=False)
+
+
+class SequentialBlock(nn.Module):
+    """Attention, then MLP, each modulated and gated (FLUX's double block, image branch)."""
+
+    def __init__(self, hidden: int, mlp_ratio: float, layer: LayerSpec) -> None:
+        super().__init__()
+        inner = int(hidden * mlp_ratio)
+        self.img_attn = SelfAttention(hidden, layer)
+        self.img_mlp = nn.Sequential(
+            nn.Linear(hidden, 2 * inner, bias=False), SwiGLU(), nn.Linear(inner, hidden, bias=False)
+        )
+
+    def forward(
+        self, x: Tensor, modulation: tuple[Tensor, ...], rotary: Rotary | None, prefix: LayerKV | None, valid: Tensor | None
+    ) -> Tensor:
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation
+        attention = self.img_attn
+        q, k, v = _heads(attention.qkv(_modulated(x, shift, scale)), attention.layer, attention.norm, rotary)
+        x = x + gate * attention.proj(joint_attention(q, k, v, prefix, valid))
+        return x + gate_mlp * self.img_mlp(_modulated(x, shift_mlp, scale_mlp))
+
+
+class ParallelBlock(nn.Module):
+    """Attention and MLP from one fused projection (FLUX's single block); rows of `linear1`: q, k, v, gate half, up half."""
+
+    def __init__(self, hidden: int, mlp_ratio: float, layer: LayerSpec) -> None:
+        super().__init__()
+        self.layer = layer
+        self.inner = int(hidden * mlp_ratio)
+        self.attention_rows = (layer.heads + 2 * layer.kv_heads) * layer.head_dim
+        self.linear1 = nn.Linear(hidden, self.attention_rows + 2 * self.inner, bias=False)
+        self.linear2 = nn.Linear(layer.heads * layer.head_dim + self.inner, hidden, bias=False)
+        self.norm = QKNorm(layer.head_dim)
+        self.mlp = SwiGLU()
+
+    def forward(
+        self, x: Tensor, modulation: tuple[Tensor, ...], rotary: Rotary | None, prefix: LayerKV | None, valid: Tensor | None
+    ) -> Tensor:
+        shift, scale, gate = modulation
+        fused = self.linear1(_modulated(x, shift, scale))
+        qkv, mlp = fused.split([self.attention_rows, 2 * self.inner], dim=-1)
+        q, k, v = _heads(qkv, self.layer, self.norm, rotary)
+        attended = joint_attention(q, k, v, prefix, valid)
+        out: Tensor = x + gate * self.linear2(torch.cat([attended, self.mlp(mlp)], dim=-1))
+        return out
+
+
+class SwiGLU(nn.Module):
+    """SiLU(first half) * second half."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return F.silu(first) * second
+
+
+class Head(nn.Module):
+    """Modulated layer norm and a linear map; chunk order shift, scale."""
+
+    def __init__(self, hidden: int, out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden, out, bias=False)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden, 2 * hidden, bias=False))
+
+    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(vec)[:, None, :].chunk(2, dim=-1)
+        out: Tensor = self.linear(_modulated(x, shift, scale))
+        return out
+
+
+def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return (1 + scale) * F.layer_norm(x, x.shape[-1:], eps=EPS) + shift
+
+
+def _heads(qkv: Tensor, layer: LayerSpec, norm: QKNorm, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Split into heads (B N, T, H, D), normalise q and k, rotate them."""
+    sizes = [n * layer.head_dim for n in (layer.heads, layer.kv_heads, layer.kv_heads)]
+    q, k, v = (part.unflatten(-1, (-1, layer.head_dim)) for part in qkv.split(sizes, dim=-1))
+    q, k = norm.query_norm(q), norm.key_norm(k)
+    return (rotary(q), rotary(k), v) if rotary is not None else (q, k, v)

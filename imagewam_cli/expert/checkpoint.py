@@ -1,0 +1,44 @@
+"""An expert on disk: `expert.json` (its config) and `expert.safetensors` (its weights), loaded strictly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from imagewam_cli.config import dump_json, from_dict, to_dict
+from imagewam_cli.errors import RunError
+from imagewam_cli.expert.model import ActionExpert, ExpertConfig
+from imagewam_cli.kvcache.manifest import write_atomically
+
+CONFIG = "expert.json"
+WEIGHTS = "expert.safetensors"
+
+
+def save_expert(folder: Path, config: ExpertConfig, weights: dict[str, torch.Tensor]) -> None:
+    """Write both files atomically."""
+    from safetensors.torch import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS, save({k: v.detach().cpu().contiguous() for k, v in weights.items()}))
+    write_atomically(folder / CONFIG, dump_json(to_dict(config)).encode())
+
+
+def load_expert(folder: Path, device: str = "cpu") -> ActionExpert:
+    """The expert in evaluation mode.
+
+    Raises:
+        RunError: a file is missing, or weights and config disagree (both are named).
+    """
+    from safetensors.torch import load_file
+
+    try:
+        values = json.loads((folder / CONFIG).read_text())
+        expert = ActionExpert(from_dict(ExpertConfig, values, source=str(folder / CONFIG)))
+        expert.load_state_dict(load_file(folder / WEIGHTS))
+    except FileNotFoundError as error:
+        raise RunError(f"{folder} holds no expert: {Path(str(error.filename)).name} is missing") from None
+    except (RuntimeError, json.JSONDecodeError) as error:
+        raise RunError(f"{folder / WEIGHTS} does not fit {CONFIG}: {str(error).splitlines()[-1].strip()}") from None
+    return expert.eval().requires_grad_(False).to(device)

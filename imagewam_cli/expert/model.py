@@ -1,0 +1,131 @@
+"""The action expert: one block per kept editor layer, velocity of a noisy action chunk.
+
+The state enters on the action side, so that the prefix stays a pure function of pictures and instruction: as one token before
+the actions and in the modulation vector. With `state_dim` 0 the model is the published expert, tensor for tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from imagewam_cli.capture import LayerKV
+from imagewam_cli.editor import PrefixKV
+from imagewam_cli.errors import ConfigError
+from imagewam_cli.expert.attention import Rotary
+from imagewam_cli.expert.blocks import Head, Modulation, ParallelBlock, SequentialBlock, TimeEmbedding
+from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig:
+    """Sizes of an expert; `layers` and `rope` come from the prefix it attends to."""
+
+    layers: tuple[LayerSpec, ...]
+    rope: RopeSpec | None
+    action_dim: int
+    state_dim: int
+    horizon: int
+    hidden: int = 256
+    mlp_ratio: float = 4.0
+    use_prefix: bool = True
+    """False: never look at the prefix (what the state alone is worth)."""
+
+    def __post_init__(self) -> None:
+        if min(self.action_dim, self.horizon, self.hidden) < 1 or self.state_dim < 0 or not self.layers:
+            raise ConfigError("an expert needs at least one layer, action, step and hidden channel")
+        if self.rope is not None:
+            for layer in self.layers:
+                if sum(self.rope.axes) != layer.head_dim:
+                    raise ConfigError(
+                        f"rope axes {self.rope.axes} rotate {sum(self.rope.axes)} numbers, "
+                        f"heads of {layer.name} have {layer.head_dim}"
+                    )
+
+
+class ActionExpert(nn.Module):
+    """velocity = expert(noisy_actions, t, state, prefix)."""
+
+    def __init__(self, config: ExpertConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden = config.hidden
+        self.action_encoder = nn.Linear(config.action_dim, hidden)
+        self.state_encoder = (
+            nn.Sequential(nn.Linear(config.state_dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+            if config.state_dim
+            else None
+        )
+        self.time_in = TimeEmbedding(hidden)
+        kinds = [layer.block for layer in config.layers]
+        self.double_stream_modulation_img = Modulation(hidden, 2) if "sequential" in kinds else None
+        self.single_stream_modulation = Modulation(hidden, 1) if "parallel" in kinds else None
+        self.double_blocks = nn.ModuleList(
+            SequentialBlock(hidden, config.mlp_ratio, layer) for layer in config.layers if layer.block == "sequential"
+        )
+        self.single_blocks = nn.ModuleList(
+            ParallelBlock(hidden, config.mlp_ratio, layer) for layer in config.layers if layer.block == "parallel"
+        )
+        self.head = Head(hidden, config.action_dim)
+        # positions along the action axis: the state token stands just before the first action
+        positions = torch.arange(-1 if config.state_dim else 0, config.horizon)
+        self.rotary = Rotary(config.rope, positions) if config.rope is not None else None
+        self.positions = None if config.rope is not None else nn.Parameter(torch.zeros(len(positions), hidden))
+        self._initialize()
+
+    def forward(self, noisy_actions: Tensor, t: Tensor, state: Tensor | None, prefix: PrefixKV | None) -> Tensor:
+        """Velocity (B N, T, A) of normalised chunks.
+
+        noisy_actions: (B N, T, A); t: (B N,) in [0, 1]; state: (B N, S) normalised, None iff `state_dim` is 0;
+        prefix: of B rows, each serving N chunks side by side, or None.
+        """
+        x = self.action_encoder(noisy_actions)
+        vec = self.time_in(t)
+        if self.state_encoder is not None:
+            embedded = self.state_encoder(state)
+            vec = vec + embedded
+            x = torch.cat([embedded[:, None, :], x], dim=1)
+        if self.positions is not None:
+            x = x + self.positions
+        layers: tuple[LayerKV | None, ...] = (None,) * len(self.config.layers)
+        valid = None
+        if prefix is not None and self.config.use_prefix:
+            layers, valid = prefix.layers, prefix.valid
+        double = self.double_stream_modulation_img(vec) if self.double_stream_modulation_img is not None else ()
+        single = self.single_stream_modulation(vec) if self.single_stream_modulation is not None else ()
+        doubles, singles = iter(self.double_blocks), iter(self.single_blocks)
+        for layer, kv in zip(self.config.layers, layers, strict=True):
+            if layer.block == "sequential":
+                x = next(doubles)(x, double, self.rotary, kv, valid)
+            else:
+                x = next(singles)(x, single, self.rotary, kv, valid)
+        velocity: Tensor = self.head(x[:, -self.config.horizon :], vec)
+        return velocity
+
+    def _initialize(self) -> None:
+        """Blocks start as the identity and the output at zero; everything else as PyTorch has it."""
+        for modulation in (self.double_stream_modulation_img, self.single_stream_modulation):
+            if modulation is not None:
+                nn.init.zeros_(modulation.lin.weight)
+        nn.init.zeros_(self.head.linear.weight)
+        nn.init.zeros_(self.head.adaLN_modulation[1].weight)
+        if self.positions is not None:
+            nn.init.normal_(self.positions, std=0.02)
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def masked_flow_loss(predicted: Tensor, target: Tensor, is_pad: Tensor, weight: Tensor) -> Tensor:
+    """Squared error over action dimensions, then over the steps that are not padding, times the weight, then the mean.
+
+    predicted, target: (N, T, A); is_pad: bool (N, T); weight: (N,). Float32 inside.
+    """
+    error = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(-1)
+    keep = (~is_pad).float()
+    per_sample = (error * keep).sum(-1) / keep.sum(-1).clamp(min=1)
+    return (per_sample * weight).mean()

@@ -1,0 +1,137 @@
+"""`manifest.json`: what a cache is, which shards it has, and what it was made of.
+
+The manifest is written anew (temporary file, then rename) after each finished shard, so a cache is readable while it grows and
+an interrupted build is continued. File names in it never leave the cache's folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imagewam_cli.config import dump_json, from_dict, to_dict
+from imagewam_cli.errors import CacheError, ConfigError
+from imagewam_cli.kvcache.spec import KVSpec
+
+VERSION = 1
+MANIFEST = "manifest.json"
+TABLE = "table.safetensors"
+SHARDS = "shards"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One finished shard: rows of whole episodes, in order."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    episodes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetEntry:
+    """The dataset that a cache was made of."""
+
+    path: str
+    format: str
+    identity: str
+    fps: float
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    episodes: int
+    rows: int
+    stride: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    version: int
+    fingerprint: Mapping[str, Any]
+    spec: KVSpec
+    codec: str
+    dataset: DatasetEntry
+    instructions: tuple[str, ...]
+    """Distinct instructions; a shard's rows name theirs by index."""
+    table_sha256: str
+    total_rows: int
+    """Rows that the finished cache has."""
+    shards: tuple[ShardEntry, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows that are there."""
+        return sum(s.rows for s in self.shards)
+
+    @property
+    def complete(self) -> bool:
+        return self.rows == self.total_rows
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over the fingerprint: equal digests mean interchangeable prefixes."""
+        return fingerprint_digest(self.fingerprint)
+
+
+def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(to_dict(fingerprint), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a cache folder.
+
+    Raises:
+        CacheError: no cache, a newer version, damaged, or a shard name that leaves the folder.
+    """
+    path = folder / MANIFEST
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CacheError(f"{folder} is not a cache: it has no {MANIFEST}", "make one with `imagewam cache`") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CacheError(f"{path} is damaged: {error}", "build the cache again into another folder") from None
+    version = values.get("version") if isinstance(values, dict) else None
+    if version != VERSION:
+        raise CacheError(f"{path} has version {version!r}; this imagewam reads version {VERSION}", "upgrade imagewam")
+    try:
+        manifest = from_dict(Manifest, values, source=str(path))
+    except ConfigError as error:
+        raise CacheError(f"{path} is damaged: {error.message}") from error
+    for shard in manifest.shards:
+        if Path(shard.file).name != shard.file:
+            raise CacheError(f"{path} names the shard {shard.file!r}, which is not a plain file name")
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace the manifest atomically."""
+    write_atomically(folder / MANIFEST, dump_json(to_dict(manifest)).encode())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The file holds all of `data` or what it held before; a power cut leaves one of the two."""
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in the folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

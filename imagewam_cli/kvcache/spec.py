@@ -1,0 +1,97 @@
+"""The layout of an editor's prefix KV: layers, tokens, positions, bytes. Plain data, known without weights and without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["prefix", "denoise"]
+BlockKind = Literal["sequential", "parallel"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """One attention layer. `block` says how the expert's block beside it is built: attention then MLP, or both at once."""
+
+    name: str
+    block: BlockKind
+    heads: int
+    kv_heads: int
+    head_dim: int
+    tokens: int
+
+    @property
+    def numbers_per_row(self) -> int:
+        """Numbers that K and V of one row hold."""
+        return 2 * self.tokens * self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentSpec:
+    """A run of consecutive tokens of one kind: `text`, `reference` or `target`."""
+
+    name: str
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeSpec:
+    """How the editor rotates keys, so that action queries can be rotated alike.
+
+    axes: numbers of each head that each position axis rotates; action_axis: the axis along which actions count;
+    action_ids: the constant ids of an action on the other axes.
+    """
+
+    axes: tuple[int, ...]
+    theta: float
+    action_axis: int
+    action_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.axes) != len(self.action_ids) or any(a % 2 for a in self.axes):
+            raise ValueError(f"rope axes {self.axes} must be even and as many as action_ids {self.action_ids}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVSpec:
+    """Everything a reader or an expert must know of a prefix. Segments stand in the order of the tokens."""
+
+    mode: Mode
+    timestep: float
+    segments: tuple[SegmentSpec, ...]
+    layers: tuple[LayerSpec, ...]
+    rope: RopeSpec | None
+    text_padding: Literal["trim", "keep"]
+    cameras: tuple[str, ...]
+    image_size: tuple[int, int]
+    """(height, width) of the picture that the editor sees."""
+    prompt_template: str
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per row, padding included."""
+        return sum(s.tokens for s in self.segments)
+
+    def bytes_per_row(self, bytes_per_number: int) -> int:
+        """Bytes of K and V of one row, all layers."""
+        return bytes_per_number * sum(layer.numbers_per_row for layer in self.layers)
+
+
+def select_layers(choice: str, count: int) -> tuple[int, ...]:
+    """Indices chosen by `all`, `every:N`, or a list like `0,4,9`.
+
+    Raises:
+        ValueError: not of that form, or an index out of range.
+    """
+    try:
+        if choice == "all":
+            chosen = tuple(range(count))
+        elif choice.startswith("every:"):
+            chosen = tuple(range(0, count, int(choice.removeprefix("every:"))))
+        else:
+            chosen = tuple(sorted({int(part) for part in choice.split(",")}))
+    except ValueError:
+        raise ValueError(f"layers must be 'all', 'every:N' or a list like '0,4,9', got {choice!r}") from None
+    if not chosen or chosen[0] < 0 or chosen[-1] >= count:
+        raise ValueError(f"layers {choice!r}: the editor has layers 0 to {count - 1}")
+    return chosen

@@ -1,0 +1,126 @@
+"""A policy is one folder.
+
+    policy.json           how it acts: horizon, replanning, schedule, cameras, names (`PolicyConfig`)
+    expert.json           shape of the expert           expert.safetensors   its weights
+    normalization.json    the normalisers of state and action, the same objects that training used
+    editor.json           which editor, with which weights and settings, gives the prefix (`EditorReference`)
+    samples.safetensors   a few dataset rows with pictures, so that an export can check itself
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from imagewam_cli.config import dump_json, from_dict, to_dict
+from imagewam_cli.data.normalization import Normalizer
+from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.errors import ConfigError, RunError
+from imagewam_cli.kvcache.manifest import write_atomically
+from imagewam_cli.kvcache.spec import KVSpec
+
+VERSION = 1
+POLICY = "policy.json"
+NORMALIZATION = "normalization.json"
+EDITOR = "editor.json"
+SAMPLES = "samples.safetensors"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """How a policy acts."""
+
+    version: int = VERSION
+    horizon: int
+    execute: int
+    """Actions carried out before the next look."""
+    inference_steps: int
+    shift: float
+    noise_seed: int
+    fps: float
+    cameras: tuple[str, ...]
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditorReference:
+    """The editor that a policy needs. `fingerprint` is compared when it is loaded again."""
+
+    name: str
+    settings: PrefixSettings
+    spec: KVSpec
+    fingerprint: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleParts:
+    """Everything of a policy folder but the expert."""
+
+    config: PolicyConfig
+    editor: EditorReference
+    state_normalizer: Normalizer
+    action_normalizer: Normalizer
+
+
+def write_bundle(folder: Path, parts: BundleParts) -> None:
+    """Write the JSON files; the expert is written by `expert.checkpoint.save_expert`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    normalizers = {"state": parts.state_normalizer.to_dict(), "action": parts.action_normalizer.to_dict()}
+    write_atomically(folder / NORMALIZATION, dump_json(normalizers).encode())
+    write_atomically(folder / EDITOR, dump_json(to_dict(parts.editor)).encode())
+    write_atomically(folder / POLICY, dump_json(to_dict(parts.config)).encode())
+
+
+def read_bundle(folder: Path) -> BundleParts:
+    """The parts of a policy folder.
+
+    Raises:
+        RunError: a file is missing, damaged, or of a newer version.
+    """
+    config = _read(folder / POLICY, PolicyConfig)
+    if config.version != VERSION:
+        raise RunError(f"{folder / POLICY} has version {config.version}; this imagewam reads {VERSION}", "upgrade imagewam")
+    normalizers = _json(folder / NORMALIZATION)
+    return BundleParts(
+        config=config,
+        editor=_read(folder / EDITOR, EditorReference),
+        state_normalizer=Normalizer.from_dict(normalizers["state"]),
+        action_normalizer=Normalizer.from_dict(normalizers["action"]),
+    )
+
+
+def find_bundle(path: Path) -> Path:
+    """The policy folder that `path` means: itself, or `policy/` of a run.
+
+    Raises:
+        RunError: neither.
+    """
+    for folder in (path, path / "policy"):
+        if (folder / POLICY).exists():
+            return folder
+    if not path.exists():
+        raise RunError(f"{path} does not exist", "train a policy with `imagewam train-expert`")
+    raise RunError(f"{path} holds no policy: it has no {POLICY}", "train one with `imagewam train-expert`")
+
+
+def _read(path: Path, into: type[T]) -> T:
+    try:
+        return from_dict(into, _json(path), source=str(path))
+    except ConfigError as error:
+        raise RunError(f"{path} is damaged: {error.message}", error.hint) from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return values
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing", "train the policy again, or copy the whole folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is damaged: {error}") from None

@@ -1,0 +1,173 @@
+"""What is installed: plugins found through entry points, loaded one by one, and the entries they add.
+
+A plugin that fails to import is remembered with its error and breaks nothing else. Two plugins that claim one name make
+that name unusable, with an error that names both; every other name keeps working.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, cast
+
+import pluggy
+
+from imagewam_cli.errors import PluginError, UnknownNameError
+from imagewam_cli.hookspecs import (
+    GROUP,
+    CodecEntry,
+    DatasetFormatEntry,
+    EditorEntry,
+    Entry,
+    EnvironmentEntry,
+    ExporterEntry,
+    Hooks,
+)
+
+E = TypeVar("E", bound=Entry)
+
+
+@dataclass(kw_only=True)
+class PluginStatus:
+    """One entry point: where it comes from and what became of it."""
+
+    name: str
+    distribution: str = "unknown"
+    version: str = ""
+    error: str | None = None
+    provides: dict[str, list[str]] = field(default_factory=dict)
+
+
+class Catalog(Generic[E]):
+    """The entries of one kind, by name."""
+
+    def __init__(self, kind: str, found: list[tuple[str, E]]) -> None:
+        self.kind = kind
+        self._owners: dict[str, list[tuple[str, E]]] = {}
+        for plugin, entry in found:
+            self._owners.setdefault(entry.name, []).append((plugin, entry))
+
+    def __iter__(self) -> Iterator[E]:
+        return (owners[0][1] for _, owners in sorted(self._owners.items()) if len(owners) == 1)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._owners
+
+    def names(self) -> list[str]:
+        return [entry.name for entry in self]
+
+    def duplicates(self) -> dict[str, list[str]]:
+        """Names that several plugins claim -> those plugins."""
+        return {name: [p for p, _ in owners] for name, owners in self._owners.items() if len(owners) > 1}
+
+    def get(self, name: str) -> E:
+        """The entry of that name.
+
+        Raises:
+            UnknownNameError: suggests the nearest valid name.
+            PluginError: two plugins claim the name.
+        """
+        owners = self._owners.get(name)
+        if owners is None:
+            raise UnknownNameError(self.kind, name, self.names())
+        if len(owners) > 1:
+            plugins = " and ".join(repr(plugin) for plugin, _ in owners)
+            raise PluginError(f"{self.kind} {name!r} is claimed by the plugins {plugins}", "uninstall one of them")
+        return owners[0][1]
+
+    def load(self, name: str) -> Any:
+        """The object that the entry's `load` names.
+
+        Raises:
+            PluginError: it cannot be imported.
+        """
+        entry = self.get(name)
+        module, _, attribute = entry.load.partition(":")
+        try:
+            return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+        except (ImportError, AttributeError) as error:
+            raise PluginError(f"{self.kind} {name!r} cannot be loaded from {entry.load!r}: {error}") from error
+
+
+class Registry:
+    """The plugin manager and one catalog per kind. `Registry.installed()` is the process-wide one."""
+
+    def __init__(self) -> None:
+        self.manager = pluggy.PluginManager(GROUP)
+        self.manager.add_hookspecs(Hooks)
+        self.plugins: list[PluginStatus] = []
+
+    @classmethod
+    @functools.cache
+    def installed(cls) -> Registry:
+        registry = cls()
+        registry.load_entry_points()
+        return registry
+
+    def load_entry_points(self) -> None:
+        """Import every plugin of the entry-point group, one by one."""
+        for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name):
+            status = PluginStatus(name=point.name)
+            if point.dist is not None:
+                status.distribution, status.version = point.dist.name, point.dist.version
+            self.plugins.append(status)
+            try:
+                self.manager.register(point.load(), name=point.name)
+                self.manager.check_pending()
+            except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises is reported, not spread
+                status.error = f"{type(error).__name__}: {error}"
+                if self.manager.has_plugin(point.name):
+                    self.manager.unregister(name=point.name)
+
+    @property
+    def editors(self) -> Catalog[EditorEntry]:
+        return self._catalog("editor", "imagewam_editors")
+
+    @property
+    def exporters(self) -> Catalog[ExporterEntry]:
+        return self._catalog("export format", "imagewam_exporters")
+
+    @property
+    def environments(self) -> Catalog[EnvironmentEntry]:
+        return self._catalog("environment", "imagewam_environments")
+
+    @property
+    def dataset_formats(self) -> Catalog[DatasetFormatEntry]:
+        return self._catalog("dataset format", "imagewam_dataset_formats")
+
+    @property
+    def codecs(self) -> Catalog[CodecEntry]:
+        return self._catalog("codec", "imagewam_codecs")
+
+    def status(self) -> list[PluginStatus]:
+        """Every plugin with what it adds or why it failed; names claimed twice count as an error of both."""
+        catalogs = [self.editors, self.exporters, self.environments, self.dataset_formats, self.codecs]
+        by_name = {status.name: status for status in self.plugins}
+        for status in self.plugins:
+            status.provides = {}
+        for catalog in catalogs:
+            for owners in cast(Any, catalog)._owners.values():
+                for plugin, entry in owners:
+                    if plugin in by_name:
+                        by_name[plugin].provides.setdefault(catalog.kind, []).append(entry.name)
+            for name, plugins in catalog.duplicates().items():
+                for plugin in plugins:
+                    if plugin in by_name and by_name[plugin].error is None:
+                        others = ", ".join(p for p in plugins if p != plugin)
+                        by_name[plugin].error = f"{catalog.kind} {name!r} is also claimed by plugin {others!r}"
+        return self.plugins
+
+    def _catalog(self, kind: str, hook: str) -> Catalog[Any]:
+        found: list[tuple[str, Entry]] = []
+        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+            plugin = implementation.plugin_name
+            status = next((s for s in self.plugins if s.name == plugin), None)
+            try:
+                found += [(plugin, entry) for entry in implementation.function()]
+            except Exception as error:  # noqa: BLE001 - foreign code, as above
+                if status is not None:
+                    status.error = f"{hook}: {type(error).__name__}: {error}"
+        return Catalog(kind, found)

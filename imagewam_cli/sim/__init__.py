@@ -1,0 +1,1 @@
+"""Simulators: the contract, the rollout, recording, and the embedded `tabletop`."""

@@ -1,0 +1,114 @@
+"""Rolling out a policy: many scenes in lockstep, so that a policy plans for all of them in one forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from imagewam_cli.data.types import Float32Array, Observation, UInt8Image
+from imagewam_cli.policy.acting import ChunkPolicy
+from imagewam_cli.sim.environment import Environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One rolled-out scene. `given`: the instruction that the policy read, where it was not the scene's own."""
+
+    seed: int
+    split: str
+    kind: str
+    instruction: str
+    given: str
+    success: bool
+    steps: int
+    frames: tuple[UInt8Image, ...] = field(default=(), repr=False)
+
+
+def roll_out(
+    make: Callable[[], Environment],
+    policy: ChunkPolicy | None,
+    seeds: Sequence[int],
+    split: str,
+    *,
+    max_steps: int | None = None,
+    keep_frames: bool = False,
+    instruction_of: Callable[[int], str] | None = None,
+    batch: int = 25,
+    on_episode: Callable[[Episode], None] = lambda episode: None,
+) -> list[Episode]:
+    """Run the scenes `seeds` of `split`; `policy` None: the environment's scripted expert.
+
+    instruction_of: seed -> what the policy is told instead of the scene's own instruction.
+    frames: of the environment's first camera, where `keep_frames`.
+    """
+    episodes: list[Episode] = []
+    for i in range(0, len(seeds), batch):
+        scenes = [_Scene(make(), seed, split, instruction_of) for seed in seeds[i : i + batch]]
+        limit = max_steps or scenes[0].env.max_steps
+        while any(scene.running(limit) for scene in scenes):
+            active = [scene for scene in scenes if scene.running(limit)]
+            _plan(policy, active)
+            for scene in active:
+                scene.advance(keep_frames)
+        for scene in scenes:
+            episodes.append(scene.episode())
+            on_episode(episodes[-1])
+    return episodes
+
+
+def _plan(policy: ChunkPolicy | None, scenes: list[_Scene]) -> None:
+    """Fill the queue of every scene that has used up its actions."""
+    waiting = [scene for scene in scenes if not scene.queue]
+    if not waiting:
+        return
+    if policy is None:
+        for scene in waiting:
+            scene.queue = [scene.env.demonstrate()]
+        return
+    chunks = policy.chunks([scene.told() for scene in waiting])
+    for scene, chunk in zip(waiting, chunks, strict=True):
+        scene.queue = list(chunk[: policy.execute])
+
+
+class _Scene:
+    def __init__(
+        self, env: Environment, seed: int, split: str, instruction_of: Callable[[int], str] | None
+    ) -> None:
+        self.env, self.seed, self.split = env, seed, split
+        self.observation = env.reset(seed, split)
+        self.instruction = self.observation.instruction
+        self.given = instruction_of(seed) if instruction_of is not None else self.instruction
+        self.queue: list[Float32Array] = []
+        self.frames: list[UInt8Image] = [self._picture()]
+        self.success, self.finished, self.steps = False, False, 0
+
+    def running(self, limit: int) -> bool:
+        return not self.finished and self.steps < limit
+
+    def told(self) -> Observation:
+        return dataclasses.replace(self.observation, instruction=self.given)
+
+    def advance(self, keep_frames: bool) -> None:
+        result = self.env.step(np.asarray(self.queue.pop(0), dtype=np.float32))
+        self.observation, self.success, self.finished = result.observation, result.success, result.finished
+        self.steps += 1
+        if keep_frames:
+            self.frames.append(self._picture())
+
+    def episode(self) -> Episode:
+        return Episode(
+            seed=self.seed,
+            split=self.split,
+            kind=self.env.kind(),
+            instruction=self.instruction,
+            given=self.given,
+            success=self.success,
+            steps=self.steps,
+            frames=tuple(self.frames),
+        )
+
+    def _picture(self) -> UInt8Image:
+        return next(iter(self.observation.images.values()))

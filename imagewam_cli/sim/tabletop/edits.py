@@ -1,0 +1,107 @@
+"""Edits for training an image editor: (picture now, instruction, picture when done), and the judge of an edited picture.
+
+"Now" is any moment of an episode, not only its start: the gripper may be anywhere, on its way, or carrying the block, so
+that the prefix an editor learns is the prefix a policy will need at every step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.sim.tabletop.layout import BLOCK_HALF, Layout, Split, reached, sample_layout
+from imagewam_cli.sim.tabletop.render import BLOCK_RGB, BORDER_RGB, GRIPPER_RGB, TABLE_RGB, ZONE_RGB, render
+from imagewam_cli.sim.tabletop.world import World
+
+_COLOR_TOLERANCE = 60.0
+"""Greatest distance in RGB (0..255) at which a pixel still counts as a block's colour."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """`before` and `after`: uint8 (H, W, 3)."""
+
+    layout: Layout
+    before: UInt8Image
+    after: UInt8Image
+
+    @property
+    def instruction(self) -> str:
+        return self.layout.instruction
+
+
+def sample_edit(seed: int, split: Split = "train", *, size: int = 128, from_start: bool = False) -> Edit:
+    """The edit of (split, seed): a moment of that layout's episode and its end. `from_start`: the episode's first moment."""
+    layout = sample_layout(seed, split)
+    world = World.start(layout)
+    if not from_start:
+        world = _some_moment(world, np.random.default_rng([7, seed]))
+    return Edit(layout=layout, before=render(world, size), after=render(world.done(), size))
+
+
+def _some_moment(world: World, rng: np.random.Generator) -> World:
+    """Before the grasp (gripper on its way or anywhere), or carrying (on its way or anywhere)."""
+    block = world.layout.task.block
+    start, goal = world.blocks[block], world.goal
+    carrying = bool(rng.random() < 0.45)
+    a, b = (start, goal) if carrying else (world.gripper, start)
+    on_the_way = rng.random() < 0.7
+    share = rng.random()
+    point = np.array(a) + share * (np.array(b) - np.array(a)) if on_the_way else rng.uniform(0.06, 0.94, size=2)
+    point = np.clip(point + rng.normal(0.0, 0.015, size=2), 0.05, 0.95)
+    at = (float(point[0]), float(point[1]))
+    opening = float(rng.choice([0.0, 0.5] if carrying else [1.0, 1.0, 1.0, 0.5]))
+    if not carrying:
+        return replace(world, gripper=at, opening=opening)
+    blocks = tuple(at if i == block else p for i, p in enumerate(world.blocks))
+    return replace(world, blocks=blocks, gripper=at, opening=opening, held=block)
+
+
+def judge_edit(picture: UInt8Image, layout: Layout) -> bool:
+    """Does the picture show the task done? Reads the picture alone.
+
+    Every block is found by its colour, most of its pixels in one place. The named one must lie where the task wants it, and
+    every other within 0.06 of where the layout has it: moving, losing or doubling another block is a wrong edit.
+    """
+    found = [_find(picture, b.color) for b in layout.blocks]
+    if any(f is None for f in found):
+        return False
+    positions = tuple((f[0], f[1]) for f in found if f is not None)
+    task = layout.task
+    moved = [
+        max(abs(x - b.x), abs(y - b.y))
+        for i, ((x, y), b) in enumerate(zip(positions, layout.blocks, strict=True))
+        if i != task.block
+    ]
+    return max(moved) <= 0.06 and reached(task, positions, layout.zones)
+
+
+_PALETTE = np.array(
+    [*BLOCK_RGB.values(), *ZONE_RGB.values(), *BORDER_RGB.values(), TABLE_RGB, GRIPPER_RGB], dtype=np.float32
+)
+_COLOR_INDEX = {color: i for i, color in enumerate(BLOCK_RGB)}
+
+
+def _find(picture: UInt8Image, color: str) -> tuple[float, float] | None:
+    """Centre (x, y) of the block of that colour, or None where too few or too many pixels gather in one place."""
+    size = picture.shape[0]
+    distance = ((picture[:, :, None, :].astype(np.float32) - _PALETTE) ** 2).sum(-1)
+    mask = (distance.argmin(-1) == _COLOR_INDEX[color]) & (distance.min(-1) < _COLOR_TOLERANCE**2)
+    window = round(2.4 * BLOCK_HALF * size)
+    gathered = _box_sum(mask, window)
+    row, column = np.unravel_index(int(gathered.argmax()), gathered.shape)
+    area = float(gathered[row, column]) / (2 * BLOCK_HALF * size) ** 2
+    if not 0.3 <= area <= 1.5 or mask.sum() > 1.6 * gathered[row, column]:
+        return None
+    top, left = int(row), int(column)
+    ys, xs = np.nonzero(mask[top : top + window, left : left + window])
+    return float((xs.mean() + left + 0.5) / size), float((ys.mean() + top + 0.5) / size)
+
+
+def _box_sum(mask: npt.NDArray[np.bool_], window: int) -> npt.NDArray[np.int64]:
+    """Number of set pixels in each window x window square, by its upper left corner."""
+    table = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    return table[window:, window:] - table[:-window, window:] - table[window:, :-window] + table[:-window, :-window]

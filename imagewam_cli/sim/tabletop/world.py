@@ -1,0 +1,88 @@
+"""The world behind the picture: positions, dynamics, success. No drawing, no gymnasium, no randomness of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from imagewam_cli.data.types import Float32Array
+from imagewam_cli.sim.tabletop.layout import Layout, goal_of, reached
+
+STEP = 0.03
+"""Table units per control step (10 Hz) at full speed, per axis."""
+
+GRASP_RADIUS = 0.055
+"""A closing gripper takes the nearest block whose centre lies within this distance of its own."""
+
+JAW_SPEED = 0.5
+"""Opening or closing per control step: two steps for the whole way."""
+
+BOUNDS = (0.04, 0.96)
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A moment on the table. `blocks` are the centres, in the layout's order; `opening` 1 = open, 0 = closed."""
+
+    layout: Layout
+    blocks: tuple[tuple[float, float], ...]
+    gripper: tuple[float, float]
+    opening: float = 1.0
+    held: int | None = None
+    steps: int = field(default=0, compare=False)
+
+    @classmethod
+    def start(cls, layout: Layout) -> World:
+        return cls(layout=layout, blocks=tuple((b.x, b.y) for b in layout.blocks), gripper=layout.gripper)
+
+    @property
+    def state(self) -> Float32Array:
+        """Proprioception, float32 (3,): gripper x, y, opening."""
+        return np.array([*self.gripper, self.opening], dtype=np.float32)
+
+    @property
+    def goal(self) -> tuple[float, float]:
+        return goal_of(self.layout.task, self.blocks, self.layout.zones)
+
+    @property
+    def success(self) -> bool:
+        """The named block lies where the task wants it and the gripper has let go of it."""
+        return self.held is None and reached(self.layout.task, self.blocks, self.layout.zones)
+
+    def step(self, action: Float32Array, noise: Float32Array | None = None) -> World:
+        """The world one control step later.
+
+        action: float32 (3,) = (dx, dy, grip) in [-1, 1], clipped; grip < 0 closes, grip >= 0 opens.
+        noise: float32 (2,) added to (dx, dy) by imperfect motors, in the same units.
+        """
+        dx, dy = np.clip(action[:2], -1.0, 1.0)
+        if noise is not None:
+            dx, dy = dx + noise[0], dy + noise[1]
+        low, high = BOUNDS
+        x = float(np.clip(self.gripper[0] + STEP * dx, low, high))
+        y = float(np.clip(self.gripper[1] + STEP * dy, low, high))
+        closing = bool(action[2] < 0)
+        opening = float(np.clip(self.opening + (-JAW_SPEED if closing else JAW_SPEED), 0.0, 1.0))
+        held = self.held
+        if closing and opening == 0.0 and self.opening > 0.0:
+            held = self._within_reach((x, y))
+        elif not closing and opening == 1.0:
+            held = None
+        blocks = self.blocks
+        if held is not None:
+            blocks = tuple((x, y) if i == held else p for i, p in enumerate(blocks))
+        return replace(
+            self, blocks=blocks, gripper=(x, y), opening=opening, held=held, steps=self.steps + 1
+        )
+
+    def done(self) -> World:
+        """The world as a perfect demonstrator leaves it: the block on its goal, the open gripper above it."""
+        goal = self.goal
+        blocks = tuple(goal if i == self.layout.task.block else p for i, p in enumerate(self.blocks))
+        return replace(self, blocks=blocks, gripper=goal, opening=1.0, held=None)
+
+    def _within_reach(self, at: tuple[float, float]) -> int | None:
+        distances = [float(np.hypot(at[0] - x, at[1] - y)) for x, y in self.blocks]
+        nearest = int(np.argmin(distances))
+        return nearest if distances[nearest] <= GRASP_RADIUS else None

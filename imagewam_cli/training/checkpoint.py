@@ -1,0 +1,97 @@
+"""Checkpoints of a run: `checkpoints/step-NNNNNN/` with weights, their average, the optimizer's moments and `state.json`.
+
+Written into a temporary folder and renamed, so a checkpoint is whole or absent. Safetensors and JSON only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from imagewam_cli.config import dump_json
+from imagewam_cli.errors import RunError
+from imagewam_cli.kvcache.manifest import sync_folder
+
+_KEEP = 2
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.AdamW
+) -> None:
+    """Save after `step` steps; older checkpoints but the last two are removed."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:06d}"
+    partial = folder / f".step-{step:06d}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial / "model.safetensors")
+        save_file({k: v.contiguous() for k, v in average.items()}, partial / "average.safetensors")
+        save_file(_moments(model, optimizer), partial / "optimizer.safetensors")
+        (partial / "state.json").write_text(dump_json({"step": step}))
+        for file in partial.iterdir():
+            _sync(file)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    sync_folder(folder)
+    for old in _checkpoints(folder)[:-_KEEP]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.AdamW
+) -> int:
+    """Load the newest checkpoint in place; returns its step, 0 where there is none.
+
+    Raises:
+        RunError: the checkpoint does not fit the model.
+    """
+    from safetensors.torch import load_file
+
+    found = _checkpoints(folder)
+    if not found:
+        return 0
+    newest = found[-1]
+    try:
+        step = int(json.loads((newest / "state.json").read_text())["step"])
+        model.load_state_dict(load_file(newest / "model.safetensors"))
+        loaded = load_file(newest / "average.safetensors")
+        moments = load_file(newest / "optimizer.safetensors")
+        for name, parameter in model.named_parameters():
+            average[name].copy_(loaded[name])
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": moments[f"{name}.first"],
+                "exp_avg_sq": moments[f"{name}.second"],
+            }
+    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        raise RunError(
+            f"{newest} does not fit this run: {str(error).splitlines()[-1].strip()}", "start over with --fresh"
+        ) from None
+    return step
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    state = {}
+    for name, parameter in model.named_parameters():
+        state[f"{name}.first"] = optimizer.state[parameter]["exp_avg"]
+        state[f"{name}.second"] = optimizer.state[parameter]["exp_avg_sq"]
+    return state
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

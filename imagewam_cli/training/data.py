@@ -1,0 +1,118 @@
+"""What the trainer reads: cached rows with the action chunk that follows each, normalised, in a seeded order.
+
+The order of epoch e is a function of (seed, e) alone, so a continued run sees the rows that the interrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from imagewam_cli.data.normalization import NormalizationMode, Normalizer, RunningStats
+from imagewam_cli.data.splits import split_episodes
+from imagewam_cli.editor import PrefixKV
+from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.training.recipe import TrainRecipe
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """state (B, S) and actions (B, T, A) normalised float32; is_pad bool (B, T); prefix of B rows; row: dataset rows."""
+
+    prefix: PrefixKV
+    state: Tensor
+    actions: Tensor
+    is_pad: Tensor
+    row: Indices
+
+
+class ExpertData:
+    """Training and validation rows of one cache under one recipe."""
+
+    def __init__(self, reader: CacheReader, recipe: TrainRecipe) -> None:
+        self.reader, self.recipe = reader, recipe
+        episodes = sorted({e for shard in reader.manifest.shards for e in shard.episodes})
+        train, validation = split_episodes(episodes, recipe.validation_fraction, recipe.seed)
+        self.train_episodes = train[: recipe.episodes]
+        self.validation_episodes = validation
+        self.train_rows = self._rows(self.train_episodes)
+        self.validation_rows = _thin(self._rows(validation), recipe.validation_rows)
+        if len(self.train_rows) == 0:
+            raise CacheError(f"{reader.folder} leaves no row to train on", "record more episodes")
+        table = reader.table
+        self.action_normalizer = _normalizer([table.actions_of(e) for e in self.train_episodes], recipe.normalize_action)
+        self.state_normalizer = _normalizer([table.states_of(e) for e in self.train_episodes], recipe.normalize_state)
+
+    @property
+    def state_dim(self) -> int:
+        return int(self.reader.table.state.shape[1])
+
+    @property
+    def action_dim(self) -> int:
+        return int(self.reader.table.action.shape[1])
+
+    def batch(self, indices: Indices) -> Batch:
+        """The cached rows of these numbers."""
+        index, table, horizon = self.reader.index, self.reader.table, self.recipe.expert.horizon
+        episodes, frames = index.episode[indices], index.frame[indices]
+        chunks = [table.chunk(int(e), int(f), horizon) for e, f in zip(episodes, frames, strict=True)]
+        states = np.stack([table.states_of(int(e))[f] for e, f in zip(episodes, frames, strict=True)])
+        actions = self.action_normalizer.normalize(np.stack([c.actions for c in chunks]))
+        return Batch(
+            prefix=self.reader.read(indices),
+            state=torch.from_numpy(self.state_normalizer.normalize(states)),
+            actions=torch.from_numpy(actions),
+            is_pad=torch.from_numpy(np.stack([c.is_pad for c in chunks])),
+            row=index.row[indices],
+        )
+
+    def order(self, first_step: int) -> Iterator[Indices]:
+        """Row numbers of each step's batch from `first_step` on, forever; each epoch is one shuffle of all rows."""
+        size = min(self.recipe.batch, len(self.train_rows))
+        per_epoch = len(self.train_rows) // size
+        epoch, skip = divmod(first_step, per_epoch)
+        while True:
+            order = np.random.default_rng([self.recipe.seed, epoch]).permutation(self.train_rows)
+            for i in range(skip, per_epoch):
+                yield np.sort(order[i * size : (i + 1) * size])
+            epoch, skip = epoch + 1, 0
+
+    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """The batches of steps [first_step, last_step), the next one read while the current one is used."""
+        order = islice(self.order(first_step), last_step - first_step)
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            waiting = None
+            for indices in order:
+                ahead = worker.submit(self.batch, indices)
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = ahead
+            if waiting is not None:
+                yield waiting.result()
+
+    def _rows(self, episodes: Sequence[int]) -> Indices:
+        return np.nonzero(np.isin(self.reader.index.episode, episodes))[0].astype(np.int64)
+
+
+def _thin(rows: Indices, count: int) -> Indices:
+    """At most `count` of the rows, evenly spaced."""
+    if len(rows) <= count:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
+
+
+def _normalizer(parts: list[npt.NDArray[np.float32]], mode: NormalizationMode) -> Normalizer:
+    stats = RunningStats(parts[0].shape[1])
+    for part in parts:
+        stats.update(part)
+    return Normalizer(mode=mode, stats=stats.result())

@@ -1,0 +1,277 @@
+"""One training run in one folder.
+
+    config.yaml          the resolved recipe         run.json       cache, dataset, fingerprint
+    metrics.jsonl        one line per log step       result.json    the final validation
+    checkpoints/         the last two                policy/        the averaged weights as a policy bundle
+
+Noise and data order are functions of (seed, step), so a checkpoint is weights, moments and a step number, and a continued run
+gives the same numbers as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imagewam_cli.config import dump_json, dump_yaml, load_yaml, to_dict
+from imagewam_cli.data.samples import SAMPLES
+from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.errors import NonFiniteLossError, RunError, UsageError
+from imagewam_cli.expert.checkpoint import save_expert
+from imagewam_cli.expert.flow import FlowSchedule
+from imagewam_cli.expert.model import ActionExpert, ExpertConfig, parameter_count
+from imagewam_cli.kvcache.manifest import Manifest, write_atomically
+from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.policy.bundle import BundleParts, EditorReference, PolicyConfig, write_bundle
+from imagewam_cli.training.checkpoint import load_checkpoint, save_checkpoint
+from imagewam_cli.training.data import Batch, ExpertData
+from imagewam_cli.training.metrics import MetricLog
+from imagewam_cli.training.objective import Validation, flow_loss, validate
+from imagewam_cli.training.recipe import TrainRecipe
+
+_STEP_SEEDS = 1_000_003
+"""Distance between the noise seeds of two run seeds: no run of fewer steps repeats another's noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a run would cost. seconds: from a few real steps on this machine."""
+
+    parameters: int
+    rows: int
+    validation_rows: int
+    steps: int
+    epochs: float
+    memory_bytes: int
+    """Weights, gradients, moments, average and one batch of prefix KV; activations come on top."""
+    seconds: float
+
+
+class Trainer:
+    """A run: construct it, then `train()`."""
+
+    def __init__(self, reader: CacheReader, recipe: TrainRecipe) -> None:
+        if reader.manifest.rows == 0:
+            raise UsageError(f"{reader.folder} has no rows to train on")
+        self.reader, self.recipe = reader, recipe
+        self.data = ExpertData(reader, recipe)
+        self.schedule = FlowSchedule(shift=recipe.flow.shift)
+        spec = reader.manifest.spec
+        self.config = ExpertConfig(
+            layers=spec.layers,
+            rope=spec.rope,
+            action_dim=self.data.action_dim,
+            state_dim=self.data.state_dim,
+            horizon=recipe.expert.horizon,
+            hidden=recipe.expert.hidden,
+            mlp_ratio=recipe.expert.mlp_ratio,
+            use_prefix=recipe.expert.use_prefix,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            self.expert = ActionExpert(self.config)
+        self.average = {name: p.detach().clone() for name, p in self.expert.named_parameters()}
+        self.optimizer = torch.optim.AdamW(
+            self.expert.parameters(),
+            lr=recipe.optimizer.learning_rate,
+            betas=recipe.optimizer.betas,
+            weight_decay=recipe.optimizer.weight_decay,
+        )
+        self._validation: list[Batch] | None = None
+
+    def train(self, folder: Path, *, on_step: Callable[[int, dict[str, float]], None] = lambda step, values: None) -> Validation:
+        """Train into `folder`, going on from its newest checkpoint.
+
+        Raises:
+            RunError: the folder holds a run of another recipe or cache.
+            NonFiniteLossError: names the dataset rows of the batch; the last checkpoint stays.
+        """
+        recipe = self.recipe
+        self._open(folder)
+        first = load_checkpoint(folder / "checkpoints", self.expert, self.average, self.optimizer)
+        validation: Validation | None = None
+        with MetricLog(folder, first) as log:
+            started = time.monotonic()
+            on_step(first, {})
+            for step, batch in enumerate(self.data.batches(first, recipe.steps), start=first):
+                loss = self.step(step, batch)
+                done = step + 1
+                values: dict[str, float] = {}
+                if done % recipe.log_every == 0 or done == recipe.steps:
+                    seconds = (time.monotonic() - started) / (done - first)
+                    values = {"loss": loss, "learning_rate": recipe.learning_rate(step), "seconds_per_step": seconds}
+                if done % recipe.validate_every == 0 or done == recipe.steps:
+                    validation = self.validate()
+                    if validation is not None:
+                        values |= {f"validation_{k}": v for k, v in asdict(validation).items()}
+                if values:
+                    log.add(done, **values)
+                if done % recipe.save_every == 0 or done == recipe.steps:
+                    save_checkpoint(folder / "checkpoints", done, self.expert, self.average, self.optimizer)
+                    self._write_policy(folder / "policy")
+                on_step(done, values)
+        if validation is None:
+            validation = self.validate()
+        write_atomically(folder / "result.json", dump_json(_result(validation, recipe.steps)).encode())
+        return validation if validation is not None else Validation(loss=0.0, action_error=0.0, constant_error=0.0)
+
+    def step(self, step: int, batch: Batch) -> float:
+        """One optimizer step; returns the loss."""
+        recipe = self.recipe
+        generator = torch.Generator().manual_seed(recipe.seed * _STEP_SEEDS + step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            loss = flow_loss(self.expert, batch, self.schedule, recipe.flow.draws, generator)
+        if not bool(torch.isfinite(loss)):
+            rows = ", ".join(str(r) for r in batch.row)
+            raise NonFiniteLossError(
+                f"the loss is {float(loss.detach())} at step {step + 1}; rows of the batch: {rows}",
+                "look at these rows of the dataset, or lower optimizer.learning_rate; the last checkpoint is kept",
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.expert.parameters(), recipe.optimizer.clip_norm)
+        self.optimizer.step()
+        decay = min(recipe.optimizer.ema, (step + 1) / (step + 10))  # the first steps' average is not the random start
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(self.expert.parameters()), 1 - decay)
+        return float(loss.detach())
+
+    def validate(self) -> Validation | None:
+        """Figures of the averaged weights on held-out episodes; None where none are held out."""
+        if len(self.data.validation_rows) == 0:
+            return None
+        if self._validation is None:
+            rows, size = self.data.validation_rows, self.recipe.batch
+            self._validation = [self.data.batch(rows[i : i + size]) for i in range(0, len(rows), size)]
+        trained = {k: p.detach().clone() for k, p in self.expert.named_parameters()}
+        self.expert.load_state_dict(self.average)
+        flow = self.recipe.flow
+        result = validate(
+            self.expert,
+            self._validation,
+            self.schedule,
+            steps=flow.inference_steps,
+            noise_seed=self.recipe.policy.noise_seed,
+        )
+        self.expert.load_state_dict(trained)
+        return result
+
+    def dry_run(self, measured_steps: int = 3) -> DryRun:
+        """Parameters, memory, steps and time, from a few real steps; nothing is written."""
+        started = time.monotonic()
+        for step, batch in enumerate(self.data.batches(0, measured_steps)):
+            if step == 1:
+                started = time.monotonic()  # the first step warms up
+            self.step(step, batch)
+        per_step = (time.monotonic() - started) / max(1, measured_steps - 1)
+        parameters = parameter_count(self.expert)
+        prefix = self.reader.manifest.spec.bytes_per_row(4) * self.recipe.batch
+        return DryRun(
+            parameters=parameters,
+            rows=len(self.data.train_rows),
+            validation_rows=len(self.data.validation_rows),
+            steps=self.recipe.steps,
+            epochs=self.recipe.steps * self.recipe.batch / len(self.data.train_rows),
+            memory_bytes=parameters * 4 * 5 + 2 * prefix,
+            seconds=per_step * self.recipe.steps,
+        )
+
+    def _open(self, folder: Path) -> None:
+        """Start the run's folder, or check that it is this run's."""
+        identity = _identity(self.reader)
+        if (folder / "run.json").exists():
+            there = json.loads((folder / "run.json").read_text())
+            for key in ("fingerprint", "dataset", "codec"):
+                if there.get(key) != identity[key]:
+                    raise RunError(
+                        f"{folder} was trained on another cache: its {key} is {there.get(key)}, this one's {identity[key]}",
+                        "choose another folder with --out, or start over with --fresh",
+                    )
+            _refuse_other_recipe(folder, self.recipe)
+            return
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"{folder} holds something that is not a run", "choose an empty folder with --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.yaml", dump_yaml(self.recipe).encode())
+        write_atomically(folder / "run.json", dump_json(identity).encode())
+
+    def _write_policy(self, folder: Path) -> None:
+        manifest, recipe = self.reader.manifest, self.recipe
+        save_expert(folder, self.config, self.average)
+        samples = self.reader.folder / SAMPLES
+        if samples.exists() and not (folder / SAMPLES).exists():
+            shutil.copyfile(samples, folder / SAMPLES)
+        write_bundle(
+            folder,
+            BundleParts(
+                config=PolicyConfig(
+                    horizon=recipe.expert.horizon,
+                    execute=recipe.policy.execute,
+                    inference_steps=recipe.flow.inference_steps,
+                    shift=recipe.flow.shift,
+                    noise_seed=recipe.policy.noise_seed,
+                    fps=manifest.dataset.fps,
+                    cameras=manifest.spec.cameras,
+                    state_names=manifest.dataset.state_names,
+                    action_names=manifest.dataset.action_names,
+                ),
+                editor=editor_reference(manifest),
+                state_normalizer=self.data.state_normalizer,
+                action_normalizer=self.data.action_normalizer,
+            ),
+        )
+
+
+def editor_reference(manifest: Manifest) -> EditorReference:
+    """The editor that a cache was made with."""
+    from imagewam_cli.config import from_dict
+
+    return EditorReference(
+        name=str(manifest.fingerprint["editor"]),
+        settings=from_dict(PrefixSettings, manifest.fingerprint["settings"], source="manifest.json"),
+        spec=manifest.spec,
+        fingerprint=manifest.fingerprint,
+    )
+
+
+def _identity(reader: CacheReader) -> dict[str, Any]:
+    manifest = reader.manifest
+    return {
+        "cache": str(reader.folder.resolve()),
+        "fingerprint": manifest.digest,
+        "editor": manifest.fingerprint.get("editor"),
+        "dataset": manifest.dataset.identity[:16],
+        "codec": manifest.codec,
+    }
+
+
+def _refuse_other_recipe(folder: Path, recipe: TrainRecipe) -> None:
+    there, here = _flat(to_dict(load_yaml(folder / "config.yaml", TrainRecipe))), _flat(to_dict(recipe))
+    for key in here:
+        if there[key] != here[key]:
+            raise RunError(
+                f"{folder} holds a run with {key} = {there[key]}, this one has {here[key]}",
+                "choose another folder with --out, or start over with --fresh",
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _result(validation: Validation | None, steps: int) -> dict[str, Any]:
+    if validation is None:
+        return {"steps": steps, "validation": None}
+    return {"steps": steps, "validation": asdict(validation) | {"ratio_to_constant": validation.ratio}}

@@ -1,0 +1,74 @@
+"""The flow-matching loss of one batch, and the figures of a validation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imagewam_cli.expert.flow import FlowSchedule, add_noise, velocity
+from imagewam_cli.expert.model import ActionExpert, masked_flow_loss
+from imagewam_cli.expert.sampler import initial_noise, integrate
+from imagewam_cli.training.data import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """On held-out episodes. Errors are mean squared, over steps that are not padding, in normalised units.
+
+    loss: flow loss at fixed noise and times; action_error: of the sampled chunk; constant_error: of the best constant chunk,
+    the per-step mean of the validation chunks themselves (a floor for anything that does not look).
+    """
+
+    loss: float
+    action_error: float
+    constant_error: float
+
+    @property
+    def ratio(self) -> float:
+        """action_error over constant_error: below 1 beats not looking."""
+        return self.action_error / max(self.constant_error, 1e-12)
+
+
+def flow_loss(
+    expert: ActionExpert, batch: Batch, schedule: FlowSchedule, draws: int, generator: torch.Generator
+) -> Tensor:
+    """Loss over `draws` independent (noise, t) per row; the draws of a row stand side by side."""
+    actions = batch.actions.repeat_interleave(draws, dim=0)
+    noise = torch.randn(actions.shape, generator=generator)
+    t = schedule.sample(len(actions), generator)
+    predicted = expert(
+        add_noise(actions, noise, t), t, batch.state.repeat_interleave(draws, dim=0), batch.prefix
+    )
+    pad = batch.is_pad.repeat_interleave(draws, dim=0)
+    return masked_flow_loss(predicted, velocity(actions, noise), pad, schedule.weight(t))
+
+
+def validate(
+    expert: ActionExpert, batches: list[Batch], schedule: FlowSchedule, *, steps: int, noise_seed: int
+) -> Validation:
+    """The figures over all rows of `batches`."""
+    losses, errors, counts = [], [], []
+    with torch.no_grad():
+        for i, batch in enumerate(batches):
+            generator = torch.Generator().manual_seed(i)
+            losses.append(float(flow_loss(expert, batch, schedule, 1, generator)) * len(batch.actions))
+            noise = initial_noise(len(batch.actions), *batch.actions.shape[1:], seed=noise_seed)
+            chunk = integrate(expert, noise, batch.state, batch.prefix, schedule, steps)
+            keep = (~batch.is_pad).float()
+            errors.append(float(((chunk - batch.actions).square().mean(-1) * keep).sum()))
+            counts.append(float(keep.sum()))
+    rows = sum(len(b.actions) for b in batches)
+    return Validation(
+        loss=sum(losses) / rows,
+        action_error=sum(errors) / sum(counts),
+        constant_error=_constant_error(batches),
+    )
+
+
+def _constant_error(batches: list[Batch]) -> float:
+    actions = torch.cat([b.actions for b in batches])
+    keep = (~torch.cat([b.is_pad for b in batches])).float()[..., None]
+    mean = (actions * keep).sum(0) / keep.sum(0).clamp(min=1)
+    return float((((actions - mean).square() * keep).mean(-1)).sum() / keep.sum())

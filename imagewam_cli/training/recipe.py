@@ -1,0 +1,87 @@
+"""Every number of a training run. Defaults suit the embedded demonstration on two cores; a YAML file overrides any of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from imagewam_cli.data.normalization import NormalizationMode
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertRecipe:
+    """Shape of the expert and of what it predicts."""
+
+    horizon: int = 16
+    """Steps in an action chunk."""
+    hidden: int = 192
+    mlp_ratio: float = 2.0
+    use_prefix: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowRecipe:
+    shift: float = 5.0
+    inference_steps: int = 10
+    draws: int = 4
+    """Independent (noise, t) draws per loaded prefix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerRecipe:
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_fraction: float = 0.05
+    final_fraction: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.995
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyRecipe:
+    """How the trained policy acts."""
+
+    execute: int = 8
+    """Actions carried out before the next look at the scene."""
+    noise_seed: int = 42
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    steps: int = 1500
+    batch: int = 64
+    seed: int = 0
+    validation_fraction: float = 0.1
+    validation_rows: int = 256
+    episodes: int | None = None
+    """Use only the first N training episodes."""
+    normalize_action: NormalizationMode = "min_max"
+    normalize_state: NormalizationMode = "min_max"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    log_every: int = 20
+    validate_every: int = 250
+    save_every: int = 250
+    expert: ExpertRecipe = field(default_factory=ExpertRecipe)
+    flow: FlowRecipe = field(default_factory=FlowRecipe)
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    policy: PolicyRecipe = field(default_factory=PolicyRecipe)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "log_every", "validate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0.0 <= self.validation_fraction < 1.0:
+            raise ValueError(f"validation_fraction must lie in [0, 1), got {self.validation_fraction}")
+        if not 1 <= self.policy.execute <= self.expert.horizon:
+            raise ValueError(f"policy.execute {self.policy.execute} must lie between 1 and the horizon {self.expert.horizon}")
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up over `warmup_fraction` of the steps, then cosine down to `final_fraction`."""
+        o = self.optimizer
+        warmup = max(1, round(o.warmup_fraction * self.steps))
+        if step < warmup:
+            return o.learning_rate * (step + 1) / warmup
+        share = (step - warmup) / max(1, self.steps - warmup)
+        return o.learning_rate * (o.final_fraction + (1 - o.final_fraction) * 0.5 * (1 + math.cos(math.pi * share)))

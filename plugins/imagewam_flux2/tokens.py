@@ -1,0 +1,200 @@
+"""How FLUX.2 sees pictures, text and time, on diffusers' own classes.
+
+Picture -> VAE mean -> 2x2 space-to-channel -> batch norm -> tokens (B, h w, C). Instruction -> chat template -> hidden states
+of three Qwen3 layers side by side -> (B, L, 3 D). Position ids have four axes (t, h, w, l): text counts along l; the
+reference picture has t = 10, the target t = 0, actions t = 2 and count along h. Source: IMAGEWAM paper, FLUX.2 stack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imagewam_cli.capture import LayerKV, record, replay
+
+REFERENCE_T = 10
+TARGET_T = 0
+ACTION_T = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """embeds (B, L, 3 D) and valid, bool (B, L): False where a shorter instruction was padded."""
+
+    embeds: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class FluxPrefix:
+    """Keys and values per attention module, tokens [text | reference]; valid, bool (B, P)."""
+
+    layers: dict[str, LayerKV]
+    valid: Tensor
+
+    def repeat(self, times: int) -> FluxPrefix:
+        """The batch `times` over."""
+        layers = {n: LayerKV(kv.k.repeat(times, 1, 1, 1), kv.v.repeat(times, 1, 1, 1)) for n, kv in self.layers.items()}
+        return replace(self, layers=layers, valid=self.valid.repeat(times, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FluxTokens:
+    """The parts of a FLUX.2-klein pipeline that turn (picture, instruction) into keys and values and back into a picture."""
+
+    transformer: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    text_layers: tuple[int, ...] = (9, 18, 27)
+    max_text_tokens: int = 512
+
+    @classmethod
+    def of(cls, pipeline: Any, *, text_layers: tuple[int, ...] = (9, 18, 27), max_text_tokens: int = 512) -> FluxTokens:
+        return cls(
+            transformer=pipeline.transformer,
+            vae=pipeline.vae,
+            text_encoder=pipeline.text_encoder,
+            tokenizer=pipeline.tokenizer,
+            text_layers=text_layers,
+            max_text_tokens=max_text_tokens,
+        )
+
+    def image(self, pictures: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> normalised tokens (B, H W / 256, C), rows first."""
+        with torch.no_grad():
+            latents = pack_latents(self.vae.encode(pictures).latent_dist.mode())
+            mean, std = self._batch_norm(latents)
+            return ((latents - mean) / std).flatten(2).transpose(1, 2)
+
+    def picture(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """The inverse of `image` for a grid of height x width tokens: (B, 3, 16 height, 16 width), clamped to [-1, 1]."""
+        with torch.no_grad():
+            latents = tokens.transpose(1, 2).unflatten(2, (height, width))
+            mean, std = self._batch_norm(latents)
+            decoded: Tensor = self.vae.decode(unpack_latents(latents * std + mean)).sample
+            return decoded.clamp(-1, 1)
+
+    def token_ids(self, instruction: str) -> list[int]:
+        """The instruction in the chat template, cut at `max_text_tokens`."""
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": instruction}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        ids: list[int] = self.tokenizer(text, truncation=True, max_length=self.max_text_tokens)["input_ids"]
+        return ids
+
+    def text(self, instructions: Sequence[str], *, pad_to: int | None = None, grad: bool = False) -> Text:
+        """Hidden states of the instructions, padded at the end to the longest of them or to `pad_to` tokens."""
+        rows = [self.token_ids(i) for i in instructions]
+        length = max(pad_to or 0, *(len(r) for r in rows))
+        device = self.text_encoder.device
+        ids = torch.full((len(rows), length), self.tokenizer.pad_token_id, dtype=torch.long)
+        valid = torch.zeros(len(rows), length, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            valid[i, : len(row)] = True
+        ids, valid = ids.to(device), valid.to(device)
+        with contextlib.nullcontext() if grad else torch.no_grad():
+            # the decoder stack alone: the language head is never needed
+            states = self.text_encoder.model(
+                input_ids=ids, attention_mask=valid.long(), output_hidden_states=True, use_cache=False
+            ).hidden_states
+        return Text(embeds=torch.cat([states[i] for i in self.text_layers], dim=-1), valid=valid)
+
+    @property
+    def layers(self) -> list[str]:
+        """The attention modules in the order in which they run: double blocks, then single blocks."""
+        doubles = [f"transformer_blocks.{i}.attn" for i in range(len(self.transformer.transformer_blocks))]
+        singles = [f"single_transformer_blocks.{i}.attn" for i in range(len(self.transformer.single_transformer_blocks))]
+        return doubles + singles
+
+    def prefix(
+        self,
+        text: Text,
+        reference: Tensor,
+        reference_ids: Tensor,
+        *,
+        timestep: float,
+        layers: Sequence[str] | None = None,
+        grad: bool = False,
+    ) -> FluxPrefix:
+        """One forward over [text | reference] without a target, at one timestep in [0, 1].
+
+        reference: (B, R, C); reference_ids: (R, 4). Text and reference attend to each other; padded text is never seen.
+        """
+        batch, length = text.valid.shape
+        valid = torch.cat([text.valid, text.valid.new_ones(batch, reference.shape[1])], dim=1)
+        names = list(layers) if layers is not None else self.layers
+        with contextlib.nullcontext() if grad else torch.no_grad(), record(
+            self.transformer, names, stop_after_last=not grad
+        ) as recording:
+            self._forward(
+                text.embeds, reference, text_ids(length), reference_ids, torch.full((batch,), timestep), _key_mask(valid)
+            )
+        return FluxPrefix(layers=recording.layers, valid=valid)
+
+    def target_velocity(self, prefix: FluxPrefix, noisy: Tensor, t: Tensor) -> Tensor:
+        """Velocity of the noisy target tokens (B, T, C), square grid, at noise levels t (B,), attending to the prefix."""
+        batch, count, _ = noisy.shape
+        side = round(count**0.5)
+        empty = noisy.new_zeros(batch, 0, self.transformer.config.joint_attention_dim)
+        with replay(self.transformer, prefix.layers, prefix.valid):
+            result: Tensor = self._forward(empty, noisy, text_ids(0), image_ids(side, side, t=TARGET_T), t, None)
+        return result
+
+    def _forward(
+        self, embeds: Tensor, image: Tensor, txt_ids: Tensor, img_ids: Tensor, t: Tensor, mask: Tensor | None
+    ) -> Any:
+        kwargs = None if mask is None else {"attention_mask": mask}
+        return self.transformer(
+            hidden_states=image,
+            encoder_hidden_states=embeds.to(image.dtype),
+            timestep=t.to(image.device),
+            img_ids=img_ids.to(image.device),
+            txt_ids=txt_ids.to(image.device),
+            guidance=None,
+            joint_attention_kwargs=kwargs,
+            return_dict=False,
+        )[0]
+
+    def _batch_norm(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        norm = self.vae.bn
+        mean = norm.running_mean.view(1, -1, 1, 1).to(like)
+        std = torch.sqrt(norm.running_var.view(1, -1, 1, 1) + self.vae.config.batch_norm_eps).to(like)
+        return mean, std
+
+
+def pack_latents(latents: Tensor) -> Tensor:
+    """(B, C, 2 h, 2 w) -> (B, 4 C, h, w), channel order (c, dy, dx)."""
+    b, c, h, w = latents.shape
+    return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
+
+
+def unpack_latents(packed: Tensor) -> Tensor:
+    """The inverse of `pack_latents`."""
+    b, c, h, w = packed.shape
+    return packed.view(b, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c // 4, 2 * h, 2 * w)
+
+
+def image_ids(height: int, width: int, *, t: int) -> Tensor:
+    """Position ids of a grid of picture tokens, float32 (height * width, 4), rows first."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    zero = torch.zeros(height * width)
+    return torch.stack([zero + t, rows.flatten(), columns.flatten(), zero], dim=-1).float()
+
+
+def text_ids(length: int) -> Tensor:
+    """Position ids of `length` text tokens, float32 (length, 4)."""
+    ids = torch.zeros(length, 4)
+    ids[:, 3] = torch.arange(length)
+    return ids
+
+
+def _key_mask(valid: Tensor) -> Tensor | None:
+    """bool (B, 1, 1, P) for the attention, or None where every token is valid."""
+    return None if bool(valid.all()) else valid[:, None, None, :]

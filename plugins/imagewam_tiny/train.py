@@ -1,0 +1,239 @@
+"""How `tiny` was trained: first the VAE on tabletop pictures, then text encoder and transformer on tabletop edits.
+
+    python -m imagewam_tiny.train --out DIR [--seed 0] [--threads 2]
+
+Each stage writes a checkpoint now and then and goes on from it when started again. Everything is drawn from the seed; the
+same seed, thread count and torch build give the same weights.
+
+The editor stage trains exactly what `imagewam cache` stores. One forward over [text | reference] at the fixed
+`PREFIX_TIMESTEP` leaves keys and values; a second forward over the noisy target alone, at its own random timestep, attends
+to them. Text and reference never see the target (the published mask), and the prefix is never modulated with a timestep
+that it will not have in use (the mismatch of the published recipe).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from imagewam_flux2.tokens import FluxTokens, image_ids, pack_latents
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from imagewam_cli.expert.flow import FlowSchedule, add_noise, velocity
+from imagewam_cli.sim.tabletop.edits import Edit, sample_edit
+from imagewam_cli.sim.tabletop.render import TABLE_RGB
+from imagewam_tiny import recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One stage's numbers."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: int = 100
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    save_every: int = 250
+
+    def rate(self, step: int) -> float:
+        """Learning rate: linear warm-up, then cosine down to 1 %."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        share = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+
+VAE_STAGE = TrainConfig(steps=1100, batch=32, learning_rate=2e-3, warmup=50, ema=0.99, save_every=100)
+EDITOR_STAGE = TrainConfig(steps=2100, batch=32, learning_rate=1e-3, ema=0.995, save_every=150)
+KL_WEIGHT = 2e-7
+THINGS_WEIGHT = 4.0
+"""How much more a pixel that is not bare table counts for the VAE: blocks and jaws are a few percent of the picture."""
+TARGET_SHIFT = 3.0
+NOISE_DRAWS = 2
+"""Noisy targets per prefix: the prefix is computed once for all of them."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the embedded editor `tiny` from nothing.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the trained pipeline")
+    parser.add_argument("--work", type=Path, default=Path("tiny-training"), help="folder of the checkpoints")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    pipeline = recipe.build_pipeline(arguments.seed)
+    train_vae(pipeline.vae, VAE_STAGE, arguments.work / "vae.safetensors", arguments.seed)
+    train_editor(pipeline, EDITOR_STAGE, arguments.work / "editor.safetensors", arguments.seed)
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.transformer):
+        part.to(torch.float16)
+    recipe.save_pipeline(pipeline, arguments.out)
+
+
+def train_vae(vae: Any, config: TrainConfig, checkpoint: Path, seed: int) -> None:
+    """Reconstruct crops and whole pictures; then measure the latents' mean and variance for the batch norm."""
+    stage = _Stage(vae, config, checkpoint)
+    for step in stage.remaining():
+        whole = step % 4 == 3
+        pictures = to_tensor(_pictures(seed, step, config.batch // 4 if whole else config.batch))
+        if not whole:  # the network is convolutional: crops teach the same for a quarter of the price
+            corner = np.random.default_rng([seed, step]).integers(0, 65, size=(len(pictures), 2))
+            pictures = torch.stack([p[:, y : y + 64, x : x + 64] for p, (y, x) in zip(pictures, corner, strict=True)])
+        torch.manual_seed(1_000_000 * (seed + 1) + step)
+        with mixed_precision():
+            posterior = vae.encode(pictures).latent_dist
+            error = vae.decode(posterior.sample()).sample.float() - pictures
+        weight = 1 + (THINGS_WEIGHT - 1) * _things(pictures)
+        loss = (weight * (error.abs() + error.square())).mean() + KL_WEIGHT * posterior.kl().mean()
+        stage.advance(step, loss)
+    stage.finish()
+    latents = torch.cat([encode_mean(vae, to_tensor(_pictures(seed, 10**6 + i, 32))) for i in range(16)])
+    vae.bn.running_mean.copy_(latents.mean(dim=(0, 2, 3)))
+    vae.bn.running_var.copy_(latents.var(dim=(0, 2, 3)))
+
+
+def train_editor(pipeline: Any, config: TrainConfig, checkpoint: Path, seed: int) -> None:
+    """Flow matching on (picture now, instruction) -> picture when done."""
+    tokens = FluxTokens.of(pipeline, text_layers=recipe.TEXT_LAYERS, max_text_tokens=recipe.MAX_TEXT_TOKENS)
+    trained = torch.nn.ModuleDict({"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder.model})
+    schedule = FlowSchedule(shift=TARGET_SHIFT)
+    stage = _Stage(trained, config, checkpoint)
+    for step in stage.remaining():
+        edits = [sample_edit(seed * 10**8 + step * config.batch + i) for i in range(config.batch)]
+        with mixed_precision():
+            before, after = _latents(tokens, edits)
+        generator = torch.Generator().manual_seed(1_000_000 * (seed + 1) + step)
+        target = after.repeat(NOISE_DRAWS, 1, 1)
+        noise = torch.randn(target.shape, generator=generator)
+        t = schedule.sample(len(target), generator)
+        with mixed_precision():
+            text = tokens.text([e.instruction for e in edits], grad=True)
+            prefix = tokens.prefix(text, before, image_ids(8, 8, t=10), timestep=recipe.PREFIX_TIMESTEP, grad=True)
+            predicted = tokens.target_velocity(prefix.repeat(NOISE_DRAWS), add_noise(target, noise, t), t)
+        stage.advance(step, F.mse_loss(predicted.float(), velocity(target, noise)))
+    stage.finish()
+
+
+def mixed_precision() -> torch.autocast:
+    """bfloat16 products, float32 weights and sums: half the time where the processor has bfloat16."""
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def to_tensor(pictures: npt.NDArray[np.uint8]) -> Tensor:
+    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def encode_mean(vae: Any, pictures: Tensor) -> Tensor:
+    """Packed latents before the batch norm, (B, 4 C, H / 16, W / 16)."""
+    with torch.no_grad():
+        return pack_latents(vae.encode(pictures).latent_dist.mode())
+
+
+def _things(pictures: Tensor) -> Tensor:
+    """float32 (B, 1, H, W): 1 where a pixel is not bare table."""
+    table = torch.tensor(TABLE_RGB).view(1, 3, 1, 1) / 127.5 - 1
+    return ((pictures - table).abs().amax(1, keepdim=True) > 0.1).float()
+
+
+def _latents(tokens: FluxTokens, edits: list[Edit]) -> tuple[Tensor, Tensor]:
+    both = to_tensor(np.stack([e.before for e in edits] + [e.after for e in edits]))
+    latents = tokens.image(both)
+    return latents[: len(edits)].float(), latents[len(edits) :].float()
+
+
+def _pictures(seed: int, step: int, count: int) -> npt.NDArray[np.uint8]:
+    edits = [sample_edit(seed * 10**8 + step * count + i) for i in range(count)]
+    return np.stack([e.before if i % 3 else e.after for i, e in enumerate(edits)])
+
+
+class _Stage:
+    """One model under AdamW with an average of its weights, checkpoints, and a line of progress now and then."""
+
+    def __init__(self, model: torch.nn.Module, config: TrainConfig, checkpoint: Path) -> None:
+        self.model, self.config, self.checkpoint = model.train(), config, checkpoint
+        self.parameters = {k: p for k, p in model.named_parameters() if p.requires_grad}
+        self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+        )
+        self.started = time.monotonic()
+        self.losses: list[float] = []
+
+    def remaining(self) -> Iterator[int]:
+        """The steps still to do: all of them, or those after the checkpoint."""
+        yield from range(self._restore(), self.config.steps)
+
+    def advance(self, step: int, loss: Tensor) -> None:
+        """One optimizer step; every `save_every` steps a checkpoint."""
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is {float(loss.detach())} at step {step}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.rate(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        self.optimizer.step()
+        decay = min(self.config.ema, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
+        self.losses.append(float(loss.detach()))
+        if (step + 1) % 50 == 0:
+            recent = sum(self.losses[-50:]) / len(self.losses[-50:])
+            elapsed = time.monotonic() - self.started
+            print(f"{self.checkpoint.stem} step {step + 1} loss {recent:.4f} {elapsed:.0f} s", flush=True)
+        if (step + 1) % self.config.save_every == 0:
+            self._save(step + 1)
+
+    def finish(self) -> None:
+        """The averaged weights become the model's."""
+        self._save(self.config.steps)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.average[name])
+        self.model.eval()
+
+    def _save(self, step: int) -> None:
+        state = {f"model.{k}": p.detach().contiguous() for k, p in self.parameters.items()}
+        state |= {f"average.{k}": p.contiguous() for k, p in self.average.items()}
+        for name, parameter in self.parameters.items():
+            moments = self.optimizer.state[parameter]
+            state |= {f"first.{name}": moments["exp_avg"], f"second.{name}": moments["exp_avg_sq"]} if moments else {}
+        temporary = self.checkpoint.with_suffix(".partial")
+        save_file(state, temporary, metadata={"step": str(step)})
+        temporary.replace(self.checkpoint)
+
+    def _restore(self) -> int:
+        if not self.checkpoint.exists():
+            return 0
+        from safetensors import safe_open
+
+        with safe_open(self.checkpoint, framework="pt") as file:
+            step = int(file.metadata()["step"])
+        state = load_file(self.checkpoint)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state[f"model.{name}"])
+                self.average[name].copy_(state[f"average.{name}"])
+                if f"first.{name}" in state:
+                    self.optimizer.state[parameter] = {
+                        "step": torch.tensor(float(step)),
+                        "exp_avg": state[f"first.{name}"],
+                        "exp_avg_sq": state[f"second.{name}"],
+                    }
+        return step
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The command line as a user meets it: exit codes, one line and a hint for each error, JSON where asked."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from imagewam_cli import __version__
+from imagewam_cli.cli import app
+from imagewam_cli.cli.output import bytes_text, seconds_text, table
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = app.run(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"imagewam {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "command", ["record", "cache", "train-expert", "eval", "export", "demo", "editors", "plugins", "list", "info"]
+)
+def test_every_command_shows_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert f"Example: imagewam {command}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["cache", "--editor", "tinny"], "unknown editor 'tinny'", "did you mean 'tiny'?"),
+        (["record", "--env", "tabeltop", "--out", "x"], "unknown environment 'tabeltop'", "did you mean 'tabletop'?"),
+        (["record", "--episodes", "0", "--out", "x"], "cannot record 0 episodes", "at least one"),
+        (["record", "--codec", "vp9", "--out", "x"], "unknown codec 'vp9'", "choose one of"),
+        (["cache", "--dtype", "int3"], "unknown codec 'int3'", ""),
+        (["eval", "--policy", "random", "--video", "avi"], "unknown kind of picture 'avi'", ""),
+        (["eval", "--policy", "random", "--split", "tset"], "unknown split 'tset'", "did you mean 'test'?"),
+        (["info", "nowhere"], "nowhere does not exist", "imagewam list"),
+        (["cache", "--wrong"], "No such option", "Usage"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    hint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert hint in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["train-expert"], "there is no cache", "imagewam cache"),
+        (["eval"], "there is no run", "imagewam train-expert"),
+        (["export"], "there is no run", "imagewam train-expert"),
+        (["eval", "--policy", "nowhere"], "nowhere does not exist", "imagewam train-expert"),
+        (["train-expert", "--cache", "nowhere"], "nowhere is not a cache", "imagewam cache"),
+        (["cache", "--dataset", "nowhere"], "dataset nowhere does not exist", "meta/info.json"),
+    ],
+)
+def test_failure_is_one_line_and_exit_1(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    hint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *arguments)
+    assert code == 1
+    assert message in err
+    assert hint in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "somewhere"), 1, "error: Permission denied: somewhere"),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (ZeroDivisionError("oops"), 1, "error: ZeroDivisionError: oops"),
+    ],
+)
+def test_what_is_no_error_of_ours_is_said_in_one_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(app, "app", lambda **_: fail())
+    got, _, err = run(capsys, "editors")
+    assert got == code
+    assert err.startswith(line)
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from imagewam_cli.errors import UnknownNameError
+
+    with pytest.raises(UnknownNameError):
+        app.run(["--debug", "cache", "--editor", "tinny"])
+    monkeypatch.setattr(app.output, "debug", False)
+
+
+def test_editors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "editors", "--format", "json")
+    assert code == 0
+    tiny = next(e for e in json.loads(out) if e["name"] == "tiny")
+    assert tiny["family"] == "Flux2KleinPipeline"
+
+
+def test_plugins_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "plugins", "--format", "json")
+    assert code == 0
+    assert {p["name"] for p in json.loads(out)} >= {"builtin", "tiny", "flux2"}
+
+
+def test_list_of_an_empty_folder_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "imagewam cache --editor tiny" in run(capsys, "list")[1]
+
+
+def test_delete_asks_and_only_knows_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_folder = tmp_path / "runs" / "one"
+    run_folder.mkdir(parents=True)
+    (run_folder / "run.json").write_text("{}")
+    other = tmp_path / "precious"
+    other.mkdir()
+    assert run(capsys, "list", "--delete", "precious")[0] == 2
+    assert other.exists()
+    monkeypatch.setattr("typer.confirm", lambda *_a, **_k: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run(capsys, "list", "--delete", "runs/one")[0] == 130
+    assert run_folder.exists()
+    assert run(capsys, "list", "--delete", "runs/one", "--yes")[0] == 0
+    assert not run_folder.exists()
+
+
+def test_text_of_sizes_and_times() -> None:
+    assert [bytes_text(x) for x in (12, 3400, 5_600_000, 7.8e9, 9.1e12)] == ["12 B", "3.4 kB", "5.6 MB", "7.8 GB", "9.1 TB"]
+    assert [seconds_text(x) for x in (1.23, 45, 200, 7500)] == ["1.2 s", "45 s", "3 min 20 s", "2 h 5 min"]
+    assert table(["a", "bb"], [["ccc", "d"]]) == "a    bb\nccc  d"

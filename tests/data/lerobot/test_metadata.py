@@ -1,0 +1,202 @@
+"""Metadata of both versions: where episodes lie, what identifies a dataset, which tables are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from imagewam_cli.data.lerobot.metadata import load_metadata
+from imagewam_cli.errors import DatasetError
+
+from .recordings import LENGTHS, Recording, edit_json, edit_table, record, set_column, write_v21, write_v30
+
+EPISODES = "meta/episodes/chunk-000/file-000.parquet"
+TOP = "observation.images.top"
+
+
+@pytest.fixture
+def copy30(v30: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(v30, tmp_path / "v30"))
+
+
+@pytest.fixture
+def copy21(v21: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(v21, tmp_path / "v21"))
+
+
+def test_v30_episodes_share_files(v30: Path) -> None:
+    episodes = load_metadata(v30).episodes
+    assert [episode.length for episode in episodes] == list(LENGTHS)
+    assert {episode.data_file for episode in episodes} == {v30 / "data/chunk-000/file-000.parquet"}
+    spans = [episode.videos[TOP] for episode in episodes]
+    assert {span.path for span in spans} == {v30 / f"videos/{TOP}/chunk-000/file-000.mp4"}
+    assert [(span.first_frame, span.is_last) for span in spans] == [(0, False), (5, False), (12, True)]
+
+
+def test_v21_episodes_have_their_own_files_in_chunks(v21: Path) -> None:
+    episodes = load_metadata(v21).episodes
+    assert episodes[2].data_file == v21 / "data/chunk-001/episode_000002.parquet"
+    assert episodes[2].videos[TOP].path == v21 / f"videos/chunk-001/{TOP}/episode_000002.mp4"
+    assert all(e.videos[TOP].first_frame == 0 and e.videos[TOP].is_last for e in episodes)
+
+
+def test_both_versions_know_the_same_tasks(v21: Path, v30: Path) -> None:
+    expected = {0: "push the red cube", 1: "open the drawer"}
+    assert load_metadata(v21).tasks == load_metadata(v30).tasks == expected
+
+
+def test_an_index_that_pandas_left_unnamed_is_found(copy30: Path) -> None:
+    edit_table(copy30 / "meta/tasks.parquet", lambda t: t.rename_columns(["task_index", "__index_level_0__"]))
+    assert load_metadata(copy30).tasks[1] == "open the drawer"
+
+
+def test_templates_of_info_are_followed(copy30: Path) -> None:
+    (copy30 / "data/chunk-000/file-000.parquet").rename(copy30 / "rows_0_0.parquet")
+    edit_json(copy30 / "meta/info.json", lambda i: i.update(data_path="rows_{chunk_index}_{file_index}.parquet"))
+    assert load_metadata(copy30).episodes[0].data_file == copy30 / "rows_0_0.parquet"
+
+
+@pytest.mark.parametrize("seconds", [0.02, -0.02])
+def test_time_stamps_that_drifted_still_give_whole_frames(copy30: Path, seconds: float) -> None:
+    def drift(table: pa.Table) -> pa.Table:
+        for field in ("from_timestamp", "to_timestamp"):
+            name = f"videos/{TOP}/{field}"
+            table = set_column(table, name, [value + seconds for value in table[name].to_pylist()])
+        return table
+
+    edit_table(copy30 / EPISODES, drift)
+    assert [e.videos[TOP].first_frame for e in load_metadata(copy30).episodes] == [0, 5, 12]
+
+
+def test_episodes_may_be_spread_over_files_in_any_order(copy30: Path) -> None:
+    table = pq.read_table(copy30 / EPISODES)
+    pq.write_table(table.slice(1), copy30 / EPISODES)
+    pq.write_table(table.slice(0, 1), copy30 / "meta/episodes/chunk-000/file-001.parquet")
+    assert [episode.index for episode in load_metadata(copy30).episodes] == [0, 1, 2]
+
+
+class TestIdentity:
+    def test_is_the_same_for_a_copy(self, v30: Path, copy30: Path, v21: Path, copy21: Path) -> None:
+        assert load_metadata(v30).identity == load_metadata(copy30).identity
+        assert load_metadata(v21).identity == load_metadata(copy21).identity
+        assert load_metadata(v21).identity != load_metadata(v30).identity
+        assert len(load_metadata(v30).identity) == 64
+
+    def test_does_not_depend_on_how_info_is_written(self, v30: Path, copy30: Path) -> None:
+        path = copy30 / "meta/info.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(dict(reversed(content.items()))))
+        assert load_metadata(copy30).identity == load_metadata(v30).identity
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            record((5, 7, 5)),
+            record((7, 5, 4)),
+            record(seed=1),
+            [*record()[:2], Recording(**{**vars(record()[2]), "instruction": "do something else"})],
+        ],
+        ids=["length", "order of lengths", "numbers of equal lengths", "instruction"],
+    )
+    def test_changes_with_the_recording(self, other: list[Recording], v30: Path, tmp_path: Path) -> None:
+        root = write_v30(tmp_path / "other", other)
+        assert load_metadata(root).identity != load_metadata(v30).identity
+
+    def test_changes_with_the_frame_rate(self, v21: Path, copy21: Path) -> None:
+        edit_json(copy21 / "meta/info.json", lambda info: info.update(fps=20))
+        assert load_metadata(copy21).identity != load_metadata(v21).identity
+
+
+def _overlap(table: pa.Table) -> pa.Table:
+    # What a merge leaves behind that forgets to shift one episode.
+    table = set_column(table, f"videos/{TOP}/from_timestamp", [0.0, 0.0, 1.2])
+    return set_column(table, f"videos/{TOP}/to_timestamp", [0.5, 0.7, 1.6])
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.slice(0, 2), "lists 2 episodes, .* says total_episodes 3"),
+        (lambda t: set_column(t, "episode_index", [0, 1, 1]), "episode 1 is listed twice"),
+        (lambda t: set_column(t, "length", [5, 0, 11]), "has 0 rows, but 7 frames of 'observation.images.top'"),
+        (
+            lambda t: set_column(t, "length", [5, 7, 5]),
+            "episode 2 has 5 rows, but 4 frames of 'observation.images.top'",
+        ),
+        (lambda t: set_column(t, "dataset_from_index", [0, 5, 5]), "episode 2 begins at row 5, .* hold 12 rows"),
+        (lambda t: set_column(t, "data/file_index", [0, None, 0]), "episode 1 has no 'data/file_index'"),
+        (lambda t: t.drop_columns(["data/file_index"]), "has no column 'data/file_index'"),
+        (_overlap, "episodes 0 and 1 overlap in .*file-000.mp4"),
+    ],
+)
+def test_a_broken_v30_episode_table_is_refused(
+    copy30: Path, edit: Callable[[pa.Table], pa.Table], message: str
+) -> None:
+    edit_table(copy30 / EPISODES, edit)
+    with pytest.raises(DatasetError, match=message):
+        load_metadata(copy30)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        (EPISODES, lambda path: path.unlink(), "meta/episodes holds no parquet file"),
+        (
+            EPISODES,
+            lambda path: path.write_bytes(path.read_bytes()[:-20]),
+            "file-000.parquet is not a readable parquet",
+        ),
+        ("meta/tasks.parquet", lambda path: path.unlink(), "tasks.parquet is missing"),
+        ("meta/tasks.parquet", lambda path: pq.write_table(pa.table({"a": [1]}), path), r"has columns \['a'\]"),
+    ],
+)
+def test_a_damaged_v30_metadata_file_is_named(
+    copy30: Path, name: str, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(copy30 / name)
+    with pytest.raises(DatasetError, match=message):
+        load_metadata(copy30)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("episodes.jsonl", None, "episodes.jsonl is missing"),
+        ("episodes.jsonl", '{"episode_index": 0,\n', "episodes.jsonl, line 1: not valid JSON"),
+        ("episodes.jsonl", '\n{"episode_index": 0, "tasks": []}\n', "line 2: 'length' is missing or not int"),
+        (
+            "tasks.jsonl",
+            '{"task_index": "0", "task": "x"}\n',
+            "tasks.jsonl, line 1: 'task_index' is missing or not int",
+        ),
+        ("episodes.jsonl", '{"episode_index": 0, "tasks": [], "length": 16}\n', "lists 1 episodes"),
+    ],
+)
+def test_a_damaged_v21_metadata_file_is_named(copy21: Path, name: str, text: str | None, message: str) -> None:
+    path = copy21 / "meta" / name
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+    with pytest.raises(DatasetError, match=message):
+        load_metadata(copy21)
+
+
+def test_an_empty_v21_episode_is_refused(copy21: Path) -> None:
+    path = copy21 / "meta/episodes.jsonl"
+    path.write_text(path.read_text().replace('"length": 7', '"length": 0'))
+    with pytest.raises(DatasetError, match="episode 1 has length 0"):
+        load_metadata(copy21)
+
+
+def test_episode_numbers_may_have_gaps(tmp_path: Path) -> None:
+    root = write_v21(tmp_path / "set", record((3, 4), {"top": (32, 32)}))
+    path = root / "meta/episodes.jsonl"
+    path.write_text(path.read_text().replace('"episode_index": 1', '"episode_index": 9'))
+    assert [(e.index, e.first_row) for e in load_metadata(root).episodes] == [(0, 0), (9, 3)]

@@ -1,0 +1,128 @@
+"""One pass over each mp4: which frames come out, and what is said of broken files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from imagewam_cli.data.lerobot.metadata import Episode, VideoSpan
+from imagewam_cli.data.lerobot.video import VideoCamera
+from imagewam_cli.errors import DatasetError
+
+from .recordings import decode_mp4, encode_mp4, picture
+
+SIZE = (32, 48)
+
+
+def episode(path: Path, index: int, first_frame: int, length: int, *, is_last: bool) -> Episode:
+    return Episode(
+        index=index,
+        length=length,
+        first_row=0,
+        tasks=(),
+        data_file=path,
+        videos={"cam": VideoSpan(path=path, first_frame=first_frame, is_last=is_last)},
+    )
+
+
+@pytest.fixture(scope="module", params=["libx264", "libsvtav1"])
+def mp4(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine frames: an episode of 4, a gap of 1, an episode of 4."""
+    path = tmp_path_factory.mktemp("video") / f"{request.param}.mp4"
+    encode_mp4(path, np.stack([picture(SIZE, 0, frame, 0) for frame in range(9)]), request.param)
+    return path
+
+
+def test_episodes_are_cut_by_frame_number(mp4: Path) -> None:
+    expected = decode_mp4(mp4)
+    camera = VideoCamera("cam", SIZE)
+    first = list(camera.frames(episode(mp4, 0, 0, 4, is_last=False), 1))
+    second = list(camera.frames(episode(mp4, 1, 5, 4, is_last=True), 1))
+    np.testing.assert_array_equal(np.stack(first), expected[:4])
+    np.testing.assert_array_equal(np.stack(second), expected[5:])
+    assert first[0].dtype == np.uint8
+    assert first[0].flags.c_contiguous
+
+
+def test_a_stride_yields_fewer_frames_of_the_same_pass(mp4: Path) -> None:
+    frames = list(VideoCamera("cam", SIZE).frames(episode(mp4, 0, 0, 9, is_last=True), 4))
+    np.testing.assert_array_equal(np.stack(frames), decode_mp4(mp4)[::4])
+
+
+def test_width_that_the_decoder_pads_comes_out_contiguous(tmp_path: Path) -> None:
+    path = tmp_path / "odd.mp4"
+    encode_mp4(path, np.full((2, 50, 90, 3), 77, np.uint8))
+    (frame, _) = VideoCamera("cam", (50, 90)).frames(episode(path, 0, 0, 2, is_last=True), 1)
+    assert frame.flags.c_contiguous
+    assert frame.shape == (50, 90, 3)
+    np.testing.assert_array_equal(frame, decode_mp4(path)[0])
+
+
+def test_the_file_is_opened_once_and_closed_after_its_last_episode(mp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[av.container.InputContainer] = []
+    real_open = av.open
+    monkeypatch.setattr(av, "open", lambda *args: opened.append(real_open(*args)) or opened[-1])
+    camera = VideoCamera("cam", SIZE)
+    for place in (episode(mp4, 0, 0, 4, is_last=False), episode(mp4, 1, 5, 4, is_last=True)):
+        list(camera.frames(place, 1))
+    assert len(opened) == 1
+    with pytest.raises(AssertionError, match="not open"):
+        next(opened[0].decode(video=0))
+
+
+def test_episodes_that_lie_backwards_in_the_file_are_still_right(mp4: Path) -> None:
+    expected = decode_mp4(mp4)
+    camera = VideoCamera("cam", SIZE)
+    later = list(camera.frames(episode(mp4, 0, 5, 4, is_last=False), 1))
+    earlier = list(camera.frames(episode(mp4, 1, 0, 4, is_last=False), 1))
+    np.testing.assert_array_equal(np.stack(later + earlier), np.concatenate([expected[5:], expected[:4]]))
+
+
+def test_a_video_that_ends_early_names_file_and_episode(mp4: Path) -> None:
+    frames = VideoCamera("cam", SIZE).frames(episode(mp4, 3, 5, 6, is_last=True), 1)
+    with pytest.raises(DatasetError, match=rf"{mp4.name}, episode 3: the video ends after 4 of 6 frames"):
+        list(frames)
+
+
+def test_a_span_behind_the_end_of_the_video(mp4: Path) -> None:
+    with pytest.raises(DatasetError, match="episode 3: the video ends after 0 of 2 frames"):
+        list(VideoCamera("cam", SIZE).frames(episode(mp4, 3, 40, 2, is_last=True), 1))
+
+
+def test_the_end_is_checked_even_where_the_stride_skips_it(mp4: Path) -> None:
+    with pytest.raises(DatasetError, match="ends after 9 of 10 frames"):
+        list(VideoCamera("cam", SIZE).frames(episode(mp4, 0, 0, 10, is_last=True), 5))
+
+
+def test_a_video_that_goes_on_is_refused(mp4: Path) -> None:
+    with pytest.raises(DatasetError, match="episode 0: the video goes on after the 8 frames of its last episode"):
+        list(VideoCamera("cam", SIZE).frames(episode(mp4, 0, 0, 8, is_last=True), 1))
+
+
+def test_frames_of_another_size_are_refused(mp4: Path) -> None:
+    with pytest.raises(DatasetError, match=r"frames are 32x48 \(height x width\), meta/info.json says 48x32"):
+        list(VideoCamera("cam", (48, 32)).frames(episode(mp4, 0, 0, 9, is_last=True), 1))
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no video at all", None])
+def test_files_that_are_no_video(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "bad.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"bad\.mp4, episode 7: the video (cannot be decoded|is missing)"):
+        list(VideoCamera("cam", SIZE).frames(episode(path, 7, 0, 1, is_last=True), 1))
+
+
+def test_a_file_with_sound_only(tmp_path: Path) -> None:
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(DatasetError, match=r"sound\.mp4 has no video stream"):
+        list(VideoCamera("cam", SIZE).frames(episode(path, 0, 0, 1, is_last=True), 1))

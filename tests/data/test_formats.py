@@ -1,0 +1,188 @@
+"""`open_dataset`: the version is found, and every wrong path or key is answered with the next step."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagewam_cli.data.formats import open_dataset
+from imagewam_cli.data.types import KeyMap
+from imagewam_cli.errors import DatasetError
+
+from .lerobot.recordings import ACTION_NAMES, CAMERAS, FPS, LENGTHS, STATE_NAMES, edit_json, record, write_v30
+
+
+@pytest.mark.parametrize(
+    ("fixture", "name"), [("v30", "lerobot-v3.0"), ("v30_pictures", "lerobot-v3.0"), ("v21", "lerobot-v2.1")]
+)
+def test_the_version_is_detected(fixture: str, name: str, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(fixture)
+    dataset = open_dataset(str(root))
+    info = dataset.info
+    assert (info.root, info.format, info.fps, info.robot_type) == (root, name, FPS, "testbot")
+    assert dict(info.cameras) == dict(CAMERAS)
+    assert list(info.cameras) == list(CAMERAS)
+    assert info.state_names == STATE_NAMES
+    assert (info.state_dim, info.action_dim) == (3, 2)
+    assert (info.total_episodes, info.total_rows) == (3, sum(LENGTHS))
+    assert [(e.index, e.length, e.first_row) for e in dataset.episodes()] == [(0, 5, 0), (1, 7, 5), (2, 4, 12)]
+
+
+def test_dimensions_without_names_are_numbered(v21: Path, v30: Path) -> None:
+    assert open_dataset(v30).info.action_names == ACTION_NAMES
+    assert open_dataset(v21).info.action_names == ("action_0", "action_1")
+
+
+def test_importing_the_package_loads_no_reader() -> None:
+    code = (
+        "import sys, imagewam_cli.data.formats, imagewam_cli.data.lerobot;"
+        "print([m for m in ('pyarrow', 'av', 'PIL', 'torch') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+class TestWrongPaths:
+    def test_a_path_that_does_not_exist(self, tmp_path: Path) -> None:
+        with pytest.raises(DatasetError, match="nowhere does not exist"):
+            open_dataset(tmp_path / "nowhere")
+
+    def test_a_file(self, v30: Path) -> None:
+        with pytest.raises(DatasetError, match="is a file, not a folder"):
+            open_dataset(v30 / "meta/info.json")
+
+    def test_a_folder_without_info(self, tmp_path: Path) -> None:
+        with pytest.raises(DatasetError, match=r"has no meta/info\.json: it is not a LeRobot dataset"):
+            open_dataset(tmp_path)
+
+    def test_a_dataset_one_folder_deeper_is_suggested(self, v30: Path) -> None:
+        with pytest.raises(DatasetError) as caught:
+            open_dataset(v30.parent)
+        assert caught.value.hint == f"did you mean {str(v30)!r}?"
+
+
+class TestWrongInfo:
+    @pytest.fixture
+    def info(self, v30: Path, tmp_path: Path) -> Path:
+        shutil.copytree(v30, tmp_path / "set")
+        return tmp_path / "set/meta/info.json"
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"codebase_version": "v1.6"}, "'v1.6' is not supported; supported: v2.1, v3.0"),
+            ({"total_episodes": 4}, "lists 3 episodes, .*info.json says total_episodes 4"),
+            ({"total_frames": 99}, "hold 16 frames, .*info.json says total_frames 99"),
+            ({"fps": 0}, "fps is 0.0"),
+            ({"fps": "ten"}, "'fps' is 'ten'"),
+            ({"chunks_size": 0}, "chunks_size is 0"),
+            ({"data_path": "data/{nothing}.parquet"}, "cannot fill in 'data_path' template"),
+            ({"video_path": None}, "is a video, but there is no 'video_path'"),
+            ({"features": {"action": 3}}, "feature 'action' is 3"),
+            ({"features": {"action": {"dtype": "float32"}}}, "has no 'shape'"),
+        ],
+    )
+    def test_is_named(self, info: Path, change: dict[str, Any], message: str) -> None:
+        edit_json(info, lambda content: content.update(change))
+        with pytest.raises(DatasetError, match=message):
+            open_dataset(info.parent.parent)
+
+    @pytest.mark.parametrize(
+        "key", ["codebase_version", "fps", "features", "total_episodes", "total_frames", "data_path"]
+    )
+    def test_a_missing_key_is_named(self, info: Path, key: str) -> None:
+        edit_json(info, lambda content: content.pop(key))
+        with pytest.raises(DatasetError, match=f"info.json has no '{key}'"):
+            open_dataset(info.parent.parent)
+
+    @pytest.mark.parametrize("text", ["{", "[]"])
+    def test_no_json(self, info: Path, text: str) -> None:
+        info.write_text(text)
+        with pytest.raises(DatasetError, match="JSON"):
+            open_dataset(info.parent.parent)
+
+    def test_no_episodes(self, v21: Path, tmp_path: Path) -> None:
+        root = tmp_path / "empty"
+        shutil.copytree(v21, root)
+        (root / "meta/episodes.jsonl").write_text("")
+        edit_json(root / "meta/info.json", lambda content: content.update(total_episodes=0, total_frames=0))
+        with pytest.raises(DatasetError, match="has no episodes"):
+            open_dataset(root)
+
+
+class TestKeys:
+    @pytest.mark.parametrize(
+        ("keys", "message", "hint"),
+        [
+            (
+                KeyMap(state="observation.stat"),
+                "has no feature 'observation.stat' for the state; it has: observation.state, action, timestamp",
+                "did you mean 'observation.state'? (pass it with --state-key)",
+            ),
+            (
+                KeyMap(action="actions"),
+                "has no feature 'actions' for the action",
+                "did you mean 'action'? (pass it with --action-key)",
+            ),
+            (
+                KeyMap(cameras=("topp",)),
+                "has no camera 'topp'; it has: top, wrist",
+                "did you mean 'top'? (pass it with --camera)",
+            ),
+            (KeyMap(cameras=("zzz",)), "has no camera 'zzz'", "choose one of: top, wrist (pass it with --camera)"),
+            (KeyMap(state="observation.images.top"), "stores no numbers under 'observation.images.top'", None),
+        ],
+    )
+    def test_a_wrong_key_lists_what_exists(self, v30: Path, keys: KeyMap, message: str, hint: str | None) -> None:
+        with pytest.raises(DatasetError, match=message) as caught:
+            open_dataset(v30, keys)
+        if hint is not None:
+            assert caught.value.hint == hint
+
+    @pytest.mark.parametrize("camera", ["wrist", "observation.images.wrist"])
+    def test_a_camera_is_chosen_by_either_name(self, v30: Path, camera: str) -> None:
+        dataset = open_dataset(v30, KeyMap(cameras=(camera,)))
+        assert dict(dataset.info.cameras) == {"wrist": CAMERAS["wrist"]}
+        assert next(dataset.rows()).images.keys() == {"wrist"}
+
+    def test_cameras_come_in_the_order_asked_for(self, v30: Path) -> None:
+        dataset = open_dataset(v30, KeyMap(cameras=("wrist", "top")))
+        assert list(dataset.info.cameras) == list(next(dataset.rows()).images) == ["wrist", "top"]
+
+    def test_other_features_can_serve_as_state_and_action(self, v30: Path) -> None:
+        dataset = open_dataset(v30, KeyMap(state="timestamp", action="observation.state"))
+        rows = list(dataset.rows(images=False))
+        assert dataset.info.state_names == ("timestamp_0",)
+        assert rows[1].state.tolist() == [pytest.approx(0.1)]
+        assert rows[1].action.shape == (3,)
+
+    def test_a_bare_image_feature_is_called_image(self, tmp_path: Path) -> None:
+        root = write_v30(tmp_path / "set", record((3,), {"top": (32, 32)}), video_codec=None)
+
+        def rename(content: dict[str, Any]) -> None:
+            content["features"]["observation.image"] = content["features"].pop("observation.images.top")
+
+        edit_json(root / "meta/info.json", rename)
+        assert list(open_dataset(root).info.cameras) == ["image"]
+
+    def test_depth_maps_are_no_cameras(self, v30: Path, tmp_path: Path) -> None:
+        root = tmp_path / "set"
+        shutil.copytree(v30, root)
+
+        def to_depth(content: dict[str, Any]) -> None:
+            content["features"]["observation.images.wrist"]["info"]["is_depth_map"] = True
+
+        edit_json(root / "meta/info.json", to_depth)
+        assert list(open_dataset(root).info.cameras) == ["top"]
+
+    def test_a_matrix_cannot_be_the_state(self, v30: Path, tmp_path: Path) -> None:
+        root = tmp_path / "set"
+        shutil.copytree(v30, root)
+        edit_json(root / "meta/info.json", lambda content: content["features"]["action"].update(shape=[2, 2]))
+        with pytest.raises(DatasetError, match=r"'action' .* has shape \[2, 2\], but the action must be a vector"):
+            open_dataset(root)

@@ -1,0 +1,57 @@
+"""Splits by episode: complete, disjoint, reproducible."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagewam_cli.data.splits import split_episodes
+from imagewam_cli.errors import UsageError
+
+
+@given(
+    indices=st.sets(st.integers(0, 10_000), max_size=60),
+    fraction=st.floats(0, 1, exclude_max=True),
+    seed=st.integers(0, 2**32),
+)
+def test_parts_are_disjoint_and_complete(indices: set[int], fraction: float, seed: int) -> None:
+    train, validation = split_episodes(indices, fraction, seed)
+    assert sorted(train + validation) == sorted(indices)
+    assert list(train) == sorted(train)
+    assert list(validation) == sorted(validation)
+    if fraction == 0 or len(indices) < 2:
+        assert validation == ()
+    else:
+        assert 1 <= len(validation) <= len(indices) - 1
+        assert abs(len(validation) - fraction * len(indices)) <= 1
+
+
+def test_order_of_the_input_does_not_matter() -> None:
+    assert split_episodes(range(20), 0.3, 1) == split_episodes(reversed(range(20)), 0.3, 1)
+
+
+def test_the_split_is_the_same_everywhere() -> None:
+    # Pinned: a run must validate on the same episodes on another machine and after an upgrade.
+    assert split_episodes(range(10), 0.2, 0)[1] == (4, 7)
+
+
+def test_the_seed_changes_the_split() -> None:
+    assert len({split_episodes(range(50), 0.2, seed)[1] for seed in range(5)}) == 5
+
+
+def test_growing_the_dataset_moves_few_episodes() -> None:
+    before = set(split_episodes(range(100), 0.1, 0)[1])
+    after = set(split_episodes(range(110), 0.1, 0)[1])
+    assert len(before - after) <= 2
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_a_fraction_outside_the_unit_interval_is_refused(fraction: float) -> None:
+    with pytest.raises(UsageError, match="outside"):
+        split_episodes([0, 1], fraction, 0)
+
+
+def test_an_episode_listed_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match="episode 3 is listed twice"):
+        split_episodes([1, 3, 3], 0.5, 0)

@@ -1,0 +1,112 @@
+"""The expert against numbers computed with the published code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from imagewam_cli.capture import LayerKV
+from imagewam_cli.editor import PrefixKV
+from imagewam_cli.expert.flow import FlowSchedule
+from imagewam_cli.expert.model import ActionExpert, ExpertConfig
+from imagewam_cli.expert.sampler import integrate
+from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "published"
+TOLERANCE = 5e-5
+CASES = ("infer_proprio_pack_holes", "infer_shift3_20step")
+
+
+@pytest.fixture
+def expert() -> ActionExpert:
+    return published_expert(horizon=16)
+
+
+def published_expert(horizon: int) -> ActionExpert:
+    def layer(name: str, block: str) -> LayerSpec:
+        return LayerSpec(name=name, block=block, heads=3, kv_heads=3, head_dim=32, tokens=45)  # type: ignore[arg-type]
+
+    config = ExpertConfig(
+        layers=(layer("double.0", "sequential"), *(layer(f"single.{i}", "parallel") for i in range(4))),
+        rope=RopeSpec(axes=(4, 8, 12, 8), theta=2000.0, action_axis=1, action_ids=(2, 0, 0, 0)),
+        action_dim=14,
+        state_dim=0,
+        horizon=horizon,
+        hidden=64,
+    )
+    model = ActionExpert(config)
+    model.load_state_dict(load_file(FIXTURES / "expert.safetensors"), strict=True)
+    return model.eval()
+
+
+def published_prefix(case: dict[str, torch.Tensor]) -> PrefixKV:
+    names = ["double.0", *(f"single.{i}" for i in range(4))]
+    layers = tuple(
+        LayerKV(*(case[f"cache.{n}.{part}"].unflatten(-1, (3, 32)) for part in "kv")) for n in names
+    )
+    tokens = layers[0].k.shape[1]
+    text = case["txt.mask_after_proprio"].bool()
+    valid = torch.cat([text, torch.ones(1, tokens - text.shape[1], dtype=torch.bool)], dim=1)
+    return PrefixKV(layers, valid)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_velocity_of_every_step(name: str) -> None:
+    case = load_file(FIXTURES / f"{name}.safetensors")
+    prefix = published_prefix(case)
+    expert = published_expert(horizon=case["step.x"].shape[2])
+    for x, t, velocity in zip(case["step.x"], case["step.t_unit"], case["step.velocity"], strict=True):
+        with torch.no_grad():
+            predicted = expert(x, t, None, prefix)
+        assert (predicted - velocity).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_final_action(name: str) -> None:
+    case = load_file(FIXTURES / f"{name}.safetensors")
+    steps = len(case["sched.timesteps"])
+    expert = published_expert(horizon=case["noise.initial"].shape[1])
+    schedule = FlowSchedule(shift=3.0 if "shift3" in name else 5.0)
+    with torch.no_grad():
+        chunk = integrate(expert, case["noise.initial"], None, published_prefix(case), schedule, steps)
+    assert (chunk[0] - case["out.action"]).abs().max() < TOLERANCE
+
+
+def test_draws_of_one_prefix_equal_separate_chunks(expert: ActionExpert) -> None:
+    case = load_file(FIXTURES / f"{CASES[0]}.safetensors")
+    prefix = published_prefix(case)
+    noise, t = torch.randn(3, 16, 14, generator=torch.Generator().manual_seed(1)), torch.tensor([0.9, 0.5, 0.1])
+    with torch.no_grad():
+        together = expert(noise, t, None, prefix)
+        apart = torch.cat([expert(noise[i : i + 1], t[i : i + 1], None, prefix) for i in range(3)])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
+
+
+def test_masked_tokens_are_never_seen(expert: ActionExpert) -> None:
+    case = load_file(FIXTURES / f"{CASES[0]}.safetensors")
+    prefix = published_prefix(case)
+    assert prefix.valid is not None
+    assert not prefix.valid.all()
+    hidden = ~prefix.valid[:, :, None, None]
+    garbage = PrefixKV(
+        tuple(LayerKV(kv.k.masked_fill(hidden, 50.0), kv.v.masked_fill(hidden, -70.0)) for kv in prefix.layers), prefix.valid
+    )
+    x, t = case["step.x"][0], case["step.t_unit"][0]
+    with torch.no_grad():
+        torch.testing.assert_close(expert(x, t, None, garbage), expert(x, t, None, prefix), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
+def test_scheduler_grids_and_weights(shift: float) -> None:
+    published = load_file(FIXTURES / "scheduler.safetensors")
+    schedule = FlowSchedule(shift=shift)
+    for steps in (1, 4, 10, 20, 50):
+        grid = schedule.grid(steps)
+        key = f"shift{shift}.n{steps}"
+        torch.testing.assert_close(1000 * grid[:-1], published[f"{key}.timesteps"], atol=1e-3, rtol=1e-6)
+        torch.testing.assert_close(grid[1:] - grid[:-1], published[f"{key}.deltas"], atol=1e-6, rtol=1e-5)
+    t = published[f"shift{shift}.weight_t"] / 1000
+    torch.testing.assert_close(schedule.weight(t).double(), published[f"shift{shift}.weight"].double(), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,131 @@
+"""Plugins: one by one, errors reported, names unique."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+import types
+from collections.abc import Sequence
+
+import pytest
+
+from imagewam_cli.errors import PluginError, UnknownNameError
+from imagewam_cli.hookspecs import EditorEntry, hookimpl
+from imagewam_cli.registry import Registry
+
+
+def entry(name: str, load: str = "math:pi") -> EditorEntry:
+    return EditorEntry(name=name, summary="", load=load, family="", parameters=1)
+
+
+class Plugin:
+    def __init__(self, *entries: EditorEntry) -> None:
+        self.entries = entries
+
+    @hookimpl
+    def imagewam_editors(self) -> Sequence[EditorEntry]:
+        return self.entries
+
+
+def registry_with(monkeypatch: pytest.MonkeyPatch, **plugins: object) -> Registry:
+    """A registry whose entry points are these objects; an exception is raised when its plugin is imported."""
+
+    class Point:
+        dist = None
+
+        def __init__(self, name: str, value: object) -> None:
+            self.name, self.value = name, value
+
+        def load(self) -> object:
+            if isinstance(self.value, Exception):
+                raise self.value
+            return self.value
+
+    points = [Point(name, value) for name, value in plugins.items()]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
+    registry = Registry()
+    registry.load_entry_points()
+    return registry
+
+
+def test_first_party_plugins_are_found() -> None:
+    registry = Registry.installed()
+    assert {"tiny", "flux2-klein-4b"} <= set(registry.editors.names())
+    assert {"onnx", "bundle"} <= set(registry.exporters.names())
+    assert "tabletop" in registry.environments
+    assert "lerobot" in registry.dataset_formats
+    assert "bfloat16" in registry.codecs
+
+
+def test_broken_plugin_is_reported_and_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = registry_with(monkeypatch, broken=ImportError("no module named torchx"), good=Plugin(entry("one")))
+    assert registry.editors.names() == ["one"]
+    errors = {status.name: status.error for status in registry.status()}
+    assert errors == {"broken": "ImportError: no module named torchx", "good": None}
+
+
+def test_plugin_whose_hook_fails_is_reported_and_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        @hookimpl
+        def imagewam_editors(self) -> Sequence[EditorEntry]:
+            raise RuntimeError("boom")
+
+    registry = registry_with(monkeypatch, failing=Failing(), good=Plugin(entry("one")))
+    assert registry.editors.names() == ["one"]
+    assert "imagewam_editors: RuntimeError: boom" in str(registry.status()[0].error)
+
+
+def test_plugin_with_an_unknown_argument_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong:
+        @hookimpl
+        def imagewam_editors(self, surprise: int) -> Sequence[EditorEntry]:
+            return ()
+
+    registry = registry_with(monkeypatch, wrong=Wrong(), good=Plugin(entry("one")))
+    assert registry.editors.names() == ["one"]
+    assert "surprise" in str(registry.status()[-1].error or registry.status()[0].error)
+
+
+def test_duplicate_name_is_an_error_that_names_both_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = registry_with(monkeypatch, first=Plugin(entry("same")), second=Plugin(entry("same"), entry("other")))
+    with pytest.raises(PluginError, match="claimed by the plugins 'first' and 'second'|'second' and 'first'"):
+        registry.editors.get("same")
+    assert registry.editors.names() == ["other"]
+    assert all("same" in str(status.error) for status in registry.status())
+
+
+def test_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        Registry.installed().editors.get("flux2-klien-4b")
+    assert caught.value.hint == "did you mean 'flux2-klein-4b'?"
+    assert caught.value.exit_code == 2
+
+
+def test_entry_that_names_nothing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = registry_with(monkeypatch, plugin=Plugin(entry("gone", load="math:absent")))
+    with pytest.raises(PluginError, match="'gone' cannot be loaded from 'math:absent'"):
+        registry.editors.load("gone")
+
+
+def test_plugin_registered_by_hand_is_seen_and_goes_again() -> None:
+    registry = Registry.installed()
+    plugin = types.SimpleNamespace()
+    plugin = Plugin(entry("by-hand"))
+    registry.manager.register(plugin, name="by-hand")
+    try:
+        assert "by-hand" in registry.editors
+    finally:
+        registry.manager.unregister(plugin)
+    assert "by-hand" not in registry.editors
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["editors"], ["plugins"]])
+def test_help_and_lists_import_no_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from imagewam_cli.cli.app import run; code = run(sys.argv[1:]);"
+        "heavy = {'torch', 'diffusers', 'transformers', 'pyarrow', 'av'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
