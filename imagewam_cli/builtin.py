@@ -49,6 +49,10 @@ def imagewam_exporters() -> list[ExporterEntry]:
 def imagewam_codecs() -> list[CodecEntry]:
     return [
         CodecEntry(name="float32", summary="4 bytes a number, exact", load="imagewam_cli.kvcache.codec:FLOAT32"),
-        CodecEntry(name="bfloat16", summary="2 bytes a number, 8 bits of mantissa", load="imagewam_cli.kvcache.codec:BFLOAT16"),
-        CodecEntry(name="float16", summary="2 bytes a number, 11 bits of mantissa", load="imagewam_cli.kvcache.codec:FLOAT16"),
+        CodecEntry(
+            name="bfloat16", summary="2 bytes a number, 8 bits of mantissa", load="imagewam_cli.kvcache.codec:BFLOAT16"
+        ),
+        CodecEntry(
+            name="float16", summary="2 bytes a number, 11 bits of mantissa", load="imagewam_cli.kvcache.codec:FLOAT16"
+        ),
     ]

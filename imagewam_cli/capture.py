@@ -4,7 +4,8 @@ Every diffusers denoiser ends in `torch.nn.functional.scaled_dot_product_attenti
 A torch function mode sees these calls; forward hooks on the named attention modules say which layer is calling. So a
 recorded key is post-norm and post-RoPE, exactly as the softmax sees it, whatever the architecture.
 
-`record` keeps K and V of one forward. `replay` runs a forward whose attention also sees recorded K and V in front of its
+`record` keeps K and V of one forward. `replay` runs a forward whose attention also sees recorded K and V in front of
+its
 own: the joint attention of a token group with a prefix that was computed before. Other attention backends bypass the
 intercepted call; a layer that was not seen is an error.
 """
@@ -105,7 +106,8 @@ def replay(model: nn.Module, layers: Mapping[str, LayerKV], valid: Tensor | None
 
 
 def attention_layers(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, tuple[int, int]]:
-    """Run the model once and report every module that attends: name -> (heads, head size), in the order of the calls."""
+    """Run the model once and report every module that attends: name -> (heads, head size), in the order of the
+    calls."""
     found: dict[str, tuple[int, int]] = {}
 
     def visit(name: str, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:

@@ -1,4 +1,5 @@
-"""The demonstration as data: which public commands it runs, in what order, when one is done, and the report at the end."""
+"""The demonstration as data: which public commands it runs, in what order, when one is done, and the report at the
+end."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class Step:
         started = time.monotonic()
         code = subprocess.run([sys.executable, "-m", "imagewam_cli", *self.arguments], check=False).returncode
         if code != 0:
-            raise ImagewamError(f"`imagewam {self.name}` failed with exit code {code}", "the same command goes on from here")
+            raise ImagewamError(
+                f"`imagewam {self.name}` failed with exit code {code}", "the same command goes on from here"
+            )
         times = _read(self.folder / _TIMES)
         times[self.name] = round(time.monotonic() - started, 1)
         write_atomically(self.folder / _TIMES, dump_json(times).encode())
@@ -141,7 +144,7 @@ def write_report(demo: Demo) -> str:
 
 
 def _rate(folder: Path, split: str) -> str:
-    rate = _read(folder / "result.json")["splits"][split]["all"]
+    rate = _read(folder / "result.json")["splits"][split]["total"]["success"]
     return (
         f"{rate['successes']} of {rate['trials']} = {100 * rate['rate']:.0f} % "
         f"({100 * rate['low']:.0f} to {100 * rate['high']:.0f})"

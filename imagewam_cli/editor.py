@@ -1,8 +1,9 @@
 """The contract of an editor: pictures and instructions in, prefix keys and values out.
 
-An editor knows how its pipeline prepares inputs, which layers count and which tokens are which. It knows nothing of actions,
-caches or training. Plugins subclass `Editor`; `EditorLoader` is what a plugin's entry names. Importing this module imports
-no torch.
+An editor knows how its pipeline prepares inputs, which layers count and which tokens are which. It knows nothing of
+actions,
+caches or training. Plugins subclass `Editor`; `EditorLoader` is what a plugin's entry names. Importing this module
+imports no torch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from imagewam_cli.kvcache.spec import KVSpec, Mode
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from imagewam_cli.capture import LayerKV
     from imagewam_cli.data.types import UInt8Image
@@ -38,7 +40,8 @@ class PrefixSettings:
     layers: str = "all"
     segments: tuple[Segment, ...] | None = None
     text_padding: Literal["trim", "keep"] | None = None
-    """keep: padding that the editor's own pipeline shows its model counts as tokens. trim: it is dropped, token ids kept."""
+    """keep: padding that the editor's own pipeline shows its model counts as tokens. trim: it is dropped, token ids
+    kept."""
     image_size: tuple[int, int] | None = None
     """(height, width) of the picture that the editor sees; cameras are tiled side by side into it."""
     cameras: tuple[str, ...] = ()
@@ -54,7 +57,8 @@ class PrefixSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsIdentity:
-    """Which weights an editor runs on: their source, the resolved revision if they came from the Hub, and their digest."""
+    """Which weights an editor runs on: their source, the resolved revision if they came from the Hub, and their
+    digest."""
 
     source: str
     revision: str | None
@@ -63,7 +67,8 @@ class WeightsIdentity:
 
 @dataclass(frozen=True)
 class PrefixKV:
-    """Keys and values of a batch: one `LayerKV` (B, P, H_kv, D) per kept layer; valid, bool (B, P), None if all tokens are."""
+    """Keys and values of a batch: one `LayerKV` (B, P, H_kv, D) per kept layer; valid, bool (B, P), None if all tokens
+    are."""
 
     layers: tuple[LayerKV, ...]
     valid: torch.Tensor | None
@@ -81,6 +86,33 @@ class PrefixKV:
         valid = None if self.valid is None else self.valid.repeat(times, 1)
         layers = tuple(type(kv)(kv.k.repeat(times, 1, 1, 1), kv.v.repeat(times, 1, 1, 1)) for kv in self.layers)
         return PrefixKV(layers, valid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixGraph:
+    """An editor's prefix as a graph that can be traced, and how its inputs are made without the editor's code.
+
+    Text: `before + instruction + after` is tokenized, cut at `max_tokens` and padded at the end with `pad_id`.
+    Picture: each camera is resized (bilinear) to an equal share of the width, they stand side by side, and 0..255
+    becomes -1..1.
+    """
+
+    module: nn.Module
+    """forward(image float32 (B, 3, H, W), token_ids int64 (B, L), token_valid bool (B, L)) -> (valid, k_0, v_0, ...):
+    what `Editor.encode` gives, invalid tokens zeroed, for any B and L. No branch may depend on a value."""
+    tokenizer: str
+    """JSON that `tokenizers.Tokenizer.from_str` reads."""
+    before: str
+    after: str
+    pad_id: int
+    max_tokens: int
+    pad_to: int | None
+    """Every row has this many tokens; None: as many as the longest row of the batch."""
+    cameras: tuple[str, ...]
+    image_size: tuple[int, int]
+    """(height, width) of the whole picture."""
+    grey: int | None
+    """Every pixel has this value instead, where the editor is to see nothing."""
 
 
 class Editor(abc.ABC):
@@ -107,8 +139,17 @@ class Editor(abc.ABC):
         images: per row, camera -> uint8 (H, W, 3), with every camera of `settings.cameras`.
         """
 
+    def prefix_graph(self) -> PrefixGraph | None:
+        """`encode` as a graph for exporters; None where the editor has none.
+
+        Raises:
+            ExportError: the settings or the tokenizer cannot be expressed.
+        """
+        return None
+
     def fingerprint(self) -> dict[str, object]:
-        """What decides the numbers in a cache: editor, weights, settings. Two that are equal give interchangeable prefixes."""
+        """What decides the numbers in a cache: editor, weights, settings. Two that are equal give interchangeable
+        prefixes."""
         return {
             "editor": self.entry.name,
             "weights": self.weights.sha256,
@@ -133,7 +174,8 @@ class EditorLoader(Protocol):
     ) -> Editor:
         """Load the editor.
 
-        instructions: those that a cache will hold, so that text is padded to the longest of them and no further; empty for
+        instructions: those that a cache will hold, so that text is padded to the longest of them and no further; empty
+        for
             a live policy, whose text may have any length.
 
         Raises:

@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import pluggy
 
@@ -58,6 +58,10 @@ class Catalog(Generic[E]):
 
     def names(self) -> list[str]:
         return [entry.name for entry in self]
+
+    def claims(self) -> list[tuple[str, E]]:
+        """Every (plugin, entry), duplicates included."""
+        return [claim for owners in self._owners.values() for claim in owners]
 
     def duplicates(self) -> dict[str, list[str]]:
         """Names that several plugins claim -> those plugins."""
@@ -144,15 +148,20 @@ class Registry:
 
     def status(self) -> list[PluginStatus]:
         """Every plugin with what it adds or why it failed; names claimed twice count as an error of both."""
-        catalogs = [self.editors, self.exporters, self.environments, self.dataset_formats, self.codecs]
+        catalogs: list[Catalog[Any]] = [
+            self.editors,
+            self.exporters,
+            self.environments,
+            self.dataset_formats,
+            self.codecs,
+        ]
         by_name = {status.name: status for status in self.plugins}
         for status in self.plugins:
             status.provides = {}
         for catalog in catalogs:
-            for owners in cast(Any, catalog)._owners.values():
-                for plugin, entry in owners:
-                    if plugin in by_name:
-                        by_name[plugin].provides.setdefault(catalog.kind, []).append(entry.name)
+            for plugin, entry in catalog.claims():
+                if plugin in by_name:
+                    by_name[plugin].provides.setdefault(catalog.kind, []).append(entry.name)
             for name, plugins in catalog.duplicates().items():
                 for plugin in plugins:
                     if plugin in by_name and by_name[plugin].error is None:

@@ -50,7 +50,9 @@ def newest(kind: str) -> Path:
         if item.kind == kind:
             return item.path
     if kind == "cache":
-        raise CacheError("there is no cache in caches/", "make one with `imagewam cache --editor tiny`, or pass --cache DIR")
+        raise CacheError(
+            "there is no cache in caches/", "make one with `imagewam cache --editor tiny`, or pass --cache DIR"
+        )
     raise RunError("there is no run in runs/", "train one with `imagewam train-expert`, or pass --run DIR")
 
 

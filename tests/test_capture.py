@@ -49,7 +49,8 @@ def test_layers_are_found_in_order_with_their_heads(transformer: Flux2Transforme
 
 
 def test_values_are_those_of_the_models_own_projection(transformer: Flux2Transformer2DModel) -> None:
-    """V of a double block is [text | image] through the block's own value projections: taken with hooks, not with capture."""
+    """V of a double block is [text | image] through the block's own value projections: taken with hooks, not with
+    capture."""
     seen: dict[str, Tensor] = {}
     attention = transformer.transformer_blocks[0].attn
     hooks = [
@@ -138,7 +139,9 @@ def test_replay_equals_the_joint_forward_under_the_published_mask(
     joint["img_ids"] = torch.cat([values["img_ids"], target_ids])
 
     with torch.no_grad():
-        expected = transformer(**joint, joint_attention_kwargs={"attention_mask": mask}, return_dict=False)[0][:, IMAGE:]
+        expected = transformer(**joint, joint_attention_kwargs={"attention_mask": mask}, return_dict=False)[0][
+            :, IMAGE:
+        ]
         with record(transformer, NAMES) as recording:
             transformer(**values, joint_attention_kwargs={"attention_mask": valid[:, None, None, :]})
         alone = dict(values)
@@ -168,8 +171,9 @@ def test_gradients_reach_the_prefix(transformer: Flux2Transformer2DModel) -> Non
 
 
 def test_unknown_module_is_named(transformer: Flux2Transformer2DModel) -> None:
-    with pytest.raises(CaptureError, match=r"no module transformer_blocks\.9\.attn"), record(
-        transformer, ["transformer_blocks.9.attn"]
+    with (
+        pytest.raises(CaptureError, match=r"no module transformer_blocks\.9\.attn"),
+        record(transformer, ["transformer_blocks.9.attn"]),
     ):
         pass
 

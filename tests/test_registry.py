@@ -89,7 +89,7 @@ def test_plugin_with_an_unknown_argument_is_reported(monkeypatch: pytest.MonkeyP
 
 def test_duplicate_name_is_an_error_that_names_both_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = registry_with(monkeypatch, first=Plugin(entry("same")), second=Plugin(entry("same"), entry("other")))
-    with pytest.raises(PluginError, match="claimed by the plugins 'first' and 'second'|'second' and 'first'"):
+    with pytest.raises(PluginError, match="claimed by the plugins 'first' and 'second'"):
         registry.editors.get("same")
     assert registry.editors.names() == ["other"]
     assert all("same" in str(status.error) for status in registry.status())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -14,7 +14,7 @@ from imagewam_cli.cli.output import output
 from imagewam_cli.errors import ImagewamError
 
 # Typer carries its own copy of click in newer versions: its exceptions are reached through the one that it exports
-_ParserError = typer.BadParameter.__mro__[1]
+_ParserError: type[Exception] = cast(Any, typer.BadParameter).__mro__[2]
 
 app = typer.Typer(
     name="imagewam",
@@ -35,7 +35,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
 ) -> None:
@@ -68,8 +70,8 @@ def run(arguments: list[str]) -> int:
     except ImagewamError as error:
         return _report(error, error.message, error.hint, error.exit_code)
     except _ParserError as error:
-        context = getattr(error, "ctx", None)
-        return _report(error, str(error), context.get_usage() if context is not None else None, 2)
+        parser_error, context = cast(Any, error), getattr(error, "ctx", None)
+        return _report(error, parser_error.format_message(), context.get_usage() if context is not None else None, 2)
     except (KeyboardInterrupt, typer.Abort):
         output.say("stopped; the same command goes on from here")
         return 130

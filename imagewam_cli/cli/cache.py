@@ -15,24 +15,39 @@ from imagewam_cli.cli.output import bytes_text, output, seconds_text
 def cache_command(
     editor: Annotated[str, typer.Option("--editor", help="Which editor; see `imagewam editors`.")] = "tiny",
     dataset: Annotated[
-        Path | None, typer.Option("--dataset", help="A LeRobot dataset; without it, embedded demonstrations are recorded.")
+        Path | None,
+        typer.Option("--dataset", help="A LeRobot dataset; without it, embedded demonstrations are recorded."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the cache; by default caches/EDITOR-DATASET.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the cache; by default caches/EDITOR-DATASET.")
+    ] = None,
     mode: Annotated[str | None, typer.Option("--mode", help="prefix or denoise; by default the editor's.")] = None,
     timestep: Annotated[float | None, typer.Option("--timestep", help="In [0, 1]; by default the editor's.")] = None,
     layers: Annotated[str, typer.Option("--layers", help="all, every:N, or a list like 0,4,9.")] = "all",
-    segments: Annotated[str | None, typer.Option("--segments", help="Kinds of tokens to keep: text,reference,target.")] = None,
-    text_padding: Annotated[str | None, typer.Option("--text-padding", help="trim or keep; by default the editor's.")] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="How numbers are stored: float32, bfloat16, float16.")] = "bfloat16",
+    segments: Annotated[
+        str | None, typer.Option("--segments", help="Kinds of tokens to keep: text,reference,target.")
+    ] = None,
+    text_padding: Annotated[
+        str | None, typer.Option("--text-padding", help="trim or keep; by default the editor's.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="How numbers are stored: float32, bfloat16, float16.")
+    ] = "bfloat16",
     compute_dtype: Annotated[str, typer.Option("--compute-dtype", help="How the editor computes.")] = "float32",
     stride: Annotated[int, typer.Option("--stride", help="Keep every N-th frame.")] = 1,
-    camera: Annotated[list[str] | None, typer.Option("--camera", help="Cameras to use, in order; by default all.")] = None,
+    camera: Annotated[
+        list[str] | None, typer.Option("--camera", help="Cameras to use, in order; by default all.")
+    ] = None,
     image_size: Annotated[str | None, typer.Option("--image-size", help="HEIGHTxWIDTH that the editor sees.")] = None,
-    state_key: Annotated[str, typer.Option("--state-key", help="The dataset's name for the state.")] = "observation.state",
+    state_key: Annotated[
+        str, typer.Option("--state-key", help="The dataset's name for the state.")
+    ] = "observation.state",
     action_key: Annotated[str, typer.Option("--action-key", help="The dataset's name for the action.")] = "action",
     batch: Annotated[int, typer.Option("--batch", help="Rows per forward pass.")] = 32,
     shard_mb: Annotated[float, typer.Option("--shard-mb", help="About how large a shard becomes.")] = 256.0,
-    blank_images: Annotated[bool, typer.Option("--blank-images", help="Ablation: the editor sees a grey picture.")] = False,
+    blank_images: Annotated[
+        bool, typer.Option("--blank-images", help="Ablation: the editor sees a grey picture.")
+    ] = False,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Ablation: an untrained editor.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print bytes and time, write nothing.")] = False,
     weights: WeightsOption = None,
@@ -81,7 +96,10 @@ def cache_command(
         _print_plan(planned, _seconds_per_row(loaded, rows, batch), format)
         return
     folder = out if out is not None else _default_folder(editor, dataset)
-    output.say(f"cache of {planned.rows} rows, {bytes_text(planned.bytes_per_row)} each, {bytes_text(planned.total_bytes)}: {folder}")
+    output.say(
+        f"{folder}: {planned.rows} rows, {bytes_text(planned.bytes_per_row)} each, "
+        f"{bytes_text(planned.total_bytes)} in all"
+    )
     with output.progress(planned.rows, "row") as bar:
         bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row")
         manifest = build_cache(rows, loaded, folder, codec, build, on_rows=bar.update)
@@ -117,7 +135,9 @@ def _default_folder(editor: str, dataset: Path) -> Path:
 def _settings(into: Any, **values: Any) -> Any:
     from imagewam_cli.config import from_dict
 
-    return from_dict(into, {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}, source="command line")
+    return from_dict(
+        into, {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}, source="command line"
+    )
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

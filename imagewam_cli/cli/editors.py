@@ -16,7 +16,8 @@ def editors_command(format: FormatOption = FormatName.human) -> None:
 
     entries = list(Registry.installed().editors)
     rows = [
-        [e.name, f"{e.parameters / 1e6:,.0f} M", ",".join(e.modes), e.license, e.repo or "embedded", e.summary] for e in entries
+        [e.name, f"{e.parameters / 1e6:,.0f} M", ",".join(e.modes), e.license, e.repo or "embedded", e.summary]
+        for e in entries
     ]
     text = table(["editor", "parameters", "modes", "licence", "weights", "what"], rows)
     output.result([to_dict(e) for e in entries], text, format.value)

@@ -11,6 +11,7 @@ from imagewam_cli.cli.options import DeviceOption, EnvOption, FormatName, Format
 from imagewam_cli.cli.output import output
 
 BASELINES = ("random", "expert")
+_SHEET_EPISODES = 16
 
 
 def eval_command(
@@ -22,7 +23,9 @@ def eval_command(
         Path | None, typer.Option("--dataset", help="Compare with recorded actions instead of running a simulator.")
     ] = None,
     episodes: Annotated[int, typer.Option("--episodes", help="Scenes per split (or episodes of the dataset).")] = 50,
-    split: Annotated[list[str] | None, typer.Option("--split", help="Families of scenes; by default all but train.")] = None,
+    split: Annotated[
+        list[str] | None, typer.Option("--split", help="Families of scenes; by default all but train.")
+    ] = None,
     seed: SeedOption = 0,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Give up after so many steps.")] = None,
     execute: Annotated[int | None, typer.Option("--execute", help="Actions carried out before planning again.")] = None,
@@ -30,7 +33,9 @@ def eval_command(
         bool, typer.Option("--other-instructions", help="Tell the policy another scene's instruction.")
     ] = False,
     video: Annotated[str | None, typer.Option("--video", help="sheet, gif or mp4 (several with commas).")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the results; by default beside the policy.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the results; by default beside the policy.")
+    ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "cpu",
     format: FormatOption = FormatName.human,
@@ -82,7 +87,7 @@ def _closed_loop(
     from imagewam_cli.config import dump_json, to_dict
     from imagewam_cli.errors import UnknownNameError
     from imagewam_cli.evaluation.closed_loop import evaluate_in_simulator, table
-    from imagewam_cli.evaluation.pictures import contact_sheet, write_gif, write_mp4
+    from imagewam_cli.evaluation.pictures import contact_sheet, write_gif, write_mp4, write_picture
     from imagewam_cli.kvcache.manifest import write_atomically
     from imagewam_cli.registry import Registry
 
@@ -107,11 +112,13 @@ def _closed_loop(
             other_instructions=other_instructions,
             on_episode=lambda _episode: bar.update(),
         )
-    folder = out if out is not None else _results_folder(name, env + ("-other-instructions" if other_instructions else ""))
+    folder = (
+        out if out is not None else _results_folder(name, env + ("-other-instructions" if other_instructions else ""))
+    )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "result.json", dump_json(to_dict(result)).encode())
     if "sheet" in pictures:
-        contact_sheet(rolled[: 2 * 16]).save(folder / "sheet.png")
+        write_picture(folder / "sheet.png", contact_sheet(rolled[:_SHEET_EPISODES]))
     if "gif" in pictures:
         write_gif(folder / "rollouts.gif", rolled)
     if "mp4" in pictures:
@@ -126,7 +133,7 @@ def _open_loop(
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.data.types import KeyMap
     from imagewam_cli.errors import ImagewamError, UsageError
-    from imagewam_cli.evaluation.open_loop import open_loop
+    from imagewam_cli.evaluation.open_loop import open_loop, table
     from imagewam_cli.evaluation.plots import plot_open_loop
     from imagewam_cli.kvcache.manifest import write_atomically
     from imagewam_cli.policy.loading import load_policy
@@ -144,10 +151,7 @@ def _open_loop(
         plot_open_loop(result, folder / "open_loop.png")
     except ImagewamError as error:  # plots are an extra; the numbers stand without them
         output.say(f"no plot: {error.message} ({error.hint})")
-    text = (
-        f"mean squared error {result.mean_squared_error:.5f}, {100 * result.ratio_to_constant:.0f} % of the best constant "
-        f"chunk's, over {result.rows} rows of {result.episodes} episodes\n{folder}/open_loop.json"
-    )
+    text = f"{table(result)}\n{folder}/open_loop.json"
     output.result(to_dict(result) | {"folder": str(folder)}, text, format.value)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption
+from imagewam_cli.cli.options import FormatName, WeightsOption
 from imagewam_cli.cli.output import bytes_text, output
 
 

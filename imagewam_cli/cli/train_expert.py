@@ -22,7 +22,9 @@ def train_expert_command(
         list[str] | None, typer.Option("--set", help="Any value of the recipe, e.g. --set expert.horizon=8.")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over: delete what the run's folder holds.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print parameters, memory, steps and time; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print parameters, memory, steps and time; train nothing.")
+    ] = False,
     format: FormatOption = FormatName.human,
 ) -> None:
     """Train an action expert on a cache. The same command continues an interrupted run.

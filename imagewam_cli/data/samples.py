@@ -1,6 +1,8 @@
-"""A few rows of a dataset with their pictures, kept beside a cache and a policy, so that what is derived from them can be checked.
+"""A few rows of a dataset with their pictures, kept beside a cache and a policy, so that what is derived from them can
+be checked.
 
-image.<camera>   uint8 (N, H, W, 3)      state   float32 (N, S), robot units      metadata "instructions": JSON list of N
+image.<camera>   uint8 (N, H, W, 3)      state   float32 (N, S), robot units      metadata "instructions": JSON list of
+N
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class Samples:
         cameras = self.observations[0].images
         tensors = {_IMAGE + c: np.stack([o.images[c] for o in self.observations]) for c in cameras}
         tensors["state"] = np.stack([o.state for o in self.observations])
-        return save(tensors, {"instructions": json.dumps([o.instruction for o in self.observations])})
+        data: bytes = save(tensors, {"instructions": json.dumps([o.instruction for o in self.observations])})
+        return data
 
     @classmethod
     def load(cls, path: Path) -> Samples:

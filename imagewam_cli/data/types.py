@@ -111,9 +111,7 @@ class Dataset(Protocol):
         """All episodes in order."""
         ...
 
-    def rows(
-        self, *, episodes: Sequence[int] | None = None, stride: int = 1, images: bool = True
-    ) -> Iterator[Row]:
+    def rows(self, *, episodes: Sequence[int] | None = None, stride: int = 1, images: bool = True) -> Iterator[Row]:
         """Every `stride`-th frame of the given episodes (default: all), in order of (episode, frame).
 
         Each video file is decoded once, sequentially. With `images=False` nothing is decoded and `Row.images` is empty.

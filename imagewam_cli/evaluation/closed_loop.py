@@ -99,10 +99,12 @@ def evaluate_in_simulator(
     batch: scenes that run side by side.
 
     Raises:
-        UsageError: fewer than one episode, step or scene at a time, or no two instructions that differ.
+        UsageError: fewer than one episode, step, scene at a time or action per plan (`policy.execute`), or no two
+            instructions that differ.
         UnknownNameError: the environment has no such split.
     """
-    for name, value in (("episodes", episodes), ("max_steps", max_steps), ("batch", batch)):
+    execute = None if policy is None else policy.execute
+    for name, value in (("episodes", episodes), ("max_steps", max_steps), ("batch", batch), ("execute", execute)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}", f"pass at least 1 as {name}")
     if not splits:

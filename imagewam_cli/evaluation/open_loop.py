@@ -61,8 +61,9 @@ class EpisodeError:
 class OpenLoopResult:
     """Errors of the policy and of the best constant chunk over the same rows and steps.
 
-    horizon: T, steps compared. rows: frames at which a chunk was planned. ratio: the policy's mean squared error over
-    the constant chunk's; below 1 beats not looking. Where units differ between dimensions, `per_action` tells more.
+    horizon: T, steps compared. rows: frames at which a chunk was planned. ratio_to_constant: the policy's mean squared
+    error over the constant chunk's; below 1 beats not looking. Where dimensions have different units or ranges, look at
+    `per_action` instead: the widest one decides the sum.
     `config.to_dict` makes plain JSON-able values of it, `config.from_dict` reads them back.
     """
 
@@ -73,9 +74,14 @@ class OpenLoopResult:
     rows: int
     policy: ChunkErrors
     constant: ChunkErrors
-    ratio: float
+    ratio_to_constant: float
     per_action: tuple[ActionError, ...]
     per_episode: tuple[EpisodeError, ...]
+
+    @property
+    def mean_squared_error(self) -> float:
+        """Of the policy, over all steps and dimensions."""
+        return self.policy.mean_squared
 
 
 def open_loop(
@@ -141,7 +147,7 @@ def open_loop(
         rows=sum(sums.rows for sums in per_episode.values()),
         policy=planned_errors,
         constant=constant_errors,
-        ratio=_ratio(planned_errors.mean_squared, constant_errors.mean_squared),
+        ratio_to_constant=_ratio(planned_errors.mean_squared, constant_errors.mean_squared),
         per_action=_per_action(dataset.info.action_names, planned_sums, constant_sums),
         per_episode=tuple(sums.error(index) for index, sums in per_episode.items()),
     )
@@ -152,7 +158,7 @@ def table(result: OpenLoopResult) -> str:
     lines = [("action", "policy", "constant", "ratio of squares")]
     lines += [(e.name, f"{e.policy:.4g}", f"{e.constant:.4g}", f"{e.ratio:.3f}") for e in result.per_action]
     whole = (result.policy.mean_absolute, result.constant.mean_absolute)
-    lines.append(("all", f"{whole[0]:.4g}", f"{whole[1]:.4g}", f"{result.ratio:.3f}"))
+    lines.append(("all", f"{whole[0]:.4g}", f"{whole[1]:.4g}", f"{result.ratio_to_constant:.3f}"))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
@@ -178,9 +184,7 @@ def _constant_chunk(dataset: Dataset, chosen: Sequence[int], stride: int, horizo
     return total / count
 
 
-def _frames(
-    dataset: Dataset, chosen: Sequence[int], stride: int, horizon: int
-) -> Iterator[tuple[Row, ActionChunk]]:
+def _frames(dataset: Dataset, chosen: Sequence[int], stride: int, horizon: int) -> Iterator[tuple[Row, ActionChunk]]:
     """Every `stride`-th frame with its pictures, and the recorded chunk that starts there.
 
     Two streams side by side: one decodes the pictures of the frames that are planned at, one has all actions.

@@ -39,6 +39,8 @@ _BORDER = 4
 _FONT_SIZE = 13
 _MAX_LINES = 3
 """Lines of an episode's caption in a grid."""
+_PALETTE_SAMPLES = 6
+"""Moments of each episode that a GIF's colours are chosen from."""
 _VIDEO_THREADS = 2
 
 
@@ -151,7 +153,7 @@ class _Grid:
             raise UsageError(f"no grid of {columns} columns at {fps} fps", "pass one column or more, and fps above 0")
         chosen = tuple(episodes[:MAX_EPISODES])
         picture = _picture_size(chosen, width)
-        captions = tuple(_wrapped(_caption(e), picture[0] + 2 * _BORDER, _MAX_LINES) for e in chosen)
+        captions = tuple(_wrapped(_caption(e), picture[0] + _BORDER, _MAX_LINES) for e in chosen)
         return cls(episodes=chosen, columns=min(columns, len(chosen)), picture=picture, captions=captions)
 
     @property
@@ -183,16 +185,16 @@ class _Grid:
             yield sheet.copy()
 
     def palette(self) -> Image.Image:
-        """256 colours that fit the beginning and the end, with the borders' colours exactly as they are."""
-        first, last = self._blank(), self._blank()
-        for i, episode in enumerate(self.episodes):
-            self._show(first, i, 0)
-            self._show(last, i, len(episode.frames) - 1)
-        both = Image.new("RGB", (self.size[0], 2 * self.size[1]))
-        both.paste(first, (0, 0))
-        both.paste(last, (0, self.size[1]))
+        """256 colours that fit a few moments of every episode, with the borders' colours exactly as they are."""
+        samples = Image.new("RGB", (self.size[0], self.size[1] * _PALETTE_SAMPLES))
+        for number in range(_PALETTE_SAMPLES):
+            sheet = self._blank()
+            for i, episode in enumerate(self.episodes):
+                moments = spaced(len(episode.frames), _PALETTE_SAMPLES)
+                self._show(sheet, i, moments[min(number, len(moments) - 1)])
+            samples.paste(sheet, (0, number * self.size[1]))
         fixed = [SUCCESS_RGB, FAILURE_RGB, RUNNING_RGB, PAPER_RGB, INK_RGB]
-        reduced = both.quantize(256 - len(fixed), method=Image.Quantize.MEDIANCUT)
+        reduced = samples.quantize(256 - len(fixed), method=Image.Quantize.MEDIANCUT)
         colors = (reduced.getpalette() or [])[: 3 * (256 - len(fixed))]
         palette = Image.new("P", (1, 1))
         palette.putpalette([value for color in fixed for value in color] + colors)

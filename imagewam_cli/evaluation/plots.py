@@ -45,7 +45,7 @@ def plot_open_loop(result: OpenLoopResult, path: Path) -> None:
         axes.set_ylim(bottom=0)
         _plain(axes, "step", "mean absolute error" if i % columns == 0 else "")
     figure.axes[0].legend(frameon=False, fontsize=8)
-    title = f"{result.rows} frames of {result.episodes} episodes, ratio of squares {result.ratio:.3f}"
+    title = f"{result.rows} frames of {result.episodes} episodes, ratio of squares {result.ratio_to_constant:.3f}"
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
 
@@ -81,8 +81,12 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
             if steps:
                 marker = "." if len(steps) < 20 else None
                 axes.plot(steps, values, color=color, linestyle=style, marker=marker, linewidth=1.4, label=label)
-        positive = all(v > 0 for key, *_ in lines for v in _series(metrics, key)[1])
-        axes.set_yscale("log" if positive else "linear")
+        if lines is losses and all(v > 0 for key, *_ in lines for v in _series(metrics, key)[1]):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
+        else:
+            axes.set_ylim(bottom=0)
         axes.set_title(title, fontsize=10)
         axes.legend(frameon=False, fontsize=8)
         _plain(axes, "step", "")
@@ -137,7 +141,7 @@ def _plain(axes: Any, x: str, y: str) -> None:
     """Labels, a faint grid, and no box around."""
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(which="both", labelsize=8)
     axes.grid(visible=True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

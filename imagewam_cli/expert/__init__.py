@@ -1,9 +1,9 @@
 """The action expert: a small diffusion transformer that attends, layer by layer, to an editor's prefix KV.
 
-    flow        schedule, noise, Euler grid
-    attention   joint softmax over [prefix | own tokens], rotary positions
-    blocks      sequential and parallel blocks, modulation, time embedding
-    model       ActionExpert: velocity of a noisy action chunk
-    sampler     the Euler loop
-    checkpoint  config and weights on disk
+flow        schedule, noise, Euler grid
+attention   joint softmax over [prefix | own tokens], rotary positions
+blocks      sequential and parallel blocks, modulation, time embedding
+model       ActionExpert: velocity of a noisy action chunk
+sampler     the Euler loop
+checkpoint  config and weights on disk
 """

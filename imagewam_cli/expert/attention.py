@@ -1,6 +1,7 @@
 """Joint attention of action tokens over [prefix K/V | own K/V], one softmax, and the rotary positions that go with it.
 
-Shape letters: B prefixes, N noisy chunks per prefix (draws), T tokens of a chunk, P prefix tokens, H heads, G key heads, D head size.
+Shape letters: B prefixes, N noisy chunks per prefix (draws), T tokens of a chunk, P prefix tokens, H heads, G key
+heads, D head size.
 A chunk batch is (B N), the draws of one prefix side by side, so that a prefix is read once for all of its draws.
 """
 
@@ -16,8 +17,8 @@ from imagewam_cli.kvcache.spec import RopeSpec
 def joint_attention(q: Tensor, k: Tensor, v: Tensor, prefix: LayerKV | None, valid: Tensor | None) -> Tensor:
     """Attention output (B N, T, H D).
 
-    q (B N, T, H, D), k and v (B N, T, G, D): the chunk's own; prefix: k, v (B, P, G, D) or None; valid: bool (B, P) or None.
-    Scale 1 / sqrt(D).
+    q (B N, T, H, D), k and v (B N, T, G, D): the chunk's own; prefix: k, v (B, P, G, D) or None; valid: bool (B, P) or
+    None. Scale 1 / sqrt(D).
     """
     chunks, tokens, heads, size = q.shape
     k, v = _expand_heads(k, heads), _expand_heads(v, heads)
@@ -88,7 +89,7 @@ def rotary_tables(spec: RopeSpec, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate pairs (2 j, 2 j + 1) of the last axis of x (.., T, H, D); float32 inside."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = cos[:, None, :], sin[:, None, :]
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
     return turned.flatten(-2).to(x.dtype)

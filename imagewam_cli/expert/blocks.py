@@ -1,7 +1,10 @@
-"""The expert's blocks. Names of modules are those of the published FLUX.2 action expert, so its state dict loads strictly.
+"""The expert's blocks. Names of modules are those of the published FLUX.2 action expert, so its state dict loads
+strictly.
 
-Layer norms have no affine and eps 1e-6; q and k pass an RMS norm over the head with a learned scale. No biases but the input
-encoders'. Modulation: shift, scale, gate, from one shared linear map per block kind. Source: arXiv 2606.19531, FLUX.2 stack.
+Layer norms have no affine and eps 1e-6; q and k pass an RMS norm over the head with a learned scale. No biases but the
+input
+encoders'. Modulation: shift, scale, gate, from one shared linear map per block kind. Source: arXiv 2606.19531, FLUX.2
+stack.
 """
 
 from __future__ import annotations
@@ -95,17 +98,24 @@ class SequentialBlock(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, modulation: tuple[Tensor, ...], rotary: Rotary | None, prefix: LayerKV | None, valid: Tensor | None
+        self,
+        x: Tensor,
+        modulation: tuple[Tensor, ...],
+        rotary: Rotary | None,
+        prefix: LayerKV | None,
+        valid: Tensor | None,
     ) -> Tensor:
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation
         attention = self.img_attn
         q, k, v = _heads(attention.qkv(_modulated(x, shift, scale)), attention.layer, attention.norm, rotary)
         x = x + gate * attention.proj(joint_attention(q, k, v, prefix, valid))
-        return x + gate_mlp * self.img_mlp(_modulated(x, shift_mlp, scale_mlp))
+        out: Tensor = x + gate_mlp * self.img_mlp(_modulated(x, shift_mlp, scale_mlp))
+        return out
 
 
 class ParallelBlock(nn.Module):
-    """Attention and MLP from one fused projection (FLUX's single block); rows of `linear1`: q, k, v, gate half, up half."""
+    """Attention and MLP from one fused projection (FLUX's single block); rows of `linear1`: q, k, v, gate half, up
+    half."""
 
     def __init__(self, hidden: int, mlp_ratio: float, layer: LayerSpec) -> None:
         super().__init__()
@@ -118,11 +128,16 @@ class ParallelBlock(nn.Module):
         self.mlp = SwiGLU()
 
     def forward(
-        self, x: Tensor, modulation: tuple[Tensor, ...], rotary: Rotary | None, prefix: LayerKV | None, valid: Tensor | None
+        self,
+        x: Tensor,
+        modulation: tuple[Tensor, ...],
+        rotary: Rotary | None,
+        prefix: LayerKV | None,
+        valid: Tensor | None,
     ) -> Tensor:
         shift, scale, gate = modulation
         fused = self.linear1(_modulated(x, shift, scale))
-        qkv, mlp = fused.split([self.attention_rows, 2 * self.inner], dim=-1)
+        qkv, mlp = torch.split(fused, [self.attention_rows, 2 * self.inner], dim=-1)
         q, k, v = _heads(qkv, self.layer, self.norm, rotary)
         attended = joint_attention(q, k, v, prefix, valid)
         out: Tensor = x + gate * self.linear2(torch.cat([attended, self.mlp(mlp)], dim=-1))
@@ -158,6 +173,7 @@ def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def _heads(qkv: Tensor, layer: LayerSpec, norm: QKNorm, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
     """Split into heads (B N, T, H, D), normalise q and k, rotate them."""
     sizes = [n * layer.head_dim for n in (layer.heads, layer.kv_heads, layer.kv_heads)]
-    q, k, v = (part.unflatten(-1, (-1, layer.head_dim)) for part in qkv.split(sizes, dim=-1))
+    parts = torch.split(qkv, sizes, dim=-1)
+    q, k, v = (part.reshape(*part.shape[:-1], -1, layer.head_dim) for part in parts)
     q, k = norm.query_norm(q), norm.key_norm(k)
     return (rotary(q), rotary(k), v) if rotary is not None else (q, k, v)

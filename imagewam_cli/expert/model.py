@@ -1,6 +1,7 @@
 """The action expert: one block per kept editor layer, velocity of a noisy action chunk.
 
-The state enters on the action side, so that the prefix stays a pure function of pictures and instruction: as one token before
+The state enters on the action side, so that the prefix stays a pure function of pictures and instruction: as one token
+before
 the actions and in the modulation vector. With `state_dim` 0 the model is the published expert, tensor for tensor.
 """
 
@@ -111,7 +112,8 @@ class ActionExpert(nn.Module):
             if modulation is not None:
                 nn.init.zeros_(modulation.lin.weight)
         nn.init.zeros_(self.head.linear.weight)
-        nn.init.zeros_(self.head.adaLN_modulation[1].weight)
+        for parameter in self.head.adaLN_modulation.parameters():
+            nn.init.zeros_(parameter)
         if self.positions is not None:
             nn.init.normal_(self.positions, std=0.02)
 

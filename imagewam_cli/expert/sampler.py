@@ -11,7 +11,12 @@ from imagewam_cli.expert.model import ActionExpert
 
 
 def integrate(
-    expert: ActionExpert, noise: Tensor, state: Tensor | None, prefix: PrefixKV | None, schedule: FlowSchedule, steps: int
+    expert: ActionExpert,
+    noise: Tensor,
+    state: Tensor | None,
+    prefix: PrefixKV | None,
+    schedule: FlowSchedule,
+    steps: int,
 ) -> Tensor:
     """Normalised chunk (B, T, A) from `noise` (B, T, A) in `steps` Euler steps."""
     grid = schedule.grid(steps).to(noise.device)

@@ -1,7 +1,7 @@
 """Exporting a policy. The contract of an exporter, and one file per format.
 
-An exporter reads a policy folder (`policy.bundle`), writes a folder of its own, and compares what it wrote with torch on the
-policy's sample rows before it says that it is done.
+An exporter reads a policy folder (`policy.bundle`), writes a folder of its own, and compares what it wrote with torch
+on the policy's sample rows before it says that it is done.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Exporter(Protocol):
         weights: a diffusers folder of the policy's editor, where it is not found by itself.
 
         Raises:
-            ExportError: the result differs from torch by more than `TOLERANCE`, or cannot be expressed; nothing is left.
-            UsageError: `out` holds something else.
+            ExportError: the result differs from torch by more than `TOLERANCE`, or cannot be expressed; nothing is
+            left. UsageError: `out` holds something else.
         """
         ...

@@ -1,8 +1,8 @@
 """Building a cache: dataset rows through an editor into shards.
 
-Episodes are grouped into shards beforehand, from the dataset's metadata alone, so that an interrupted build goes on at the
-first shard that is missing and ends with the same bytes as an undisturbed one: a shard's content does not depend on what
-was computed before it.
+Episodes are grouped into shards beforehand, from the dataset's metadata alone, so that an interrupted build goes on at
+the first shard that is missing and ends with the same bytes as an undisturbed one: a shard's content does not depend on
+what was computed before it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from imagewam_cli.kvcache.manifest import (
     write_manifest,
 )
 from imagewam_cli.kvcache.shard import write_shard
-from imagewam_cli.kvcache.spec import KVSpec
+from imagewam_cli.kvcache.spec import KVSpec, LayerSpec
 from imagewam_cli.kvcache.table import FrameTable
 
 _SAMPLES = 4
@@ -100,21 +100,21 @@ def build_cache(
     *,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Manifest:
-    """Write (or go on writing) the cache `out`. `on_rows(n)` is called after each n rows, and once for those already there.
+    """Write (or go on writing) the cache `out`. `on_rows(n)` is called after each n rows, and once for those already
+    there.
 
     Raises:
-        CacheError: `out` holds another cache; the message gives both values of what differs.
+        CacheError: `out` holds another cache; the message gives both values of what differs. Or the editor does not
+            keep to its own layout, or gives numbers that the codec cannot hold.
         UsageError: `out` holds something that is not a cache.
     """
     plan = plan_build(dataset, editor.spec, codec, settings)
     manifest = _start(dataset, editor, out, codec, settings, plan)
-    kept = {entry.episodes: entry for entry in manifest.shards if _intact(out, entry)}
+    kept = {entry.file: entry for entry in manifest.shards if _intact(out, entry)}
     done: list[ShardEntry] = []
-    for number, episodes in enumerate(plan.shards):
-        numbers = tuple(e.index for e in episodes)
-        entry = kept.get(numbers)
+    for number, (name, numbers) in enumerate(_cut(plan).items()):
+        entry = kept.pop(name, None)
         if entry is None:
-            name = f"shard-{number:05d}.safetensors"
             encoder = _ShardEncoder(dataset, editor, codec, settings, manifest.instructions)
             tensors = encoder.encode(numbers, on_rows)
             if number == 0:
@@ -123,8 +123,7 @@ def build_cache(
             rows = len(tensors["row"])
             entry = ShardEntry(file=name, rows=rows, bytes=size, sha256=checksum, episodes=numbers)
             done.append(entry)
-            later = [e for e in manifest.shards if e.episodes in kept and e not in done]
-            write_manifest(out, dataclasses.replace(manifest, shards=tuple(done + later)))
+            write_manifest(out, dataclasses.replace(manifest, shards=(*done, *kept.values())))
         else:
             done.append(entry)
             on_rows(entry.rows)
@@ -165,15 +164,19 @@ def _start(
         total_rows=plan.rows,
     )
     if (out / MANIFEST).exists():
-        existing = read_manifest(out)
-        _refuse_other(out, existing, fresh)
-        return existing
-    if out.exists() and any(out.iterdir()):
+        manifest = read_manifest(out)
+        _refuse_other(out, manifest, fresh)
+        _refuse_other_cut(out, manifest, plan)
+    elif out.exists() and any(path.name != f"{MANIFEST}.partial" for path in out.iterdir()):
         raise UsageError(f"{out} holds something that is not a cache", "choose an empty folder with --out")
-    (out / SHARDS).mkdir(parents=True, exist_ok=True)
-    write_atomically(out / TABLE, table)
-    write_manifest(out, fresh)
-    return fresh
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        manifest = fresh
+        write_manifest(out, manifest)  # first of all, so that a build stopped from here on is known as one
+    (out / SHARDS).mkdir(exist_ok=True)
+    if not _holds(out / TABLE, table):
+        write_atomically(out / TABLE, table)
+    return manifest
 
 
 def _refuse_other(out: Path, existing: Manifest, fresh: Manifest) -> None:
@@ -184,7 +187,7 @@ def _refuse_other(out: Path, existing: Manifest, fresh: Manifest) -> None:
         ("dtype", existing.codec, fresh.codec),
         ("editor", existing.fingerprint.get("editor"), fresh.fingerprint.get("editor")),
         ("editor weights", str(existing.fingerprint.get("weights"))[:16], str(fresh.fingerprint.get("weights"))[:16]),
-        ("settings", existing.fingerprint.get("settings"), fresh.fingerprint.get("settings")),
+        *_setting_pairs(existing, fresh),
         ("prefix layout", existing.spec, fresh.spec),
         ("states or actions", existing.table_sha256[:16], fresh.table_sha256[:16]),
     ]
@@ -194,6 +197,36 @@ def _refuse_other(out: Path, existing: Manifest, fresh: Manifest) -> None:
                 f"{out} is a cache of another {what}: it has {there}, this build has {here}",
                 "choose another folder with --out, or delete this one",
             )
+
+
+def _setting_pairs(existing: Manifest, fresh: Manifest) -> list[tuple[str, object, object]]:
+    there, here = (dict(m.fingerprint.get("settings") or {}) for m in (existing, fresh))
+    return [(f"setting {key!r}", there.get(key), here.get(key)) for key in sorted(there.keys() | here.keys())]
+
+
+def _refuse_other_cut(out: Path, existing: Manifest, plan: BuildPlan) -> None:
+    """Shards of another size share names with those of this build and would be overwritten."""
+    planned = _cut(plan)
+    for entry in existing.shards:
+        if planned.get(entry.file) != entry.episodes:
+            raise CacheError(
+                f"{out} is cut into other shards: its {entry.file} holds {_episodes_text(entry.episodes)}, "
+                f"this build would put {_episodes_text(planned.get(entry.file, ()))} there",
+                "use the same --shard-mb as before, or choose another folder with --out",
+            )
+
+
+def _cut(plan: BuildPlan) -> dict[str, tuple[int, ...]]:
+    """File name -> episodes of each shard."""
+    return {f"shard-{i:05d}.safetensors": tuple(e.index for e in shard) for i, shard in enumerate(plan.shards)}
+
+
+def _episodes_text(episodes: Sequence[int]) -> str:
+    return f"episodes {episodes[0]} to {episodes[-1]}" if episodes else "no episode"
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.exists() and path.read_bytes() == content
 
 
 def _intact(out: Path, entry: ShardEntry) -> bool:
@@ -227,11 +260,12 @@ class _ShardEncoder:
 
     def _batch(self, rows: list[Row]) -> dict[str, Tensor]:
         prefix = self.editor.encode([r.images for r in rows], [r.instruction for r in rows])
-        _check(prefix, self.editor.spec)
+        spec = self.editor.spec
+        _check(prefix, spec, len(rows))
         tensors = {}
-        for i, kv in enumerate(prefix.layers):
-            tensors[f"layer.{i}.k"] = self.codec.encode(kv.k).cpu()
-            tensors[f"layer.{i}.v"] = self.codec.encode(kv.v).cpu()
+        for i, (kv, layer) in enumerate(zip(prefix.layers, spec.layers, strict=True)):
+            tensors[f"layer.{i}.k"] = self._stored(kv.k, layer)
+            tensors[f"layer.{i}.v"] = self._stored(kv.v, layer)
         if prefix.valid is not None:
             tensors["valid"] = prefix.valid.cpu()
         numbers = {
@@ -242,15 +276,30 @@ class _ShardEncoder:
         }
         return tensors | {name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()}
 
+    def _stored(self, values: Tensor, layer: LayerSpec) -> Tensor:
+        stored = self.codec.encode(values)
+        if not bool(torch.isfinite(self.codec.decode(stored)).all()):
+            raise CacheError(
+                f"layer {layer.name}: numbers up to {float(values.abs().max()):.3g} do not fit {self.codec.name}",
+                "store them in another --dtype, in another folder",
+            )
+        return stored.cpu()
 
-def _check(prefix: PrefixKV, spec: KVSpec) -> None:
+
+def _check(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:
     """An editor that does not keep to its own layout is stopped before it fills a disk."""
+    if len(prefix.layers) != len(spec.layers):
+        raise CacheError(f"the editor gave {len(prefix.layers)} layers, its spec says {len(spec.layers)}")
     for kv, layer in zip(prefix.layers, spec.layers, strict=True):
-        expected = (layer.tokens, layer.kv_heads, layer.head_dim)
-        if tuple(kv.k.shape[1:]) != expected or kv.k.shape != kv.v.shape:
-            raise CacheError(f"layer {layer.name}: the editor gave {tuple(kv.k.shape[1:])}, its spec says {expected}")
-        if not bool(torch.isfinite(kv.k).all() & torch.isfinite(kv.v).all()):
-            raise CacheError(f"layer {layer.name}: the editor gave numbers that are not finite")
+        expected = (rows, layer.tokens, layer.kv_heads, layer.head_dim)
+        for part, values in (("K", kv.k), ("V", kv.v)):
+            given = tuple(values.shape)
+            if given != expected:
+                raise CacheError(f"layer {layer.name}: the editor gave {part} of {given}, its spec says {expected}")
+            if not bool(torch.isfinite(values).all()):
+                raise CacheError(f"layer {layer.name}: the editor gave {part} with numbers that are not finite")
+    if prefix.valid is not None and tuple(prefix.valid.shape) != (rows, spec.tokens):
+        raise CacheError(f"the editor gave `valid` of {tuple(prefix.valid.shape)}, its spec says {(rows, spec.tokens)}")
 
 
 def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:

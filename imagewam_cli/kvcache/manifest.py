@@ -1,7 +1,7 @@
 """`manifest.json`: what a cache is, which shards it has, and what it was made of.
 
-The manifest is written anew (temporary file, then rename) after each finished shard, so a cache is readable while it grows and
-an interrupted build is continued. File names in it never leave the cache's folder.
+The manifest is written anew (temporary file, then rename) after each finished shard, so a cache is readable while it
+grows and an interrupted build is continued. File names in it never leave the cache's folder.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def read_manifest(folder: Path) -> Manifest:
     except ConfigError as error:
         raise CacheError(f"{path} is damaged: {error.message}") from error
     for shard in manifest.shards:
-        if Path(shard.file).name != shard.file:
+        if Path(shard.file).name != shard.file or shard.file in ("", ".."):
             raise CacheError(f"{path} names the shard {shard.file!r}, which is not a plain file name")
     return manifest
 

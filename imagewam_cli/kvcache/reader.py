@@ -33,7 +33,8 @@ class RowIndex:
 
 
 class CacheReader:
-    """A cache folder, opened. `read(indices)` gives the prefix of any cached rows, numbered 0 .. len - 1 in build order."""
+    """A cache folder, opened. `read(indices)` gives the prefix of any cached rows, numbered 0 .. len - 1 in build
+    order."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

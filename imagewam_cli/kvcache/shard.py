@@ -1,8 +1,8 @@
 """One shard: a safetensors file with the K and V of consecutive rows, written in one piece, read through a memory map.
 
-    layer.{i}.k, layer.{i}.v   (N, P, H_kv, D)   stored as the codec says; i counts the kept layers
-    valid                      (N, P) bool       absent where every token of every row is valid
-    row, episode, frame, instruction   (N,) int64
+layer.{i}.k, layer.{i}.v   (N, P, H_kv, D)   stored as the codec says; i counts the kept layers
+valid                      (N, P) bool       absent where every token of every row is valid
+row, episode, frame, instruction   (N,) int64
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ class Shard:
                 if not 2 <= length <= min(_MAX_HEADER, size - 8):
                     raise CacheError(f"{path} is damaged: its header claims {length} bytes of {size}", _REBUILD)
                 header = json.loads(file.read(length))
+            if not isinstance(header, dict):
+                raise ValueError("its header is not a mapping")
             mapped = np.memmap(path, mode="r", dtype=np.uint8)
             start = 8 + length
             return cls(path, {k: _view(mapped, start, v) for k, v in header.items() if k != "__metadata__"})
@@ -97,7 +99,9 @@ class Shard:
 _REBUILD = "delete the file and run the same `imagewam cache` command again"
 
 
-def _view(mapped: npt.NDArray[np.uint8], start: int, entry: dict[str, object]) -> tuple[npt.NDArray[np.generic], torch.dtype]:
+def _view(
+    mapped: npt.NDArray[np.uint8], start: int, entry: dict[str, object]
+) -> tuple[npt.NDArray[np.generic], torch.dtype]:
     numpy_type, torch_type = _DTYPES[str(entry["dtype"])]
     begin, end = (int(x) for x in entry["data_offsets"])  # type: ignore[attr-defined]
     shape = tuple(int(x) for x in entry["shape"])  # type: ignore[attr-defined]

@@ -1,4 +1,5 @@
-"""The layout of an editor's prefix KV: layers, tokens, positions, bytes. Plain data, known without weights and without torch."""
+"""The layout of an editor's prefix KV: layers, tokens, positions, bytes. Plain data, known without weights and without
+torch."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ BlockKind = Literal["sequential", "parallel"]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
-    """One attention layer. `block` says how the expert's block beside it is built: attention then MLP, or both at once."""
+    """One attention layer. `block` says how the expert's block beside it is built: attention then MLP, or both at
+    once."""
 
     name: str
     block: BlockKind

@@ -1,6 +1,8 @@
-"""`table.safetensors`: states and actions of every dataset frame, small beside K and V, so that training needs only the cache.
+"""`table.safetensors`: states and actions of every dataset frame, small beside K and V, so that training needs only
+the cache.
 
-A cached row names its dataset frame; the chunk of actions that follows it is cut here, for whatever horizon a run wants.
+A cached row names its dataset frame; the chunk of actions that follows it is cut here, for whatever horizon a run
+wants.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import numpy.typing as npt
 from imagewam_cli.data.chunks import action_chunk
 from imagewam_cli.data.types import ActionChunk, Float32Array, Row
 from imagewam_cli.errors import CacheError
+
+_REPAIR = "run the same `imagewam cache` command again: it writes the table anew"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +53,21 @@ class FrameTable:
 
     @classmethod
     def load(cls, path: Path) -> FrameTable:
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         try:
             tensors = load_file(path)
             return cls(**{name: tensors[name] for name in ("state", "action", "first_row", "length", "episode")})
         except FileNotFoundError:
-            raise CacheError(f"{path} is missing", "build the cache again") from None
-        except (KeyError, ValueError, OSError) as error:
-            raise CacheError(f"{path} is damaged: {error}", "build the cache again") from None
+            raise CacheError(f"{path} is missing", _REPAIR) from None
+        except (KeyError, ValueError, OSError, SafetensorError) as error:
+            raise CacheError(f"{path} is damaged: {error}", _REPAIR) from None
 
     def to_bytes(self) -> bytes:
         from safetensors.numpy import save
 
-        return save(
+        data: bytes = save(
             {
                 "state": self.state,
                 "action": self.action,
@@ -71,6 +76,7 @@ class FrameTable:
                 "episode": self.episode,
             }
         )
+        return data
 
     def chunk(self, episode: int, frame: int, horizon: int) -> ActionChunk:
         """The `horizon` actions from `frame` of `episode` on, in robot units, padded at the episode's end."""

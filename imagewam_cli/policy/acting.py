@@ -14,6 +14,7 @@ class ChunkPolicy(abc.ABC):
     """Anything that plans action chunks. `execute`: actions to carry out before planning again."""
 
     execute: int
+    _queue: tuple[Float32Array, ...] = ()
 
     @abc.abstractmethod
     def chunks(self, observations: Sequence[Observation]) -> Float32Array:
@@ -21,15 +22,15 @@ class ChunkPolicy(abc.ABC):
 
     def act(self, observation: Observation) -> Float32Array:
         """The next action (A,), planning anew when the actions to execute are used up."""
-        queue: list[Float32Array] = getattr(self, "_queue", [])
-        if not queue:
-            queue = list(self.chunks([observation])[0][: self.execute])
-        action, self._queue = queue[0], queue[1:]
+        if not self._queue:
+            self._queue = tuple(self.chunks([observation])[0][: self.execute])
+        action, *rest = self._queue
+        self._queue = tuple(rest)
         return action
 
     def reset(self) -> None:
         """Forget the planned actions; call it when an episode starts."""
-        self._queue: list[Float32Array] = []
+        self._queue = ()
 
 
 class RandomPolicy(ChunkPolicy):

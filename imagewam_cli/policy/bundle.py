@@ -1,10 +1,10 @@
 """A policy is one folder.
 
-    policy.json           how it acts: horizon, replanning, schedule, cameras, names (`PolicyConfig`)
-    expert.json           shape of the expert           expert.safetensors   its weights
-    normalization.json    the normalisers of state and action, the same objects that training used
-    editor.json           which editor, with which weights and settings, gives the prefix (`EditorReference`)
-    samples.safetensors   a few dataset rows with pictures, so that an export can check itself
+policy.json           how it acts: horizon, replanning, schedule, cameras, names (`PolicyConfig`)
+expert.json           shape of the expert           expert.safetensors   its weights
+normalization.json    the normalisers of state and action, the same objects that training used
+editor.json           which editor, with which weights and settings, gives the prefix (`EditorReference`)
+samples.safetensors   a few dataset rows with pictures, so that an export can check itself
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from imagewam_cli.config import dump_json, from_dict, to_dict
 from imagewam_cli.data.normalization import Normalizer
 from imagewam_cli.editor import PrefixSettings
-from imagewam_cli.errors import ConfigError, RunError
+from imagewam_cli.errors import ConfigError, DatasetError, RunError
 from imagewam_cli.kvcache.manifest import write_atomically
 from imagewam_cli.kvcache.spec import KVSpec
 
@@ -83,15 +83,16 @@ def read_bundle(folder: Path) -> BundleParts:
     Raises:
         RunError: a file is missing, damaged, or of a newer version.
     """
-    config = _read(folder / POLICY, PolicyConfig)
-    if config.version != VERSION:
-        raise RunError(f"{folder / POLICY} has version {config.version}; this imagewam reads {VERSION}", "upgrade imagewam")
-    normalizers = _json(folder / NORMALIZATION)
+    version = _json(folder / POLICY).get("version")  # first: a newer version may have other keys
+    if version != VERSION:
+        raise RunError(
+            f"{folder / POLICY} has version {version!r}; this imagewam reads version {VERSION}", "upgrade imagewam"
+        )
     return BundleParts(
-        config=config,
+        config=_read(folder / POLICY, PolicyConfig),
         editor=_read(folder / EDITOR, EditorReference),
-        state_normalizer=Normalizer.from_dict(normalizers["state"]),
-        action_normalizer=Normalizer.from_dict(normalizers["action"]),
+        state_normalizer=_normalizer(folder / NORMALIZATION, "state"),
+        action_normalizer=_normalizer(folder / NORMALIZATION, "action"),
     )
 
 
@@ -116,11 +117,21 @@ def _read(path: Path, into: type[T]) -> T:
         raise RunError(f"{path} is damaged: {error.message}", error.hint) from None
 
 
+def _normalizer(path: Path, field: str) -> Normalizer:
+    values = _json(path).get(field)
+    try:
+        return Normalizer.from_dict(values if isinstance(values, dict) else {})
+    except DatasetError as error:
+        raise RunError(f"{path} is damaged: {field}: {error.message}", error.hint) from None
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return values
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{path} is missing", "train the policy again, or copy the whole folder") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path} is damaged: it is not a mapping")
+    return values

@@ -1,8 +1,8 @@
 """`Policy`: a trained policy on torch. Pictures and instruction become a prefix, the expert denoises a chunk on it.
 
-    policy = Policy.load("runs/my-run")
-    policy.reset()
-    action = policy.act(Observation(images={"top": picture}, state=state, instruction="put the red block on the blue zone"))
+policy = Policy.load("runs/my-run")
+policy.reset()
+action = policy.act(Observation(images={"top": picture}, state=state, instruction="put the red block on the blue zone"))
 """
 
 from __future__ import annotations
@@ -46,7 +46,19 @@ class Policy(ChunkPolicy):
         """
         bundle = find_bundle(Path(folder))
         parts = read_bundle(bundle)
-        return cls(parts, load_expert(bundle, device), load_editor(parts.editor, device=device, weights=weights), device)
+        return cls(
+            parts, load_expert(bundle, device), load_editor(parts.editor, device=device, weights=weights), device
+        )
+
+    @property
+    def horizon(self) -> int:
+        """Actions in a chunk."""
+        return self.parts.config.horizon
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Pictures that an observation must have."""
+        return self.parts.config.cameras
 
     def chunks(self, observations: Sequence[Observation]) -> Float32Array:
         """(B, T, A) in robot units."""
@@ -54,9 +66,7 @@ class Policy(ChunkPolicy):
         with torch.no_grad():
             prefix = self.prefix(observations)
             noise = self.initial_noise(len(observations))
-            chunk = integrate(
-                self.expert, noise, state, prefix, self._schedule, self.parts.config.inference_steps
-            )
+            chunk = integrate(self.expert, noise, state, prefix, self._schedule, self.parts.config.inference_steps)
         return self.parts.action_normalizer.denormalize(chunk.cpu().numpy())
 
     def prefix(self, observations: Sequence[Observation]) -> PrefixKV:
@@ -69,7 +79,9 @@ class Policy(ChunkPolicy):
         names = self.parts.config.state_names
         for o in observations:
             if o.state.shape != (len(names),):
-                raise DatasetError(f"state has shape {o.state.shape}, the policy needs ({len(names)},): {', '.join(names)}")
+                raise DatasetError(
+                    f"state has shape {o.state.shape}, the policy needs ({len(names)},): {', '.join(names)}"
+                )
         states = np.stack([o.state for o in observations])
         return torch.from_numpy(self.parts.state_normalizer.normalize(states)).to(self.device)
 
@@ -95,7 +107,12 @@ def load_editor(reference: EditorReference, *, device: str = "cpu", weights: Pat
         different = next((k for k in expected if found.get(k) != expected[k]), "fingerprint")
         raise RunError(
             f"the editor {reference.name!r} is not the one that the policy was trained on: {different} is "
-            f"{str(found.get(different))[:16]}, the policy expects {str(expected.get(different))[:16]}",
+            f"{_short(found.get(different))}, the policy expects {_short(expected.get(different))}",
             "pass the right weights with --weights DIR, or train the policy again",
         )
     return editor
+
+
+def _short(value: object) -> str:
+    """The start of a checksum, anything else in full."""
+    return value[:16] if isinstance(value, str) and len(value) == 64 else str(value)

@@ -74,9 +74,7 @@ def _plan(policy: ChunkPolicy | None, scenes: list[_Scene]) -> None:
 
 
 class _Scene:
-    def __init__(
-        self, env: Environment, seed: int, split: str, instruction_of: Callable[[int], str] | None
-    ) -> None:
+    def __init__(self, env: Environment, seed: int, split: str, instruction_of: Callable[[int], str] | None) -> None:
         self.env, self.seed, self.split = env, seed, split
         self.observation = env.reset(seed, split)
         self.instruction = self.observation.instruction

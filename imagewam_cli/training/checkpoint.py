@@ -1,4 +1,5 @@
-"""Checkpoints of a run: `checkpoints/step-NNNNNN/` with weights, their average, the optimizer's moments and `state.json`.
+"""Checkpoints of a run: `checkpoints/step-NNNNNN/` with weights, their average, the optimizer's moments and
+`state.json`.
 
 Written into a temporary folder and renamed, so a checkpoint is whole or absent. Safetensors and JSON only.
 """
@@ -47,14 +48,13 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
-def load_checkpoint(
-    folder: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.AdamW
-) -> int:
+def load_checkpoint(folder: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.AdamW) -> int:
     """Load the newest checkpoint in place; returns its step, 0 where there is none.
 
     Raises:
-        RunError: the checkpoint does not fit the model.
+        RunError: the checkpoint is damaged or does not fit the model.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     found = _checkpoints(folder)
@@ -73,9 +73,10 @@ def load_checkpoint(
                 "exp_avg": moments[f"{name}.first"],
                 "exp_avg_sq": moments[f"{name}.second"],
             }
-    except (RuntimeError, KeyError, ValueError, OSError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise RunError(
-            f"{newest} does not fit this run: {str(error).splitlines()[-1].strip()}", "start over with --fresh"
+            f"{newest} is damaged or does not fit this run: {str(error).splitlines()[-1].strip()}",
+            "delete it to go on from the checkpoint before it, or start over with --fresh",
         ) from None
     return step
 
@@ -89,7 +90,9 @@ def _moments(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
+    """Oldest first."""
+    found = [p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
 def _sync(path: Path) -> None:

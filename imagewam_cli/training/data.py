@@ -1,6 +1,7 @@
 """What the trainer reads: cached rows with the action chunk that follows each, normalised, in a seeded order.
 
-The order of epoch e is a function of (seed, e) alone, so a continued run sees the rows that the interrupted one would have seen.
+The order of epoch e is a function of (seed, e) alone, so a continued run sees the rows that the interrupted one would
+have seen.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """state (B, S) and actions (B, T, A) normalised float32; is_pad bool (B, T); prefix of B rows; row: dataset rows."""
+    """state (B, S) and actions (B, T, A) normalised float32; is_pad bool (B, T); prefix of B rows; row: dataset
+    rows."""
 
     prefix: PrefixKV
     state: Tensor
@@ -50,7 +52,9 @@ class ExpertData:
         if len(self.train_rows) == 0:
             raise CacheError(f"{reader.folder} leaves no row to train on", "record more episodes")
         table = reader.table
-        self.action_normalizer = _normalizer([table.actions_of(e) for e in self.train_episodes], recipe.normalize_action)
+        self.action_normalizer = _normalizer(
+            [table.actions_of(e) for e in self.train_episodes], recipe.normalize_action
+        )
         self.state_normalizer = _normalizer([table.states_of(e) for e in self.train_episodes], recipe.normalize_state)
 
     @property

@@ -4,14 +4,13 @@
     metrics.jsonl        one line per log step       result.json    the final validation
     checkpoints/         the last two                policy/        the averaged weights as a policy bundle
 
-Noise and data order are functions of (seed, step), so a checkpoint is weights, moments and a step number, and a continued run
-gives the same numbers as an uninterrupted one.
+Noise and data order are functions of (seed, step), so a checkpoint is weights, moments and a step number, and a
+continued run gives the same numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from imagewam_cli.config import dump_json, dump_yaml, load_yaml, to_dict
 from imagewam_cli.data.samples import SAMPLES
@@ -35,6 +35,7 @@ from imagewam_cli.training.data import Batch, ExpertData
 from imagewam_cli.training.metrics import MetricLog
 from imagewam_cli.training.objective import Validation, flow_loss, validate
 from imagewam_cli.training.recipe import TrainRecipe
+from imagewam_cli.workspace import RUN_MARKER
 
 _STEP_SEEDS = 1_000_003
 """Distance between the noise seeds of two run seeds: no run of fewer steps repeats another's noise."""
@@ -86,12 +87,15 @@ class Trainer:
         )
         self._validation: list[Batch] | None = None
 
-    def train(self, folder: Path, *, on_step: Callable[[int, dict[str, float]], None] = lambda step, values: None) -> Validation:
+    def train(
+        self, folder: Path, *, on_step: Callable[[int, dict[str, float]], None] = lambda step, values: None
+    ) -> Validation:
         """Train into `folder`, going on from its newest checkpoint.
 
         Raises:
             RunError: the folder holds a run of another recipe or cache.
-            NonFiniteLossError: names the dataset rows of the batch; the last checkpoint stays.
+            NonFiniteLossError: the loss or its gradient is not finite; names the dataset rows of the batch. The last
+            checkpoint stays.
         """
         recipe = self.recipe
         self._open(folder)
@@ -114,8 +118,8 @@ class Trainer:
                 if values:
                     log.add(done, **values)
                 if done % recipe.save_every == 0 or done == recipe.steps:
+                    self._write_policy(folder / "policy")  # first: a run that looks finished has its policy
                     save_checkpoint(folder / "checkpoints", done, self.expert, self.average, self.optimizer)
-                    self._write_policy(folder / "policy")
                 on_step(done, values)
         if validation is None:
             validation = self.validate()
@@ -128,17 +132,13 @@ class Trainer:
         generator = torch.Generator().manual_seed(recipe.seed * _STEP_SEEDS + step)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             loss = flow_loss(self.expert, batch, self.schedule, recipe.flow.draws, generator)
-        if not bool(torch.isfinite(loss)):
-            rows = ", ".join(str(r) for r in batch.row)
-            raise NonFiniteLossError(
-                f"the loss is {float(loss.detach())} at step {step + 1}; rows of the batch: {rows}",
-                "look at these rows of the dataset, or lower optimizer.learning_rate; the last checkpoint is kept",
-            )
+        _require_finite("loss", loss.detach(), step, batch)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate(step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.expert.parameters(), recipe.optimizer.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.expert.parameters(), recipe.optimizer.clip_norm)
+        _require_finite("gradient's norm", norm, step, batch)
         self.optimizer.step()
         decay = min(recipe.optimizer.ema, (step + 1) / (step + 10))  # the first steps' average is not the random start
         with torch.no_grad():
@@ -188,28 +188,24 @@ class Trainer:
     def _open(self, folder: Path) -> None:
         """Start the run's folder, or check that it is this run's."""
         identity = _identity(self.reader)
-        if (folder / "run.json").exists():
-            there = json.loads((folder / "run.json").read_text())
-            for key in ("fingerprint", "dataset", "codec"):
-                if there.get(key) != identity[key]:
-                    raise RunError(
-                        f"{folder} was trained on another cache: its {key} is {there.get(key)}, this one's {identity[key]}",
-                        "choose another folder with --out, or start over with --fresh",
-                    )
-            _refuse_other_recipe(folder, self.recipe)
-            return
-        if folder.exists() and any(folder.iterdir()):
+        if (folder / RUN_MARKER).exists():
+            _refuse_other_cache(folder, identity)
+        elif folder.exists() and any(path.name != f"{RUN_MARKER}.partial" for path in folder.iterdir()):
             raise UsageError(f"{folder} holds something that is not a run", "choose an empty folder with --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.yaml", dump_yaml(self.recipe).encode())
-        write_atomically(folder / "run.json", dump_json(identity).encode())
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / RUN_MARKER, dump_json(identity).encode())
+        if (folder / "config.yaml").exists() or (folder / "checkpoints").exists():
+            _refuse_other_recipe(folder, self.recipe)
+        else:
+            write_atomically(folder / "config.yaml", dump_yaml(self.recipe).encode())
 
     def _write_policy(self, folder: Path) -> None:
         manifest, recipe = self.reader.manifest, self.recipe
         save_expert(folder, self.config, self.average)
         samples = self.reader.folder / SAMPLES
         if samples.exists() and not (folder / SAMPLES).exists():
-            shutil.copyfile(samples, folder / SAMPLES)
+            write_atomically(folder / SAMPLES, samples.read_bytes())
         write_bundle(
             folder,
             BundleParts(
@@ -250,8 +246,25 @@ def _identity(reader: CacheReader) -> dict[str, Any]:
         "fingerprint": manifest.digest,
         "editor": manifest.fingerprint.get("editor"),
         "dataset": manifest.dataset.identity[:16],
+        "table": manifest.table_sha256[:16],
         "codec": manifest.codec,
+        "stride": manifest.dataset.stride,
+        "rows": manifest.rows,
     }
+
+
+def _refuse_other_cache(folder: Path, identity: dict[str, Any]) -> None:
+    """The cache may have moved, but its rows must be those that the run began with."""
+    try:
+        there = json.loads((folder / RUN_MARKER).read_text())
+    except ValueError as error:
+        raise RunError(f"{folder / RUN_MARKER} is damaged: {error}", "start over with --fresh") from None
+    for key, value in identity.items():
+        if key != "cache" and there.get(key) != value:
+            raise RunError(
+                f"{folder} was trained on another cache: its {key} is {there.get(key)}, this one's {value}",
+                "choose another folder with --out, or start over with --fresh",
+            )
 
 
 def _refuse_other_recipe(folder: Path, recipe: TrainRecipe) -> None:
@@ -262,6 +275,15 @@ def _refuse_other_recipe(folder: Path, recipe: TrainRecipe) -> None:
                 f"{folder} holds a run with {key} = {there[key]}, this one has {here[key]}",
                 "choose another folder with --out, or start over with --fresh",
             )
+
+
+def _require_finite(what: str, value: Tensor, step: int, batch: Batch) -> None:
+    if not bool(torch.isfinite(value)):
+        rows = ", ".join(str(r) for r in batch.row)
+        raise NonFiniteLossError(
+            f"the {what} is {float(value)} at step {step + 1}; rows of the batch: {rows}",
+            "look at these rows of the dataset, or lower optimizer.learning_rate; the last checkpoint is kept",
+        )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

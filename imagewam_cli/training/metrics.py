@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from imagewam_cli.kvcache.manifest import write_atomically
+
 
 class MetricLog:
     """Append-only. Lines of steps that a continued run does again are dropped first, so that each step stands once."""
@@ -15,7 +17,7 @@ class MetricLog:
     def __init__(self, folder: Path, first_step: int) -> None:
         self.path = folder / "metrics.jsonl"
         kept = [r for r in read_metrics(self.path) if r["step"] <= first_step]
-        self.path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        write_atomically(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
         self._file = self.path.open("a")
         self._board: Any = None
         with contextlib.suppress(ImportError):  # the extra `tensorboard` is optional
@@ -33,7 +35,9 @@ class MetricLog:
     def __enter__(self) -> MetricLog:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         if self._board is not None:
             self._board.close()

@@ -17,8 +17,8 @@ from imagewam_cli.training.data import Batch
 class Validation:
     """On held-out episodes. Errors are mean squared, over steps that are not padding, in normalised units.
 
-    loss: flow loss at fixed noise and times; action_error: of the sampled chunk; constant_error: of the best constant chunk,
-    the per-step mean of the validation chunks themselves (a floor for anything that does not look).
+    loss: flow loss at fixed noise and times; action_error: of the sampled chunk; constant_error: of the best constant
+    chunk, the per-step mean of the validation chunks themselves (a floor for anything that does not look).
     """
 
     loss: float
@@ -38,9 +38,7 @@ def flow_loss(
     actions = batch.actions.repeat_interleave(draws, dim=0)
     noise = torch.randn(actions.shape, generator=generator)
     t = schedule.sample(len(actions), generator)
-    predicted = expert(
-        add_noise(actions, noise, t), t, batch.state.repeat_interleave(draws, dim=0), batch.prefix
-    )
+    predicted = expert(add_noise(actions, noise, t), t, batch.state.repeat_interleave(draws, dim=0), batch.prefix)
     pad = batch.is_pad.repeat_interleave(draws, dim=0)
     return masked_flow_loss(predicted, velocity(actions, noise), pad, schedule.weight(t))
 
@@ -54,14 +52,15 @@ def validate(
         for i, batch in enumerate(batches):
             generator = torch.Generator().manual_seed(i)
             losses.append(float(flow_loss(expert, batch, schedule, 1, generator)) * len(batch.actions))
-            noise = initial_noise(len(batch.actions), *batch.actions.shape[1:], seed=noise_seed)
+            rows, horizon, dimensions = batch.actions.shape
+            noise = initial_noise(rows, horizon, dimensions, seed=noise_seed)
             chunk = integrate(expert, noise, batch.state, batch.prefix, schedule, steps)
             keep = (~batch.is_pad).float()
             errors.append(float(((chunk - batch.actions).square().mean(-1) * keep).sum()))
             counts.append(float(keep.sum()))
-    rows = sum(len(b.actions) for b in batches)
+    total = sum(len(b.actions) for b in batches)
     return Validation(
-        loss=sum(losses) / rows,
+        loss=sum(losses) / total,
         action_error=sum(errors) / sum(counts),
         constant_error=_constant_error(batches),
     )

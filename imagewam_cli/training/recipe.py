@@ -1,4 +1,5 @@
-"""Every number of a training run. Defaults suit the embedded demonstration on two cores; a YAML file overrides any of them."""
+"""Every number of a training run. Defaults suit the embedded demonstration on two cores; a YAML file overrides any of
+them."""
 
 from __future__ import annotations
 
@@ -19,6 +20,11 @@ class ExpertRecipe:
     mlp_ratio: float = 2.0
     use_prefix: bool = True
 
+    def __post_init__(self) -> None:
+        _require(self.horizon >= 1, f"expert.horizon must be at least 1, got {self.horizon}")
+        _require(self.hidden >= 1, f"expert.hidden must be at least 1, got {self.hidden}")
+        _require(self.mlp_ratio > 0, f"expert.mlp_ratio must be positive, got {self.mlp_ratio}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FlowRecipe:
@@ -26,6 +32,11 @@ class FlowRecipe:
     inference_steps: int = 10
     draws: int = 4
     """Independent (noise, t) draws per loaded prefix."""
+
+    def __post_init__(self) -> None:
+        _require(self.shift > 0, f"flow.shift must be positive, got {self.shift}")
+        _require(self.inference_steps >= 1, f"flow.inference_steps must be at least 1, got {self.inference_steps}")
+        _require(self.draws >= 1, f"flow.draws must be at least 1, got {self.draws}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +48,14 @@ class OptimizerRecipe:
     final_fraction: float = 0.01
     clip_norm: float = 1.0
     ema: float = 0.995
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, f"optimizer.learning_rate must be positive, got {self.learning_rate}")
+        _require(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
+        _require(self.clip_norm > 0, f"optimizer.clip_norm must be positive, got {self.clip_norm}")
+        _require(0 <= self.ema < 1, f"optimizer.ema must lie in [0, 1), got {self.ema}")
+        for name in ("warmup_fraction", "final_fraction"):
+            _require(0 <= getattr(self, name) <= 1, f"optimizer.{name} must lie in [0, 1], got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +89,16 @@ class TrainRecipe:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "log_every", "validate_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0.0 <= self.validation_fraction < 1.0:
-            raise ValueError(f"validation_fraction must lie in [0, 1), got {self.validation_fraction}")
-        if not 1 <= self.policy.execute <= self.expert.horizon:
-            raise ValueError(f"policy.execute {self.policy.execute} must lie between 1 and the horizon {self.expert.horizon}")
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("seed", "validation_rows"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        _require(self.episodes is None or self.episodes >= 1, f"episodes must be at least 1, got {self.episodes}")
+        fraction = self.validation_fraction
+        _require(0.0 <= fraction < 1.0, f"validation_fraction must lie in [0, 1), got {fraction}")
+        _require(
+            1 <= self.policy.execute <= self.expert.horizon,
+            f"policy.execute {self.policy.execute} must lie between 1 and the horizon {self.expert.horizon}",
+        )
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up over `warmup_fraction` of the steps, then cosine down to `final_fraction`."""
@@ -85,3 +108,8 @@ class TrainRecipe:
             return o.learning_rate * (step + 1) / warmup
         share = (step - warmup) / max(1, self.steps - warmup)
         return o.learning_rate * (o.final_fraction + (1 - o.final_fraction) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)

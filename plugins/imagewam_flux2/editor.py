@@ -21,10 +21,11 @@ from torch import Tensor
 
 from imagewam_cli.capture import LayerKV
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editor import Editor, PrefixKV, PrefixSettings, WeightsIdentity, resolve
+from imagewam_cli.editor import Editor, PrefixGraph, PrefixKV, PrefixSettings, WeightsIdentity, resolve
 from imagewam_cli.errors import DatasetError, EditorError, UsageError
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec, SegmentSpec, select_layers
+from imagewam_flux2.graph import prefix_graph
 from imagewam_flux2.tokens import ACTION_T, REFERENCE_T, FluxTokens, Text, image_ids
 
 _PIXELS_PER_TOKEN = 16
@@ -144,6 +145,18 @@ class Flux2Editor(Editor):
             )
             return self._keep_segments([prefix.layers[names[i]] for i in self._kept], prefix.valid, text.valid.shape[1])
 
+    def prefix_graph(self) -> PrefixGraph:
+        names = self._tokens.layers
+        return prefix_graph(
+            self._tokens,
+            self.settings,
+            layers=[names[i] for i in self._kept],
+            grid=self._grid,
+            keep_segments=self._keep_segments,
+            prompt=self._prompt,
+            grey=_GREY,
+        )
+
     @property
     def _grid(self) -> tuple[int, int]:
         """Reference tokens: (rows, columns)."""
@@ -229,7 +242,9 @@ def _resolved(settings: PrefixSettings, defaults: Defaults) -> PrefixSettings:
         raise UsageError("mode 'prefix' has no target tokens", "choose segments among text and reference")
     height, width = settings.image_size
     if height % _PIXELS_PER_TOKEN or (width // len(cameras)) % _PIXELS_PER_TOKEN or width % len(cameras):
-        raise UsageError(f"image size {height}x{width} does not split into 16-pixel tokens for {len(cameras)} camera(s)")
+        raise UsageError(
+            f"image size {height}x{width} does not split into 16-pixel tokens for {len(cameras)} camera(s)"
+        )
     return settings
 
 

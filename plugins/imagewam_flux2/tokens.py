@@ -1,6 +1,7 @@
 """How FLUX.2 sees pictures, text and time, on diffusers' own classes.
 
-Picture -> VAE mean -> 2x2 space-to-channel -> batch norm -> tokens (B, h w, C). Instruction -> chat template -> hidden states
+Picture -> VAE mean -> 2x2 space-to-channel -> batch norm -> tokens (B, h w, C). Instruction -> chat template -> hidden
+states
 of three Qwen3 layers side by side -> (B, L, 3 D). Position ids have four axes (t, h, w, l): text counts along l; the
 reference picture has t = 10, the target t = 0, actions t = 2 and count along h. Source: IMAGEWAM paper, FLUX.2 stack.
 """
@@ -45,7 +46,8 @@ class FluxPrefix:
 
 @dataclass(frozen=True, kw_only=True)
 class FluxTokens:
-    """The parts of a FLUX.2-klein pipeline that turn (picture, instruction) into keys and values and back into a picture."""
+    """The parts of a FLUX.2-klein pipeline that turn (picture, instruction) into keys and values and back into a
+    picture."""
 
     transformer: Any
     vae: Any
@@ -73,9 +75,10 @@ class FluxTokens:
             return ((latents - mean) / std).flatten(2).transpose(1, 2)
 
     def picture(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        """The inverse of `image` for a grid of height x width tokens: (B, 3, 16 height, 16 width), clamped to [-1, 1]."""
+        """The inverse of `image` for a grid of height x width tokens: (B, 3, 16 height, 16 width), clamped to [-1,
+        1]."""
         with torch.no_grad():
-            latents = tokens.transpose(1, 2).unflatten(2, (height, width))
+            latents = tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
             mean, std = self._batch_norm(latents)
             decoded: Tensor = self.vae.decode(unpack_latents(latents * std + mean)).sample
             return decoded.clamp(-1, 1)
@@ -83,7 +86,10 @@ class FluxTokens:
     def token_ids(self, instruction: str) -> list[int]:
         """The instruction in the chat template, cut at `max_text_tokens`."""
         text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": instruction}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+            [{"role": "user", "content": instruction}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
         )
         ids: list[int] = self.tokenizer(text, truncation=True, max_length=self.max_text_tokens)["input_ids"]
         return ids
@@ -110,7 +116,9 @@ class FluxTokens:
     def layers(self) -> list[str]:
         """The attention modules in the order in which they run: double blocks, then single blocks."""
         doubles = [f"transformer_blocks.{i}.attn" for i in range(len(self.transformer.transformer_blocks))]
-        singles = [f"single_transformer_blocks.{i}.attn" for i in range(len(self.transformer.single_transformer_blocks))]
+        singles = [
+            f"single_transformer_blocks.{i}.attn" for i in range(len(self.transformer.single_transformer_blocks))
+        ]
         return doubles + singles
 
     def prefix(
@@ -130,16 +138,23 @@ class FluxTokens:
         batch, length = text.valid.shape
         valid = torch.cat([text.valid, text.valid.new_ones(batch, reference.shape[1])], dim=1)
         names = list(layers) if layers is not None else self.layers
-        with contextlib.nullcontext() if grad else torch.no_grad(), record(
-            self.transformer, names, stop_after_last=not grad
-        ) as recording:
+        with (
+            contextlib.nullcontext() if grad else torch.no_grad(),
+            record(self.transformer, names, stop_after_last=not grad) as recording,
+        ):
             self._forward(
-                text.embeds, reference, text_ids(length), reference_ids, torch.full((batch,), timestep), _key_mask(valid)
+                text.embeds,
+                reference,
+                text_ids(length),
+                reference_ids,
+                torch.full((batch,), timestep),
+                _key_mask(valid),
             )
         return FluxPrefix(layers=recording.layers, valid=valid)
 
     def target_velocity(self, prefix: FluxPrefix, noisy: Tensor, t: Tensor) -> Tensor:
-        """Velocity of the noisy target tokens (B, T, C), square grid, at noise levels t (B,), attending to the prefix."""
+        """Velocity of the noisy target tokens (B, T, C), square grid, at noise levels t (B,), attending to the
+        prefix."""
         batch, count, _ = noisy.shape
         side = round(count**0.5)
         empty = noisy.new_zeros(batch, 0, self.transformer.config.joint_attention_dim)

@@ -1,6 +1,7 @@
 """`tiny`: the embedded editor, a trained miniature of FLUX.2-klein for 128-pixel tabletop pictures.
 
-Its folder `weights/` is an ordinary diffusers pipeline, loaded by the same class as FLUX.2-klein. How it was made: `train`.
+Its folder `weights/` is an ordinary diffusers pipeline, loaded by the same class as FLUX.2-klein. How it was made:
+`train`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Edited pictures, decoded: the one thing that imagewam itself never needs, to see what the editor has learned.
 
-    python -m imagewam_tiny.edit --out sheet.png      a sheet of before / edited / true pictures, seeds 0 to 63 of unseen scenes
-                                                      and the rates of right edits and of right copies of the input
+python -m imagewam_tiny.edit --out sheet.png      a sheet of before / edited / true pictures, seeds 0 to 63 of unseen
+scenes
+                                                  and the rates of right edits and of right copies of the input
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from imagewam_flux2.editor import load_parts
-from imagewam_flux2.tokens import REFERENCE_T, FluxTokens, image_ids
 from PIL import Image
 
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.sim.tabletop.edits import Edit, judge_edit, sample_edit
 from imagewam_cli.sim.tabletop.layout import Split
+from imagewam_flux2.editor import load_parts
+from imagewam_flux2.tokens import REFERENCE_T, FluxTokens, image_ids
 from imagewam_tiny import recipe
 from imagewam_tiny.editor import DEFAULTS, WEIGHTS
 
@@ -30,7 +32,12 @@ EDIT_SHIFT = 3.0
 
 
 def edit(
-    tokens: FluxTokens, pictures: npt.NDArray[np.uint8], instructions: Sequence[str], *, steps: int = EDIT_STEPS, seed: int = 0
+    tokens: FluxTokens,
+    pictures: npt.NDArray[np.uint8],
+    instructions: Sequence[str],
+    *,
+    steps: int = EDIT_STEPS,
+    seed: int = 0,
 ) -> npt.NDArray[np.uint8]:
     """Edited pictures, uint8 (B, H, W, 3), of pictures (B, H, W, 3): Euler steps of the target over one prefix."""
     height, width = (side // 16 for side in pictures.shape[1:3])
@@ -44,14 +51,16 @@ def edit(
             timestep=recipe.PREFIX_TIMESTEP,
         )
         x = torch.randn(reference.shape, generator=torch.Generator().manual_seed(seed))
-        for now, then in zip(grid[:-1], grid[1:], strict=True):
+        for now, then in itertools.pairwise(grid):
             x = x + (then - now) * tokens.target_velocity(prefix, x, now.expand(len(x)))
         decoded = tokens.picture(x, height, width)
     edited: npt.NDArray[np.uint8] = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return edited
 
 
-def judge(tokens: FluxTokens, split: Split, seeds: Sequence[int], batch: int = 32) -> tuple[list[bool], list[UInt8Image]]:
+def judge(
+    tokens: FluxTokens, split: Split, seeds: Sequence[int], batch: int = 32
+) -> tuple[list[bool], list[UInt8Image]]:
     """Whether each seed's edited picture shows the task done, and the pictures."""
     right: list[bool] = []
     pictures: list[UInt8Image] = []
@@ -90,7 +99,9 @@ def main() -> None:
         right, pictures = judge(tokens, split, seeds)
         edits = [sample_edit(s, split, from_start=True) for s in seeds]
         copies = [judge_edit(e.before, e.layout) for e in edits]
-        kinds = {k: [r for r, e in zip(right, edits, strict=True) if e.layout.task.kind == k] for k in ("place", "beside")}
+        kinds = {
+            k: [r for r, e in zip(right, edits, strict=True) if e.layout.task.kind == k] for k in ("place", "beside")
+        }
         rates[split] = {"right": float(np.mean(right)), "copy_of_input": float(np.mean(copies))} | {
             kind: float(np.mean(values)) for kind, values in kinds.items() if values
         }

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagewam_flux2.editor import Defaults, Flux2Editor
-
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.hookspecs import EditorEntry
+from imagewam_flux2.editor import Defaults, Flux2Editor
 from imagewam_tiny import recipe
 
 WEIGHTS = Path(__file__).with_name("weights")

@@ -71,8 +71,11 @@ def build_pipeline(seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         text_config = Qwen3Config(
-            vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None, **TEXT_CONFIG,
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            **TEXT_CONFIG,
         )
         return Flux2KleinPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),

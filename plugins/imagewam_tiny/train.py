@@ -2,11 +2,12 @@
 
     python -m imagewam_tiny.train --out DIR [--seed 0] [--threads 2]
 
-Each stage writes a checkpoint now and then and goes on from it when started again. Everything is drawn from the seed; the
-same seed, thread count and torch build give the same weights.
+Each stage writes a checkpoint now and then and goes on from it when started again. Everything is drawn from the seed;
+the same seed, thread count and torch build give the same weights.
 
 The editor stage trains exactly what `imagewam cache` stores. One forward over [text | reference] at the fixed
-`PREFIX_TIMESTEP` leaves keys and values; a second forward over the noisy target alone, at its own random timestep, attends
+`PREFIX_TIMESTEP` leaves keys and values; a second forward over the noisy target alone, at its own random timestep,
+attends
 to them. Text and reference never see the target (the published mask), and the prefix is never modulated with a timestep
 that it will not have in use (the mismatch of the published recipe).
 """
@@ -24,14 +25,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from imagewam_flux2.tokens import FluxTokens, image_ids, pack_latents
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imagewam_cli.expert.flow import FlowSchedule, add_noise, velocity
 from imagewam_cli.sim.tabletop.edits import Edit, sample_edit
 from imagewam_cli.sim.tabletop.render import TABLE_RGB
+from imagewam_flux2.tokens import FluxTokens, image_ids, pack_latents
 from imagewam_tiny import recipe
 
 
@@ -55,12 +55,31 @@ class TrainConfig:
         return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
+@dataclass(frozen=True, kw_only=True)
+class EditorConfig(TrainConfig):
+    """An editor stage: its noise levels, and how much more a token counts that the edit changes."""
+
+    shift: float
+    changed_weight: float = 1.0
+    first_edit: int = 0
+    """Number of the stage's first edit: stages see other scenes."""
+
+
 VAE_STAGE = TrainConfig(steps=1100, batch=32, learning_rate=2e-3, warmup=50, ema=0.99, save_every=100)
-EDITOR_STAGE = TrainConfig(steps=2100, batch=32, learning_rate=1e-3, ema=0.995, save_every=150)
+EDITOR_STAGES = (
+    EditorConfig(steps=2100, batch=32, learning_rate=1e-3, ema=0.995, save_every=150, shift=3.0),
+    EditorConfig(
+        steps=2600, batch=32, learning_rate=8e-4, ema=0.995, save_every=100, shift=5.0, changed_weight=6.0,
+        first_edit=10**7,
+    ),
+)  # fmt: skip
+"""First the whole picture, where most of the error lies; then what the instruction changes, a few tokens of each
+picture, and the high noise levels at which the picture itself does not yet say where things go."""
 KL_WEIGHT = 2e-7
 THINGS_WEIGHT = 4.0
 """How much more a pixel that is not bare table counts for the VAE: blocks and jaws are a few percent of the picture."""
-TARGET_SHIFT = 3.0
+CHANGE = 0.5
+"""Least change of any channel, in standard deviations of the latents, at which a token counts as changed."""
 NOISE_DRAWS = 2
 """Noisy targets per prefix: the prefix is computed once for all of them."""
 
@@ -76,7 +95,8 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     pipeline = recipe.build_pipeline(arguments.seed)
     train_vae(pipeline.vae, VAE_STAGE, arguments.work / "vae.safetensors", arguments.seed)
-    train_editor(pipeline, EDITOR_STAGE, arguments.work / "editor.safetensors", arguments.seed)
+    for number, stage in enumerate(EDITOR_STAGES):
+        train_editor(pipeline, stage, arguments.work / f"editor-{number}.safetensors", arguments.seed)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.transformer):
         part.to(torch.float16)
     recipe.save_pipeline(pipeline, arguments.out)
@@ -104,14 +124,15 @@ def train_vae(vae: Any, config: TrainConfig, checkpoint: Path, seed: int) -> Non
     vae.bn.running_var.copy_(latents.var(dim=(0, 2, 3)))
 
 
-def train_editor(pipeline: Any, config: TrainConfig, checkpoint: Path, seed: int) -> None:
+def train_editor(pipeline: Any, config: EditorConfig, checkpoint: Path, seed: int) -> None:
     """Flow matching on (picture now, instruction) -> picture when done."""
     tokens = FluxTokens.of(pipeline, text_layers=recipe.TEXT_LAYERS, max_text_tokens=recipe.MAX_TEXT_TOKENS)
     trained = torch.nn.ModuleDict({"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder.model})
-    schedule = FlowSchedule(shift=TARGET_SHIFT)
+    schedule = FlowSchedule(shift=config.shift)
     stage = _Stage(trained, config, checkpoint)
     for step in stage.remaining():
-        edits = [sample_edit(seed * 10**8 + step * config.batch + i) for i in range(config.batch)]
+        first = seed * 10**8 + config.first_edit + step * config.batch
+        edits = [sample_edit(first + i) for i in range(config.batch)]
         with mixed_precision():
             before, after = _latents(tokens, edits)
         generator = torch.Generator().manual_seed(1_000_000 * (seed + 1) + step)
@@ -122,7 +143,9 @@ def train_editor(pipeline: Any, config: TrainConfig, checkpoint: Path, seed: int
             text = tokens.text([e.instruction for e in edits], grad=True)
             prefix = tokens.prefix(text, before, image_ids(8, 8, t=10), timestep=recipe.PREFIX_TIMESTEP, grad=True)
             predicted = tokens.target_velocity(prefix.repeat(NOISE_DRAWS), add_noise(target, noise, t), t)
-        stage.advance(step, F.mse_loss(predicted.float(), velocity(target, noise)))
+        error = (predicted.float() - velocity(target, noise)).square().mean(-1)
+        weight = 1 + (config.changed_weight - 1) * _changed(before, after).repeat(NOISE_DRAWS, 1)
+        stage.advance(step, (weight * error).mean() / weight.mean())
     stage.finish()
 
 
@@ -140,6 +163,11 @@ def encode_mean(vae: Any, pictures: Tensor) -> Tensor:
     """Packed latents before the batch norm, (B, 4 C, H / 16, W / 16)."""
     with torch.no_grad():
         return pack_latents(vae.encode(pictures).latent_dist.mode())
+
+
+def _changed(before: Tensor, after: Tensor) -> Tensor:
+    """float32 (B, T): 1 for the tokens that the edit changes."""
+    return ((before - after).abs().amax(-1) > CHANGE).float()
 
 
 def _things(pictures: Tensor) -> Tensor:
@@ -183,7 +211,7 @@ class _Stage:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self.optimizer.step()
         decay = min(self.config.ema, (step + 1) / (step + 10))

@@ -160,6 +160,12 @@ def test_delete_asks_and_only_knows_its_own(
 
 
 def test_text_of_sizes_and_times() -> None:
-    assert [bytes_text(x) for x in (12, 3400, 5_600_000, 7.8e9, 9.1e12)] == ["12 B", "3.4 kB", "5.6 MB", "7.8 GB", "9.1 TB"]
+    assert [bytes_text(x) for x in (12, 3400, 5_600_000, 7.8e9, 9.1e12)] == [
+        "12 B",
+        "3.4 kB",
+        "5.6 MB",
+        "7.8 GB",
+        "9.1 TB",
+    ]
     assert [seconds_text(x) for x in (1.23, 45, 200, 7500)] == ["1.2 s", "45 s", "3 min 20 s", "2 h 5 min"]
     assert table(["a", "bb"], [["ccc", "d"]]) == "a    bb\nccc  d"

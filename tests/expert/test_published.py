@@ -44,9 +44,7 @@ def published_expert(horizon: int) -> ActionExpert:
 
 def published_prefix(case: dict[str, torch.Tensor]) -> PrefixKV:
     names = ["double.0", *(f"single.{i}" for i in range(4))]
-    layers = tuple(
-        LayerKV(*(case[f"cache.{n}.{part}"].unflatten(-1, (3, 32)) for part in "kv")) for n in names
-    )
+    layers = tuple(LayerKV(*(case[f"cache.{n}.{part}"].unflatten(-1, (3, 32)) for part in "kv")) for n in names)
     tokens = layers[0].k.shape[1]
     text = case["txt.mask_after_proprio"].bool()
     valid = torch.cat([text, torch.ones(1, tokens - text.shape[1], dtype=torch.bool)], dim=1)
@@ -92,7 +90,8 @@ def test_masked_tokens_are_never_seen(expert: ActionExpert) -> None:
     assert not prefix.valid.all()
     hidden = ~prefix.valid[:, :, None, None]
     garbage = PrefixKV(
-        tuple(LayerKV(kv.k.masked_fill(hidden, 50.0), kv.v.masked_fill(hidden, -70.0)) for kv in prefix.layers), prefix.valid
+        tuple(LayerKV(kv.k.masked_fill(hidden, 50.0), kv.v.masked_fill(hidden, -70.0)) for kv in prefix.layers),
+        prefix.valid,
     )
     x, t = case["step.x"][0], case["step.t_unit"][0]
     with torch.no_grad():
@@ -109,4 +108,6 @@ def test_scheduler_grids_and_weights(shift: float) -> None:
         torch.testing.assert_close(1000 * grid[:-1], published[f"{key}.timesteps"], atol=1e-3, rtol=1e-6)
         torch.testing.assert_close(grid[1:] - grid[:-1], published[f"{key}.deltas"], atol=1e-6, rtol=1e-5)
     t = published[f"shift{shift}.weight_t"] / 1000
-    torch.testing.assert_close(schedule.weight(t).double(), published[f"shift{shift}.weight"].double(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        schedule.weight(t).double(), published[f"shift{shift}.weight"].double(), atol=1e-5, rtol=1e-5
+    )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline
+
 from imagewam_flux2.tokens import REFERENCE_T, TARGET_T, FluxTokens, image_ids, pack_latents, text_ids, unpack_latents
 from imagewam_tiny import recipe
 

@@ -1,7 +1,8 @@
-"""Edits for training an image editor: (picture now, instruction, picture when done), and the judge of an edited picture.
+"""Edits for training an image editor: (picture now, instruction, picture when done), and the judge of an edited
+picture.
 
-"Now" is any moment of an episode, not only its start: the gripper may be anywhere, on its way, or carrying the block, so
-that the prefix an editor learns is the prefix a policy will need at every step.
+"Now" is any moment of an episode, not only its start: the gripper may be anywhere, on its way, or carrying the block,
+so that the prefix an editor learns is the prefix a policy will need at every step.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Edit:
 
 
 def sample_edit(seed: int, split: Split = "train", *, size: int = 128, from_start: bool = False) -> Edit:
-    """The edit of (split, seed): a moment of that layout's episode and its end. `from_start`: the episode's first moment."""
+    """The edit of (split, seed): a moment of that layout's episode and its end. `from_start`: the episode's first
+    moment."""
     layout = sample_layout(seed, split)
     world = World.start(layout)
     if not from_start:
@@ -63,7 +65,8 @@ def _some_moment(world: World, rng: np.random.Generator) -> World:
 def judge_edit(picture: UInt8Image, layout: Layout) -> bool:
     """Does the picture show the task done? Reads the picture alone.
 
-    Every block is found by its colour, most of its pixels in one place. The named one must lie where the task wants it, and
+    Every block is found by its colour, most of its pixels in one place. The named one must lie where the task wants
+    it, and
     every other within 0.06 of where the layout has it: moving, losing or doubling another block is a wrong edit.
     """
     found = [_find(picture, b.color) for b in layout.blocks]
@@ -104,4 +107,7 @@ def _find(picture: UInt8Image, color: str) -> tuple[float, float] | None:
 def _box_sum(mask: npt.NDArray[np.bool_], window: int) -> npt.NDArray[np.int64]:
     """Number of set pixels in each window x window square, by its upper left corner."""
     table = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    return table[window:, window:] - table[:-window, window:] - table[window:, :-window] + table[:-window, :-window]
+    sums: npt.NDArray[np.int64] = (
+        table[window:, window:] - table[:-window, window:] - table[window:, :-window] + table[:-window, :-window]
+    )
+    return sums

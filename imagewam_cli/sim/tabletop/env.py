@@ -32,14 +32,16 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], Float32Array]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - gymnasium declares it so
 
-    def __init__(self, render_mode: str | None = None, *, wrist_camera: bool = False, motor_noise: float = MOTOR_NOISE) -> None:
+    def __init__(
+        self, render_mode: str | None = None, *, wrist_camera: bool = False, motor_noise: float = MOTOR_NOISE
+    ) -> None:
         self.render_mode = render_mode
         self.cameras = ("top", "wrist") if wrist_camera else ("top",)
         self.motor_noise = motor_noise
         picture = gymnasium.spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
         self.observation_space = gymnasium.spaces.Dict(
             {
-                "images": gymnasium.spaces.Dict({camera: picture for camera in self.cameras}),
+                "images": gymnasium.spaces.Dict(dict.fromkeys(self.cameras, picture)),
                 "state": gymnasium.spaces.Box(0.0, 1.0, (3,), np.float32),
             }
         )
@@ -71,7 +73,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], Float32Array]):
         done = self.world.success
         return self._observation(), float(done), done, self.world.steps >= MAX_STEPS, self._info()
 
-    def render(self) -> UInt8Image:  # type: ignore[override]
+    def render(self) -> UInt8Image:
         return render(self._world(), SIZE)
 
     def _world(self) -> World:
@@ -104,7 +106,7 @@ class TabletopEnvironment(Environment):
 
     def __init__(self, *, wrist_camera: bool = False) -> None:
         self.env = TabletopEnv(wrist_camera=wrist_camera)
-        self.cameras = {camera: (SIZE, SIZE) for camera in self.env.cameras}
+        self.cameras = dict.fromkeys(self.env.cameras, (SIZE, SIZE))
         self._info: dict[str, Any] = {}
 
     def reset(self, seed: int, split: str) -> Observation:

@@ -1,4 +1,5 @@
-"""The scripted demonstrator: goes to the block, closes, carries it to the goal, opens. Reads the world, not the picture."""
+"""The scripted demonstrator: goes to the block, closes, carries it to the goal, opens. Reads the world, not the
+picture."""
 
 from __future__ import annotations
 

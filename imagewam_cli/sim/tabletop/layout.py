@@ -1,8 +1,8 @@
 """Scenes and tasks, sampled from a seed.
 
-A scene has three to five blocks of different colours, two or three coloured zones and a gripper position. A task names one
-block and where it shall go: on a zone, or beside another block. The three splits never share a layout (the split is part
-of the random generator's seed), and `HELD_OUT_PAIRS` never occur outside the split `heldout`.
+A scene has three to five blocks of different colours, two or three coloured zones and a gripper position. A task names
+one block and where it shall go: on a zone, or beside another block. The three splits never share a layout (the split is
+part of the random generator's seed), and `HELD_OUT_PAIRS` never occur outside the split `heldout`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ BESIDE_OFFSET = 0.18
 MARGIN = 0.08
 MIN_BLOCK_GAP = 0.16
 MIN_TRAVEL = 0.68
-"""Least way from the gripper over the block to the goal (largest coordinate of each leg): an episode has 25 steps or more."""
+"""Least way from the gripper over the block to the goal (largest coordinate of each leg): an episode has 25 steps or
+more."""
 
 _PLACE_SHARE = 0.65
 _DIRECTIONS: dict[Relation, tuple[float, float]] = {
@@ -114,7 +115,8 @@ def goal_of(task: Task, blocks: tuple[tuple[float, float], ...], zones: tuple[Zo
 
 
 def reached(task: Task, blocks: tuple[tuple[float, float], ...], zones: tuple[Zone, ...]) -> bool:
-    """Is the named block where the task wants it? On a zone: its centre inside; beside: on that side, near and level."""
+    """Is the named block where the task wants it? On a zone: its centre inside; beside: on that side, near and
+    level."""
     x, y = blocks[task.block]
     gx, gy = goal_of(task, blocks, zones)
     if task.zone is not None:

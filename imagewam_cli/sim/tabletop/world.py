@@ -72,9 +72,7 @@ class World:
         blocks = self.blocks
         if held is not None:
             blocks = tuple((x, y) if i == held else p for i, p in enumerate(blocks))
-        return replace(
-            self, blocks=blocks, gripper=(x, y), opening=opening, held=held, steps=self.steps + 1
-        )
+        return replace(self, blocks=blocks, gripper=(x, y), opening=opening, held=held, steps=self.steps + 1)
 
     def done(self) -> World:
         """The world as a perfect demonstrator leaves it: the block on its goal, the open gripper above it."""

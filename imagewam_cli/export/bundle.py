@@ -1,0 +1,40 @@
+"""Format `bundle`: the policy folder itself, copied whole and loaded again to see that it plans the same chunks."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from imagewam_cli.data.samples import SAMPLES, Samples
+from imagewam_cli.errors import ExportError
+from imagewam_cli.expert import checkpoint
+from imagewam_cli.export import ExportReport
+from imagewam_cli.export.staging import sizes, staged
+from imagewam_cli.policy.bundle import EDITOR, NORMALIZATION, POLICY, find_bundle
+from imagewam_cli.policy.policy import Policy
+
+FILES = (POLICY, checkpoint.CONFIG, checkpoint.WEIGHTS, NORMALIZATION, EDITOR, SAMPLES)
+"""What a policy folder consists of; whatever else lies there stays behind."""
+
+
+class BundleExporter:
+    """An `imagewam_cli.export.Exporter`. The editor's weights are not copied: the bundle names them."""
+
+    def export(self, policy: Path, out: Path, *, weights: Path | None = None) -> ExportReport:
+        """See `imagewam_cli.export.Exporter.export`. The copy must give equal chunks, to the last bit."""
+        source = find_bundle(policy)
+        observations = Samples.load(source / SAMPLES).observations
+        with staged(out) as folder:
+            original = Policy.load(source, weights=weights).chunks(observations)
+            for name in FILES:
+                shutil.copyfile(source / name, folder / name)
+            error = float(np.abs(Policy.load(folder, weights=weights).chunks(observations) - original).max())
+            if not error == 0.0:
+                raise ExportError(
+                    f"the copied policy plans other chunks than {source}: they differ by {error:.1e}",
+                    "was the policy written to meanwhile? export it again",
+                )
+            written = sizes(folder)
+        return ExportReport(folder=out, files=written, errors={"chunk": error})

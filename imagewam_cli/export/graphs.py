@@ -1,0 +1,219 @@
+"""What is traced into ONNX: modules with named inputs and outputs, and the call of torch's exporter.
+
+The expert stands in two graphs: one evaluation of the velocity, and the whole Euler loop with its steps unrolled. The
+prefix is the editor's own module (`imagewam_cli.editor.PrefixGraph`). B and the number of tokens stay open in all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imagewam_cli.capture import LayerKV
+from imagewam_cli.editor import PrefixGraph, PrefixKV
+from imagewam_cli.errors import ExportError
+from imagewam_cli.expert.flow import FlowSchedule
+from imagewam_cli.expert.model import ActionExpert, ExpertConfig
+from imagewam_cli.kvcache.manifest import write_atomically
+
+OPSET = 21
+"""What onnxruntime runs well. With the fused attention and rotary operators of 23 to 25 its version 1.32 fails on open
+batch sizes or takes a multiple of the time."""
+
+LARGEST = 2**31 - 2**24
+"""Bytes of weights that one .onnx file can hold (protobuf's limit, with room for the graph)."""
+
+_BATCH, _TOKENS, _TEXT = 2, 11, 7
+"""Sizes of the traced example: all different from 1, which a trace would take for a constant."""
+
+Axes = dict[int, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A module with positional tensors. inputs: name -> example; axes: name -> axis -> name of its open size."""
+
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    axes: Mapping[str, Axes]
+    outputs: tuple[str, ...]
+
+
+class Velocity(nn.Module):
+    """One evaluation of the expert: (noisy_actions, t, [state], [valid], k_0, v_0, ...) -> velocity."""
+
+    def __init__(self, expert: ActionExpert, *, has_valid: bool) -> None:
+        super().__init__()
+        self.expert, self.has_valid = expert, has_valid
+
+    def forward(self, noisy_actions: Tensor, t: Tensor, *condition: Tensor) -> Tensor:
+        """float32 (B, T, A); condition: state and valid where there are any, then K and V of each layer."""
+        rest = list(condition)
+        state = rest.pop(0) if self.expert.config.state_dim else None
+        valid = rest.pop(0) if self.has_valid else None
+        prefix = PrefixKV(tuple(LayerKV(k, v) for k, v in zip(rest[::2], rest[1::2], strict=True)), valid)
+        velocity: Tensor = self.expert(noisy_actions, t, state, prefix)
+        return velocity
+
+
+class Loop(nn.Module):
+    """All Euler steps, unrolled: (noise, [state], [valid], k_0, v_0, ...) -> actions, as `expert.sampler.integrate`."""
+
+    def __init__(self, velocity: Velocity, schedule: FlowSchedule, steps: int) -> None:
+        super().__init__()
+        self.velocity, self.levels = velocity, schedule.grid(steps).tolist()
+
+    def forward(self, noise: Tensor, *condition: Tensor) -> Tensor:
+        """float32 (B, T, A), normalised."""
+        x = noise
+        for level, following in itertools.pairwise(self.levels):
+            x = x + (following - level) * self.velocity(x, x.new_full((x.shape[0],), level), *condition)
+        return x
+
+
+def step_graph(expert: ActionExpert) -> Graph:
+    """`velocity` from `noisy_actions`, `t` (B,), and the condition."""
+    config = expert.config
+    inputs, axes = _condition(config)
+    noisy = {"noisy_actions": torch.zeros(_BATCH, config.horizon, config.action_dim), "t": torch.zeros(_BATCH)}
+    return Graph(
+        module=Velocity(expert, has_valid="valid" in inputs),
+        inputs=noisy | inputs,
+        axes={name: {0: "batch"} for name in noisy} | axes,
+        outputs=("velocity",),
+    )
+
+
+def loop_graph(expert: ActionExpert, schedule: FlowSchedule, steps: int) -> Graph:
+    """`actions` from `noise` and the condition."""
+    config = expert.config
+    inputs, axes = _condition(config)
+    return Graph(
+        module=Loop(Velocity(expert, has_valid="valid" in inputs), schedule, steps),
+        inputs={"noise": torch.zeros(_BATCH, config.horizon, config.action_dim)} | inputs,
+        axes={"noise": {0: "batch"}} | axes,
+        outputs=("actions",),
+    )
+
+
+def traced_prefix(prefix: PrefixGraph, layers: int) -> Graph:
+    """`valid` and K and V of each layer from `image`, `token_ids`, `token_valid`.
+
+    Raises:
+        ExportError: the weights are not float32, or more than a file can hold.
+    """
+    dtypes = {p.dtype for p in prefix.module.parameters()} - {torch.float32}
+    if dtypes:
+        raise ExportError(f"the editor's weights are {', '.join(map(str, dtypes))}, not float32")
+    _require_room(prefix.module, "prefix.onnx")
+    height, width = prefix.image_size
+    return Graph(
+        module=prefix.module,
+        inputs={
+            "image": torch.zeros(_BATCH, 3, height, width),
+            "token_ids": torch.full((_BATCH, _TEXT), prefix.pad_id),
+            "token_valid": torch.ones(_BATCH, _TEXT, dtype=torch.bool),
+        },
+        axes={"image": {0: "batch"}} | {name: {0: "batch", 1: "text"} for name in ("token_ids", "token_valid")},
+        outputs=("valid", *_layer_names(layers)),
+    )
+
+
+def write_graph(graph: Graph, path: Path) -> None:
+    """Trace the module and write one .onnx file, weights inside.
+
+    Raises:
+        ExportError: too many weights for a file, or an operation that ONNX does not have.
+    """
+    _require_room(graph.module, path.name)
+    with warnings.catch_warnings(), _quiet("torch.onnx"), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                _Positional(graph.module).eval(),
+                tuple(graph.inputs.values()),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(graph.inputs),
+                output_names=list(graph.outputs),
+                dynamic_shapes=(tuple(graph.axes[name] for name in graph.inputs),),
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise ExportError(f"{path.name} cannot be traced: {reason}") from error
+    assert program is not None
+    model = program.model_proto
+    _forget_sources(model.graph)
+    write_atomically(path, model.SerializeToString())
+
+
+class _Positional(nn.Module):
+    """Gives every module the same signature, so that open sizes are described in one way."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> object:
+        return self.module(*inputs)
+
+
+def _condition(config: ExpertConfig) -> tuple[dict[str, Tensor], dict[str, Axes]]:
+    """state (B, S), valid (B, P), then `layer.{i}.k` and `.v` (B, P, H, D): examples and open sizes.
+
+    Layers of different lengths (a UNet's) have an open size each and no `valid`.
+    """
+    inputs: dict[str, Tensor] = {}
+    axes: dict[str, Axes] = {}
+    if config.state_dim:
+        inputs["state"], axes["state"] = torch.zeros(_BATCH, config.state_dim), {0: "batch"}
+    uniform = len({layer.tokens for layer in config.layers}) == 1
+    if uniform:
+        inputs["valid"], axes["valid"] = torch.ones(_BATCH, _TOKENS, dtype=torch.bool), {0: "batch", 1: "tokens"}
+    names = iter(_layer_names(len(config.layers)))
+    for i, layer in enumerate(config.layers):
+        for name in (next(names), next(names)):
+            inputs[name] = torch.zeros(_BATCH, _TOKENS, layer.kv_heads, layer.head_dim)
+            axes[name] = {0: "batch", 1: "tokens" if uniform else f"tokens_{i}"}
+    return inputs, axes
+
+
+def _require_room(module: nn.Module, file: str) -> None:
+    size = sum(p.numel() * p.element_size() for p in module.parameters())
+    if size > LARGEST:
+        raise ExportError(f"{file} would hold {size / 1e9:.1f} GB of weights, and an .onnx file holds 2 GB")
+
+
+def _layer_names(count: int) -> list[str]:
+    return [f"layer.{i}.{part}" for i in range(count) for part in "kv"]
+
+
+def _forget_sources(graph: Any) -> None:
+    """Drop the stack traces that the exporter leaves on every node: half of the graph's text, with this machine's
+    paths."""
+    graph.ClearField("metadata_props")
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Only errors of this logger: the exporter reports which optional packages it looked for."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

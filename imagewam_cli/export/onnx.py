@@ -1,0 +1,154 @@
+"""Format `onnx`: a folder that onnxruntime runs without torch.
+
+loop.onnx       noise, state, prefix -> normalised action chunk, all Euler steps
+step.onnx       noisy actions, t, state, prefix -> velocity, for samplers of one's own
+prefix.onnx     picture, token ids -> keys and values; only where the editor can be traced
+tokenizer.json  the editor's tokenizer, beside prefix.onnx
+noise.npy       float32 (T, A): where the loop starts, the same at every replan
+onnx.json       everything else: names, sizes, normalisers, prompt, picture, editor, the errors measured here
+editor.json     which editor, with which weights and settings, the prefix comes from
+policy.py       runs all of it: `imagewam_cli.runtime.onnx_policy`
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagewam_cli.config import dump_json
+from imagewam_cli.data.normalization import CLAMP, Normalizer
+from imagewam_cli.data.samples import SAMPLES, Samples
+from imagewam_cli.editor import PrefixGraph
+from imagewam_cli.errors import ExportError
+from imagewam_cli.export import TOLERANCE, ExportReport
+from imagewam_cli.export.staging import sizes, staged
+from imagewam_cli.kvcache.manifest import write_atomically
+from imagewam_cli.policy.bundle import EDITOR, find_bundle
+from imagewam_cli.policy.policy import Policy
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "tokenizers")
+
+FILES = {"loop": "loop.onnx", "step": "step.onnx", "noise": "noise.npy"}
+PREFIX_FILES = {"prefix": "prefix.onnx", "tokenizer": "tokenizer.json"}
+RUNTIME = "policy.py"
+
+
+class OnnxExporter:
+    """An `imagewam_cli.export.Exporter`."""
+
+    def export(self, policy: Path, out: Path, *, weights: Path | None = None) -> ExportReport:
+        """See `imagewam_cli.export.Exporter.export`."""
+        _require_packages()
+        from imagewam_cli.export.check import measure
+
+        source = find_bundle(policy)
+        observations = Samples.load(source / SAMPLES).observations
+        with staged(out) as folder:
+            live = Policy.load(source, weights=weights)
+            description, notes = _write(live, folder)
+            shutil.copyfile(source / EDITOR, folder / EDITOR)
+            errors = measure(folder, live, observations)
+            for check, error in errors.items():
+                if not error <= TOLERANCE:  # NaN is no pass
+                    raise ExportError(
+                        f"onnx: {check} differs from torch by {error:.1e}, more than {TOLERANCE:.0e}",
+                        "nothing was written; this is a bug in the export or in onnxruntime, please report it",
+                    )
+            _describe(folder, description | {"errors": errors, "samples": len(observations)})
+            written = sizes(folder)
+        return ExportReport(folder=out, files=written, errors=errors, notes=tuple(notes))
+
+
+def _require_packages() -> None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"the ONNX export needs {', '.join(missing)}", "pip install imagewam[onnx]")
+
+
+def _write(policy: Policy, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """All files but `editor.json`, with an `onnx.json` that has no errors yet; returns its content, and notes."""
+    from imagewam_cli.expert.flow import FlowSchedule
+    from imagewam_cli.export.graphs import OPSET, loop_graph, step_graph, write_graph
+    from imagewam_cli.runtime import onnx_policy
+
+    config, expert = policy.parts.config, policy.expert
+    schedule = FlowSchedule(shift=config.shift)
+    write_graph(loop_graph(expert, schedule, config.inference_steps), folder / FILES["loop"])
+    write_graph(step_graph(expert), folder / FILES["step"])
+    np.save(folder / FILES["noise"], policy.initial_noise(1)[0].numpy(), allow_pickle=False)
+    prefix, notes = _write_prefix(policy, folder)
+    description = {
+        "version": onnx_policy.VERSION,
+        "files": FILES | (PREFIX_FILES if prefix is not None else {}),
+        "opset": OPSET,
+        "editor": {"name": policy.parts.editor.name, "fingerprint": dict(policy.parts.editor.fingerprint)},
+        "cameras": config.cameras,
+        "layers": len(expert.config.layers),
+        "horizon": config.horizon,
+        "execute": config.execute,
+        "inference_steps": config.inference_steps,
+        "levels": schedule.grid(config.inference_steps).tolist(),
+        "noise_seed": config.noise_seed,
+        "fps": config.fps,
+        "state": {"names": config.state_names} | _linear(policy.parts.state_normalizer),
+        "action": {"names": config.action_names} | _linear(policy.parts.action_normalizer),
+        "prefix": prefix,
+    }
+    _describe(folder, description)
+    shutil.copyfile(onnx_policy.__file__, folder / RUNTIME)
+    return description, notes
+
+
+def _write_prefix(policy: Policy, folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """`prefix.onnx` and `tokenizer.json`; returns how the graph's inputs are made, or None and a note that says why."""
+    from imagewam_cli.export.graphs import traced_prefix, write_graph
+
+    name = policy.parts.editor.name
+    advice = f"no prefix.onnx: the editor {name!r} must run live beside the graphs"
+    graph = policy.editor.prefix_graph()
+    if graph is None:
+        return None, [f"{advice}; it has no traceable prefix"]
+    try:
+        traced = traced_prefix(graph, len(policy.expert.config.layers))
+    except ExportError as error:
+        return None, [f"{advice}; {error.message}"]
+    write_graph(traced, folder / PREFIX_FILES["prefix"])
+    (folder / PREFIX_FILES["tokenizer"]).write_text(graph.tokenizer, encoding="utf-8")
+    return _inputs(graph), []
+
+
+def _inputs(graph: PrefixGraph) -> dict[str, Any]:
+    """How the inputs of `prefix.onnx` are made, as `runtime.onnx_policy.PrefixGraph` reads it."""
+    height, width = graph.image_size
+    return {
+        "cameras": graph.cameras,
+        "height": height,
+        "width": width,
+        "resize": "bilinear",
+        "grey": graph.grey,
+        "before": graph.before,
+        "after": graph.after,
+        "pad_id": graph.pad_id,
+        "max_tokens": graph.max_tokens,
+        "pad_to": graph.pad_to,
+    }
+
+
+def _linear(normalizer: Normalizer) -> dict[str, Any]:
+    """normalised = clip(value * scale + offset, -clamp, clamp)."""
+    return {
+        "scale": normalizer.scale.tolist(),
+        "offset": normalizer.offset.tolist(),
+        "clamp": None if normalizer.mode == "identity" else CLAMP,
+    }
+
+
+def _describe(folder: Path, description: Mapping[str, Any]) -> None:
+    from imagewam_cli.runtime.onnx_policy import DESCRIPTION
+
+    write_atomically(folder / DESCRIPTION, dump_json(description).encode())

@@ -1,0 +1,107 @@
+"""One door for everything that acts: a run, a policy bundle or an ONNX export becomes a `ChunkPolicy`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imagewam_cli.config import from_dict
+from imagewam_cli.data.types import Float32Array, Observation
+from imagewam_cli.editor import Editor, PrefixKV
+from imagewam_cli.errors import ConfigError, DatasetError, RunError
+from imagewam_cli.policy.acting import ChunkPolicy
+from imagewam_cli.policy.bundle import EDITOR, EditorReference
+
+if TYPE_CHECKING:
+    from imagewam_cli.policy.policy import Policy
+    from imagewam_cli.runtime.onnx_policy import Encode, Observed, OnnxPolicy
+
+ONNX = "onnx.json"
+"""The file that makes a folder an ONNX export."""
+
+
+def load_policy(path: Path, device: str = "cpu", weights: Path | None = None) -> Policy | ExportedPolicy:
+    """The policy in the folder `path`: a run, a bundle, or an ONNX export.
+
+    device, weights: of the live editor. An ONNX export with a prefix graph has none; one without is fed by it.
+
+    Raises:
+        RunError: no policy there, a damaged one, one of another version, or another editor than it was made with.
+    """
+    if (path / ONNX).exists():
+        return ExportedPolicy.load(path, device=device, weights=weights)
+    from imagewam_cli.policy.policy import Policy
+
+    return Policy.load(path, device=device, weights=weights)
+
+
+class ExportedPolicy(ChunkPolicy):
+    """An ONNX export as a `ChunkPolicy`, with this package's errors."""
+
+    def __init__(self, policy: OnnxPolicy) -> None:
+        self.onnx = policy
+        self.execute = policy.execute
+        self.horizon = int(policy.description["horizon"])
+        self.cameras: tuple[str, ...] = tuple(policy.description["cameras"])
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str = "cpu", weights: Path | None = None) -> ExportedPolicy:
+        """See `load_policy`."""
+        try:
+            from imagewam_cli.runtime.onnx_policy import OnnxPolicy
+        except ImportError as error:
+            raise RunError(f"{folder} needs {error.name}", "pip install imagewam[onnx]") from None
+        try:
+            live = json.loads((folder / ONNX).read_text(encoding="utf-8"))["prefix"] is None
+            encode = live_prefix(_editor(folder, device, weights)) if live else None
+            return cls(OnnxPolicy.load(folder, encode=encode))
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{folder} is damaged: {error}", "export the policy again") from None
+
+    def chunks(self, observations: Sequence[Observation]) -> Float32Array:
+        """(B, T, A) in robot units."""
+        from imagewam_cli.runtime.onnx_policy import ObservationError
+
+        try:
+            return self.onnx.chunks(observations)
+        except ObservationError as error:
+            raise DatasetError(str(error)) from None
+
+
+def live_prefix(editor: Editor) -> Encode:
+    """The editor as `OnnxPolicy` wants its prefix, where no graph gives it."""
+
+    def encode(observations: Sequence[Observed]) -> dict[str, npt.NDArray[Any]]:
+        prefix = editor.encode([o.images for o in observations], [o.instruction for o in observations])
+        return prefix_arrays(prefix)
+
+    return encode
+
+
+def prefix_arrays(prefix: PrefixKV) -> dict[str, npt.NDArray[Any]]:
+    """`layer.{i}.k`, `layer.{i}.v`, float32 (B, P, H, D), and `valid`, bool (B, P), named as in the ONNX graphs."""
+    import torch
+
+    values = {}
+    for i, kv in enumerate(prefix.layers):
+        values[f"layer.{i}.k"] = kv.k.to("cpu", torch.float32).numpy()
+        values[f"layer.{i}.v"] = kv.v.to("cpu", torch.float32).numpy()
+    batch, tokens = values["layer.0.k"].shape[:2]
+    values["valid"] = np.ones((batch, tokens), dtype=np.bool_) if prefix.valid is None else prefix.valid.cpu().numpy()
+    return values
+
+
+def _editor(folder: Path, device: str, weights: Path | None) -> Editor:
+    from imagewam_cli.policy.policy import load_editor
+
+    path = folder / EDITOR
+    try:
+        reference = from_dict(EditorReference, json.loads(path.read_text(encoding="utf-8")), source=str(path))
+    except ConfigError as error:
+        raise RunError(f"{path} is damaged: {error.message}", error.hint) from None
+    return load_editor(reference, device=device, weights=weights)

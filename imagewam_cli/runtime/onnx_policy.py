@@ -1,0 +1,253 @@
+"""A policy on onnxruntime, in one file: it needs numpy, Pillow, onnxruntime and tokenizers, neither torch nor imagewam.
+
+Every ONNX export holds a copy of it as `policy.py`, beside `onnx.json`, which says all that is not in the graphs.
+
+    policy = OnnxPolicy.load("exports/my-policy")
+    policy.reset()
+    action = policy.act(observation)  # observation: .images[camera], .state, .instruction
+
+    python policy.py --image picture.png --state 0.5,0.5,1 --instruction "put the red block on the blue zone"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from PIL import Image
+
+DESCRIPTION = "onnx.json"
+VERSION = 1
+
+Array = npt.NDArray[Any]
+Float32Array = npt.NDArray[np.float32]
+
+Prefix = Mapping[str, Array]
+"""`layer.{i}.k` and `layer.{i}.v`, float32 (B, P, H, D), and `valid`, bool (B, P)."""
+
+
+class Observed(Protocol):
+    """What the policy looks at: camera -> uint8 (H, W, 3), state (S,) in robot units, and what to do."""
+
+    @property
+    def images(self) -> Mapping[str, npt.NDArray[np.uint8]]: ...
+    @property
+    def state(self) -> Float32Array: ...
+    @property
+    def instruction(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The plainest `Observed`."""
+
+    images: Mapping[str, npt.NDArray[np.uint8]]
+    state: Float32Array
+    instruction: str
+
+
+Encode = Callable[[Sequence[Observed]], Prefix]
+
+
+class ObservationError(ValueError):
+    """An observation lacks a camera or has a state of another length."""
+
+
+class OnnxPolicy:
+    """Observations in, action chunks out. `execute`: actions that `act` carries out before it plans anew."""
+
+    def __init__(self, description: Mapping[str, Any], loop: Any, noise: Float32Array, encode: Encode) -> None:
+        """description: what `onnx.json` holds; loop: session of `loop.onnx`; noise: float32 (T, A)."""
+        self.description, self._loop, self._noise, self._encode = description, loop, noise, encode
+        self.execute = int(description["execute"])
+        self._queue: list[Float32Array] = []
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        encode: Encode | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> OnnxPolicy:
+        """The policy that was exported into `folder`.
+
+        encode: gives the prefix where the export has no `prefix.onnx`; it takes that file's place where there is one.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: the export is of another version, or has no prefix graph and `encode` is not given.
+        """
+        folder = Path(folder)
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        version = description.get("version")
+        if version != VERSION:
+            raise ValueError(f"{folder / DESCRIPTION} has version {version!r}; this reads version {VERSION}")
+        files = description["files"]
+        if encode is None:
+            if description["prefix"] is None:
+                editor = description["editor"]["name"]
+                raise ValueError(f"{folder} has no prefix graph: the editor {editor!r} must run live")
+            tokenizer = (folder / files["tokenizer"]).read_text(encoding="utf-8")
+            encode = PrefixGraph(description["prefix"], tokenizer, session(folder / files["prefix"], providers))
+        noise = np.load(folder / files["noise"], allow_pickle=False)
+        return cls(description, session(folder / files["loop"], providers), noise, encode)
+
+    def chunks(self, observations: Sequence[Observed]) -> Float32Array:
+        """Chunks (B, T, A) in robot units for B independent scenes.
+
+        Raises:
+            ObservationError: a camera is missing or a state has another length.
+        """
+        normalized = self.normalized_chunks(self.prefix(observations), self.normalized_state(observations))
+        action = self.description["action"]
+        actions = (normalized - np.array(action["offset"])) / np.array(action["scale"])
+        return np.asarray(actions, dtype=np.float32)
+
+    def prefix(self, observations: Sequence[Observed]) -> Prefix:
+        """Keys and values of these pictures and instructions."""
+        return self._encode(observations)
+
+    def normalized_state(self, observations: Sequence[Observed]) -> Float32Array:
+        """float32 (B, S)."""
+        settings = self.description["state"]
+        names = settings["names"]
+        for o in observations:
+            if np.shape(o.state) != (len(names),):
+                raise ObservationError(f"state has shape {np.shape(o.state)}, not ({len(names)},): {', '.join(names)}")
+        states = np.stack([np.asarray(o.state, dtype=np.float64) for o in observations])
+        states = states * np.array(settings["scale"]) + np.array(settings["offset"])
+        clamp = settings["clamp"]
+        return np.asarray(states if clamp is None else np.clip(states, -clamp, clamp), dtype=np.float32)
+
+    def normalized_chunks(self, prefix: Prefix, state: Float32Array) -> Float32Array:
+        """What `loop.onnx` gives from the policy's own noise: float32 (B, T, A), normalised."""
+        noise = np.repeat(self._noise[None], len(state), axis=0)
+        feeds = {**prefix, "state": state, "noise": noise}
+        actions: Float32Array = run(self._loop, feeds)["actions"]
+        return actions
+
+    def act(self, observation: Observed) -> Float32Array:
+        """The next action (A,), planning anew when the actions to execute are used up."""
+        if not self._queue:
+            self._queue = list(self.chunks([observation])[0][: self.execute])
+        return self._queue.pop(0)
+
+    def reset(self) -> None:
+        """Forget the planned actions; call it when an episode starts."""
+        self._queue = []
+
+
+class PrefixGraph:
+    """`prefix.onnx` with what its inputs are made of: an `Encode` without the editor's own code."""
+
+    def __init__(self, settings: Mapping[str, Any], tokenizer: str, graph: Any) -> None:
+        """settings: `prefix` of `onnx.json`; tokenizer: text of `tokenizer.json`; graph: session of `prefix.onnx`."""
+        from tokenizers import Tokenizer
+
+        self._settings, self._graph = settings, graph
+        self._tokenizer = Tokenizer.from_str(tokenizer)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(settings["max_tokens"])
+
+    def __call__(self, observations: Sequence[Observed]) -> Prefix:
+        ids, valid = self.tokens([o.instruction for o in observations])
+        image = np.stack([self.picture(o.images) for o in observations])
+        return run(self._graph, {"image": image, "token_ids": ids, "token_valid": valid})
+
+    def picture(self, images: Mapping[str, npt.NDArray[np.uint8]]) -> Float32Array:
+        """The cameras side by side, float32 (3, H, W) in [-1, 1]."""
+        cameras, height, width = self._settings["cameras"], self._settings["height"], self._settings["width"]
+        missing = [c for c in cameras if c not in images]
+        if missing:
+            raise ObservationError(f"no picture of camera {missing[0]!r}; there are: {', '.join(images) or 'none'}")
+        tile = (width // len(cameras), height)
+        picture = np.concatenate([_resized(images[c], tile) for c in cameras], axis=1)
+        if self._settings["grey"] is not None:
+            picture = np.full_like(picture, self._settings["grey"])
+        return (picture.astype(np.float32) / np.float32(127.5) - np.float32(1)).transpose(2, 0, 1)
+
+    def tokens(self, instructions: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Token ids (B, L), padded at the end, and which of them are no padding (B, L)."""
+        before, after = self._settings["before"], self._settings["after"]
+        rows = [self._tokenizer.encode(before + instruction + after).ids for instruction in instructions]
+        length = self._settings["pad_to"] or max(len(row) for row in rows)
+        ids = np.full((len(rows), length), self._settings["pad_id"], dtype=np.int64)
+        valid = np.zeros((len(rows), length), dtype=np.bool_)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+            valid[i, : len(row)] = True
+        return ids, valid
+
+
+def session(path: Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Any:
+    """An onnxruntime session; a missing file is a FileNotFoundError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    return onnxruntime.InferenceSession(str(path), providers=list(providers))
+
+
+def run(graph: Any, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """All outputs by name. Feeds that the graph does not take are left out."""
+    wanted = {i.name for i in graph.get_inputs()}
+    values = graph.run(None, {name: value for name, value in feeds.items() if name in wanted})
+    return dict(zip((o.name for o in graph.get_outputs()), values, strict=True))
+
+
+def _resized(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) at `size` = (width, height), bilinear."""
+    picture = Image.fromarray(image)
+    return np.asarray(picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR))
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Print the action chunk that an exported policy plans, as JSON.")
+    parser.add_argument(
+        "--image", action="append", required=True, metavar="[CAMERA=]FILE", help="a picture; once per camera, in order"
+    )
+    parser.add_argument("--state", default="", help="--state=X,Y,...: numbers in robot units")
+    parser.add_argument("--instruction", required=True)
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="the export; default: this file's")
+    return parser
+
+
+def _pictures(values: Sequence[str], cameras: Sequence[str]) -> dict[str, npt.NDArray[np.uint8]]:
+    """camera -> picture; values without a camera's name go to the cameras in their order."""
+    if len(values) != len(cameras):
+        raise ObservationError(f"{len(values)} picture(s) for {len(cameras)} camera(s): {', '.join(cameras)}")
+    images = {}
+    for camera, value in zip(cameras, values, strict=True):
+        name, separator, file = value.partition("=")
+        named = bool(separator) and name in cameras
+        with Image.open(file if named else value) as picture:
+            images[name if named else camera] = np.asarray(picture.convert("RGB"))
+    return images
+
+
+def main() -> None:
+    """The command line."""
+    parser = _arguments()
+    arguments = parser.parse_args()
+    try:
+        policy = OnnxPolicy.load(arguments.folder)
+        observation = Observation(
+            images=_pictures(arguments.image, policy.description["cameras"]),
+            state=np.array([float(x) for x in arguments.state.split(",") if x], dtype=np.float32),
+            instruction=arguments.instruction,
+        )
+        chunk = policy.chunks([observation])[0]
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    names = policy.description["action"]["names"]
+    print(json.dumps({"action_names": names, "fps": policy.description["fps"], "actions": chunk.tolist()}))
+
+
+if __name__ == "__main__":
+    main()

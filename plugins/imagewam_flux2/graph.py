@@ -1,0 +1,136 @@
+"""FLUX.2's prefix as a traceable module: picture and token ids in, keys and values out, equal to `Flux2Editor.encode`.
+
+Traced by `torch.export` without strict mode, which follows `capture.record` as it follows any Python. Two things
+differ from `FluxTokens.prefix`: the attention mask is always passed (a graph cannot look whether a row is padded), and
+the forward is not left early (that confuses the tracer; what follows the last layer drops out of the graph anyway).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from imagewam_cli.capture import LayerKV, record
+from imagewam_cli.editor import PrefixGraph, PrefixKV, PrefixSettings
+from imagewam_cli.errors import ExportError
+from imagewam_flux2.tokens import REFERENCE_T, FluxTokens, image_ids, text_ids
+
+KeepSegments = Callable[[list[LayerKV], Tensor, int], PrefixKV]
+"""(layers, valid (B, P), text tokens) -> the segments that count, invalid tokens zeroed."""
+
+_PROBES = ("put the red block on the blue zone", "  Put\tit {there}, 2 cm  left?  ", "x")
+
+
+class Flux2Prefix(nn.Module):
+    """forward(image, token_ids, token_valid) -> (valid, k_0, v_0, ...), as `imagewam_cli.editor.PrefixGraph` asks."""
+
+    def __init__(
+        self,
+        tokens: FluxTokens,
+        layers: Sequence[str],
+        grid: tuple[int, int],
+        timestep: float,
+        *,
+        keep_padding: bool,
+        keep_segments: KeepSegments,
+    ) -> None:
+        """layers: attention modules to keep; grid: (rows, columns) of reference tokens."""
+        super().__init__()
+        self.transformer, self.vae, self.text_encoder = tokens.transformer, tokens.vae, tokens.text_encoder.model
+        self._tokens, self._layers, self._grid = tokens, list(layers), grid
+        self._timestep, self._keep_padding, self._keep_segments = timestep, keep_padding, keep_segments
+
+    def forward(self, image: Tensor, token_ids: Tensor, token_valid: Tensor) -> tuple[Tensor, ...]:
+        """image: float32 (B, 3, H, W) in [-1, 1]; token_ids: int64 (B, L); token_valid: bool (B, L)."""
+        batch, length = token_ids.shape
+        reference = self._tokens.image(image)
+        states = self.text_encoder(
+            input_ids=token_ids, attention_mask=token_valid.long(), output_hidden_states=True, use_cache=False
+        ).hidden_states
+        embeds = torch.cat([states[i] for i in self._tokens.text_layers], dim=-1)
+        text_valid = torch.ones_like(token_valid) if self._keep_padding else token_valid
+        valid = torch.cat([text_valid, text_valid.new_ones(batch, reference.shape[1])], dim=1)
+        with record(self.transformer, self._layers) as recording:
+            self.transformer(
+                hidden_states=reference,
+                encoder_hidden_states=embeds,
+                timestep=image.new_full((batch,), self._timestep),
+                img_ids=image_ids(*self._grid, t=REFERENCE_T),
+                txt_ids=text_ids(length),
+                guidance=None,
+                joint_attention_kwargs={"attention_mask": valid[:, None, None, :]},
+                return_dict=False,
+            )
+        prefix = self._keep_segments([recording.layers[name] for name in self._layers], valid, length)
+        assert prefix.valid is not None
+        return prefix.valid, *(x for kv in prefix.layers for x in (kv.k, kv.v))
+
+
+def prefix_graph(
+    tokens: FluxTokens,
+    settings: PrefixSettings,
+    *,
+    layers: Sequence[str],
+    grid: tuple[int, int],
+    keep_segments: KeepSegments,
+    prompt: Callable[[str], str],
+    grey: int,
+) -> PrefixGraph:
+    """The module with the recipe of its inputs.
+
+    settings: with every None resolved; prompt: instruction -> what the chat template gets; grey: of a blank picture.
+
+    Raises:
+        ExportError: the template does more than put text around the instruction.
+    """
+    assert settings.image_size is not None
+    assert settings.timestep is not None
+    keep_padding = settings.text_padding == "keep"
+    before, after = _frame(tokens, prompt)
+    return PrefixGraph(
+        module=Flux2Prefix(
+            tokens, layers, grid, settings.timestep, keep_padding=keep_padding, keep_segments=keep_segments
+        ),
+        tokenizer=_tokenizer_json(tokens),
+        before=before,
+        after=after,
+        pad_id=int(tokens.tokenizer.pad_token_id),
+        max_tokens=tokens.max_text_tokens,
+        pad_to=tokens.max_text_tokens if keep_padding else None,
+        cameras=settings.cameras,
+        image_size=settings.image_size,
+        grey=grey if settings.blank_images else None,
+    )
+
+
+def _frame(tokens: FluxTokens, prompt: Callable[[str], str]) -> tuple[str, str]:
+    """What the chat template sets before and after an instruction, checked against `FluxTokens.token_ids`."""
+    from tokenizers import Tokenizer
+
+    template = tokens.tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt(_PROBES[0])}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+    )
+    before, found, after = template.partition(_PROBES[0])
+    tokenizer = Tokenizer.from_str(_tokenizer_json(tokens))
+    for probe in _PROBES if found else ():
+        ids = tokenizer.encode(before + probe + after).ids
+        found = found and ids[: tokens.max_text_tokens] == tokens.token_ids(prompt(probe))
+    if not found:
+        raise ExportError("the chat template does more than put fixed text around the instruction")
+    return before, after
+
+
+def _tokenizer_json(tokens: FluxTokens) -> str:
+    """The tokenizer alone, without the padding and truncation of its last call."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokens.tokenizer.backend_tokenizer.to_str())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    text: str = tokenizer.to_str()
+    return text

@@ -1,0 +1,69 @@
+"""What several parts of the tests share: a small untrained editor, a small dataset, and a cache of the two.
+
+Each is made once, when a test first asks for it, and read-only; copy it to break it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EDITOR_CAMERA = (64, 64)
+"""(height, width) that the small editor sees: 16 reference tokens."""
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline folder in `tiny`'s shape, untrained and smaller: one double block, two single ones, 2 heads of 32."""
+    from imagewam_tiny import recipe
+
+    folder = tmp_path_factory.mktemp("weights") / "small"
+    with pytest.MonkeyPatch.context() as patch:
+        small = {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "joint_attention_dim": 3 * 32}
+        patch.setattr(recipe, "TRANSFORMER_CONFIG", recipe.TRANSFORMER_CONFIG | small)
+        text = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+        patch.setattr(recipe, "TEXT_CONFIG", recipe.TEXT_CONFIG | text | {"head_dim": 16})
+        recipe.save_pipeline(recipe.build_pipeline(seed=3), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tabletop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five demonstrations of the tabletop's scripted expert, pictures stored as PNG."""
+    from imagewam_cli.sim.record import record
+    from imagewam_cli.sim.tabletop.env import TabletopEnvironment
+
+    folder = tmp_path_factory.mktemp("tabletop") / "set"
+    record(TabletopEnvironment(), folder, 5, video_codec=None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def load_tiny(tiny_weights: Path) -> Any:
+    """`load_tiny(instructions, **settings)`: the small editor at 64 pixels; `weights=` names another folder."""
+    from imagewam_cli.editor import PrefixSettings
+    from imagewam_cli.registry import Registry
+
+    def load(instructions: Sequence[str] = (), weights: Path = tiny_weights, **settings: Any) -> Any:
+        editors = Registry.installed().editors
+        chosen = PrefixSettings(**{"image_size": EDITOR_CAMERA, "cameras": ("top",)} | settings)
+        return editors.load("tiny")(editors.get("tiny"), chosen, instructions=instructions, weights=weights)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory: pytest.TempPathFactory, tabletop: Path, load_tiny: Any) -> Path:
+    """Every fourth frame of `tabletop` through the small editor, float32, one shard per episode or so."""
+    from imagewam_cli.data.formats import open_dataset
+    from imagewam_cli.kvcache.build import BuildSettings, build_cache, instructions_of
+    from imagewam_cli.kvcache.codec import FLOAT32
+
+    dataset = open_dataset(tabletop)
+    folder = tmp_path_factory.mktemp("caches") / "tiny"
+    settings = BuildSettings(stride=4, batch=8, shard_mb=0.5)
+    build_cache(dataset, load_tiny(instructions_of(dataset)), folder, FLOAT32, settings)
+    return folder

@@ -1,0 +1,30 @@
+"""A cache of five episodes in four shards, made by an editor that is arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imagewam_cli.kvcache.build import BuildSettings, build_cache
+from imagewam_cli.kvcache.codec import FLOAT32
+
+from .doubles import ArithmeticEditor, MemoryDataset
+
+LENGTHS = (5, 9, 4, 1, 7)
+SETTINGS = BuildSettings(stride=2, batch=3, shard_mb=0.009)
+"""Rows of 1580 bytes, 3 + 5 + 2 + 1 + 4 of them. 9000 bytes hold five, so the shards are 3 | 5 | 2 + 1 | 4."""
+CUT = ((0,), (1,), (2, 3), (4,))
+
+
+@pytest.fixture
+def dataset() -> MemoryDataset:
+    return MemoryDataset(LENGTHS)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only: copy it to break it."""
+    folder = tmp_path_factory.mktemp("cache") / "built"
+    build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), folder, FLOAT32, SETTINGS)
+    return folder

@@ -1,0 +1,143 @@
+"""A dataset in memory and an editor that is arithmetic: small, exact, and known without reading a file or a network."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from imagewam_cli.capture import LayerKV
+from imagewam_cli.data.types import DatasetInfo, EpisodeInfo, Row, UInt8Image
+from imagewam_cli.editor import Editor, PrefixKV, PrefixSettings, WeightsIdentity
+from imagewam_cli.hookspecs import EditorEntry
+from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec, SegmentSpec
+
+INSTRUCTIONS = ("put the red block on the blue zone", "push it left", "stop")
+TEXT, REFERENCE = 8, 4
+"""Tokens: the longest instruction's words, and a few for the picture."""
+HEADS, HEAD_DIM = 2, 4
+
+
+class MemoryDataset:
+    """Episodes of the given lengths; pictures, states and actions drawn from the row number, instructions in turn."""
+
+    def __init__(self, lengths: Sequence[int], *, identity: str = "made in memory", shift: float = 0.0) -> None:
+        starts = np.cumsum([0, *lengths])
+        self._episodes = [EpisodeInfo(index=i, length=n, first_row=int(starts[i])) for i, n in enumerate(lengths)]
+        self._shift = shift
+        self.info = DatasetInfo(
+            root=Path("memory"),
+            format="memory",
+            fps=10.0,
+            robot_type=None,
+            cameras={"top": (4, 4)},
+            state_names=("x", "y"),
+            action_names=("dx", "dy", "grip"),
+            total_episodes=len(lengths),
+            total_rows=int(sum(lengths)),
+            identity=hashlib.sha256(identity.encode()).hexdigest(),
+        )
+
+    def episodes(self) -> Sequence[EpisodeInfo]:
+        return self._episodes
+
+    def rows(self, *, episodes: Sequence[int] | None = None, stride: int = 1, images: bool = True) -> Iterator[Row]:
+        for episode in self._episodes:
+            if episodes is None or episode.index in episodes:
+                for frame in range(0, episode.length, stride):
+                    yield self._row(episode, frame, images)
+
+    def _row(self, episode: EpisodeInfo, frame: int, images: bool) -> Row:
+        row = episode.first_row + frame
+        rng = np.random.default_rng(row)
+        picture = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        return Row(
+            row=row,
+            episode=episode.index,
+            frame=frame,
+            timestamp=frame / 10,
+            instruction=INSTRUCTIONS[episode.index % len(INSTRUCTIONS)],
+            state=rng.normal(size=2).astype(np.float32) + np.float32(self._shift),
+            action=rng.normal(size=3).astype(np.float32),
+            images={"top": picture} if images else {},
+        )
+
+
+class ArithmeticEditor(Editor):
+    """K and V are sines of a number made from the picture's sum and the instruction's checksum.
+
+    spoil: what to do to a prefix before it is returned, for tests of an editor that misbehaves.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: str = "weights",
+        timestep: float = 0.0,
+        spoil: Callable[[PrefixKV], PrefixKV] = lambda prefix: prefix,
+    ) -> None:
+        self.entry = EditorEntry(name="arithmetic", summary="", load="", family="", parameters=0)
+        self.settings = PrefixSettings(timestep=timestep, cameras=("top",))
+        self._weights, self._spoil = weights, spoil
+        self.encoded = 0
+        """Rows that went through."""
+
+    @property
+    def spec(self) -> KVSpec:
+        kinds = ("sequential", "parallel")
+        return KVSpec(
+            mode="prefix",
+            timestep=float(self.settings.timestep or 0.0),
+            segments=(SegmentSpec(name="text", tokens=TEXT), SegmentSpec(name="reference", tokens=REFERENCE)),
+            layers=tuple(
+                LayerSpec(
+                    name=f"layer {i}",
+                    block=kind,
+                    heads=HEADS,
+                    kv_heads=HEADS,
+                    head_dim=HEAD_DIM,
+                    tokens=TEXT + REFERENCE,
+                )
+                for i, kind in enumerate(kinds)
+            ),
+            rope=RopeSpec(axes=(2, 2), theta=100.0, action_axis=1, action_ids=(0, 0)),
+            text_padding="trim",
+            cameras=("top",),
+            image_size=(4, 4),
+            prompt_template="{instruction}",
+        )
+
+    @property
+    def weights(self) -> WeightsIdentity:
+        sha256 = hashlib.sha256(self._weights.encode()).hexdigest()
+        return WeightsIdentity(source="arithmetic", revision=None, sha256=sha256)
+
+    def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
+        self.encoded += len(images)
+        layers = []
+        for i in range(len(self.spec.layers)):
+            k, v = zip(*(numbers(row["top"], t, i) for row, t in zip(images, instructions, strict=True)), strict=True)
+            layers.append(LayerKV(torch.from_numpy(np.stack(k)), torch.from_numpy(np.stack(v))))
+        valid = torch.from_numpy(np.stack([seen(t) for t in instructions]))
+        return self._spoil(PrefixKV(tuple(layers), valid))
+
+
+def numbers(
+    picture: UInt8Image, instruction: str, layer: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """K and V of one row, float32 (tokens, heads, head size)."""
+    shape = (TEXT + REFERENCE, HEADS, HEAD_DIM)
+    angle = float(picture.sum()) + zlib.crc32(instruction.encode()) % 1000 + 10.0 * layer
+    grid = angle + np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
+    return np.sin(grid).astype(np.float32), np.cos(grid).astype(np.float32)
+
+
+def seen(instruction: str) -> npt.NDArray[np.bool_]:
+    """bool (tokens,): one text token per word, every reference token."""
+    words = len(instruction.split())
+    return np.array([True] * words + [False] * (TEXT - words) + [True] * REFERENCE)

@@ -1,0 +1,164 @@
+"""`kvcache.reader` against safetensors' own reading of the same shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from imagewam_cli.editor import PrefixKV
+from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.build import BuildSettings, build_cache
+from imagewam_cli.kvcache.codec import BFLOAT16, FLOAT16, FLOAT32, CastCodec
+from imagewam_cli.kvcache.reader import CacheReader
+
+from .conftest import LENGTHS, SETTINGS
+from .doubles import ArithmeticEditor, MemoryDataset
+
+ROWS = 15
+
+
+def everything(folder: Path) -> dict[str, torch.Tensor]:
+    """All shards' tensors, one after the other, as safetensors reads them."""
+    parts = [load_file(path) for path in sorted((folder / "shards").iterdir())]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [[0], [14], list(range(ROWS)), list(range(ROWS))[::-1], [9, 2, 14, 2, 9, 0], [7, 7, 7], [4, 3, 2]],
+)
+def test_rows_in_any_order_are_those_of_safetensors(built: Path, indices: list[int]) -> None:
+    expected = everything(built)
+    prefix = CacheReader(built).read(np.array(indices))
+    assert prefix.valid is not None
+    assert torch.equal(prefix.valid, expected["valid"][indices])
+    for i, layer in enumerate(prefix.layers):
+        assert torch.equal(layer.k, expected[f"layer.{i}.k"][indices])
+        assert torch.equal(layer.v, expected[f"layer.{i}.v"][indices])
+
+
+def test_random_rows_are_those_of_safetensors(built: Path) -> None:
+    expected, reader = everything(built), CacheReader(built)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        indices = rng.integers(0, ROWS, size=rng.integers(1, 40))
+        assert torch.equal(reader.read(indices).layers[1].v, expected["layer.1.v"][indices])
+
+
+@pytest.mark.parametrize("codec", [FLOAT32, BFLOAT16, FLOAT16])
+def test_what_is_read_is_float32_of_what_is_stored(tmp_path: Path, codec: CastCodec) -> None:
+    build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), tmp_path / "cache", codec, SETTINGS)
+    expected = everything(tmp_path / "cache")["layer.0.k"]
+    found = CacheReader(tmp_path / "cache").read(np.arange(ROWS)).layers[0].k
+    assert expected.dtype == codec.stored_dtype
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected.float())
+
+
+def test_a_cache_without_padding_has_no_mask(tmp_path: Path) -> None:
+    editor = ArithmeticEditor(spoil=lambda prefix: PrefixKV(prefix.layers, None))
+    build_cache(MemoryDataset((3,)), editor, tmp_path / "cache", FLOAT32, BuildSettings())
+    assert CacheReader(tmp_path / "cache").read(np.array([1, 0])).valid is None
+
+
+def test_the_index_says_which_frame_each_row_is(built: Path) -> None:
+    expected, index = everything(built), CacheReader(built).index
+    for key in ("row", "episode", "frame", "instruction"):
+        np.testing.assert_array_equal(getattr(index, key), expected[key].numpy())
+
+
+@pytest.mark.parametrize("index", [ROWS, -1, 1000])
+def test_a_row_that_is_not_there_is_an_error(built: Path, index: int) -> None:
+    with pytest.raises(IndexError):
+        CacheReader(built).read(np.array([0, index]))
+
+
+def test_an_intact_cache_verifies(built: Path) -> None:
+    CacheReader(built).verify()
+
+
+@pytest.mark.parametrize("name", ["shards/shard-00002.safetensors", "table.safetensors"])
+def test_one_flipped_bit_is_found(built: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(built, tmp_path / "cache")
+    data = bytearray((folder / name).read_bytes())
+    data[-5] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(CacheError, match=r"is damaged: sha256 is \w{16}…, the manifest says \w{16}…") as error:
+        CacheReader(folder).verify()
+    assert name in error.value.message
+
+
+def test_what_verify_advises_repairs_the_cache(built: Path, tmp_path: Path) -> None:
+    """Delete the file, run the same build again."""
+    folder = shutil.copytree(built, tmp_path / "cache")
+    for name in ("shards/shard-00001.safetensors", "table.safetensors"):
+        (folder / name).unlink()
+    build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), folder, FLOAT32, SETTINGS)
+    CacheReader(folder).verify()
+
+
+@pytest.mark.parametrize("name", ["shards/shard-00001.safetensors", "table.safetensors"])
+def test_verify_names_a_missing_file(built: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(built, tmp_path / "cache")
+    (folder / name).unlink()
+    with pytest.raises(CacheError, match="is missing") as error:
+        CacheReader(folder).verify()
+    assert name in error.value.message
+
+
+def test_a_missing_shard_is_named_when_its_rows_are_read_and_not_before(built: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(built, tmp_path / "cache")
+    (folder / "shards" / "shard-00001.safetensors").unlink()
+    reader = CacheReader(folder)
+    reader.read(np.array([0, 1, 2]))
+    with pytest.raises(CacheError, match=r"shard-00001\.safetensors is missing"):
+        reader.read(np.array([0, 3]))
+
+
+def test_a_shard_of_another_size_is_refused_with_both_sizes(built: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(built, tmp_path / "cache")
+    path = folder / "shards" / "shard-00000.safetensors"
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(CacheError, match=f"has {size + 4} bytes, the manifest says {size}"):
+        CacheReader(folder).read(np.array([0]))
+
+
+def test_a_growing_cache_is_readable_after_each_shard(tmp_path: Path) -> None:
+    folder, readable = tmp_path / "cache", []
+
+    def look(rows: int) -> None:
+        done = json.loads((folder / "manifest.json").read_text())["shards"]
+        if done:
+            reader = CacheReader(folder)
+            reader.verify()
+            assert len(reader.index.row) == len(reader)
+            reader.read(np.arange(len(reader)))
+            readable.append(len(reader))
+
+    build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), folder, FLOAT32, SETTINGS, on_rows=look)
+    assert sorted(set(readable)) == [3, 8, 11]
+
+
+def test_a_cache_without_a_finished_shard_says_so(built: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(built, tmp_path / "cache")
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"shards": []}))
+    with pytest.raises(CacheError, match="no finished shard"):
+        CacheReader(folder)
+
+
+@pytest.mark.parametrize("size", [0, 5, 200])
+def test_a_damaged_table_is_a_clear_error(built: Path, tmp_path: Path, size: int) -> None:
+    folder = shutil.copytree(built, tmp_path / "cache")
+    os.truncate(folder / "table.safetensors", size)
+    with pytest.raises(CacheError, match=r"table\.safetensors is damaged"):
+        _ = CacheReader(folder).table

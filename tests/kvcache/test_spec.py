@@ -1,0 +1,73 @@
+"""`kvcache.spec`: sizes by hand, and the ways to choose layers."""
+
+from __future__ import annotations
+
+import pytest
+
+from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec, SegmentSpec, select_layers
+
+
+def spec(*layers: LayerSpec) -> KVSpec:
+    return KVSpec(
+        mode="prefix",
+        timestep=0.0,
+        segments=(SegmentSpec(name="text", tokens=26), SegmentSpec(name="reference", tokens=392)),
+        layers=layers,
+        rope=None,
+        text_padding="trim",
+        cameras=("top",),
+        image_size=(224, 448),
+        prompt_template="{instruction}",
+    )
+
+
+def layer(heads: int, kv_heads: int, head_dim: int, tokens: int) -> LayerSpec:
+    return LayerSpec(name="x", block="parallel", heads=heads, kv_heads=kv_heads, head_dim=head_dim, tokens=tokens)
+
+
+def test_a_row_of_flux2_4b_takes_128_megabytes() -> None:
+    # 25 layers x (K, V) x 418 tokens x 24 heads x 128 numbers x 2 bytes, multiplied out by hand
+    assert spec(*[layer(24, 24, 128, 418)] * 25).bytes_per_row(2) == 128_409_600
+
+
+def test_layers_of_different_sizes_add_up_by_their_key_heads() -> None:
+    # (K, V) x 3 tokens x 2 key heads x 5 = 60 numbers, and (K, V) x 7 x 1 x 4 = 56
+    assert spec(layer(8, 2, 5, 3), layer(4, 1, 4, 7)).bytes_per_row(4) == 4 * (60 + 56)
+
+
+def test_tokens_are_those_of_all_segments() -> None:
+    assert spec(layer(1, 1, 2, 418)).tokens == 26 + 392
+
+
+@pytest.mark.parametrize(
+    ("choice", "chosen"),
+    [
+        ("all", (0, 1, 2, 3, 4, 5, 6)),
+        ("every:1", (0, 1, 2, 3, 4, 5, 6)),
+        ("every:3", (0, 3, 6)),
+        ("every:9", (0,)),
+        ("4", (4,)),
+        ("5,0,2", (0, 2, 5)),
+        ("2,2,1", (1, 2)),
+    ],
+)
+def test_layers_are_chosen_in_three_ways(choice: str, chosen: tuple[int, ...]) -> None:
+    assert select_layers(choice, 7) == chosen
+
+
+@pytest.mark.parametrize("choice", ["", "none", "every:", "every:x", "every:0", "1,,2", "1-3", "0.5"])
+def test_another_form_is_refused_with_the_three_that_there_are(choice: str) -> None:
+    with pytest.raises(ValueError, match=r"'all', 'every:N' or a list like '0,4,9'"):
+        select_layers(choice, 7)
+
+
+@pytest.mark.parametrize("choice", ["7", "0,7", "-1", "-1,3", "every:-1"])
+def test_a_layer_that_does_not_exist_is_refused_with_the_range(choice: str) -> None:
+    with pytest.raises(ValueError, match="layers 0 to 6"):
+        select_layers(choice, 7)
+
+
+@pytest.mark.parametrize(("axes", "ids"), [((4, 4), (0,)), ((3, 5), (0, 0))])
+def test_rope_axes_are_even_and_match_the_ids(axes: tuple[int, ...], ids: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="rope axes"):
+        RopeSpec(axes=axes, theta=1.0, action_axis=0, action_ids=ids)

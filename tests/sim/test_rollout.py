@@ -1,0 +1,111 @@
+"""Rollouts: in lockstep as one by one, and the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from imagewam_cli.data.types import Float32Array, Observation
+from imagewam_cli.errors import SimulationError
+from imagewam_cli.policy.acting import ChunkPolicy, RandomPolicy
+from imagewam_cli.sim.environment import Environment
+from imagewam_cli.sim.rollout import Episode, roll_out
+from imagewam_cli.sim.tabletop.env import TabletopEnvironment
+
+
+class Looking(ChunkPolicy):
+    """Heads for a point that picture, state and instruction decide; deterministic and of no use."""
+
+    def __init__(self, execute: int = 3) -> None:
+        self.execute = execute
+        self.batches: list[int] = []
+        self.told: list[str] = []
+
+    def chunks(self, observations: Sequence[Observation]) -> Float32Array:
+        self.batches.append(len(observations))
+        self.told += [o.instruction for o in observations]
+        return np.stack([self._chunk(o) for o in observations])
+
+    def _chunk(self, observation: Observation) -> Float32Array:
+        look = float(observation.images["top"].mean()) + 7 * len(observation.instruction)
+        target = 0.5 + 0.4 * np.array([np.sin(look), np.cos(look)])
+        dx, dy = np.clip((target - observation.state[:2]) / 0.03, -1, 1)
+        return np.array([[dx, dy, np.sin(look + step)] for step in range(8)], dtype=np.float32)
+
+
+def essence(episode: Episode) -> tuple[object, ...]:
+    return (episode.seed, episode.split, episode.kind, episode.instruction, episode.success, episode.steps)
+
+
+def test_in_lockstep_as_one_by_one() -> None:
+    seeds = range(10, 14)
+    together, apart = Looking(), Looking()
+    first = roll_out(TabletopEnvironment, together, seeds, "test", max_steps=20, keep_frames=True)
+    second = roll_out(TabletopEnvironment, apart, seeds, "test", max_steps=20, keep_frames=True, batch=1)
+    assert [essence(e) for e in first] == [essence(e) for e in second]
+    for one, other in zip(first, second, strict=True):
+        assert np.array_equal(np.stack(one.frames), np.stack(other.frames))
+    assert together.batches == [4] * 7  # 20 steps, planned anew every 3
+    assert apart.batches == [1] * 28
+
+
+def test_batches_follow_each_other() -> None:
+    policy = Looking()
+    seen: list[int] = []
+    episodes = roll_out(
+        TabletopEnvironment, policy, range(5), "test", max_steps=3, batch=2, on_episode=lambda e: seen.append(e.seed)
+    )
+    assert policy.batches == [2, 2, 1]
+    assert [e.seed for e in episodes] == seen == [0, 1, 2, 3, 4]
+
+
+def test_the_expert_succeeds_in_every_split() -> None:
+    for split in TabletopEnvironment.splits:
+        episodes = roll_out(TabletopEnvironment, None, range(5), split)
+        assert all(e.success for e in episodes)
+        assert all(25 <= e.steps < 100 for e in episodes)
+        assert all(e.given == e.instruction for e in episodes)
+
+
+def test_a_random_policy_rarely_succeeds() -> None:
+    episodes = roll_out(TabletopEnvironment, RandomPolicy(3), range(10), "test")
+    assert sum(e.success for e in episodes) <= 1
+    assert all(e.steps == 100 for e in episodes if not e.success)
+
+
+def test_the_policy_reads_what_it_is_given() -> None:
+    policy = Looking()
+    episodes = roll_out(
+        TabletopEnvironment, policy, [0, 1], "test", max_steps=2, instruction_of=lambda seed: f"do task {seed}"
+    )
+    assert [e.given for e in episodes] == ["do task 0", "do task 1"]
+    assert policy.told == ["do task 0", "do task 1"]
+    own = [TabletopEnvironment().reset(seed, "test").instruction for seed in (0, 1)]
+    assert [e.instruction for e in episodes] == own
+
+
+def test_frames_are_the_first_camera_before_and_after_each_step() -> None:
+    def with_wrist() -> Environment:
+        return TabletopEnvironment(wrist_camera=True)
+
+    (episode,) = roll_out(with_wrist, None, [0], "test", max_steps=4, keep_frames=True)
+    env = with_wrist()
+    pictures = [env.reset(0, "test").images["top"]]
+    for _ in range(4):
+        pictures.append(env.step(env.demonstrate()).observation.images["top"])
+    assert np.array_equal(np.stack(episode.frames), np.stack(pictures))
+
+
+def test_a_limit_ends_an_episode_without_success() -> None:
+    (episode,) = roll_out(TabletopEnvironment, None, [0], "test", max_steps=7)
+    assert (episode.steps, episode.success) == (7, False)
+
+
+def test_without_an_expert_there_is_nothing_to_demonstrate() -> None:
+    class NoExpert(TabletopEnvironment):
+        demonstrate = Environment.demonstrate
+
+    with pytest.raises(SimulationError, match="no scripted expert"):
+        roll_out(NoExpert, None, [0], "test")

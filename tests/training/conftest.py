@@ -1,0 +1,49 @@
+"""A cache of six episodes of eight frames, made by an editor that is arithmetic, and a recipe of a dozen steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kvcache.doubles import ArithmeticEditor, MemoryDataset
+
+from imagewam_cli.kvcache.build import BuildSettings, build_cache
+from imagewam_cli.kvcache.codec import FLOAT32
+from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.training.recipe import ExpertRecipe, FlowRecipe, OptimizerRecipe, PolicyRecipe, TrainRecipe
+
+EPISODES, LENGTH = 6, 8
+"""With a fifth held out: 40 rows to train on, 8 to validate."""
+
+
+@pytest.fixture(scope="session")
+def dataset() -> MemoryDataset:
+    return MemoryDataset([LENGTH] * EPISODES)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory, dataset: MemoryDataset) -> Path:
+    folder = tmp_path_factory.mktemp("caches") / "arithmetic"
+    build_cache(dataset, ArithmeticEditor(), folder, FLOAT32, BuildSettings(shard_mb=0.03))
+    return folder
+
+
+@pytest.fixture
+def reader(cache: Path) -> CacheReader:
+    return CacheReader(cache)
+
+
+@pytest.fixture(scope="session")
+def recipe() -> TrainRecipe:
+    return TrainRecipe(
+        steps=12,
+        batch=8,
+        validation_fraction=0.2,
+        log_every=1,
+        validate_every=6,
+        save_every=5,
+        expert=ExpertRecipe(horizon=4, hidden=16),
+        flow=FlowRecipe(inference_steps=2, draws=2),
+        optimizer=OptimizerRecipe(learning_rate=1e-2),
+        policy=PolicyRecipe(execute=2),
+    )

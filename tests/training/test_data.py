@@ -1,0 +1,175 @@
+"""`training.data`: which rows, in which order, and what a batch of them holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from kvcache.doubles import ArithmeticEditor, MemoryDataset
+
+from imagewam_cli.data.types import Row
+from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.build import BuildSettings, build_cache
+from imagewam_cli.kvcache.codec import FLOAT32
+from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.training.data import ExpertData, Indices
+from imagewam_cli.training.recipe import ExpertRecipe, PolicyRecipe, TrainRecipe
+
+from .conftest import EPISODES, LENGTH
+
+STEPS_PER_EPOCH = 5
+
+
+@pytest.fixture
+def data(reader: CacheReader, recipe: TrainRecipe) -> ExpertData:
+    return ExpertData(reader, recipe)
+
+
+def taken(data: ExpertData, first: int, count: int) -> list[Indices]:
+    return list(islice(data.order(first), count))
+
+
+class TestOrder:
+    @pytest.mark.parametrize("epoch", [0, 1, 7])
+    def test_each_epoch_is_a_permutation_of_the_training_rows(self, data: ExpertData, epoch: int) -> None:
+        steps = taken(data, epoch * STEPS_PER_EPOCH, STEPS_PER_EPOCH)
+        assert sorted(np.concatenate(steps).tolist()) == data.train_rows.tolist()
+
+    def test_epochs_differ(self, data: ExpertData) -> None:
+        steps = taken(data, 0, 2 * STEPS_PER_EPOCH)
+        assert not all(np.array_equal(a, b) for a, b in zip(steps[:5], steps[5:], strict=True))
+
+    def test_the_order_is_the_same_for_the_same_seed(self, reader: CacheReader, recipe: TrainRecipe) -> None:
+        one, two = (taken(ExpertData(reader, recipe), 0, 12) for _ in range(2))
+        assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+    def test_another_seed_is_another_order(self, reader: CacheReader, recipe: TrainRecipe) -> None:
+        data = ExpertData(reader, recipe)
+        before = taken(data, 0, 5)
+        data.recipe = dataclasses.replace(recipe, seed=1)
+        assert not all(np.array_equal(a, b) for a, b in zip(before, taken(data, 0, 5), strict=True))
+
+    @pytest.mark.parametrize("first", [1, 4, 5, 6, 13])
+    def test_a_continued_order_is_the_rest_of_the_whole_one(self, data: ExpertData, first: int) -> None:
+        whole = taken(data, 0, 20)
+        assert all(np.array_equal(a, b) for a, b in zip(whole[first:], taken(data, first, 20 - first), strict=True))
+
+    def test_rows_that_fill_no_batch_are_left_for_another_epoch(self, reader: CacheReader, recipe: TrainRecipe) -> None:
+        data = ExpertData(reader, dataclasses.replace(recipe, batch=7))  # 40 rows: five batches, five rows left
+        epochs = [set(np.concatenate(taken(data, 5 * e, 5)).tolist()) for e in range(4)]
+        assert [len(rows) for rows in epochs] == [35] * 4
+        assert set().union(*epochs) == set(data.train_rows.tolist())
+
+    def test_a_batch_larger_than_the_data_is_all_of_it(self, reader: CacheReader, recipe: TrainRecipe) -> None:
+        data = ExpertData(reader, dataclasses.replace(recipe, batch=1000))
+        assert all(np.array_equal(rows, data.train_rows) for rows in taken(data, 3, 3))
+
+
+class TestSplit:
+    @pytest.mark.parametrize("seed", range(5))
+    def test_no_training_row_is_of_a_validation_episode(
+        self, reader: CacheReader, recipe: TrainRecipe, seed: int
+    ) -> None:
+        data = ExpertData(reader, dataclasses.replace(recipe, seed=seed))
+        trained = {int(reader.index.episode[i]) for rows in taken(data, 0, 10) for i in rows}
+        validated = {int(reader.index.episode[i]) for i in data.validation_rows}
+        assert len(validated) == 1
+        assert trained == set(range(EPISODES)) - validated
+
+    def test_validation_rows_are_thinned_evenly(self, reader: CacheReader, recipe: TrainRecipe) -> None:
+        data = ExpertData(reader, dataclasses.replace(recipe, validation_rows=3))
+        frames = reader.index.frame[data.validation_rows]
+        assert frames.tolist() == [0, 4, 7]  # of 0 to 7: both ends and the middle, 3.5 rounded to even
+
+    def test_fewer_episodes_are_the_first_of_the_training_ones(self, reader: CacheReader, recipe: TrainRecipe) -> None:
+        everything = ExpertData(reader, recipe)
+        few = ExpertData(reader, dataclasses.replace(recipe, episodes=2))
+        assert few.train_episodes == everything.train_episodes[:2]
+        assert few.validation_episodes == everything.validation_episodes
+        assert len(few.train_rows) == 2 * LENGTH
+
+    def test_nothing_held_out_trains_on_everything(self, reader: CacheReader, recipe: TrainRecipe) -> None:
+        data = ExpertData(reader, dataclasses.replace(recipe, validation_fraction=0.0))
+        assert len(data.train_rows) == EPISODES * LENGTH
+        assert len(data.validation_rows) == 0
+
+
+class TestBatch:
+    def test_states_and_actions_are_scaled_by_the_training_episodes_alone(
+        self, data: ExpertData, dataset: MemoryDataset
+    ) -> None:
+        rows = list(dataset.rows())
+        train = [r for r in rows if r.episode in data.train_episodes]
+        batch = data.batch(np.array([11, 3]))
+        for i, number in enumerate((11, 3)):
+            np.testing.assert_allclose(
+                batch.state[i], scaled(rows[number].state, [r.state for r in train]), rtol=1e-5, atol=1e-6
+            )
+            np.testing.assert_allclose(
+                batch.actions[i, 0], scaled(rows[number].action, [r.action for r in train]), rtol=1e-5, atol=1e-6
+            )
+
+    def test_actions_are_those_that_follow_the_frame(self, data: ExpertData, dataset: MemoryDataset) -> None:
+        rows = list(dataset.rows())
+        train = [r.action for r in rows if r.episode in data.train_episodes]
+        batch = data.batch(np.array([9]))  # frame 1 of episode 1
+        expected = [scaled(rows[9 + i].action, train) for i in range(4)]
+        np.testing.assert_allclose(batch.actions[0], np.stack(expected), rtol=1e-5, atol=1e-6)
+        assert batch.is_pad.tolist() == [[False] * 4]
+
+    def test_a_horizon_longer_than_an_episode_is_padded_and_masked(
+        self, reader: CacheReader, recipe: TrainRecipe
+    ) -> None:
+        long = dataclasses.replace(recipe, expert=ExpertRecipe(horizon=12, hidden=16), policy=PolicyRecipe(execute=2))
+        batch = ExpertData(reader, long).batch(np.arange(LENGTH))
+        assert batch.actions.shape == (LENGTH, 12, 3)
+        for frame in range(LENGTH):
+            assert batch.is_pad[frame].tolist() == [frame + i >= LENGTH for i in range(12)]
+            last = LENGTH - 1 - frame
+            assert torch.equal(batch.actions[frame, last:], batch.actions[frame, last].expand(12 - last, 3))
+
+    def test_the_prefix_is_that_of_the_same_rows(self, data: ExpertData, reader: CacheReader) -> None:
+        batch = data.batch(np.array([30, 2, 17]))
+        expected = reader.read(np.array([30, 2, 17]))
+        assert torch.equal(batch.prefix.layers[1].k, expected.layers[1].k)
+        assert batch.row.tolist() == [30, 2, 17]
+
+    def test_rows_are_named_by_the_dataset_not_by_the_cache(
+        self, tmp_path_factory: pytest.TempPathFactory, dataset: MemoryDataset, recipe: TrainRecipe
+    ) -> None:
+        folder = tmp_path_factory.mktemp("strided") / "cache"
+        build_cache(dataset, ArithmeticEditor(), folder, FLOAT32, BuildSettings(stride=3))
+        data = ExpertData(CacheReader(folder), recipe)
+        # frames 0, 3, 6 of each episode
+        assert data.batch(np.array([0, 2, 3, 4])).row.tolist() == [0, 6, 8, 11]
+
+    def test_batches_read_ahead_are_those_of_the_order(self, data: ExpertData) -> None:
+        rows = [batch.row.tolist() for batch in data.batches(3, 9)]
+        assert rows == [indices.tolist() for indices in taken(data, 3, 6)]
+
+    def test_no_steps_left_are_no_batches(self, data: ExpertData) -> None:
+        assert list(data.batches(12, 12)) == []
+
+    def test_an_error_while_reading_ahead_reaches_the_trainer(
+        self, data: ExpertData, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(indices: Indices) -> None:
+            raise CacheError("shard is gone")
+
+        monkeypatch.setattr(data.reader, "read", broken)
+        with pytest.raises(CacheError, match="shard is gone"):
+            next(data.batches(0, 5))
+
+
+def scaled(values: np.ndarray, among: list[np.ndarray]) -> np.ndarray:
+    """min-max to [-1, 1], written out, clamped to [-5, 5]."""
+    low, high = np.min(among, axis=0), np.max(among, axis=0)
+    return np.clip(2 * (values - low) / (high - low) - 1, -5, 5)
+
+
+def test_rows_of_the_double_are_what_the_tests_take_them_for(dataset: MemoryDataset) -> None:
+    rows: list[Row] = list(dataset.rows())
+    assert [(r.row, r.episode, r.frame) for r in rows] == [(8 * e + f, e, f) for e in range(6) for f in range(8)]

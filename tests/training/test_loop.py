@@ -1,0 +1,471 @@
+"""`training.loop`: a run that is stopped goes on to the same bits, and nothing is mixed, poisoned or deleted by
+mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kvcache.doubles import ArithmeticEditor, MemoryDataset
+from safetensors.torch import load_file
+
+from imagewam_cli.cli import app
+from imagewam_cli.data.samples import SAMPLES
+from imagewam_cli.editor import PrefixKV
+from imagewam_cli.errors import NonFiniteLossError, RunError, UsageError
+from imagewam_cli.kvcache.build import BuildSettings, build_cache
+from imagewam_cli.kvcache.codec import BFLOAT16, FLOAT32
+from imagewam_cli.kvcache.manifest import read_manifest, write_manifest
+from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.policy.bundle import read_bundle
+from imagewam_cli.training import loop
+from imagewam_cli.training.loop import Trainer
+from imagewam_cli.training.metrics import read_metrics
+from imagewam_cli.training.recipe import ExpertRecipe, FlowRecipe, TrainRecipe
+
+from .conftest import EPISODES, LENGTH
+
+OnStep = Callable[[int, dict[str, float]], None]
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path, recipe: TrainRecipe) -> Path:
+    """An uninterrupted run. Read-only: copy it to break it."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    Trainer(CacheReader(cache), recipe).train(folder)
+    return folder
+
+
+def stop_at(step: int) -> OnStep:
+    def on_step(done: int, values: dict[str, float]) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    return on_step
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    """Everything that a run computed: files by their bytes, metrics without what the clock says."""
+    found: dict[str, Any] = {
+        str(path.relative_to(run)): path.read_bytes()
+        for part in ("checkpoints", "policy")
+        for path in (run / part).rglob("*")
+        if path.is_file()
+    }
+    found["result"] = (run / "result.json").read_bytes()
+    found["metrics"] = [{k: v for k, v in r.items() if k != "seconds_per_step"} for r in read_metrics(log_of(run))]
+    return found
+
+
+def log_of(run: Path) -> Path:
+    return run / "metrics.jsonl"
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+class TestContinuation:
+    @pytest.mark.parametrize("step", [0, 1, 4, 5, 7, 10, 11, 12])
+    def test_a_stopped_run_goes_on_to_the_same_bits(
+        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path, step: int
+    ) -> None:
+        run = tmp_path / "run"
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(CacheReader(cache), recipe).train(run, on_step=stop_at(step))
+        Trainer(CacheReader(cache), recipe).train(run)
+        assert result_of(run) == result_of(whole)
+
+    def test_a_run_stopped_again_and_again_ends_the_same(
+        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        for step in (3, 6, 9, 11):
+            with pytest.raises(KeyboardInterrupt):
+                Trainer(CacheReader(cache), recipe).train(run, on_step=stop_at(step))
+        Trainer(CacheReader(cache), recipe).train(run)
+        assert result_of(run) == result_of(whole)
+
+    def test_it_goes_on_from_the_checkpoint_and_not_from_the_start(
+        self, cache: Path, recipe: TrainRecipe, tmp_path: Path
+    ) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(CacheReader(cache), recipe).train(tmp_path / "run", on_step=stop_at(9))
+        steps: list[int] = []
+        Trainer(CacheReader(cache), recipe).train(tmp_path / "run", on_step=lambda step, values: steps.append(step))
+        assert steps == [5, 6, 7, 8, 9, 10, 11, 12]
+
+    @pytest.mark.parametrize("part", ["save_checkpoint", "save_expert", "write_bundle"])
+    @pytest.mark.parametrize("times", [1, 3])
+    def test_a_run_stopped_while_it_saves_has_its_policy_in_the_end(
+        self,
+        cache: Path,
+        recipe: TrainRecipe,
+        whole: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        part: str,
+        times: int,
+    ) -> None:
+        """`times`: 1 is the first save of the run, 3 the last."""
+        run, real, calls = tmp_path / "run", getattr(loop, part), 0
+
+        def stopped(*args: Any, **kwargs: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == times:
+                raise KeyboardInterrupt
+            real(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, part, stopped)
+            with pytest.raises(KeyboardInterrupt):
+                Trainer(CacheReader(cache), recipe).train(run)
+        Trainer(CacheReader(cache), recipe).train(run)
+        assert result_of(run) == result_of(whole)
+
+    @pytest.mark.parametrize("stopped_at", range(1, 5))
+    def test_a_run_stopped_while_it_starts_goes_on(
+        self,
+        cache: Path,
+        recipe: TrainRecipe,
+        whole: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        stopped_at: int,
+    ) -> None:
+        """As by a power cut: at the first flushes to disk, with the half-written file left behind."""
+        run, real, calls = tmp_path / "run", os.fsync, 0
+
+        def fsync(descriptor: int) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == stopped_at:
+                raise KeyboardInterrupt
+            real(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fsync)
+            patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+            with pytest.raises(KeyboardInterrupt):
+                Trainer(CacheReader(cache), recipe).train(run)
+        Trainer(CacheReader(cache), recipe).train(run)
+        assert result_of(run) == result_of(whole)
+
+    def test_a_finished_run_is_left_as_it_is(
+        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
+    ) -> None:
+        run = shutil.copytree(whole, tmp_path / "run")
+        validation = Trainer(CacheReader(cache), recipe).train(run)
+        assert result_of(run) == result_of(whole)
+        assert validation.loss == json.loads((whole / "result.json").read_text())["validation"]["loss"]
+
+    def test_a_cache_that_moved_is_the_same_cache(
+        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(CacheReader(cache), recipe).train(tmp_path / "run", on_step=stop_at(6))
+        moved = shutil.copytree(cache, tmp_path / "moved")
+        Trainer(CacheReader(moved), recipe).train(tmp_path / "run")
+        assert result_of(tmp_path / "run") == result_of(whole)
+
+    def test_another_seed_is_another_run(self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path) -> None:
+        Trainer(CacheReader(cache), dataclasses.replace(recipe, seed=1)).train(tmp_path / "run")
+        assert result_of(tmp_path / "run")["metrics"] != result_of(whole)["metrics"]
+
+    def test_training_leaves_the_global_random_state_alone(
+        self, cache: Path, recipe: TrainRecipe, tmp_path: Path
+    ) -> None:
+        torch.manual_seed(4)
+        expected = torch.rand(3)
+        torch.manual_seed(4)
+        Trainer(CacheReader(cache), dataclasses.replace(recipe, steps=2)).train(tmp_path / "run")
+        assert torch.equal(torch.rand(3), expected)
+
+
+class TestMetrics:
+    def test_each_step_stands_once_after_a_continuation(
+        self, cache: Path, recipe: TrainRecipe, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(CacheReader(cache), recipe).train(run, on_step=stop_at(9))
+        with log_of(run).open("a") as file:
+            file.write('{"step": 10, "lo')  # a line that a kill cut off
+        Trainer(CacheReader(cache), recipe).train(run)
+        steps = [json.loads(line)["step"] for line in log_of(run).read_text().splitlines()]
+        assert steps == list(range(1, 13))
+
+    def test_validation_stands_where_the_recipe_says(self, whole: Path) -> None:
+        validated = [r["step"] for r in read_metrics(log_of(whole)) if "validation_loss" in r]
+        assert validated == [6, 12]
+
+    def test_the_logged_rate_is_the_recipes(self, whole: Path, recipe: TrainRecipe) -> None:
+        for record in read_metrics(log_of(whole)):
+            assert record["learning_rate"] == recipe.learning_rate(record["step"] - 1)
+
+    def test_the_result_is_the_last_validation(self, whole: Path) -> None:
+        last = read_metrics(log_of(whole))[-1]
+        result = json.loads((whole / "result.json").read_text())
+        assert result["steps"] == last["step"] == 12
+        for key in ("loss", "action_error", "constant_error"):
+            assert result["validation"][key] == last[f"validation_{key}"]
+
+    def test_without_held_out_episodes_there_is_no_validation(
+        self, cache: Path, recipe: TrainRecipe, tmp_path: Path
+    ) -> None:
+        alone = dataclasses.replace(recipe, validation_fraction=0.0, steps=2)
+        Trainer(CacheReader(cache), alone).train(tmp_path / "run")
+        assert json.loads((tmp_path / "run" / "result.json").read_text()) == {"steps": 2, "validation": None}
+
+
+class TestNumbers:
+    def test_the_average_follows_the_weights(self, cache: Path, recipe: TrainRecipe) -> None:
+        """After step i (from 0) it moves by 1 - min(ema, (i + 1) / (i + 10)) of the way: 0.9, then 9 / 11."""
+        trainer = Trainer(CacheReader(cache), recipe)
+        expected = {name: p.detach().double().clone() for name, p in trainer.expert.named_parameters()}
+        for step, batch in enumerate(trainer.data.batches(0, 2)):
+            trainer.step(step, batch)
+            for name, parameter in trainer.expert.named_parameters():
+                share = (0.9, 9 / 11)[step]
+                expected[name] += share * (parameter.detach().double() - expected[name])
+        for name, value in trainer.average.items():
+            torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-7)
+
+    def test_one_step_is_clipped_adamw(self, cache: Path, recipe: TrainRecipe) -> None:
+        """The first step of AdamW moves each weight by its rate, against the sign of the gradient, after the decay."""
+        trainer = Trainer(CacheReader(cache), recipe)
+        before = {name: p.detach().clone() for name, p in trainer.expert.named_parameters()}
+        trainer.step(0, next(trainer.data.batches(0, 1)))
+        moved = 0
+        for name, parameter in trainer.expert.named_parameters():
+            assert parameter.grad is not None
+            clear = parameter.grad.abs() > 1e-5
+            expected = before[name] * (1 - 1e-2 * 0.01) - 1e-2 * parameter.grad.sign()
+            torch.testing.assert_close(parameter.detach()[clear], expected[clear], rtol=1e-3, atol=2e-5)
+            moved += int(clear.sum())
+        norm = torch.stack([p.grad.norm() for p in trainer.expert.parameters() if p.grad is not None]).norm()
+        assert moved > 0
+        assert float(norm) <= recipe.optimizer.clip_norm + 1e-5
+
+    def test_validating_does_not_touch_the_weights(self, cache: Path, recipe: TrainRecipe) -> None:
+        trainer = Trainer(CacheReader(cache), recipe)
+        for step, batch in enumerate(trainer.data.batches(0, 2)):
+            trainer.step(step, batch)
+        before = {name: p.detach().clone() for name, p in trainer.expert.named_parameters()}
+        trainer.validate()
+        assert all(torch.equal(p, before[name]) for name, p in trainer.expert.named_parameters())
+
+    def test_an_expert_told_not_to_look_is_the_same_whatever_the_prefix(
+        self, cache: Path, recipe: TrainRecipe, dataset: MemoryDataset, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "other"
+        editor = ArithmeticEditor(weights="others", spoil=upside_down)
+        build_cache(dataset, editor, other, FLOAT32, BuildSettings(shard_mb=0.03))
+        blind = dataclasses.replace(recipe, expert=ExpertRecipe(horizon=4, hidden=16, use_prefix=False))
+        assert weights_after(cache, blind) == weights_after(other, blind)
+        assert weights_after(cache, recipe) != weights_after(other, recipe)
+
+    def test_more_draws_are_more_chunks_per_prefix(
+        self, cache: Path, recipe: TrainRecipe, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trainer = Trainer(CacheReader(cache), dataclasses.replace(recipe, flow=FlowRecipe(draws=5)))
+        seen: list[tuple[int, int]] = []
+        trainer.expert.register_forward_pre_hook(lambda module, args: seen.append((len(args[0]), args[3].batch)))
+        trainer.step(0, next(trainer.data.batches(0, 1)))
+        assert seen == [(40, 8)]
+
+    def test_the_policy_is_the_average_with_the_data_it_was_scaled_by(
+        self, cache: Path, recipe: TrainRecipe, whole: Path
+    ) -> None:
+        newest = sorted((whole / "checkpoints").iterdir())[-1]
+        policy, average = load_file(whole / "policy" / "expert.safetensors"), load_file(newest / "average.safetensors")
+        assert policy.keys() == average.keys()
+        assert all(torch.equal(policy[name], average[name]) for name in policy)
+        data = Trainer(CacheReader(cache), recipe).data
+        bundle = read_bundle(whole / "policy")
+        assert bundle.state_normalizer == data.state_normalizer
+        assert bundle.action_normalizer == data.action_normalizer
+        assert (whole / "policy" / SAMPLES).read_bytes() == (cache / SAMPLES).read_bytes()
+
+    def test_a_dry_run_writes_nothing_and_counts(
+        self, cache: Path, recipe: TrainRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        trainer = Trainer(CacheReader(cache), recipe)
+        dry = trainer.dry_run()
+        assert list(tmp_path.iterdir()) == []
+        assert dry.parameters == sum(p.numel() for p in trainer.expert.parameters())
+        assert (dry.rows, dry.validation_rows, dry.steps) == (40, 8, 12)
+        assert dry.epochs == 12 * 8 / 40
+
+
+class TestNonFinite:
+    def test_a_bad_number_stops_the_run_and_names_its_rows(
+        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
+    ) -> None:
+        trainer, run = Trainer(CacheReader(cache), recipe), tmp_path / "run"
+        row = LENGTH * trainer.data.train_episodes[1] + 5  # row 5 of an episode
+
+        def spoil(step: int, values: dict[str, float]) -> None:
+            if step == 6:
+                trainer.reader.table.action[row] = np.nan
+
+        with pytest.raises(NonFiniteLossError) as error:
+            trainer.train(run, on_step=spoil)
+        named = {int(n) for n in re.findall(r"\d+", error.value.message.split("rows of the batch:")[1])}
+        assert len(named) == recipe.batch
+        assert named & {row - 3, row - 2, row - 1, row}  # a chunk of four that begins at one of these has the number
+        self.check_kept(cache, recipe, whole, run)
+
+    def test_a_bad_gradient_stops_the_run_before_the_step(
+        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
+    ) -> None:
+        """The loss is finite, its gradient is not: taking the step would poison the next checkpoint."""
+        trainer, run = Trainer(CacheReader(cache), recipe), tmp_path / "run"
+
+        def spoil(step: int, values: dict[str, float]) -> None:
+            if step == 6:
+                trainer.expert.action_encoder.weight.register_hook(lambda gradient: gradient * float("inf"))
+
+        with pytest.raises(NonFiniteLossError, match=r"gradient's norm is \S+ at step 7; rows of the batch: "):
+            trainer.train(run, on_step=spoil)
+        assert all(bool(torch.isfinite(p).all()) for p in trainer.expert.parameters())
+        self.check_kept(cache, recipe, whole, run)
+
+    def check_kept(self, cache: Path, recipe: TrainRecipe, whole: Path, run: Path) -> None:
+        """The last good checkpoint is there, and once the data is mended the run ends as it should."""
+        newest = sorted((run / "checkpoints").iterdir())[-1]
+        assert newest.name in ("step-000005", "step-000010")
+        assert all(bool(torch.isfinite(t).all()) for t in load_file(newest / "model.safetensors").values())
+        Trainer(CacheReader(cache), recipe).train(run)
+        assert result_of(run) == result_of(whole)
+
+
+class TestRefusal:
+    @pytest.mark.parametrize(
+        ("key", "change"),
+        [
+            ("fingerprint", {"editor": ArithmeticEditor(weights="trained longer")}),
+            ("dataset", {"dataset": MemoryDataset([LENGTH] * EPISODES, identity="another")}),
+            ("table", {"dataset": MemoryDataset([LENGTH] * EPISODES, shift=1.0)}),
+            ("codec", {"codec": BFLOAT16}),
+            ("stride", {"stride": 2}),
+        ],
+    )
+    def test_a_run_of_another_cache_is_refused_with_both_values(
+        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path, key: str, change: dict[str, Any]
+    ) -> None:
+        other = tmp_path / "other"
+        build_cache(
+            change.get("dataset", MemoryDataset([LENGTH] * EPISODES)),
+            change.get("editor", ArithmeticEditor()),
+            other,
+            change.get("codec", FLOAT32),
+            BuildSettings(stride=change.get("stride", 1)),
+        )
+        values = {
+            "fingerprint": lambda manifest: manifest.digest,
+            "dataset": lambda manifest: manifest.dataset.identity[:16],
+            "table": lambda manifest: manifest.table_sha256[:16],
+            "codec": lambda manifest: manifest.codec,
+            "stride": lambda manifest: manifest.dataset.stride,
+        }[key]
+        there, here = values(read_manifest(cache)), values(read_manifest(other))
+        run = shutil.copytree(whole, tmp_path / "run")
+        with pytest.raises(RunError) as error:
+            Trainer(CacheReader(other), recipe).train(run)
+        assert f"its {key} is {there}, this one's {here}" in error.value.message
+        assert snapshot(run) == snapshot(whole)
+
+    def test_a_run_on_a_part_of_the_cache_is_not_continued_on_the_whole(
+        self, cache: Path, recipe: TrainRecipe, tmp_path: Path
+    ) -> None:
+        growing = shutil.copytree(cache, tmp_path / "growing")
+        finished = read_manifest(growing)
+        write_manifest(growing, dataclasses.replace(finished, shards=finished.shards[:-1]))
+        rows = len(CacheReader(growing))
+        Trainer(CacheReader(growing), dataclasses.replace(recipe, steps=1)).train(tmp_path / "run")
+        write_manifest(growing, finished)
+        with pytest.raises(RunError, match=f"its rows is {rows}, this one's {EPISODES * LENGTH}"):
+            Trainer(CacheReader(growing), dataclasses.replace(recipe, steps=1)).train(tmp_path / "run")
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"steps": 13}, "steps = 12, this one has 13"),
+            ({"flow": FlowRecipe(inference_steps=2, draws=3)}, "flow.draws = 2, this one has 3"),
+            ({"normalize_state": "mean_std"}, "normalize_state = min_max, this one has mean_std"),
+        ],
+    )
+    def test_a_run_of_another_recipe_is_refused_with_both_values(
+        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path, change: dict[str, Any], said: str
+    ) -> None:
+        run = shutil.copytree(whole, tmp_path / "run")
+        with pytest.raises(RunError) as error:
+            Trainer(CacheReader(cache), dataclasses.replace(recipe, **change)).train(run)
+        assert said in error.value.message
+        assert snapshot(run) == snapshot(whole)
+
+    def test_a_folder_with_something_else_is_refused_and_kept(
+        self, cache: Path, recipe: TrainRecipe, tmp_path: Path
+    ) -> None:
+        (tmp_path / "config.yaml").write_text("mine: true\n")
+        with pytest.raises(UsageError, match="not a run"):
+            Trainer(CacheReader(cache), recipe).train(tmp_path)
+        assert snapshot(tmp_path) == {"config.yaml": b"mine: true\n"}
+
+    def test_a_damaged_run_file_is_a_clear_error(
+        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
+    ) -> None:
+        run = shutil.copytree(whole, tmp_path / "run")
+        (run / "run.json").write_text("{")
+        with pytest.raises(RunError, match=r"run\.json is damaged"):
+            Trainer(CacheReader(cache), recipe).train(run)
+
+
+class TestFresh:
+    def train(self, cache: Path, run: Path, *more: str) -> int:
+        small = ["--steps", "1", "--batch", "8", "--set", "expert.hidden=16"]
+        return app.run(["--quiet", "train-expert", "--cache", str(cache), "--out", str(run), *small, *more])
+
+    def test_fresh_starts_a_run_over(self, cache: Path, whole: Path, tmp_path: Path) -> None:
+        run = shutil.copytree(whole, tmp_path / "run")
+        assert self.train(cache, run) == 1  # the recipe differs
+        assert self.train(cache, run, "--fresh") == 0
+        assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-000001"]
+
+    def test_fresh_deletes_nothing_but_runs(
+        self, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "photos" / "one.txt").write_text("mine")
+        assert self.train(cache, tmp_path, "--fresh") == 2
+        assert "not a run" in capsys.readouterr().err
+        assert snapshot(tmp_path) == {"photos/one.txt": b"mine"}
+
+    def test_fresh_is_no_way_to_lose_the_cache(self, cache: Path, tmp_path: Path) -> None:
+        copied = shutil.copytree(cache, tmp_path / "cache")
+        assert self.train(copied, copied, "--fresh") == 2
+        assert snapshot(copied) == snapshot(cache)
+
+
+def weights_after(cache: Path, recipe: TrainRecipe) -> dict[str, list[float]]:
+    trainer = Trainer(CacheReader(cache), recipe)
+    for step, batch in enumerate(trainer.data.batches(0, 4)):
+        trainer.step(step, batch)
+    return {name: p.flatten().tolist() for name, p in trainer.expert.named_parameters()}
+
+
+def upside_down(prefix: PrefixKV) -> PrefixKV:
+    layers = tuple(dataclasses.replace(kv, k=-2 * kv.k.flip(1), v=3 * kv.v) for kv in prefix.layers)
+    return PrefixKV(layers, prefix.valid)
