@@ -1,6 +1,6 @@
 """A trained policy in a loop of your own: load it, reset it, ask it for one action at a time.
 
-    python examples/act.py runs/tiny-tabletop --scene 3
+python examples/act.py runs/tiny-tabletop --scene 3
 """
 
 from __future__ import annotations

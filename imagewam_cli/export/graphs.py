@@ -1,18 +1,16 @@
 """What is traced into ONNX: modules with named inputs and outputs, and the call of torch's exporter.
 
-The expert stands in two graphs: one evaluation of the velocity, and the whole Euler loop with its steps unrolled. The
-prefix is the editor's own module (`imagewam_cli.editor.PrefixGraph`). B and the number of tokens stay open in all.
+The expert is traced as one evaluation of its velocity (`unroll` makes the loop of it), the prefix as the editor's own
+module (`imagewam_cli.editor.PrefixGraph`). The batch and the number of tokens stay open in both.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +19,7 @@ from torch import Tensor, nn
 from imagewam_cli.capture import LayerKV
 from imagewam_cli.editor import PrefixGraph, PrefixKV
 from imagewam_cli.errors import ExportError
-from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
-from imagewam_cli.kvcache.manifest import write_atomically
 
 OPSET = 21
 """What onnxruntime runs well. With the fused attention and rotary operators of 23 to 25 its version 1.32 fails on open
@@ -65,21 +61,6 @@ class Velocity(nn.Module):
         return velocity
 
 
-class Loop(nn.Module):
-    """All Euler steps, unrolled: (noise, [state], [valid], k_0, v_0, ...) -> actions, as `expert.sampler.integrate`."""
-
-    def __init__(self, velocity: Velocity, schedule: FlowSchedule, steps: int) -> None:
-        super().__init__()
-        self.velocity, self.levels = velocity, schedule.grid(steps).tolist()
-
-    def forward(self, noise: Tensor, *condition: Tensor) -> Tensor:
-        """float32 (B, T, A), normalised."""
-        x = noise
-        for level, following in itertools.pairwise(self.levels):
-            x = x + (following - level) * self.velocity(x, x.new_full((x.shape[0],), level), *condition)
-        return x
-
-
 def step_graph(expert: ActionExpert) -> Graph:
     """`velocity` from `noisy_actions`, `t` (B,), and the condition."""
     config = expert.config
@@ -90,18 +71,6 @@ def step_graph(expert: ActionExpert) -> Graph:
         inputs=noisy | inputs,
         axes={name: {0: "batch"} for name in noisy} | axes,
         outputs=("velocity",),
-    )
-
-
-def loop_graph(expert: ActionExpert, schedule: FlowSchedule, steps: int) -> Graph:
-    """`actions` from `noise` and the condition."""
-    config = expert.config
-    inputs, axes = _condition(config)
-    return Graph(
-        module=Loop(Velocity(expert, has_valid="valid" in inputs), schedule, steps),
-        inputs={"noise": torch.zeros(_BATCH, config.horizon, config.action_dim)} | inputs,
-        axes={"noise": {0: "batch"}} | axes,
-        outputs=("actions",),
     )
 
 
@@ -128,13 +97,13 @@ def traced_prefix(prefix: PrefixGraph, layers: int) -> Graph:
     )
 
 
-def write_graph(graph: Graph, path: Path) -> None:
-    """Trace the module and write one .onnx file, weights inside.
+def trace(graph: Graph, name: str) -> Any:
+    """The module as an ONNX ModelProto, weights inside; `name` is for messages.
 
     Raises:
         ExportError: too many weights for a file, or an operation that ONNX does not have.
     """
-    _require_room(graph.module, path.name)
+    _require_room(graph.module, name)
     with warnings.catch_warnings(), _quiet("torch.onnx"), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
@@ -150,11 +119,11 @@ def write_graph(graph: Graph, path: Path) -> None:
             )
         except torch.onnx.OnnxExporterError as error:
             reason = str(error.__cause__ or error).splitlines()[0]
-            raise ExportError(f"{path.name} cannot be traced: {reason}") from error
+            raise ExportError(f"{name} cannot be traced: {reason}") from error
     assert program is not None
     model = program.model_proto
     _forget_sources(model.graph)
-    write_atomically(path, model.SerializeToString())
+    return model
 
 
 class _Positional(nn.Module):

@@ -73,13 +73,15 @@ def _require_packages() -> None:
 def _write(policy: Policy, folder: Path) -> tuple[dict[str, Any], list[str]]:
     """All files but `editor.json`, with an `onnx.json` that has no errors yet; returns its content, and notes."""
     from imagewam_cli.expert.flow import FlowSchedule
-    from imagewam_cli.export.graphs import OPSET, loop_graph, step_graph, write_graph
+    from imagewam_cli.export.graphs import OPSET, step_graph, trace
+    from imagewam_cli.export.unroll import unroll
     from imagewam_cli.runtime import onnx_policy
 
     config, expert = policy.parts.config, policy.expert
-    schedule = FlowSchedule(shift=config.shift)
-    write_graph(loop_graph(expert, schedule, config.inference_steps), folder / FILES["loop"])
-    write_graph(step_graph(expert), folder / FILES["step"])
+    levels = FlowSchedule(shift=config.shift).grid(config.inference_steps).tolist()
+    step = trace(step_graph(expert), FILES["step"])
+    _save(step, folder / FILES["step"])
+    _save(unroll(step, levels), folder / FILES["loop"])
     np.save(folder / FILES["noise"], policy.initial_noise(1)[0].numpy(), allow_pickle=False)
     prefix, notes = _write_prefix(policy, folder)
     description = {
@@ -92,7 +94,7 @@ def _write(policy: Policy, folder: Path) -> tuple[dict[str, Any], list[str]]:
         "horizon": config.horizon,
         "execute": config.execute,
         "inference_steps": config.inference_steps,
-        "levels": schedule.grid(config.inference_steps).tolist(),
+        "levels": levels,
         "noise_seed": config.noise_seed,
         "fps": config.fps,
         "state": {"names": config.state_names} | _linear(policy.parts.state_normalizer),
@@ -106,7 +108,7 @@ def _write(policy: Policy, folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 def _write_prefix(policy: Policy, folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """`prefix.onnx` and `tokenizer.json`; returns how the graph's inputs are made, or None and a note that says why."""
-    from imagewam_cli.export.graphs import traced_prefix, write_graph
+    from imagewam_cli.export.graphs import trace, traced_prefix
 
     name = policy.parts.editor.name
     advice = f"no prefix.onnx: the editor {name!r} must run live beside the graphs"
@@ -117,7 +119,7 @@ def _write_prefix(policy: Policy, folder: Path) -> tuple[dict[str, Any] | None, 
         traced = traced_prefix(graph, len(policy.expert.config.layers))
     except ExportError as error:
         return None, [f"{advice}; {error.message}"]
-    write_graph(traced, folder / PREFIX_FILES["prefix"])
+    _save(trace(traced, PREFIX_FILES["prefix"]), folder / PREFIX_FILES["prefix"])
     (folder / PREFIX_FILES["tokenizer"]).write_text(graph.tokenizer, encoding="utf-8")
     return _inputs(graph), []
 
@@ -146,6 +148,10 @@ def _linear(normalizer: Normalizer) -> dict[str, Any]:
         "offset": normalizer.offset.tolist(),
         "clamp": None if normalizer.mode == "identity" else CLAMP,
     }
+
+
+def _save(model: Any, path: Path) -> None:
+    write_atomically(path, model.SerializeToString())
 
 
 def _describe(folder: Path, description: Mapping[str, Any]) -> None:

@@ -11,6 +11,9 @@ from imagewam_cli.data.types import Observation
 from imagewam_cli.errors import SimulationError, UsageError
 from imagewam_cli.sim.environment import Environment
 
+_MOST_FAILURES = 100
+"""Scenes in a row that the expert may fail before recording gives up."""
+
 
 def record(
     env: Environment,
@@ -28,6 +31,7 @@ def record(
 
     Raises:
         UsageError: fewer than one episode, or `out` holds something.
+        SimulationError: the expert fails again and again.
     """
     from imagewam_cli.data.lerobot.writer import LeRobotWriter
 
@@ -46,8 +50,11 @@ def record(
     with writer:
         scene = seed
         for _ in range(episodes):
+            first = scene
             while (demonstration := _demonstrate(env, scene, split)) is None:
                 scene += 1
+                if scene - first >= _MOST_FAILURES:
+                    raise SimulationError(f"the expert of {env.name!r} failed in scenes {first} to {scene - 1}")
             observations, actions = demonstration
             writer.add_episode(
                 frames={camera: np.stack([o.images[camera] for o in observations]) for camera in env.cameras},

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from imagewam_cli.data.types import Float32Array, Observation, UInt8Image
+from imagewam_cli.errors import UsageError
 from imagewam_cli.policy.acting import ChunkPolicy
 from imagewam_cli.sim.environment import Environment
 
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One rolled-out scene. `given`: the instruction that the policy read, where it was not the scene's own."""
+    """One rolled-out scene. `given`: the instruction that the policy read; the scene's own unless it was swapped."""
 
     seed: int
     split: str
@@ -42,12 +43,18 @@ def roll_out(
     """Run the scenes `seeds` of `split`; `policy` None: the environment's scripted expert.
 
     instruction_of: seed -> what the policy is told instead of the scene's own instruction.
+    max_steps: give up after so many; None: the environment's limit.
     frames: of the environment's first camera, where `keep_frames`.
     """
+    if policy is not None and policy.execute < 1:
+        raise UsageError(f"a policy cannot execute {policy.execute} actions before planning again", "at least 1")
     episodes: list[Episode] = []
     for i in range(0, len(seeds), batch):
         scenes = [_Scene(make(), seed, split, instruction_of) for seed in seeds[i : i + batch]]
-        limit = max_steps or scenes[0].env.max_steps
+        if keep_frames:
+            for scene in scenes:
+                scene.keep_frame()
+        limit = scenes[0].env.max_steps if max_steps is None else max_steps
         while any(scene.running(limit) for scene in scenes):
             active = [scene for scene in scenes if scene.running(limit)]
             _plan(policy, active)
@@ -80,7 +87,7 @@ class _Scene:
         self.instruction = self.observation.instruction
         self.given = instruction_of(seed) if instruction_of is not None else self.instruction
         self.queue: list[Float32Array] = []
-        self.frames: list[UInt8Image] = [self._picture()]
+        self.frames: list[UInt8Image] = []
         self.success, self.finished, self.steps = False, False, 0
 
     def running(self, limit: int) -> bool:
@@ -94,7 +101,7 @@ class _Scene:
         self.observation, self.success, self.finished = result.observation, result.success, result.finished
         self.steps += 1
         if keep_frames:
-            self.frames.append(self._picture())
+            self.keep_frame()
 
     def episode(self) -> Episode:
         return Episode(
@@ -108,5 +115,5 @@ class _Scene:
             frames=tuple(self.frames),
         )
 
-    def _picture(self) -> UInt8Image:
-        return next(iter(self.observation.images.values()))
+    def keep_frame(self) -> None:
+        self.frames.append(next(iter(self.observation.images.values())))

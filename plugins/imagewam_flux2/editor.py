@@ -6,10 +6,11 @@ computed with the positions that it has in the full sequence; all cameras are ti
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -260,12 +261,15 @@ def load_parts(folder: Path, defaults: Defaults, device: str, dtype: torch.dtype
     if not (folder / "transformer").is_dir():
         raise EditorError(f"{folder} is not a FLUX.2-klein pipeline folder: it has no transformer/")
     try:
-        parts = {
-            "vae": AutoencoderKLFlux2.from_pretrained(folder, subfolder="vae", torch_dtype=dtype),
-            "transformer": Flux2Transformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype),
-            "text_encoder": Qwen3ForCausalLM.from_pretrained(folder / "text_encoder", dtype=dtype),
-        }
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        with _no_bars():
+            parts = {
+                "vae": AutoencoderKLFlux2.from_pretrained(folder, subfolder="vae", torch_dtype=dtype),
+                "transformer": Flux2Transformer2DModel.from_pretrained(
+                    folder, subfolder="transformer", torch_dtype=dtype
+                ),
+                "text_encoder": Qwen3ForCausalLM.from_pretrained(folder / "text_encoder", dtype=dtype),
+            }
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     except (OSError, ValueError) as error:
         raise EditorError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     for part in parts.values():
@@ -273,6 +277,20 @@ def load_parts(folder: Path, defaults: Defaults, device: str, dtype: torch.dtype
     return FluxTokens(
         tokenizer=tokenizer, text_layers=defaults.text_layers, max_text_tokens=defaults.max_text_tokens, **parts
     )
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' progress bar: loading is part of a command that has a bar of its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _randomize(tokens: FluxTokens, seed: int) -> None:

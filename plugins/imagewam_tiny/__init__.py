@@ -17,7 +17,7 @@ def imagewam_editors() -> list[EditorEntry]:
             summary="embedded miniature of FLUX.2-klein, trained on tabletop edits",
             load="imagewam_tiny.editor:load",
             family="Flux2KleinPipeline",
-            parameters=4_187_392,
+            parameters=4_190_720,
             license="Apache-2.0",
             gated=False,
         )

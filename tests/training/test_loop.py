@@ -193,9 +193,7 @@ class TestContinuation:
 
 
 class TestMetrics:
-    def test_each_step_stands_once_after_a_continuation(
-        self, cache: Path, recipe: TrainRecipe, tmp_path: Path
-    ) -> None:
+    def test_each_step_stands_once_after_a_continuation(self, cache: Path, recipe: TrainRecipe, tmp_path: Path) -> None:
         run = tmp_path / "run"
         with pytest.raises(KeyboardInterrupt):
             Trainer(CacheReader(cache), recipe).train(run, on_step=stop_at(9))

@@ -95,9 +95,7 @@ def test_draws_share_a_prefix_as_if_each_had_its_own(batch: Batch, expert: Actio
     assert prefix.valid is not None
     tripled = Batch(
         prefix=PrefixKV(
-            tuple(
-                LayerKV(kv.k.repeat_interleave(3, dim=0), kv.v.repeat_interleave(3, dim=0)) for kv in prefix.layers
-            ),
+            tuple(LayerKV(kv.k.repeat_interleave(3, dim=0), kv.v.repeat_interleave(3, dim=0)) for kv in prefix.layers),
             prefix.valid.repeat_interleave(3, dim=0),
         ),
         state=batch.state.repeat_interleave(3, dim=0),

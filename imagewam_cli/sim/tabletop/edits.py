@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.sim.tabletop.layout import BLOCK_HALF, Layout, Split, reached, sample_layout
+from imagewam_cli.sim.tabletop.layout import BLOCK_HALF, SPLITS, Layout, Split, reached, sample_layout
 from imagewam_cli.sim.tabletop.render import BLOCK_RGB, BORDER_RGB, GRIPPER_RGB, TABLE_RGB, ZONE_RGB, render
 from imagewam_cli.sim.tabletop.world import World
 
@@ -40,7 +40,11 @@ def sample_edit(seed: int, split: Split = "train", *, size: int = 128, from_star
     layout = sample_layout(seed, split)
     world = World.start(layout)
     if not from_start:
-        world = _some_moment(world, np.random.default_rng([7, seed]))
+        rng = np.random.default_rng([7, SPLITS.index(split), seed])
+        moment = _some_moment(world, rng)
+        while reached(layout.task, moment.blocks, layout.zones):  # a block at its goal leaves nothing to edit
+            moment = _some_moment(world, rng)
+        world = moment
     return Edit(layout=layout, before=render(world, size), after=render(world.done(), size))
 
 
@@ -69,7 +73,8 @@ def judge_edit(picture: UInt8Image, layout: Layout) -> bool:
     it, and
     every other within 0.06 of where the layout has it: moving, losing or doubling another block is a wrong edit.
     """
-    found = [_find(picture, b.color) for b in layout.blocks]
+    labels = _nearest_colors(picture)
+    found = [_find(labels, b.color) for b in layout.blocks]
     if any(f is None for f in found):
         return False
     positions = tuple((f[0], f[1]) for f in found if f is not None)
@@ -88,11 +93,16 @@ _PALETTE = np.array(
 _COLOR_INDEX = {color: i for i, color in enumerate(BLOCK_RGB)}
 
 
-def _find(picture: UInt8Image, color: str) -> tuple[float, float] | None:
-    """Centre (x, y) of the block of that colour, or None where too few or too many pixels gather in one place."""
-    size = picture.shape[0]
+def _nearest_colors(picture: UInt8Image) -> npt.NDArray[np.int64]:
+    """(H, W): index into the palette of each pixel's nearest colour, -1 where none is near."""
     distance = ((picture[:, :, None, :].astype(np.float32) - _PALETTE) ** 2).sum(-1)
-    mask = (distance.argmin(-1) == _COLOR_INDEX[color]) & (distance.min(-1) < _COLOR_TOLERANCE**2)
+    return np.where(distance.min(-1) < _COLOR_TOLERANCE**2, distance.argmin(-1), -1)
+
+
+def _find(labels: npt.NDArray[np.int64], color: str) -> tuple[float, float] | None:
+    """Centre (x, y) of the block of that colour, or None where too few or too many pixels gather in one place."""
+    size = labels.shape[0]
+    mask = labels == _COLOR_INDEX[color]
     window = round(2.4 * BLOCK_HALF * size)
     gathered = _box_sum(mask, window)
     row, column = np.unravel_index(int(gathered.argmax()), gathered.shape)

@@ -11,13 +11,12 @@ from imagewam_cli.data.types import Float32Array, Observation, UInt8Image
 from imagewam_cli.errors import SimulationError, UnknownNameError
 from imagewam_cli.sim.environment import Environment, StepResult
 from imagewam_cli.sim.tabletop.expert import expert_action
-from imagewam_cli.sim.tabletop.layout import Split, sample_layout
+from imagewam_cli.sim.tabletop.layout import SPLITS, sample_layout
 from imagewam_cli.sim.tabletop.render import render
 from imagewam_cli.sim.tabletop.world import World
 
 SIZE = 128
 MAX_STEPS = 100
-SPLITS: tuple[Split, ...] = ("train", "test", "heldout")
 MOTOR_NOISE = 0.15
 """Standard deviation of what the motors add to dx and dy, in units of full speed; drawn from the scene's seed."""
 

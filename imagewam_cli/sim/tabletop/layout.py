@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 
 Split = Literal["train", "test", "heldout"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 Relation = Literal["left", "right", "above", "below"]
 Kind = Literal["place", "beside"]
 
@@ -96,7 +97,7 @@ class Layout:
 
 def sample_layout(seed: int, split: Split = "train") -> Layout:
     """The layout of (split, seed); the same on every machine."""
-    rng = np.random.default_rng([("train", "test", "heldout").index(split), seed])
+    rng = np.random.default_rng([SPLITS.index(split), seed])
     while True:
         layout = _propose(rng, held_out=split == "heldout")
         if layout is not None:

@@ -10,10 +10,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.errors import UnknownNameError
 from imagewam_cli.sim.tabletop.layout import BLOCK_HALF, ZONE_HALF
 from imagewam_cli.sim.tabletop.world import World
 
 RGB = tuple[int, int, int]
+CAMERAS = ("top", "wrist")
 
 BLOCK_RGB: dict[str, RGB] = {
     "red": (214, 40, 40),
@@ -46,6 +48,8 @@ _SUPERSAMPLING = 2
 
 def render(world: World, size: int = 128, camera: str = "top") -> UInt8Image:
     """The picture of `camera` ("top" or "wrist"), uint8 (size, size, 3)."""
+    if camera not in CAMERAS:
+        raise UnknownNameError("camera", camera, CAMERAS)
     if camera == "wrist":
         x, y = world.gripper
         return _View(x - WRIST_SPAN / 2, y - WRIST_SPAN / 2, WRIST_SPAN, size).draw(world)
@@ -70,7 +74,9 @@ class _View:
                 outline=BORDER_RGB[zone.color],
                 width=max(1, round(0.012 * self.scale)),
             )
-        for block, (x, y) in zip(world.layout.blocks, world.blocks, strict=True):
+        held_last = sorted(range(len(world.blocks)), key=lambda i: i == world.held)
+        for i in held_last:
+            block, (x, y) = world.layout.blocks[i], world.blocks[i]
             self._block(pen, block.shape, BLOCK_RGB[block.color], x, y)
         self._gripper(pen, world)
         return np.asarray(image.reduce(_SUPERSAMPLING), dtype=np.uint8)

@@ -65,7 +65,7 @@ class World:
         closing = bool(action[2] < 0)
         opening = float(np.clip(self.opening + (-JAW_SPEED if closing else JAW_SPEED), 0.0, 1.0))
         held = self.held
-        if closing and opening == 0.0 and self.opening > 0.0:
+        if closing and opening == 0.0 and self.opening > 0.0 and held is None:
             held = self._within_reach((x, y))
         elif not closing and opening == 1.0:
             held = None

@@ -84,7 +84,6 @@ def test_a_gripper_that_is_closed_already_takes_nothing(world: World) -> None:
     assert at(closed, *RED).step(action(grip=-1)).held is None
 
 
-@pytest.mark.xfail(strict=True, reason="closing a half-open gripper again looks for a block anew")
 def test_a_half_open_gripper_that_closes_again_keeps_its_block(world: World) -> None:
     """Even when it passes above another one that is nearer to where the gripper goes."""
     crowded = replace(world, blocks=((0.5, 0.5), (0.53, 0.5), PURPLE), gripper=(0.5, 0.5), opening=0.0, held=0)

@@ -1,0 +1,63 @@
+"""A run of a few steps on the shared cache, and policies loaded from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from imagewam_cli.data.formats import open_dataset
+from imagewam_cli.data.types import Observation
+from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.policy.policy import Policy
+from imagewam_cli.training.loop import Trainer
+from imagewam_cli.training.recipe import ExpertRecipe, FlowRecipe, PolicyRecipe, TrainRecipe
+
+EXECUTE, HORIZON, INFERENCE_STEPS = 3, 6, 4
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> Path:
+    """Read-only: copy it to break it."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    recipe = TrainRecipe(
+        steps=2,
+        batch=4,
+        validation_rows=4,
+        expert=ExpertRecipe(horizon=HORIZON, hidden=16),
+        flow=FlowRecipe(inference_steps=INFERENCE_STEPS, draws=1),
+        policy=PolicyRecipe(execute=EXECUTE),
+    )
+    Trainer(CacheReader(tiny_cache), recipe).train(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(run: Path, tiny_weights: Path) -> Policy:
+    """The run's policy, its expert's weights replaced by larger ones, so that every input shows in the actions."""
+    policy = Policy.load(run, weights=tiny_weights)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in policy.expert.parameters():
+        parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+@pytest.fixture
+def policy(loaded: Policy) -> Policy:
+    loaded.reset()
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def observations(tabletop: Path) -> list[Observation]:
+    """The first frame of each of the five episodes: five pictures, states and instructions."""
+    found = [row.observation() for row in open_dataset(tabletop).rows(stride=10_000)]
+    assert len({o.instruction for o in found}) > 1
+    return found
+
+
+@pytest.fixture
+def observation(observations: list[Observation]) -> Observation:
+    return dataclasses.replace(observations[0])
