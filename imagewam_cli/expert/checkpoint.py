@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from imagewam_cli.config import dump_json, from_dict, to_dict
-from imagewam_cli.errors import RunError
+from imagewam_cli.errors import ConfigError, RunError
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
 from imagewam_cli.kvcache.manifest import write_atomically
 
@@ -31,14 +31,16 @@ def load_expert(folder: Path, device: str = "cpu") -> ActionExpert:
     Raises:
         RunError: a file is missing, or weights and config disagree (both are named).
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise RunError(f"{folder} holds no expert: {name} is missing", "train the policy again")
     try:
         values = json.loads((folder / CONFIG).read_text())
         expert = ActionExpert(from_dict(ExpertConfig, values, source=str(folder / CONFIG)))
         expert.load_state_dict(load_file(folder / WEIGHTS))
-    except FileNotFoundError as error:
-        raise RunError(f"{folder} holds no expert: {Path(str(error.filename)).name} is missing") from None
-    except (RuntimeError, json.JSONDecodeError) as error:
+    except (RuntimeError, json.JSONDecodeError, ConfigError, SafetensorError) as error:
         raise RunError(f"{folder / WEIGHTS} does not fit {CONFIG}: {str(error).splitlines()[-1].strip()}") from None
     return expert.eval().requires_grad_(False).to(device)

@@ -50,7 +50,9 @@ def unroll(step: Any, levels: Sequence[float]) -> Any:
         ir_version=step.ir_version,
         producer_name="imagewam",
     )
-    return inliner.inline_local_functions(model)
+    model = inliner.inline_local_functions(model)
+    del model.opset_import[len(step.opset_import) :]  # the function's domain, of which nothing is left
+    return model
 
 
 def _steps(levels: Sequence[float], inputs: Sequence[str], weights: Sequence[str]) -> tuple[list[Any], list[Any]]:

@@ -39,7 +39,7 @@ def random_expert(config: ExpertConfig, seed: int = 0) -> ActionExpert:
     expert = ActionExpert(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for parameter in expert.parameters():
-        parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+        parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return expert
 
 

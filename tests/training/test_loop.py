@@ -318,7 +318,7 @@ class TestNonFinite:
             if step == 6:
                 trainer.reader.table.action[row] = np.nan
 
-        with pytest.raises(NonFiniteLossError) as error:
+        with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step \d+; rows of the batch: ") as error:
             trainer.train(run, on_step=spoil)
         named = {int(n) for n in re.findall(r"\d+", error.value.message.split("rows of the batch:")[1])}
         assert len(named) == recipe.batch
