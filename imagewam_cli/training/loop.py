@@ -85,6 +85,7 @@ class Trainer:
             betas=recipe.optimizer.betas,
             weight_decay=recipe.optimizer.weight_decay,
         )
+        self._bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and _has_bfloat16())
         self._validation: list[Batch] | None = None
 
     def train(
@@ -130,7 +131,7 @@ class Trainer:
         """One optimizer step; returns the loss."""
         recipe = self.recipe
         generator = torch.Generator().manual_seed(recipe.seed * _STEP_SEEDS + step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
             loss = flow_loss(self.expert, batch, self.schedule, recipe.flow.draws, generator)
         _require_finite("loss", loss.detach(), step, batch)
         for group in self.optimizer.param_groups:
@@ -237,6 +238,12 @@ def editor_reference(manifest: Manifest) -> EditorReference:
         spec=manifest.spec,
         fingerprint=manifest.fingerprint,
     )
+
+
+def _has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 by itself; elsewhere it is slower than float32."""
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(known()) if known is not None else False
 
 
 def _identity(reader: CacheReader) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from imagewam_cli.data.normalization import NormalizationMode
 class ExpertRecipe:
     """Shape of the expert and of what it predicts."""
 
-    horizon: int = 16
+    horizon: int = 10
     """Steps in an action chunk."""
     hidden: int = 192
     mlp_ratio: float = 2.0
@@ -28,7 +28,8 @@ class ExpertRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowRecipe:
-    shift: float = 5.0
+    shift: float = 2.0
+    """Published: 5."""
     inference_steps: int = 10
     draws: int = 4
     """Independent (noise, t) draws per loaded prefix."""
@@ -42,7 +43,7 @@ class FlowRecipe:
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecipe:
     learning_rate: float = 1e-3
-    weight_decay: float = 0.01
+    weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_fraction: float = 0.05
     final_fraction: float = 0.01
@@ -62,7 +63,7 @@ class OptimizerRecipe:
 class PolicyRecipe:
     """How the trained policy acts."""
 
-    execute: int = 8
+    execute: int = 5
     """Actions carried out before the next look at the scene."""
     noise_seed: int = 42
 
@@ -70,15 +71,16 @@ class PolicyRecipe:
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
     steps: int = 1500
-    batch: int = 64
+    batch: int = 32
     seed: int = 0
     validation_fraction: float = 0.1
-    validation_rows: int = 256
+    validation_rows: int = 128
     episodes: int | None = None
     """Use only the first N training episodes."""
     normalize_action: NormalizationMode = "min_max"
     normalize_state: NormalizationMode = "min_max"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the products; weights and sums stay float32. auto: bfloat16 where the processor has it."""
     log_every: int = 20
     validate_every: int = 250
     save_every: int = 250

@@ -61,7 +61,7 @@ def test_a_run_of_few_steps_has_a_positive_rate_throughout(steps: int) -> None:
         ({"validation_rows": -1}, "validation_rows"),
         ({"validation_fraction": 1.0}, "validation_fraction must lie in [0, 1), got 1.0"),
         ({"validation_fraction": -0.1}, "validation_fraction"),
-        ({"policy": {"execute": 17}}, "policy.execute 17 must lie between 1 and the horizon 16"),
+        ({"policy": {"execute": 17}}, "policy.execute 17 must lie between 1 and the horizon 10"),
         ({"policy": {"execute": 0}}, "policy.execute 0"),
         ({"expert": {"horizon": 0}}, "expert.horizon must be at least 1"),
         ({"expert": {"hidden": 0}}, "expert.hidden"),
