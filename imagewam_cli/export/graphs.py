@@ -20,6 +20,7 @@ from imagewam_cli.capture import LayerKV
 from imagewam_cli.editor import PrefixGraph, PrefixKV
 from imagewam_cli.errors import ExportError
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
+from imagewam_cli.export.group_norm import SteadyGroupNorm
 
 OPSET = 21
 """What onnxruntime runs well. With the fused attention and rotary operators of 23 to 25 its version 1.32 fails on open
@@ -127,14 +128,15 @@ def trace(graph: Graph, name: str) -> Any:
 
 
 class _Positional(nn.Module):
-    """Gives every module the same signature, so that open sizes are described in one way."""
+    """Gives every module the same signature, so that open sizes are described in one way, and a steady group norm."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, *inputs: Tensor) -> object:
-        return self.module(*inputs)
+        with SteadyGroupNorm():
+            return self.module(*inputs)
 
 
 def _condition(config: ExpertConfig) -> tuple[dict[str, Tensor], dict[str, Axes]]:

@@ -172,7 +172,8 @@ class PrefixGraph:
         picture = np.concatenate([_resized(images[c], tile) for c in cameras], axis=1)
         if self._settings["grey"] is not None:
             picture = np.full_like(picture, self._settings["grey"])
-        return (picture.astype(np.float32) / np.float32(127.5) - np.float32(1)).transpose(2, 0, 1)
+        scaled = picture.astype(np.float32) / np.float32(127.5) - np.float32(1)
+        return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
     def tokens(self, instructions: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Token ids (B, L), padded at the end, and which of them are no padding (B, L)."""

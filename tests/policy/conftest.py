@@ -26,9 +26,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> Path:
         steps=2,
         batch=4,
         validation_rows=4,
+        precision="float32",
+        normalize_action="min_max",
+        normalize_state="min_max",
         expert=ExpertRecipe(horizon=HORIZON, hidden=16),
-        flow=FlowRecipe(inference_steps=INFERENCE_STEPS, draws=1),
-        policy=PolicyRecipe(execute=EXECUTE),
+        flow=FlowRecipe(shift=5.0, inference_steps=INFERENCE_STEPS, draws=1),
+        policy=PolicyRecipe(execute=EXECUTE, noise_seed=42),
     )
     Trainer(CacheReader(tiny_cache), recipe).train(folder)
     return folder

@@ -100,7 +100,12 @@ class TestNumbers:
             state, noise = policy.normalized_state([row.observation()]), policy.initial_noise(1)
             with torch.no_grad():
                 cached = integrate(
-                    policy.expert, noise, state, reader.read(np.array([place])), FlowSchedule(), INFERENCE_STEPS
+                    policy.expert,
+                    noise,
+                    state,
+                    reader.read(np.array([place])),
+                    FlowSchedule(shift=5.0),
+                    INFERENCE_STEPS,
                 )
             expected = policy.parts.action_normalizer.denormalize(cached[0].numpy())
             np.testing.assert_allclose(policy.chunks([row.observation()])[0], expected, rtol=1e-4, atol=1e-5)

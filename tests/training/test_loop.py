@@ -95,6 +95,14 @@ class TestContinuation:
         Trainer(CacheReader(cache), recipe).train(run)
         assert result_of(run) == result_of(whole)
 
+    def test_a_run_in_bfloat16_goes_on_to_the_same_bits(self, cache: Path, recipe: TrainRecipe, tmp_path: Path) -> None:
+        half = dataclasses.replace(recipe, precision="bfloat16")
+        Trainer(CacheReader(cache), half).train(tmp_path / "undisturbed")
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(CacheReader(cache), half).train(tmp_path / "run", on_step=stop_at(7))
+        Trainer(CacheReader(cache), half).train(tmp_path / "run")
+        assert result_of(tmp_path / "run") == result_of(tmp_path / "undisturbed")
+
     def test_it_goes_on_from_the_checkpoint_and_not_from_the_start(
         self, cache: Path, recipe: TrainRecipe, tmp_path: Path
     ) -> None:
@@ -273,6 +281,19 @@ class TestNumbers:
         assert weights_after(cache, blind) == weights_after(other, blind)
         assert weights_after(cache, recipe) != weights_after(other, recipe)
 
+    @pytest.mark.parametrize(("has", "means"), [(True, "bfloat16"), (False, "float32")])
+    def test_auto_precision_is_what_the_processor_has(
+        self, cache: Path, recipe: TrainRecipe, monkeypatch: pytest.MonkeyPatch, has: bool, means: Any
+    ) -> None:
+        monkeypatch.setattr(loop, "_has_bfloat16", lambda: has)
+        auto = weights_after(cache, dataclasses.replace(recipe, precision="auto"))
+        same, other = (
+            weights_after(cache, dataclasses.replace(recipe, precision=precision))
+            for precision in (means, {"bfloat16": "float32", "float32": "bfloat16"}[means])
+        )
+        assert auto == same
+        assert auto != other
+
     def test_more_draws_are_more_chunks_per_prefix(
         self, cache: Path, recipe: TrainRecipe, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -401,7 +422,7 @@ class TestRefusal:
         ("change", "said"),
         [
             ({"steps": 13}, "steps = 12, this one has 13"),
-            ({"flow": FlowRecipe(inference_steps=2, draws=3)}, "flow.draws = 2, this one has 3"),
+            ({"flow": FlowRecipe(shift=5.0, inference_steps=2, draws=3)}, "flow.draws = 2, this one has 3"),
             ({"normalize_state": "mean_std"}, "normalize_state = min_max, this one has mean_std"),
         ],
     )
