@@ -1,7 +1,7 @@
 """Typed configuration: frozen dataclasses read from YAML, JSON or command-line overrides, and written back.
 
-A key that does not exist, or a value of the wrong type, is an error that names the file, the key and the nearest valid
-key.
+A key that does not exist, or a value of the wrong type, is an error that names the file, the key and the nearest
+valid key.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The contract of an editor: pictures and instructions in, prefix keys and values out.
 
 An editor knows how its pipeline prepares inputs, which layers count and which tokens are which. It knows nothing of
-actions,
-caches or training. Plugins subclass `Editor`; `EditorLoader` is what a plugin's entry names. Importing this module
-imports no torch.
+actions, caches or training. Plugins subclass `Editor`; `EditorLoader` is what a plugin's entry names. Importing this
+module imports no torch.
 """
 
 from __future__ import annotations

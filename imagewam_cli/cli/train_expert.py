@@ -31,6 +31,7 @@ def train_expert_command(
 
     Example: imagewam train-expert --cache caches/tiny-tabletop --out runs/first --steps 1500
     """
+    from imagewam_cli.config import to_dict
     from imagewam_cli.kvcache.reader import CacheReader
     from imagewam_cli.training.loop import Trainer
     from imagewam_cli.workspace import RUNS, newest
@@ -59,18 +60,14 @@ def train_expert_command(
                 bar.set_postfix({k.removeprefix("validation_"): f"{v:.4f}" for k, v in shown.items()}, refresh=False)
 
         result = trainer.train(folder, on_step=advance)
-    values = {
-        "run": str(folder),
-        "steps": recipe.steps,
-        "validation_loss": result.loss,
-        "validation_action_error": result.action_error,
-        "constant_error": result.constant_error,
-        "ratio_to_constant": result.ratio,
-    }
-    text = (
-        f"{folder}: validation action error {result.action_error:.4f}, "
-        f"{100 * result.ratio:.0f} % of the best constant chunk's {result.constant_error:.4f}"
-    )
+    values: dict[str, Any] = {"run": str(folder), "steps": recipe.steps, "validation": None}
+    text = f"{folder}: {recipe.steps} steps; no episode was held out for validation"
+    if result is not None:
+        values["validation"] = to_dict(result) | {"ratio_to_constant": result.ratio}
+        text = (
+            f"{folder}: validation action error {result.action_error:.4f}, "
+            f"{100 * result.ratio:.0f} % of the best constant chunk's {result.constant_error:.4f}"
+        )
     output.result(values, text, format.value)
 
 

@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from imagewam_cli.config import dump_json
-from imagewam_cli.data.normalization import CLAMP, Normalizer
 from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.editor import PrefixGraph
 from imagewam_cli.errors import ExportError
@@ -50,7 +48,8 @@ class OnnxExporter:
         observations = Samples.load(source / SAMPLES).observations
         with staged(out) as folder:
             live = Policy.load(source, weights=weights)
-            description, notes = _write(live, folder)
+            prefix, notes = _write_prefix(live, folder)
+            description = _write(live, prefix, folder)
             shutil.copyfile(source / EDITOR, folder / EDITOR)
             errors = measure(folder, live, observations)
             for check, error in errors.items():
@@ -59,9 +58,9 @@ class OnnxExporter:
                         f"onnx: {check} differs from torch by {error:.1e}, more than {TOLERANCE:.0e}",
                         "nothing was written; this is a bug in the export or in onnxruntime, please report it",
                     )
-            _describe(folder, description | {"errors": errors, "samples": len(observations)})
+            _write_description(folder, description | {"samples": len(observations), "errors": errors})
             written = sizes(folder)
-        return ExportReport(folder=out, files=written, errors=errors, notes=tuple(notes))
+        return ExportReport(folder=out, files=written, errors=errors, notes=notes)
 
 
 def _require_packages() -> None:
@@ -70,91 +69,49 @@ def _require_packages() -> None:
         raise ExportError(f"the ONNX export needs {', '.join(missing)}", "pip install imagewam[onnx]")
 
 
-def _write(policy: Policy, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """All files but `editor.json`, with an `onnx.json` that has no errors yet; returns its content, and notes."""
+def _write_prefix(policy: Policy, folder: Path) -> tuple[PrefixGraph | None, tuple[str, ...]]:
+    """`prefix.onnx` and `tokenizer.json`; where they cannot be, None and a note that says why."""
+    from imagewam_cli.export.graphs import trace, traced_prefix
+
+    try:
+        graph = policy.editor.prefix_graph()
+        if graph is None:
+            raise ExportError("it has no traceable prefix")
+        traced = traced_prefix(graph, len(policy.expert.config.layers))
+    except ExportError as error:
+        name = policy.parts.editor.name
+        return None, (f"no prefix.onnx: the editor {name!r} must run live beside the graphs; {error.message}",)
+    _save(trace(traced, PREFIX_FILES["prefix"]), folder / PREFIX_FILES["prefix"])
+    (folder / PREFIX_FILES["tokenizer"]).write_text(graph.tokenizer, encoding="utf-8")
+    return graph, ()
+
+
+def _write(policy: Policy, prefix: PrefixGraph | None, folder: Path) -> dict[str, Any]:
+    """The other files, with an `onnx.json` that has no errors yet; returns its content."""
     from imagewam_cli.expert.flow import FlowSchedule
+    from imagewam_cli.export.description import describe
     from imagewam_cli.export.graphs import OPSET, step_graph, trace
     from imagewam_cli.export.unroll import unroll
     from imagewam_cli.runtime import onnx_policy
 
-    config, expert = policy.parts.config, policy.expert
+    config = policy.parts.config
     levels = FlowSchedule(shift=config.shift).grid(config.inference_steps).tolist()
-    step = trace(step_graph(expert), FILES["step"])
+    step = trace(step_graph(policy.expert), FILES["step"])
     _save(step, folder / FILES["step"])
     _save(unroll(step, levels), folder / FILES["loop"])
     np.save(folder / FILES["noise"], policy.initial_noise(1)[0].numpy(), allow_pickle=False)
-    prefix, notes = _write_prefix(policy, folder)
-    description = {
-        "version": onnx_policy.VERSION,
-        "files": FILES | (PREFIX_FILES if prefix is not None else {}),
-        "opset": OPSET,
-        "editor": {"name": policy.parts.editor.name, "fingerprint": dict(policy.parts.editor.fingerprint)},
-        "cameras": config.cameras,
-        "layers": len(expert.config.layers),
-        "horizon": config.horizon,
-        "execute": config.execute,
-        "inference_steps": config.inference_steps,
-        "levels": levels,
-        "noise_seed": config.noise_seed,
-        "fps": config.fps,
-        "state": {"names": config.state_names} | _linear(policy.parts.state_normalizer),
-        "action": {"names": config.action_names} | _linear(policy.parts.action_normalizer),
-        "prefix": prefix,
-    }
-    _describe(folder, description)
+    files = FILES if prefix is None else FILES | PREFIX_FILES
+    description = describe(policy.parts, prefix, files=files, opset=OPSET, levels=levels)
+    _write_description(folder, description)
     shutil.copyfile(onnx_policy.__file__, folder / RUNTIME)
-    return description, notes
+    return description
 
 
-def _write_prefix(policy: Policy, folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """`prefix.onnx` and `tokenizer.json`; returns how the graph's inputs are made, or None and a note that says why."""
-    from imagewam_cli.export.graphs import trace, traced_prefix
+def _write_description(folder: Path, description: dict[str, Any]) -> None:
+    from imagewam_cli.runtime.onnx_policy import DESCRIPTION
 
-    name = policy.parts.editor.name
-    advice = f"no prefix.onnx: the editor {name!r} must run live beside the graphs"
-    graph = policy.editor.prefix_graph()
-    if graph is None:
-        return None, [f"{advice}; it has no traceable prefix"]
-    try:
-        traced = traced_prefix(graph, len(policy.expert.config.layers))
-    except ExportError as error:
-        return None, [f"{advice}; {error.message}"]
-    _save(trace(traced, PREFIX_FILES["prefix"]), folder / PREFIX_FILES["prefix"])
-    (folder / PREFIX_FILES["tokenizer"]).write_text(graph.tokenizer, encoding="utf-8")
-    return _inputs(graph), []
-
-
-def _inputs(graph: PrefixGraph) -> dict[str, Any]:
-    """How the inputs of `prefix.onnx` are made, as `runtime.onnx_policy.PrefixGraph` reads it."""
-    height, width = graph.image_size
-    return {
-        "cameras": graph.cameras,
-        "height": height,
-        "width": width,
-        "resize": "bilinear",
-        "grey": graph.grey,
-        "before": graph.before,
-        "after": graph.after,
-        "pad_id": graph.pad_id,
-        "max_tokens": graph.max_tokens,
-        "pad_to": graph.pad_to,
-    }
-
-
-def _linear(normalizer: Normalizer) -> dict[str, Any]:
-    """normalised = clip(value * scale + offset, -clamp, clamp)."""
-    return {
-        "scale": normalizer.scale.tolist(),
-        "offset": normalizer.offset.tolist(),
-        "clamp": None if normalizer.mode == "identity" else CLAMP,
-    }
+    write_atomically(folder / DESCRIPTION, dump_json(description).encode())
 
 
 def _save(model: Any, path: Path) -> None:
     write_atomically(path, model.SerializeToString())
-
-
-def _describe(folder: Path, description: Mapping[str, Any]) -> None:
-    from imagewam_cli.runtime.onnx_policy import DESCRIPTION
-
-    write_atomically(folder / DESCRIPTION, dump_json(description).encode())

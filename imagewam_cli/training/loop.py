@@ -90,8 +90,8 @@ class Trainer:
 
     def train(
         self, folder: Path, *, on_step: Callable[[int, dict[str, float]], None] = lambda step, values: None
-    ) -> Validation:
-        """Train into `folder`, going on from its newest checkpoint.
+    ) -> Validation | None:
+        """Train into `folder`, going on from its newest checkpoint; the final figures, None where nothing is held out.
 
         Raises:
             RunError: the folder holds a run of another recipe or cache.
@@ -125,7 +125,7 @@ class Trainer:
         if validation is None:
             validation = self.validate()
         write_atomically(folder / "result.json", dump_json(_result(validation, recipe.steps)).encode())
-        return validation if validation is not None else Validation(loss=0.0, action_error=0.0, constant_error=0.0)
+        return validation
 
     def step(self, step: int, batch: Batch) -> float:
         """One optimizer step; returns the loss."""

@@ -1,9 +1,9 @@
 """How FLUX.2 sees pictures, text and time, on diffusers' own classes.
 
-Picture -> VAE mean -> 2x2 space-to-channel -> batch norm -> tokens (B, h w, C). Instruction -> chat template -> hidden
-states
-of three Qwen3 layers side by side -> (B, L, 3 D). Position ids have four axes (t, h, w, l): text counts along l; the
-reference picture has t = 10, the target t = 0, actions t = 2 and count along h. Source: IMAGEWAM paper, FLUX.2 stack.
+Picture -> VAE mean -> 2x2 space-to-channel -> batch norm -> tokens (B, h w, C). Instruction -> chat template ->
+hidden states of three Qwen3 layers side by side -> (B, L, 3 D). Position ids have four axes (t, h, w, l): text counts
+along l; the reference picture has t = 10, the target t = 0, actions t = 2 and count along h. Source: arXiv 2606.19531,
+FLUX.2 stack.
 """
 
 from __future__ import annotations

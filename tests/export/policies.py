@@ -4,7 +4,7 @@ session."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -74,17 +74,24 @@ def write_policy(folder: Path, editor: Editor, *, steps: int = 2, samples: int =
     return folder
 
 
+def small_policy(tmp_path_factory: Any, load_tiny: Any) -> Path:
+    """`write_policy` on the small editor, the same folder for all folders of tests."""
+    if "policy" not in _made:
+        _made["policy"] = write_policy(tmp_path_factory.mktemp("policies") / "small", load_tiny())
+    return cast(Path, _made["policy"])
+
+
 def exported(tmp_path_factory: Any, policy: Path, weights: Path) -> ExportReport:
-    """The ONNX export of `policy`, the same one for all folders of tests."""
-    if policy not in _reports:
-        from imagewam_cli.export.onnx import OnnxExporter
+    """The ONNX export of `small_policy`, the same one for all folders of tests."""
+    from imagewam_cli.export.onnx import OnnxExporter
 
+    if "report" not in _made:
         out = tmp_path_factory.mktemp("exports") / "onnx"
-        _reports[policy] = OnnxExporter().export(policy, out, weights=weights)
-    return _reports[policy]
+        _made["report"] = OnnxExporter().export(policy, out, weights=weights)
+    return cast(ExportReport, _made["report"])
 
 
-_reports: dict[Path, ExportReport] = {}
+_made: dict[str, object] = {}
 
 
 def _normalizer(low: tuple[float, ...], high: tuple[float, ...]) -> Normalizer:

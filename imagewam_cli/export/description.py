@@ -1,0 +1,57 @@
+"""`onnx.json`: all that a runtime must know and no graph says. `runtime.onnx_policy` reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from imagewam_cli.data.normalization import CLAMP, Normalizer
+from imagewam_cli.editor import PrefixGraph
+from imagewam_cli.policy.bundle import BundleParts
+from imagewam_cli.runtime.onnx_policy import VERSION
+
+
+def describe(
+    parts: BundleParts, prefix: PrefixGraph | None, *, files: Mapping[str, str], opset: int, levels: Sequence[float]
+) -> dict[str, Any]:
+    """The content of `onnx.json`, but for what is measured. levels: the noise levels that the loop steps through."""
+    config = parts.config
+    clamp = None if parts.state_normalizer.mode == "identity" else CLAMP
+    return {
+        "version": VERSION,
+        "files": dict(files),
+        "opset": opset,
+        "editor": {"name": parts.editor.name, "fingerprint": dict(parts.editor.fingerprint)},
+        "cameras": config.cameras,
+        "horizon": config.horizon,
+        "execute": config.execute,
+        "fps": config.fps,
+        "inference_steps": config.inference_steps,
+        "levels": list(levels),
+        "noise_seed": config.noise_seed,
+        "state": {"names": config.state_names, **_linear(parts.state_normalizer), "clamp": clamp},
+        "action": {"names": config.action_names, **_linear(parts.action_normalizer)},
+        "prefix": None if prefix is None else prefix_inputs(prefix),
+    }
+
+
+def prefix_inputs(graph: PrefixGraph) -> dict[str, Any]:
+    """How the inputs of `prefix.onnx` are made from pictures and instructions."""
+    height, width = graph.image_size
+    return {
+        "cameras": graph.cameras,
+        "height": height,
+        "width": width,
+        "resize": "bilinear",
+        "grey": graph.grey,
+        "before": graph.before,
+        "after": graph.after,
+        "pad_id": graph.pad_id,
+        "max_tokens": graph.max_tokens,
+        "pad_to": graph.pad_to,
+    }
+
+
+def _linear(normalizer: Normalizer) -> dict[str, list[float]]:
+    """normalised = value * scale + offset."""
+    return {"scale": normalizer.scale.tolist(), "offset": normalizer.offset.tolist()}

@@ -1,0 +1,160 @@
+"""The ONNX export as a whole: what is in it, and when it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from imagewam_cli.errors import ExportError, UsageError
+from imagewam_cli.export import TOLERANCE, ExportReport, graphs
+from imagewam_cli.export.onnx import OnnxExporter
+from imagewam_cli.policy.bundle import read_bundle
+from imagewam_flux2.editor import Flux2Editor
+
+GRAPHS = ("loop.onnx", "prefix.onnx", "step.onnx")
+
+
+def test_every_check_passed(onnx_export: ExportReport) -> None:
+    assert set(onnx_export.errors) == {"prefix", "step", "loop", "chunk"}
+    assert all(0 < error < TOLERANCE / 4 for error in onnx_export.errors.values())
+    assert onnx_export.notes == ()
+
+
+def test_the_folder_holds_what_the_report_says(onnx_export: ExportReport) -> None:
+    there = {path.name: path.stat().st_size for path in onnx_export.folder.iterdir()}
+    assert there == dict(onnx_export.files)
+    assert set(there) == {*GRAPHS, "tokenizer.json", "noise.npy", "onnx.json", "editor.json", "policy.py"}
+    assert [path.name for path in onnx_export.folder.parent.iterdir()] == [onnx_export.folder.name]
+
+
+def test_the_description_is_the_policy(onnx_export: ExportReport, policy_folder: Path) -> None:
+    description = json.loads((onnx_export.folder / "onnx.json").read_text())
+    parts = read_bundle(policy_folder)
+    assert description["errors"] == dict(onnx_export.errors)
+    assert description["editor"] == {"name": "tiny", "fingerprint": dict(parts.editor.fingerprint)}
+    assert (description["horizon"], description["execute"], description["fps"]) == (5, 2, 10.0)
+    assert description["levels"] == pytest.approx([1.0, 5 / 6, 0.0])
+    assert description["prefix"]["cameras"] == ["top"]
+    assert (description["prefix"]["height"], description["prefix"]["width"]) == (64, 64)
+    np.testing.assert_allclose(description["state"]["scale"], parts.state_normalizer.scale, rtol=0)
+    np.testing.assert_allclose(description["action"]["offset"], parts.action_normalizer.offset, rtol=0)
+    assert np.load(onnx_export.folder / "noise.npy").shape == (5, 3)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_is_complete_and_open_in_batch_and_tokens(onnx_export: ExportReport, name: str) -> None:
+    model = onnx.load(onnx_export.folder / name, load_external_data=False)
+    onnx.checker.check_model(model)
+    assert {opset.domain: opset.version for opset in model.opset_import} == {"": graphs.OPSET}
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+    for value in (*model.graph.input, *model.graph.output):
+        sizes = [dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+        assert sizes[0] == "batch", value.name
+        if value.name.startswith(("layer.", "valid", "token")):
+            assert isinstance(sizes[1], str), value.name
+
+
+def test_prefix_and_loop_fit_together(onnx_export: ExportReport) -> None:
+    prefix, loop, step = (onnx.load(onnx_export.folder / name) for name in ("prefix.onnx", "loop.onnx", "step.onnx"))
+    given = {value.name for value in prefix.graph.output}
+    assert {value.name for value in loop.graph.input} == given | {"state", "noise"}
+    assert {value.name for value in step.graph.input} == given | {"state", "noisy_actions", "t"}
+    assert {value.name for value in prefix.graph.input} == {"image", "token_ids", "token_valid"}
+
+
+def test_no_file_tells_where_it_was_made(onnx_export: ExportReport, policy_folder: Path, tiny_weights: Path) -> None:
+    places = [policy_folder, tiny_weights, Path(graphs.__file__).parents[2], Path(onnx.__file__).parents[1]]
+    for path in onnx_export.folder.iterdir():
+        content = path.read_bytes()
+        assert not any(str(place).encode() in content for place in places), path.name
+
+
+@pytest.mark.parametrize(("name", "check"), [("loop.onnx", "loop"), ("step.onnx", "step"), ("prefix.onnx", "prefix")])
+def test_a_graph_that_says_something_else_is_refused(
+    onnx_export: ExportReport,
+    policy_folder: Path,
+    tiny_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    check: str,
+) -> None:
+    take_graphs_from(onnx_export.folder, monkeypatch, lambda file, model: tampered(model) if file == name else model)
+    with pytest.raises(ExportError, match=f"{check} differs from torch by .*, more than 1e-04"):
+        OnnxExporter().export(policy_folder, tmp_path / "out", weights=tiny_weights)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_editor_without_a_graph_leaves_a_note(
+    onnx_export: ExportReport,
+    policy_folder: Path,
+    tiny_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    take_graphs_from(onnx_export.folder, monkeypatch, lambda _file, model: model)
+    monkeypatch.setattr(Flux2Editor, "prefix_graph", lambda _editor: None)
+    report = OnnxExporter().export(policy_folder, tmp_path / "out", weights=tiny_weights)
+    assert set(report.errors) == {"step", "loop", "chunk"}
+    assert not {"prefix.onnx", "tokenizer.json"} & set(report.files)
+    assert json.loads((report.folder / "onnx.json").read_text())["prefix"] is None
+    (note,) = report.notes
+    assert "no prefix.onnx" in note
+    assert "'tiny' must run live" in note
+
+
+def test_an_editor_too_large_for_a_file_leaves_a_note(
+    onnx_export: ExportReport,
+    policy_folder: Path,
+    tiny_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    take_graphs_from(onnx_export.folder, monkeypatch, lambda _file, model: model)
+    monkeypatch.setattr(graphs, "LARGEST", 400_000)
+    report = OnnxExporter().export(policy_folder, tmp_path / "out", weights=tiny_weights)
+    assert "an .onnx file holds 2 GB" in report.notes[0]
+    assert "prefix.onnx" not in report.files
+
+
+def test_the_extra_packages_are_named(policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name.startswith("onnx") else find(name, *rest)
+    )
+    with pytest.raises(ExportError, match="needs onnx, onnxscript, onnxruntime") as caught:
+        OnnxExporter().export(policy_folder, tmp_path / "out")
+    assert caught.value.hint == "pip install imagewam[onnx]"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_occupied_folder_is_refused(policy_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError):
+        OnnxExporter().export(policy_folder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def take_graphs_from(folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[str, Any], Any]) -> None:
+    """Exports read their graphs from `folder` instead of tracing them again."""
+    from imagewam_cli.export import unroll
+
+    monkeypatch.setattr(graphs, "trace", lambda _graph, name: change(name, onnx.load(folder / name)))
+    monkeypatch.setattr(unroll, "unroll", lambda _step, _levels: change("loop.onnx", onnx.load(folder / "loop.onnx")))
+
+
+def tampered(model: Any) -> Any:
+    """The model with every matrix a thousandth larger."""
+    for tensor in model.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        if value.ndim == 2 and value.dtype == np.float32:
+            tensor.CopyFrom(numpy_helper.from_array(value * np.float32(1.001), tensor.name))
+    return model

@@ -1,0 +1,90 @@
+"""FLUX.2's prefix as a module: the same numbers as `Flux2Editor.encode`, for whatever settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from export.policies import observation
+from imagewam_cli.errors import ExportError
+from imagewam_cli.export.description import prefix_inputs
+from imagewam_cli.export.graphs import traced_prefix
+from imagewam_cli.policy.loading import prefix_arrays
+from imagewam_cli.runtime.onnx_policy import PrefixGraph
+
+ROWS = [observation(1, "x"), observation(2), observation(3, "put the " + "very " * 5 + "red block down, {now} ")]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"text_padding": "keep"},
+        {"segments": ("reference",)},
+        {"segments": ("text",), "layers": "0,2"},
+        {"timestep": 1.0, "image_size": (48, 96)},
+        {"cameras": ("top", "wrist"), "image_size": (64, 128)},
+        {"blank_images": True},
+    ],
+    ids=str,
+)
+def test_the_module_equals_the_editor(load_tiny: Any, settings: dict[str, Any], count: int) -> None:
+    editor = load_tiny(**settings)
+    rows = [two_cameras(row) for row in ROWS[-count:]]
+    graph = editor.prefix_graph()
+    recipe = PrefixGraph(prefix_inputs(graph), graph.tokenizer, graph=None)
+    ids, valid = recipe.tokens([row.instruction for row in rows])
+    image = np.stack([recipe.picture(row.images) for row in rows])
+    with torch.no_grad():
+        outputs = graph.module(*map(torch.from_numpy, (image, ids, valid)))
+    expected = prefix_arrays(editor.encode([row.images for row in rows], [row.instruction for row in rows]))
+    names = traced_prefix(graph, len(editor.spec.layers)).outputs
+    assert set(names) == set(expected)
+    for name, output in zip(names, outputs, strict=True):
+        np.testing.assert_allclose(output.numpy(), expected[name], atol=1e-5, err_msg=name)
+
+
+def test_long_instructions_are_cut_as_the_editor_cuts_them(load_tiny: Any) -> None:
+    editor = load_tiny()
+    graph = editor.prefix_graph()
+    recipe = PrefixGraph(prefix_inputs(graph), graph.tokenizer, graph=None)
+    ids, valid = recipe.tokens(["put it there " * 40, "x"])
+    assert ids.shape == (2, graph.max_tokens)
+    assert valid[0].all()
+    assert valid[1].sum() < 10
+    assert ids[0].tolist() == editor._tokens.token_ids("put it there " * 40)
+
+
+def test_the_tokenizer_is_stored_without_the_padding_of_its_last_call(load_tiny: Any) -> None:
+    graph = load_tiny().prefix_graph()
+    tokenizer = Tokenizer.from_str(graph.tokenizer)
+    assert tokenizer.truncation is None
+    assert tokenizer.padding is None
+    assert (graph.before, graph.after) == ("<|im_start|>", "<|im_end|><|im_start|>")
+
+
+def test_a_template_that_changes_the_instruction_is_refused(load_tiny: Any) -> None:
+    editor = load_tiny()
+    editor._tokens.tokenizer.chat_template = "<|im_start|>{{ messages[0]['content'] | trim }}<|im_end|>"
+    with pytest.raises(ExportError, match="chat template"):
+        editor.prefix_graph()
+
+
+def test_only_float32_is_traced(load_tiny: Any) -> None:
+    graph = load_tiny().prefix_graph()
+    graph.module.to(torch.bfloat16)
+    with pytest.raises(ExportError, match="bfloat16, not float32"):
+        traced_prefix(graph, 3)
+
+
+def two_cameras(row: Any) -> Any:
+    return type(row)(
+        images={"top": row.images["top"], "wrist": row.images["top"][::-1]},
+        state=row.state,
+        instruction=row.instruction,
+    )

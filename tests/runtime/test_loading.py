@@ -1,0 +1,81 @@
+"""One door for runs, bundles and ONNX exports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from export.policies import observation
+
+from imagewam_cli.data.types import Observation
+from imagewam_cli.errors import DatasetError, RunError
+from imagewam_cli.export import ExportReport
+from imagewam_cli.policy.loading import ExportedPolicy, load_policy
+from imagewam_cli.policy.policy import Policy
+
+ROWS = [observation(41), observation(42, "put it down")]
+
+
+def test_a_policy_folder_and_its_run_are_a_policy(policy_folder: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    shutil.copytree(policy_folder, tmp_path / "run" / "policy")
+    for path in (policy_folder, tmp_path / "run"):
+        assert isinstance(load_policy(path, weights=tiny_weights), Policy)
+
+
+def test_an_export_is_a_policy_of_the_same_kind(
+    onnx_export: ExportReport, policy_folder: Path, tiny_weights: Path
+) -> None:
+    exported = load_policy(onnx_export.folder)
+    live = load_policy(policy_folder, weights=tiny_weights)
+    assert isinstance(exported, ExportedPolicy)
+    assert (exported.execute, exported.horizon, exported.cameras) == (live.execute, live.horizon, live.cameras)
+    np.testing.assert_allclose(exported.chunks(ROWS), live.chunks(ROWS), atol=1e-4)
+    exported.reset()
+    np.testing.assert_allclose(exported.act(ROWS[0]), live.chunks(ROWS)[0, 0], atol=1e-4)
+
+
+def test_without_a_prefix_graph_the_live_editor_feeds_it(
+    onnx_export: ExportReport, policy_folder: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    folder = without_prefix(onnx_export.folder, tmp_path / "copy")
+    exported = load_policy(folder, weights=tiny_weights)
+    np.testing.assert_allclose(
+        exported.chunks(ROWS), Policy.load(policy_folder, weights=tiny_weights).chunks(ROWS), atol=1e-4
+    )
+    (folder / "editor.json").write_text("{}")
+    with pytest.raises(RunError, match=r"editor\.json is damaged"):
+        load_policy(folder, weights=tiny_weights)
+    (folder / "editor.json").unlink()
+    with pytest.raises(RunError, match=r"editor\.json"):
+        load_policy(folder, weights=tiny_weights)
+
+
+def test_what_is_no_policy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="does not exist"):
+        load_policy(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=r"holds no policy"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"version": 2, "prefix": {}}'])
+def test_a_damaged_export_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "onnx.json").write_text(text)
+    with pytest.raises(RunError, match="is damaged"):
+        load_policy(tmp_path)
+
+
+def test_an_observation_that_does_not_fit_is_an_error_with_a_name(onnx_export: ExportReport) -> None:
+    scene = observation(43)
+    exported = load_policy(onnx_export.folder)
+    with pytest.raises(DatasetError, match="state has shape"):
+        exported.chunks([Observation(images=scene.images, state=scene.state[:1], instruction="x")])
+
+
+def without_prefix(export: Path, copy: Path) -> Path:
+    shutil.copytree(export, copy, ignore=shutil.ignore_patterns("prefix.onnx", "tokenizer.json"))
+    description = json.loads((copy / "onnx.json").read_text())
+    (copy / "onnx.json").write_text(json.dumps(description | {"prefix": None}))
+    return copy
