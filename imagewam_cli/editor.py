@@ -43,6 +43,8 @@ class PrefixSettings:
     kept."""
     image_size: tuple[int, int] | None = None
     """(height, width) of the picture that the editor sees; cameras are tiled side by side into it."""
+    compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """How the editor computes; a prefix computed otherwise is another prefix."""
     cameras: tuple[str, ...] = ()
     blank_images: bool = False
     """Show the editor a grey picture: what a policy can do without seeing."""
@@ -147,8 +149,8 @@ class Editor(abc.ABC):
         return None
 
     def fingerprint(self) -> dict[str, object]:
-        """What decides the numbers in a cache: editor, weights, settings. Two that are equal give interchangeable
-        prefixes."""
+        """What decides the numbers in a cache: editor, weights, settings. Two that are equal but for `revision`, which
+        only says where the weights came from, give interchangeable prefixes."""
         return {
             "editor": self.entry.name,
             "weights": self.weights.sha256,
@@ -169,7 +171,6 @@ class EditorLoader(Protocol):
         instructions: Sequence[str],
         weights: Path | None = None,
         device: str = "cpu",
-        dtype: str = "float32",
     ) -> Editor:
         """Load the editor.
 

@@ -33,7 +33,10 @@ def cache_command(
     dtype: Annotated[
         str, typer.Option("--dtype", help="How numbers are stored: float32, bfloat16, float16.")
     ] = "bfloat16",
-    compute_dtype: Annotated[str, typer.Option("--compute-dtype", help="How the editor computes.")] = "float32",
+    compute_dtype: Annotated[
+        str | None,
+        typer.Option("--compute-dtype", help="How the editor computes: float32, bfloat16, float16."),
+    ] = None,
     stride: Annotated[int, typer.Option("--stride", help="Keep every N-th frame.")] = 1,
     camera: Annotated[
         list[str] | None, typer.Option("--camera", help="Cameras to use, in order; by default all.")
@@ -78,6 +81,7 @@ def cache_command(
         segments=tuple(segments.split(",")) if segments else None,
         text_padding=text_padding,
         image_size=_size(image_size),
+        compute_dtype=compute_dtype,
         cameras=tuple(rows.info.cameras),
         blank_images=blank_images,
         random_weights=random_weights,
@@ -89,7 +93,6 @@ def cache_command(
         instructions=instructions_of(rows),
         weights=weights,
         device=device,
-        dtype=compute_dtype,
     )
     planned = plan_build(rows, loaded.spec, codec, build)
     if plan:

@@ -87,7 +87,7 @@ def _closed_loop(
     from imagewam_cli.config import dump_json, to_dict
     from imagewam_cli.errors import UnknownNameError
     from imagewam_cli.evaluation.closed_loop import evaluate_in_simulator, table
-    from imagewam_cli.evaluation.pictures import contact_sheet, write_gif, write_mp4, write_picture
+    from imagewam_cli.evaluation.pictures import MAX_EPISODES, contact_sheet, write_gif, write_mp4, write_picture
     from imagewam_cli.kvcache.manifest import write_atomically
     from imagewam_cli.registry import Registry
 
@@ -108,7 +108,7 @@ def _closed_loop(
             splits=splits,
             seed=seed,
             max_steps=max_steps,
-            keep_frames=bool(pictures),
+            keep_frames=max(MAX_EPISODES, _SHEET_EPISODES) if pictures else 0,
             other_instructions=other_instructions,
             on_episode=lambda _episode: bar.update(),
         )

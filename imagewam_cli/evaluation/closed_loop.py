@@ -84,7 +84,7 @@ def evaluate_in_simulator(
     splits: Sequence[str],
     seed: int = 0,
     max_steps: int | None = None,
-    keep_frames: bool = False,
+    keep_frames: int = 0,
     other_instructions: bool = False,
     batch: int = 25,
     on_episode: Callable[[Episode], None] = lambda episode: None,
@@ -95,7 +95,8 @@ def evaluate_in_simulator(
         the first ones'), and judge by the scene's own goal. A policy that ignores what it is told keeps its success
         rate, one that listens loses it.
     max_steps: fewer than the environment allows; None: as many as it allows.
-    keep_frames: keep every picture of the first camera in `Episode.frames`, for contact sheets and videos.
+    keep_frames: of how many scenes, from the first, every picture of the first camera is kept in `Episode.frames`, for
+        contact sheets and videos.
     batch: scenes that run side by side.
 
     Raises:
@@ -123,7 +124,7 @@ def evaluate_in_simulator(
             seeds,
             split,
             max_steps=max_steps,
-            keep_frames=keep_frames,
+            keep_frames=keep_frames - len(rolled),
             instruction_of=told[split].__getitem__ if other_instructions else None,
             batch=batch,
             on_episode=on_episode,

@@ -1,6 +1,6 @@
 """Pictures of rolled-out episodes: a contact sheet, and a grid of episodes as GIF or MP4.
 
-Episodes come from `sim.rollout.roll_out(..., keep_frames=True)`. Success is green, failure red, here and in `plots`.
+Episodes come from `sim.rollout.roll_out(..., keep_frames=N)`. Success is green, failure red, here and in `plots`.
 """
 
 from __future__ import annotations

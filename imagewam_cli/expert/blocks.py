@@ -23,24 +23,25 @@ TIME_FREQUENCIES = 256
 EPS = 1e-6
 
 
-def time_sinusoid(t: Tensor) -> Tensor:
-    """(B,) times in [0, 1] -> (B, 256): cosines, then sines, of 1000 t at 128 frequencies from 1 down to 1e-4."""
-    half = TIME_FREQUENCIES // 2
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = 1000.0 * t.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1).to(t.dtype)
-
-
 class TimeEmbedding(nn.Module):
-    """Sinusoid -> hidden."""
+    """(B,) times in [0, 1] -> (B, hidden), over cosines, then sines, of 1000 t at 128 frequencies from 1 down to
+    1e-4."""
+
+    frequencies: Tensor
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
+        half = TIME_FREQUENCIES // 2
+        # a buffer, so that exporters do not compute the exponential again in their own way
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half)
+        self.register_buffer("frequencies", frequencies, persistent=False)
         self.in_layer = nn.Linear(TIME_FREQUENCIES, hidden, bias=False)
         self.out_layer = nn.Linear(hidden, hidden, bias=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        out: Tensor = self.out_layer(F.silu(self.in_layer(time_sinusoid(t).to(self.in_layer.weight.dtype))))
+        angles = 1000.0 * t.float()[:, None] * self.frequencies.float()
+        sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).to(t.dtype)
+        out: Tensor = self.out_layer(F.silu(self.in_layer(sinusoid.to(self.in_layer.weight.dtype))))
         return out
 
 

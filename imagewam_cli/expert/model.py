@@ -18,7 +18,8 @@ from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import ConfigError
 from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.expert.blocks import Head, Modulation, ParallelBlock, SequentialBlock, TimeEmbedding
-from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
+from imagewam_cli.expert.places import PrefixPlaces
+from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,9 @@ class ExpertConfig:
     horizon: int
     hidden: int = 256
     mlp_ratio: float = 4.0
+    segments: tuple[SegmentSpec, ...] = ()
+    """Segments of the prefix: where given, values also say where in the picture they come from (`PrefixPlaces`).
+    Published experts have none."""
     use_prefix: bool = True
     """False: never look at the prefix (what the state alone is worth)."""
 
@@ -71,6 +75,7 @@ class ActionExpert(nn.Module):
             ParallelBlock(hidden, config.mlp_ratio, layer) for layer in config.layers if layer.block == "parallel"
         )
         self.head = Head(hidden, config.action_dim)
+        self.places = PrefixPlaces(config.segments, config.layers) if config.segments and config.use_prefix else None
         # positions along the action axis: the state token stands just before the first action
         positions = torch.arange(-1 if config.state_dim else 0, config.horizon)
         self.rotary = Rotary(config.rope, positions) if config.rope is not None else None
@@ -95,6 +100,8 @@ class ActionExpert(nn.Module):
         valid = None
         if prefix is not None and self.config.use_prefix:
             layers, valid = prefix.layers, prefix.valid
+            if self.places is not None:
+                layers = self.places(prefix.layers)
         double = self.double_stream_modulation_img(vec) if self.double_stream_modulation_img is not None else ()
         single = self.single_stream_modulation(vec) if self.single_stream_modulation is not None else ()
         doubles, singles = iter(self.double_blocks), iter(self.single_blocks)

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -110,15 +111,15 @@ def build_cache(
     """
     plan = plan_build(dataset, editor.spec, codec, settings)
     manifest = _start(dataset, editor, out, codec, settings, plan)
+    if plan.shards and not (out / SAMPLES).exists():
+        write_atomically(out / SAMPLES, Samples.of(_samples(dataset, plan, settings)).to_bytes())
     kept = {entry.file: entry for entry in manifest.shards if _intact(out, entry)}
     done: list[ShardEntry] = []
-    for number, (name, numbers) in enumerate(_cut(plan).items()):
+    for name, numbers in _cut(plan).items():
         entry = kept.pop(name, None)
         if entry is None:
             encoder = _ShardEncoder(dataset, editor, codec, settings, manifest.instructions)
             tensors = encoder.encode(numbers, on_rows)
-            if number == 0:
-                write_atomically(out / SAMPLES, Samples.of(encoder.samples).to_bytes())
             size, checksum = write_shard(out / SHARDS / name, tensors)
             rows = len(tensors["row"])
             entry = ShardEntry(file=name, rows=rows, bytes=size, sha256=checksum, episodes=numbers)
@@ -239,22 +240,19 @@ def _rows_of(episode: EpisodeInfo, stride: int) -> int:
 
 
 class _ShardEncoder:
-    """Rows of some episodes -> the tensors of a shard; `samples`: a few of the rows, with their pictures."""
+    """Rows of some episodes -> the tensors of a shard."""
 
     def __init__(
         self, dataset: Dataset, editor: Editor, codec: Codec, settings: BuildSettings, instructions: tuple[str, ...]
     ) -> None:
         self.dataset, self.editor, self.codec, self.settings = dataset, editor, codec, settings
         self.number_of = {instruction: i for i, instruction in enumerate(instructions)}
-        self.samples: list[Row] = []
 
     def encode(self, episodes: Sequence[int], on_rows: Callable[[int], None]) -> dict[str, Tensor]:
         parts: dict[str, list[Tensor]] = {}
         for rows in _batches(self.dataset.rows(episodes=episodes, stride=self.settings.stride), self.settings.batch):
             for name, values in self._batch(rows).items():
                 parts.setdefault(name, []).append(values)
-            if len(self.samples) < _SAMPLES:
-                self.samples.append(rows[len(rows) // 2])
             on_rows(len(rows))
         return {name: torch.cat(pieces) for name, pieces in parts.items()}
 
@@ -284,6 +282,12 @@ class _ShardEncoder:
                 "store them in another --dtype, in another folder",
             )
         return stored.cpu()
+
+
+def _samples(dataset: Dataset, plan: BuildPlan, settings: BuildSettings) -> list[Row]:
+    """A few rows with their pictures: the middle one of each of the first batches."""
+    rows = dataset.rows(episodes=[e.index for e in plan.shards[0]], stride=settings.stride)
+    return [batch[len(batch) // 2] for batch in islice(_batches(rows, settings.batch), _SAMPLES)]
 
 
 def _check(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:

@@ -80,7 +80,9 @@ class Manifest:
 
 
 def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(to_dict(fingerprint), sort_keys=True).encode()).hexdigest()[:16]
+    """16 hex digits. The revision is left out: the same weights from the Hub and from a folder are the same."""
+    deciding = {key: value for key, value in to_dict(fingerprint).items() if key != "revision"}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_manifest(folder: Path) -> Manifest:

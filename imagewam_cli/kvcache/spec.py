@@ -34,6 +34,12 @@ class SegmentSpec:
 
     name: str
     tokens: int
+    grid: tuple[int, int] | None = None
+    """(rows, columns) of the tokens of a picture, row by row; None where tokens have no place in one."""
+
+    def __post_init__(self) -> None:
+        if self.grid is not None and self.grid[0] * self.grid[1] != self.tokens:
+            raise ValueError(f"segment {self.name}: a grid {self.grid} does not hold {self.tokens} tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

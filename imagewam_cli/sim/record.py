@@ -31,12 +31,14 @@ def record(
 
     Raises:
         UsageError: fewer than one episode, or `out` holds something.
-        SimulationError: the expert fails again and again.
+        SimulationError: the expert fails again and again, or the environment's rate is not a whole number of Hz.
     """
     from imagewam_cli.data.lerobot.writer import LeRobotWriter
 
     if episodes < 1:
         raise UsageError(f"cannot record {episodes} episodes", "ask for at least one")
+    if env.fps != round(env.fps):
+        raise SimulationError(f"{env.name!r} runs at {env.fps} Hz; a LeRobot dataset counts whole frames per second")
     frames = 0
     writer = LeRobotWriter(
         out,

@@ -35,7 +35,7 @@ def roll_out(
     split: str,
     *,
     max_steps: int | None = None,
-    keep_frames: bool = False,
+    keep_frames: int = 0,
     instruction_of: Callable[[int], str] | None = None,
     batch: int = 25,
     on_episode: Callable[[Episode], None] = lambda episode: None,
@@ -44,22 +44,22 @@ def roll_out(
 
     instruction_of: seed -> what the policy is told instead of the scene's own instruction.
     max_steps: give up after so many; None: the environment's limit.
-    frames: of the environment's first camera, where `keep_frames`.
+    keep_frames: of how many scenes, from the first, the first camera's pictures are kept in `Episode.frames`.
     """
     if policy is not None and policy.execute < 1:
         raise UsageError(f"a policy cannot execute {policy.execute} actions before planning again", "at least 1")
     episodes: list[Episode] = []
     for i in range(0, len(seeds), batch):
-        scenes = [_Scene(make(), seed, split, instruction_of) for seed in seeds[i : i + batch]]
-        if keep_frames:
-            for scene in scenes:
-                scene.keep_frame()
+        scenes = [
+            _Scene(make(), seed, split, instruction_of, keep_frames=number < keep_frames)
+            for number, seed in enumerate(seeds[i : i + batch], start=i)
+        ]
         limit = scenes[0].env.max_steps if max_steps is None else max_steps
         while any(scene.running(limit) for scene in scenes):
             active = [scene for scene in scenes if scene.running(limit)]
             _plan(policy, active)
             for scene in active:
-                scene.advance(keep_frames)
+                scene.advance()
         for scene in scenes:
             episodes.append(scene.episode())
             on_episode(episodes[-1])
@@ -81,14 +81,23 @@ def _plan(policy: ChunkPolicy | None, scenes: list[_Scene]) -> None:
 
 
 class _Scene:
-    def __init__(self, env: Environment, seed: int, split: str, instruction_of: Callable[[int], str] | None) -> None:
-        self.env, self.seed, self.split = env, seed, split
+    def __init__(
+        self,
+        env: Environment,
+        seed: int,
+        split: str,
+        instruction_of: Callable[[int], str] | None,
+        *,
+        keep_frames: bool,
+    ) -> None:
+        self.env, self.seed, self.split, self.keep_frames = env, seed, split, keep_frames
         self.observation = env.reset(seed, split)
         self.instruction = self.observation.instruction
         self.given = instruction_of(seed) if instruction_of is not None else self.instruction
         self.queue: list[Float32Array] = []
         self.frames: list[UInt8Image] = []
         self.success, self.finished, self.steps = False, False, 0
+        self._keep_frame()
 
     def running(self, limit: int) -> bool:
         return not self.finished and self.steps < limit
@@ -96,12 +105,11 @@ class _Scene:
     def told(self) -> Observation:
         return dataclasses.replace(self.observation, instruction=self.given)
 
-    def advance(self, keep_frames: bool) -> None:
+    def advance(self) -> None:
         result = self.env.step(np.asarray(self.queue.pop(0), dtype=np.float32))
         self.observation, self.success, self.finished = result.observation, result.success, result.finished
         self.steps += 1
-        if keep_frames:
-            self.keep_frame()
+        self._keep_frame()
 
     def episode(self) -> Episode:
         return Episode(
@@ -115,5 +123,6 @@ class _Scene:
             frames=tuple(self.frames),
         )
 
-    def keep_frame(self) -> None:
-        self.frames.append(next(iter(self.observation.images.values())))
+    def _keep_frame(self) -> None:
+        if self.keep_frames:
+            self.frames.append(next(iter(self.observation.images.values())))

@@ -73,6 +73,7 @@ class Trainer:
             horizon=recipe.expert.horizon,
             hidden=recipe.expert.hidden,
             mlp_ratio=recipe.expert.mlp_ratio,
+            segments=spec.segments if recipe.expert.places and any(s.grid for s in spec.segments) else (),
             use_prefix=recipe.expert.use_prefix,
         )
         with torch.random.fork_rng(devices=[]):
@@ -188,9 +189,9 @@ class Trainer:
 
     def _open(self, folder: Path) -> None:
         """Start the run's folder, or check that it is this run's."""
-        identity = _identity(self.reader)
+        identity = _identity(self.reader) | {"precision": "bfloat16" if self._bfloat16 else "float32"}
         if (folder / RUN_MARKER).exists():
-            _refuse_other_cache(folder, identity)
+            _refuse_other_origin(folder, identity)
         elif folder.exists() and any(path.name != f"{RUN_MARKER}.partial" for path in folder.iterdir()):
             raise UsageError(f"{folder} holds something that is not a run", "choose an empty folder with --out")
         else:
@@ -260,8 +261,8 @@ def _identity(reader: CacheReader) -> dict[str, Any]:
     }
 
 
-def _refuse_other_cache(folder: Path, identity: dict[str, Any]) -> None:
-    """The cache may have moved, but its rows must be those that the run began with."""
+def _refuse_other_origin(folder: Path, identity: dict[str, Any]) -> None:
+    """The cache may have moved, but its rows, and the precision, must be those that the run began with."""
     try:
         there = json.loads((folder / RUN_MARKER).read_text())
     except ValueError as error:
@@ -269,7 +270,7 @@ def _refuse_other_cache(folder: Path, identity: dict[str, Any]) -> None:
     for key, value in identity.items():
         if key != "cache" and there.get(key) != value:
             raise RunError(
-                f"{folder} was trained on another cache: its {key} is {there.get(key)}, this one's {value}",
+                f"{folder} is another run: its {key} is {there.get(key)}, this one's {value}",
                 "choose another folder with --out, or start over with --fresh",
             )
 

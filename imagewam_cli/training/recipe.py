@@ -18,6 +18,8 @@ class ExpertRecipe:
     """Steps in an action chunk."""
     hidden: int = 192
     mlp_ratio: float = 2.0
+    places: bool = True
+    """Values say where in the picture they come from; published experts do not."""
     use_prefix: bool = True
 
     def __post_init__(self) -> None:

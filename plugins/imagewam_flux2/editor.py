@@ -39,6 +39,7 @@ class Defaults:
 
     timestep: float = 0.0
     text_padding: Literal["trim", "keep"] = "keep"
+    compute_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     camera_size: tuple[int, int] = (512, 512)
     text_layers: tuple[int, ...] = (9, 18, 27)
     max_text_tokens: int = 512
@@ -51,11 +52,10 @@ def load(
     instructions: Sequence[str],
     weights: Path | None = None,
     device: str = "cpu",
-    dtype: str = "bfloat16",
 ) -> Flux2Editor:
     """An `imagewam_cli.editor.EditorLoader` for the checkpoints on the Hub."""
     folder = weights if weights is not None else _downloaded(entry)
-    return Flux2Editor(entry, settings, Defaults(), folder, instructions=instructions, device=device, dtype=dtype)
+    return Flux2Editor(entry, settings, Defaults(), folder, instructions=instructions, device=device)
 
 
 class Flux2Editor(Editor):
@@ -70,17 +70,17 @@ class Flux2Editor(Editor):
         *,
         instructions: Sequence[str],
         device: str,
-        dtype: str,
     ) -> None:
         self.entry = entry
         self.settings = _resolved(settings, defaults)
+        assert self.settings.compute_dtype is not None
+        self._device, self._dtype = torch.device(device), getattr(torch, self.settings.compute_dtype)
         self._folder = folder
-        self._tokens = load_parts(folder, defaults, device, getattr(torch, dtype))
+        self._tokens = load_parts(folder, defaults, device, self._dtype)
         if self.settings.random_weights:
             _randomize(self._tokens, seed=0)
         self._texts: dict[str, Tensor] = {}
         self._instructions = tuple(instructions)
-        self._device, self._dtype = torch.device(device), getattr(torch, dtype)
         count = len(self._tokens.layers)
         try:
             self._kept = select_layers(self.settings.layers, count)
@@ -166,7 +166,8 @@ class Flux2Editor(Editor):
         return height // _PIXELS_PER_TOKEN, width // _PIXELS_PER_TOKEN
 
     def _segments(self, text: int, reference: int) -> tuple[SegmentSpec, ...]:
-        every = (SegmentSpec(name="text", tokens=text), SegmentSpec(name="reference", tokens=reference))
+        pictures = SegmentSpec(name="reference", tokens=reference, grid=self._grid)
+        every = (SegmentSpec(name="text", tokens=text), pictures)
         assert self.settings.segments is not None
         return tuple(s for s in every if s.name in self.settings.segments)
 
@@ -215,8 +216,8 @@ class Flux2Editor(Editor):
         picture = np.concatenate(tiles, axis=1)
         if self.settings.blank_images:
             picture = np.full_like(picture, _GREY)
-        tensor = torch.from_numpy(picture.copy()).permute(2, 0, 1).to(self._device, self._dtype)
-        return tensor / 127.5 - 1
+        tensor = torch.from_numpy(picture.copy()).permute(2, 0, 1).contiguous()
+        return tensor.to(self._device, self._dtype) / 127.5 - 1
 
 
 def _resized(image: UInt8Image, size: tuple[int, int]) -> Image.Image:
@@ -233,6 +234,7 @@ def _resolved(settings: PrefixSettings, defaults: Defaults) -> PrefixSettings:
         timestep=defaults.timestep,
         segments=("text", "reference"),
         text_padding=defaults.text_padding,
+        compute_dtype=defaults.compute_dtype,
         image_size=size,
     )
     assert settings.image_size is not None

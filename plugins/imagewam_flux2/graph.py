@@ -46,10 +46,7 @@ class Flux2Prefix(nn.Module):
         """image: float32 (B, 3, H, W) in [-1, 1]; token_ids: int64 (B, L); token_valid: bool (B, L)."""
         batch, length = token_ids.shape
         reference = self._tokens.image(image)
-        states = self.text_encoder(
-            input_ids=token_ids, attention_mask=token_valid.long(), output_hidden_states=True, use_cache=False
-        ).hidden_states
-        embeds = torch.cat([states[i] for i in self._tokens.text_layers], dim=-1)
+        embeds = self._tokens.hidden_states(token_ids, token_valid)
         text_valid = torch.ones_like(token_valid) if self._keep_padding else token_valid
         valid = torch.cat([text_valid, text_valid.new_ones(batch, reference.shape[1])], dim=1)
         with record(self.transformer, self._layers) as recording:
@@ -109,18 +106,13 @@ def _frame(tokens: FluxTokens, prompt: Callable[[str], str]) -> tuple[str, str]:
     """What the chat template sets before and after an instruction, checked against `FluxTokens.token_ids`."""
     from tokenizers import Tokenizer
 
-    template = tokens.tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt(_PROBES[0])}],
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
-    )
-    before, found, after = template.partition(_PROBES[0])
+    before, found, after = tokens.chat(prompt(_PROBES[0])).partition(_PROBES[0])
     tokenizer = Tokenizer.from_str(_tokenizer_json(tokens))
-    for probe in _PROBES if found else ():
-        ids = tokenizer.encode(before + probe + after).ids
-        found = found and ids[: tokens.max_text_tokens] == tokens.token_ids(prompt(probe))
-    if not found:
+    same = (
+        tokenizer.encode(before + probe + after).ids[: tokens.max_text_tokens] == tokens.token_ids(prompt(probe))
+        for probe in _PROBES
+    )
+    if not found or not all(same):
         raise ExportError("the chat template does more than put fixed text around the instruction")
     return before, after
 

@@ -83,14 +83,19 @@ class FluxTokens:
             decoded: Tensor = self.vae.decode(unpack_latents(latents * std + mean)).sample
             return decoded.clamp(-1, 1)
 
-    def token_ids(self, instruction: str) -> list[int]:
-        """The instruction in the chat template, cut at `max_text_tokens`."""
-        text = self.tokenizer.apply_chat_template(
+    def chat(self, instruction: str) -> str:
+        """The instruction in the chat template."""
+        text: str = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": instruction}],
             tokenize=False,
             add_generation_prompt=True,
             enable_thinking=False,
         )
+        return text
+
+    def token_ids(self, instruction: str) -> list[int]:
+        """The instruction in the chat template, cut at `max_text_tokens`."""
+        text = self.chat(instruction)
         ids: list[int] = self.tokenizer(text, truncation=True, max_length=self.max_text_tokens)["input_ids"]
         return ids
 
@@ -106,11 +111,15 @@ class FluxTokens:
             valid[i, : len(row)] = True
         ids, valid = ids.to(device), valid.to(device)
         with contextlib.nullcontext() if grad else torch.no_grad():
-            # the decoder stack alone: the language head is never needed
-            states = self.text_encoder.model(
-                input_ids=ids, attention_mask=valid.long(), output_hidden_states=True, use_cache=False
-            ).hidden_states
-        return Text(embeds=torch.cat([states[i] for i in self.text_layers], dim=-1), valid=valid)
+            return Text(embeds=self.hidden_states(ids, valid), valid=valid)
+
+    def hidden_states(self, ids: Tensor, valid: Tensor) -> Tensor:
+        """int64 (B, L), bool (B, L) -> the text layers side by side, (B, L, 3 D)."""
+        # the decoder stack alone: the language head is never needed
+        states = self.text_encoder.model(
+            input_ids=ids, attention_mask=valid.long(), output_hidden_states=True, use_cache=False
+        ).hidden_states
+        return torch.cat([states[i] for i in self.text_layers], dim=-1)
 
     @property
     def layers(self) -> list[str]:

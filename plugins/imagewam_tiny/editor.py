@@ -15,6 +15,7 @@ WEIGHTS = Path(__file__).with_name("weights")
 DEFAULTS = Defaults(
     timestep=recipe.PREFIX_TIMESTEP,
     text_padding="trim",
+    compute_dtype="float32",
     camera_size=(recipe.IMAGE_SIZE, recipe.IMAGE_SIZE),
     text_layers=recipe.TEXT_LAYERS,
     max_text_tokens=recipe.MAX_TEXT_TOKENS,
@@ -29,9 +30,6 @@ def load(
     instructions: Sequence[str],
     weights: Path | None = None,
     device: str = "cpu",
-    dtype: str = "float32",
 ) -> Flux2Editor:
     """An `imagewam_cli.editor.EditorLoader`; `weights` replaces the embedded folder."""
-    return Flux2Editor(
-        entry, settings, DEFAULTS, weights or WEIGHTS, instructions=instructions, device=device, dtype=dtype
-    )
+    return Flux2Editor(entry, settings, DEFAULTS, weights or WEIGHTS, instructions=instructions, device=device)

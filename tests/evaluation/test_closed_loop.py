@@ -94,7 +94,7 @@ def test_fewer_steps_than_the_task_needs_are_a_failure() -> None:
 
 
 def test_frames_are_kept_on_request() -> None:
-    _, episodes = evaluate_in_simulator(Line, None, episodes=1, splits=["test"], keep_frames=True)
+    _, episodes = evaluate_in_simulator(Line, None, episodes=1, splits=["test"], keep_frames=9)
     assert len(episodes[0].frames) == 4  # before the first step and after each of three
 
 

@@ -46,7 +46,15 @@ def random_expert(config: ExpertConfig, seed: int = 0) -> ActionExpert:
 def write_policy(folder: Path, editor: Editor, *, steps: int = 2, samples: int = 3) -> Path:
     """A complete policy folder on `editor`: chunks of 5 actions in `steps` Euler steps."""
     spec = editor.spec
-    config = ExpertConfig(layers=spec.layers, rope=spec.rope, action_dim=3, state_dim=3, horizon=5, hidden=32)
+    config = ExpertConfig(
+        layers=spec.layers,
+        rope=spec.rope,
+        segments=spec.segments,
+        action_dim=3,
+        state_dim=3,
+        horizon=5,
+        hidden=32,
+    )
     save_expert(folder, config, random_expert(config).state_dict())
     write_bundle(
         folder,

@@ -152,6 +152,13 @@ class TestContent:
             np.testing.assert_array_equal(sample.images["top"], row.images["top"])
             assert sample.instruction == row.instruction
 
+    def test_lost_samples_come_back(self, built: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "cache"
+        shutil.copytree(built, folder)
+        (folder / SAMPLES).unlink()
+        build(folder)
+        assert (folder / SAMPLES).read_bytes() == (built / SAMPLES).read_bytes()
+
     def test_damaged_samples_are_a_clear_error(self, built: Path, tmp_path: Path) -> None:
         path = tmp_path / SAMPLES
         path.write_bytes((built / SAMPLES).read_bytes()[:-10])

@@ -135,6 +135,11 @@ def test_equal_fingerprints_have_equal_digests_whatever_their_order() -> None:
     assert fingerprint_digest(fingerprint) == fingerprint_digest(dict(reversed(fingerprint.items())))
 
 
+def test_where_the_weights_came_from_does_not_change_the_digest() -> None:
+    fingerprint = ArithmeticEditor().fingerprint()
+    assert fingerprint_digest(fingerprint | {"revision": "a" * 40}) == fingerprint_digest(fingerprint)
+
+
 def test_the_digest_survives_the_way_through_json(tmp_path: Path, manifest: Manifest) -> None:
     write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path).digest == fingerprint_digest(ArithmeticEditor().fingerprint())
@@ -149,6 +154,7 @@ def test_the_digest_survives_the_way_through_json(tmp_path: Path, manifest: Mani
         {"segments": ("reference",)},
         {"text_padding": "keep"},
         {"image_size": (32, 32)},
+        {"compute_dtype": "bfloat16"},
         {"cameras": ("top", "wrist")},
         {"blank_images": True},
         {"random_weights": True},

@@ -38,6 +38,14 @@ def played(env: Environment, seed: int, split: str) -> tuple[list[Observation], 
     return observations, actions
 
 
+def test_a_rate_that_a_dataset_cannot_hold_is_refused(tmp_path: Path) -> None:
+    env = TabletopEnvironment()
+    env.fps = 12.5
+    with pytest.raises(SimulationError, match=r"runs at 12.5 Hz"):
+        record(env, tmp_path / "set", 1)
+    assert not (tmp_path / "set").exists()
+
+
 def test_a_recording_reads_back_exactly(tmp_path: Path) -> None:
     finished: list[None] = []
     env = TabletopEnvironment(wrist_camera=True)

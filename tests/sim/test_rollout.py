@@ -42,13 +42,18 @@ def essence(episode: Episode) -> tuple[object, ...]:
 def test_in_lockstep_as_one_by_one() -> None:
     seeds = range(10, 14)
     together, apart = Looking(), Looking()
-    first = roll_out(TabletopEnvironment, together, seeds, "test", max_steps=20, keep_frames=True)
-    second = roll_out(TabletopEnvironment, apart, seeds, "test", max_steps=20, keep_frames=True, batch=1)
+    first = roll_out(TabletopEnvironment, together, seeds, "test", max_steps=20, keep_frames=9)
+    second = roll_out(TabletopEnvironment, apart, seeds, "test", max_steps=20, keep_frames=9, batch=1)
     assert [essence(e) for e in first] == [essence(e) for e in second]
     for one, other in zip(first, second, strict=True):
         assert np.array_equal(np.stack(one.frames), np.stack(other.frames))
     assert together.batches == [4] * 7  # 20 steps, planned anew every 3
     assert apart.batches == [1] * 28
+
+
+def test_pictures_of_the_first_scenes_alone_are_kept() -> None:
+    episodes = roll_out(TabletopEnvironment, Looking(), range(5), "test", max_steps=3, batch=2, keep_frames=3)
+    assert [len(e.frames) for e in episodes] == [4, 4, 4, 0, 0]
 
 
 def test_batches_follow_each_other() -> None:
@@ -90,7 +95,7 @@ def test_frames_are_the_first_camera_before_and_after_each_step() -> None:
     def with_wrist() -> Environment:
         return TabletopEnvironment(wrist_camera=True)
 
-    (episode,) = roll_out(with_wrist, None, [0], "test", max_steps=4, keep_frames=True)
+    (episode,) = roll_out(with_wrist, None, [0], "test", max_steps=4, keep_frames=9)
     env = with_wrist()
     pictures = [env.reset(0, "test").images["top"]]
     for _ in range(4):

@@ -1,0 +1,71 @@
+"""Places of prefix tokens: coordinates as mathematics has them, added to values alone."""
+
+import math
+
+import pytest
+import torch
+
+from imagewam_cli.capture import LayerKV
+from imagewam_cli.editor import PrefixKV
+from imagewam_cli.errors import ConfigError
+from imagewam_cli.expert.model import ActionExpert, ExpertConfig
+from imagewam_cli.expert.places import PLACE_FEATURES, PrefixPlaces, place_features
+from imagewam_cli.kvcache.spec import LayerSpec, SegmentSpec
+
+SEGMENTS = (SegmentSpec(name="text", tokens=3), SegmentSpec(name="reference", tokens=8, grid=(2, 4)))
+LAYER = LayerSpec(name="a", block="parallel", heads=2, kv_heads=1, head_dim=4, tokens=11)
+
+
+def test_coordinates_are_those_of_the_tokens_centres() -> None:
+    features = place_features((2, 4))
+    assert features.shape == (8, PLACE_FEATURES)
+    second_row_last_column = features[7]
+    assert second_row_last_column[:2].tolist() == [0.5, 0.75]
+    angles = [math.pi * 2**k * c for k in range(3) for c in (0.5, 0.75)]
+    expected = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+    assert second_row_last_column[2:].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_only_values_of_the_picture_change() -> None:
+    kv = LayerKV(torch.randn(2, 11, 1, 4), torch.randn(2, 11, 1, 4))
+    places = PrefixPlaces(SEGMENTS, (LAYER,))
+    (placed,) = places((kv,))
+    added = (placed.v - kv.v).detach()
+    assert torch.equal(placed.k, kv.k)
+    assert added[:, :3].abs().max() == 0
+    assert torch.allclose(added[0, 3:, 0], place_features((2, 4)) @ places.maps[0].weight.T, atol=1e-6)
+
+
+def test_attending_to_a_token_returns_where_it_is() -> None:
+    """An expert without places cannot tell apart two pictures whose tokens changed places; one with places can."""
+    config = {"layers": (LAYER,), "rope": None, "action_dim": 2, "state_dim": 0, "horizon": 3, "hidden": 8}
+    kv = LayerKV(torch.randn(1, 11, 1, 4), torch.randn(1, 11, 1, 4))
+    order = torch.tensor([0, 1, 2, *reversed(range(3, 11))])
+    shuffled = LayerKV(kv.k[:, order], kv.v[:, order])
+    chunk, t = torch.randn(1, 3, 2), torch.tensor([0.5])
+    for segments, differ in (((), False), (SEGMENTS, True)):
+        torch.manual_seed(0)
+        expert = ActionExpert(ExpertConfig(**config, segments=segments))  # type: ignore[arg-type]
+        for parameter in expert.parameters():
+            torch.nn.init.normal_(parameter)
+        a, b = (expert(chunk, t, None, PrefixKV((layer,), None)) for layer in (kv, shuffled))
+        assert torch.allclose(a, b, atol=1e-4) is not differ
+
+
+def test_text_may_have_another_length_than_the_spec_says() -> None:
+    kv = LayerKV(torch.randn(2, 13, 1, 4), torch.randn(2, 13, 1, 4))
+    places = PrefixPlaces(SEGMENTS, (LAYER,))
+    (longer,) = places((kv,))
+    (shorter,) = places((LayerKV(kv.k[:, 5:], kv.v[:, 5:]),))
+    assert torch.equal(longer.v[:, 5:], shorter.v)
+
+
+@pytest.mark.parametrize("segments", [SEGMENTS[:1], SEGMENTS[::-1]])
+def test_places_need_pictures_after_the_text(segments: tuple[SegmentSpec, ...]) -> None:
+    with pytest.raises(ConfigError, match="places need picture tokens"):
+        PrefixPlaces(segments, (LAYER,))
+
+
+def test_a_grid_holds_its_tokens() -> None:
+    with pytest.raises(ValueError, match="does not hold 7 tokens"):
+        SegmentSpec(name="reference", tokens=7, grid=(2, 4))
