@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,15 +33,19 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class FluxPrefix:
-    """Keys and values per attention module, tokens [text | reference]; valid, bool (B, P)."""
+    """Keys and values per attention module, tokens [text | reference]; valid, bool (B, P).
+
+    output: (B, R, C), what the last layer says at the reference tokens; None where the forward was left before it.
+    """
 
     layers: dict[str, LayerKV]
     valid: Tensor
+    output: Tensor | None = None
 
     def repeat(self, times: int) -> FluxPrefix:
         """The batch `times` over."""
         layers = {n: LayerKV(kv.k.repeat(times, 1, 1, 1), kv.v.repeat(times, 1, 1, 1)) for n, kv in self.layers.items()}
-        return replace(self, layers=layers, valid=self.valid.repeat(times, 1))
+        return FluxPrefix(layers=layers, valid=self.valid.repeat(times, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +155,7 @@ class FluxTokens:
             contextlib.nullcontext() if grad else torch.no_grad(),
             record(self.transformer, names, stop_after_last=not grad) as recording,
         ):
-            self._forward(
+            output = self._forward(
                 text.embeds,
                 reference,
                 text_ids(length),
@@ -159,7 +163,7 @@ class FluxTokens:
                 torch.full((batch,), timestep),
                 _key_mask(valid),
             )
-        return FluxPrefix(layers=recording.layers, valid=valid)
+        return FluxPrefix(layers=recording.layers, valid=valid, output=output if grad else None)
 
     def target_velocity(self, prefix: FluxPrefix, noisy: Tensor, t: Tensor) -> Tensor:
         """Velocity of the noisy target tokens (B, T, C), square grid, at noise levels t (B,), attending to the

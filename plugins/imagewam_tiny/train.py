@@ -7,8 +7,7 @@ the same seed, thread count and torch build give the same weights.
 
 The editor stage trains exactly what `imagewam cache` stores. One forward over [text | reference] at the fixed
 `PREFIX_TIMESTEP` leaves keys and values; a second forward over the noisy target alone, at its own random timestep,
-attends
-to them. Text and reference never see the target (the published mask), and the prefix is never modulated with a timestep
+attends to them. Text and reference never see the target (the published mask), and the prefix is never modulated with a timestep
 that it will not have in use (the mismatch of the published recipe).
 """
 
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from imagewam_cli.expert.flow import FlowSchedule, add_noise, velocity
 from imagewam_cli.sim.tabletop.edits import Edit, sample_edit
+from imagewam_cli.sim.tabletop.layout import sample_layout
 from imagewam_cli.sim.tabletop.render import TABLE_RGB
 from imagewam_flux2.tokens import FluxTokens, image_ids, pack_latents
 from imagewam_tiny import recipe
@@ -40,12 +40,20 @@ class TrainConfig:
     """One stage's numbers."""
 
     steps: int
+    """Length of the learning rate's schedule."""
     batch: int
     learning_rate: float
     warmup: int = 100
     weight_decay: float = 0.01
     ema: float = 0.999
     save_every: int = 250
+    stop: int | None = None
+    """Leave the stage here, before its schedule ends."""
+
+    @property
+    def last(self) -> int:
+        """Steps that are done."""
+        return self.steps if self.stop is None else self.stop
 
     def rate(self, step: int) -> float:
         """Learning rate: linear warm-up, then cosine down to 1 %."""
@@ -60,28 +68,36 @@ class EditorConfig(TrainConfig):
     """An editor stage: its noise levels, and how much more a token counts that the edit changes."""
 
     shift: float
+    draws: int = 1
+    """Noisy targets per prefix: the prefix is computed once for all of them."""
     changed_weight: float = 1.0
+    prefix_weight: float = 0.0
+    """Of the loss at the reference tokens themselves, see `train_editor`."""
+    beside_share: float | None = None
+    """Share of edits that put a block beside another; None: as the tabletop has it, about a quarter."""
     first_edit: int = 0
     """Number of the stage's first edit: stages see other scenes."""
 
 
 VAE_STAGE = TrainConfig(steps=1100, batch=32, learning_rate=2e-3, warmup=50, ema=0.99, save_every=100)
 EDITOR_STAGES = (
-    EditorConfig(steps=2100, batch=32, learning_rate=1e-3, ema=0.995, save_every=150, shift=3.0),
+    EditorConfig(steps=2100, batch=32, learning_rate=1e-3, ema=0.995, save_every=150, shift=3.0, draws=2),
     EditorConfig(
-        steps=2600, batch=32, learning_rate=8e-4, ema=0.995, save_every=100, shift=5.0, changed_weight=6.0,
-        first_edit=10**7,
+        steps=2700, batch=32, learning_rate=1e-3, ema=0.995, save_every=100, shift=3.0, changed_weight=4.0,
+        prefix_weight=1.0, first_edit=10**7, stop=700,
+    ),
+    EditorConfig(
+        steps=2400, batch=32, learning_rate=1e-3, warmup=50, ema=0.995, save_every=100, shift=3.0, changed_weight=4.0,
+        prefix_weight=1.0, beside_share=0.5, first_edit=2 * 10**7,
     ),
 )  # fmt: skip
 """First the whole picture, where most of the error lies; then what the instruction changes, a few tokens of each
-picture, and the high noise levels at which the picture itself does not yet say where things go."""
+picture, worked out by the prefix itself; last with more of the edits that are learned last."""
 KL_WEIGHT = 2e-7
 THINGS_WEIGHT = 4.0
 """How much more a pixel that is not bare table counts for the VAE: blocks and jaws are a few percent of the picture."""
 CHANGE = 0.5
 """Least change of any channel, in standard deviations of the latents, at which a token counts as changed."""
-NOISE_DRAWS = 2
-"""Noisy targets per prefix: the prefix is computed once for all of them."""
 
 
 def main() -> None:
@@ -125,27 +141,36 @@ def train_vae(vae: Any, config: TrainConfig, checkpoint: Path, seed: int) -> Non
 
 
 def train_editor(pipeline: Any, config: EditorConfig, checkpoint: Path, seed: int) -> None:
-    """Flow matching on (picture now, instruction) -> picture when done."""
+    """Flow matching on (picture now, instruction) -> picture when done.
+
+    With a `prefix_weight` the denoiser's output at the reference tokens also learns the difference that the edit makes
+    there. A policy sees nothing but the prefix: this way it is the prefix that finds out which block leaves and where
+    it goes, not the target tokens alone, and the keys and values of the later layers say so.
+    """
     tokens = FluxTokens.of(pipeline, text_layers=recipe.TEXT_LAYERS, max_text_tokens=recipe.MAX_TEXT_TOKENS)
     trained = torch.nn.ModuleDict({"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder.model})
     schedule = FlowSchedule(shift=config.shift)
     stage = _Stage(trained, config, checkpoint)
     for step in stage.remaining():
-        first = seed * 10**8 + config.first_edit + step * config.batch
-        edits = [sample_edit(first + i) for i in range(config.batch)]
+        edits = _edits(config, seed, step)
         with mixed_precision():
             before, after = _latents(tokens, edits)
         generator = torch.Generator().manual_seed(1_000_000 * (seed + 1) + step)
-        target = after.repeat(NOISE_DRAWS, 1, 1)
+        target = after.repeat(config.draws, 1, 1)
         noise = torch.randn(target.shape, generator=generator)
         t = schedule.sample(len(target), generator)
         with mixed_precision():
             text = tokens.text([e.instruction for e in edits], grad=True)
             prefix = tokens.prefix(text, before, image_ids(8, 8, t=10), timestep=recipe.PREFIX_TIMESTEP, grad=True)
-            predicted = tokens.target_velocity(prefix.repeat(NOISE_DRAWS), add_noise(target, noise, t), t)
+            predicted = tokens.target_velocity(prefix.repeat(config.draws), add_noise(target, noise, t), t)
         error = (predicted.float() - velocity(target, noise)).square().mean(-1)
-        weight = 1 + (config.changed_weight - 1) * _changed(before, after).repeat(NOISE_DRAWS, 1)
-        stage.advance(step, (weight * error).mean() / weight.mean())
+        weight = 1 + (config.changed_weight - 1) * _changed(before, after)
+        loss = _weighted(error, weight.repeat(config.draws, 1))
+        if config.prefix_weight:
+            assert prefix.output is not None
+            error = (prefix.output.float() - (after - before)).square().mean(-1)
+            loss = loss + config.prefix_weight * _weighted(error, weight)
+        stage.advance(step, loss)
     stage.finish()
 
 
@@ -163,6 +188,24 @@ def encode_mean(vae: Any, pictures: Tensor) -> Tensor:
     """Packed latents before the batch norm, (B, 4 C, H / 16, W / 16)."""
     with torch.no_grad():
         return pack_latents(vae.encode(pictures).latent_dist.mode())
+
+
+def _edits(config: EditorConfig, seed: int, step: int) -> list[Edit]:
+    """The step's batch; where a share of kinds is asked for, each place in it takes the first seed of its kind."""
+    first = seed * 10**8 + config.first_edit + step * config.batch
+    if config.beside_share is None:
+        return [sample_edit(first + i) for i in range(config.batch)]
+    kinds = ["beside" if i < config.beside_share * config.batch else "place" for i in range(config.batch)]
+    return [sample_edit(_first_of_kind(kind, first + i)) for i, kind in enumerate(kinds)]
+
+
+def _first_of_kind(kind: str, number: int) -> int:
+    """The first of the seeds 100 number, 100 number + 1, ... whose task is of that kind."""
+    return next(s for s in range(100 * number, 100 * number + 100) if sample_layout(s).task.kind == kind)
+
+
+def _weighted(error: Tensor, weight: Tensor) -> Tensor:
+    return (weight * error).mean() / weight.mean()
 
 
 def _changed(before: Tensor, after: Tensor) -> Tensor:
@@ -202,7 +245,7 @@ class _Stage:
 
     def remaining(self) -> Iterator[int]:
         """The steps still to do: all of them, or those after the checkpoint."""
-        yield from range(self._restore(), self.config.steps)
+        yield from range(self._restore(), self.config.last)
 
     def advance(self, step: int, loss: Tensor) -> None:
         """One optimizer step; every `save_every` steps a checkpoint."""
@@ -226,7 +269,7 @@ class _Stage:
 
     def finish(self) -> None:
         """The averaged weights become the model's."""
-        self._save(self.config.steps)
+        self._save(self.config.last)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.average[name])

@@ -1,0 +1,19 @@
+"""The half of the lerobot check that runs where imagewam is installed."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "open_with_lerobot.py"
+
+
+def test_frames_are_written_with_lerobots_keys(tabletop: Path, tmp_path: Path) -> None:
+    runpy.run_path(str(EXAMPLE))["write"](str(tabletop), str(tmp_path / "frames.npz"))
+    values = np.load(tmp_path / "frames.npz")
+    count = len(values["action"])
+    assert count > 25
+    assert values["observation.images.top"].shape == (count, 128, 128, 3)
+    assert values["observation.state"].shape == (count, 3)
+    assert str(values["task"][0])
+    assert values["frame_index"][:3].tolist() == [0, 1, 2]
