@@ -5,8 +5,8 @@ lerobot 0.6 needs Python 3.12 and pins of its own, so the two run in environment
     python examples/open_with_lerobot.py write DATASET frames.npz     where imagewam is installed
     python examples/open_with_lerobot.py compare DATASET frames.npz   where lerobot[dataset] is installed
 
-The second command exits with 1 and names the first frame and key that differ. Pixels may differ by 2 of 255: both decode
-the same video, each with its own FFmpeg.
+The second command exits with 1 and names the first frame and key that differ. Pixels may differ by 2 of 255: both
+decode the same video, each with its own FFmpeg.
 """
 
 import sys

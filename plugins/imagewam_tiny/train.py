@@ -7,8 +7,8 @@ the same seed, thread count and torch build give the same weights.
 
 The editor stage trains exactly what `imagewam cache` stores. One forward over [text | reference] at the fixed
 `PREFIX_TIMESTEP` leaves keys and values; a second forward over the noisy target alone, at its own random timestep,
-attends to them. Text and reference never see the target (the published mask), and the prefix is never modulated with a timestep
-that it will not have in use (the mismatch of the published recipe).
+attends to them. Text and reference never see the target (the published mask), and the prefix is never modulated with a
+timestep that it will not have in use (the mismatch of the published recipe).
 """
 
 from __future__ import annotations
