@@ -3,20 +3,23 @@
     python examples/benchmarks/editor_worth.py --out worth --episodes 25 50 100 200 --seeds 0 1 2
 
 Conditions: `trained` (tiny as shipped), `untrained` (its transformer and text encoder drawn anew, the VAE kept),
-`blank` (the
-trained editor shown a grey picture: text alone), `text-tokens` (reference tokens dropped from the cache). Each policy
-runs
-the same unseen scenes. Finished parts are kept, so the command can be stopped and started again. Writes `worth.json`, a
-table `worth.md` and a plot `worth.png`.
+`blank` (the trained editor shown a grey picture: text alone), `text-tokens` (reference tokens dropped from the cache).
+Each policy runs the same unseen scenes, and its action chunks are compared with those of the same held-out episodes.
+Finished parts are kept, so the command can be stopped and started again. Writes `worth.json`, tables `worth.md` and a
+plot `worth.png`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from imagewam_cli.evaluation.statistics import Rate
 
@@ -28,13 +31,27 @@ CONDITIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One trained policy. error_ratio: squared error of its action chunks on held-out episodes over that of the best
+    constant chunk."""
+
+    condition: str
+    episodes: int
+    seed: int
+    scenes: int
+    successes: int
+    error_ratio: float
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=list(CONDITIONS))
     parser.add_argument("--episodes", nargs="+", type=int, default=[25, 50, 100, 200])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--stride", type=int, default=2)
     parser.add_argument("--scenes", type=int, default=50)
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -43,22 +60,34 @@ def main() -> None:
     if not dataset.exists():
         # a tenth is held out for validation: record enough for the largest training set
         imagewam("record", "--episodes", str(max(arguments.episodes) * 10 // 9 + 1), "--out", str(dataset))
-    successes: dict[str, dict[int, list[int]]] = {}
     for condition in arguments.conditions:
-        cache = out / f"cache-{condition}"
-        options = ("--editor", "tiny", "--dataset", str(dataset), "--stride", "2", "--out", str(cache))
-        imagewam("cache", *options, *CONDITIONS[condition])
+        options = ("--dataset", str(dataset), "--stride", str(arguments.stride), "--out", str(out / condition))
+        imagewam("cache", "--editor", "tiny", *options, *CONDITIONS[condition])
+    trials: list[Trial] = []
+    for seed in arguments.seeds:  # a whole table per seed, so that a run cut short still compares all conditions
         for count in arguments.episodes:
-            for seed in arguments.seeds:
+            for condition in arguments.conditions:
                 run = out / f"run-{condition}-{count}-{seed}"
-                counts = ("--steps", str(arguments.steps), "--seed", str(seed), "--set", f"episodes={count}")
-                imagewam("train-expert", "--cache", str(cache), "--out", str(run), *counts)
-                result = run / "eval" / "tabletop" / "result.json"
-                if not result.exists():
-                    imagewam("eval", "--policy", str(run), "--split", "test", "--episodes", str(arguments.scenes))
-                total = json.loads(result.read_text())["splits"]["test"]["total"]["success"]
-                successes.setdefault(condition, {}).setdefault(count, []).append(total["successes"])
-                report(out, successes, arguments.scenes)
+                trials.append(train_and_evaluate(out / condition, run, count, seed, arguments.steps, arguments.scenes))
+                report(out, trials)
+
+
+def train_and_evaluate(cache: Path, run: Path, episodes: int, seed: int, steps: int, scenes: int) -> Trial:
+    recipe = ("--steps", str(steps), "--seed", str(seed), "--set", f"episodes={episodes}")
+    if not (run / "result.json").exists():
+        imagewam("train-expert", "--cache", str(cache), "--out", str(run), *recipe)
+    closed_loop = run / "eval" / "tabletop" / "result.json"
+    if not closed_loop.exists():
+        imagewam("eval", "--policy", str(run), "--split", "test", "--episodes", str(scenes))
+    validation = json.loads((run / "result.json").read_text())["validation"]
+    return Trial(
+        condition=cache.name,
+        episodes=episodes,
+        seed=seed,
+        scenes=scenes,
+        successes=json.loads(closed_loop.read_text())["splits"]["test"]["total"]["success"]["successes"],
+        error_ratio=validation["ratio_to_constant"],
+    )
 
 
 def imagewam(*arguments: str) -> None:
@@ -67,39 +96,77 @@ def imagewam(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "imagewam_cli", "--quiet", *arguments], check=True)
 
 
-def report(out: Path, successes: dict[str, dict[int, list[int]]], scenes: int) -> None:
-    """Pool the seeds of each (condition, episodes): success with a 95 % interval, and each seed's own rate."""
-    (out / "worth.json").write_text(json.dumps({"scenes": scenes, "successes": successes}, indent=2) + "\n")
-    counts = sorted({count for by_count in successes.values() for count in by_count})
+def report(out: Path, trials: Sequence[Trial]) -> None:
+    """Both tables and the plot, of what is finished."""
+    (out / "worth.json").write_text(json.dumps([asdict(t) for t in trials], indent=2) + "\n")
+    text = (
+        "Success on unseen scenes, all seeds together, with a 95 % interval:\n\n"
+        + table(trials, success_cell)
+        + "\nError of action chunks on held-out episodes over that of the best constant chunk; mean (each seed):\n\n"
+        + table(trials, error_cell)
+    )
+    (out / "worth.md").write_text(text)
+    plot(out / "worth.png", trials)
+
+
+def table(trials: Sequence[Trial], cell: Any) -> str:
+    counts = sorted({t.episodes for t in trials})
     lines = ["| prefix | " + " | ".join(f"{c} episodes" for c in counts) + " |", "|---" * (len(counts) + 1) + "|"]
-    for condition, by_count in successes.items():
-        cells = [cell(Rate.of(sum(s), scenes * len(s)), s, scenes) if (s := by_count.get(c)) else "" for c in counts]
+    for condition in dict.fromkeys(t.condition for t in trials):
+        cells = [cell(of(trials, condition, count)) for count in counts]
         lines.append(f"| {condition} | " + " | ".join(cells) + " |")
-    (out / "worth.md").write_text("\n".join(lines) + "\n")
-    plot(out / "worth.png", successes, scenes)
+    return "\n".join(lines) + "\n"
 
 
-def cell(rate: Rate, seeds: list[int], scenes: int) -> str:
-    each = ", ".join(f"{100 * s / scenes:.0f}" for s in seeds)
+def of(trials: Sequence[Trial], condition: str, episodes: int) -> list[Trial]:
+    return [t for t in trials if (t.condition, t.episodes) == (condition, episodes)]
+
+
+def pooled(trials: Sequence[Trial]) -> Rate:
+    return Rate.of(sum(t.successes for t in trials), sum(t.scenes for t in trials))
+
+
+def success_cell(trials: Sequence[Trial]) -> str:
+    if not trials:
+        return ""
+    rate = pooled(trials)
+    each = ", ".join(f"{100 * t.successes / t.scenes:.0f}" for t in trials)
     return f"{100 * rate.rate:.0f} % ({100 * rate.low:.0f} to {100 * rate.high:.0f}; seeds {each})"
 
 
-def plot(path: Path, successes: dict[str, dict[int, list[int]]], scenes: int) -> None:
+def error_cell(trials: Sequence[Trial]) -> str:
+    if not trials:
+        return ""
+    each = ", ".join(f"{t.error_ratio:.2f}" for t in trials)
+    return f"{statistics.mean(t.error_ratio for t in trials):.2f} ({each})"
+
+
+def plot(path: Path, trials: Sequence[Trial]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4))
+    figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for condition, by_count in successes.items():
-        counts = sorted(by_count)
-        rates = [Rate.of(sum(by_count[c]), scenes * len(by_count[c])) for c in counts]
-        errors = [[r.rate - r.low for r in rates], [r.high - r.rate for r in rates]]
-        axes.errorbar(counts, [r.rate for r in rates], yerr=errors, marker="o", capsize=3, label=condition)
-    axes.set_xlabel("training episodes")
-    axes.set_ylabel("success on unseen scenes")
-    axes.set_ylim(0, 1)
-    axes.legend(frameon=False)
+    success, error = figure.subplots(1, 2)
+    for condition in dict.fromkeys(t.condition for t in trials):
+        counts = sorted({t.episodes for t in trials if t.condition == condition})
+        rates = [pooled(of(trials, condition, c)) for c in counts]
+        bars = [[r.rate - r.low for r in rates], [r.high - r.rate for r in rates]]
+        success.errorbar(counts, [r.rate for r in rates], yerr=bars, marker="o", capsize=3, label=condition)
+        ratios = [[t.error_ratio for t in of(trials, condition, c)] for c in counts]
+        means = [statistics.mean(r) for r in ratios]
+        bars = [[m - min(r) for m, r in zip(means, ratios, strict=True)]]
+        bars.append([max(r) - m for m, r in zip(means, ratios, strict=True)])
+        error.errorbar(counts, means, yerr=bars, marker="o", capsize=3, label=condition)
+    success.set_ylabel("success on unseen scenes, 95 % interval")
+    success.set_ylim(0, 1)
+    error.set_ylabel("action error / best constant, range over seeds")
+    error.axhline(1, color="grey", linewidth=0.8)
+    for axes in (success, error):
+        axes.set_xlabel("training episodes")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted({t.episodes for t in trials}), [str(c) for c in sorted({t.episodes for t in trials})])
+    success.legend(frameon=False)
     figure.savefig(path, dpi=144)
 
 
