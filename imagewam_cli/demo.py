@@ -19,6 +19,8 @@ from imagewam_cli.kvcache.manifest import write_atomically
 _TIMES = "times.json"
 _STRIDE = 8
 """Neighbouring frames teach little that is new: many scenes, few frames of each."""
+_DISTURB = 0.15
+"""A demonstrator that never misses does not show what to do after missing the block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,17 @@ class Demo:
         table: list[tuple[str, list[str], Path]] = [
             (
                 "record",
-                ["record", "--env", "tabletop", "--episodes", str(self.episodes), "--out", str(dataset)],
+                [
+                    "record",
+                    "--env",
+                    "tabletop",
+                    "--episodes",
+                    str(self.episodes),
+                    "--disturb",
+                    str(_DISTURB),
+                    "--out",
+                    str(dataset),
+                ],
                 dataset / "meta" / "info.json",
             ),
             (

@@ -17,15 +17,18 @@ def record_command(
     episodes: Annotated[int, typer.Option("--episodes", help="Demonstrations to record.")] = 200,
     seed: SeedOption = 0,
     codec: Annotated[str, typer.Option("--codec", help="h264, av1, or none for exact PNG pictures.")] = "h264",
+    disturb: Annotated[
+        float, typer.Option("--disturb", help="Share of steps at which the arm is pushed, to record recoveries.")
+    ] = 0.0,
 ) -> None:
     """Record scripted demonstrations as a LeRobot v3.0 dataset.
 
     Example: imagewam record --env tabletop --episodes 200 --out datasets/tabletop
     """
-    record_demonstrations(out, env, episodes, seed, codec)
+    record_demonstrations(out, env, episodes, seed, codec, disturb)
 
 
-def record_demonstrations(out: Path, env: str, episodes: int, seed: int, codec: str) -> None:
+def record_demonstrations(out: Path, env: str, episodes: int, seed: int, codec: str, disturb: float = 0.0) -> None:
     """Record, with progress."""
     from imagewam_cli.errors import UnknownNameError, UsageError
     from imagewam_cli.registry import Registry
@@ -38,5 +41,7 @@ def record_demonstrations(out: Path, env: str, episodes: int, seed: int, codec: 
         raise UsageError(f"cannot record {episodes} episodes", "ask for at least one")
     make = Registry.installed().environments.load(env)
     with output.progress(episodes, "episode") as bar:
-        frames = record(make(), out, episodes, seed=seed, video_codec=codecs[codec], on_episode=bar.update)
+        frames = record(
+            make(), out, episodes, seed=seed, video_codec=codecs[codec], disturb=disturb, on_episode=bar.update
+        )
     output.say(f"recorded {episodes} episodes, {frames} frames: {out}")

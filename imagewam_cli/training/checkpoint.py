@@ -11,18 +11,18 @@ import os
 import shutil
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from imagewam_cli.config import dump_json
 from imagewam_cli.errors import RunError
 from imagewam_cli.kvcache.manifest import sync_folder
+from imagewam_cli.training.optimizer import ExpertOptimizer
 
 _KEEP = 2
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.AdamW
+    folder: Path, step: int, model: nn.Module, average: dict[str, Tensor], optimizer: ExpertOptimizer
 ) -> None:
     """Save after `step` steps; older checkpoints but the last two are removed."""
     from safetensors.torch import save_file
@@ -35,7 +35,7 @@ def save_checkpoint(
     try:
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial / "model.safetensors")
         save_file({k: v.contiguous() for k, v in average.items()}, partial / "average.safetensors")
-        save_file(_moments(model, optimizer), partial / "optimizer.safetensors")
+        save_file({k: v.contiguous() for k, v in optimizer.state().items()}, partial / "optimizer.safetensors")
         (partial / "state.json").write_text(dump_json({"step": step}))
         for file in partial.iterdir():
             _sync(file)
@@ -48,7 +48,7 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.AdamW) -> int:
+def load_checkpoint(folder: Path, model: nn.Module, average: dict[str, Tensor], optimizer: ExpertOptimizer) -> int:
     """Load the newest checkpoint in place; returns its step, 0 where there is none.
 
     Raises:
@@ -65,28 +65,15 @@ def load_checkpoint(folder: Path, model: nn.Module, average: dict[str, Tensor], 
         step = int(json.loads((newest / "state.json").read_text())["step"])
         model.load_state_dict(load_file(newest / "model.safetensors"))
         loaded = load_file(newest / "average.safetensors")
-        moments = load_file(newest / "optimizer.safetensors")
-        for name, parameter in model.named_parameters():
+        for name in average:
             average[name].copy_(loaded[name])
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": moments[f"{name}.first"],
-                "exp_avg_sq": moments[f"{name}.second"],
-            }
+        optimizer.load(load_file(newest / "optimizer.safetensors"))
     except (RuntimeError, KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise RunError(
             f"{newest} is damaged or does not fit this run: {str(error).splitlines()[-1].strip()}",
             "delete it to go on from the checkpoint before it, or start over with --fresh",
         ) from None
     return step
-
-
-def _moments(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    state = {}
-    for name, parameter in model.named_parameters():
-        state[f"{name}.first"] = optimizer.state[parameter]["exp_avg"]
-        state[f"{name}.second"] = optimizer.state[parameter]["exp_avg_sq"]
-    return state
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -34,6 +34,7 @@ from imagewam_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from imagewam_cli.training.data import Batch, ExpertData
 from imagewam_cli.training.metrics import MetricLog
 from imagewam_cli.training.objective import Validation, flow_loss, validate
+from imagewam_cli.training.optimizer import ExpertOptimizer
 from imagewam_cli.training.recipe import TrainRecipe
 from imagewam_cli.workspace import RUN_MARKER
 
@@ -80,12 +81,7 @@ class Trainer:
             torch.manual_seed(recipe.seed)
             self.expert = ActionExpert(self.config)
         self.average = {name: p.detach().clone() for name, p in self.expert.named_parameters()}
-        self.optimizer = torch.optim.AdamW(
-            self.expert.parameters(),
-            lr=recipe.optimizer.learning_rate,
-            betas=recipe.optimizer.betas,
-            weight_decay=recipe.optimizer.weight_decay,
-        )
+        self.optimizer = ExpertOptimizer(self.expert, recipe.optimizer)
         self._bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and _has_bfloat16())
         self._validation: list[Batch] | None = None
 
@@ -135,9 +131,8 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
             loss = flow_loss(self.expert, batch, self.schedule, recipe.flow.draws, generator)
         _require_finite("loss", loss.detach(), step, batch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.set_rate(recipe.learning_rate(step))
+        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.expert.parameters(), recipe.optimizer.clip_norm)
         _require_finite("gradient's norm", norm, step, batch)

@@ -44,7 +44,9 @@ class FlowRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecipe:
-    learning_rate: float = 1e-3
+    name: Literal["muon", "adamw"] = "muon"
+    """muon: for the matrices of the blocks, AdamW for the rest. Published: adamw."""
+    learning_rate: float = 3e-3
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_fraction: float = 0.05

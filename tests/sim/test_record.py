@@ -10,7 +10,7 @@ import pytest
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import Float32Array, Observation
 from imagewam_cli.errors import SimulationError, UsageError
-from imagewam_cli.sim.environment import Environment
+from imagewam_cli.sim.environment import Environment, StepResult
 from imagewam_cli.sim.record import record
 from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 
@@ -44,6 +44,39 @@ def test_a_rate_that_a_dataset_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SimulationError, match=r"runs at 12.5 Hz"):
         record(env, tmp_path / "set", 1)
     assert not (tmp_path / "set").exists()
+
+
+class Watched(TabletopEnvironment):
+    """Keeps what the expert wanted and what was carried out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted: list[Float32Array] = []
+        self.done: list[Float32Array] = []
+
+    def demonstrate(self) -> Float32Array:
+        self.wanted.append(super().demonstrate())
+        return self.wanted[-1]
+
+    def step(self, action: Float32Array) -> StepResult:
+        self.done.append(action)
+        return super().step(action)
+
+
+def test_disturbed_steps_are_carried_out_and_the_experts_actions_recorded(tmp_path: Path) -> None:
+    env = Watched()
+    record(env, tmp_path / "set", 10, video_codec=None, disturb=0.2)
+    wanted, done = np.stack(env.wanted), np.stack(env.done)
+    share = (wanted != done).any(axis=1).mean()
+    assert 0.1 < share < 0.3
+    recorded = np.stack([row.action for row in open_dataset(tmp_path / "set").rows(images=False)])
+    assert np.array_equal(recorded, wanted)
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.6])
+def test_a_share_of_disturbed_steps_out_of_range_is_refused(tmp_path: Path, share: float) -> None:
+    with pytest.raises(UsageError, match="cannot disturb"):
+        record(TabletopEnvironment(), tmp_path / "set", 1, disturb=share)
 
 
 def test_a_recording_reads_back_exactly(tmp_path: Path) -> None:

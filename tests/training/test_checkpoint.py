@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from imagewam_cli.errors import RunError
 from imagewam_cli.training.checkpoint import load_checkpoint, save_checkpoint
+from imagewam_cli.training.optimizer import ExpertOptimizer
+from imagewam_cli.training.recipe import OptimizerRecipe
 
 
 class State:
@@ -21,12 +24,13 @@ class State:
 
     def __init__(self, seed: int, *, inputs: int = 3, steps: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.model = nn.Sequential(nn.Linear(inputs, 4), nn.SiLU(), nn.Linear(4, 1))
+        layers = {"blocks": nn.Sequential(nn.Linear(inputs, 4)), "activation": nn.SiLU(), "head": nn.Linear(4, 1)}
+        self.model = nn.Sequential(OrderedDict(layers))
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
         self.average = {name: p.detach() * 0.5 for name, p in self.model.named_parameters()}
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)
+        self.optimizer = ExpertOptimizer(self.model, OptimizerRecipe(learning_rate=0.1))
         self.x = torch.randn(8, inputs, generator=torch.Generator().manual_seed(0))
         for _ in range(steps):
             self.step()
