@@ -17,10 +17,8 @@ from imagewam_cli.errors import ImagewamError
 from imagewam_cli.kvcache.manifest import write_atomically
 
 _TIMES = "times.json"
-_STRIDE = 8
+_STRIDE = 10
 """Neighbouring frames teach little that is new: many scenes, few frames of each."""
-_DISTURB = 0.15
-"""A demonstrator that never misses does not show what to do after missing the block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +70,6 @@ class Demo:
                     "tabletop",
                     "--episodes",
                     str(self.episodes),
-                    "--disturb",
-                    str(_DISTURB),
                     "--out",
                     str(dataset),
                 ],
