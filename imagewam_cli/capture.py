@@ -24,6 +24,8 @@ from torch.overrides import TorchFunctionMode
 
 from imagewam_cli.errors import CaptureError
 
+_POSITIONAL = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+"""Arguments of `scaled_dot_product_attention` that may be given by position."""
 _HINT = 'use the native attention backend: model.set_attention_backend("native")'
 
 
@@ -140,7 +142,7 @@ class _Mode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention or not self.stack:
             return func(*args, **kwargs)
-        named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+        named = dict(zip(_POSITIONAL[: len(args)], args, strict=True)) | kwargs
         q, k, v = named.pop("query"), named.pop("key"), named.pop("value")
         return self.visit(self.stack[-1], q, k, v, _Call(func, named.pop("attn_mask", None), named))
 

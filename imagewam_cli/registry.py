@@ -176,7 +176,7 @@ class Registry:
             status = next((s for s in self.plugins if s.name == plugin), None)
             try:
                 found += [(plugin, entry) for entry in implementation.function()]
-            except Exception as error:  # noqa: BLE001 - foreign code, as above
+            except Exception as error:  # noqa: BLE001 - a foreign hook: reported, the other plugins' entries stay
                 if status is not None:
                     status.error = f"{hook}: {type(error).__name__}: {error}"
         return Catalog(kind, found)

@@ -67,3 +67,19 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory, tabletop: Path, load_ti
     settings = BuildSettings(stride=4, batch=8, shard_mb=0.5)
     build_cache(dataset, load_tiny(instructions_of(dataset)), folder, FLOAT32, settings)
     return folder
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory: pytest.TempPathFactory, load_tiny: Any) -> Path:
+    """A small policy of random weights on the small editor."""
+    from export.policies import small_policy
+
+    return small_policy(tmp_path_factory, load_tiny)
+
+
+@pytest.fixture(scope="session")
+def onnx_export(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path, tiny_weights: Path) -> Any:
+    """The ONNX export of `policy_folder`."""
+    from export.policies import exported
+
+    return exported(tmp_path_factory, policy_folder, tiny_weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor, nn
 
@@ -202,3 +203,25 @@ def test_narrow_keeps_a_run_of_tokens() -> None:
     kv = LayerKV(torch.arange(8.0).view(1, 4, 1, 2), torch.arange(8.0).view(1, 4, 1, 2) + 100)
     assert kv.narrow(1, 3).k.flatten().tolist() == [2, 3, 4, 5]
     assert kv.narrow(1, 3).v.flatten().tolist() == [102, 103, 104, 105]
+
+
+class _Causal(nn.Module):
+    """Gives `is_causal` by position, as scaled_dot_product_attention allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.Module()
+        self.attention.forward = lambda x: F.scaled_dot_product_attention(x, x, x, None, 0.0, True)  # type: ignore[method-assign]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.attention(x)
+        return out
+
+
+def test_arguments_given_by_position_are_kept() -> None:
+    x = torch.randn(1, 2, 5, 8)
+    model = _Causal()
+    with record(model, ["attention"]):
+        recorded = model(x)
+    assert torch.equal(recorded, F.scaled_dot_product_attention(x, x, x, is_causal=True))
+    assert not torch.allclose(recorded, F.scaled_dot_product_attention(x, x, x))

@@ -19,7 +19,25 @@ from imagewam_cli.export.onnx import OnnxExporter
 from imagewam_cli.policy.bundle import read_bundle
 from imagewam_flux2.editor import Flux2Editor
 
+ExportAgain = Callable[..., ExportReport]
 GRAPHS = ("loop.onnx", "prefix.onnx", "step.onnx")
+
+
+@pytest.fixture
+def export_again(
+    onnx_export: ExportReport,
+    policy_folder: Path,
+    tiny_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> ExportAgain:
+    """`export_again(change)`: export into tmp_path / "out" without tracing anew; change(file, model) -> model."""
+
+    def export(change: Callable[[str, Any], Any] = lambda _file, model: model) -> ExportReport:
+        take_graphs_from(onnx_export.folder, monkeypatch, change)
+        return OnnxExporter().export(policy_folder, tmp_path / "out", weights=tiny_weights)
+
+    return export
 
 
 def test_every_check_passed(onnx_export: ExportReport) -> None:
@@ -79,30 +97,16 @@ def test_no_file_tells_where_it_was_made(onnx_export: ExportReport, policy_folde
 
 @pytest.mark.parametrize(("name", "check"), [("loop.onnx", "loop"), ("step.onnx", "step"), ("prefix.onnx", "prefix")])
 def test_a_graph_that_says_something_else_is_refused(
-    onnx_export: ExportReport,
-    policy_folder: Path,
-    tiny_weights: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    check: str,
+    export_again: ExportAgain, tmp_path: Path, name: str, check: str
 ) -> None:
-    take_graphs_from(onnx_export.folder, monkeypatch, lambda file, model: tampered(model) if file == name else model)
     with pytest.raises(ExportError, match=f"{check} differs from torch by .*, more than 1e-04"):
-        OnnxExporter().export(policy_folder, tmp_path / "out", weights=tiny_weights)
+        export_again(lambda file, model: tampered(model) if file == name else model)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_editor_without_a_graph_leaves_a_note(
-    onnx_export: ExportReport,
-    policy_folder: Path,
-    tiny_weights: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    take_graphs_from(onnx_export.folder, monkeypatch, lambda _file, model: model)
+def test_an_editor_without_a_graph_leaves_a_note(export_again: ExportAgain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Flux2Editor, "prefix_graph", lambda _editor: None)
-    report = OnnxExporter().export(policy_folder, tmp_path / "out", weights=tiny_weights)
+    report = export_again()
     assert set(report.errors) == {"step", "loop", "chunk"}
     assert not {"prefix.onnx", "tokenizer.json"} & set(report.files)
     assert json.loads((report.folder / "onnx.json").read_text())["prefix"] is None
@@ -112,15 +116,10 @@ def test_an_editor_without_a_graph_leaves_a_note(
 
 
 def test_an_editor_too_large_for_a_file_leaves_a_note(
-    onnx_export: ExportReport,
-    policy_folder: Path,
-    tiny_weights: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    export_again: ExportAgain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_graphs_from(onnx_export.folder, monkeypatch, lambda _file, model: model)
     monkeypatch.setattr(graphs, "LARGEST", 400_000)
-    report = OnnxExporter().export(policy_folder, tmp_path / "out", weights=tiny_weights)
+    report = export_again()
     assert "an .onnx file holds 2 GB" in report.notes[0]
     assert "prefix.onnx" not in report.files
 

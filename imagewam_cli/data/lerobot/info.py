@@ -64,7 +64,8 @@ class Feature:
                 f"feature {self.key!r} has shape {list(self.shape)}, which is not a picture",
                 "expected (height, width, 3)",
             )
-        axes = {name[:1].lower(): size for name, size in zip(self.names, self.shape, strict=False)}
+        named = len(self.names) == len(self.shape)
+        axes = {name[:1].lower(): size for name, size in zip(self.names, self.shape, strict=True)} if named else {}
         if axes.keys() == {"h", "w", "c"}:
             return axes["h"], axes["w"]
         if self.shape[0] in (1, 3) and self.shape[2] not in (1, 3):

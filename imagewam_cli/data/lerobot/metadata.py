@@ -120,8 +120,8 @@ def _place(info: Info, table: list[_EpisodeRow], where: Path) -> tuple[Episode, 
         if before.index == after.index:
             raise DatasetError(f"{where}: episode {after.index} is listed twice", _DAMAGED)
 
-    first_rows = [0, *itertools.accumulate(row.length for row in table)]
-    for row, first_row in zip(table, first_rows, strict=False):
+    *first_rows, total = itertools.accumulate((row.length for row in table), initial=0)
+    for row, first_row in zip(table, first_rows, strict=True):
         if row.length < 1:
             raise DatasetError(f"{where}: episode {row.index} has length {row.length}", "remove the empty episode")
         if row.declared_first_row not in (None, first_row):
@@ -130,9 +130,9 @@ def _place(info: Info, table: list[_EpisodeRow], where: Path) -> tuple[Episode, 
                 f"but the episodes before it hold {first_row} rows",
                 "the dataset was merged or edited wrongly; repeat that step",
             )
-    if first_rows[-1] != info.total_frames:
+    if total != info.total_frames:
         raise DatasetError(
-            f"{where}: the episodes hold {first_rows[-1]} frames, {info.path} says total_frames {info.total_frames}",
+            f"{where}: the episodes hold {total} frames, {info.path} says total_frames {info.total_frames}",
             "the recording or the copy is incomplete",
         )
 
@@ -149,7 +149,7 @@ def _place(info: Info, table: list[_EpisodeRow], where: Path) -> tuple[Episode, 
                 for key, span in row.videos.items()
             },
         )
-        for row, first_row in zip(table, first_rows, strict=False)
+        for row, first_row in zip(table, first_rows, strict=True)
     )
 
 
