@@ -64,15 +64,7 @@ class Demo:
         table: list[tuple[str, list[str], Path]] = [
             (
                 "record",
-                [
-                    "record",
-                    "--env",
-                    "tabletop",
-                    "--episodes",
-                    str(self.episodes),
-                    "--out",
-                    str(dataset),
-                ],
+                ["record", "--env", "tabletop", "--episodes", str(self.episodes), "--out", str(dataset)],
                 dataset / "meta" / "info.json",
             ),
             (

@@ -64,8 +64,11 @@ class ExpertOptimizer:
         """What `state` gave.
 
         Raises:
-            KeyError: a parameter that is not the model's.
+            KeyError: a parameter that is not the model's, or one of the model's that is missing.
         """
+        missing = self._parameters.keys() - {path.rpartition("/")[0] for path in state}
+        if missing:
+            raise KeyError(f"no moments of {min(missing)}")
         for part in self._parts:
             part.state.clear()
         for path, value in state.items():

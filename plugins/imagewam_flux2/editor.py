@@ -216,7 +216,7 @@ class Flux2Editor(Editor):
         picture = np.concatenate(tiles, axis=1)
         if self.settings.blank_images:
             picture = np.full_like(picture, _GREY)
-        tensor = torch.from_numpy(picture.copy()).permute(2, 0, 1).contiguous()
+        tensor = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
         return tensor.to(self._device, self._dtype) / 127.5 - 1
 
 

@@ -78,5 +78,13 @@ def test_loaded_state_goes_on_alike(name: str) -> None:
 
 
 def test_state_of_another_model_is_refused() -> None:
-    with pytest.raises(KeyError):
-        ExpertOptimizer(model(), RECIPE).load({"tail.weight/exp_avg": torch.zeros(1)})
+    net = model()
+    optimizer = ExpertOptimizer(net, RECIPE)
+    loss(net).backward()
+    optimizer.step()
+    whole = optimizer.state()
+    with pytest.raises(KeyError, match=r"tail\.weight"):
+        optimizer.load(whole | {"tail.weight/exp_avg": torch.zeros(1)})
+    part = {path: value for path, value in whole.items() if not path.startswith("head.bias/")}
+    with pytest.raises(KeyError, match=r"no moments of head\.bias"):
+        optimizer.load(part)
