@@ -7,7 +7,7 @@ part of the random generator's seed), and `HELD_OUT_PAIRS` never occur outside t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -38,6 +38,7 @@ MIN_TRAVEL = 0.68
 more."""
 
 _PLACE_SHARE = 0.65
+_CLOSED_SHARE = 0.3
 _DIRECTIONS: dict[Relation, tuple[float, float]] = {
     "left": (-1.0, 0.0),
     "right": (1.0, 0.0),
@@ -76,12 +77,13 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One scene with one task. `gripper` is (x, y)."""
+    """One scene with one task. `gripper` is (x, y), `opening` that of its jaws when the episode begins."""
 
     blocks: tuple[Block, ...]
     zones: tuple[Zone, ...]
     gripper: tuple[float, float]
     task: Task
+    opening: float = 1.0
 
     @property
     def pair(self) -> tuple[str, str] | None:
@@ -101,7 +103,8 @@ def sample_layout(seed: int, split: Split = "train") -> Layout:
     while True:
         layout = _propose(rng, held_out=split == "heldout")
         if layout is not None:
-            return layout
+            # closed jaws that hold nothing are what a missed grasp leaves: demonstrations show what to do then
+            return replace(layout, opening=float(rng.random() >= _CLOSED_SHARE))
 
 
 def goal_of(task: Task, blocks: tuple[tuple[float, float], ...], zones: tuple[Zone, ...]) -> tuple[float, float]:

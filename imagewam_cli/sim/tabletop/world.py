@@ -18,6 +18,9 @@ GRASP_RADIUS = 0.055
 JAW_SPEED = 0.5
 """Opening or closing per control step: two steps for the whole way."""
 
+HELD_OPENING = 0.25
+"""What jaws that hold a block sense of their opening."""
+
 BOUNDS = (0.04, 0.96)
 
 
@@ -34,12 +37,19 @@ class World:
 
     @classmethod
     def start(cls, layout: Layout) -> World:
-        return cls(layout=layout, blocks=tuple((b.x, b.y) for b in layout.blocks), gripper=layout.gripper)
+        return cls(
+            layout=layout,
+            blocks=tuple((b.x, b.y) for b in layout.blocks),
+            gripper=layout.gripper,
+            opening=layout.opening,
+        )
 
     @property
     def state(self) -> Float32Array:
-        """Proprioception, float32 (3,): gripper x, y, opening."""
-        return np.array([*self.gripper, self.opening], dtype=np.float32)
+        """Proprioception, float32 (3,): gripper x, y, and how far the jaws are apart, which a block between them keeps
+        from 0."""
+        apart = self.opening if self.held is None else max(self.opening, HELD_OPENING)
+        return np.array([*self.gripper, apart], dtype=np.float32)
 
     @property
     def goal(self) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from imagewam_cli.sim.tabletop.env import MAX_STEPS, MOTOR_NOISE, SPLITS
 from imagewam_cli.sim.tabletop.expert import expert_action
 from imagewam_cli.sim.tabletop.layout import Split, sample_layout
 from imagewam_cli.sim.tabletop.render import render
-from imagewam_cli.sim.tabletop.world import STEP, World
+from imagewam_cli.sim.tabletop.world import GRASP_RADIUS, STEP, World
 
 from .scenes import GREEN, GREEN_ON_BLUE, RED, RED_ON_BLUE, RED_ON_YELLOW, action, layout, play
 
@@ -57,8 +58,23 @@ def test_the_same_block_goes_elsewhere_under_another_instruction() -> None:
 
 
 def test_it_goes_straight_to_the_block_and_slows_down() -> None:
-    world = replace(World.start(layout(RED_ON_YELLOW)), gripper=(RED[0] - 0.9 * STEP, RED[1]))
-    assert expert_action(world).tolist() == pytest.approx([0.9, 0.0, 1.0], abs=1e-5)
+    def speed(distance: float) -> float:
+        chosen = expert_action(replace(World.start(layout(RED_ON_YELLOW)), gripper=(RED[0] - distance, RED[1])))
+        assert chosen[1:].tolist() == pytest.approx([0.0, 1.0], abs=1e-5)
+        return float(chosen[0])
+
+    assert speed(3 * STEP) == 1.0
+    assert 0 < speed(STEP) < speed(2 * STEP) < 1.0
+
+
+def test_the_block_is_within_reach_before_the_jaws_begin_to_close() -> None:
+    """A policy that imitates it and closes a step early still takes the block."""
+    world = World.start(layout(RED_ON_YELLOW))
+    within_reach = 0
+    while expert_action(world)[2] > 0:
+        within_reach += math.dist(world.gripper, RED) <= GRASP_RADIUS
+        world = world.step(expert_action(world))
+    assert within_reach >= 2
 
 
 def test_it_lets_go_of_a_wrong_block() -> None:

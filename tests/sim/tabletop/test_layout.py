@@ -53,6 +53,12 @@ def test_a_seed_is_a_scene(layouts: dict[Split, list[Layout]]) -> None:
         assert [sample_layout(seed, split) for seed in (0, 1, 100)] == [layouts[split][seed] for seed in (0, 1, 100)]
 
 
+def test_some_episodes_begin_with_closed_jaws(layouts: dict[Split, list[Layout]]) -> None:
+    for scenes in layouts.values():
+        assert {scene.opening for scene in scenes} == {0.0, 1.0}
+        assert 0.2 < sum(scene.opening == 0.0 for scene in scenes) / len(scenes) < 0.4
+
+
 def test_no_scene_occurs_twice_in_a_split_or_in_two(everything: list[Layout]) -> None:
     assert len(set(everything)) == len(everything)
     tables = {(scene.blocks, scene.zones) for scene in everything}

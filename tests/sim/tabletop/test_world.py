@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from imagewam_cli.sim.tabletop.world import BOUNDS, GRASP_RADIUS, STEP, World
+from imagewam_cli.sim.tabletop.world import BOUNDS, GRASP_RADIUS, HELD_OPENING, STEP, World
 
 from .scenes import PURPLE, RED, RED_ON_YELLOW, YELLOW_ZONE, action, layout
 
@@ -61,6 +61,14 @@ def test_closing_takes_two_steps_and_takes_the_block_below(world: World) -> None
     closed = half.step(action(grip=-1))
     assert (closed.opening, closed.held) == (0.0, 0)
     assert closed.step(action(grip=-1)).held == 0
+
+
+def test_the_state_tells_jaws_that_hold_a_block_from_empty_ones(world: World) -> None:
+    """The block keeps them apart; a policy learns from it that it missed."""
+    assert close(at(world, *RED)).state[2] == HELD_OPENING > 0
+    assert close(world).state[2] == 0.0
+    opening = close(at(world, *RED)).step(action(grip=1))
+    assert opening.state[2] == opening.opening == 0.5
 
 
 @pytest.mark.parametrize(("distance", "held"), [(GRASP_RADIUS - 0.001, 0), (GRASP_RADIUS + 0.001, None)])
