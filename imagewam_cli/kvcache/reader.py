@@ -63,23 +63,28 @@ class CacheReader:
 
     def read(self, indices: npt.NDArray[np.int64], *, device: torch.device | str = "cpu") -> PrefixKV:
         """The decoded prefix of the rows, float32, in the order of `indices`."""
+        return self.decode(self.gather(indices), device=device)
+
+    def gather(self, indices: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+        """The rows' tensors as they are stored, by their names in the shards.
+
+        Copies and nothing else, on one thread, so that it can run beside a computation without taking its processors.
+        """
         shard_of = np.searchsorted(self._starts, indices, side="right") - 1
-        parts: dict[str, list[Tensor]] = {}
-        order: list[npt.NDArray[np.int64]] = []
-        for number in np.unique(shard_of):
-            places = np.nonzero(shard_of == number)[0]
-            rows = indices[places] - self._starts[number]
-            shard = self._shard(int(number))
-            order.append(places)
-            for name in self._tensors(shard):
-                parts.setdefault(name, []).append(shard.take(name, rows))
-        back = torch.from_numpy(np.argsort(np.concatenate(order)))
-        joined = {name: (torch.cat(p)[back] if len(p) > 1 else p[0][back]).to(device) for name, p in parts.items()}
+        parts = [(self._shard(int(n)), np.nonzero(shard_of == n)[0], self._starts[n]) for n in np.unique(shard_of)]
+        return {
+            name: Shard.joined(name, [(shard, places, indices[places] - start) for shard, places, start in parts])
+            for name in self._tensors(parts[0][0])
+        }
+
+    def decode(self, stored: dict[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
+        """float32 K and V of what `gather` returned."""
+        moved = {name: tensor.to(device) for name, tensor in stored.items()}
         layers = tuple(
-            LayerKV(self.codec.decode(joined[f"layer.{i}.k"]), self.codec.decode(joined[f"layer.{i}.v"]))
+            LayerKV(self.codec.decode(moved[f"layer.{i}.k"]), self.codec.decode(moved[f"layer.{i}.v"]))
             for i in range(len(self.manifest.spec.layers))
         )
-        return PrefixKV(layers, joined.get("valid"))
+        return PrefixKV(layers, moved.get("valid"))
 
     def verify(self) -> None:
         """Compare every file with its checksum.

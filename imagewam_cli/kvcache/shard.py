@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,8 +93,16 @@ class Shard:
 
     def take(self, name: str, rows: npt.NDArray[np.int64]) -> Tensor:
         """Copy of the given rows as a tensor."""
-        array, dtype = self.views[name]
-        return torch.from_numpy(np.ascontiguousarray(array[rows])).view(dtype)
+        return self.joined(name, [(self, np.arange(len(rows)), rows)])
+
+    @staticmethod
+    def joined(name: str, parts: Sequence[tuple[Shard, npt.NDArray[np.int64], npt.NDArray[np.int64]]]) -> Tensor:
+        """One tensor of rows from several shards; a part is (shard, places in the tensor, rows of the shard)."""
+        array, dtype = parts[0][0].views[name]
+        rows = np.empty((sum(len(places) for _, places, _ in parts), *array.shape[1:]), array.dtype)
+        for shard, places, taken in parts:
+            rows[places] = shard.array(name)[taken]
+        return torch.from_numpy(rows).view(dtype)
 
 
 _REBUILD = "delete the file and run the same `imagewam cache` command again"

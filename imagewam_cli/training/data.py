@@ -7,7 +7,7 @@ have seen.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -67,13 +67,16 @@ class ExpertData:
 
     def batch(self, indices: Indices) -> Batch:
         """The cached rows of these numbers."""
+        return self._batch(indices, self.reader.gather(indices))
+
+    def _batch(self, indices: Indices, stored: dict[str, Tensor]) -> Batch:
         index, table, horizon = self.reader.index, self.reader.table, self.recipe.expert.horizon
         episodes, frames = index.episode[indices], index.frame[indices]
         chunks = [table.chunk(int(e), int(f), horizon) for e, f in zip(episodes, frames, strict=True)]
         states = np.stack([table.states_of(int(e))[f] for e, f in zip(episodes, frames, strict=True)])
         actions = self.action_normalizer.normalize(np.stack([c.actions for c in chunks]))
         return Batch(
-            prefix=self.reader.read(indices),
+            prefix=self.reader.decode(stored),
             state=torch.from_numpy(self.state_normalizer.normalize(states)),
             actions=torch.from_numpy(actions),
             is_pad=torch.from_numpy(np.stack([c.is_pad for c in chunks])),
@@ -95,14 +98,14 @@ class ExpertData:
         """The batches of steps [first_step, last_step), the next one read while the current one is used."""
         order = islice(self.order(first_step), last_step - first_step)
         with ThreadPoolExecutor(max_workers=1) as worker:
-            waiting = None
+            waiting: tuple[Indices, Future[dict[str, Tensor]]] | None = None
             for indices in order:
-                ahead = worker.submit(self.batch, indices)
+                ahead = indices, worker.submit(self.reader.gather, indices)
                 if waiting is not None:
-                    yield waiting.result()
+                    yield self._batch(waiting[0], waiting[1].result())
                 waiting = ahead
             if waiting is not None:
-                yield waiting.result()
+                yield self._batch(waiting[0], waiting[1].result())
 
     def _rows(self, episodes: Sequence[int]) -> Indices:
         return np.nonzero(np.isin(self.reader.index.episode, episodes))[0].astype(np.int64)
