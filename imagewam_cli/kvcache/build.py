@@ -114,15 +114,19 @@ def build_cache(
     if plan.shards and not (out / SAMPLES).exists():
         write_atomically(out / SAMPLES, Samples.of(_samples(dataset, plan, settings)).to_bytes())
     kept = {entry.file: entry for entry in manifest.shards if _intact(out, entry)}
+    cut = _cut(plan)
+    missing = [episode for name, numbers in cut.items() if name not in kept for episode in numbers]
+    # one stream for all shards: a new one for each would decode a video from its beginning again
+    rows = dataset.rows(episodes=missing, stride=settings.stride) if missing else iter(())
+    encoder = _ShardEncoder(editor, codec, settings.batch, manifest.instructions)
     done: list[ShardEntry] = []
-    for name, numbers in _cut(plan).items():
+    for (name, numbers), episodes in zip(cut.items(), plan.shards, strict=True):
         entry = kept.pop(name, None)
         if entry is None:
-            encoder = _ShardEncoder(dataset, editor, codec, settings, manifest.instructions)
-            tensors = encoder.encode(numbers, on_rows)
+            count = sum(_rows_of(episode, settings.stride) for episode in episodes)
+            tensors = encoder.encode(islice(rows, count), on_rows)
             size, checksum = write_shard(out / SHARDS / name, tensors)
-            rows = len(tensors["row"])
-            entry = ShardEntry(file=name, rows=rows, bytes=size, sha256=checksum, episodes=numbers)
+            entry = ShardEntry(file=name, rows=count, bytes=size, sha256=checksum, episodes=numbers)
             done.append(entry)
             write_manifest(out, dataclasses.replace(manifest, shards=(*done, *kept.values())))
         else:
@@ -240,20 +244,18 @@ def _rows_of(episode: EpisodeInfo, stride: int) -> int:
 
 
 class _ShardEncoder:
-    """Rows of some episodes -> the tensors of a shard."""
+    """The rows of a shard -> its tensors."""
 
-    def __init__(
-        self, dataset: Dataset, editor: Editor, codec: Codec, settings: BuildSettings, instructions: tuple[str, ...]
-    ) -> None:
-        self.dataset, self.editor, self.codec, self.settings = dataset, editor, codec, settings
+    def __init__(self, editor: Editor, codec: Codec, batch: int, instructions: tuple[str, ...]) -> None:
+        self.editor, self.codec, self.batch = editor, codec, batch
         self.number_of = {instruction: i for i, instruction in enumerate(instructions)}
 
-    def encode(self, episodes: Sequence[int], on_rows: Callable[[int], None]) -> dict[str, Tensor]:
+    def encode(self, rows: Iterator[Row], on_rows: Callable[[int], None]) -> dict[str, Tensor]:
         parts: dict[str, list[Tensor]] = {}
-        for rows in _batches(self.dataset.rows(episodes=episodes, stride=self.settings.stride), self.settings.batch):
-            for name, values in self._batch(rows).items():
+        for batch in _batches(rows, self.batch):
+            for name, values in self._batch(batch).items():
                 parts.setdefault(name, []).append(values)
-            on_rows(len(rows))
+            on_rows(len(batch))
         return {name: torch.cat(pieces) for name, pieces in parts.items()}
 
     def _batch(self, rows: list[Row]) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ class Flux2Editor(Editor):
         if self.settings.random_weights:
             _randomize(self._tokens, seed=0)
         self._texts: dict[str, Tensor] = {}
-        self._instructions = tuple(instructions)
+        self._instructions = frozenset(instructions)
         count = len(self._tokens.layers)
         try:
             self._kept = select_layers(self.settings.layers, count)
@@ -90,7 +90,7 @@ class Flux2Editor(Editor):
     @functools.cached_property
     def spec(self) -> KVSpec:
         config = self._tokens.transformer.config
-        segments = self._segments(self._text_length(self._instructions), self._grid[0] * self._grid[1])
+        segments = self._segments(self._text_length, self._grid[0] * self._grid[1])
         tokens = sum(s.tokens for s in segments)
         names = self._tokens.layers
         layers = tuple(
@@ -181,11 +181,12 @@ class Flux2Editor(Editor):
         kept = [kv.narrow(start, stop) for kv in layers]
         return PrefixKV(tuple(LayerKV(kv.k.masked_fill(hidden, 0), kv.v.masked_fill(hidden, 0)) for kv in kept), valid)
 
-    def _text_length(self, instructions: Sequence[str]) -> int:
-        """Text tokens that a row has room for."""
-        if self.settings.text_padding == "keep" or not instructions:
+    @functools.cached_property
+    def _text_length(self) -> int:
+        """Text tokens that a row of the announced instructions has room for."""
+        if self.settings.text_padding == "keep" or not self._instructions:
             return self._tokens.max_text_tokens
-        return max(len(self._tokens.token_ids(self._prompt(i))) for i in set(instructions))
+        return max(len(self._tokens.token_ids(self._prompt(i))) for i in self._instructions)
 
     def _prompt(self, instruction: str) -> str:
         return self.entry.prompt_template.format(instruction=instruction)
@@ -198,8 +199,7 @@ class Flux2Editor(Editor):
             text = self._tokens.text([self._prompt(instruction)], pad_to=self._tokens.max_text_tokens if keep else None)
             self._texts[instruction] = text.embeds[0]
         rows = [self._texts[i] for i in instructions]
-        announced = set(instructions) <= set(self._instructions)
-        length = self._text_length(self._instructions) if announced else max(len(r) for r in rows)
+        length = self._text_length if self._instructions.issuperset(instructions) else max(len(r) for r in rows)
         embeds = torch.stack([torch.nn.functional.pad(r, (0, 0, 0, length - len(r))) for r in rows])
         valid = torch.stack([torch.arange(length, device=r.device) < len(r) for r in rows])
         return Text(embeds=embeds, valid=valid)

@@ -30,6 +30,8 @@ class MemoryDataset:
         starts = np.cumsum([0, *lengths])
         self._episodes = [EpisodeInfo(index=i, length=n, first_row=int(starts[i])) for i, n in enumerate(lengths)]
         self._shift = shift
+        self.streams: list[tuple[int, ...]] = []
+        """Episodes of each stream of pictures that was begun; with videos, each is a decoding from the beginning."""
         self.info = DatasetInfo(
             root=Path("memory"),
             format="memory",
@@ -47,6 +49,11 @@ class MemoryDataset:
         return self._episodes
 
     def rows(self, *, episodes: Sequence[int] | None = None, stride: int = 1, images: bool = True) -> Iterator[Row]:
+        if images:
+            self.streams.append(tuple(episodes if episodes is not None else range(len(self._episodes))))
+        return self._stream(episodes, stride, images)
+
+    def _stream(self, episodes: Sequence[int] | None, stride: int, images: bool) -> Iterator[Row]:
         for episode in self._episodes:
             if episodes is None or episode.index in episodes:
                 for frame in range(0, episode.length, stride):

@@ -170,6 +170,16 @@ class TestContent:
         build(tmp_path / "cache", on_rows=counted.append)
         assert sum(counted) == 15
 
+    def test_all_shards_come_from_one_stream_of_pictures(self, tmp_path: Path, dataset: MemoryDataset) -> None:
+        build(tmp_path / "cache", dataset=dataset)
+        samples, rest = dataset.streams
+        assert samples == CUT[0]
+        assert rest == tuple(range(len(LENGTHS)))
+        (tmp_path / "cache" / "shards" / "shard-00001.safetensors").unlink()
+        (tmp_path / "cache" / "shards" / "shard-00003.safetensors").unlink()
+        build(tmp_path / "cache", dataset=dataset)
+        assert dataset.streams[2:] == [CUT[1] + CUT[3]]
+
     def test_the_batch_size_does_not_show(self, built: Path, tmp_path: Path) -> None:
         build(tmp_path / "cache", batch=1)
         for one, three in zip(shards(tmp_path / "cache"), shards(built), strict=True):

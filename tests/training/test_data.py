@@ -159,7 +159,7 @@ class TestBatch:
         def broken(indices: Indices) -> None:
             raise CacheError("shard is gone")
 
-        monkeypatch.setattr(data.reader, "read", broken)
+        monkeypatch.setattr(data.reader, "gather", broken)
         with pytest.raises(CacheError, match="shard is gone"):
             next(data.batches(0, 5))
 

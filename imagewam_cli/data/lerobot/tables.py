@@ -7,6 +7,7 @@ to skip; the rows are streamed in batches and cut where `episode_index` changes.
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def episode_runs(
                 f"{path} (episode {episodes[0].index}) has no column {missing[0]!r}",
                 "meta/info.json and the data files do not belong together",
             )
-        wanted = {episode.index for episode in episodes}
+        wanted = sorted(episode.index for episode in episodes)
         groups = [i for i in range(file.metadata.num_row_groups) if _may_hold(file.metadata.row_group(i), wanted)]
         batches = file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=list(columns))
     while True:
@@ -130,15 +131,15 @@ def _reading(path: Path, episodes: Sequence[Episode]) -> Iterator[None]:
         ) from error
 
 
-def _may_hold(group: Any, wanted: set[int]) -> bool:
-    """Whether a row group can have rows of the wanted episodes; true where it has no statistics."""
+def _may_hold(group: Any, wanted: Sequence[int]) -> bool:
+    """Whether a row group can have rows of the wanted episodes, ascending; true where it has no statistics."""
     for i in range(group.num_columns):
         column = group.column(i)
         if column.path_in_schema == "episode_index":
             statistics = column.statistics
             if statistics is None or not statistics.has_min_max:
                 return True
-            return any(statistics.min <= index <= statistics.max for index in wanted)
+            return bisect_left(wanted, statistics.min) < bisect_right(wanted, statistics.max)
     return True
 
 
