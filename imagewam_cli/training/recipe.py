@@ -33,7 +33,7 @@ class FlowRecipe:
     shift: float = 2.0
     """Published: 5."""
     inference_steps: int = 10
-    draws: int = 4
+    draws: int = 2
     """Independent (noise, t) draws per loaded prefix."""
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class PolicyRecipe:
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
     steps: int = 1500
-    batch: int = 32
+    batch: int = 64
     seed: int = 0
     validation_fraction: float = 0.1
     validation_rows: int = 128
