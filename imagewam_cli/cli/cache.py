@@ -104,7 +104,7 @@ def cache_command(
         f"{bytes_text(planned.total_bytes)} in all"
     )
     with output.progress(planned.rows, "row") as bar:
-        bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row")
+        bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row", refresh=False)
         manifest = build_cache(rows, loaded, folder, codec, build, on_rows=bar.update)
     values = {
         "cache": str(folder),

@@ -29,7 +29,15 @@ class Output:
         """A tqdm bar on stderr; silent when quiet."""
         from tqdm import tqdm
 
-        return tqdm(total=total, unit=unit, initial=initial, disable=self.quiet, file=sys.stderr, dynamic_ncols=True)
+        return tqdm(
+            total=total,
+            unit=unit,
+            initial=initial,
+            disable=self.quiet,
+            file=sys.stderr,
+            dynamic_ncols=True,
+            delay=0.5,  # a command that is refused at once shows its message alone
+        )
 
 
 output = Output()
