@@ -46,7 +46,7 @@ def cache_command(
         str, typer.Option("--state-key", help="The dataset's name for the state.")
     ] = "observation.state",
     action_key: Annotated[str, typer.Option("--action-key", help="The dataset's name for the action.")] = "action",
-    batch: Annotated[int, typer.Option("--batch", help="Rows per forward pass.")] = 32,
+    batch: Annotated[int, typer.Option("--batch", help="Rows per forward pass.")] = 16,
     shard_mb: Annotated[float, typer.Option("--shard-mb", help="About how large a shard becomes.")] = 256.0,
     blank_images: Annotated[
         bool, typer.Option("--blank-images", help="Ablation: the editor sees a grey picture.")

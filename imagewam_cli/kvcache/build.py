@@ -47,7 +47,7 @@ class BuildSettings:
     """How a cache is cut and computed; `stride` is the only one that changes which rows it has."""
 
     stride: int = 1
-    batch: int = 32
+    batch: int = 16
     shard_mb: float = 256.0
 
     def __post_init__(self) -> None:
