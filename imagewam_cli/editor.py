@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from imagewam_cli.config import to_dict
 from imagewam_cli.errors import UsageError
-from imagewam_cli.kvcache.spec import KVSpec, Mode
+from imagewam_cli.kvcache.spec import KVSpec, Mode, Segment
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from imagewam_cli.capture import LayerKV
     from imagewam_cli.data.types import UInt8Image
     from imagewam_cli.hookspecs import EditorEntry
-
-Segment = Literal["text", "reference", "target"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +66,11 @@ class WeightsIdentity:
 
 @dataclass(frozen=True)
 class PrefixKV:
-    """Keys and values of a batch: one `LayerKV` (B, P, H_kv, D) per kept layer; valid, bool (B, P), None if all tokens
-    are."""
+    """Keys and values of a batch: one `LayerKV` (B, P, H_kv, D) per kept layer, and which tokens count.
+
+    P may differ between layers (a UNet's). valid: bool (B, P) for the layers that hold text, whose P is one and the
+    same; tokens of other layers always count. None: all tokens do.
+    """
 
     layers: tuple[LayerKV, ...]
     valid: torch.Tensor | None
@@ -99,8 +100,9 @@ class PrefixGraph:
     """
 
     module: nn.Module
-    """forward(image float32 (B, 3, H, W), token_ids int64 (B, L), token_valid bool (B, L)) -> (valid, k_0, v_0, ...):
-    what `Editor.encode` gives, invalid tokens zeroed, for any B and L. No branch may depend on a value."""
+    """forward(image float32 (B, 3, H, W), token_ids int64 (B, L), token_valid bool (B, L)) -> ([valid,] k_0, v_0, ...):
+    what `Editor.encode` gives, `valid` where a layer holds text, invalid tokens zeroed, for any B and L. No branch may
+    depend on a value."""
     tokenizer: str
     """JSON that `tokenizers.Tokenizer.from_str` reads."""
     before: str

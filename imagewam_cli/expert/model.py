@@ -19,7 +19,7 @@ from imagewam_cli.errors import ConfigError
 from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.expert.blocks import Head, Modulation, ParallelBlock, SequentialBlock, TimeEmbedding
 from imagewam_cli.expert.places import PrefixPlaces
-from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec
+from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,8 @@ class ExpertConfig:
     horizon: int
     hidden: int = 256
     mlp_ratio: float = 4.0
-    segments: tuple[SegmentSpec, ...] = ()
-    """Segments of the prefix: where given, values also say where in the picture they come from (`PrefixPlaces`).
-    Published experts have none."""
+    places: bool = False
+    """Values also say where in the picture they come from (`PrefixPlaces`). Published experts have none."""
     use_prefix: bool = True
     """False: never look at the prefix (what the state alone is worth)."""
 
@@ -75,7 +74,7 @@ class ActionExpert(nn.Module):
             ParallelBlock(hidden, config.mlp_ratio, layer) for layer in config.layers if layer.block == "parallel"
         )
         self.head = Head(hidden, config.action_dim)
-        self.places = PrefixPlaces(config.segments, config.layers) if config.segments and config.use_prefix else None
+        self.places = PrefixPlaces(config.layers) if config.places and config.use_prefix else None
         # positions along the action axis: the state token stands just before the first action
         positions = torch.arange(-1 if config.state_dim else 0, config.horizon)
         self.rotary = Rotary(config.rope, positions) if config.rope is not None else None
@@ -106,10 +105,11 @@ class ActionExpert(nn.Module):
         single = self.single_stream_modulation(vec) if self.single_stream_modulation is not None else ()
         doubles, singles = iter(self.double_blocks), iter(self.single_blocks)
         for layer, kv in zip(self.config.layers, layers, strict=True):
+            seen = valid if layer.holds_text else None
             if layer.block == "sequential":
-                x = next(doubles)(x, double, self.rotary, kv, valid)
+                x = next(doubles)(x, double, self.rotary, kv, seen)
             else:
-                x = next(singles)(x, single, self.rotary, kv, valid)
+                x = next(singles)(x, single, self.rotary, kv, seen)
         velocity: Tensor = self.head(x[:, -self.config.horizon :], vec)
         return velocity
 

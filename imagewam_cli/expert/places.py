@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from imagewam_cli.capture import LayerKV
 from imagewam_cli.errors import ConfigError
-from imagewam_cli.kvcache.spec import LayerSpec, SegmentSpec
+from imagewam_cli.kvcache.spec import LayerSpec
 
 _OCTAVES = 3
 PLACE_FEATURES = 2 + 4 * _OCTAVES
@@ -30,34 +30,49 @@ def place_features(grid: tuple[int, int]) -> Tensor:
 
 
 class PrefixPlaces(nn.Module):
-    """Adds a learned map of its place to the value of each picture token, in every layer."""
+    """Adds a learned map of its place to the value of each picture token, in every layer that has any."""
 
-    features: Tensor
-
-    def __init__(self, segments: tuple[SegmentSpec, ...], layers: tuple[LayerSpec, ...]) -> None:
-        """segments: of the prefix, text before pictures; the text of a live policy may have another length.
+    def __init__(self, layers: tuple[LayerSpec, ...]) -> None:
+        """Text comes before pictures in every layer; the text of a live policy may have another length.
 
         Raises:
-            ConfigError: no pictures, or text that comes after one.
+            ConfigError: a layer has text after a picture, or no layer has a picture.
         """
         super().__init__()
-        pictures = [s for s in segments if s.grid is not None]
-        if not pictures or pictures != list(segments[-len(pictures) :]):
-            raise ConfigError(f"places need picture tokens, after the text; the segments are {segments}")
-        text = torch.zeros(1, PLACE_FEATURES)  # the one row for every token before the pictures
-        features = torch.cat([text, *(place_features(s.grid) for s in pictures if s.grid is not None)])
-        self.register_buffer("features", features, persistent=False)
-        self.maps = nn.ModuleList(
-            nn.Linear(PLACE_FEATURES, layer.kv_heads * layer.head_dim, bias=False) for layer in layers
-        )
+        pictures = {str(i): layer for i, layer in enumerate(layers) if any(s.grid for s in layer.segments)}
+        if not pictures:
+            raise ConfigError("places need picture tokens, and no layer has any")
+        self.maps = nn.ModuleDict({i: _PlaceMap(layer) for i, layer in pictures.items()})
 
     def forward(self, layers: tuple[LayerKV, ...]) -> tuple[LayerKV, ...]:
         """k, v (B, P, G, D) of each layer -> the same k, and v with places."""
-        return tuple(self._placed(kv, place_map) for kv, place_map in zip(layers, self.maps, strict=True))
+        placed = list(layers)
+        for i, place_map in self.maps.items():
+            k, v = layers[int(i)].k, layers[int(i)].v
+            placed[int(i)] = LayerKV(k, v + place_map(v.shape[1]).to(v.dtype))
+        return tuple(placed)
 
-    def _placed(self, kv: LayerKV, place_map: nn.Module) -> LayerKV:
-        rows, length = len(self.features), kv.v.shape[1]
+
+class _PlaceMap(nn.Module):
+    """What one layer adds to its values."""
+
+    features: Tensor
+
+    def __init__(self, layer: LayerSpec) -> None:
+        super().__init__()
+        self.linear = nn.Linear(PLACE_FEATURES, layer.kv_heads * layer.head_dim, bias=False)
+        grids = [s.grid for s in layer.segments]
+        pictures = [grid for grid in grids if grid is not None]
+        if grids[-len(pictures) :] != pictures:
+            raise ConfigError(f"places need the text before the pictures; {layer.name} has {layer.segments}")
+        text = torch.zeros(1, PLACE_FEATURES)  # the one row for every token before the pictures
+        self.register_buffer("features", torch.cat([text, *map(place_features, pictures)]), persistent=False)
+        self.shape = (layer.kv_heads, layer.head_dim)
+
+    def forward(self, length: int) -> Tensor:
+        """(length, G, D), the last tokens being the pictures'."""
+        rows = len(self.features)
         # counted from the end; indices, because a slice from the end stops the tracer where the length may vary
-        row = (torch.arange(length, device=kv.v.device) + (rows - length)).clamp(min=0)
-        added = place_map(self.features).view(rows, *kv.v.shape[2:])[row]
-        return LayerKV(kv.k, kv.v + added.to(kv.v.dtype))
+        row = (torch.arange(length, device=self.features.device) + (rows - length)).clamp(min=0)
+        added: Tensor = self.linear(self.features).view(rows, *self.shape)[row]
+        return added

@@ -35,11 +35,12 @@ def measure(folder: Path, policy: Policy, observations: Sequence[Observation]) -
     worst: dict[str, float] = {}
     for rows in (list(observations), *([o] for o in observations)):
         prefix = policy.prefix(rows)
+        arrays = prefix_arrays(prefix, policy.expert.config.layers)
         if has_prefix:
-            _keep(worst, "prefix", _difference(exported.prefix(rows), prefix_arrays(prefix)))
+            _keep(worst, "prefix", _difference(exported.prefix(rows), arrays))
         for mine, theirs in _velocities(step, policy, rows, prefix):
             _keep(worst, "step", _greatest(mine - theirs))
-        chunk = exported.normalized_chunks(prefix_arrays(prefix), exported.normalized_state(rows))
+        chunk = exported.normalized_chunks(arrays, exported.normalized_state(rows))
         _keep(worst, "loop", _greatest(chunk - _chunk(policy, rows, prefix)))
         _keep(worst, "chunk", _greatest((exported.chunks(rows) - policy.chunks(rows)) * scale))
     return worst
@@ -55,7 +56,8 @@ def _velocities(
         t = level.expand(len(rows)).contiguous()
         with torch.no_grad():
             expected = policy.expert(noise, t, state, prefix)
-        feeds = {"noisy_actions": noise.numpy(), "t": t.numpy(), "state": state.numpy(), **prefix_arrays(prefix)}
+        arrays = prefix_arrays(prefix, policy.expert.config.layers)
+        feeds = {"noisy_actions": noise.numpy(), "t": t.numpy(), "state": state.numpy(), **arrays}
         yield run(step, feeds)["velocity"], expected.numpy()
 
 
@@ -72,7 +74,7 @@ def _difference(mine: Any, theirs: dict[str, Array]) -> float:
     """Over all tensors of a prefix; another name, shape or mask is infinitely far."""
     if mine.keys() != theirs.keys() or any(mine[name].shape != theirs[name].shape for name in theirs):
         return float("inf")
-    if not np.array_equal(mine["valid"], theirs["valid"]):
+    if "valid" in theirs and not np.array_equal(mine["valid"], theirs["valid"]):
         return float("inf")
     return max(_greatest(mine[name] - theirs[name]) for name in theirs if name != "valid")
 

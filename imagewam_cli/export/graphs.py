@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from imagewam_cli.editor import PrefixGraph, PrefixKV
 from imagewam_cli.errors import ExportError
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
 from imagewam_cli.export.group_norm import SteadyGroupNorm
+from imagewam_cli.kvcache.spec import LayerSpec
 
 OPSET = 21
 """What onnxruntime runs well. With the fused attention and rotary operators of 23 to 25 its version 1.32 fails on open
@@ -75,8 +76,8 @@ def step_graph(expert: ActionExpert) -> Graph:
     )
 
 
-def traced_prefix(prefix: PrefixGraph, layers: int) -> Graph:
-    """`valid` and K and V of each layer from `image`, `token_ids`, `token_valid`.
+def traced_prefix(prefix: PrefixGraph, layers: Sequence[LayerSpec]) -> Graph:
+    """`valid`, where a layer holds text, and K and V of each layer from `image`, `token_ids`, `token_valid`.
 
     Raises:
         ExportError: the weights are not float32, or more than a file can hold.
@@ -94,7 +95,7 @@ def traced_prefix(prefix: PrefixGraph, layers: int) -> Graph:
             "token_valid": torch.ones(_BATCH, _TEXT, dtype=torch.bool),
         },
         axes={"image": {0: "batch"}} | {name: {0: "batch", 1: "text"} for name in ("token_ids", "token_valid")},
-        outputs=("valid", *_layer_names(layers)),
+        outputs=(*(["valid"] if any(layer.holds_text for layer in layers) else []), *_layer_names(len(layers))),
     )
 
 
@@ -142,20 +143,19 @@ class _Positional(nn.Module):
 def _condition(config: ExpertConfig) -> tuple[dict[str, Tensor], dict[str, Axes]]:
     """state (B, S), valid (B, P), then `layer.{i}.k` and `.v` (B, P, H, D): examples and open sizes.
 
-    Layers of different lengths (a UNet's) have an open size each and no `valid`.
+    `valid` where some layer holds text; a layer without text has an open size of its own.
     """
     inputs: dict[str, Tensor] = {}
     axes: dict[str, Axes] = {}
     if config.state_dim:
         inputs["state"], axes["state"] = torch.zeros(_BATCH, config.state_dim), {0: "batch"}
-    uniform = len({layer.tokens for layer in config.layers}) == 1
-    if uniform:
+    if any(layer.holds_text for layer in config.layers):
         inputs["valid"], axes["valid"] = torch.ones(_BATCH, _TOKENS, dtype=torch.bool), {0: "batch", 1: "tokens"}
     names = iter(_layer_names(len(config.layers)))
     for i, layer in enumerate(config.layers):
         for name in (next(names), next(names)):
             inputs[name] = torch.zeros(_BATCH, _TOKENS, layer.kv_heads, layer.head_dim)
-            axes[name] = {0: "batch", 1: "tokens" if uniform else f"tokens_{i}"}
+            axes[name] = {0: "batch", 1: "tokens" if layer.holds_text else f"tokens_{i}"}
     return inputs, axes
 
 

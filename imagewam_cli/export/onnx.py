@@ -77,7 +77,7 @@ def _write_prefix(policy: Policy, folder: Path) -> tuple[PrefixGraph | None, tup
         graph = policy.editor.prefix_graph()
         if graph is None:
             raise ExportError("it has no traceable prefix")
-        traced = traced_prefix(graph, len(policy.expert.config.layers))
+        traced = traced_prefix(graph, policy.expert.config.layers)
     except ExportError as error:
         name = policy.parts.editor.name
         return None, (f"no prefix.onnx: the editor {name!r} must run live beside the graphs; {error.message}",)

@@ -89,7 +89,7 @@ def plan_build(dataset: Dataset, spec: KVSpec, codec: Codec, settings: BuildSett
 
 def bytes_per_row(spec: KVSpec, codec: Codec) -> int:
     """Bytes that a row takes in a shard: K and V, a byte per token for `valid`, and four index numbers."""
-    return spec.bytes_per_row(codec.bytes_per_number) + spec.tokens + 4 * 8
+    return spec.bytes_per_row(codec.bytes_per_number) + spec.valid_tokens + 4 * 8
 
 
 def build_cache(
@@ -304,8 +304,10 @@ def _check(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:
                 raise CacheError(f"layer {layer.name}: the editor gave {part} of {given}, its spec says {expected}")
             if not bool(torch.isfinite(values).all()):
                 raise CacheError(f"layer {layer.name}: the editor gave {part} with numbers that are not finite")
-    if prefix.valid is not None and tuple(prefix.valid.shape) != (rows, spec.tokens):
-        raise CacheError(f"the editor gave `valid` of {tuple(prefix.valid.shape)}, its spec says {(rows, spec.tokens)}")
+    if prefix.valid is not None and tuple(prefix.valid.shape) != (rows, spec.valid_tokens):
+        raise CacheError(
+            f"the editor gave `valid` of {tuple(prefix.valid.shape)}, its spec says {(rows, spec.valid_tokens)}"
+        )
 
 
 def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:

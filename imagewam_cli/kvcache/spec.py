@@ -10,29 +10,14 @@ Mode = Literal["prefix", "denoise"]
 BlockKind = Literal["sequential", "parallel"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerSpec:
-    """One attention layer. `block` says how the expert's block beside it is built: attention then MLP, or both at
-    once."""
-
-    name: str
-    block: BlockKind
-    heads: int
-    kv_heads: int
-    head_dim: int
-    tokens: int
-
-    @property
-    def numbers_per_row(self) -> int:
-        """Numbers that K and V of one row hold."""
-        return 2 * self.tokens * self.kv_heads * self.head_dim
+Segment = Literal["text", "reference", "target"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentSpec:
-    """A run of consecutive tokens of one kind: `text`, `reference` or `target`."""
+    """A run of consecutive tokens of one kind."""
 
-    name: str
+    name: Segment
     tokens: int
     grid: tuple[int, int] | None = None
     """(rows, columns) of the tokens of a picture, row by row; None where tokens have no place in one."""
@@ -40,6 +25,38 @@ class SegmentSpec:
     def __post_init__(self) -> None:
         if self.grid is not None and self.grid[0] * self.grid[1] != self.tokens:
             raise ValueError(f"segment {self.name}: a grid {self.grid} does not hold {self.tokens} tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """One attention layer: its heads, and the segments that its keys and values come from, in the order of the tokens.
+
+    Layers of a joint transformer all hold the same segments. A UNet's self-attention holds the target at the layer's
+    own resolution, its cross-attention the text. `block` says how the expert's block beside it is built: attention
+    then MLP, or both at once.
+    """
+
+    name: str
+    block: BlockKind
+    heads: int
+    kv_heads: int
+    head_dim: int
+    segments: tuple[SegmentSpec, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Per row, padding included."""
+        return sum(s.tokens for s in self.segments)
+
+    @property
+    def holds_text(self) -> bool:
+        """Whether some of its tokens can be padding, since instructions differ in length."""
+        return any(s.name == "text" for s in self.segments)
+
+    @property
+    def numbers_per_row(self) -> int:
+        """Numbers that K and V of one row hold."""
+        return 2 * self.tokens * self.kv_heads * self.head_dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +79,10 @@ class RopeSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class KVSpec:
-    """Everything a reader or an expert must know of a prefix. Segments stand in the order of the tokens."""
+    """Everything a reader or an expert must know of a prefix."""
 
     mode: Mode
     timestep: float
-    segments: tuple[SegmentSpec, ...]
     layers: tuple[LayerSpec, ...]
     rope: RopeSpec | None
     text_padding: Literal["trim", "keep"]
@@ -75,10 +91,15 @@ class KVSpec:
     """(height, width) of the picture that the editor sees."""
     prompt_template: str
 
+    def __post_init__(self) -> None:
+        widths = {layer.tokens for layer in self.layers if layer.holds_text}
+        if len(widths) > 1:
+            raise ValueError(f"layers that hold text must have equally many tokens, not {sorted(widths)}")
+
     @property
-    def tokens(self) -> int:
-        """Tokens per row, padding included."""
-        return sum(s.tokens for s in self.segments)
+    def valid_tokens(self) -> int:
+        """Width of `PrefixKV.valid`: the tokens of each layer that holds text; 0 where none does."""
+        return max((layer.tokens for layer in self.layers if layer.holds_text), default=0)
 
     def bytes_per_row(self, bytes_per_number: int) -> int:
         """Bytes of K and V of one row, all layers."""

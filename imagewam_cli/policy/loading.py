@@ -14,6 +14,7 @@ from imagewam_cli.config import from_dict
 from imagewam_cli.data.types import Float32Array, Observation
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import ConfigError, DatasetError, RunError
+from imagewam_cli.kvcache.spec import LayerSpec
 from imagewam_cli.policy.acting import ChunkPolicy
 from imagewam_cli.policy.bundle import EDITOR, EditorReference
 
@@ -78,21 +79,25 @@ def live_prefix(editor: Editor) -> Encode:
 
     def encode(observations: Sequence[Observed]) -> dict[str, npt.NDArray[Any]]:
         prefix = editor.encode([o.images for o in observations], [o.instruction for o in observations])
-        return prefix_arrays(prefix)
+        return prefix_arrays(prefix, editor.spec.layers)
 
     return encode
 
 
-def prefix_arrays(prefix: PrefixKV) -> dict[str, npt.NDArray[Any]]:
-    """`layer.{i}.k`, `layer.{i}.v`, float32 (B, P, H, D), and `valid`, bool (B, P), named as in the ONNX graphs."""
+def prefix_arrays(prefix: PrefixKV, layers: Sequence[LayerSpec]) -> dict[str, npt.NDArray[Any]]:
+    """`layer.{i}.k`, `layer.{i}.v`, float32 (B, P, H, D), and `valid`, bool (B, P), where a layer holds text; named as
+    in the ONNX graphs."""
     import torch
 
     values = {}
     for i, kv in enumerate(prefix.layers):
         values[f"layer.{i}.k"] = kv.k.to("cpu", torch.float32).numpy()
         values[f"layer.{i}.v"] = kv.v.to("cpu", torch.float32).numpy()
-    batch, tokens = values["layer.0.k"].shape[:2]
-    values["valid"] = np.ones((batch, tokens), dtype=np.bool_) if prefix.valid is None else prefix.valid.cpu().numpy()
+    shapes = [values[f"layer.{i}.k"].shape[:2] for i, layer in enumerate(layers) if layer.holds_text]
+    if prefix.valid is not None:
+        values["valid"] = prefix.valid.cpu().numpy()
+    elif shapes:
+        values["valid"] = np.ones(shapes[0], dtype=np.bool_)
     return values
 
 

@@ -30,7 +30,8 @@ Array = npt.NDArray[Any]
 Float32Array = npt.NDArray[np.float32]
 
 Prefix = Mapping[str, Array]
-"""`layer.{i}.k` and `layer.{i}.v`, float32 (B, P, H, D), and `valid`, bool (B, P)."""
+"""`layer.{i}.k` and `layer.{i}.v`, float32 (B, P, H, D), and `valid`, bool (B, P), where a layer
+holds text."""
 
 
 class Observed(Protocol):

@@ -74,7 +74,7 @@ class Trainer:
             horizon=recipe.expert.horizon,
             hidden=recipe.expert.hidden,
             mlp_ratio=recipe.expert.mlp_ratio,
-            segments=spec.segments if recipe.expert.places and any(s.grid for s in spec.segments) else (),
+            places=recipe.expert.places and any(s.grid for layer in spec.layers for s in layer.segments),
             use_prefix=recipe.expert.use_prefix,
         )
         with torch.random.fork_rng(devices=[]):

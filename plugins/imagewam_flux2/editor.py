@@ -91,7 +91,6 @@ class Flux2Editor(Editor):
     def spec(self) -> KVSpec:
         config = self._tokens.transformer.config
         segments = self._segments(self._text_length, self._grid[0] * self._grid[1])
-        tokens = sum(s.tokens for s in segments)
         names = self._tokens.layers
         layers = tuple(
             LayerSpec(
@@ -100,7 +99,7 @@ class Flux2Editor(Editor):
                 heads=config.num_attention_heads,
                 kv_heads=config.num_attention_heads,
                 head_dim=config.attention_head_dim,
-                tokens=tokens,
+                segments=segments,
             )
             for i in self._kept
         )
@@ -111,7 +110,6 @@ class Flux2Editor(Editor):
         return KVSpec(
             mode=self.settings.mode,
             timestep=self.settings.timestep,
-            segments=segments,
             layers=layers,
             rope=RopeSpec(
                 axes=tuple(config.axes_dims_rope),
@@ -179,7 +177,8 @@ class Flux2Editor(Editor):
         valid = valid[:, start:stop]
         hidden = ~valid[:, :, None, None]
         kept = [kv.narrow(start, stop) for kv in layers]
-        return PrefixKV(tuple(LayerKV(kv.k.masked_fill(hidden, 0), kv.v.masked_fill(hidden, 0)) for kv in kept), valid)
+        cleared = tuple(LayerKV(kv.k.masked_fill(hidden, 0), kv.v.masked_fill(hidden, 0)) for kv in kept)
+        return PrefixKV(cleared, valid if start == 0 else None)
 
     @functools.cached_property
     def _text_length(self) -> int:

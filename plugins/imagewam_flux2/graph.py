@@ -61,8 +61,8 @@ class Flux2Prefix(nn.Module):
                 return_dict=False,
             )
         prefix = self._keep_segments([recording.layers[name] for name in self._layers], valid, length)
-        assert prefix.valid is not None
-        return prefix.valid, *(x for kv in prefix.layers for x in (kv.k, kv.v))
+        mask = () if prefix.valid is None else (prefix.valid,)
+        return *mask, *(x for kv in prefix.layers for x in (kv.k, kv.v))
 
 
 def prefix_graph(

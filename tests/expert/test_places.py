@@ -12,8 +12,14 @@ from imagewam_cli.expert.model import ActionExpert, ExpertConfig
 from imagewam_cli.expert.places import PLACE_FEATURES, PrefixPlaces, place_features
 from imagewam_cli.kvcache.spec import LayerSpec, SegmentSpec
 
-SEGMENTS = (SegmentSpec(name="text", tokens=3), SegmentSpec(name="reference", tokens=8, grid=(2, 4)))
-LAYER = LayerSpec(name="a", block="parallel", heads=2, kv_heads=1, head_dim=4, tokens=11)
+TEXT, PICTURE = SegmentSpec(name="text", tokens=3), SegmentSpec(name="reference", tokens=8, grid=(2, 4))
+
+
+def layer(*segments: SegmentSpec) -> LayerSpec:
+    return LayerSpec(name="a", block="parallel", heads=2, kv_heads=1, head_dim=4, segments=segments)
+
+
+LAYER = layer(TEXT, PICTURE)
 
 
 def test_coordinates_are_those_of_the_tokens_centres() -> None:
@@ -28,12 +34,12 @@ def test_coordinates_are_those_of_the_tokens_centres() -> None:
 
 def test_only_values_of_the_picture_change() -> None:
     kv = LayerKV(torch.randn(2, 11, 1, 4), torch.randn(2, 11, 1, 4))
-    places = PrefixPlaces(SEGMENTS, (LAYER,))
+    places = PrefixPlaces((LAYER,))
     (placed,) = places((kv,))
     added = (placed.v - kv.v).detach()
     assert torch.equal(placed.k, kv.k)
     assert added[:, :3].abs().max() == 0
-    assert torch.allclose(added[0, 3:, 0], place_features((2, 4)) @ places.maps[0].weight.T, atol=1e-6)
+    assert torch.allclose(added[0, 3:, 0], place_features((2, 4)) @ places.maps["0"].linear.weight.T, atol=1e-6)
 
 
 def test_attending_to_a_token_returns_where_it_is() -> None:
@@ -43,27 +49,37 @@ def test_attending_to_a_token_returns_where_it_is() -> None:
     order = torch.tensor([0, 1, 2, *reversed(range(3, 11))])
     shuffled = LayerKV(kv.k[:, order], kv.v[:, order])
     chunk, t = torch.randn(1, 3, 2), torch.tensor([0.5])
-    for segments, differ in (((), False), (SEGMENTS, True)):
+    for aware in (False, True):
         torch.manual_seed(0)
-        expert = ActionExpert(ExpertConfig(**config, segments=segments))  # type: ignore[arg-type]
+        expert = ActionExpert(ExpertConfig(**config, places=aware))  # type: ignore[arg-type]
         for parameter in expert.parameters():
             torch.nn.init.normal_(parameter)
-        a, b = (expert(chunk, t, None, PrefixKV((layer,), None)) for layer in (kv, shuffled))
-        assert torch.allclose(a, b, atol=1e-4) is not differ
+        a, b = (expert(chunk, t, None, PrefixKV((entry,), None)) for entry in (kv, shuffled))
+        assert torch.allclose(a, b, atol=1e-4) is not aware
 
 
 def test_text_may_have_another_length_than_the_spec_says() -> None:
     kv = LayerKV(torch.randn(2, 13, 1, 4), torch.randn(2, 13, 1, 4))
-    places = PrefixPlaces(SEGMENTS, (LAYER,))
+    places = PrefixPlaces((LAYER,))
     (longer,) = places((kv,))
     (shorter,) = places((LayerKV(kv.k[:, 5:], kv.v[:, 5:]),))
     assert torch.equal(longer.v[:, 5:], shorter.v)
 
 
-@pytest.mark.parametrize("segments", [SEGMENTS[:1], SEGMENTS[::-1]])
-def test_places_need_pictures_after_the_text(segments: tuple[SegmentSpec, ...]) -> None:
-    with pytest.raises(ConfigError, match="places need picture tokens"):
-        PrefixPlaces(segments, (LAYER,))
+def test_a_layer_of_text_alone_is_left_as_it_is() -> None:
+    kv = tuple(LayerKV(torch.randn(1, n, 1, 4), torch.randn(1, n, 1, 4)) for n in (3, 8))
+    text, picture = PrefixPlaces((layer(TEXT), layer(PICTURE)))(kv)
+    assert text is kv[0]
+    assert not torch.equal(picture.v, kv[1].v)
+
+
+@pytest.mark.parametrize(
+    ("segments", "problem"),
+    [((TEXT,), "places need picture tokens"), ((PICTURE, TEXT), "places need the text before the pictures")],
+)
+def test_places_need_pictures_after_the_text(segments: tuple[SegmentSpec, ...], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        PrefixPlaces((layer(*segments),))
 
 
 def test_a_grid_holds_its_tokens() -> None:

@@ -13,7 +13,7 @@ from imagewam_cli.editor import PrefixKV
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
 from imagewam_cli.expert.sampler import integrate
-from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
+from imagewam_cli.kvcache.spec import BlockKind, LayerSpec, RopeSpec, SegmentSpec
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "published"
 TOLERANCE = 5e-5
@@ -26,8 +26,9 @@ def expert() -> ActionExpert:
 
 
 def published_expert(horizon: int) -> ActionExpert:
-    def layer(name: str, block: str) -> LayerSpec:
-        return LayerSpec(name=name, block=block, heads=3, kv_heads=3, head_dim=32, tokens=45)  # type: ignore[arg-type]
+    def layer(name: str, block: BlockKind) -> LayerSpec:
+        segments = (SegmentSpec(name="text", tokens=21), SegmentSpec(name="reference", tokens=24))
+        return LayerSpec(name=name, block=block, heads=3, kv_heads=3, head_dim=32, segments=segments)
 
     config = ExpertConfig(
         layers=(layer("double.0", "sequential"), *(layer(f"single.{i}", "parallel") for i in range(4))),

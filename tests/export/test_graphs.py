@@ -21,18 +21,23 @@ from imagewam_cli.expert.model import ActionExpert, ExpertConfig
 from imagewam_cli.expert.sampler import integrate
 from imagewam_cli.export import graphs
 from imagewam_cli.export.unroll import unroll
-from imagewam_cli.kvcache.spec import LayerSpec
+from imagewam_cli.kvcache.spec import BlockKind, LayerSpec, Segment, SegmentSpec
 
 SCHEDULE = FlowSchedule(shift=3.0)
 STEPS = 3
 
 
-def layer(name: str, block: str, tokens: int, kv_heads: int = 2) -> LayerSpec:
-    return LayerSpec(name=name, block=block, heads=2, kv_heads=kv_heads, head_dim=8, tokens=tokens)  # type: ignore[arg-type]
+def layer(name: str, block: BlockKind, tokens: int, kv_heads: int = 2, segment: Segment = "target") -> LayerSpec:
+    segments = (SegmentSpec(name=segment, tokens=tokens),)
+    return LayerSpec(name=name, block=block, heads=2, kv_heads=kv_heads, head_dim=8, segments=segments)
 
 
 UNET = ExpertConfig(
-    layers=(layer("down", "sequential", 16), layer("mid", "sequential", 4, kv_heads=1)),
+    layers=(
+        layer("down", "sequential", 16),
+        layer("text", "sequential", 5, segment="text"),
+        layer("mid", "sequential", 4, kv_heads=1),
+    ),
     rope=None,
     action_dim=2,
     state_dim=0,
@@ -40,7 +45,13 @@ UNET = ExpertConfig(
     hidden=16,
 )
 BLIND = ExpertConfig(
-    layers=(layer("a", "parallel", 9),), rope=None, action_dim=2, state_dim=4, horizon=3, hidden=16, use_prefix=False
+    layers=(layer("a", "parallel", 9, segment="text"),),
+    rope=None,
+    action_dim=2,
+    state_dim=4,
+    horizon=3,
+    hidden=16,
+    use_prefix=False,
 )
 
 
@@ -107,8 +118,9 @@ def condition(config: ExpertConfig, batch: int) -> tuple[dict[str, torch.Tensor]
     )
     inputs = {f"layer.{i}.{part}": getattr(entry, part) for i, entry in enumerate(kv) for part in "kv"}
     valid = None
-    if len(set(lengths)) == 1:
-        valid = torch.arange(lengths[0]).expand(batch, -1) % 4 > 0
+    text = [length for spec, length in zip(config.layers, lengths, strict=True) if spec.holds_text]
+    if text:
+        valid = torch.arange(text[0]).expand(batch, -1) % 4 > 0
         inputs["valid"] = valid
     if config.state_dim:
         inputs["state"] = torch.randn(batch, config.state_dim)

@@ -42,8 +42,10 @@ def test_the_module_equals_the_editor(load_tiny: Any, settings: dict[str, Any], 
     image = np.stack([recipe.picture(row.images) for row in rows])
     with torch.no_grad():
         outputs = graph.module(*map(torch.from_numpy, (image, ids, valid)))
-    expected = prefix_arrays(editor.encode([row.images for row in rows], [row.instruction for row in rows]))
-    names = traced_prefix(graph, len(editor.spec.layers)).outputs
+    expected = prefix_arrays(
+        editor.encode([row.images for row in rows], [row.instruction for row in rows]), editor.spec.layers
+    )
+    names = traced_prefix(graph, editor.spec.layers).outputs
     assert set(names) == set(expected)
     for name, output in zip(names, outputs, strict=True):
         np.testing.assert_allclose(output.numpy(), expected[name], atol=1e-5, err_msg=name)
@@ -76,10 +78,11 @@ def test_a_template_that_changes_the_instruction_is_refused(load_tiny: Any) -> N
 
 
 def test_only_float32_is_traced(load_tiny: Any) -> None:
-    graph = load_tiny().prefix_graph()
+    editor = load_tiny()
+    graph = editor.prefix_graph()
     graph.module.to(torch.bfloat16)
     with pytest.raises(ExportError, match="bfloat16, not float32"):
-        traced_prefix(graph, 3)
+        traced_prefix(graph, editor.spec.layers)
 
 
 def two_cameras(row: Any) -> Any:

@@ -100,7 +100,6 @@ class ArithmeticEditor(Editor):
         return KVSpec(
             mode="prefix",
             timestep=float(self.settings.timestep or 0.0),
-            segments=(SegmentSpec(name="text", tokens=TEXT), SegmentSpec(name="reference", tokens=REFERENCE)),
             layers=tuple(
                 LayerSpec(
                     name=f"layer {i}",
@@ -108,7 +107,7 @@ class ArithmeticEditor(Editor):
                     heads=HEADS,
                     kv_heads=HEADS,
                     head_dim=HEAD_DIM,
-                    tokens=TEXT + REFERENCE,
+                    segments=(SegmentSpec(name="text", tokens=TEXT), SegmentSpec(name="reference", tokens=REFERENCE)),
                 )
                 for i, kind in enumerate(kinds)
             ),

@@ -11,7 +11,6 @@ def spec(*layers: LayerSpec) -> KVSpec:
     return KVSpec(
         mode="prefix",
         timestep=0.0,
-        segments=(SegmentSpec(name="text", tokens=26), SegmentSpec(name="reference", tokens=392)),
         layers=layers,
         rope=None,
         text_padding="trim",
@@ -21,8 +20,10 @@ def spec(*layers: LayerSpec) -> KVSpec:
     )
 
 
-def layer(heads: int, kv_heads: int, head_dim: int, tokens: int) -> LayerSpec:
-    return LayerSpec(name="x", block="parallel", heads=heads, kv_heads=kv_heads, head_dim=head_dim, tokens=tokens)
+def layer(heads: int, kv_heads: int, head_dim: int, tokens: int, text: int = 0) -> LayerSpec:
+    reference = SegmentSpec(name="reference", tokens=tokens - text)
+    segments = (SegmentSpec(name="text", tokens=text), reference) if text else (reference,)
+    return LayerSpec(name="x", block="parallel", heads=heads, kv_heads=kv_heads, head_dim=head_dim, segments=segments)
 
 
 def test_a_row_of_flux2_4b_takes_128_megabytes() -> None:
@@ -36,7 +37,27 @@ def test_layers_of_different_sizes_add_up_by_their_key_heads() -> None:
 
 
 def test_tokens_are_those_of_all_segments() -> None:
-    assert spec(layer(1, 1, 2, 418)).tokens == 26 + 392
+    assert layer(1, 1, 2, 418, text=26).tokens == 26 + 392
+
+
+def unet(*text: int) -> KVSpec:
+    """A layer of 16 picture tokens, then one of text alone for each given length."""
+    target = SegmentSpec(name="target", tokens=16, grid=(4, 4))
+    texts = [SegmentSpec(name="text", tokens=n) for n in text]
+    return spec(
+        *(
+            LayerSpec(name="x", block="sequential", heads=1, kv_heads=1, head_dim=4, segments=(segment,))
+            for segment in (target, *texts)
+        )
+    )
+
+
+def test_valid_is_as_wide_as_the_layers_that_hold_text() -> None:
+    assert spec(layer(1, 1, 2, 418, text=26)).valid_tokens == 418
+    assert unet(77, 77).valid_tokens == 77
+    assert unet().valid_tokens == 0
+    with pytest.raises(ValueError, match=r"equally many tokens, not \[26, 77\]"):
+        unet(77, 26)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_it_edits_better_than_copying() -> None:
 def test_text_has_room_for_the_longest_announced_instruction() -> None:
     short, long = "put the red one on the blue zone", "pick up the orange circle and set it above the purple one"
     editor = load((short, long))
-    text = {s.name: s.tokens for s in editor.spec.segments}["text"]
+    text = {s.name: s.tokens for s in editor.spec.layers[0].segments}["text"]
     picture = {"top": np.zeros((128, 128, 3), np.uint8)}
     prefix = editor.encode([picture], [short])
     assert prefix.layers[0].k.shape[1] == text + 64
