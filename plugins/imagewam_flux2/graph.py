@@ -17,7 +17,7 @@ from imagewam_cli.editor import PrefixGraph, PrefixKV, PrefixSettings
 from imagewam_cli.errors import ExportError
 from imagewam_flux2.tokens import REFERENCE_T, FluxTokens, image_ids, text_ids
 
-KeepSegments = Callable[[list[LayerKV], Tensor, int], PrefixKV]
+KeepSegments = Callable[[list[LayerKV], Tensor], PrefixKV]
 """(layers, valid (B, P), text tokens) -> the segments that count, invalid tokens zeroed."""
 
 _PROBES = ("put the red block on the blue zone", "  Put\tit {there}, 2 cm  left?  ", "x")
@@ -60,7 +60,7 @@ class Flux2Prefix(nn.Module):
                 joint_attention_kwargs={"attention_mask": valid[:, None, None, :]},
                 return_dict=False,
             )
-        prefix = self._keep_segments([recording.layers[name] for name in self._layers], valid, length)
+        prefix = self._keep_segments([recording.layers[name] for name in self._layers], text_valid)
         mask = () if prefix.valid is None else (prefix.valid,)
         return *mask, *(x for kv in prefix.layers for x in (kv.k, kv.v))
 

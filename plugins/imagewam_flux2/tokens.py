@@ -17,18 +17,11 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.capture import LayerKV, record, replay
+from imagewam_cli.diffusers_editor import Text
 
 REFERENCE_T = 10
 TARGET_T = 0
 ACTION_T = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """embeds (B, L, 3 D) and valid, bool (B, L): False where a shorter instruction was padded."""
-
-    embeds: Tensor
-    valid: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,22 +141,22 @@ class FluxTokens:
 
         reference: (B, R, C); reference_ids: (R, 4). Text and reference attend to each other; padded text is never seen.
         """
-        batch, length = text.valid.shape
-        valid = torch.cat([text.valid, text.valid.new_ones(batch, reference.shape[1])], dim=1)
         names = list(layers) if layers is not None else self.layers
         with (
             contextlib.nullcontext() if grad else torch.no_grad(),
             record(self.transformer, names, stop_after_last=not grad) as recording,
         ):
-            output = self._forward(
-                text.embeds,
-                reference,
-                text_ids(length),
-                reference_ids,
-                torch.full((batch,), timestep),
-                _key_mask(valid),
-            )
+            output = self.forward_prefix(text, reference, reference_ids, timestep=timestep)
+        valid = _with_reference(text, reference)
         return FluxPrefix(layers=recording.layers, valid=valid, output=output if grad else None)
+
+    def forward_prefix(self, text: Text, reference: Tensor, reference_ids: Tensor, *, timestep: float) -> Tensor:
+        """What the last layer says at the reference tokens, (B, R, C); see `prefix`."""
+        batch, length = text.valid.shape
+        mask = _key_mask(_with_reference(text, reference))
+        t = torch.full((batch,), timestep)
+        output: Tensor = self._forward(text.embeds, reference, text_ids(length), reference_ids, t, mask)
+        return output
 
     def target_velocity(self, prefix: FluxPrefix, noisy: Tensor, t: Tensor) -> Tensor:
         """Velocity of the noisy target tokens (B, T, C), square grid, at noise levels t (B,), attending to the
@@ -221,6 +214,11 @@ def text_ids(length: int) -> Tensor:
     ids = torch.zeros(length, 4)
     ids[:, 3] = torch.arange(length)
     return ids
+
+
+def _with_reference(text: Text, reference: Tensor) -> Tensor:
+    """bool (B, L + R): which tokens of [text | reference] count."""
+    return torch.cat([text.valid, text.valid.new_ones(reference.shape[:2])], dim=1)
 
 
 def _key_mask(valid: Tensor) -> Tensor | None:

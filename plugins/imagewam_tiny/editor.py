@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.hookspecs import EditorEntry
-from imagewam_flux2.editor import Defaults, Flux2Editor
+from imagewam_flux2.editor import DEFAULTS as KLEIN
+from imagewam_flux2.editor import Flux2Editor
 from imagewam_tiny import recipe
 
 WEIGHTS = Path(__file__).with_name("weights")
 
-DEFAULTS = Defaults(
+DEFAULTS = dataclasses.replace(
+    KLEIN,
     timestep=recipe.PREFIX_TIMESTEP,
     text_padding="trim",
     compute_dtype="float32",
