@@ -196,7 +196,9 @@ class DiffusersEditor(Editor):
         layers: list[LayerKV] = []
         valid: Tensor | None = None
         for layer, kv in zip(self._kept(text_valid.shape[1]), recorded, strict=True):
-            k, v = (self._wanted(layer, list(torch.split(x, [s.tokens for s in layer.segments], 1))) for x in (kv.k, kv.v))
+            k, v = (
+                self._wanted(layer, list(torch.split(x, [s.tokens for s in layer.segments], 1))) for x in (kv.k, kv.v)
+            )
             if layer.holds_text and "text" in self._segments:
                 other = [text_valid.new_ones(text_valid.shape[0], s.tokens) for s in layer.segments]
                 masks = [text_valid if s.name == "text" else o for s, o in zip(layer.segments, other, strict=True)]

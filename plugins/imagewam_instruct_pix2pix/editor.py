@@ -1,0 +1,157 @@
+"""InstructPix2Pix as an editor: one step of its UNet on noise beside the picture's latents.
+
+The picture enters by channel concatenation, so no token is the reference's alone: self-attention holds the target at
+each resolution, cross-attention the text. Mode `denoise`, the conditional branch only.
+
+Default timestep 1: there the pipeline itself starts, from noise alone, and whatever the network knows of the edit it
+has from picture and instruction, as a policy does. Below 1 a target would have to be known; the current picture stands
+for it, noised to that timestep. t in [0, 1] is the training timestep t (N - 1), rounded. Default segments: the target,
+which has read the text already; `--segments text,target` adds the cross-attention. Default size: 256 pixels, at which
+the editor was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imagewam_cli.diffusers_editor import (
+    DiffusersEditor,
+    EditorDefaults,
+    Text,
+    downloaded,
+    picture_segment,
+    target_noise,
+)
+from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.hookspecs import EditorEntry
+from imagewam_cli.kvcache.spec import LayerSpec, SegmentSpec
+
+_PIXELS_PER_LATENT = 8
+
+DEFAULTS = EditorDefaults(
+    mode="denoise",
+    timestep=1.0,
+    segments=("target",),
+    available={"denoise": ("text", "target")},
+    text_padding="keep",
+    compute_dtype="float16",
+    camera_size=(256, 256),
+    multiple=_PIXELS_PER_LATENT,
+)
+
+
+def load(
+    entry: EditorEntry,
+    settings: PrefixSettings,
+    *,
+    instructions: Sequence[str],
+    weights: Path | None = None,
+    device: str = "cpu",
+) -> InstructPix2PixEditor:
+    """An `imagewam_cli.editor.EditorLoader`."""
+    folder = weights if weights is not None else downloaded(entry)
+    return InstructPix2PixEditor(entry, settings, DEFAULTS, folder, instructions=instructions, device=device)
+
+
+class InstructPix2PixEditor(DiffusersEditor):
+    """A StableDiffusionInstructPix2PixPipeline folder as an `Editor`."""
+
+    learned = ("unet", "text_encoder")
+
+    @staticmethod
+    def part_classes() -> Mapping[str, Any]:
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        return {
+            "unet": UNet2DConditionModel,
+            "vae": AutoencoderKL,
+            "text_encoder": CLIPTextModel,
+            "tokenizer": CLIPTokenizer,
+            "scheduler": DDPMScheduler,  # read for its noise levels alone, whatever sampler the folder names
+        }
+
+    @property
+    def denoiser(self) -> nn.Module:
+        unet: nn.Module = self.part["unet"]
+        return unet
+
+    def attention_layers(self, text: int) -> tuple[LayerSpec, ...]:
+        assert self.settings.image_size is not None
+        return unet_layers(self.part["unet"], self.settings.image_size, text)
+
+    def embed(self, prompt: str) -> Tensor:
+        tokenizer, encoder = self.part["tokenizer"], self.part["text_encoder"]
+        keep = self.settings.text_padding == "keep"
+        tokens = tokenizer(
+            prompt,
+            padding="max_length" if keep else False,
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        masked = getattr(encoder.config, "use_attention_mask", False)
+        mask = tokens.attention_mask.to(self.device) if masked else None
+        states: Tensor = encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0][0]
+        return states
+
+    def run(self, pictures: Tensor, text: Text) -> None:
+        reference = self.part["vae"].encode(pictures).latent_dist.mode()
+        timestep, noisy = self._start(reference)
+        self.part["unet"](
+            torch.cat([noisy, reference], dim=1),
+            timestep,
+            encoder_hidden_states=text.embeds,
+            encoder_attention_mask=None if bool(text.valid.all()) else text.valid,
+            return_dict=False,
+        )
+
+    def _start(self, reference: Tensor) -> tuple[int, Tensor]:
+        """The training timestep and the latents beside the reference's."""
+        t, scheduler = self.settings.timestep, self.part["scheduler"]
+        assert t is not None
+        timestep = round(t * (scheduler.config.num_train_timesteps - 1))
+        noise = target_noise(reference.shape, reference)
+        if t == 1.0:
+            return timestep, noise
+        current = reference * self.part["vae"].config.scaling_factor
+        noisy: Tensor = scheduler.add_noise(current, noise, torch.tensor([timestep] * len(reference)))
+        return timestep, noisy
+
+
+def unet_layers(unet: Any, image_size: tuple[int, int], text: int) -> tuple[LayerSpec, ...]:
+    """Every attention layer of a diffusers UNet in the order of the calls: self-attention holds the target at the
+    block's resolution, cross-attention the text. A model on the meta device will do."""
+    last = len(unet.config.block_out_channels) - 1
+    paths = [name for name, module in unet.named_modules() if hasattr(module, "to_k")]
+    halvings = {path: _halvings(path, last) for path in paths}
+    stages = ("down_blocks", "mid_block", "up_blocks")
+    layers = []
+    for path in sorted(paths, key=lambda path: stages.index(path.partition(".")[0])):
+        module = unet.get_submodule(path)
+        target = picture_segment("target", image_size, _PIXELS_PER_LATENT * 2 ** halvings[path])
+        layers.append(
+            LayerSpec(
+                name=path,
+                block="sequential",
+                heads=module.heads,
+                kv_heads=module.heads,
+                head_dim=module.to_k.out_features // module.heads,
+                segments=(SegmentSpec(name="text", tokens=text) if path.endswith("attn2") else target,),
+            )
+        )
+    return tuple(layers)
+
+
+def _halvings(path: str, last: int) -> int:
+    """How often the latents were halved before the block of this module."""
+    stage, _, rest = path.partition(".")
+    if stage == "mid_block":
+        return last
+    block = int(rest.partition(".")[0])
+    return block if stage == "down_blocks" else last - block

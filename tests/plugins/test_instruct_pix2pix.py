@@ -1,0 +1,239 @@
+"""InstructPix2Pix on a tiny pipeline folder: its inputs are those of diffusers' own pipeline, layer by layer.
+
+The reference is never our capture: hooks on the UNet's own `to_k` and `to_v` while the pipeline denoises.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+    UNet2DConditionModel,
+)
+from export.policies import observation, write_policy
+from PIL import Image
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from imagewam_cli.diffusers_editor import target_noise
+from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.errors import EditorError, UsageError
+from imagewam_cli.export.onnx import OnnxExporter
+from imagewam_cli.policy.loading import load_policy
+from imagewam_cli.registry import Registry
+from imagewam_instruct_pix2pix.editor import InstructPix2PixEditor, unet_layers
+
+NAME = "instruct-pix2pix"
+SIZE = 32
+"""Pixels: 4 x 4 latents, then 2 x 2."""
+INSTRUCTIONS = ["put it left", "go"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole pipeline of some ten thousand weights; `mid` and two levels of cross-attention."""
+    path = tmp_path_factory.mktemp("editors") / NAME
+    torch.manual_seed(0)
+    pipeline = StableDiffusionInstructPix2PixPipeline(
+        unet=UNet2DConditionModel(
+            sample_size=4,
+            in_channels=8,
+            out_channels=4,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=24,
+            attention_head_dim=2,
+            norm_num_groups=4,
+        ),
+        vae=AutoencoderKL(
+            block_out_channels=(8, 8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=4,
+            norm_num_groups=4,
+        ),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=514,
+                hidden_size=24,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=16,
+                bos_token_id=512,
+                eos_token_id=513,
+                pad_token_id=513,
+            )
+        ),
+        tokenizer=tokenizer(path.parent),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(path)
+    return path
+
+
+def tokenizer(folder: Path) -> CLIPTokenizer:
+    """Byte by byte, without merges."""
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+
+
+def load(folder: Path, instructions: tuple[str, ...] = (), **settings: Any) -> InstructPix2PixEditor:
+    editors = Registry.installed().editors
+    chosen = {"cameras": ("top",), "image_size": (SIZE, SIZE), "compute_dtype": "float32"} | settings
+    loader = editors.load(NAME)
+    editor = loader(editors.get(NAME), PrefixSettings(**chosen), instructions=instructions, weights=folder)
+    assert isinstance(editor, InstructPix2PixEditor)
+    return editor
+
+
+def pictures(count: int) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [{"top": rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)} for _ in range(count)]
+
+
+def own_projections(folder: Path, images: list[Any], prompts: list[str]) -> dict[str, list[torch.Tensor]]:
+    """Module -> [k, v] (B, tokens, channels) in the only step of the pipeline, which stands at timestep 999."""
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    seen: dict[str, list[torch.Tensor]] = {}
+    for name, module in pipeline.unet.named_modules():
+        if name.endswith((".to_k", ".to_v")):
+            attention = name.rpartition(".")[0]
+            module.register_forward_hook(lambda _m, _a, out, at=attention: seen.setdefault(at, []).append(out))
+    latents = target_noise((len(prompts), 4, SIZE // 8, SIZE // 8), torch.zeros(1))
+    pipeline(
+        prompts,
+        image=[Image.fromarray(row["top"]) for row in images],
+        num_inference_steps=1,
+        guidance_scale=1.0,
+        latents=latents,
+        output_type="latent",
+    )
+    assert pipeline.scheduler.timesteps.tolist() == [999]
+    return seen
+
+
+def test_keys_and_values_are_those_of_the_pipelines_own_step(folder: Path) -> None:
+    images = pictures(2)
+    editor = load(folder, segments=("text", "target"))
+    prefix = editor.encode(images, INSTRUCTIONS)
+    expected = own_projections(folder, images, INSTRUCTIONS)
+    assert [layer.name for layer in editor.spec.layers] == list(expected), "every attention, in the order of the calls"
+    for layer, kv in zip(editor.spec.layers, prefix.layers, strict=True):
+        for mine, theirs in zip((kv.k, kv.v), expected[layer.name], strict=True):
+            assert mine.shape == (2, layer.tokens, layer.heads, layer.head_dim)
+            assert torch.allclose(mine.flatten(2), theirs, atol=2e-6), layer.name
+
+
+def test_the_target_is_kept_by_default(folder: Path) -> None:
+    editor = load(folder)
+    assert {s.name for layer in editor.spec.layers for s in layer.segments} == {"target"}
+    assert [layer.segments[0].grid for layer in editor.spec.layers] == [
+        (4, 4),
+        (2, 2),
+        (2, 2),
+        (2, 2),
+        (2, 2),
+        (4, 4),
+        (4, 4),
+    ]
+    prefix = editor.encode(pictures(1), INSTRUCTIONS[:1])
+    assert prefix.valid is None
+
+
+def test_layers_are_known_from_the_config_alone(folder: Path) -> None:
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    editor = load(folder, segments=("text", "target"))
+    assert unet_layers(unet, (SIZE, SIZE), 16) == editor.spec.layers
+
+
+def test_a_picture_of_an_odd_number_of_latents_has_the_tokens_that_the_unet_makes(folder: Path) -> None:
+    editor = load(folder, image_size=(40, 24))
+    images = [{"top": np.zeros((40, 24, 3), np.uint8)}]
+    for layer, kv in zip(editor.spec.layers, editor.encode(images, ["go"]).layers, strict=True):
+        assert kv.k.shape[1] == layer.tokens
+
+
+def test_trimmed_text_is_what_it_is_alone_in_any_batch(folder: Path) -> None:
+    images = pictures(2)
+    editor = load(folder, tuple(INSTRUCTIONS), segments=("text", "target"), text_padding="trim")
+    together = editor.encode(images, INSTRUCTIONS)
+    assert together.valid is not None
+    assert together.valid.sum(1).tolist() == [len("putitleft") + 2, len("go") + 2]
+    for i in range(2):
+        alone = editor.encode(images[i : i + 1], INSTRUCTIONS[i : i + 1])
+        for a, b in zip(alone.layers, together.layers, strict=True):
+            assert torch.allclose(a.k[0], b.k[i], atol=1e-5)
+            assert torch.allclose(a.v[0], b.v[i], atol=1e-5)
+
+
+@pytest.mark.parametrize(("t", "timestep"), [(1.0, 999), (0.25, 250), (0.0, 0)])
+def test_timestep_is_that_of_training(folder: Path, t: float, timestep: int) -> None:
+    editor = load(folder, timestep=t)
+    given: list[Any] = []
+    editor.denoiser.register_forward_pre_hook(lambda _m, args: given.extend(args))
+    editor.encode(pictures(1), ["go"])
+    sample, at = given
+    assert at == timestep
+    noisy, reference = sample.chunk(2, dim=1)
+    noise = target_noise(noisy.shape, noisy)
+    kept = torch.cumprod(1 - torch.linspace(0.0001**0.5, 0.02**0.5, 1000) ** 2, 0)[timestep]  # "scaled_linear"
+    current = reference * 0.18215
+    expected = noise if t == 1 else kept**0.5 * current + (1 - kept) ** 0.5 * noise
+    assert torch.allclose(noisy, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message", "hint"),
+    [
+        ({"mode": "prefix"}, "mode 'prefix' is not available for instruct-pix2pix", "denoise"),
+        ({"segments": ("reference",)}, "has no reference tokens", "text, target"),
+        ({"image_size": (30, 32)}, "image size 30x32 does not split", "32x32"),
+        ({"layers": "7"}, "the editor has layers 0 to 6", ""),
+    ],
+)
+def test_unfit_settings_are_refused_with_the_reason(
+    folder: Path, settings: dict[str, Any], message: str, hint: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        load(folder, **settings)
+    assert hint in (caught.value.hint or "")
+
+
+def test_another_pipelines_folder_is_refused() -> None:
+    from imagewam_tiny.editor import WEIGHTS
+
+    with pytest.raises(EditorError, match="not a StableDiffusionInstructPix2PixPipeline folder: it has no unet/"):
+        load(WEIGHTS)
+
+
+@pytest.mark.parametrize("segments", [("target",), ("text", "target")])
+def test_a_policy_on_it_is_the_same_in_onnx(folder: Path, tmp_path: Path, segments: tuple[str, ...]) -> None:
+    """Layers of several lengths, some with padded text: cache layout, expert and graphs agree about them."""
+    editor = load(folder, segments=segments, text_padding="trim")
+    policy = write_policy(tmp_path / "policy", editor)
+    report = OnnxExporter().export(policy, tmp_path / "onnx", weights=folder)
+    assert set(report.errors) == {"step", "loop", "chunk"}
+    assert "no traceable prefix" in report.notes[0]
+    row = observation(5)
+    actions = [load_policy(path, weights=folder).chunks([row]) for path in (policy, tmp_path / "onnx")]
+    assert np.allclose(*actions, atol=1e-4)
