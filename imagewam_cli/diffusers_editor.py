@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -180,7 +180,9 @@ class DiffusersEditor(Editor):
     @functools.cached_property
     def weights(self) -> WeightsIdentity:
         source = self.entry.repo or self.entry.name
-        return WeightsIdentity(source=source, revision=revision(self._folder), sha256=digest(self._folder))
+        return WeightsIdentity(
+            source=source, revision=revision(self._folder), sha256=digest(self._folder, self.part_classes())
+        )
 
     def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
         with torch.no_grad():
@@ -318,33 +320,16 @@ def randomize(models: Sequence[nn.Module], seed: int) -> None:
             model.load_state_dict(fresh.state_dict())
 
 
-def downloaded(entry: EditorEntry) -> Path:
-    """The Hub snapshot on this disk, without asking the network.
-
-    Raises:
-        EditorError: there is none.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(entry.repo), local_files_only=True))
-    except LocalEntryNotFoundError:
-        raise EditorError(
-            f"the weights of {entry.name!r} are not on this machine",
-            f"run `hf download {entry.repo}`, or pass a diffusers folder with --weights DIR",
-        ) from None
-
-
 def revision(folder: Path) -> str | None:
     """The commit, where the folder is a snapshot in the Hub's cache."""
     return folder.name if folder.parent.name == "snapshots" else None
 
 
-def digest(folder: Path) -> str:
-    """sha256 over names and contents of all weight, config and tokenizer files."""
+def digest(folder: Path, parts: Iterable[str]) -> str:
+    """sha256 over names and contents of the parts' weight, config and tokenizer files; what else the folder holds, and
+    where it came from, makes no difference."""
     total = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(path for part in parts for path in (folder / part).rglob("*")):
         if path.suffix not in {".safetensors", ".json", ".txt", ".jinja"}:
             continue
         blob = path.resolve().name  # in the Hub's cache a large file is a link to its own sha256

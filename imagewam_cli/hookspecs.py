@@ -38,6 +38,8 @@ class EditorEntry(Entry):
     license: str = "unknown"
     repo: str | None = None
     """Repository on the Hugging Face Hub; None: the weights come with the plugin."""
+    components: tuple[str, ...] = ()
+    """Sub-folders of the repository that the plugin reads; `imagewam fetch` takes these and nothing else."""
     gated: bool | None = None
     prompt_template: str = "{instruction}"
 

@@ -9,7 +9,19 @@ from typing import Annotated, Any, cast
 import typer
 
 from imagewam_cli import __version__
-from imagewam_cli.cli import cache, demo, editors, evaluate, export, info, inventory, plugins, record, train_expert
+from imagewam_cli.cli import (
+    cache,
+    demo,
+    editors,
+    evaluate,
+    export,
+    fetch,
+    info,
+    inventory,
+    plugins,
+    record,
+    train_expert,
+)
 from imagewam_cli.cli.output import output
 from imagewam_cli.errors import ImagewamError
 
@@ -44,6 +56,7 @@ def _options(
     output.debug, output.quiet = debug, quiet
 
 
+app.command("fetch")(fetch.fetch_command)
 app.command("record")(record.record_command)
 app.command("cache")(cache.cache_command)
 app.command("train-expert")(train_expert.train_expert_command)

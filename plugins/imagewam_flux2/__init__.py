@@ -19,6 +19,7 @@ def imagewam_editors() -> list[EditorEntry]:
             parameters=parameters,
             repo=f"black-forest-labs/FLUX.2-klein-{size.replace('4b', '4B').replace('9b', '9B')}",
             license=license_,
+            components=("transformer", "vae", "text_encoder", "tokenizer"),
         )
         for size, kind, parameters, license_ in (
             ("4b", "step-distilled", 3_876_000_000, "Apache-2.0"),

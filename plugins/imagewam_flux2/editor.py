@@ -21,11 +21,11 @@ from imagewam_cli.diffusers_editor import (
     DiffusersEditor,
     EditorDefaults,
     Text,
-    downloaded,
     load_parts,
     picture_segment,
 )
 from imagewam_cli.editor import PrefixGraph, PrefixSettings
+from imagewam_cli.fetch import downloaded
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec
 from imagewam_flux2.graph import prefix_graph

@@ -17,5 +17,6 @@ def imagewam_editors() -> list[EditorEntry]:
             modes=("denoise",),
             repo="timbrooks/instruct-pix2pix",
             license="MIT",
+            components=("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
         )
     ]

@@ -23,11 +23,11 @@ from imagewam_cli.diffusers_editor import (
     DiffusersEditor,
     EditorDefaults,
     Text,
-    downloaded,
     picture_segment,
     target_noise,
 )
 from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.fetch import downloaded
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import LayerSpec, SegmentSpec
 

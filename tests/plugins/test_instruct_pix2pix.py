@@ -6,6 +6,9 @@ The reference is never our capture: hooks on the UNet's own `to_k` and `to_v` wh
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from export.policies import observation, write_policy
+from hub_server import COMMIT, Hub, serve
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -27,6 +31,7 @@ from imagewam_cli.diffusers_editor import target_noise
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.export.onnx import OnnxExporter
+from imagewam_cli.kvcache.manifest import read_manifest
 from imagewam_cli.policy.loading import load_policy
 from imagewam_cli.registry import Registry
 from imagewam_instruct_pix2pix.editor import InstructPix2PixEditor, unet_layers
@@ -237,3 +242,15 @@ def test_a_policy_on_it_is_the_same_in_onnx(folder: Path, tmp_path: Path, segmen
     row = observation(5)
     actions = [load_policy(path, weights=folder).chunks([row]) for path in (policy, tmp_path / "onnx")]
     assert np.allclose(*actions, atol=1e-4)
+
+
+def test_fetched_from_a_hub_it_caches_a_dataset(folder: Path, tabletop: Path, tmp_path: Path) -> None:
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    cache = ("cache", "--editor", NAME, "--dataset", str(tabletop), "--stride", "20", "--image-size", f"{SIZE}x{SIZE}")
+    with serve(Hub("timbrooks/instruct-pix2pix", files)) as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+        for arguments in (("fetch", NAME), (*cache, "--out", str(tmp_path / "cache"))):
+            subprocess.run([sys.executable, "-m", "imagewam_cli", *arguments], env=environment, check=True)
+    fingerprint = read_manifest(tmp_path / "cache").fingerprint
+    assert fingerprint["revision"] == COMMIT
+    assert fingerprint["weights"] == load(folder).weights.sha256

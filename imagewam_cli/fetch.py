@@ -1,0 +1,249 @@
+"""Fetching an editor's weights from the Hugging Face Hub: what it needs of the repository, and nothing else.
+
+huggingface_hub does the work: finished files are kept, cut connections resumed, offline mode honoured. Here is what it
+does not know: which components the plugin reads, that pickles are refused, that the disk must have room, and one clear
+line for each way in which it can fail.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from imagewam_cli.errors import EditorError, UsageError
+from imagewam_cli.hookspecs import EditorEntry
+
+_WEIGHTS = "*.safetensors"
+_TEXTS = ("*.json", "*.txt", "*.jinja", "*.model")
+_VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.ema.*")
+"""Second copies of the same weights."""
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_AGAIN = "run the same command again: complete files are kept"
+_MARGIN = 1.05
+"""Free space is asked for with some room beside the files themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchOptions:
+    """Where from and where to, named as `hf download` names them."""
+
+    revision: str | None = None
+    include: tuple[str, ...] = ()
+    """Patterns instead of the plugin's own choice."""
+    exclude: tuple[str, ...] = ()
+    local_dir: Path | None = None
+    cache_dir: Path | None = None
+    token: str | None = None
+    max_workers: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchFile:
+    """One file of the repository that is wanted; present: it is on this disk already."""
+
+    name: str
+    bytes: int
+    present: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchPlan:
+    """What a fetch would do. revision: the resolved commit."""
+
+    editor: str
+    repo: str
+    revision: str
+    files: tuple[FetchFile, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(f.bytes for f in self.files)
+
+    @property
+    def missing_bytes(self) -> int:
+        """Still to be downloaded."""
+        return sum(f.bytes for f in self.files if not f.present)
+
+
+def plan_fetch(entry: EditorEntry, options: FetchOptions) -> FetchPlan:
+    """Ask the Hub what there is.
+
+    Raises:
+        UsageError: the editor's weights come with its plugin, or the patterns match nothing.
+        EditorError: the repository is missing, gated, unreachable, or has no safetensors for a component.
+    """
+    if entry.repo is None:
+        raise UsageError(f"the weights of {entry.name!r} come with its plugin", "there is nothing to fetch")
+    with _explained(entry), _bars(shown=False):
+        listed: list[Any] = _download(entry, options, dry_run=True)
+    wanted = [f for f in listed if _wanted(f.filename, entry, options)]
+    if not options.include:
+        for component in entry.components:
+            _require_safetensors(entry, component, [f.filename for f in listed])
+    if not wanted:
+        raise UsageError(f"no file of {entry.repo} matches", f"it has {len(listed)} files; see --include and --exclude")
+    return FetchPlan(
+        editor=entry.name,
+        repo=entry.repo,
+        revision=wanted[0].commit_hash,
+        files=tuple(FetchFile(name=f.filename, bytes=f.file_size or 0, present=not f.will_download) for f in wanted),
+    )
+
+
+def fetch(entry: EditorEntry, options: FetchOptions, plan: FetchPlan, *, bars: bool = True) -> Path:
+    """Download what the plan lacks; the folder that `--weights` and the editor itself load. bars: on stderr.
+
+    Raises:
+        EditorError: no room on the disk, or the connection failed; what is complete is kept.
+    """
+    _require_room(plan, options)
+    with _explained(entry), _bars(shown=bars):
+        return Path(_download(entry, options, allow=[f.name for f in plan.files]))
+
+
+def downloaded(entry: EditorEntry) -> Path:
+    """The Hub snapshot on this disk, without asking the network.
+
+    Raises:
+        EditorError: there is none, or it is not complete; says which `imagewam fetch` to run.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(str(entry.repo), local_files_only=True, allow_patterns=_patterns(entry)))
+    except (LocalEntryNotFoundError, OSError):
+        folder = None
+    if folder is None or any(not (folder / component).is_dir() for component in entry.components):
+        raise EditorError(
+            f"the weights of {entry.name!r} are not on this machine",
+            f"run `imagewam fetch {entry.name}`, or pass a diffusers folder with --weights DIR",
+        )
+    return folder
+
+
+def _download(
+    entry: EditorEntry, options: FetchOptions, *, dry_run: bool = False, allow: Sequence[str] | None = None
+) -> Any:
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(
+        str(entry.repo),
+        revision=options.revision,
+        cache_dir=options.cache_dir,
+        local_dir=options.local_dir,
+        token=options.token,
+        max_workers=options.max_workers,
+        allow_patterns=list(allow) if allow is not None else None,
+        dry_run=dry_run,
+    )
+
+
+def _patterns(entry: EditorEntry) -> list[str]:
+    """What the plugin reads, as huggingface_hub's patterns."""
+    return ["model_index.json", *(f"{c}/{kind}" for c in entry.components for kind in (_WEIGHTS, *_TEXTS))]
+
+
+def _wanted(name: str, entry: EditorEntry, options: FetchOptions) -> bool:
+    if any(fnmatch(name, pattern) for pattern in options.exclude):
+        return False
+    if options.include:
+        return any(fnmatch(name, pattern) for pattern in options.include)
+    if any(fnmatch(name, pattern) for pattern in _VARIANTS):
+        return False
+    return any(fnmatch(name, pattern) for pattern in _patterns(entry))
+
+
+def _require_safetensors(entry: EditorEntry, component: str, names: Sequence[str]) -> None:
+    """A component without files is not this family's; one whose weights are pickles alone is refused."""
+    inside = [n for n in names if n.startswith(f"{component}/")]
+    if not inside:
+        raise EditorError(f"{entry.repo} has no {component}/: it is not a {entry.family} repository")
+    pickled = [n for n in inside if any(fnmatch(n, p) for p in _PICKLES)]
+    if pickled and not any(fnmatch(n, _WEIGHTS) for n in inside):
+        raise EditorError(
+            f"{entry.repo} has the weights of {component}/ as a pickle alone ({pickled[0]}), which can run any code",
+            "choose a --revision with safetensors, or convert them and pass the folder with --weights DIR",
+        )
+
+
+def _require_room(plan: FetchPlan, options: FetchOptions) -> None:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = (options.local_dir or options.cache_dir or Path(HF_HUB_CACHE)).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if plan.missing_bytes * _MARGIN > free:
+        raise EditorError(
+            f"{plan.repo} needs {plan.missing_bytes / 1e9:.1f} GB more, and {folder} has {free / 1e9:.1f} GB free",
+            "free some space, or choose another disk with --cache-dir or --local-dir",
+        )
+
+
+@contextmanager
+def _bars(*, shown: bool) -> Iterator[None]:
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+    if not shown:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+@contextmanager
+def _explained(entry: EditorEntry) -> Iterator[None]:
+    """Turns huggingface_hub's errors into one line each, with what to do next."""
+    from huggingface_hub import errors
+
+    unreachable = (errors.LocalEntryNotFoundError, errors.DryRunError, errors.RevisionResolutionError)
+    try:
+        yield
+    except (errors.HfHubHTTPError, OSError, *unreachable) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        answer = _answer(error)
+        if answer is not None:
+            raise _refusal(entry, answer) from error
+        if isinstance(error, unreachable):
+            raise EditorError(
+                f"{entry.repo} cannot be reached: no connection, or offline mode is on",
+                f"unset HF_HUB_OFFLINE, or {_AGAIN}",
+            ) from error
+        raise EditorError(f"fetching {entry.repo} failed: {str(error).splitlines()[0]}", _AGAIN) from error
+
+
+def _answer(error: BaseException | None) -> Any:
+    """The Hub's own answer behind an error: huggingface_hub puts others in front of it."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    while error is not None and getattr(error, "response", None) is None:
+        error = error.__cause__ or error.__context__
+    return error if isinstance(error, HfHubHTTPError) else None
+
+
+def _refusal(entry: EditorEntry, answer: Any) -> EditorError:
+    """What an answer other than the file means."""
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{entry.repo}"
+    if isinstance(answer, errors.GatedRepoError):
+        return EditorError(f"{entry.repo} is gated", f"accept its terms at {page}, then `hf auth login`")
+    if isinstance(answer, errors.RepositoryNotFoundError):
+        return EditorError(
+            f"{entry.repo} is not there, or is private",
+            "check the name, or log in with `hf auth login`",
+        )
+    if isinstance(answer, errors.RevisionNotFoundError):
+        return EditorError(f"{entry.repo} has no such revision", f"see the branches and tags at {page}")
+    if answer.response.status_code == 401:
+        return EditorError(f"the Hub does not accept the token for {entry.repo}", "log in again with `hf auth login`")
+    return EditorError(f"the Hub answered {answer.response.status_code} for {entry.repo}", _AGAIN)

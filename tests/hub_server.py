@@ -1,0 +1,106 @@
+"""A small Hub on loopback: enough of the API for huggingface_hub's own client, and a log of what was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """One repository. cut: path -> bytes after which the connection is closed, once; answer: a status for everything,
+    with the code that the Hub sends in `X-Error-Code`."""
+
+    repo: str
+    files: Mapping[str, bytes]
+    cut: dict[str, int] = field(default_factory=dict)
+    answer: tuple[int, str] | None = None
+    log: list[str] = field(default_factory=list)
+    url: str = ""
+
+    def tree(self) -> list[dict[str, object]]:
+        return [
+            {"type": "file", "path": path, "size": len(content), "oid": _etag(content)}
+            for path, content in self.files.items()
+        ]
+
+
+def _etag(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
+@contextmanager
+def serve(hub: Hub) -> Iterator[Hub]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._answer(body=True)
+
+        def do_HEAD(self) -> None:
+            self._answer(body=False)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def _answer(self, *, body: bool) -> None:
+            path = self.path.partition("?")[0]
+            wanted = self.headers.get("Range", "")
+            hub.log.append(f"{self.command} {path}{' ' + wanted if wanted else ''}")
+            if hub.answer is not None:
+                self._send(hub.answer[0], b"{}", {"X-Error-Code": hub.answer[1]}, body)
+            elif path.startswith(f"/api/models/{hub.repo}/tree/"):
+                self._json(hub.tree(), body)
+            elif path in (f"/api/models/{hub.repo}", f"/api/models/{hub.repo}/revision/main"):
+                siblings = [{"rfilename": name} for name in hub.files]
+                self._json({"id": hub.repo, "sha": COMMIT, "siblings": siblings}, body)
+            elif path.startswith(f"/api/models/{hub.repo}/revision/"):
+                self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
+            elif path.startswith(f"/{hub.repo}/resolve/"):
+                self._file(path.split("/", 5)[5], wanted, body)
+            else:
+                self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
+
+        def _json(self, values: object, body: bool) -> None:
+            self._send(200, json.dumps(values).encode(), {"Content-Type": "application/json"}, body)
+
+        def _file(self, name: str, wanted: str, body: bool) -> None:
+            content = hub.files[name]
+            start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
+            headers = {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            if start:
+                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            self._send(
+                206 if start else 200, content[start:], headers, body, cut=hub.cut.pop(name, None) if body else None
+            )
+
+        def _send(
+            self, status: int, content: bytes, headers: Mapping[str, str], body: bool, cut: int | None = None
+        ) -> None:
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if body:
+                self.wfile.write(content if cut is None else content[:cut])
+            if cut is not None:
+                self.close_connection = True
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
