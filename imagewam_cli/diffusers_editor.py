@@ -73,6 +73,8 @@ class EditorDefaults:
         known = self.available[settings.mode]
         settings = resolve(settings, segments=tuple(s for s in self.segments if s in known))
         assert settings.segments is not None
+        if not settings.segments:
+            raise UsageError("no segment is chosen", f"choose among {', '.join(known)}")
         for segment in settings.segments:
             if segment not in known:
                 raise UsageError(
@@ -80,7 +82,8 @@ class EditorDefaults:
                     f"choose segments among {', '.join(known)}",
                 )
         self._check_size(settings)
-        return settings
+        # in the order of the tokens: another order is the same prefix
+        return dataclasses.replace(settings, segments=tuple(s for s in known if s in settings.segments))
 
     def _check_size(self, settings: PrefixSettings) -> None:
         assert settings.image_size is not None
@@ -265,7 +268,7 @@ class DiffusersEditor(Editor):
         if self.settings.blank_images:
             picture = np.full_like(picture, GREY)
         tensor = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
-        return tensor.to(self.device, self.dtype) / 127.5 - 1
+        return (tensor.float() / 127.5 - 1).to(self.device, self.dtype)  # scaled in float32, as the pipelines do
 
 
 def picture_segment(name: Segment, size: tuple[int, int], pixels: int) -> SegmentSpec:
@@ -292,19 +295,21 @@ def load_parts(
         EditorError: the folder lacks a part, or a part does not fit its config.
     """
     from diffusers import ModelMixin
+    from safetensors import SafetensorError
 
     loaded: dict[str, Any] = {}
     for name, kind in classes.items():
         if not (folder / name).is_dir():
             raise EditorError(f"{folder} is not a {family} folder: it has no {name}/")
-        options = {}
+        options: dict[str, Any] = {}
         if issubclass(kind, nn.Module):
-            options = {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype}
+            options = {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype, "use_safetensors": True}
         try:
             with _no_bars():
                 loaded[name] = kind.from_pretrained(folder / name, **options)
-        except (OSError, ValueError) as error:
-            raise EditorError(f"{folder / name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).partition("\n")[0]
+            raise EditorError(f"{folder / name} cannot be loaded: {reason}", "fetch the editor again") from error
         if isinstance(loaded[name], nn.Module):
             loaded[name].to(device).eval().requires_grad_(False)
     return loaded
@@ -330,7 +335,7 @@ def digest(folder: Path, parts: Iterable[str]) -> str:
     where it came from, makes no difference."""
     total = hashlib.sha256()
     for path in sorted(path for part in parts for path in (folder / part).rglob("*")):
-        if path.suffix not in {".safetensors", ".json", ".txt", ".jinja"}:
+        if path.suffix not in {".safetensors", ".json", ".txt", ".jinja", ".model"}:
             continue
         blob = path.resolve().name  # in the Hub's cache a large file is a link to its own sha256
         known = path.is_symlink() and len(blob) == 64

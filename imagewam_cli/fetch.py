@@ -21,7 +21,7 @@ from imagewam_cli.hookspecs import EditorEntry
 
 _WEIGHTS = "*.safetensors"
 _TEXTS = ("*.json", "*.txt", "*.jinja", "*.model")
-_VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.ema.*")
+VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.ema.*")
 """Second copies of the same weights."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _AGAIN = "run the same command again: complete files are kept"
@@ -97,7 +97,8 @@ def plan_fetch(entry: EditorEntry, options: FetchOptions) -> FetchPlan:
 
 
 def fetch(entry: EditorEntry, options: FetchOptions, plan: FetchPlan, *, bars: bool = True) -> Path:
-    """Download what the plan lacks; the folder that `--weights` and the editor itself load. bars: on stderr.
+    """Download what the plan lacks; the folder, for `--weights`. The editor finds the newest of the default branch in
+    the default cache by itself. bars: on stderr.
 
     Raises:
         EditorError: no room on the disk, or the connection failed; what is complete is kept.
@@ -117,7 +118,11 @@ def downloaded(entry: EditorEntry) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(str(entry.repo), local_files_only=True, allow_patterns=_patterns(entry)))
+        folder = Path(
+            snapshot_download(
+                str(entry.repo), local_files_only=True, allow_patterns=_patterns(entry), ignore_patterns=list(VARIANTS)
+            )
+        )
     except (LocalEntryNotFoundError, OSError):
         folder = None
     if folder is None or any(not (folder / component).is_dir() for component in entry.components):
@@ -155,7 +160,7 @@ def _wanted(name: str, entry: EditorEntry, options: FetchOptions) -> bool:
         return False
     if options.include:
         return any(fnmatch(name, pattern) for pattern in options.include)
-    if any(fnmatch(name, pattern) for pattern in _VARIANTS):
+    if any(fnmatch(name, pattern) for pattern in VARIANTS):
         return False
     return any(fnmatch(name, pattern) for pattern in _patterns(entry))
 
@@ -189,14 +194,16 @@ def _require_room(plan: FetchPlan, options: FetchOptions) -> None:
 
 @contextmanager
 def _bars(*, shown: bool) -> Iterator[None]:
-    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    if not shown:
+    hide = not shown and not are_progress_bars_disabled()
+    if hide:
         disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        if hide:
+            enable_progress_bars()
 
 
 @contextmanager
@@ -207,7 +214,9 @@ def _explained(entry: EditorEntry) -> Iterator[None]:
     unreachable = (errors.LocalEntryNotFoundError, errors.DryRunError, errors.RevisionResolutionError)
     try:
         yield
-    except (errors.HfHubHTTPError, OSError, *unreachable) as error:
+    except EditorError:
+        raise
+    except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
         answer = _answer(error)
@@ -218,7 +227,7 @@ def _explained(entry: EditorEntry) -> Iterator[None]:
                 f"{entry.repo} cannot be reached: no connection, or offline mode is on",
                 f"unset HF_HUB_OFFLINE, or {_AGAIN}",
             ) from error
-        raise EditorError(f"fetching {entry.repo} failed: {str(error).splitlines()[0]}", _AGAIN) from error
+        raise EditorError(f"fetching {entry.repo} failed: {str(error).partition(chr(10))[0]}", _AGAIN) from error
 
 
 def _answer(error: BaseException | None) -> Any:

@@ -69,6 +69,19 @@ def test_it_takes_what_the_plugin_reads_and_goes_on_after_a_cut(tmp_path: Path) 
     assert "bytes=" in asked[1], "the second request continues the first"
 
 
+def test_a_connection_that_stays_cut_is_one_line_and_keeps_what_is_complete(tmp_path: Path) -> None:
+    class Always(dict[str, int]):
+        def pop(self, key: str, default: int | None = None) -> int | None:  # type: ignore[override]
+            return self.get(key, default)
+
+    with serve(Hub(REPO, repository(), cut=Always({"unet/model.safetensors": 5}))) as hub:
+        done = run(hub, tmp_path, "--quiet", "fetch", EDITOR, "--max-workers", "1")
+    assert done.returncode == 1
+    problem, advice = done.stderr.strip().splitlines()[-2:]
+    assert problem.startswith(f"error: fetching {REPO} failed: ")
+    assert "complete files are kept" in advice
+
+
 def test_what_is_there_is_not_fetched_again(tmp_path: Path) -> None:
     with serve(Hub(REPO, repository())) as hub:
         assert run(hub, tmp_path, "fetch", EDITOR).returncode == 0

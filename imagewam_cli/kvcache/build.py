@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -118,13 +119,23 @@ def build_cache(
     missing = [episode for name, numbers in cut.items() if name not in kept for episode in numbers]
     # one stream for all shards: a new one for each would decode a video from its beginning again
     rows = dataset.rows(episodes=missing, stride=settings.stride) if missing else iter(())
+    shard_of = {episode: name for name, numbers in cut.items() for episode in numbers}
+    # grouped, not counted: a group ends when the row after it was read, so the checks at an episode's end have run
+    groups = itertools.groupby(rows, key=lambda row: shard_of[row.episode])
     encoder = _ShardEncoder(editor, codec, settings.batch, manifest.instructions)
     done: list[ShardEntry] = []
     for (name, numbers), episodes in zip(cut.items(), plan.shards, strict=True):
         entry = kept.pop(name, None)
         if entry is None:
             count = sum(_rows_of(episode, settings.stride) for episode in episodes)
-            tensors = encoder.encode(islice(rows, count), on_rows)
+            given, group = next(groups, (None, iter(())))
+            tensors = encoder.encode(group, on_rows) if given == name else {}
+            found = len(tensors.get("row", ()))
+            if found != count:
+                raise CacheError(
+                    f"{_episodes_text(numbers)} should have {count} rows by the dataset's metadata, and {found} came",
+                    "the dataset's metadata and its rows do not belong together",
+                )
             size, checksum = write_shard(out / SHARDS / name, tensors)
             entry = ShardEntry(file=name, rows=count, bytes=size, sha256=checksum, episodes=numbers)
             done.append(entry)
@@ -266,8 +277,9 @@ class _ShardEncoder:
         for i, (kv, layer) in enumerate(zip(prefix.layers, spec.layers, strict=True)):
             tensors[f"layer.{i}.k"] = self._stored(kv.k, layer)
             tensors[f"layer.{i}.v"] = self._stored(kv.v, layer)
-        if prefix.valid is not None:
-            tensors["valid"] = prefix.valid.cpu()
+        if spec.valid_tokens:
+            everywhere = torch.ones(len(rows), spec.valid_tokens, dtype=torch.bool)
+            tensors["valid"] = everywhere if prefix.valid is None else prefix.valid.cpu()
         numbers = {
             "row": [r.row for r in rows],
             "episode": [r.episode for r in rows],

@@ -180,6 +180,34 @@ class TestContent:
         build(tmp_path / "cache", dataset=dataset)
         assert dataset.streams[2:] == [CUT[1] + CUT[3]]
 
+    @pytest.mark.parametrize("bad", [1, 4])
+    def test_an_episode_that_ends_wrongly_stops_the_build_before_its_shard(self, tmp_path: Path, bad: int) -> None:
+        """What a dataset notices only after an episode's last row must not be lost between two shards."""
+
+        class Longer(MemoryDataset):
+            def _stream(self, episodes: Any, stride: int, images: bool) -> Any:
+                for row in super()._stream(episodes, stride, images):
+                    yield row
+                    if images and row.episode == bad and row.frame + stride >= LENGTHS[bad]:
+                        raise DatasetError("the video goes on")
+
+        for _ in range(2):
+            with pytest.raises(DatasetError, match="the video goes on"):
+                build(tmp_path / "cache", dataset=Longer(LENGTHS))
+            written = [entry.episodes for entry in read_manifest(tmp_path / "cache").shards]
+            assert all(bad not in episodes for episodes in written)
+
+    def test_fewer_rows_than_the_metadata_says_are_refused(self, tmp_path: Path) -> None:
+        class Shorter(MemoryDataset):
+            def _stream(self, episodes: Any, stride: int, images: bool) -> Any:
+                for row in super()._stream(episodes, stride, images):
+                    if not images or (row.episode, row.frame) != (2, 2):
+                        yield row
+
+        message = "episodes 2 to 3 should have 3 rows by the dataset's metadata, and 2 came"
+        with pytest.raises(CacheError, match=message):
+            build(tmp_path / "cache", dataset=Shorter(LENGTHS))
+
     def test_the_batch_size_does_not_show(self, built: Path, tmp_path: Path) -> None:
         build(tmp_path / "cache", batch=1)
         for one, three in zip(shards(tmp_path / "cache"), shards(built), strict=True):

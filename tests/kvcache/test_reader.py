@@ -62,10 +62,18 @@ def test_what_is_read_is_float32_of_what_is_stored(tmp_path: Path, codec: CastCo
     assert torch.equal(found, expected.float())
 
 
-def test_a_cache_without_padding_has_no_mask(tmp_path: Path) -> None:
-    editor = ArithmeticEditor(spoil=lambda prefix: PrefixKV(prefix.layers, None))
-    build_cache(MemoryDataset((3,)), editor, tmp_path / "cache", FLOAT32, BuildSettings())
-    assert CacheReader(tmp_path / "cache").read(np.array([1, 0])).valid is None
+def test_batches_without_a_mask_count_all_their_tokens(tmp_path: Path) -> None:
+    """An editor may leave the mask out where no row of a batch is padded; the rows keep theirs apart."""
+
+    def some(prefix: PrefixKV) -> PrefixKV:
+        assert prefix.valid is not None
+        return PrefixKV(prefix.layers, None if bool(prefix.valid[:, 1].all()) else prefix.valid)
+
+    dataset = MemoryDataset((3, 3, 3))  # the third instruction is one word
+    build_cache(dataset, ArithmeticEditor(spoil=some), tmp_path / "cache", FLOAT32, BuildSettings(batch=3))
+    valid = CacheReader(tmp_path / "cache").read(np.array([0, 4, 8])).valid
+    assert valid is not None
+    assert valid.all(1).tolist() == [True, True, False]
 
 
 def test_the_index_says_which_frame_each_row_is(built: Path) -> None:

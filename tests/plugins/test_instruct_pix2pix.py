@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from diffusers import (
 from export.policies import observation, write_policy
 from hub_server import COMMIT, Hub, serve
 from PIL import Image
+from safetensors.torch import load_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -224,6 +226,30 @@ def test_unfit_settings_are_refused_with_the_reason(
     assert hint in (caught.value.hint or "")
 
 
+def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "pickled")
+    (weights,) = (tmp_path / "pickled" / "unet").glob("*.safetensors")
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(EditorError, match="cannot be loaded"):
+        load(tmp_path / "pickled")
+
+
+def test_a_truncated_part_is_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "cut")
+    (weights,) = (tmp_path / "cut" / "text_encoder").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(EditorError, match="text_encoder cannot be loaded"):
+        load(tmp_path / "cut")
+
+
+def test_the_order_of_segments_makes_no_difference(folder: Path) -> None:
+    orders = (("text", "target"), ("target", "text"))
+    assert len({str(load(folder, segments=segments).fingerprint()) for segments in orders}) == 1
+    with pytest.raises(UsageError, match="no segment is chosen"):
+        load(folder, segments=())
+
+
 def test_another_pipelines_folder_is_refused() -> None:
     from imagewam_tiny.editor import WEIGHTS
 
@@ -246,6 +272,7 @@ def test_a_policy_on_it_is_the_same_in_onnx(folder: Path, tmp_path: Path, segmen
 
 def test_fetched_from_a_hub_it_caches_a_dataset(folder: Path, tabletop: Path, tmp_path: Path) -> None:
     files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    files["unet/diffusion_pytorch_model.fp16.safetensors"] = b"a second copy, which nobody needs"
     cache = ("cache", "--editor", NAME, "--dataset", str(tabletop), "--stride", "20", "--image-size", f"{SIZE}x{SIZE}")
     with serve(Hub("timbrooks/instruct-pix2pix", files)) as hub:
         environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
