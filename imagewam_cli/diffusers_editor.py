@@ -12,10 +12,11 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from imagewam_cli.capture import LayerKV, record
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editor import Editor, PrefixKV, PrefixSettings, WeightsIdentity, resolve
 from imagewam_cli.errors import DatasetError, EditorError, UsageError
+from imagewam_cli.fetch import downloaded, is_read
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, Mode, RopeSpec, Segment, SegmentSpec, select_layers
 
@@ -106,8 +108,12 @@ class Text:
 
 
 class DiffusersEditor(Editor):
-    """A pipeline folder as an `Editor`. Subclasses implement the abstract methods and name what is `learned`."""
+    """A pipeline folder as an `Editor`. Subclasses implement the abstract methods and set the class variables; the
+    `load` of their `EditorEntry` is "module:Class.load"."""
 
+    defaults: ClassVar[EditorDefaults]
+    embedded: ClassVar[Path | None] = None
+    """The folder that comes with the plugin, where one does."""
     learned: ClassVar[tuple[str, ...]]
     """The parts that `random_weights` draws anew: denoiser and text encoders, not the VAE."""
 
@@ -115,21 +121,34 @@ class DiffusersEditor(Editor):
         self,
         entry: EditorEntry,
         settings: PrefixSettings,
-        defaults: EditorDefaults,
         folder: Path,
         *,
         instructions: Sequence[str],
         device: str,
     ) -> None:
         self.entry = entry
-        self.settings = defaults.resolve(settings, entry.name)
+        self.settings = self.defaults.resolve(settings, entry.name)
         self.device, self.dtype = torch.device(device), getattr(torch, str(self.settings.compute_dtype))
         self._folder, self._instructions = folder, frozenset(instructions)
         self._texts: dict[str, Tensor] = {}
         self.part = load_parts(folder, self.part_classes(), entry.family, device, self.dtype)
-        self._kept(1)  # a choice of layers that do not exist is refused here, not at the first row
+        _ = self.layer_names  # a choice of layers that do not exist is refused here, not at the first row
         if self.settings.random_weights:
             randomize([self.part[name] for name in self.learned], seed=0)
+
+    @classmethod
+    def load(
+        cls,
+        entry: EditorEntry,
+        settings: PrefixSettings,
+        *,
+        instructions: Sequence[str],
+        weights: Path | None = None,
+        device: str = "cpu",
+    ) -> Self:
+        """An `imagewam_cli.editor.EditorLoader`: from `weights`, the embedded folder, or what was fetched."""
+        folder = weights or cls.embedded or downloaded(entry)
+        return cls(entry, settings, folder, instructions=instructions, device=device)
 
     @staticmethod
     @abc.abstractmethod
@@ -191,16 +210,24 @@ class DiffusersEditor(Editor):
         with torch.no_grad():
             pictures = torch.stack([self._picture(row) for row in images])
             text = self._text(instructions)
-            layers = self._kept(text.valid.shape[1])
-            with record(self.denoiser, [layer.name for layer in layers], stop_after_last=True) as recording:
+            with record(self.denoiser, self.layer_names, stop_after_last=True) as recording:
                 self.run(pictures, text)
-            return self.keep_segments([recording.layers[layer.name] for layer in layers], text.valid)
+            return self.keep_segments(recording.layers, text.valid)
 
-    def keep_segments(self, recorded: Sequence[LayerKV], text_valid: Tensor) -> PrefixKV:
-        """The wanted segments of the kept layers; what padding left is zeroed, so that equal rows are equal bytes."""
+    @functools.cached_property
+    def layer_names(self) -> tuple[str, ...]:
+        """Of the kept layers."""
+        return tuple(layer.name for layer in self._kept(1))
+
+    def keep_segments(self, recorded: Mapping[str, LayerKV], text_valid: Tensor) -> PrefixKV:
+        """The wanted segments of the kept layers; what padding left is zeroed, so that equal rows are equal bytes.
+
+        recorded: by the layers' names; text_valid: bool (B, L).
+        """
         layers: list[LayerKV] = []
         valid: Tensor | None = None
-        for layer, kv in zip(self._kept(text_valid.shape[1]), recorded, strict=True):
+        for layer in self._kept(text_valid.shape[1]):
+            kv = recorded[layer.name]
             k, v = (
                 self._wanted(layer, list(torch.split(x, [s.tokens for s in layer.segments], 1))) for x in (kv.k, kv.v)
             )
@@ -297,6 +324,7 @@ def load_parts(
     from diffusers import ModelMixin
     from safetensors import SafetensorError
 
+    _require_family(folder, family)
     loaded: dict[str, Any] = {}
     for name, kind in classes.items():
         if not (folder / name).is_dir():
@@ -313,6 +341,19 @@ def load_parts(
         if isinstance(loaded[name], nn.Module):
             loaded[name].to(device).eval().requires_grad_(False)
     return loaded
+
+
+def _require_family(folder: Path, family: str) -> None:
+    """Another family's folder may have all the sub-folders, and only fails at the first row."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return  # parts alone will do
+    try:
+        found = json.loads(index.read_text()).get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise EditorError(f"{index} is damaged: {error}", "fetch the editor again") from error
+    if found != family:
+        raise EditorError(f"{folder} is a {found} folder, not a {family} one", "see `imagewam editors` for others")
 
 
 def randomize(models: Sequence[nn.Module], seed: int) -> None:
@@ -335,7 +376,7 @@ def digest(folder: Path, parts: Iterable[str]) -> str:
     where it came from, makes no difference."""
     total = hashlib.sha256()
     for path in sorted(path for part in parts for path in (folder / part).rglob("*")):
-        if path.suffix not in {".safetensors", ".json", ".txt", ".jinja", ".model"}:
+        if not is_read(path.name):
             continue
         blob = path.resolve().name  # in the Hub's cache a large file is a link to its own sha256
         known = path.is_symlink() and len(blob) == 64

@@ -20,8 +20,8 @@ from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.hookspecs import EditorEntry
 
 _WEIGHTS = "*.safetensors"
-_TEXTS = ("*.json", "*.txt", "*.jinja", "*.model")
-VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.ema.*")
+_READ = (_WEIGHTS, "*.json", "*.txt", "*.jinja", "*.model")
+_VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.ema.*")
 """Second copies of the same weights."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _AGAIN = "run the same command again: complete files are kept"
@@ -120,7 +120,7 @@ def downloaded(entry: EditorEntry) -> Path:
     try:
         folder = Path(
             snapshot_download(
-                str(entry.repo), local_files_only=True, allow_patterns=_patterns(entry), ignore_patterns=list(VARIANTS)
+                str(entry.repo), local_files_only=True, allow_patterns=_patterns(entry), ignore_patterns=list(_VARIANTS)
             )
         )
     except (LocalEntryNotFoundError, OSError):
@@ -131,6 +131,11 @@ def downloaded(entry: EditorEntry) -> Path:
             f"run `imagewam fetch {entry.name}`, or pass a diffusers folder with --weights DIR",
         )
     return folder
+
+
+def is_read(name: str) -> bool:
+    """Whether loading a part reads the file of this name: weights, configs and tokenizers, no second copies."""
+    return any(fnmatch(name, p) for p in _READ) and not any(fnmatch(name, p) for p in _VARIANTS)
 
 
 def _download(
@@ -152,7 +157,7 @@ def _download(
 
 def _patterns(entry: EditorEntry) -> list[str]:
     """What the plugin reads, as huggingface_hub's patterns."""
-    return ["model_index.json", *(f"{c}/{kind}" for c in entry.components for kind in (_WEIGHTS, *_TEXTS))]
+    return ["model_index.json", *(f"{c}/{kind}" for c in entry.components for kind in _READ)]
 
 
 def _wanted(name: str, entry: EditorEntry, options: FetchOptions) -> bool:
@@ -160,9 +165,7 @@ def _wanted(name: str, entry: EditorEntry, options: FetchOptions) -> bool:
         return False
     if options.include:
         return any(fnmatch(name, pattern) for pattern in options.include)
-    if any(fnmatch(name, pattern) for pattern in VARIANTS):
-        return False
-    return any(fnmatch(name, pattern) for pattern in _patterns(entry))
+    return is_read(name) and any(fnmatch(name, pattern) for pattern in _patterns(entry))
 
 
 def _require_safetensors(entry: EditorEntry, component: str, names: Sequence[str]) -> None:
@@ -214,9 +217,7 @@ def _explained(entry: EditorEntry) -> Iterator[None]:
     unreachable = (errors.LocalEntryNotFoundError, errors.DryRunError, errors.RevisionResolutionError)
     try:
         yield
-    except EditorError:
-        raise
-    except Exception as error:
+    except Exception as error:  # around one library call: its transports (httpx, xet) have error trees of their own
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
         answer = _answer(error)

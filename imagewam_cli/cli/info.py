@@ -82,8 +82,8 @@ def _cache(path: Path) -> dict[str, Any]:
         "mode": spec.mode,
         "timestep": spec.timestep,
         "text_padding": spec.text_padding,
-        "segments": {s.name: s.tokens for layer in spec.layers for s in layer.segments},
-        "layers": [f"{layer.name} {layer.heads}x{layer.head_dim}" for layer in spec.layers],
+        "segments": list(dict.fromkeys(s.name for layer in spec.layers for s in layer.segments)),
+        "layers": [f"{layer.name} {layer.heads}x{layer.head_dim}, {layer.tokens} tokens" for layer in spec.layers],
         "fingerprint": manifest.digest,
     }
 

@@ -39,7 +39,7 @@ class PrefixPlaces(nn.Module):
             ConfigError: a layer has text after a picture, or no layer has a picture.
         """
         super().__init__()
-        pictures = {str(i): layer for i, layer in enumerate(layers) if any(s.grid for s in layer.segments)}
+        pictures = {str(i): layer for i, layer in enumerate(layers) if layer.holds_pictures}
         if not pictures:
             raise ConfigError("places need picture tokens, and no layer has any")
         self.maps = nn.ModuleDict({i: _PlaceMap(layer) for i, layer in pictures.items()})

@@ -54,6 +54,11 @@ class LayerSpec:
         return any(s.name == "text" for s in self.segments)
 
     @property
+    def holds_pictures(self) -> bool:
+        """Whether some of its tokens have a place in a picture."""
+        return any(s.grid for s in self.segments)
+
+    @property
     def numbers_per_row(self) -> int:
         """Numbers that K and V of one row hold."""
         return 2 * self.tokens * self.kv_heads * self.head_dim

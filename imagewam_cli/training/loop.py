@@ -74,7 +74,7 @@ class Trainer:
             horizon=recipe.expert.horizon,
             hidden=recipe.expert.hidden,
             mlp_ratio=recipe.expert.mlp_ratio,
-            places=recipe.expert.places and any(s.grid for layer in spec.layers for s in layer.segments),
+            places=recipe.expert.places and any(layer.holds_pictures for layer in spec.layers),
             use_prefix=recipe.expert.use_prefix,
         )
         with torch.random.fork_rng(devices=[]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from imagewam_cli.hookspecs import EditorEntry, hookimpl
 
 _FAMILY = "Flux2KleinPipeline"
-_LOAD = "imagewam_flux2.editor:load"
+_LOAD = "imagewam_flux2.editor:Flux2Editor.load"
 
 
 @hookimpl

@@ -8,10 +8,10 @@ encoder is causal, so a row's states do not depend on padding, and states comput
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,7 @@ from imagewam_cli.diffusers_editor import (
     load_parts,
     picture_segment,
 )
-from imagewam_cli.editor import PrefixGraph, PrefixSettings
-from imagewam_cli.fetch import downloaded
-from imagewam_cli.hookspecs import EditorEntry
+from imagewam_cli.editor import PrefixGraph
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec
 from imagewam_flux2.graph import prefix_graph
 from imagewam_flux2.tokens import ACTION_T, REFERENCE_T, FluxTokens, image_ids
@@ -42,48 +40,20 @@ class FluxDefaults(EditorDefaults):
     max_text_tokens: int = 512
 
 
-DEFAULTS = FluxDefaults(
-    mode="prefix",
-    timestep=0.0,
-    segments=("text", "reference"),
-    available={"prefix": ("text", "reference")},
-    text_padding="keep",
-    compute_dtype="bfloat16",
-    camera_size=(512, 512),
-    multiple=_PIXELS_PER_TOKEN,
-)
-
-
-def load(
-    entry: EditorEntry,
-    settings: PrefixSettings,
-    *,
-    instructions: Sequence[str],
-    weights: Path | None = None,
-    device: str = "cpu",
-) -> Flux2Editor:
-    """An `imagewam_cli.editor.EditorLoader` for the checkpoints on the Hub."""
-    folder = weights if weights is not None else downloaded(entry)
-    return Flux2Editor(entry, settings, DEFAULTS, folder, instructions=instructions, device=device)
-
-
 class Flux2Editor(DiffusersEditor):
     """A FLUX.2-klein pipeline folder as an `Editor`."""
 
     learned = ("transformer", "text_encoder")
-
-    def __init__(
-        self,
-        entry: EditorEntry,
-        settings: PrefixSettings,
-        defaults: FluxDefaults,
-        folder: Path,
-        *,
-        instructions: Sequence[str],
-        device: str,
-    ) -> None:
-        self._defaults = defaults
-        super().__init__(entry, settings, defaults, folder, instructions=instructions, device=device)
+    defaults: ClassVar[FluxDefaults] = FluxDefaults(
+        mode="prefix",
+        timestep=0.0,
+        segments=("text", "reference"),
+        available={"prefix": ("text", "reference")},
+        text_padding="keep",
+        compute_dtype="bfloat16",
+        camera_size=(512, 512),
+        multiple=_PIXELS_PER_TOKEN,
+    )
 
     @staticmethod
     def part_classes() -> Mapping[str, Any]:
@@ -142,16 +112,26 @@ class Flux2Editor(DiffusersEditor):
         return prefix_graph(
             self._tokens,
             self.settings,
-            layers=[layer.name for layer in self.spec.layers],
+            layers=self.layer_names,
             grid=self._grid,
             keep_segments=self.keep_segments,
             prompt=self._prompt,
             grey=GREY,
         )
 
+    @classmethod
+    def load_tokens(cls, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> FluxTokens:
+        """The parts of a pipeline folder as they turn pictures and text into tokens; see `load_parts` for the
+        errors."""
+        return cls._tokens_of(load_parts(folder, cls.part_classes(), "Flux2KleinPipeline", device, dtype))
+
+    @classmethod
+    def _tokens_of(cls, parts: Mapping[str, Any]) -> FluxTokens:
+        return FluxTokens(text_layers=cls.defaults.text_layers, max_text_tokens=cls.defaults.max_text_tokens, **parts)
+
     @functools.cached_property
     def _tokens(self) -> FluxTokens:
-        return _tokens(self.part, self._defaults)
+        return self._tokens_of(self.part)
 
     @functools.cached_property
     def _grid(self) -> tuple[int, int]:
@@ -159,12 +139,3 @@ class Flux2Editor(DiffusersEditor):
         assert self.settings.image_size is not None
         height, width = self.settings.image_size
         return height // _PIXELS_PER_TOKEN, width // _PIXELS_PER_TOKEN
-
-
-def load_tokens(folder: Path, defaults: FluxDefaults, device: str, dtype: torch.dtype) -> FluxTokens:
-    """The parts of a pipeline folder as they turn pictures and text into tokens; see `load_parts` for the errors."""
-    return _tokens(load_parts(folder, Flux2Editor.part_classes(), "Flux2KleinPipeline", device, dtype), defaults)
-
-
-def _tokens(parts: Mapping[str, Any], defaults: FluxDefaults) -> FluxTokens:
-    return FluxTokens(text_layers=defaults.text_layers, max_text_tokens=defaults.max_text_tokens, **parts)

@@ -7,7 +7,7 @@ the forward is not left early (that confuses the tracer; what follows the last l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from imagewam_cli.editor import PrefixGraph, PrefixKV, PrefixSettings
 from imagewam_cli.errors import ExportError
 from imagewam_flux2.tokens import REFERENCE_T, FluxTokens, image_ids, text_ids
 
-KeepSegments = Callable[[list[LayerKV], Tensor], PrefixKV]
+KeepSegments = Callable[[Mapping[str, LayerKV], Tensor], PrefixKV]
 """(layers, valid (B, P), text tokens) -> the segments that count, invalid tokens zeroed."""
 
 _PROBES = ("put the red block on the blue zone", "  Put\tit {there}, 2 cm  left?  ", "x")
@@ -60,7 +60,7 @@ class Flux2Prefix(nn.Module):
                 joint_attention_kwargs={"attention_mask": valid[:, None, None, :]},
                 return_dict=False,
             )
-        prefix = self._keep_segments([recording.layers[name] for name in self._layers], text_valid)
+        prefix = self._keep_segments(recording.layers, text_valid)
         mask = () if prefix.valid is None else (prefix.valid,)
         return *mask, *(x for kv in prefix.layers for x in (kv.k, kv.v))
 

@@ -11,7 +11,7 @@ def imagewam_editors() -> list[EditorEntry]:
         EditorEntry(
             name="instruct-pix2pix",
             summary="InstructPix2Pix, on Stable Diffusion 1.5",
-            load="imagewam_instruct_pix2pix.editor:load",
+            load="imagewam_instruct_pix2pix.editor:InstructPix2PixEditor.load",
             family="StableDiffusionInstructPix2PixPipeline",
             parameters=859_532_484,
             modes=("denoise",),

@@ -12,8 +12,7 @@ the editor was trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,42 +25,25 @@ from imagewam_cli.diffusers_editor import (
     picture_segment,
     target_noise,
 )
-from imagewam_cli.editor import PrefixSettings
-from imagewam_cli.fetch import downloaded
-from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import LayerSpec, SegmentSpec
 
 _PIXELS_PER_LATENT = 8
-
-DEFAULTS = EditorDefaults(
-    mode="denoise",
-    timestep=1.0,
-    segments=("target",),
-    available={"denoise": ("text", "target")},
-    text_padding="keep",
-    compute_dtype="float16",
-    camera_size=(256, 256),
-    multiple=_PIXELS_PER_LATENT,
-)
-
-
-def load(
-    entry: EditorEntry,
-    settings: PrefixSettings,
-    *,
-    instructions: Sequence[str],
-    weights: Path | None = None,
-    device: str = "cpu",
-) -> InstructPix2PixEditor:
-    """An `imagewam_cli.editor.EditorLoader`."""
-    folder = weights if weights is not None else downloaded(entry)
-    return InstructPix2PixEditor(entry, settings, DEFAULTS, folder, instructions=instructions, device=device)
 
 
 class InstructPix2PixEditor(DiffusersEditor):
     """A StableDiffusionInstructPix2PixPipeline folder as an `Editor`."""
 
     learned = ("unet", "text_encoder")
+    defaults = EditorDefaults(
+        mode="denoise",
+        timestep=1.0,
+        segments=("target",),
+        available={"denoise": ("text", "target")},
+        text_padding="keep",
+        compute_dtype="float16",
+        camera_size=(256, 256),
+        multiple=_PIXELS_PER_LATENT,
+    )
 
     @staticmethod
     def part_classes() -> Mapping[str, Any]:

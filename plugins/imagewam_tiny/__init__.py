@@ -15,7 +15,7 @@ def imagewam_editors() -> list[EditorEntry]:
         EditorEntry(
             name="tiny",
             summary="embedded miniature of FLUX.2-klein, trained on tabletop edits",
-            load="imagewam_tiny.editor:load",
+            load="imagewam_tiny.editor:TinyEditor.load",
             family="Flux2KleinPipeline",
             parameters=4_190_720,
             license="Apache-2.0",

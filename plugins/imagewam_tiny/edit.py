@@ -22,10 +22,9 @@ from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.sim.tabletop.edits import Edit, judge_edit, sample_edit
 from imagewam_cli.sim.tabletop.layout import Split
-from imagewam_flux2.editor import load_tokens
 from imagewam_flux2.tokens import REFERENCE_T, FluxTokens, image_ids
 from imagewam_tiny import recipe
-from imagewam_tiny.editor import DEFAULTS, WEIGHTS
+from imagewam_tiny.editor import WEIGHTS, TinyEditor
 
 EDIT_STEPS = 20
 EDIT_SHIFT = 3.0
@@ -91,7 +90,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="PNG of seeds 0 to 63")
     parser.add_argument("--scenes", type=int, default=256, help="scenes per split for the rates")
     arguments = parser.parse_args()
-    tokens = load_tokens(arguments.weights, DEFAULTS, "cpu", torch.float32)
+    tokens = TinyEditor.load_tokens(arguments.weights)
     rates: dict[str, dict[str, float]] = {}
     splits: tuple[Split, ...] = ("test", "heldout")
     for split in splits:

@@ -253,7 +253,9 @@ def test_the_order_of_segments_makes_no_difference(folder: Path) -> None:
 def test_another_pipelines_folder_is_refused() -> None:
     from imagewam_tiny.editor import WEIGHTS
 
-    with pytest.raises(EditorError, match="not a StableDiffusionInstructPix2PixPipeline folder: it has no unet/"):
+    with pytest.raises(
+        EditorError, match="is a Flux2KleinPipeline folder, not a StableDiffusionInstructPix2PixPipeline one"
+    ):
         load(WEIGHTS)
 
 

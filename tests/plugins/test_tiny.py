@@ -14,10 +14,10 @@ from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.kvcache.spec import KVSpec
 from imagewam_cli.registry import Registry
 from imagewam_cli.sim.tabletop.edits import sample_edit
-from imagewam_flux2.editor import Flux2Editor, load_tokens
+from imagewam_flux2.editor import Flux2Editor
 from imagewam_tiny import recipe
 from imagewam_tiny.edit import judge, sheet
-from imagewam_tiny.editor import DEFAULTS, WEIGHTS
+from imagewam_tiny.editor import WEIGHTS, TinyEditor
 
 MEGABYTE = 10**6
 
@@ -52,7 +52,7 @@ def test_defaults_are_those_of_training() -> None:
 
 
 def test_it_edits_better_than_copying() -> None:
-    tokens = load_tokens(WEIGHTS, DEFAULTS, "cpu", torch.float32)
+    tokens = TinyEditor.load_tokens(WEIGHTS)
     right, pictures = judge(tokens, "test", range(24))
     edits = [sample_edit(s, "test", from_start=True) for s in range(24)]
     assert np.mean(right) > 0.25, "copying the input is never right"
