@@ -1,8 +1,7 @@
 """The contract of an editor: pictures and instructions in, prefix keys and values out.
 
 An editor knows how its pipeline prepares inputs, which layers count and which tokens are which. It knows nothing of
-actions, caches or training. Plugins subclass `Editor`; `EditorLoader` is what a plugin's entry names. Importing this
-module imports no torch.
+actions, caches or training. A plugin's entry names a subclass of `Editor`. Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Self
 
 from imagewam_cli.config import to_dict
 from imagewam_cli.errors import UsageError
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
     from imagewam_cli.capture import LayerKV
     from imagewam_cli.data.types import UInt8Image
     from imagewam_cli.hookspecs import EditorEntry
+
+
+TYPICAL_TEXT = 32
+"""Tokens of an instruction where its length is not known yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +128,43 @@ class Editor(abc.ABC):
     settings: PrefixSettings
     """With every None resolved."""
 
+    @classmethod
+    @abc.abstractmethod
+    def load(
+        cls,
+        entry: EditorEntry,
+        settings: PrefixSettings,
+        *,
+        instructions: Sequence[str],
+        weights: Path | None = None,
+        device: str = "cpu",
+    ) -> Self:
+        """The editor, ready to encode.
+
+        instructions: those that a cache will hold, so that text is padded to the longest of them and no further; empty
+            for a live policy, whose text may have any length.
+        weights: a pipeline folder instead of what came with the plugin or was fetched.
+
+        Raises:
+            EditorError: weights missing or unfit, with the `imagewam fetch` to run.
+            UsageError: a setting that the architecture does not allow, with the reason.
+        """
+
+    @classmethod
+    def describe(cls, entry: EditorEntry, settings: PrefixSettings) -> KVSpec | None:
+        """The layout without weights, from the entry alone; None where that does not tell it. Text that is trimmed to
+        the instructions counts as `TYPICAL_TEXT` tokens.
+
+        Raises:
+            UsageError: as `load`.
+        """
+        return None
+
+    @classmethod
+    def memory_bytes(cls, entry: EditorEntry) -> int | None:
+        """What the weights take at most at one time, in the editor's own dtype; None where that is not known."""
+        return None
+
     @property
     @abc.abstractmethod
     def spec(self) -> KVSpec:
@@ -160,31 +200,6 @@ class Editor(abc.ABC):
             "settings": to_dict(self.settings),
             "prompt_template": self.entry.prompt_template,
         }
-
-
-class EditorLoader(Protocol):
-    """What an `EditorEntry.load` names."""
-
-    def __call__(
-        self,
-        entry: EditorEntry,
-        settings: PrefixSettings,
-        *,
-        instructions: Sequence[str],
-        weights: Path | None = None,
-        device: str = "cpu",
-    ) -> Editor:
-        """Load the editor.
-
-        instructions: those that a cache will hold, so that text is padded to the longest of them and no further; empty
-        for
-            a live policy, whose text may have any length.
-
-        Raises:
-            EditorError: weights missing or unfit, with the `imagewam fetch` to run.
-            UsageError: a setting that the architecture does not allow, with the reason.
-        """
-        ...
 
 
 def resolve(settings: PrefixSettings, **defaults: object) -> PrefixSettings:

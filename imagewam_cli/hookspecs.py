@@ -7,8 +7,9 @@ A plugin is a module (or object) named by an entry point in group `imagewam`. It
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import pluggy
 
@@ -28,20 +29,30 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class EditorEntry(Entry):
-    """An image editor. `load` names a `imagewam_cli.editor.EditorLoader`."""
+    """An image editor. `load` names a class of `imagewam_cli.editor.Editor`."""
 
     family: str
     """The pipeline class in diffusers."""
-    parameters: int
-    """Of the denoiser."""
+    components: Mapping[str, int] = field(default_factory=dict)
+    """Sub-folders of the pipeline that the plugin reads -> parameters, 0 where there are none. `imagewam fetch` takes
+    these and nothing else."""
+    denoiser: str = "transformer"
+    """The component whose attention is recorded."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The released denoiser's config.json where it differs from its class's defaults: sizes before anything is
+    fetched."""
     modes: tuple[str, ...] = ("prefix",)
     license: str = "unknown"
     repo: str | None = None
     """Repository on the Hugging Face Hub; None: the weights come with the plugin."""
-    components: tuple[str, ...] = ()
-    """Sub-folders of the repository that the plugin reads; `imagewam fetch` takes these and nothing else."""
     gated: bool | None = None
+    """Whether the repository asks for consent first; None: not known."""
     prompt_template: str = "{instruction}"
+
+    @property
+    def parameters(self) -> int:
+        """Of the denoiser."""
+        return self.components.get(self.denoiser, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ def load_tiny(tiny_weights: Path) -> Any:
     def load(instructions: Sequence[str] = (), weights: Path = tiny_weights, **settings: Any) -> Any:
         editors = Registry.installed().editors
         chosen = PrefixSettings(**{"image_size": EDITOR_CAMERA, "cameras": ("top",)} | settings)
-        return editors.load("tiny")(editors.get("tiny"), chosen, instructions=instructions, weights=weights)
+        return editors.load("tiny").load(editors.get("tiny"), chosen, instructions=instructions, weights=weights)
 
     return load
 

@@ -16,7 +16,7 @@ from imagewam_cli.registry import Registry
 
 
 def entry(name: str, load: str = "math:pi") -> EditorEntry:
-    return EditorEntry(name=name, summary="", load=load, family="", parameters=1)
+    return EditorEntry(name=name, summary="", load=load, family="")
 
 
 class Plugin:

@@ -70,7 +70,7 @@ def cache_command(
     from imagewam_cli.registry import Registry
 
     registry = Registry.installed()
-    loader, codec = registry.editors.load(editor), registry.codecs.load(dtype)
+    kind, codec = registry.editors.load(editor), registry.codecs.load(dtype)
     dataset = dataset if dataset is not None else _demonstrations()
     rows = open_dataset(dataset, KeyMap(state=state_key, action=action_key, cameras=tuple(camera or ())))
     settings = _settings(
@@ -87,7 +87,7 @@ def cache_command(
         random_weights=random_weights,
     )
     build = BuildSettings(stride=stride, batch=batch, shard_mb=shard_mb)
-    loaded = loader(
+    loaded = kind.load(
         registry.editors.get(editor),
         settings,
         instructions=instructions_of(rows),

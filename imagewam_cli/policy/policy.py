@@ -98,8 +98,8 @@ def load_editor(reference: EditorReference, *, device: str = "cpu", weights: Pat
         RunError: other weights or settings; both values are given.
     """
     catalog = Registry.installed().editors
-    loader = catalog.load(reference.name)
-    editor: Editor = loader(
+    kind = catalog.load(reference.name)
+    editor: Editor = kind.load(
         catalog.get(reference.name), reference.settings, instructions=(), weights=weights, device=device
     )
     found, expected = editor.fingerprint(), dict(reference.fingerprint)

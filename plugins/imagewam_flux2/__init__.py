@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from imagewam_cli.hookspecs import EditorEntry, hookimpl
 
-_FAMILY = "Flux2KleinPipeline"
-_LOAD = "imagewam_flux2.editor:Flux2Editor.load"
+_SIZES = {
+    "4b": {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680},
+    "9b": {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288},
+}
+_COMPONENTS = {
+    "4b": {"transformer": 3_875_544_576, "vae": 84_046_115, "text_encoder": 4_022_468_096, "tokenizer": 0},
+    "9b": {"transformer": 9_078_581_248, "vae": 84_046_115, "text_encoder": 8_190_735_360, "tokenizer": 0},
+}
+_LICENSES = {"4b": "Apache-2.0", "9b": "FLUX non-commercial"}
 
 
 @hookimpl
 def imagewam_editors() -> list[EditorEntry]:
     return [
         EditorEntry(
-            name=f"flux2-klein-{size}",
-            summary=f"FLUX.2 [klein] {size.removeprefix('base-').upper()}, {kind}",
-            load=_LOAD,
-            family=_FAMILY,
-            parameters=parameters,
-            repo=f"black-forest-labs/FLUX.2-klein-{size.replace('4b', '4B').replace('9b', '9B')}",
-            license=license_,
-            components=("transformer", "vae", "text_encoder", "tokenizer"),
+            name=f"flux2-klein-{line}{size}",
+            summary=f"FLUX.2 [klein] {size.upper()}, {kind}",
+            load="imagewam_flux2.editor:Flux2Editor",
+            family="Flux2KleinPipeline",
+            components=_COMPONENTS[size],
+            config={**_SIZES[size], "guidance_embeds": False},
+            repo=f"black-forest-labs/FLUX.2-klein-{line}{size.upper()}",
+            license=_LICENSES[size],
         )
-        for size, kind, parameters, license_ in (
-            ("4b", "step-distilled", 3_876_000_000, "Apache-2.0"),
-            ("9b", "step-distilled", 9_079_000_000, "FLUX non-commercial"),
-            ("base-4b", "undistilled", 3_876_000_000, "Apache-2.0"),
-            ("base-9b", "undistilled", 9_079_000_000, "FLUX non-commercial"),
-        )
+        for line, kind in (("", "step-distilled"), ("base-", "undistilled"))
+        for size in ("4b", "9b")
     ]

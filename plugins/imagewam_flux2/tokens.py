@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.capture import LayerKV, record, replay
-from imagewam_cli.diffusers_editor import Text
+from imagewam_cli.text_states import Text
 
 REFERENCE_T = 10
 TARGET_T = 0

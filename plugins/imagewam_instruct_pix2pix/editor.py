@@ -16,16 +16,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from imagewam_cli.diffusers_editor import (
-    DiffusersEditor,
-    EditorDefaults,
-    Text,
-    picture_segment,
-    target_noise,
-)
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.diffusers_editor import DiffusersEditor, picture_segment, target_noise
+from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
 from imagewam_cli.kvcache.spec import LayerSpec, SegmentSpec
+from imagewam_cli.text_states import Prompt, Text
 
 _PIXELS_PER_LATENT = 8
 
@@ -33,16 +31,13 @@ _PIXELS_PER_LATENT = 8
 class InstructPix2PixEditor(DiffusersEditor):
     """A StableDiffusionInstructPix2PixPipeline folder as an `Editor`."""
 
-    learned = ("unet", "text_encoder")
     defaults = EditorDefaults(
-        mode="denoise",
-        timestep=1.0,
-        segments=("target",),
-        available={"denoise": ("text", "target")},
+        modes={"denoise": ModeDefaults(timestep=1.0, has=("text", "target"), keeps=("target",))},
         text_padding="keep",
         compute_dtype="float16",
         camera_size=(256, 256),
         multiple=_PIXELS_PER_LATENT,
+        max_text_tokens=77,
     )
 
     @staticmethod
@@ -58,29 +53,29 @@ class InstructPix2PixEditor(DiffusersEditor):
             "scheduler": DDPMScheduler,  # read for its noise levels alone, whatever sampler the folder names
         }
 
-    @property
-    def denoiser(self) -> nn.Module:
-        unet: nn.Module = self.part["unet"]
-        return unet
+    @classmethod
+    def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+        assert settings.image_size is not None
+        return unet_layers(denoiser, settings.image_size, text)
 
-    def attention_layers(self, text: int) -> tuple[LayerSpec, ...]:
-        assert self.settings.image_size is not None
-        return unet_layers(self.part["unet"], self.settings.image_size, text)
+    def text_tokens(self, prompt: str) -> int:
+        return len(self._tokenize(prompt).input_ids)
 
-    def embed(self, prompt: str) -> Tensor:
-        tokenizer, encoder = self.part["tokenizer"], self.part["text_encoder"]
+    def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
+        encoder, tokens = self.part["text_encoder"], self._tokenize(prompt)
+        masked = getattr(encoder.config, "use_attention_mask", False)
+        ids, mask = (torch.tensor([x], device=self.device) for x in (tokens.input_ids, tokens.attention_mask))
+        return Prompt(states=encoder(ids, attention_mask=mask if masked else None)[0][0])
+
+    def _tokenize(self, prompt: str) -> Any:
+        tokenizer = self.part["tokenizer"]
         keep = self.settings.text_padding == "keep"
-        tokens = tokenizer(
+        return tokenizer(
             prompt,
             padding="max_length" if keep else False,
             max_length=tokenizer.model_max_length,
             truncation=True,
-            return_tensors="pt",
         )
-        masked = getattr(encoder.config, "use_attention_mask", False)
-        mask = tokens.attention_mask.to(self.device) if masked else None
-        states: Tensor = encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0][0]
-        return states
 
     def run(self, pictures: Tensor, text: Text) -> None:
         reference = self.part["vae"].encode(pictures).latent_dist.mode()

@@ -15,9 +15,9 @@ def imagewam_editors() -> list[EditorEntry]:
         EditorEntry(
             name="tiny",
             summary="embedded miniature of FLUX.2-klein, trained on tabletop edits",
-            load="imagewam_tiny.editor:TinyEditor.load",
+            load="imagewam_tiny.editor:TinyEditor",
             family="Flux2KleinPipeline",
-            parameters=4_190_720,
+            components={"transformer": 4_190_720, "vae": 854_508, "text_encoder": 499_776, "tokenizer": 0},
             license="Apache-2.0",
             gated=False,
         )

@@ -19,11 +19,12 @@ import torch
 from PIL import Image
 
 from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.sim.tabletop.edits import Edit, judge_edit, sample_edit
 from imagewam_cli.sim.tabletop.layout import Split
 from imagewam_flux2.tokens import REFERENCE_T, FluxTokens, image_ids
-from imagewam_tiny import recipe
+from imagewam_tiny import imagewam_editors, recipe
 from imagewam_tiny.editor import WEIGHTS, TinyEditor
 
 EDIT_STEPS = 20
@@ -90,7 +91,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="PNG of seeds 0 to 63")
     parser.add_argument("--scenes", type=int, default=256, help="scenes per split for the rates")
     arguments = parser.parse_args()
-    tokens = TinyEditor.load_tokens(arguments.weights)
+    (entry,) = imagewam_editors()
+    tokens = TinyEditor.load(entry, PrefixSettings(), instructions=(), weights=arguments.weights).tokens
     rates: dict[str, dict[str, float]] = {}
     splits: tuple[Split, ...] = ("test", "heldout")
     for split in splits:

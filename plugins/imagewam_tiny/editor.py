@@ -17,7 +17,7 @@ class TinyEditor(Flux2Editor):
     embedded = WEIGHTS
     defaults = dataclasses.replace(
         Flux2Editor.defaults,
-        timestep=recipe.PREFIX_TIMESTEP,
+        modes={"prefix": dataclasses.replace(Flux2Editor.defaults.modes["prefix"], timestep=recipe.PREFIX_TIMESTEP)},
         text_padding="trim",
         compute_dtype="float32",
         camera_size=(recipe.IMAGE_SIZE, recipe.IMAGE_SIZE),

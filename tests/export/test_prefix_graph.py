@@ -59,7 +59,7 @@ def test_long_instructions_are_cut_as_the_editor_cuts_them(load_tiny: Any) -> No
     assert ids.shape == (2, graph.max_tokens)
     assert valid[0].all()
     assert valid[1].sum() < 10
-    assert ids[0].tolist() == editor._tokens.token_ids("put it there " * 40)
+    assert ids[0].tolist() == editor.tokens.token_ids("put it there " * 40)
 
 
 def test_the_tokenizer_is_stored_without_the_padding_of_its_last_call(load_tiny: Any) -> None:
@@ -72,7 +72,7 @@ def test_the_tokenizer_is_stored_without_the_padding_of_its_last_call(load_tiny:
 
 def test_a_template_that_changes_the_instruction_is_refused(load_tiny: Any) -> None:
     editor = load_tiny()
-    editor._tokens.tokenizer.chat_template = "<|im_start|>{{ messages[0]['content'] | trim }}<|im_end|>"
+    editor.tokens.tokenizer.chat_template = "<|im_start|>{{ messages[0]['content'] | trim }}<|im_end|>"
     with pytest.raises(ExportError, match="chat template"):
         editor.prefix_graph()
 

@@ -6,6 +6,7 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -88,11 +89,15 @@ class ArithmeticEditor(Editor):
         timestep: float = 0.0,
         spoil: Callable[[PrefixKV], PrefixKV] = lambda prefix: prefix,
     ) -> None:
-        self.entry = EditorEntry(name="arithmetic", summary="", load="", family="", parameters=0)
+        self.entry = EditorEntry(name="arithmetic", summary="", load="", family="")
         self.settings = PrefixSettings(timestep=timestep, cameras=("top",))
         self._weights, self._spoil = weights, spoil
         self.encoded = 0
         """Rows that went through."""
+
+    @classmethod
+    def load(cls, entry: EditorEntry, settings: PrefixSettings, **_: object) -> Self:
+        return cls(timestep=settings.timestep or 0.0)
 
     @property
     def spec(self) -> KVSpec:

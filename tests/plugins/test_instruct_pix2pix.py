@@ -104,8 +104,9 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
 def load(folder: Path, instructions: tuple[str, ...] = (), **settings: Any) -> InstructPix2PixEditor:
     editors = Registry.installed().editors
     chosen = {"cameras": ("top",), "image_size": (SIZE, SIZE), "compute_dtype": "float32"} | settings
-    loader = editors.load(NAME)
-    editor = loader(editors.get(NAME), PrefixSettings(**chosen), instructions=instructions, weights=folder)
+    editor = editors.load(NAME).load(
+        editors.get(NAME), PrefixSettings(**chosen), instructions=instructions, weights=folder
+    )
     assert isinstance(editor, InstructPix2PixEditor)
     return editor
 

@@ -25,7 +25,7 @@ MEGABYTE = 10**6
 def load(instructions: tuple[str, ...] = (), weights: Path | None = None, **settings: object) -> Flux2Editor:
     editors = Registry.installed().editors
     chosen = PrefixSettings(**{"cameras": ("top",)} | settings)  # type: ignore[arg-type]
-    editor = editors.load("tiny")(editors.get("tiny"), chosen, instructions=instructions, weights=weights)
+    editor = editors.load("tiny").load(editors.get("tiny"), chosen, instructions=instructions, weights=weights)
     assert isinstance(editor, Flux2Editor)
     return editor
 
@@ -52,7 +52,7 @@ def test_defaults_are_those_of_training() -> None:
 
 
 def test_it_edits_better_than_copying() -> None:
-    tokens = TinyEditor.load_tokens(WEIGHTS)
+    tokens = load().tokens
     right, pictures = judge(tokens, "test", range(24))
     edits = [sample_edit(s, "test", from_start=True) for s in range(24)]
     assert np.mean(right) > 0.25, "copying the input is never right"
@@ -125,4 +125,10 @@ def test_cameras_are_tiled_side_by_side() -> None:
     assert editor.spec.image_size == (128, 256)
     picture = sample_edit(0).before
     prefix = editor.encode([{"top": picture, "wrist": picture}], ["put the red one on the blue zone"])
-    assert prefix.layers[0].k.shape[1] == editor._tokens.text(["put the red one on the blue zone"]).valid.shape[1] + 128
+    assert prefix.layers[0].k.shape[1] == editor.tokens.text(["put the red one on the blue zone"]).valid.shape[1] + 128
+
+
+def test_the_layout_told_without_weights_is_that_of_the_loaded_editor() -> None:
+    entry = Registry.installed().editors.get("tiny")
+    for settings in (PrefixSettings(text_padding="keep"), PrefixSettings(layers="1,4", segments=("reference",))):
+        assert TinyEditor.describe(entry, settings) == TinyEditor.load(entry, settings, instructions=()).spec

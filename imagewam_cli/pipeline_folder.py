@@ -1,0 +1,117 @@
+"""A pipeline's folder in the diffusers format: its parts, loaded one by one, and what tells one folder from another."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from imagewam_cli.errors import EditorError
+from imagewam_cli.fetch import is_read
+
+
+def require_family(folder: Path, family: str, parts: Iterable[str]) -> None:
+    """Another family's folder may have all the sub-folders, and only fails at the first row.
+
+    Raises:
+        EditorError: it is another pipeline's folder, or a part is missing.
+    """
+    found = _family(folder)
+    if found not in {None, family}:
+        raise EditorError(f"{folder} is a {found} folder, not a {family} one", "see `imagewam editors` for others")
+    for name in parts:
+        if not (folder / name).is_dir():
+            raise EditorError(f"{folder} is not a {family} folder: it has no {name}/")
+
+
+def load_part(folder: Path, name: str, kind: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
+    """One part of a pipeline folder, ready to encode; nothing is trained.
+
+    kind: a class with `from_pretrained`; a model's own class, not one that guesses it.
+
+    Raises:
+        EditorError: the part does not fit its config.
+    """
+    from diffusers import ModelMixin
+    from safetensors import SafetensorError
+
+    try:
+        with _no_bars():
+            if not issubclass(kind, nn.Module):
+                return kind.from_pretrained(folder / name)
+            options = {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype, "use_safetensors": True}
+            model, report = kind.from_pretrained(folder / name, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise EditorError(f"{folder / name} cannot be loaded: {reason}", "fetch the editor again") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise EditorError(
+            f"{folder / name} lacks {len(missing)} of its tensors, {missing[0]!r} among them", "fetch the editor again"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def randomize(model: nn.Module, seed: int) -> None:
+    """Draw the weights of a model anew, as its class initialises them."""
+    kind: Any = type(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = kind.from_config(model.config) if hasattr(kind, "from_config") else kind(model.config)
+    model.load_state_dict(fresh.state_dict())
+
+
+def revision(folder: Path) -> str | None:
+    """The commit, where the folder is a snapshot in the Hub's cache."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def digest(folder: Path, parts: Iterable[str]) -> str:
+    """sha256 over names and contents of the parts' weight, config and tokenizer files; what else the folder holds, and
+    where it came from, makes no difference."""
+    total = hashlib.sha256()
+    for path in sorted(path for part in parts for path in (folder / part).rglob("*")):
+        if not is_read(path.name):
+            continue
+        blob = path.resolve().name  # in the Hub's cache a large file is a link to its own sha256
+        known = path.is_symlink() and len(blob) == 64
+        content = blob if known else _sha256(path)
+        total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return total.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _family(folder: Path) -> str | None:
+    """What model_index.json names; None without one: parts alone will do."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return None
+    try:
+        found = json.loads(index.read_text())["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EditorError(f"{index} is damaged: {error}", "fetch the editor again") from error
+    return str(found)
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' progress bar: loading is part of a command that has a bar of its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,105 @@
+"""What text encoders make of instructions: computed once each as far as memory allows, and padded row by row."""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.errors import EditorError
+
+_REMEMBERED = 2**30
+"""Bytes that are kept where any instruction may come."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One prompt: states (L, D); pooled (P,) where the denoiser also takes one vector for the whole text."""
+
+    states: Tensor
+    pooled: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        return self.states.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A batch: embeds (B, L, D), valid bool (B, L) which is False where a shorter instruction was padded, pooled (B, P)
+    where there is one."""
+
+    embeds: Tensor
+    valid: Tensor
+    pooled: Tensor | None = None
+
+
+class TextStates:
+    """The prompts of instructions, remembered, as batches."""
+
+    def __init__(
+        self,
+        embed: Callable[[str, UInt8Image | None], Prompt],
+        tokens: Callable[[str], int],
+        announced: Sequence[str],
+    ) -> None:
+        """tokens: how long the states of an instruction are; announced: all that a cache will ask for, empty where
+        anything may come."""
+        self._embed, self._tokens, self._announced = embed, tokens, dict.fromkeys(announced)
+        self._known: OrderedDict[str, Prompt] = OrderedDict()
+        self._complete = False
+
+    def read_all(self, limit: int) -> bool:
+        """Compute all announced instructions, if they take no more than `limit` bytes; the encoder may then go."""
+        first = self._one(next(iter(self._announced)))
+        if len(self._announced) * first.bytes > limit:
+            return False
+        self._complete = True  # nothing is forgotten from here on
+        for instruction in self._announced:
+            self._one(instruction)
+        return True
+
+    @functools.cached_property
+    def longest(self) -> int:
+        """Text tokens that a row of the announced instructions has room for."""
+        return max(self._tokens(i) for i in self._announced or ("",))
+
+    def of(self, instructions: Sequence[str], pictures: Sequence[UInt8Image] | None = None) -> Text:
+        """A batch, padded to the longest announced instruction, or to its own longest if one was not announced.
+
+        pictures: of the rows, where the encoder sees them; nothing is remembered then.
+        """
+        if pictures is None:
+            rows = [self._one(i) for i in instructions]
+        else:
+            rows = [self._embed(i, picture) for i, picture in zip(instructions, pictures, strict=True)]
+        lengths = [len(row.states) for row in rows]
+        length = self.longest if self._announced.keys() >= set(instructions) else max(lengths)
+        valid = [torch.arange(length, device=row.states.device) < n for row, n in zip(rows, lengths, strict=True)]
+        pooled = [row.pooled for row in rows if row.pooled is not None]
+        return Text(
+            embeds=torch.stack([F.pad(r.states, (0, 0, 0, length - n)) for r, n in zip(rows, lengths, strict=True)]),
+            valid=torch.stack(valid),
+            pooled=torch.stack(pooled) if pooled else None,
+        )
+
+    def _one(self, instruction: str) -> Prompt:
+        if instruction in self._known:
+            self._known.move_to_end(instruction)
+            return self._known[instruction]
+        if self._complete and instruction not in self._announced:
+            raise EditorError(
+                f"the instruction {instruction!r} was not announced, and the text encoder is gone",
+                "load the editor with all instructions, or with none",
+            )
+        prompt = self._embed(instruction, None)
+        self._known[instruction] = prompt
+        while not self._complete and len(self._known) > 1 and len(self._known) * prompt.bytes > _REMEMBERED:
+            self._known.popitem(last=False)
+        return prompt
