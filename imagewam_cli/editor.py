@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from imagewam_cli.hookspecs import EditorEntry
 
 
+CameraLayout = Literal["tile", "separate"]
 TYPICAL_TEXT = 32
 """Tokens of an instruction where its length is not known yet."""
 
@@ -43,7 +44,9 @@ class PrefixSettings:
     """keep: padding that the editor's own pipeline shows its model counts as tokens. trim: it is dropped, token ids
     kept."""
     image_size: tuple[int, int] | None = None
-    """(height, width) of the picture that the editor sees; cameras are tiled side by side into it."""
+    """(height, width) of the cameras' pictures side by side."""
+    camera_layout: CameraLayout | None = None
+    """tile: the editor sees one picture, the cameras side by side. separate: one reference picture for each camera."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """How the editor computes; a prefix computed otherwise is another prefix."""
     cameras: tuple[str, ...] = ()

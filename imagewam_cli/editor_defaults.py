@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from imagewam_cli.editor import PrefixSettings, resolve
+from imagewam_cli.editor import CameraLayout, PrefixSettings, resolve
 from imagewam_cli.errors import UsageError
 from imagewam_cli.kvcache.spec import Mode, Segment
 
@@ -35,6 +35,8 @@ class EditorDefaults:
     """Sides of a camera's picture are multiples of this many pixels."""
     max_text_tokens: int
     """Text beyond is cut; text that is padded is padded to this."""
+    camera_layouts: tuple[CameraLayout, ...] = ("tile",)
+    """Those that the architecture allows, the default first."""
 
     def resolve(self, settings: PrefixSettings, name: str) -> PrefixSettings:
         """`settings` with every None decided, for the editor `name`.
@@ -50,6 +52,7 @@ class EditorDefaults:
             text_padding=self.text_padding,
             compute_dtype=self.compute_dtype,
             image_size=(height, width * len(settings.cameras)),
+            camera_layout=self.camera_layouts[0],
         )
         assert settings.mode is not None
         if settings.mode not in self.modes:
@@ -66,6 +69,11 @@ class EditorDefaults:
                     f"mode {settings.mode!r} of {name} has no {segment} tokens",
                     f"choose segments among {', '.join(mode.has)}",
                 )
+        if settings.camera_layout not in self.camera_layouts:
+            raise UsageError(
+                f"camera layout {settings.camera_layout!r} is not available for {name}",
+                f"use --camera-layout {', '.join(self.camera_layouts)}",
+            )
         self._check_size(settings)
         # in the order of the tokens: another order is the same prefix
         return dataclasses.replace(settings, segments=tuple(s for s in mode.has if s in settings.segments))

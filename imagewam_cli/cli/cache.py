@@ -42,6 +42,9 @@ def cache_command(
         list[str] | None, typer.Option("--camera", help="Cameras to use, in order; by default all.")
     ] = None,
     image_size: Annotated[str | None, typer.Option("--image-size", help="HEIGHTxWIDTH that the editor sees.")] = None,
+    camera_layout: Annotated[
+        str | None, typer.Option("--camera-layout", help="tile or separate; by default the editor's.")
+    ] = None,
     state_key: Annotated[
         str, typer.Option("--state-key", help="The dataset's name for the state.")
     ] = "observation.state",
@@ -81,6 +84,7 @@ def cache_command(
         segments=tuple(segments.split(",")) if segments else None,
         text_padding=text_padding,
         image_size=_size(image_size),
+        camera_layout=camera_layout,
         compute_dtype=compute_dtype,
         cameras=tuple(rows.info.cameras),
         blank_images=blank_images,

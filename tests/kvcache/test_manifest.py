@@ -154,6 +154,7 @@ def test_the_digest_survives_the_way_through_json(tmp_path: Path, manifest: Mani
         {"segments": ("reference",)},
         {"text_padding": "keep"},
         {"image_size": (32, 32)},
+        {"camera_layout": "separate"},
         {"compute_dtype": "bfloat16"},
         {"cameras": ("top", "wrist")},
         {"blank_images": True},
