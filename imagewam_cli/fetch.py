@@ -3,15 +3,21 @@
 huggingface_hub does the work: finished files are kept, cut connections resumed, offline mode honoured. Here is what it
 does not know: which components the plugin reads, that pickles are refused, that the disk must have room, and one clear
 line for each way in which it can fail.
+
+A branch or tag is resolved to its commit once, when the plan is made, and only the commit is downloaded. The cache's
+note of where the branch stands moves after the last file: planning changes nothing on the disk, and until a newer
+revision is complete the older one is what editors load.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -24,6 +30,7 @@ _READ = (_WEIGHTS, "*.json", "*.txt", "*.jinja", "*.model")
 _VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.ema.*")
 """Second copies of the same weights."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_BRANCH = "main"
 _AGAIN = "run the same command again: complete files are kept"
 _MARGIN = 1.05
 """Free space is asked for with some room beside the files themselves."""
@@ -80,8 +87,9 @@ def plan_fetch(entry: EditorEntry, options: FetchOptions) -> FetchPlan:
     """
     if entry.repo is None:
         raise UsageError(f"the weights of {entry.name!r} come with its plugin", "there is nothing to fetch")
-    with _explained(entry), _bars(shown=False):
-        listed: list[Any] = _download(entry, options, dry_run=True)
+    with _explained(entry, planning=True), _bars(shown=False):
+        commit = _commit(entry, options)
+        listed: list[Any] = _listed(entry, options, commit)
     wanted = [f for f in listed if _wanted(f.filename, entry, options)]
     if not options.include:
         for component in entry.components:
@@ -91,46 +99,49 @@ def plan_fetch(entry: EditorEntry, options: FetchOptions) -> FetchPlan:
     return FetchPlan(
         editor=entry.name,
         repo=entry.repo,
-        revision=wanted[0].commit_hash,
+        revision=commit,
         files=tuple(FetchFile(name=f.filename, bytes=f.file_size or 0, present=not f.will_download) for f in wanted),
     )
 
 
 def fetch(entry: EditorEntry, options: FetchOptions, plan: FetchPlan, *, bars: bool = True) -> Path:
-    """Download what the plan lacks; the folder, for `--weights`. The editor finds the newest of the default branch in
-    the default cache by itself. bars: on stderr.
+    """Download what the plan lacks, at the plan's revision; the folder, for `--weights`. bars: on stderr.
+
+    The default branch in the default cache is what `downloaded` finds without being told.
 
     Raises:
         EditorError: no room on the disk, or the connection failed; what is complete is kept.
     """
     _require_room(plan, options)
     with _explained(entry), _bars(shown=bars):
-        return Path(_download(entry, options, allow=[f.name for f in plan.files]))
+        folder = Path(_download(entry, options, plan.revision, allow=[f.name for f in plan.files]))
+    if options.local_dir is None and _complete(entry, plan.revision, options.cache_dir):
+        _note_revision(folder, options.revision or _BRANCH, plan.revision)
+    return folder
 
 
 def downloaded(entry: EditorEntry) -> Path:
-    """The Hub snapshot on this disk, without asking the network.
+    """The Hub snapshot on this disk, without asking the network: that of the default branch.
 
     Raises:
-        EditorError: there is none, or it is not complete; says which `imagewam fetch` to run.
+        EditorError: there is none, or it is not complete; says which `imagewam fetch` to run, and which complete
+            revision there is.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    found = _complete(entry, _BRANCH)
+    if found is not None:
+        return found
+    complete, partial = _other_revisions(entry)
+    lack = f"incomplete on this machine (revision {partial.name})" if partial is not None else "not on this machine"
+    folder = "DIR" if complete is None else str(complete)
+    raise EditorError(
+        f"the weights of {entry.name!r} are {lack}",
+        f"run `imagewam fetch {entry.name}`, or pass a diffusers folder with --weights {folder}",
+    )
 
-    try:
-        folder = Path(
-            snapshot_download(
-                str(entry.repo), local_files_only=True, allow_patterns=_patterns(entry), ignore_patterns=list(_VARIANTS)
-            )
-        )
-    except (LocalEntryNotFoundError, OSError):
-        folder = None
-    if folder is None or any(not (folder / component).is_dir() for component in entry.components):
-        raise EditorError(
-            f"the weights of {entry.name!r} are not on this machine",
-            f"run `imagewam fetch {entry.name}`, or pass a diffusers folder with --weights DIR",
-        )
-    return folder
+
+def finds_itself(entry: EditorEntry, folder: Path) -> bool:
+    """Whether the editor loads this folder without `--weights`."""
+    return _complete(entry, _BRANCH) == folder
 
 
 def is_read(name: str) -> bool:
@@ -138,14 +149,30 @@ def is_read(name: str) -> bool:
     return any(fnmatch(name, p) for p in _READ) and not any(fnmatch(name, p) for p in _VARIANTS)
 
 
+def _commit(entry: EditorEntry, options: FetchOptions) -> str:
+    """What the wanted branch or tag is at the Hub now."""
+    from huggingface_hub import HfApi
+
+    return str(HfApi(token=options.token).model_info(str(entry.repo), revision=options.revision).sha)
+
+
+def _listed(entry: EditorEntry, options: FetchOptions, commit: str) -> Any:
+    """The repository's files, and which of them are here. huggingface_hub makes the local folder even for this: one
+    that does not exist is stood in for."""
+    if options.local_dir is None or options.local_dir.exists():
+        return _download(entry, options, commit, dry_run=True)
+    with tempfile.TemporaryDirectory() as empty:
+        return _download(entry, replace(options, local_dir=Path(empty)), commit, dry_run=True)
+
+
 def _download(
-    entry: EditorEntry, options: FetchOptions, *, dry_run: bool = False, allow: Sequence[str] | None = None
+    entry: EditorEntry, options: FetchOptions, commit: str, *, dry_run: bool = False, allow: Sequence[str] | None = None
 ) -> Any:
     from huggingface_hub import snapshot_download
 
     return snapshot_download(
         str(entry.repo),
-        revision=options.revision,
+        revision=commit,
         cache_dir=options.cache_dir,
         local_dir=options.local_dir,
         token=options.token,
@@ -153,6 +180,54 @@ def _download(
         allow_patterns=list(allow) if allow is not None else None,
         dry_run=dry_run,
     )
+
+
+def _complete(entry: EditorEntry, revision: str, cache_dir: Path | None = None) -> Path | None:
+    """The snapshot of a branch or commit on this disk, if nothing that the plugin reads is missing."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        snapshot = snapshot_download(
+            str(entry.repo),
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=True,
+            allow_patterns=_patterns(entry),
+            ignore_patterns=list(_VARIANTS),
+        )
+    except (LocalEntryNotFoundError, OSError):
+        return None
+    folder = Path(snapshot)
+    return folder if all((folder / component).is_dir() for component in entry.components) else None
+
+
+def _other_revisions(entry: EditorEntry) -> tuple[Path | None, Path | None]:
+    """Of what the default cache holds of the repository: the newest complete snapshot, and the newest that is not."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return None, None
+    revisions = [r for repo in repos if (repo.repo_id, repo.repo_type) == (entry.repo, "model") for r in repo.revisions]
+    revisions.sort(key=lambda r: r.last_modified, reverse=True)
+    complete = [r.snapshot_path for r in revisions if _complete(entry, r.commit_hash) is not None]
+    partial = [r.snapshot_path for r in revisions if r.snapshot_path not in complete]
+    return next(iter(complete), None), next(iter(partial), None)
+
+
+def _note_revision(folder: Path, revision: str, commit: str) -> None:
+    """Say in the cache that the branch or tag `revision` is `commit`, whose snapshot is `folder`: the cache's own
+    layout, refs/REVISION beside snapshots/COMMIT."""
+    if revision == commit:
+        return
+    note = folder.parents[1] / "refs" / revision
+    note.parent.mkdir(parents=True, exist_ok=True)
+    fresh = note.with_name(f"{note.name}.{os.getpid()}.tmp")
+    fresh.write_text(commit)
+    fresh.replace(note)
 
 
 def _patterns(entry: EditorEntry) -> list[str]:
@@ -210,11 +285,14 @@ def _bars(*, shown: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(entry: EditorEntry) -> Iterator[None]:
-    """Turns huggingface_hub's errors into one line each, with what to do next."""
+def _explained(entry: EditorEntry, *, planning: bool = False) -> Iterator[None]:
+    """Turns huggingface_hub's errors into one line each, with what to do next.
+
+    planning: only questions are asked, nothing is written, so what fails without an answer is the connection.
+    """
     from huggingface_hub import errors
 
-    unreachable = (errors.LocalEntryNotFoundError, errors.DryRunError, errors.RevisionResolutionError)
+    unreachable = (errors.LocalEntryNotFoundError, errors.DryRunError)
     try:
         yield
     except Exception as error:  # around one library call: its transports (httpx, xet) have error trees of their own
@@ -223,7 +301,7 @@ def _explained(entry: EditorEntry) -> Iterator[None]:
         answer = _answer(error)
         if answer is not None:
             raise _refusal(entry, answer) from error
-        if isinstance(error, unreachable):
+        if isinstance(error, unreachable) or (planning and not isinstance(error, ValueError)):
             raise EditorError(
                 f"{entry.repo} cannot be reached: no connection, or offline mode is on",
                 f"unset HF_HUB_OFFLINE, or {_AGAIN}",

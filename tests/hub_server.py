@@ -11,24 +11,36 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LATER = "89abcdef0123456789abcdef0123456789abcdef"
 
 
 @dataclass
 class Hub:
-    """One repository. cut: path -> bytes after which the connection is closed, once; answer: a status for everything,
-    with the code that the Hub sends in `X-Error-Code`."""
+    """One repository. files: of the first commit; later: of `LATER`, once main has moved there; main: the commit that
+    each question about main is answered with, the last one for good. cut: path -> bytes after which the connection is
+    closed, once; answer: a status for everything, with the code that the Hub sends in `X-Error-Code`."""
 
     repo: str
     files: Mapping[str, bytes]
+    later: Mapping[str, bytes] = field(default_factory=dict)
+    main: list[str] = field(default_factory=lambda: [COMMIT])
     cut: dict[str, int] = field(default_factory=dict)
     answer: tuple[int, str] | None = None
     log: list[str] = field(default_factory=list)
     url: str = ""
 
-    def tree(self) -> list[dict[str, object]]:
+    def at(self, commit: str) -> Mapping[str, bytes]:
+        return {COMMIT: self.files, LATER: self.later}[commit]
+
+    def resolve(self, revision: str) -> str | None:
+        if revision == "main":
+            return self.main.pop(0) if len(self.main) > 1 else self.main[0]
+        return {"v1": COMMIT, COMMIT: COMMIT, LATER: LATER}.get(revision)
+
+    def tree(self, commit: str) -> list[dict[str, object]]:
         return [
             {"type": "file", "path": path, "size": len(content), "oid": _etag(content)}
-            for path, content in self.files.items()
+            for path, content in self.at(commit).items()
         ]
 
 
@@ -57,24 +69,30 @@ def serve(hub: Hub) -> Iterator[Hub]:
             if hub.answer is not None:
                 self._send(hub.answer[0], b"{}", {"X-Error-Code": hub.answer[1]}, body)
             elif path.startswith(f"/api/models/{hub.repo}/tree/"):
-                self._json(hub.tree(), body)
-            elif path in (f"/api/models/{hub.repo}", f"/api/models/{hub.repo}/revision/main"):
-                siblings = [{"rfilename": name} for name in hub.files]
-                self._json({"id": hub.repo, "sha": COMMIT, "siblings": siblings}, body)
-            elif path.startswith(f"/api/models/{hub.repo}/revision/"):
-                self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
+                self._json(hub.tree(path.rpartition("/")[2]), body)
+            elif path == f"/api/models/{hub.repo}" or path.startswith(f"/api/models/{hub.repo}/revision/"):
+                self._info(path.partition("/revision/")[2] or "main", body)
             elif path.startswith(f"/{hub.repo}/resolve/"):
-                self._file(path.split("/", 5)[5], wanted, body)
+                self._file(*path.split("/", 5)[4:], wanted, body)
             else:
                 self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
+
+        def _info(self, revision: str, body: bool) -> None:
+            commit = hub.resolve(revision)
+            if commit is None:
+                self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
+                return
+            siblings = [{"rfilename": name} for name in hub.at(commit)]
+            self._json({"id": hub.repo, "sha": commit, "siblings": siblings}, body)
 
         def _json(self, values: object, body: bool) -> None:
             self._send(200, json.dumps(values).encode(), {"Content-Type": "application/json"}, body)
 
-        def _file(self, name: str, wanted: str, body: bool) -> None:
-            content = hub.files[name]
+        def _file(self, revision: str, name: str, wanted: str, body: bool) -> None:
+            commit = hub.resolve(revision) or ""
+            content = hub.at(commit)[name]
             start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
-            headers = {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            headers = {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
             if start:
                 headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self._send(

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hub_server import COMMIT, Hub, serve
+from hub_server import COMMIT, LATER, Hub, serve
 
 from imagewam_cli.errors import EditorError
 from imagewam_cli.fetch import FetchFile, FetchOptions, FetchPlan, fetch
@@ -51,6 +51,48 @@ def run(hub: Hub, home: Path, *arguments: str, **environment: str) -> subprocess
     )
 
 
+def ask(home: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Python with the library and the same cache, without a connection; `entry` is the editor's."""
+    before = f"from imagewam_cli.registry import Registry; entry = Registry.installed().editors.get({EDITOR!r})\n"
+    known = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, "-c", before + code], env=os.environ | known, capture_output=True, text=True)
+
+
+def loaded(home: Path) -> str:
+    """The commit that an editor loads; else the error and its hint."""
+    code = (
+        "from imagewam_cli.errors import EditorError; from imagewam_cli.fetch import downloaded\n"
+        "try: print(downloaded(entry).name)\n"
+        "except EditorError as error: print(error.message, error.hint, sep=chr(10))"
+    )
+    done = ask(home, code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def everything(folder: Path) -> dict[str, tuple[str, bytes]]:
+    """Every path below a folder: where it leads if it is a link, and what it holds."""
+    return {
+        str(p.relative_to(folder)): (
+            os.readlink(p) if p.is_symlink() else "",
+            p.read_bytes() if p.is_file() else b"",
+        )
+        for p in folder.rglob("*")
+    }
+
+
+def grown(files: dict[str, bytes]) -> dict[str, bytes]:
+    """A later revision of the same repository."""
+    return files | {"unet/model.safetensors": b"trained further"}
+
+
+class Always(dict[str, int]):
+    """Cuts that come again at every attempt."""
+
+    def pop(self, key: str, default: int | None = None) -> int | None:  # type: ignore[override]
+        return self.get(key, default)
+
+
 def on_disk(folder: Path) -> set[str]:
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
@@ -69,17 +111,17 @@ def test_it_takes_what_the_plugin_reads_and_goes_on_after_a_cut(tmp_path: Path) 
     assert "bytes=" in asked[1], "the second request continues the first"
 
 
-def test_a_connection_that_stays_cut_is_one_line_and_keeps_what_is_complete(tmp_path: Path) -> None:
-    class Always(dict[str, int]):
-        def pop(self, key: str, default: int | None = None) -> int | None:  # type: ignore[override]
-            return self.get(key, default)
-
-    with serve(Hub(REPO, repository(), cut=Always({"unet/model.safetensors": 5}))) as hub:
+def test_a_connection_that_stays_cut_is_one_line_and_the_older_revision_stays(tmp_path: Path) -> None:
+    files = repository()
+    with serve(Hub(REPO, files, later=grown(files))) as hub:
+        assert run(hub, tmp_path, "fetch", EDITOR).returncode == 0
+        hub.main, hub.cut = [LATER], Always({"unet/model.safetensors": 5})
         done = run(hub, tmp_path, "--quiet", "fetch", EDITOR, "--max-workers", "1")
     assert done.returncode == 1
     problem, advice = done.stderr.strip().splitlines()[-2:]
     assert problem.startswith(f"error: fetching {REPO} failed: ")
     assert "complete files are kept" in advice
+    assert loaded(tmp_path) == COMMIT
 
 
 def test_what_is_there_is_not_fetched_again(tmp_path: Path) -> None:
@@ -99,6 +141,71 @@ def test_a_dry_run_says_all_and_fetches_nothing(tmp_path: Path) -> None:
     assert {f["name"]: f["bytes"] for f in plan["files"]} == {name: len(files[name]) for name in WANTED}
     assert not any(f["present"] for f in plan["files"])
     assert not [line for line in hub.log if line.startswith("GET") and "/resolve/" in line]
+
+
+def test_a_dry_run_leaves_the_disk_as_it_is(tmp_path: Path) -> None:
+    files, here = repository(), tmp_path / "here"
+    with serve(Hub(REPO, files, later=grown(files))) as hub:
+        assert run(hub, tmp_path, "fetch", EDITOR).returncode == 0
+        hub.main = [LATER]
+        before = everything(tmp_path)
+        for options in ((), ("--revision", "v1"), ("--local-dir", str(here))):
+            done = run(hub, tmp_path, "fetch", EDITOR, "--dry-run", *options)
+            assert done.returncode == 0, done.stderr
+    assert everything(tmp_path) == before
+    assert loaded(tmp_path) == COMMIT
+
+
+def test_the_revision_of_the_plan_is_fetched_though_the_branch_moves_on(tmp_path: Path) -> None:
+    files = repository()
+    with serve(Hub(REPO, files, later=grown(files), main=[COMMIT, LATER])) as hub:
+        done = run(hub, tmp_path, "fetch", EDITOR, "--format", "json")
+    result = json.loads(done.stdout)
+    folder = Path(result["folder"])
+    assert result["revision"] == folder.name == loaded(tmp_path) == COMMIT
+    assert (folder / "unet/model.safetensors").read_bytes() == files["unet/model.safetensors"]
+
+
+def test_a_newer_revision_is_loaded_once_it_is_complete(tmp_path: Path) -> None:
+    files = repository()
+    with serve(Hub(REPO, files, later=grown(files))) as hub:
+        assert run(hub, tmp_path, "fetch", EDITOR).returncode == 0
+        hub.main = [LATER]
+        assert run(hub, tmp_path, "fetch", EDITOR, "--include", "vae/*").returncode == 0
+        assert loaded(tmp_path) == COMMIT, "chosen files are not the editor"
+        assert run(hub, tmp_path, "fetch", EDITOR).returncode == 0
+    assert loaded(tmp_path) == LATER
+
+
+def test_an_incomplete_default_branch_is_named_with_the_complete_revision(tmp_path: Path) -> None:
+    files = repository()
+    with serve(Hub(REPO, files, later=grown(files))) as hub:
+        fetched = run(hub, tmp_path, "--quiet", "fetch", EDITOR)
+        hub.main = [LATER]
+        other = f"from huggingface_hub import snapshot_download; snapshot_download({REPO!r}, allow_patterns=['vae/*'])"
+        subprocess.run(
+            [sys.executable, "-c", other],
+            env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"},
+            check=True,
+            capture_output=True,
+        )
+    problem, hint = loaded(tmp_path).splitlines()
+    assert problem == f"the weights of '{EDITOR}' are incomplete on this machine (revision {LATER})"
+    assert f"run `imagewam fetch {EDITOR}`" in hint
+    assert hint.endswith(f"--weights {fetched.stdout.strip()}")
+
+
+def test_another_revision_is_passed_as_weights(tmp_path: Path) -> None:
+    files = repository()
+    with serve(Hub(REPO, files, later=grown(files), main=[LATER])) as hub:
+        older = run(hub, tmp_path, "fetch", EDITOR, "--revision", "v1")
+        folder = older.stdout.strip()
+        assert Path(folder).name == COMMIT
+        assert f"--weights {folder}" in older.stderr
+        assert loaded(tmp_path).endswith(f"--weights {folder}")
+        newer = run(hub, tmp_path, "fetch", EDITOR)
+    assert "--weights" not in newer.stderr
+    assert loaded(tmp_path) == LATER
 
 
 def test_patterns_choose_otherwise(tmp_path: Path) -> None:

@@ -27,12 +27,13 @@ def fetch_command(
 ) -> None:
     """Download an editor's weights from the Hugging Face Hub.
 
-    The parts that its plugin reads, as safetensors; complete files are kept and cut ones resumed.
+    The parts that its plugin reads, as safetensors; complete files are kept. The other commands find the default branch
+    in the default cache by themselves; what --revision, --local-dir or --cache-dir fetched is passed as --weights.
 
     Example: imagewam fetch instruct-pix2pix
     """
     from imagewam_cli.config import to_dict
-    from imagewam_cli.fetch import FetchOptions, fetch, plan_fetch
+    from imagewam_cli.fetch import FetchOptions, fetch, finds_itself, plan_fetch
     from imagewam_cli.registry import Registry
 
     entry = Registry.installed().editors.get(editor)
@@ -57,4 +58,6 @@ def fetch_command(
         return
     output.say(summary)
     folder = fetch(entry, options, plan, bars=not output.quiet)
+    if not finds_itself(entry, folder):
+        output.say(f"pass it to the other commands as --weights {folder}")
     output.result(values | {"folder": str(folder)}, str(folder), format.value)
