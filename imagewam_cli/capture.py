@@ -5,14 +5,15 @@ A torch function mode sees these calls; forward hooks on the named attention mod
 recorded key is post-norm and post-RoPE, exactly as the softmax sees it, whatever the architecture.
 
 `record` keeps K and V of one forward. `replay` runs a forward whose attention also sees recorded K and V in front of
-its
-own: the joint attention of a token group with a prefix that was computed before. Other attention backends bypass the
-intercepted call; a layer that was not seen is an error.
+its own: the joint attention of a token group with a prefix that was computed before. Other attention backends bypass
+the intercepted call; a layer that was not seen is an error. A model with compiled blocks is recorded as well: its
+graphs are broken where the recorder is called.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,10 +138,15 @@ class _Mode(TorchFunctionMode):
     def __init__(self, stack: list[str], visit: Any) -> None:
         super().__init__()
         self.stack, self.visit = stack, visit
+        self.see = _untraced(self._see)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention or not self.stack:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return self.see(func, args, kwargs or {})
+
+    def _see(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if not self.stack:
             return func(*args, **kwargs)
         named = dict(zip(_POSITIONAL[: len(args)], args, strict=True)) | kwargs
         q, k, v = named.pop("query"), named.pop("key"), named.pop("value")
@@ -155,11 +161,12 @@ def _intercept(model: nn.Module, names: Sequence[str], visit: Any) -> Iterator[N
     missing = [name for name in names if name not in modules]
     if missing:
         raise CaptureError(f"the model has no module {_few(missing)}")
+    enter, leave = _untraced(_enter), _untraced(_leave)
     handles = []
     for name in names:
-        handles.append(modules[name].register_forward_pre_hook(lambda _m, _a, name=name: stack.append(name)))
+        handles.append(modules[name].register_forward_pre_hook(functools.partial(enter, stack, name)))
         # always_call: a forward that is left early must not leave its name on the stack
-        handles.append(modules[name].register_forward_hook(lambda _m, _a, _o: _pop(stack), always_call=True))
+        handles.append(modules[name].register_forward_hook(functools.partial(leave, stack), always_call=True))
     try:
         with _Mode(stack, visit):
             yield
@@ -168,7 +175,17 @@ def _intercept(model: nn.Module, names: Sequence[str], visit: Any) -> Iterator[N
             handle.remove()
 
 
-def _pop(stack: list[str]) -> None:
+def _untraced(function: Any) -> Any:
+    """The function as a call that breaks a compiled block's graph: traced, each layer's name would need a graph of its
+    own, and torch gives up compiling after a few of them."""
+    return torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+
+
+def _enter(stack: list[str], name: str, _module: nn.Module, _arguments: Any) -> None:
+    stack.append(name)
+
+
+def _leave(stack: list[str], _module: nn.Module, _arguments: Any, _output: Any) -> None:
     stack.pop()
 
 

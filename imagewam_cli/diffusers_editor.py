@@ -26,9 +26,11 @@ from imagewam_cli.editor import TYPICAL_TEXT, Editor, PrefixKV, PrefixSettings, 
 from imagewam_cli.editor_defaults import EditorDefaults
 from imagewam_cli.errors import CaptureError, DatasetError, UsageError
 from imagewam_cli.fetch import downloaded
+from imagewam_cli.hardware import CPU, Hardware
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import BlockKind, KVSpec, LayerSpec, RopeSpec, Segment, SegmentSpec, select_layers
-from imagewam_cli.pipeline_folder import digest, load_part, randomize, require_family, revision
+from imagewam_cli.pipeline_folder import digest, load_part, require_family, revision
+from imagewam_cli.placement import Placement
 from imagewam_cli.text_states import Prompt, Text, TextStates
 
 GREY = 128
@@ -54,11 +56,15 @@ class DiffusersEditor(Editor):
         folder: Path,
         *,
         instructions: Sequence[str],
-        device: str,
+        hardware: Hardware,
     ) -> None:
         self.entry = entry
         self.settings = self.defaults.resolve(settings, entry.name)
-        self.device, self.dtype = torch.device(device), getattr(torch, str(self.settings.compute_dtype))
+        self.dtype: torch.dtype = getattr(torch, str(self.settings.compute_dtype))
+        self._placement = Placement(
+            hardware, quantization=self.settings.quantization, random_weights=self.settings.random_weights
+        )
+        self.device = self._placement.device
         self._folder = folder
         self.part: dict[str, Any] = {}
         """Sub-folder of the pipeline -> what it holds."""
@@ -84,11 +90,11 @@ class DiffusersEditor(Editor):
         *,
         instructions: Sequence[str],
         weights: Path | None = None,
-        device: str = "cpu",
+        hardware: Hardware = CPU,
     ) -> Self:
         """From `weights`, the embedded folder, or what was fetched."""
         folder = weights or cls.embedded or downloaded(entry)
-        return cls(entry, settings, folder, instructions=instructions, device=device)
+        return cls(entry, settings, folder, instructions=instructions, hardware=hardware)
 
     @classmethod
     def describe(cls, entry: EditorEntry, settings: PrefixSettings) -> KVSpec | None:
@@ -234,9 +240,11 @@ class DiffusersEditor(Editor):
 
     def _load_parts(self, names: Iterable[str]) -> None:
         for name in names:
-            self.part[name] = load_part(self._folder, name, self.part_classes()[name], self.device, self.dtype)
-            if self.settings.random_weights and name in (self.entry.denoiser, *self.text_encoders):
-                randomize(self.part[name], seed=0)
+            kind, denoiser = self.part_classes()[name], name == self.entry.denoiser
+            if denoiser or name in self.text_encoders:
+                self.part[name] = self._placement.load(self._folder, name, kind, self.dtype, denoiser=denoiser)
+            else:
+                self.part[name] = load_part(self._folder, name, kind, self.device, self.dtype)
 
     def _encoder_bytes(self) -> int:
         encoders = [self.part[name] for name in self.text_encoders]

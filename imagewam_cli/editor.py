@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from imagewam_cli.config import to_dict
 from imagewam_cli.errors import UsageError
+from imagewam_cli.hardware import CPU, Hardware
 from imagewam_cli.kvcache.spec import KVSpec, Mode, Segment
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class PrefixSettings:
     """tile: the editor sees one picture, the cameras side by side. separate: one reference picture for each camera."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """How the editor computes; a prefix computed otherwise is another prefix."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Weights of denoiser and text encoders in fewer bits: another prefix from less memory."""
     cameras: tuple[str, ...] = ()
     blank_images: bool = False
     """Show the editor a grey picture: what a policy can do without seeing."""
@@ -58,6 +61,8 @@ class PrefixSettings:
     def __post_init__(self) -> None:
         if self.timestep is not None and not 0.0 <= self.timestep <= 1.0:
             raise UsageError(f"timestep must lie in [0, 1], got {self.timestep}", "1 is noise, 0 is clean")
+        if self.random_weights and self.quantization != "none":
+            raise UsageError("weights drawn anew are not quantized", "leave out --quantization or --random-weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +145,7 @@ class Editor(abc.ABC):
         *,
         instructions: Sequence[str],
         weights: Path | None = None,
-        device: str = "cpu",
+        hardware: Hardware = CPU,
     ) -> Self:
         """The editor, ready to encode.
 
@@ -150,7 +155,7 @@ class Editor(abc.ABC):
 
         Raises:
             EditorError: weights missing or unfit, with the `imagewam fetch` to run.
-            UsageError: a setting that the architecture does not allow, with the reason.
+            UsageError: a setting that the architecture does not allow, or hardware that is not there, with the reason.
         """
 
     @classmethod

@@ -30,10 +30,13 @@ def require_family(folder: Path, family: str, parts: Iterable[str]) -> None:
             raise EditorError(f"{folder} is not a {family} folder: it has no {name}/")
 
 
-def load_part(folder: Path, name: str, kind: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
+def load_part(
+    folder: Path, name: str, kind: Any, device: torch.device | str | None, dtype: torch.dtype, **options: Any
+) -> Any:
     """One part of a pipeline folder, ready to encode; nothing is trained.
 
-    kind: a class with `from_pretrained`; a model's own class, not one that guesses it.
+    kind: a class with `from_pretrained`; a model's own class, not one that guesses it. device: None leaves a model
+    where `options`, arguments of its `from_pretrained`, put it.
 
     Raises:
         EditorError: the part does not fit its config.
@@ -45,7 +48,7 @@ def load_part(folder: Path, name: str, kind: Any, device: torch.device | str, dt
         with _no_bars():
             if not issubclass(kind, nn.Module):
                 return kind.from_pretrained(folder / name)
-            options = {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype, "use_safetensors": True}
+            options |= {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype, "use_safetensors": True}
             model, report = kind.from_pretrained(folder / name, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
@@ -55,7 +58,7 @@ def load_part(folder: Path, name: str, kind: Any, device: torch.device | str, dt
         raise EditorError(
             f"{folder / name} lacks {len(missing)} of its tensors, {missing[0]!r} among them", "fetch the editor again"
         )
-    return model.to(device).eval().requires_grad_(False)
+    return (model if device is None else model.to(device)).eval().requires_grad_(False)
 
 
 def randomize(model: nn.Module, seed: int) -> None:

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from imagewam_cli.cli.options import DeviceOption, FormatName, FormatOption, WeightsOption
+from imagewam_cli.cli.options import (
+    CompileOption,
+    DeviceOption,
+    FormatName,
+    FormatOption,
+    OffloadOption,
+    WeightsOption,
+    chosen_hardware,
+)
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 
@@ -37,6 +45,9 @@ def cache_command(
         str | None,
         typer.Option("--compute-dtype", help="How the editor computes: float32, bfloat16, float16."),
     ] = None,
+    quantization: Annotated[
+        str, typer.Option("--quantization", help="The editor's weights in fewer bits: none, int8, nf4.")
+    ] = "none",
     stride: Annotated[int, typer.Option("--stride", help="Keep every N-th frame.")] = 1,
     camera: Annotated[
         list[str] | None, typer.Option("--camera", help="Cameras to use, in order; by default all.")
@@ -58,6 +69,8 @@ def cache_command(
     plan: Annotated[bool, typer.Option("--plan", help="Print bytes and time, write nothing.")] = False,
     weights: WeightsOption = None,
     device: DeviceOption = "cpu",
+    offload: OffloadOption = "none",
+    compile: CompileOption = False,
     format: FormatOption = FormatName.human,
 ) -> None:
     """Precompute an editor's prefix keys and values over a dataset.
@@ -86,6 +99,7 @@ def cache_command(
         image_size=_size(image_size),
         camera_layout=camera_layout,
         compute_dtype=compute_dtype,
+        quantization=quantization,
         cameras=tuple(rows.info.cameras),
         blank_images=blank_images,
         random_weights=random_weights,
@@ -96,7 +110,7 @@ def cache_command(
         settings,
         instructions=instructions_of(rows),
         weights=weights,
-        device=device,
+        hardware=chosen_hardware(device, offload, compile),
     )
     planned = plan_build(rows, loaded.spec, codec, build)
     if plan:

@@ -7,8 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from imagewam_cli.cli.options import DeviceOption, EnvOption, FormatName, FormatOption, SeedOption, WeightsOption
+from imagewam_cli.cli.options import (
+    CompileOption,
+    DeviceOption,
+    EnvOption,
+    FormatName,
+    FormatOption,
+    OffloadOption,
+    SeedOption,
+    WeightsOption,
+    chosen_hardware,
+)
 from imagewam_cli.cli.output import output
+from imagewam_cli.hardware import Hardware
 
 BASELINES = ("random", "expert")
 _SHEET_EPISODES = 16
@@ -38,6 +49,8 @@ def eval_command(
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "cpu",
+    offload: OffloadOption = "none",
+    compile: CompileOption = False,
     format: FormatOption = FormatName.human,
 ) -> None:
     """Run a policy in a simulator and count successes, or compare it with recorded actions.
@@ -48,9 +61,10 @@ def eval_command(
 
     if episodes < 1:
         raise UsageError(f"cannot evaluate {episodes} episodes", "ask for at least one")
+    hardware = chosen_hardware(device, offload, compile)
     name = policy if policy is not None else str(_newest_run())
     if dataset is not None:
-        _open_loop(name, dataset, episodes, out, weights, device, format)
+        _open_loop(name, dataset, episodes, out, weights, hardware, format)
         return
     _closed_loop(
         name,
@@ -64,7 +78,7 @@ def eval_command(
         _pictures(video),
         out,
         weights,
-        device,
+        hardware,
         format,
     )
 
@@ -81,7 +95,7 @@ def _closed_loop(
     pictures: list[str],
     out: Path | None,
     weights: Path | None,
-    device: str,
+    hardware: Hardware,
     format: FormatName,
 ) -> None:
     from imagewam_cli.config import dump_json, to_dict
@@ -97,7 +111,7 @@ def _closed_loop(
         if wanted not in known:
             raise UnknownNameError("split", wanted, known)
     splits = tuple(split) if split else tuple(s for s in known if s != "train")
-    acting = _policy(name, make, weights, device)
+    acting = _policy(name, make, weights, hardware)
     if execute is not None and acting is not None:
         acting.execute = execute
     with output.progress(episodes * len(splits), "episode") as bar:
@@ -127,7 +141,13 @@ def _closed_loop(
 
 
 def _open_loop(
-    name: str, dataset: Path, episodes: int, out: Path | None, weights: Path | None, device: str, format: FormatName
+    name: str,
+    dataset: Path,
+    episodes: int,
+    out: Path | None,
+    weights: Path | None,
+    hardware: Hardware,
+    format: FormatName,
 ) -> None:
     from imagewam_cli.config import dump_json, to_dict
     from imagewam_cli.data.formats import open_dataset
@@ -140,7 +160,7 @@ def _open_loop(
 
     if name in BASELINES:
         raise UsageError(f"the baseline {name!r} needs a simulator", "leave --dataset out, or name a trained policy")
-    policy: Any = load_policy(Path(name), device=device, weights=weights)
+    policy: Any = load_policy(Path(name), hardware=hardware, weights=weights)
     rows = open_dataset(dataset, KeyMap(cameras=tuple(policy.cameras)))
     chosen = [e.index for e in rows.episodes()][:episodes]
     result = open_loop(policy, rows, horizon=policy.horizon, episodes=chosen)
@@ -155,7 +175,7 @@ def _open_loop(
     output.result(to_dict(result) | {"folder": str(folder)}, text, format.value)
 
 
-def _policy(name: str, make: Any, weights: Path | None, device: str) -> Any:
+def _policy(name: str, make: Any, weights: Path | None, hardware: Hardware) -> Any:
     """The named policy; None stands for the environment's scripted expert."""
     from imagewam_cli.policy.acting import RandomPolicy
     from imagewam_cli.policy.loading import load_policy
@@ -164,7 +184,7 @@ def _policy(name: str, make: Any, weights: Path | None, device: str) -> Any:
         return None
     if name == "random":
         return RandomPolicy(len(make().action_names))
-    return load_policy(Path(name), device=device, weights=weights)
+    return load_policy(Path(name), hardware=hardware, weights=weights)
 
 
 def _newest_run() -> Path:

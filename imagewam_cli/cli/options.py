@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from imagewam_cli.config import from_dict
+from imagewam_cli.hardware import Hardware
+
 
 class FormatName(StrEnum):
     human = "human"
@@ -16,8 +19,18 @@ class FormatName(StrEnum):
 
 FormatOption = Annotated[FormatName, typer.Option("--format", help="How to print the result.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="Where torch computes: cpu, cuda, cuda:1, mps.")]
+OffloadOption = Annotated[
+    str,
+    typer.Option("--offload", help="Where weights wait for their turn: none (on the device), group, sequential, disk."),
+]
+CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the editor's denoiser.")]
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="A diffusers folder instead of the editor's own weights.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="First scene or random seed.")]
 EnvOption = Annotated[str, typer.Option("--env", help="The simulator; see `imagewam plugins`.")]
+
+
+def chosen_hardware(device: str, offload: str, compile: bool) -> Hardware:
+    """The three options together."""
+    return from_dict(Hardware, {"device": device, "offload": offload, "compile": compile}, source="command line")

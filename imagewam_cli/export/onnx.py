@@ -77,6 +77,8 @@ def _write_prefix(policy: Policy, folder: Path) -> tuple[PrefixGraph | None, tup
         graph = policy.editor.prefix_graph()
         if graph is None:
             raise ExportError("it has no traceable prefix")
+        if policy.editor.settings.quantization != "none":
+            raise ExportError("its weights are quantized")
         traced = traced_prefix(graph, policy.expert.config.layers)
     except ExportError as error:
         name = policy.parts.editor.name

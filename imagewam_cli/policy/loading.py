@@ -14,6 +14,7 @@ from imagewam_cli.config import from_dict
 from imagewam_cli.data.types import Float32Array, Observation
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import ConfigError, DatasetError, RunError
+from imagewam_cli.hardware import CPU, Hardware
 from imagewam_cli.kvcache.spec import LayerSpec
 from imagewam_cli.policy.acting import ChunkPolicy
 from imagewam_cli.policy.bundle import EDITOR, EditorReference
@@ -26,19 +27,20 @@ ONNX = "onnx.json"
 """The file that makes a folder an ONNX export."""
 
 
-def load_policy(path: Path, device: str = "cpu", weights: Path | None = None) -> Policy | ExportedPolicy:
+def load_policy(path: Path, hardware: Hardware = CPU, weights: Path | None = None) -> Policy | ExportedPolicy:
     """The policy in the folder `path`: a run, a bundle, or an ONNX export.
 
-    device, weights: of the live editor. An ONNX export with a prefix graph has none; one without is fed by it.
+    hardware, weights: of the live editor. An ONNX export with a prefix graph has none; one without is fed by it.
 
     Raises:
+        UsageError: this machine has no such device.
         RunError: no policy there, a damaged one, one of another version, or another editor than it was made with.
     """
     if (path / ONNX).exists():
-        return ExportedPolicy.load(path, device=device, weights=weights)
+        return ExportedPolicy.load(path, hardware=hardware, weights=weights)
     from imagewam_cli.policy.policy import Policy
 
-    return Policy.load(path, device=device, weights=weights)
+    return Policy.load(path, hardware=hardware, weights=weights)
 
 
 class ExportedPolicy(ChunkPolicy):
@@ -51,7 +53,7 @@ class ExportedPolicy(ChunkPolicy):
         self.cameras: tuple[str, ...] = tuple(policy.description["cameras"])
 
     @classmethod
-    def load(cls, folder: Path, *, device: str = "cpu", weights: Path | None = None) -> ExportedPolicy:
+    def load(cls, folder: Path, *, hardware: Hardware = CPU, weights: Path | None = None) -> ExportedPolicy:
         """See `load_policy`."""
         try:
             from imagewam_cli.runtime.onnx_policy import OnnxPolicy
@@ -59,7 +61,7 @@ class ExportedPolicy(ChunkPolicy):
             raise RunError(f"{folder} needs {error.name}", "pip install imagewam[onnx]") from None
         try:
             live = json.loads((folder / ONNX).read_text(encoding="utf-8"))["prefix"] is None
-            encode = live_prefix(_editor(folder, device, weights)) if live else None
+            encode = live_prefix(_editor(folder, hardware, weights)) if live else None
             return cls(OnnxPolicy.load(folder, encode=encode))
         except (OSError, ValueError, KeyError) as error:
             raise RunError(f"{folder} is damaged: {error}", "export the policy again") from None
@@ -101,7 +103,7 @@ def prefix_arrays(prefix: PrefixKV, layers: Sequence[LayerSpec]) -> dict[str, np
     return values
 
 
-def _editor(folder: Path, device: str, weights: Path | None) -> Editor:
+def _editor(folder: Path, hardware: Hardware, weights: Path | None) -> Editor:
     from imagewam_cli.policy.policy import load_editor
 
     path = folder / EDITOR
@@ -109,4 +111,4 @@ def _editor(folder: Path, device: str, weights: Path | None) -> Editor:
         reference = from_dict(EditorReference, json.loads(path.read_text(encoding="utf-8")), source=str(path))
     except ConfigError as error:
         raise RunError(f"{path} is damaged: {error.message}", error.hint) from None
-    return load_editor(reference, device=device, weights=weights)
+    return load_editor(reference, hardware=hardware, weights=weights)

@@ -20,7 +20,9 @@ from imagewam_cli.expert.checkpoint import load_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert
 from imagewam_cli.expert.sampler import initial_noise, integrate
+from imagewam_cli.hardware import CPU, Hardware
 from imagewam_cli.kvcache.manifest import fingerprint_digest
+from imagewam_cli.placement import require_device
 from imagewam_cli.policy.acting import ChunkPolicy
 from imagewam_cli.policy.bundle import BundleParts, EditorReference, find_bundle, read_bundle
 from imagewam_cli.registry import Registry
@@ -36,19 +38,21 @@ class Policy(ChunkPolicy):
         self.reset()
 
     @classmethod
-    def load(cls, folder: Path | str, *, device: str = "cpu", weights: Path | None = None) -> Policy:
+    def load(cls, folder: Path | str, *, hardware: Hardware = CPU, weights: Path | None = None) -> Policy:
         """The policy of a run or bundle folder.
 
-        weights: a diffusers folder of the editor, where it is not the embedded one or in the Hub's cache.
+        hardware: of the editor; the expert runs on the same device. weights: a diffusers folder of the editor, where
+        it is not the embedded one or in the Hub's cache.
 
         Raises:
+            UsageError: this machine has no such device.
             RunError: no policy there, or the editor found is not the one that the policy was trained on.
         """
         bundle = find_bundle(Path(folder))
         parts = read_bundle(bundle)
-        return cls(
-            parts, load_expert(bundle, device), load_editor(parts.editor, device=device, weights=weights), device
-        )
+        require_device(hardware)
+        expert = load_expert(bundle, hardware.device)
+        return cls(parts, expert, load_editor(parts.editor, hardware=hardware, weights=weights), hardware.device)
 
     @property
     def horizon(self) -> int:
@@ -91,7 +95,7 @@ class Policy(ChunkPolicy):
         return initial_noise(count, config.horizon, len(config.action_names), config.noise_seed).to(self.device)
 
 
-def load_editor(reference: EditorReference, *, device: str = "cpu", weights: Path | None = None) -> Editor:
+def load_editor(reference: EditorReference, *, hardware: Hardware = CPU, weights: Path | None = None) -> Editor:
     """The editor of a policy, checked against the fingerprint that it was trained with.
 
     Raises:
@@ -100,7 +104,7 @@ def load_editor(reference: EditorReference, *, device: str = "cpu", weights: Pat
     catalog = Registry.installed().editors
     kind = catalog.load(reference.name)
     editor: Editor = kind.load(
-        catalog.get(reference.name), reference.settings, instructions=(), weights=weights, device=device
+        catalog.get(reference.name), reference.settings, instructions=(), weights=weights, hardware=hardware
     )
     found, expected = editor.fingerprint(), dict(reference.fingerprint)
     if fingerprint_digest(found) != fingerprint_digest(expected):

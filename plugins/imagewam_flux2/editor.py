@@ -102,6 +102,7 @@ class Flux2Editor(DiffusersEditor):
             **{name: self.part.get(name) for name in self.part_classes()},
             text_layers=self.defaults.text_layers,
             max_text_tokens=self.defaults.max_text_tokens,
+            device=self.device,
         )
 
     @property

@@ -52,6 +52,8 @@ class FluxTokens:
     tokenizer: Any
     text_layers: tuple[int, ...] = (9, 18, 27)
     max_text_tokens: int = 512
+    device: torch.device | None = None
+    """Where the text encoder computes, if its weights wait elsewhere."""
 
     @classmethod
     def of(cls, pipeline: Any, *, text_layers: tuple[int, ...] = (9, 18, 27), max_text_tokens: int = 512) -> FluxTokens:
@@ -100,7 +102,7 @@ class FluxTokens:
         """Hidden states of the instructions, padded at the end to the longest of them or to `pad_to` tokens."""
         rows = [self.token_ids(i) for i in instructions]
         length = max(pad_to or 0, *(len(r) for r in rows))
-        device = self.text_encoder.device
+        device = self.device or self.text_encoder.device
         ids = torch.full((len(rows), length), self.tokenizer.pad_token_id, dtype=torch.long)
         valid = torch.zeros(len(rows), length, dtype=torch.bool)
         for i, row in enumerate(rows):

@@ -156,6 +156,7 @@ def test_the_digest_survives_the_way_through_json(tmp_path: Path, manifest: Mani
         {"image_size": (32, 32)},
         {"camera_layout": "separate"},
         {"compute_dtype": "bfloat16"},
+        {"quantization": "int8"},
         {"cameras": ("top", "wrist")},
         {"blank_images": True},
         {"random_weights": True},

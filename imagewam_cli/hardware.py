@@ -1,0 +1,45 @@
+"""What an editor runs on: a choice that changes how fast and with how much memory, not which prefix it gives.
+
+So it is recorded nowhere. What changes the numbers (`compute_dtype`, `quantization`) is a `PrefixSettings`. Imports no
+torch; `placement` carries it out.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from imagewam_cli.errors import UsageError
+
+Offload = Literal["none", "group", "sequential", "disk"]
+_DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Where the models of an editor live and how they run."""
+
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
+    offload: Offload = "none"
+    """Where the weights of denoiser and text encoders wait. none: on the device. group: in main memory, and each of the
+    denoiser's blocks comes to the device for its turn. sequential: the same layer by layer, with the least memory on
+    the device. disk: in files, each layer read for its turn, on a machine without enough main memory."""
+    compile: bool = False
+    """Compile the denoiser's repeated blocks. Slow at the first rows; K and V agree to rounding."""
+
+    def __post_init__(self) -> None:
+        if not _DEVICE.fullmatch(self.device):
+            raise UsageError(f"unknown device {self.device!r}", "use cpu, cuda, cuda:1 (and so on) or mps")
+        if self.offload == "disk" and self.device != "cpu":
+            raise UsageError("offload 'disk' works on the CPU alone", "use --offload sequential, or --device cpu")
+        if self.offload != "none" and self.device == "mps":
+            raise UsageError(
+                "mps shares its memory with the CPU: there is nowhere to offload to", "leave --offload out"
+            )
+        if self.offload != "none" and self.compile:
+            raise UsageError("blocks whose weights come and go are not compiled", "leave out --compile or --offload")
+
+
+CPU = Hardware()
