@@ -1,7 +1,7 @@
 """Recording and replaying the keys and values of a model's attention calls, without touching the model's code.
 
 Every diffusers denoiser ends in `torch.nn.functional.scaled_dot_product_attention` under the native attention backends.
-A torch function mode sees these calls; forward hooks on the named attention modules say which layer is calling. So a
+Forward hooks on the named attention modules say which layer is running, and a torch function mode sees its call. So a
 recorded key is post-norm and post-RoPE, exactly as the softmax sees it, whatever the architecture.
 
 `record` keeps K and V of one forward. `replay` runs a forward whose attention also sees recorded K and V in front of
@@ -135,10 +135,20 @@ class _Call:
 
 
 class _Mode(TorchFunctionMode):
-    def __init__(self, stack: list[str], visit: Any) -> None:
+    """Hands the attention calls of named modules to `visit`. It is entered with the outermost of them and left with it:
+    every torch call inside a mode costs microseconds."""
+
+    def __init__(self, visit: Any) -> None:
         super().__init__()
-        self.stack, self.visit = stack, visit
-        self.see = _untraced(self._see)
+        self.stack: list[str] = []
+        """Named modules that are running, the innermost last."""
+        self.visit = visit
+        # torch.compile breaks its graphs here: traced, each layer's name would need a graph of its own, and torch gives
+        # up compiling after a few of them
+        self.enter, self.leave, self.see = (
+            torch.compiler.disable(f)  # type: ignore[no-untyped-call]
+            for f in (self._enter, self._leave, self._see)
+        )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not F.scaled_dot_product_attention:
@@ -146,47 +156,46 @@ class _Mode(TorchFunctionMode):
         return self.see(func, args, kwargs or {})
 
     def _see(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if not self.stack:
-            return func(*args, **kwargs)
         named = dict(zip(_POSITIONAL[: len(args)], args, strict=True)) | kwargs
         q, k, v = named.pop("query"), named.pop("key"), named.pop("value")
         return self.visit(self.stack[-1], q, k, v, _Call(func, named.pop("attn_mask", None), named))
+
+    def _enter(self, name: str, _module: nn.Module, _arguments: Any) -> None:
+        if not self.stack:
+            self.__enter__()  # type: ignore[no-untyped-call]
+        self.stack.append(name)
+
+    def _leave(self, _module: nn.Module, _arguments: Any, _output: Any) -> None:
+        self.stack.pop()
+        if not self.stack:
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
 def _intercept(model: nn.Module, names: Sequence[str], visit: Any) -> Iterator[None]:
     """Hand each attention call inside a named module to `visit`; nested named modules: the innermost one."""
-    stack: list[str] = []
-    modules = dict(model.named_modules())
-    missing = [name for name in names if name not in modules]
+    modules = {name: _module(model, name) for name in names}
+    missing = [name for name, module in modules.items() if module is None]
     if missing:
         raise CaptureError(f"the model has no module {_few(missing)}")
-    enter, leave = _untraced(_enter), _untraced(_leave)
-    handles = []
-    for name in names:
-        handles.append(modules[name].register_forward_pre_hook(functools.partial(enter, stack, name)))
+    mode, handles = _Mode(visit), []
+    for name, module in modules.items():
+        assert module is not None
+        handles.append(module.register_forward_pre_hook(functools.partial(mode.enter, name)))
         # always_call: a forward that is left early must not leave its name on the stack
-        handles.append(modules[name].register_forward_hook(functools.partial(leave, stack), always_call=True))
+        handles.append(module.register_forward_hook(mode.leave, always_call=True))
     try:
-        with _Mode(stack, visit):
-            yield
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _untraced(function: Any) -> Any:
-    """The function as a call that breaks a compiled block's graph: traced, each layer's name would need a graph of its
-    own, and torch gives up compiling after a few of them."""
-    return torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-
-
-def _enter(stack: list[str], name: str, _module: nn.Module, _arguments: Any) -> None:
-    stack.append(name)
-
-
-def _leave(stack: list[str], _module: nn.Module, _arguments: Any, _output: Any) -> None:
-    stack.pop()
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def _widened(mask: Tensor | None, valid: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
