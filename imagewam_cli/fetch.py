@@ -221,9 +221,9 @@ def _other_revisions(entry: EditorEntry) -> tuple[Path | None, Path | None]:
 def _note_revision(folder: Path, revision: str, commit: str) -> None:
     """Say in the cache that the branch or tag `revision` is `commit`, whose snapshot is `folder`: the cache's own
     layout, refs/REVISION beside snapshots/COMMIT."""
-    if revision == commit:
-        return
     note = folder.parents[1] / "refs" / revision
+    if revision == commit or (note.is_file() and note.read_text() == commit):  # the cache may be read-only
+        return
     note.parent.mkdir(parents=True, exist_ok=True)
     fresh = note.with_name(f"{note.name}.{os.getpid()}.tmp")
     fresh.write_text(commit)

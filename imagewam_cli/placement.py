@@ -50,6 +50,8 @@ class Placement:
         on_disk = hardware.offload == "disk"
         if on_disk and (quantization != "none" or random_weights):
             raise UsageError("weights on disk are used as they were published", "leave out --offload disk")
+        if quantization == "nf4" and hardware.offload != "none":
+            raise UsageError("weights in nf4 stay on their device", "leave out --offload, or use --quantization int8")
         self._disk = tempfile.TemporaryDirectory(prefix="imagewam-offload-") if on_disk else None
 
     def load(self, folder: Path, name: str, kind: Any, dtype: torch.dtype, *, denoiser: bool) -> Any:

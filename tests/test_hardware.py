@@ -19,7 +19,7 @@ from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.errors import UsageError
 from imagewam_cli.hardware import CPU, Hardware
 from imagewam_cli.kvcache.manifest import fingerprint_digest
-from imagewam_cli.placement import compile_blocks, require_device
+from imagewam_cli.placement import Placement, compile_blocks, require_device
 from imagewam_cli.registry import Registry
 
 INSTRUCTIONS = ("put the red block on the blue zone", "go")
@@ -186,6 +186,12 @@ class TestQuantization:
         monkeypatch.setattr("imagewam_cli.quantization.find_spec", lambda _: True)
         with pytest.raises(UsageError, match="'nf4' needs a CUDA device, not cpu"):
             load(tiny_weights, quantization="nf4")
+
+    def test_four_bits_do_not_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("imagewam_cli.quantization.find_spec", lambda _: True)
+        monkeypatch.setattr("imagewam_cli.placement.require_device", lambda _: torch.device("cuda"))
+        with pytest.raises(UsageError, match="nf4 stay on their device"):
+            Placement(Hardware(device="cuda", offload="group"), quantization="nf4", random_weights=False)
 
     def test_random_weights_are_not_quantized(self) -> None:
         with pytest.raises(UsageError, match="are not quantized"):
