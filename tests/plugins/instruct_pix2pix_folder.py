@@ -77,3 +77,14 @@ def byte_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: i for i, word in enumerate(words)}
     return CLIPTokenizer(vocabulary, merges=[], pad_token=pad_token, model_max_length=TEXT_TOKENS)
+
+
+def watch_projections(unet: UNet2DConditionModel) -> dict[str, list[torch.Tensor]]:
+    """Attention module -> [k, v] (B, tokens, channels), filled by the UNet's own `to_k` and `to_v` when it next runs,
+    in the order of the calls."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    for name, module in unet.named_modules():
+        if name.endswith((".to_k", ".to_v")):
+            attention = name.rpartition(".")[0]
+            module.register_forward_hook(lambda _m, _a, out, at=attention: seen.setdefault(at, []).append(out))
+    return seen

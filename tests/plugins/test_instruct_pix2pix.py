@@ -20,7 +20,7 @@ from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionMod
 from export.policies import observation, write_policy
 from hub_server import COMMIT, Hub, serve
 from PIL import Image
-from plugins.instruct_pix2pix_folder import TEXT_TOKENS, build
+from plugins.instruct_pix2pix_folder import TEXT_TOKENS, build, watch_projections
 from safetensors.torch import load_file
 
 from imagewam_cli.diffusers_editor import target_noise
@@ -62,11 +62,7 @@ def own_projections(folder: Path, images: list[Any], prompts: list[str]) -> dict
     """Module -> [k, v] (B, tokens, channels) in the only step of the pipeline, which stands at timestep 999."""
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
-    seen: dict[str, list[torch.Tensor]] = {}
-    for name, module in pipeline.unet.named_modules():
-        if name.endswith((".to_k", ".to_v")):
-            attention = name.rpartition(".")[0]
-            module.register_forward_hook(lambda _m, _a, out, at=attention: seen.setdefault(at, []).append(out))
+    seen = watch_projections(pipeline.unet)
     latents = target_noise((len(prompts), 4, SIZE // 8, SIZE // 8), torch.zeros(1))
     pipeline(
         prompts,
