@@ -21,7 +21,7 @@ def build(path: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in pipeline.transformer.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
         pipeline.vae.bn.running_mean.copy_(torch.randn(32, generator=generator))
         pipeline.vae.bn.running_var.copy_(torch.rand(32, generator=generator) + 0.5)
     recipe.save_pipeline(pipeline, path)
