@@ -57,8 +57,11 @@ def attention_command(
     acting = Policy.load(policy, device=device, weights=weights)
     recorded = open_dataset(dataset, KeyMap(cameras=acting.cameras))
     held_out = held_out_episodes(find_bundle(policy), recorded)
-    if not held_out:
-        output.say("no episode is known to be held out: rows are of all, the policy may have trained on some")
+    if len(held_out) < 2:
+        output.say(
+            f"{len(held_out)} episodes are known to be held out: rows are of all, the policy may have trained on some"
+        )
+        held_out = ()
     with output.progress(rows, "row") as bar:
         result, glances = evaluate_attention(
             acting, recorded, rows=rows, target=target.value, held_out=held_out, on_rows=bar.update

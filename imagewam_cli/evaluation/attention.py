@@ -36,6 +36,7 @@ from imagewam_cli.evaluation.attention_maps import (
 )
 from imagewam_cli.evaluation.moments import Moment, read_moments, spread_moments
 from imagewam_cli.evaluation.statistics import Mean
+from imagewam_cli.evaluation.tables import aligned
 from imagewam_cli.expert.attention_weights import action_attention, untrained_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert
@@ -186,11 +187,7 @@ def table(result: AttentionResult) -> str:
         numbers += [f"{100 * layer.mass:.1f} %", f"{100 * layer.area:.1f} %", _interval(layer.trained.own)]
         numbers += [f"{m.mean:.2f}" for m in (layer.trained.others, layer.untrained.own, layer.untrained.others)]
         lines.append([layer.layer, *numbers])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    )
+    return aligned(lines)
 
 
 def _require_pictures(policy: Policy) -> None:
