@@ -233,7 +233,7 @@ def _attention(
         prefix, state = policy.prefix(observations), policy.normalized_state(observations)
         noise, schedule = policy.initial_noise(len(rows)), FlowSchedule(shift=config.shift)
         found = [action_attention(e, noise, state, prefix, schedule, config.inference_steps) for e in experts]
-    return tuple(tuple(weights.cpu().numpy() for weights in layers) for layers in found)
+    return tuple(tuple(weights.numpy() for weights in layers) for layers in found)
 
 
 def _canvas(row: Row, spec: KVSpec) -> UInt8Image:

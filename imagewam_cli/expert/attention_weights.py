@@ -27,8 +27,8 @@ def action_attention(
     schedule: FlowSchedule,
     steps: int,
 ) -> tuple[Tensor, ...]:
-    """Attention of the action tokens in each layer, float64 (B, P + own): the mean over heads, action tokens and Euler
-    steps, over [prefix tokens | state token, where there is one, and action tokens]. Sums to 1 over the last axis.
+    """Attention of the action tokens in each layer, float64 (B, P + own) on the CPU: the mean over heads, action tokens
+    and Euler steps, over [prefix tokens | state token, where there is one, and action tokens]. Rows sum to 1.
 
     The state token's own queries do not count. Arguments as for `sampler.integrate`; P may differ by layer.
     """
@@ -37,7 +37,7 @@ def action_attention(
 
     def see(name: str, weights: Tensor) -> None:
         """weights: (B, H, own, P + own)."""
-        of_actions = weights[:, :, -expert.config.horizon :].double().mean(dim=(1, 2)) / steps
+        of_actions = weights[:, :, -expert.config.horizon :].float().mean(dim=(1, 2)).cpu().double() / steps
         seen[name] = seen[name] + of_actions if name in seen else of_actions
 
     with torch.no_grad(), observe(expert, names, SOFTMAX, see):

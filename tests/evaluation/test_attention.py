@@ -193,14 +193,12 @@ def test_pictures_show_the_brightest_token_where_the_map_is_greatest(looked: Any
     peak = np.full((4, 4), 0.01)
     peak[1, 2] = 0.85
     pixels = np.asarray(overlay(glances[0], peak, 64), dtype=float)
-    bright = np.argwhere(pixels.min(axis=2) > 80)
-    # four fifths of the colour map's end, the rest the picture in grey, at most 0.6 * 255 / 5
+    # four fifths of (252, 255, 120), the rest the picture in grey: at most 0.6 * 255 / 5
     assert pixels[24, 40].tolist() == pytest.approx([217, 219, 111], abs=16)
-    assert not np.isclose(pixels[8, 8], pixels[24, 40], atol=60).any()
-    assert len(bright) >= 14 * 14
+    assert np.abs(pixels[8, 8] - pixels[24, 40]).max() > 60
     assert len(glances) >= 3
     one, three = sheet(glances[:1], beside=2), sheet(glances[:3], beside=2)
     assert three.size == (one.width, 2 * one.height)
-    assert page(glances[0]).height > page(glances[0], columns=7).height
+    assert page(glances[0], columns=2).height > page(glances[0], columns=4).height
     with pytest.raises(UsageError, match="no rows"):
         sheet([])
