@@ -7,13 +7,14 @@ recorded key is post-norm and post-RoPE, exactly as the softmax sees it, whateve
 `record` keeps K and V of one forward. `replay` runs a forward whose attention also sees recorded K and V in front of
 its
 own: the joint attention of a token group with a prefix that was computed before. Other attention backends bypass the
-intercepted call; a layer that was not seen is an error.
+intercepted call; a layer that was not seen is an error. `observe` only looks: at what any torch function gives inside
+named modules, such as the weights of an attention that calls softmax by itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,8 @@ from imagewam_cli.errors import CaptureError
 _POSITIONAL = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 """Arguments of `scaled_dot_product_attention` that may be given by position."""
 _HINT = 'use the native attention backend: model.set_attention_backend("native")'
+SOFTMAX: tuple[Callable[..., Any], ...] = (torch.softmax, F.softmax, torch.Tensor.softmax)
+"""The names under which torch has softmax."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,31 @@ def replay(model: nn.Module, layers: Mapping[str, LayerKV], valid: Tensor | None
         raise CaptureError(f"no attention call was seen in {_few(sorted(unseen))}", _HINT)
 
 
+@contextlib.contextmanager
+def observe(
+    model: nn.Module, names: Sequence[str], functions: Sequence[Callable[..., Any]], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Show `see(module name, result)` each result of the torch `functions` inside the named modules while the model
+    runs inside the `with` block. Nothing is changed; nested named modules: the innermost one.
+
+    Raises:
+        CaptureError: none of the functions was called in a named module.
+    """
+    unseen = set(names)
+
+    def handle(name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        unseen.discard(name)
+        result = func(*args, **kwargs)
+        see(name, result)
+        return result
+
+    with _intercept_calls(model, names, functions, handle):
+        yield
+    if unseen:
+        wanted = " or ".join(dict.fromkeys(f.__name__ for f in functions))
+        raise CaptureError(f"no call of {wanted} was seen in {_few(sorted(unseen))}")
+
+
 def attention_layers(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, tuple[int, int]]:
     """Run the model once and report every module that attends: name -> (heads, head size), in the order of the
     calls."""
@@ -134,22 +162,33 @@ class _Call:
 
 
 class _Mode(TorchFunctionMode):
-    def __init__(self, stack: list[str], visit: Any) -> None:
+    def __init__(self, functions: Sequence[Any], stack: list[str], handle: Any) -> None:
         super().__init__()
-        self.stack, self.visit = stack, visit
+        self.functions, self.stack, self.handle = tuple(functions), stack, handle
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention or not self.stack:
+        if func not in self.functions or not self.stack:
             return func(*args, **kwargs)
-        named = dict(zip(_POSITIONAL[: len(args)], args, strict=True)) | kwargs
-        q, k, v = named.pop("query"), named.pop("key"), named.pop("value")
-        return self.visit(self.stack[-1], q, k, v, _Call(func, named.pop("attn_mask", None), named))
+        return self.handle(self.stack[-1], func, args, kwargs)
 
 
 @contextlib.contextmanager
 def _intercept(model: nn.Module, names: Sequence[str], visit: Any) -> Iterator[None]:
-    """Hand each attention call inside a named module to `visit`; nested named modules: the innermost one."""
+    """Hand each attention call inside a named module to `visit`."""
+
+    def handle(name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        named = dict(zip(_POSITIONAL[: len(args)], args, strict=True)) | kwargs
+        q, k, v = named.pop("query"), named.pop("key"), named.pop("value")
+        return visit(name, q, k, v, _Call(func, named.pop("attn_mask", None), named))
+
+    with _intercept_calls(model, names, (F.scaled_dot_product_attention,), handle):
+        yield
+
+
+@contextlib.contextmanager
+def _intercept_calls(model: nn.Module, names: Sequence[str], functions: Sequence[Any], handle: Any) -> Iterator[None]:
+    """Hand each call of the functions inside a named module to `handle`; nested named modules: the innermost one."""
     stack: list[str] = []
     modules = dict(model.named_modules())
     missing = [name for name in names if name not in modules]
@@ -161,11 +200,11 @@ def _intercept(model: nn.Module, names: Sequence[str], visit: Any) -> Iterator[N
         # always_call: a forward that is left early must not leave its name on the stack
         handles.append(modules[name].register_forward_hook(lambda _m, _a, _o: _pop(stack), always_call=True))
     try:
-        with _Mode(stack, visit):
+        with _Mode(functions, stack, handle):
             yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for hook in handles:
+            hook.remove()
 
 
 def _pop(stack: list[str]) -> None:

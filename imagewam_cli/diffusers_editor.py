@@ -17,14 +17,14 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from imagewam_cli.capture import LayerKV, record
+from imagewam_cli.data.canvas import side_by_side
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editor import TYPICAL_TEXT, Editor, PrefixKV, PrefixSettings, WeightsIdentity
 from imagewam_cli.editor_defaults import EditorDefaults
-from imagewam_cli.errors import CaptureError, DatasetError, UsageError
+from imagewam_cli.errors import CaptureError, UsageError
 from imagewam_cli.fetch import downloaded
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import BlockKind, KVSpec, LayerSpec, RopeSpec, Segment, SegmentSpec, select_layers
@@ -254,12 +254,7 @@ class DiffusersEditor(Editor):
     def _picture(self, images: Mapping[str, UInt8Image]) -> UInt8Image:
         """What the editor sees: the cameras side by side, uint8 (H, W, 3)."""
         assert self.settings.image_size is not None
-        height, width = self.settings.image_size
-        missing = [c for c in self.settings.cameras if c not in images]
-        if missing:
-            raise DatasetError(f"no picture of camera {missing[0]!r}", f"there are: {', '.join(images) or 'none'}")
-        tile = (width // len(self.settings.cameras), height)
-        picture = np.concatenate([np.asarray(_resized(images[c], tile)) for c in self.settings.cameras], axis=1)
+        picture = side_by_side(images, self.settings.cameras, self.settings.image_size)
         return np.full_like(picture, GREY) if self.settings.blank_images else picture
 
     def _pixels(self, picture: UInt8Image) -> Tensor:
@@ -321,8 +316,3 @@ def _split(layer: LayerSpec, tokens: Tensor) -> tuple[Tensor, ...]:
         sizes = " + ".join(f"{s.tokens} {s.name}" for s in layer.segments)
         raise CaptureError(f"layer {layer.name} attends to {tokens.shape[1]} tokens, its plugin says {sizes}")
     return torch.split(tokens, [s.tokens for s in layer.segments], dim=1)
-
-
-def _resized(image: UInt8Image, size: tuple[int, int]) -> Image.Image:
-    picture = Image.fromarray(image)
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR)
