@@ -38,6 +38,9 @@ from imagewam_cli.text_states import Prompt, Text
 from imagewam_qwen.reader import PromptReader
 from imagewam_qwen.tokens import ACTION_FRAME, PIXELS_PER_TOKEN, picture_latents, picture_shape, without_target
 
+_PIXELS_READ_PER_TOKEN = 28
+"""Of Qwen2.5-VL, whose tokens of a picture are text to the transformer."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QwenDefaults(EditorDefaults):
@@ -66,7 +69,7 @@ class QwenEditor(DiffusersEditor):
         compute_dtype="bfloat16",
         camera_size=(1024, 1024),
         multiple=PIXELS_PER_TOKEN,
-        max_text_tokens=1024,
+        max_text_tokens=1024,  # the pipelines' limit, at which they cut nothing either
     )
     reads_picture = True
     picture_label: ClassVar[str] = ""
@@ -89,12 +92,12 @@ class QwenEditor(DiffusersEditor):
     @classmethod
     def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
         sizes = _picture_sizes(settings)
-        pictures = {
+        kinds = {
             "text": (SegmentSpec(name="text", tokens=text),),
             "target": (picture_segment("target", sizes[0], PIXELS_PER_TOKEN),),
             "reference": tuple(picture_segment("reference", size, PIXELS_PER_TOKEN) for size in sizes),
         }
-        return joint_layers(denoiser, [s for name in cls.defaults.segments(settings) for s in pictures[name]])
+        return joint_layers(denoiser, [s for name in cls.defaults.segments(settings) for s in kinds[name]])
 
     @classmethod
     def rope(cls, denoiser: Any) -> RopeSpec:
@@ -107,12 +110,10 @@ class QwenEditor(DiffusersEditor):
 
     @classmethod
     def typical_text(cls, settings: PrefixSettings) -> int:
-        from transformers import Qwen2VLImageProcessorPil
-
-        from imagewam_qwen.processor import RELEASED_PIXELS, picture_tokens
-
-        processor = Qwen2VLImageProcessorPil(size=dict(RELEASED_PIXELS))
-        return TYPICAL_TEXT + sum(picture_tokens(processor, cls.read_size(s)) for s in _picture_sizes(settings))
+        read = [cls.read_size(size) for size in _picture_sizes(settings)]
+        return TYPICAL_TEXT + sum(
+            round(h / _PIXELS_READ_PER_TOKEN) * round(w / _PIXELS_READ_PER_TOKEN) for h, w in read
+        )
 
     @staticmethod
     def read_size(size: tuple[int, int]) -> tuple[int, int]:

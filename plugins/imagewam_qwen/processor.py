@@ -10,9 +10,6 @@ from typing import Any
 
 from transformers import Qwen2VLProcessor
 
-RELEASED_PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 12_845_056}
-"""Pixels that a picture has at least and at most, in the released folders."""
-
 
 class PictureProcessor(Qwen2VLProcessor):  # type: ignore[misc]
     """A `Qwen2VLProcessor` folder without its video processor: transformers loads what this signature names."""

@@ -1,8 +1,9 @@
 """How Qwen2.5-VL reads an instruction together with the pictures it is about: as diffusers' own pipeline asks it to.
 
-The pipeline's template, and the number of leading tokens that it drops, are asked of the pipeline. One thing it leaves
-out is added: transformers from version 5 on places a picture's tokens in the picture only where it is told which tokens
-those are, and counts them in a row otherwise. The released editors were trained with the former.
+The pipeline's template, and the number of leading tokens that it drops, are asked of the pipeline. One thing that it
+leaves out is added (diffusers issue 14194): since version 5 transformers gives a picture's tokens their places in the
+picture only where it is told which tokens those are, and counts them like words otherwise. Under version 4, with which
+the editors were released, they had their places.
 """
 
 from __future__ import annotations

@@ -29,7 +29,9 @@ Shape = tuple[int, int, int]
 def picture_latents(vae: Any, pictures: Tensor) -> Tensor:
     """(B, 3, H, W) in [-1, 1] -> tokens (B, H W / 256, 4 C)."""
     latents = vae.encode(pictures[:, :, None]).latent_dist.mode()[:, :, 0]
-    mean, std = (torch.tensor(x).view(1, -1, 1, 1).to(latents) for x in (vae.config.latents_mean, vae.config.latents_std))
+    mean, std = (
+        torch.tensor(x).view(1, -1, 1, 1).to(latents) for x in (vae.config.latents_mean, vae.config.latents_std)
+    )
     return F.pixel_unshuffle((latents - mean) / std, 2).flatten(2).transpose(1, 2)
 
 

@@ -20,6 +20,8 @@ SPECIAL = (
 _PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "processor", "transformer")
 _WIDTH = 32
 _LATENTS = 4
+_PIXELS_READ = {"shortest_edge": 56 * 56, "longest_edge": 12_845_056}
+"""Of a picture that the text encoder sees, at least and at most; as released."""
 _SENTENCES = ("put the red block on the blue zone", "Picture 1: open the drawer and then close the door")
 
 
@@ -103,7 +105,7 @@ def text_encoder() -> Any:
 
 
 def tokenizer(template: str) -> Any:
-    """Byte pairs learned from the pipeline's own template, so that it takes some 80 tokens; ids from 0 are `SPECIAL`."""
+    """Byte pairs learned from the pipeline's own template, which so takes few tokens; ids from 0 are `SPECIAL`."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
@@ -131,10 +133,8 @@ def save_processor(path: Path, tokenizer: Any) -> None:
     here), and its name in the index."""
     from transformers import Qwen2VLImageProcessorPil
 
-    from imagewam_qwen.processor import RELEASED_PIXELS
-
     tokenizer.save_pretrained(path / "processor")
-    Qwen2VLImageProcessorPil(size=dict(RELEASED_PIXELS)).save_pretrained(path / "processor")
+    Qwen2VLImageProcessorPil(size=dict(_PIXELS_READ)).save_pretrained(path / "processor")
     index = json.loads((path / "model_index.json").read_text())
     index["processor"] = ["transformers", "Qwen2VLProcessor"]
     (path / "model_index.json").write_text(json.dumps(index, indent=2))
