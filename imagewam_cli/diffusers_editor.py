@@ -100,14 +100,15 @@ class DiffusersEditor(Editor):
         settings = cls.defaults.resolve(settings, entry.name)
         with torch.device("meta"):
             denoiser = cls.part_classes()[entry.denoiser].from_config(config)
-        padded = settings.text_padding == "keep"
-        return cls._layout(entry, settings, denoiser, cls.defaults.max_text_tokens if padded else TYPICAL_TEXT)
+        return cls._layout(entry, settings, denoiser, cls.typical_text(settings))
 
     @classmethod
     def memory_bytes(cls, entry: EditorEntry) -> int:
         dtype: torch.dtype = getattr(torch, cls.defaults.compute_dtype)
+        total = sum(entry.components.values())
         reading = sum(entry.components.get(name, 0) for name in cls.text_encoders)
-        return dtype.itemsize * max(reading, sum(entry.components.values()) - reading)
+        # an encoder that sees each row's picture is needed as long as there are rows
+        return dtype.itemsize * (total if cls.reads_picture else max(reading, total - reading))
 
     @staticmethod
     @abc.abstractmethod
@@ -124,6 +125,11 @@ class DiffusersEditor(Editor):
     def rope(cls, denoiser: Any) -> RopeSpec | None:
         """How the keys are rotated; None where positions are not rotary."""
         return None
+
+    @classmethod
+    def typical_text(cls, settings: PrefixSettings) -> int:
+        """Text tokens of a typical instruction under `settings` (resolved), told without the folder."""
+        return cls.defaults.max_text_tokens if settings.text_padding == "keep" else TYPICAL_TEXT
 
     @abc.abstractmethod
     def text_tokens(self, prompt: str) -> int:
