@@ -100,14 +100,17 @@ class DiffusersEditor(Editor):
         settings = cls.defaults.resolve(settings, entry.name)
         with torch.device("meta"):
             denoiser = cls.part_classes()[entry.denoiser].from_config(config)
-        padded = settings.text_padding == "keep"
-        return cls._layout(entry, settings, denoiser, cls.defaults.max_text_tokens if padded else TYPICAL_TEXT)
+        text = cls.defaults.max_text_tokens if settings.text_padding == "keep" else TYPICAL_TEXT
+        return cls._layout(entry, settings, denoiser, cls.picture_text(settings) + text)
 
     @classmethod
     def memory_bytes(cls, entry: EditorEntry) -> int:
         dtype: torch.dtype = getattr(torch, cls.defaults.compute_dtype)
+        everything = sum(entry.components.values())
+        if cls.reads_picture:
+            return dtype.itemsize * everything
         reading = sum(entry.components.get(name, 0) for name in cls.text_encoders)
-        return dtype.itemsize * max(reading, sum(entry.components.values()) - reading)
+        return dtype.itemsize * max(reading, everything - reading)
 
     @staticmethod
     @abc.abstractmethod
@@ -119,6 +122,12 @@ class DiffusersEditor(Editor):
     def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
         """Every attention layer in the order of the calls, with all the segments of the mode of `settings` (resolved),
         for `text` text tokens. The denoiser may be on the meta device."""
+
+    @classmethod
+    def picture_text(cls, settings: PrefixSettings) -> int:
+        """How many text states stand for the picture, where the text encoder `reads_picture`; told from the resolved
+        settings alone."""
+        return 0
 
     @classmethod
     def rope(cls, denoiser: Any) -> RopeSpec | None:
