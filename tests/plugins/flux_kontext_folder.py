@@ -1,4 +1,4 @@
-"""A whole FLUX.1-Kontext pipeline folder of some ten thousand random weights."""
+"""A whole FLUX.1-Kontext pipeline folder of some 170,000 random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole LongCat-Image-Edit pipeline folder of some ten thousand random weights.
+"""A whole LongCat-Image-Edit pipeline folder of some 190,000 random weights.
 
 Written part by part: the pipeline's own processor class wants torchvision, of which nothing else here has need.
 """
