@@ -100,15 +100,17 @@ class DiffusersEditor(Editor):
         settings = cls.defaults.resolve(settings, entry.name)
         with torch.device("meta"):
             denoiser = cls.part_classes()[entry.denoiser].from_config(config)
-        return cls._layout(entry, settings, denoiser, cls.typical_text(settings))
+        text = cls.defaults.max_text_tokens if settings.text_padding == "keep" else TYPICAL_TEXT
+        return cls._layout(entry, settings, denoiser, cls.picture_text(settings) + text)
 
     @classmethod
     def memory_bytes(cls, entry: EditorEntry) -> int:
         dtype: torch.dtype = getattr(torch, cls.defaults.compute_dtype)
-        total = sum(entry.components.values())
+        everything = sum(entry.components.values())
+        if cls.reads_picture:
+            return dtype.itemsize * everything
         reading = sum(entry.components.get(name, 0) for name in cls.text_encoders)
-        # an encoder that sees each row's picture is needed as long as there are rows
-        return dtype.itemsize * (total if cls.reads_picture else max(reading, total - reading))
+        return dtype.itemsize * max(reading, everything - reading)
 
     @staticmethod
     @abc.abstractmethod
@@ -122,14 +124,15 @@ class DiffusersEditor(Editor):
         for `text` text tokens. The denoiser may be on the meta device."""
 
     @classmethod
+    def picture_text(cls, settings: PrefixSettings) -> int:
+        """How many text states stand for the picture, where the text encoder `reads_picture`; told from the resolved
+        settings alone."""
+        return 0
+
+    @classmethod
     def rope(cls, denoiser: Any) -> RopeSpec | None:
         """How the keys are rotated; None where positions are not rotary."""
         return None
-
-    @classmethod
-    def typical_text(cls, settings: PrefixSettings) -> int:
-        """Text tokens of a typical instruction under `settings` (resolved), told without the folder."""
-        return cls.defaults.max_text_tokens if settings.text_padding == "keep" else TYPICAL_TEXT
 
     @abc.abstractmethod
     def text_tokens(self, prompt: str) -> int:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.diffusers_editor import DiffusersEditor, flow_target, joint_layers, picture_segment
-from imagewam_cli.editor import TYPICAL_TEXT, PrefixSettings
+from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
 from imagewam_cli.errors import UsageError
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec
@@ -109,11 +109,9 @@ class QwenEditor(DiffusersEditor):
         )
 
     @classmethod
-    def typical_text(cls, settings: PrefixSettings) -> int:
+    def picture_text(cls, settings: PrefixSettings) -> int:
         read = [cls.read_size(size) for size in _picture_sizes(settings)]
-        return TYPICAL_TEXT + sum(
-            round(h / _PIXELS_READ_PER_TOKEN) * round(w / _PIXELS_READ_PER_TOKEN) for h, w in read
-        )
+        return sum(round(h / _PIXELS_READ_PER_TOKEN) * round(w / _PIXELS_READ_PER_TOKEN) for h, w in read)
 
     @staticmethod
     def read_size(size: tuple[int, int]) -> tuple[int, int]:
