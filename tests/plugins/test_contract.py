@@ -1,0 +1,38 @@
+"""Every first-party editor keeps its promises, on a tiny folder of random weights. A new editor is one more line at the
+end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imagewam_cli.testing.contract import EditorContract
+
+
+def first_party(editor: str, builder: str, size: tuple[int, int], **options: object) -> type[EditorContract]:
+    """builder: a module beside this one whose `build(path, **options)` writes the folder; size: (height, width)."""
+
+    class Contract(EditorContract):
+        name = editor
+        image_size = size
+
+        @pytest.fixture(scope="class")
+        @classmethod
+        def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+            path = tmp_path_factory.mktemp("contract") / editor
+            pytest.importorskip(builder).build(path, **options)
+            return path
+
+    return Contract
+
+
+class TestTiny(EditorContract):
+    """On the weights that come with it."""
+
+    name = "tiny"
+    image_size = (64, 64)
+
+
+TestFlux2 = first_party("flux2-klein-4b", "flux2_folder", (32, 32))
+TestInstructPix2Pix = first_party("instruct-pix2pix", "instruct_pix2pix_folder", (32, 32))
