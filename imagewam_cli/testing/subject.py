@@ -50,7 +50,7 @@ class Subject:
     """(height, width) of the picture; None: the editor's own."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
-    kept: int = 6
+    kept: int = 16
     """Editors that stay loaded from check to check."""
     loaded: dict[tuple[PrefixSettings, tuple[str, ...]], Editor] = field(default_factory=dict, repr=False)
 

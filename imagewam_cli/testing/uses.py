@@ -33,7 +33,7 @@ _HORIZON, _DRAWS, _HIDDEN = 3, 2, 32
 
 def a_cache_gives_back_what_was_encoded(subject: Subject) -> None:
     """a cache in float32 holds the exact numbers, in as many bytes as were announced"""
-    dataset = MemoryDataset((2, 1), size=subject.load().spec.image_size, instructions=(LONG, SHORT))
+    dataset = MemoryDataset((2, 1), size=subject.load().spec.image_size, instructions=(SHORT, LONG))
     editor = subject.load(instructions_of(dataset))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "cache"

@@ -1,5 +1,5 @@
-"""Every first-party editor keeps its promises, on a tiny folder of random weights. A new editor is one more line at the
-end."""
+"""Every first-party editor keeps its promises, on a tiny folder of random weights. A new editor is one more line
+below."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from imagewam_cli.registry import Registry
 from imagewam_cli.testing.contract import EditorContract
 
 
@@ -36,3 +37,10 @@ class TestTiny(EditorContract):
 
 TestFlux2 = first_party("flux2-klein-4b", "flux2_folder", (32, 32))
 TestInstructPix2Pix = first_party("instruct-pix2pix", "instruct_pix2pix_folder", (32, 32))
+
+
+def test_every_editor_class_has_its_line() -> None:
+    classes = {entry.name: entry.load for entry in Registry.installed().editors}
+    here = {classes[value.name] for value in globals().values() if isinstance(value, type) and hasattr(value, "name")}
+    missing = set(classes.values()) - here
+    assert not missing, "add a line above"
