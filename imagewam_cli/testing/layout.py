@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -26,8 +27,11 @@ def shapes_are_those_of_the_spec(subject: Subject) -> None:
     height, width = subject.load().spec.image_size
     _require_shapes(subject, (CAMERA,), (height, width))
     two, wide = ("left", "right"), (height, 2 * width)
-    for layout in subject.camera_layouts():
-        _require_shapes(subject, two, wide, {"cameras": two, "image_size": wide, "camera_layout": layout})
+    default, *others = subject.camera_layouts()
+    _require_shapes(subject, two, wide, {"cameras": two, "image_size": wide, "camera_layout": default})
+    for layout in others:
+        with contextlib.suppress(UsageError):  # it may be for another number of cameras
+            _require_shapes(subject, two, wide, {"cameras": two, "image_size": wide, "camera_layout": layout})
 
 
 def _require_shapes(
