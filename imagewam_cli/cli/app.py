@@ -66,7 +66,7 @@ app.command("attention")(attention.attention_command)
 app.command("export")(export.export_command)
 app.command("demo")(demo.demo_command)
 app.command("editors")(editors.editors_command)
-app.command("plugins")(plugins.plugins_command)
+app.add_typer(plugins.plugins_app, name="plugins")
 app.command("list")(inventory.list_command)
 app.command("info")(info.info_command)
 

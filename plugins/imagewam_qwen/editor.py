@@ -42,23 +42,10 @@ _PIXELS_READ_PER_TOKEN = 28
 """Of Qwen2.5-VL, whose tokens of a picture are text to the transformer."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class QwenDefaults(EditorDefaults):
-    """Without padding that counts: the pipelines show their model none."""
-
-    def resolve(self, settings: PrefixSettings, name: str) -> PrefixSettings:
-        resolved = super().resolve(settings, name)
-        if resolved.text_padding != "trim":
-            raise UsageError(
-                f"text padding {resolved.text_padding!r} is not available for {name}", "use --text-padding trim"
-            )
-        return resolved
-
-
 class QwenEditor(DiffusersEditor):
     """A QwenImageEditPipeline folder as an `Editor`: one reference picture."""
 
-    defaults = QwenDefaults(
+    defaults = EditorDefaults(
         modes={
             "prefix": ModeDefaults(timestep=1.0, has=("text", "reference"), keeps=("text", "reference")),
             "denoise": ModeDefaults(
@@ -66,6 +53,7 @@ class QwenEditor(DiffusersEditor):
             ),
         },
         text_padding="trim",
+        text_paddings=("trim",),  # the pipelines show their model no padding
         compute_dtype="bfloat16",
         camera_size=(1024, 1024),
         multiple=PIXELS_PER_TOKEN,

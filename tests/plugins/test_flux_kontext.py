@@ -11,14 +11,13 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import flux_kontext_folder
 import numpy as np
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
 from diffusers.models.embeddings import apply_rotary_emb
-from joint_reference import Observer, attention_mask, largest_difference, prefix_mask
 from PIL import Image
+from plugins.joint_reference import Observer, attention_mask, largest_difference, prefix_mask
 
 from imagewam_cli.diffusers_editor import target_noise
 from imagewam_cli.editor import PrefixSettings
@@ -26,6 +25,7 @@ from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.expert.attention import rotary_tables, rotate
 from imagewam_cli.registry import Registry
 from imagewam_flux_kontext.editor import GUIDANCE, FluxKontextEditor
+from plugins import flux_kontext_folder
 
 NAME = "flux-kontext"
 HEIGHT, WIDTH = 32, 48

@@ -11,14 +11,13 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import longcat_folder
 import numpy as np
 import pytest
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
-from joint_reference import Observer, attention_mask, largest_difference, prefix_mask
 from PIL import Image
+from plugins.joint_reference import Observer, attention_mask, largest_difference, prefix_mask
 
 from imagewam_cli.diffusers_editor import target_noise
 from imagewam_cli.editor import PrefixKV, PrefixSettings
@@ -27,6 +26,7 @@ from imagewam_cli.expert.attention import rotary_tables, rotate
 from imagewam_cli.registry import Registry
 from imagewam_longcat.editor import LongCatEditor
 from imagewam_longcat.prompt import pieces
+from plugins import longcat_folder
 
 NAME = "longcat-image-edit"
 HEIGHT, WIDTH = 64, 96
