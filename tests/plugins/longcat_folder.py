@@ -16,7 +16,7 @@ from diffusers import (
     LongCatImageEditPipeline,
     LongCatImageTransformer2DModel,
 )
-from flux_kontext_folder import flux_vae
+from plugins.flux_kontext_folder import flux_vae
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoImageProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
