@@ -6,15 +6,16 @@ recorded key is post-norm and post-RoPE, exactly as the softmax sees it, whateve
 
 `record` keeps K and V of one forward. `replay` runs a forward whose attention also sees recorded K and V in front of
 its own: the joint attention of a token group with a prefix that was computed before. Other attention backends bypass
-the intercepted call; a layer that was not seen is an error. A model with compiled blocks is recorded as well: its
-graphs are broken where the recorder is called.
+the intercepted call; a layer that was not seen is an error. `observe` only looks: at what any torch function gives
+inside named modules, such as the weights of an attention that calls softmax by itself. A model with compiled blocks is
+recorded as well: its graphs are broken where the recorder is called.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,8 @@ from imagewam_cli.errors import CaptureError
 _POSITIONAL = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 """Arguments of `scaled_dot_product_attention` that may be given by position."""
 _HINT = 'use the native attention backend: model.set_attention_backend("native")'
+SOFTMAX: tuple[Callable[..., Any], ...] = (torch.softmax, F.softmax, torch.Tensor.softmax)
+"""The names under which torch has softmax."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,31 @@ def replay(model: nn.Module, layers: Mapping[str, LayerKV], valid: Tensor | None
         raise CaptureError(f"no attention call was seen in {_few(sorted(unseen))}", _HINT)
 
 
+@contextlib.contextmanager
+def observe(
+    model: nn.Module, names: Sequence[str], functions: Sequence[Callable[..., Any]], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Show `see(module name, result)` each result of the torch `functions` inside the named modules while the model
+    runs inside the `with` block. Nothing is changed; nested named modules: the innermost one.
+
+    Raises:
+        CaptureError: none of the functions was called in a named module.
+    """
+    unseen = set(names)
+
+    def handle(name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        unseen.discard(name)
+        result = func(*args, **kwargs)
+        see(name, result)
+        return result
+
+    with _intercept_calls(model, names, functions, handle):
+        yield
+    if unseen:
+        wanted = " or ".join(dict.fromkeys(f.__name__ for f in functions))
+        raise CaptureError(f"no call of {wanted} was seen in {_few(sorted(unseen))}")
+
+
 def attention_layers(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, tuple[int, int]]:
     """Run the model once and report every module that attends: name -> (heads, head size), in the order of the
     calls."""
@@ -135,30 +163,25 @@ class _Call:
 
 
 class _Mode(TorchFunctionMode):
-    """Hands the attention calls of named modules to `visit`. It is entered with the outermost of them and left with it:
-    every torch call inside a mode costs microseconds."""
+    """Hands calls of `functions` inside named modules to `handle`. It is entered with the outermost of them and left
+    with it: every torch call inside a mode costs microseconds."""
 
-    def __init__(self, visit: Any) -> None:
+    def __init__(self, functions: Sequence[Any], handle: Any) -> None:
         super().__init__()
+        self.functions = tuple(functions)
         self.stack: list[str] = []
         """Named modules that are running, the innermost last."""
-        self.visit = visit
         # torch.compile breaks its graphs here: traced, each layer's name would need a graph of its own, and torch gives
         # up compiling after a few of them
-        self.enter, self.leave, self.see = (
+        self.enter, self.leave, self.handle = (
             torch.compiler.disable(f)  # type: ignore[no-untyped-call]
-            for f in (self._enter, self._leave, self._see)
+            for f in (self._enter, self._leave, handle)
         )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.scaled_dot_product_attention:
+        if func not in self.functions:
             return func(*args, **(kwargs or {}))
-        return self.see(func, args, kwargs or {})
-
-    def _see(self, func: Any, args: Any, kwargs: Any) -> Any:
-        named = dict(zip(_POSITIONAL[: len(args)], args, strict=True)) | kwargs
-        q, k, v = named.pop("query"), named.pop("key"), named.pop("value")
-        return self.visit(self.stack[-1], q, k, v, _Call(func, named.pop("attn_mask", None), named))
+        return self.handle(self.stack[-1], func, args, kwargs or {})
 
     def _enter(self, name: str, _module: nn.Module, _arguments: Any) -> None:
         if not self.stack:
@@ -173,12 +196,25 @@ class _Mode(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _intercept(model: nn.Module, names: Sequence[str], visit: Any) -> Iterator[None]:
-    """Hand each attention call inside a named module to `visit`; nested named modules: the innermost one."""
+    """Hand each attention call inside a named module to `visit`."""
+
+    def handle(name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        named = dict(zip(_POSITIONAL[: len(args)], args, strict=True)) | kwargs
+        q, k, v = named.pop("query"), named.pop("key"), named.pop("value")
+        return visit(name, q, k, v, _Call(func, named.pop("attn_mask", None), named))
+
+    with _intercept_calls(model, names, (F.scaled_dot_product_attention,), handle):
+        yield
+
+
+@contextlib.contextmanager
+def _intercept_calls(model: nn.Module, names: Sequence[str], functions: Sequence[Any], handle: Any) -> Iterator[None]:
+    """Hand each call of the functions inside a named module to `handle`; nested named modules: the innermost one."""
     modules = {name: _module(model, name) for name in names}
     missing = [name for name, module in modules.items() if module is None]
     if missing:
         raise CaptureError(f"the model has no module {_few(missing)}")
-    mode, handles = _Mode(visit), []
+    mode, handles = _Mode(functions, handle), []
     for name, module in modules.items():
         assert module is not None
         handles.append(module.register_forward_pre_hook(functools.partial(mode.enter, name)))
@@ -187,8 +223,8 @@ def _intercept(model: nn.Module, names: Sequence[str], visit: Any) -> Iterator[N
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for hook in handles:
+            hook.remove()
 
 
 def _module(model: nn.Module, name: str) -> nn.Module | None:

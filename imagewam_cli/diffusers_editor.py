@@ -17,14 +17,14 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from imagewam_cli.capture import LayerKV, record
+from imagewam_cli.data.canvas import side_by_side
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editor import TYPICAL_TEXT, Editor, PrefixKV, PrefixSettings, WeightsIdentity
 from imagewam_cli.editor_defaults import EditorDefaults
-from imagewam_cli.errors import CaptureError, DatasetError, UsageError
+from imagewam_cli.errors import CaptureError, UsageError
 from imagewam_cli.fetch import downloaded
 from imagewam_cli.hardware import CPU, Hardware
 from imagewam_cli.hookspecs import EditorEntry
@@ -106,14 +106,17 @@ class DiffusersEditor(Editor):
         settings = cls.defaults.resolve(settings, entry.name)
         with torch.device("meta"):
             denoiser = cls.part_classes()[entry.denoiser].from_config(config)
-        padded = settings.text_padding == "keep"
-        return cls._layout(entry, settings, denoiser, cls.defaults.max_text_tokens if padded else TYPICAL_TEXT)
+        text = cls.defaults.max_text_tokens if settings.text_padding == "keep" else TYPICAL_TEXT
+        return cls._layout(entry, settings, denoiser, cls.picture_text(settings) + text)
 
     @classmethod
     def memory_bytes(cls, entry: EditorEntry) -> int:
         dtype: torch.dtype = getattr(torch, cls.defaults.compute_dtype)
+        everything = sum(entry.components.values())
+        if cls.reads_picture:
+            return dtype.itemsize * everything
         reading = sum(entry.components.get(name, 0) for name in cls.text_encoders)
-        return dtype.itemsize * max(reading, sum(entry.components.values()) - reading)
+        return dtype.itemsize * max(reading, everything - reading)
 
     @staticmethod
     @abc.abstractmethod
@@ -125,6 +128,12 @@ class DiffusersEditor(Editor):
     def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
         """Every attention layer in the order of the calls, with all the segments of the mode of `settings` (resolved),
         for `text` text tokens. The denoiser may be on the meta device."""
+
+    @classmethod
+    def picture_text(cls, settings: PrefixSettings) -> int:
+        """How many text states stand for the picture, where the text encoder `reads_picture`; told from the resolved
+        settings alone."""
+        return 0
 
     @classmethod
     def rope(cls, denoiser: Any) -> RopeSpec | None:
@@ -262,12 +271,7 @@ class DiffusersEditor(Editor):
     def _picture(self, images: Mapping[str, UInt8Image]) -> UInt8Image:
         """What the editor sees: the cameras side by side, uint8 (H, W, 3)."""
         assert self.settings.image_size is not None
-        height, width = self.settings.image_size
-        missing = [c for c in self.settings.cameras if c not in images]
-        if missing:
-            raise DatasetError(f"no picture of camera {missing[0]!r}", f"there are: {', '.join(images) or 'none'}")
-        tile = (width // len(self.settings.cameras), height)
-        picture = np.concatenate([np.asarray(_resized(images[c], tile)) for c in self.settings.cameras], axis=1)
+        picture = side_by_side(images, self.settings.cameras, self.settings.image_size)
         return np.full_like(picture, GREY) if self.settings.blank_images else picture
 
     def _pixels(self, picture: UInt8Image) -> Tensor:
@@ -329,8 +333,3 @@ def _split(layer: LayerSpec, tokens: Tensor) -> tuple[Tensor, ...]:
         sizes = " + ".join(f"{s.tokens} {s.name}" for s in layer.segments)
         raise CaptureError(f"layer {layer.name} attends to {tokens.shape[1]} tokens, its plugin says {sizes}")
     return torch.split(tokens, [s.tokens for s in layer.segments], dim=1)
-
-
-def _resized(image: UInt8Image, size: tuple[int, int]) -> Image.Image:
-    picture = Image.fromarray(image)
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR)

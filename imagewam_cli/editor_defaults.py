@@ -35,6 +35,8 @@ class EditorDefaults:
     """Sides of a camera's picture are multiples of this many pixels."""
     max_text_tokens: int
     """Text beyond is cut; text that is padded is padded to this."""
+    text_paddings: tuple[Literal["trim", "keep"], ...] = ("trim", "keep")
+    """Those that the architecture allows; no `trim` where the denoiser takes no mask to hide padding with."""
     camera_layouts: tuple[CameraLayout, ...] = ("tile",)
     """Those that the architecture allows, the default first."""
 
@@ -73,6 +75,11 @@ class EditorDefaults:
             raise UsageError(
                 f"camera layout {settings.camera_layout!r} is not available for {name}",
                 f"use --camera-layout {', '.join(self.camera_layouts)}",
+            )
+        if settings.text_padding not in self.text_paddings:
+            raise UsageError(
+                f"text padding {settings.text_padding!r} is not available for {name}",
+                f"use --text-padding {', '.join(self.text_paddings)}",
             )
         self._check_size(settings)
         # in the order of the tokens: another order is the same prefix

@@ -29,6 +29,15 @@ from imagewam_cli.hookspecs import (
 
 E = TypeVar("E", bound=Entry)
 
+KINDS = {
+    "editors": "editor",
+    "exporters": "export format",
+    "environments": "environment",
+    "dataset_formats": "dataset format",
+    "codecs": "codec",
+}
+"""Hook, without `imagewam_` in front -> what one of its entries is called."""
+
 
 @dataclass(kw_only=True)
 class PluginStatus:
@@ -128,33 +137,27 @@ class Registry:
 
     @property
     def editors(self) -> Catalog[EditorEntry]:
-        return self._catalog("editor", "imagewam_editors")
+        return self._catalog("editors")
 
     @property
     def exporters(self) -> Catalog[ExporterEntry]:
-        return self._catalog("export format", "imagewam_exporters")
+        return self._catalog("exporters")
 
     @property
     def environments(self) -> Catalog[EnvironmentEntry]:
-        return self._catalog("environment", "imagewam_environments")
+        return self._catalog("environments")
 
     @property
     def dataset_formats(self) -> Catalog[DatasetFormatEntry]:
-        return self._catalog("dataset format", "imagewam_dataset_formats")
+        return self._catalog("dataset_formats")
 
     @property
     def codecs(self) -> Catalog[CodecEntry]:
-        return self._catalog("codec", "imagewam_codecs")
+        return self._catalog("codecs")
 
     def status(self) -> list[PluginStatus]:
         """Every plugin with what it adds or why it failed; names claimed twice count as an error of both."""
-        catalogs: list[Catalog[Any]] = [
-            self.editors,
-            self.exporters,
-            self.environments,
-            self.dataset_formats,
-            self.codecs,
-        ]
+        catalogs = [self._catalog(name) for name in KINDS]
         by_name = {status.name: status for status in self.plugins}
         for status in self.plugins:
             status.provides = {}
@@ -169,7 +172,8 @@ class Registry:
                         by_name[plugin].error = f"{catalog.kind} {name!r} is also claimed by plugin {others!r}"
         return self.plugins
 
-    def _catalog(self, kind: str, hook: str) -> Catalog[Any]:
+    def _catalog(self, name: str) -> Catalog[Any]:
+        hook = f"imagewam_{name}"
         found: list[tuple[str, Entry]] = []
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             plugin = implementation.plugin_name
@@ -179,4 +183,4 @@ class Registry:
             except Exception as error:  # noqa: BLE001 - a foreign hook: reported, the other plugins' entries stay
                 if status is not None:
                     status.error = f"{hook}: {type(error).__name__}: {error}"
-        return Catalog(kind, found)
+        return Catalog(KINDS[name], found)

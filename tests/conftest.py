@@ -18,15 +18,12 @@ EDITOR_CAMERA = (64, 64)
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline folder in `tiny`'s shape, untrained and smaller: one double block, two single ones, 2 heads of 32."""
+    from plugins.flux2_folder import small_pipeline
+
     from imagewam_tiny import recipe
 
     folder = tmp_path_factory.mktemp("weights") / "small"
-    with pytest.MonkeyPatch.context() as patch:
-        small = {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "joint_attention_dim": 3 * 32}
-        patch.setattr(recipe, "TRANSFORMER_CONFIG", recipe.TRANSFORMER_CONFIG | small)
-        text = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
-        patch.setattr(recipe, "TEXT_CONFIG", recipe.TEXT_CONFIG | text | {"head_dim": 16})
-        recipe.save_pipeline(recipe.build_pipeline(seed=3), folder)
+    recipe.save_pipeline(small_pipeline(text_layers=3), folder)
     return folder
 
 

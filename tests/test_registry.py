@@ -120,8 +120,8 @@ def test_plugin_registered_by_hand_is_seen_and_goes_again() -> None:
     assert "by-hand" not in registry.editors
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["editors"], ["plugins"]])
-def test_help_and_lists_import_no_torch(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["cache", "--help"], ["plugins"]])
+def test_help_and_plugins_import_no_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from imagewam_cli.cli.app import run; code = run(sys.argv[1:]);"
         "heavy = {'torch', 'diffusers', 'transformers', 'pyarrow', 'av'} & set(sys.modules);"

@@ -10,6 +10,7 @@ import typer
 
 from imagewam_cli import __version__
 from imagewam_cli.cli import (
+    attention,
     cache,
     demo,
     editors,
@@ -61,10 +62,11 @@ app.command("record")(record.record_command)
 app.command("cache")(cache.cache_command)
 app.command("train-expert")(train_expert.train_expert_command)
 app.command("eval")(evaluate.eval_command)
+app.command("attention")(attention.attention_command)
 app.command("export")(export.export_command)
 app.command("demo")(demo.demo_command)
 app.command("editors")(editors.editors_command)
-app.command("plugins")(plugins.plugins_command)
+app.add_typer(plugins.plugins_app, name="plugins")
 app.command("list")(inventory.list_command)
 app.command("info")(info.info_command)
 

@@ -16,6 +16,7 @@ from imagewam_cli.cli.options import (
     OffloadOption,
     WeightsOption,
     chosen_hardware,
+    size_of,
 )
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
@@ -96,7 +97,7 @@ def cache_command(
         layers=layers,
         segments=tuple(segments.split(",")) if segments else None,
         text_padding=text_padding,
-        image_size=_size(image_size),
+        image_size=size_of(image_size),
         camera_layout=camera_layout,
         compute_dtype=compute_dtype,
         quantization=quantization,
@@ -159,17 +160,6 @@ def _settings(into: Any, **values: Any) -> Any:
     return from_dict(
         into, {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}, source="command line"
     )
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    from imagewam_cli.errors import UsageError
-
-    if text is None:
-        return None
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise UsageError(f"--image-size must look like 224x448, got {text!r}")
-    return int(height), int(width)
 
 
 def _seconds_per_row(editor: Any, dataset: Any, batch: int) -> float:

@@ -12,6 +12,22 @@ from imagewam_cli.config import from_dict
 from imagewam_cli.hardware import Hardware
 
 
+def size_of(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of "224x448".
+
+    Raises:
+        UsageError: not of that form.
+    """
+    from imagewam_cli.errors import UsageError
+
+    if text is None:
+        return None
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise UsageError(f"--image-size must look like 224x448, got {text!r}")
+    return int(height), int(width)
+
+
 class FormatName(StrEnum):
     human = "human"
     json = "json"

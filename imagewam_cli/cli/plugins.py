@@ -1,25 +1,125 @@
-"""`imagewam plugins`."""
+"""`imagewam plugins` and `imagewam plugins doctor`."""
 
 from __future__ import annotations
 
-from imagewam_cli.cli.options import FormatName, FormatOption
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imagewam_cli.cli.options import DeviceOption, FormatName, FormatOption, WeightsOption, size_of
 from imagewam_cli.cli.output import output
 
+if TYPE_CHECKING:
+    from imagewam_cli.testing.checks import Finding
 
-def plugins_command(format: FormatOption = FormatName.human) -> None:
+plugins_app = typer.Typer(rich_markup_mode=None)
+
+
+class HookName(StrEnum):
+    editors = "editors"
+    exporters = "exporters"
+    environments = "environments"
+    dataset_formats = "dataset_formats"
+    codecs = "codecs"
+
+
+class ComputeDtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@plugins_app.callback(invoke_without_command=True)
+def plugins_command(
+    context: typer.Context,
+    hook: Annotated[HookName | None, typer.Option("--hook", help="Only what adds these.")] = None,
+    format: FormatOption = FormatName.human,
+) -> None:
     """List the plugins, what each adds, and why one could not be loaded.
 
-    Example: imagewam plugins
+    Example: imagewam plugins --hook editors
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from dataclasses import asdict
+
+    from imagewam_cli.registry import KINDS, Registry
+
+    kinds = [KINDS[hook.value]] if hook is not None else list(KINDS.values())
+    plugins = Registry.installed().status()
+    if hook is not None:
+        # one that failed stays: what it would have added is not known
+        plugins = [plugin for plugin in plugins if plugin.error is not None or kinds[0] in plugin.provides]
+    values = [asdict(p) | {"provides": {k: v for k, v in p.provides.items() if k in kinds}} for p in plugins]
+    lines = []
+    for plugin in values:
+        lines.append(f"{plugin['name']}  ({plugin['distribution']} {plugin['version']})".rstrip())
+        lines += [f"  {kind}: {', '.join(names)}" for kind, names in plugin["provides"].items()]
+        if plugin["error"] is not None:
+            lines.append(f"  error: {plugin['error']}")
+    output.result(values, "\n".join(lines), format.value)
+
+
+@plugins_app.command("doctor")
+def doctor_command(
+    editor: Annotated[str, typer.Argument(help="Name of the editor; see `imagewam editors`.")],
+    weights: WeightsOption = None,
+    image_size: Annotated[
+        str | None, typer.Option("--image-size", help="HEIGHTxWIDTH that the editor sees; small is quick.")
+    ] = None,
+    compute_dtype: Annotated[
+        ComputeDtype, typer.Option("--compute-dtype", help="How the editor computes; float32 finds most.")
+    ] = ComputeDtype.float32,
+    device: DeviceOption = "cpu",
+    format: FormatOption = FormatName.human,
+) -> None:
+    """Check whether an editor keeps what it promises to caches, experts and exports.
+
+    Needs its weights; a tiny folder of random ones does. Exit code 1 where a promise is broken.
+
+    Example: imagewam plugins doctor tiny --image-size 64x64
     """
     from dataclasses import asdict
 
-    from imagewam_cli.registry import Registry
+    from imagewam_cli.errors import PluginError
+    from imagewam_cli.testing.checks import CHECKS, examine
+    from imagewam_cli.testing.subject import subjects
 
-    plugins = Registry.installed().status()
-    lines = []
-    for plugin in plugins:
-        lines.append(f"{plugin.name}  ({plugin.distribution} {plugin.version})".rstrip())
-        lines += [f"  {kind}: {', '.join(names)}" for kind, names in plugin.provides.items()]
-        if plugin.error is not None:
-            lines.append(f"  error: {plugin.error}")
-    output.result([asdict(p) for p in plugins], "\n".join(lines), format.value)
+    modes = subjects(
+        editor,
+        weights=weights,
+        image_size=size_of(image_size),
+        compute_dtype=compute_dtype.value,
+        device=device,
+        kept=1,
+    )
+    findings: list[Finding] = []
+    for subject in modes:
+        subject.load()  # missing weights are one error, not one for each check
+        with output.progress(len(CHECKS), "check") as bar:
+            for finding in examine(subject):
+                findings.append(finding)
+                bar.update()
+    output.result([asdict(f) for f in findings], "\n".join(_lines(findings)), format.value)
+    broken = sum(finding.result == "broken" for finding in findings)
+    if broken:
+        raise PluginError(f"{editor} breaks {broken} of {len(findings)} promises", "see docs/plugins.md")
+
+
+def _lines(findings: Sequence[Finding]) -> list[str]:
+    """One line for each promise, under its mode; below those that are broken, what was seen and what to do."""
+    marks = {"kept": "ok  ", "broken": "FAIL", "not applicable": "-   "}
+    lines: list[str] = []
+    mode = None
+    for finding in findings:
+        if finding.mode != mode:
+            mode = finding.mode
+            lines.append(f"mode {mode}")
+        lines.append(f"  {marks[finding.result]}  {finding.promise}")
+        if finding.message is not None:
+            lines += [f"        {line}" for line in finding.message.splitlines()]
+        if finding.fix is not None:
+            lines.append(f"        to fix: {finding.fix}")
+    return lines

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from imagewam_cli.data.chunks import action_chunk
 from imagewam_cli.data.types import ActionChunk, Dataset, Float32Array, Observation, Row
 from imagewam_cli.errors import DatasetError, RunError, UsageError
+from imagewam_cli.evaluation.tables import aligned
 from imagewam_cli.policy.acting import ChunkPolicy
 
 Float64Array = npt.NDArray[np.float64]
@@ -159,11 +160,7 @@ def table(result: OpenLoopResult) -> str:
     lines += [(e.name, f"{e.policy:.4g}", f"{e.constant:.4g}", f"{e.ratio:.3f}") for e in result.per_action]
     whole = (result.policy.mean_absolute, result.constant.mean_absolute)
     lines.append(("all", f"{whole[0]:.4g}", f"{whole[1]:.4g}", f"{result.ratio_to_constant:.3f}"))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    )
+    return aligned(lines)
 
 
 def _episodes(dataset: Dataset, chosen: Sequence[int]) -> Iterator[tuple[int, Float32Array]]:

@@ -15,19 +15,16 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from imagewam_cli.data.lerobot.encoder import encoder_settings
 from imagewam_cli.errors import SimulationError, UsageError
 from imagewam_cli.evaluation.atomic import replacing
+from imagewam_cli.evaluation.lettering import INK_RGB, LINE_HEIGHT, PAPER_RGB, RGB, font, wrapped
 from imagewam_cli.sim.rollout import Episode
-
-RGB = tuple[int, int, int]
 
 SUCCESS_RGB: RGB = (22, 148, 72)
 FAILURE_RGB: RGB = (206, 44, 44)
-PAPER_RGB: RGB = (255, 255, 255)
-INK_RGB: RGB = (24, 26, 32)
 RUNNING_RGB: RGB = (190, 192, 198)
 """Border of an episode that has not ended yet."""
 
@@ -36,7 +33,6 @@ MAX_EPISODES = 12
 
 _GAP = 4
 _BORDER = 4
-_FONT_SIZE = 13
 _MAX_LINES = 3
 """Lines of an episode's caption in a grid."""
 _PALETTE_SAMPLES = 6
@@ -64,7 +60,7 @@ def contact_sheet(
         raise UsageError(f"{shown} frames per episode do not fit {columns} columns", f"pass 1 .. {columns}")
     size = _picture_size(episodes, width)
     beside = columns // shown
-    strip = (shown * (size[0] + _GAP) - _GAP, _line_height() + _GAP + size[1])
+    strip = (shown * (size[0] + _GAP) - _GAP, LINE_HEIGHT + _GAP + size[1])
     rows = math.ceil(len(episodes) / beside)
     across = beside * (strip[0] + 3 * _GAP) - 3 * _GAP
     sheet = Image.new("RGB", (across + 2 * _GAP, rows * (strip[1] + 3 * _GAP) + _GAP), PAPER_RGB)
@@ -73,7 +69,7 @@ def contact_sheet(
         left, top = _GAP + column * (strip[0] + 3 * _GAP), 2 * _GAP + row * (strip[1] + 3 * _GAP)
         _write_caption(sheet, (left, top), strip[0], episode)
         for place, index in enumerate(spaced(len(episode.frames), shown)):
-            at = (left + place * (size[0] + _GAP), top + _line_height() + _GAP)
+            at = (left + place * (size[0] + _GAP), top + LINE_HEIGHT + _GAP)
             sheet.paste(_picture(episode, index, size), at)
     return sheet
 
@@ -153,7 +149,7 @@ class _Grid:
             raise UsageError(f"no grid of {columns} columns at {fps} fps", "pass one column or more, and fps above 0")
         chosen = tuple(episodes[:MAX_EPISODES])
         picture = _picture_size(chosen, width)
-        captions = tuple(_wrapped(_caption(e), picture[0] + _BORDER, _MAX_LINES) for e in chosen)
+        captions = tuple(wrapped(_caption(e), picture[0] + _BORDER, _MAX_LINES) for e in chosen)
         return cls(episodes=chosen, columns=min(columns, len(chosen)), picture=picture, captions=captions)
 
     @property
@@ -165,7 +161,7 @@ class _Grid:
     def cell(self) -> tuple[int, int]:
         """Width and height of one episode with border and caption."""
         lines = max(len(c) for c in self.captions)
-        return self.picture[0] + 2 * _BORDER, self.picture[1] + 2 * _BORDER + lines * _line_height()
+        return self.picture[0] + 2 * _BORDER, self.picture[1] + 2 * _BORDER + lines * LINE_HEIGHT
 
     @property
     def size(self) -> tuple[int, int]:
@@ -207,12 +203,12 @@ class _Grid:
     def _blank(self) -> Image.Image:
         """The captions alone."""
         sheet = Image.new("RGB", self.size, PAPER_RGB)
-        pen, font = ImageDraw.Draw(sheet), _font()
+        pen = ImageDraw.Draw(sheet)
         for i, lines in enumerate(self.captions):
             left, top = self._corner(i)
             for number, line in enumerate(lines):
-                y = top + self.picture[1] + 2 * _BORDER + number * _line_height()
-                pen.text((left + _BORDER, y), line, fill=INK_RGB, font=font)
+                y = top + self.picture[1] + 2 * _BORDER + number * LINE_HEIGHT
+                pen.text((left + _BORDER, y), line, fill=INK_RGB, font=font())
         return sheet
 
     def _show(self, sheet: Image.Image, i: int, moment: int) -> None:
@@ -287,13 +283,13 @@ def _caption(episode: Episode) -> str:
 def _write_caption(sheet: Image.Image, at: tuple[int, int], width: int, episode: Episode) -> None:
     """The mark of success and one line of text."""
     left, top = at
-    side = _line_height() - 2
-    pen, font = ImageDraw.Draw(sheet), _font()
+    side = LINE_HEIGHT - 2
+    pen = ImageDraw.Draw(sheet)
     pen.rectangle((left, top, left + side, top + side), fill=_verdict(episode))
     _draw_sign(pen, left, top, side, tick=episode.success)
     text = f"{_caption(episode)} ({episode.steps} steps)"
     start = left + side + 2 * _GAP
-    pen.text((start, top), _wrapped(text, left + width - start, 1)[0], fill=INK_RGB, font=font)
+    pen.text((start, top), wrapped(text, left + width - start, 1)[0], fill=INK_RGB, font=font())
 
 
 def _draw_sign(pen: ImageDraw.ImageDraw, left: int, top: int, side: int, *, tick: bool) -> None:
@@ -304,31 +300,3 @@ def _draw_sign(pen: ImageDraw.ImageDraw, left: int, top: int, side: int, *, tick
         lines = [((a, a), (c, c)), ((a, c), (c, a))]
     for (x1, y1), (x2, y2) in lines:
         pen.line((left + x1, top + y1, left + x2, top + y2), fill=PAPER_RGB, width=2)
-
-
-def _wrapped(text: str, width: int, most: int) -> tuple[str, ...]:
-    """`text` in at most `most` lines of `width` pixels; what does not fit ends in three dots."""
-    font = _font()
-    lines: list[str] = []
-    rest = text.split()
-    while rest and len(lines) < most:
-        count = 1
-        while count < len(rest) and font.getlength(" ".join(rest[: count + 1])) <= width:
-            count += 1
-        lines.append(" ".join(rest[:count]))
-        rest = rest[count:]
-    if not lines:
-        return ("",)
-    if rest or font.getlength(lines[-1]) > width:
-        while lines[-1] and font.getlength(lines[-1] + "...") > width:
-            lines[-1] = lines[-1][:-1]
-        lines[-1] = lines[-1].rstrip() + "..."
-    return tuple(lines)
-
-
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(_FONT_SIZE)
-
-
-def _line_height() -> int:
-    return _FONT_SIZE + 5

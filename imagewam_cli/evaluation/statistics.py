@@ -1,10 +1,13 @@
-"""Success rates and how sure one can be of them."""
+"""Success rates and means, and how sure one can be of them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+
+import numpy as np
 
 from imagewam_cli.errors import UsageError
 
@@ -56,3 +59,35 @@ class Rate:
         low, high = wilson_interval(successes, trials, confidence)
         rate = successes / trials if trials else 0.0
         return cls(successes=successes, trials=trials, rate=rate, low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """A mean with the interval [low, high] that `bootstrap` gives."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def bootstrap(
+        cls, values: Sequence[float], groups: Sequence[int], confidence: float = 0.95, resamples: int = 2000
+    ) -> Mean:
+        """The mean of the values, and the percentile interval over whole groups drawn again with replacement: values of
+        one group (rows of one episode) resemble each other, groups are independent. The draws are the same each time.
+
+        Source: B. Efron, R. Tibshirani, "An introduction to the bootstrap" (1993), chapters 8 and 13.
+
+        Raises:
+            UsageError: values and groups do not pair up, fewer than two groups, or an impossible confidence.
+        """
+        if len(values) != len(groups) or len(set(groups)) < 2:
+            raise UsageError(f"{len(values)} values in {len(set(groups))} group(s)", "two groups are needed")
+        if not 0.0 < confidence < 1.0:
+            raise UsageError(f"a confidence of {confidence} is impossible", "pass a number between 0 and 1")
+        _, member = np.unique(np.asarray(groups), return_inverse=True)
+        sums, counts = np.bincount(member, weights=np.asarray(values, dtype=np.float64)), np.bincount(member)
+        drawn = np.random.default_rng(0).integers(len(sums), size=(resamples, len(sums)))
+        means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+        low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return cls(mean=float(sums.sum() / counts.sum()), low=float(low), high=float(high))

@@ -25,6 +25,7 @@ def imagewam_editors() -> list[EditorEntry]:
             family="Flux2KleinPipeline",
             components=_COMPONENTS[size],
             config={**_SIZES[size], "guidance_embeds": False},
+            modes=("prefix", "denoise"),
             repo=f"black-forest-labs/FLUX.2-klein-{line}{size.upper()}",
             license=_LICENSES[size],
         )

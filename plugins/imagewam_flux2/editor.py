@@ -1,29 +1,36 @@
-"""FLUX.2-klein as an editor: the prefix of [text | reference picture], one forward, no target.
+"""FLUX.2-klein as an editor, in one forward: the prefix of [text | reference], or a whole step of editing over [text |
+target | reference].
 
-Default timestep 0: what the published code uses at inference (the reference picture is clean). The prefix of one row is
-computed with the positions that it has in the full sequence; all cameras are tiled into one reference picture. The text
-encoder is causal, so a row's states do not depend on padding, and states computed alone serve in any batch.
+Mode `prefix`, without a target. Default timestep 0: what the published code uses at inference (the reference picture is
+clean). Text and reference have the positions of the full sequence.
+
+Mode `denoise`, in which all tokens attend to each other, as in the pipeline's own step. Default timestep 1: there the
+pipeline starts, from noise alone, so no target need be known, and what the network makes of those tokens it has from
+picture and instruction, as a policy does. Below 1 the first reference picture stands for the target, noised to that
+timestep. All segments are kept by default: each token has seen the noisy target, none is what it is in mode `prefix`.
+
+The cameras are tiled into one reference picture, or are one each (`camera_layout`), as the pipeline takes several. The
+text encoder is causal, so a row's states do not depend on padding, and states computed alone serve in any batch.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.diffusers_editor import GREY, DiffusersEditor, joint_layers, picture_segment
+from imagewam_cli.diffusers_editor import GREY, DiffusersEditor, flow_target, joint_layers
 from imagewam_cli.editor import PrefixGraph, PrefixSettings
 from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec
 from imagewam_cli.text_states import Prompt, Text
 from imagewam_flux2.graph import prefix_graph
-from imagewam_flux2.tokens import ACTION_T, REFERENCE_T, FluxTokens, image_ids
-
-_PIXELS_PER_TOKEN = 16
+from imagewam_flux2.layout import PIXELS_PER_TOKEN, picture_ids, picture_segments, reference_count
+from imagewam_flux2.tokens import ACTION_T, FluxTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +44,18 @@ class Flux2Editor(DiffusersEditor):
     """A FLUX.2-klein pipeline folder as an `Editor`."""
 
     defaults: ClassVar[FluxDefaults] = FluxDefaults(
-        modes={"prefix": ModeDefaults(timestep=0.0, has=("text", "reference"), keeps=("text", "reference"))},
+        modes={
+            "prefix": ModeDefaults(timestep=0.0, has=("text", "reference"), keeps=("text", "reference")),
+            "denoise": ModeDefaults(
+                timestep=1.0, has=("text", "target", "reference"), keeps=("text", "target", "reference")
+            ),
+        },
         text_padding="keep",
         compute_dtype="bfloat16",
         camera_size=(512, 512),
-        multiple=_PIXELS_PER_TOKEN,
+        multiple=PIXELS_PER_TOKEN,
         max_text_tokens=512,
+        camera_layouts=("tile", "separate"),
     )
 
     @staticmethod
@@ -59,9 +72,7 @@ class Flux2Editor(DiffusersEditor):
 
     @classmethod
     def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
-        assert settings.image_size is not None
-        reference = picture_segment("reference", settings.image_size, _PIXELS_PER_TOKEN)
-        return joint_layers(denoiser, (SegmentSpec(name="text", tokens=text), reference))
+        return joint_layers(denoiser, (SegmentSpec(name="text", tokens=text), *picture_segments(settings)))
 
     @classmethod
     def rope(cls, denoiser: Any) -> RopeSpec:
@@ -79,17 +90,22 @@ class Flux2Editor(DiffusersEditor):
         return Prompt(states=self.tokens.text([prompt], pad_to=self._padded).embeds[0])
 
     def run(self, pictures: Tensor, text: Text) -> None:
-        assert self.settings.timestep is not None
-        self.tokens.forward_prefix(
-            text, self.tokens.image(pictures), image_ids(*self._grid, t=REFERENCE_T), timestep=self.settings.timestep
-        )
+        timestep, segments = self.settings.timestep, picture_segments(self.settings)
+        assert timestep is not None
+        tokens = self.tokens.image(pictures, reference_count(self.settings))
+        if self.settings.mode == "denoise":
+            first = tokens[:, : segments[0].tokens]
+            tokens = torch.cat([flow_target(first, timestep), tokens], dim=1)
+        self.tokens.joint_forward(text, tokens, picture_ids(segments), timestep=timestep)
 
-    def prefix_graph(self) -> PrefixGraph:
+    def prefix_graph(self) -> PrefixGraph | None:
+        """None in mode `denoise`: the editor then runs live beside a policy's graphs."""
+        if self.settings.mode == "denoise":
+            return None
         return prefix_graph(
             self.tokens,
             self.settings,
             layers=self.layer_names,
-            grid=self._grid,
             keep_segments=self.keep_segments,
             prompt=self._prompt,
             grey=GREY,
@@ -109,10 +125,3 @@ class Flux2Editor(DiffusersEditor):
     def _padded(self) -> int | None:
         """Every prompt has this many tokens; None: as many as it needs."""
         return self.tokens.max_text_tokens if self.settings.text_padding == "keep" else None
-
-    @functools.cached_property
-    def _grid(self) -> tuple[int, int]:
-        """Reference tokens: (rows, columns)."""
-        assert self.settings.image_size is not None
-        height, width = self.settings.image_size
-        return height // _PIXELS_PER_TOKEN, width // _PIXELS_PER_TOKEN

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from imagewam_cli.capture import LayerKV, record
 from imagewam_cli.editor import PrefixGraph, PrefixKV, PrefixSettings
 from imagewam_cli.errors import ExportError
-from imagewam_flux2.tokens import REFERENCE_T, FluxTokens, image_ids, text_ids
+from imagewam_flux2.layout import picture_ids, picture_segments, reference_count
+from imagewam_flux2.tokens import FluxTokens, text_ids
 
 KeepSegments = Callable[[Mapping[str, LayerKV], Tensor], PrefixKV]
 """(layers, valid (B, P), text tokens) -> the segments that count, invalid tokens zeroed."""
@@ -30,22 +31,21 @@ class Flux2Prefix(nn.Module):
         self,
         tokens: FluxTokens,
         layers: Sequence[str],
-        grid: tuple[int, int],
-        timestep: float,
-        *,
-        keep_padding: bool,
+        settings: PrefixSettings,
         keep_segments: KeepSegments,
     ) -> None:
-        """layers: attention modules to keep; grid: (rows, columns) of reference tokens."""
+        """layers: attention modules to keep; settings: resolved, mode `prefix`."""
         super().__init__()
         self.transformer, self.vae, self.text_encoder = tokens.transformer, tokens.vae, tokens.text_encoder.model
-        self._tokens, self._layers, self._grid = tokens, list(layers), grid
-        self._timestep, self._keep_padding, self._keep_segments = timestep, keep_padding, keep_segments
+        self._tokens, self._layers, self._keep_segments = tokens, list(layers), keep_segments
+        assert settings.timestep is not None
+        self._timestep, self._keep_padding = settings.timestep, settings.text_padding == "keep"
+        self._references, self._pictures = reference_count(settings), picture_segments(settings)
 
     def forward(self, image: Tensor, token_ids: Tensor, token_valid: Tensor) -> tuple[Tensor, ...]:
         """image: float32 (B, 3, H, W) in [-1, 1]; token_ids: int64 (B, L); token_valid: bool (B, L)."""
         batch, length = token_ids.shape
-        reference = self._tokens.image(image)
+        reference = self._tokens.image(image, self._references)
         embeds = self._tokens.hidden_states(token_ids, token_valid)
         text_valid = torch.ones_like(token_valid) if self._keep_padding else token_valid
         valid = torch.cat([text_valid, text_valid.new_ones(batch, reference.shape[1])], dim=1)
@@ -54,7 +54,7 @@ class Flux2Prefix(nn.Module):
                 hidden_states=reference,
                 encoder_hidden_states=embeds,
                 timestep=image.new_full((batch,), self._timestep),
-                img_ids=image_ids(*self._grid, t=REFERENCE_T),
+                img_ids=picture_ids(self._pictures),
                 txt_ids=text_ids(length),
                 guidance=None,
                 joint_attention_kwargs={"attention_mask": valid[:, None, None, :]},
@@ -70,7 +70,6 @@ def prefix_graph(
     settings: PrefixSettings,
     *,
     layers: Sequence[str],
-    grid: tuple[int, int],
     keep_segments: KeepSegments,
     prompt: Callable[[str], str],
     grey: int,
@@ -83,19 +82,15 @@ def prefix_graph(
         ExportError: the template does more than put text around the instruction.
     """
     assert settings.image_size is not None
-    assert settings.timestep is not None
-    keep_padding = settings.text_padding == "keep"
     before, after = _frame(tokens, prompt)
     return PrefixGraph(
-        module=Flux2Prefix(
-            tokens, layers, grid, settings.timestep, keep_padding=keep_padding, keep_segments=keep_segments
-        ),
+        module=Flux2Prefix(tokens, layers, settings, keep_segments),
         tokenizer=_tokenizer_json(tokens),
         before=before,
         after=after,
         pad_id=int(tokens.tokenizer.pad_token_id),
         max_tokens=tokens.max_text_tokens,
-        pad_to=tokens.max_text_tokens if keep_padding else None,
+        pad_to=tokens.max_text_tokens if settings.text_padding == "keep" else None,
         cameras=settings.cameras,
         image_size=settings.image_size,
         grey=grey if settings.blank_images else None,

@@ -2,8 +2,8 @@
 
 Picture -> VAE mean -> 2x2 space-to-channel -> batch norm -> tokens (B, h w, C). Instruction -> chat template ->
 hidden states of three Qwen3 layers side by side -> (B, L, 3 D). Position ids have four axes (t, h, w, l): text counts
-along l; the reference picture has t = 10, the target t = 0, actions t = 2 and count along h. Source: arXiv 2606.19531,
-FLUX.2 stack.
+along l; reference pictures have t = 10, 20, ..., the target t = 0, actions t = 2 and count along h. Source: arXiv
+2606.19531, FLUX.2 stack.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from imagewam_cli.capture import LayerKV, record, replay
 from imagewam_cli.text_states import Text
 
 REFERENCE_T = 10
+"""Of the first reference picture; each further one has so much more."""
 TARGET_T = 0
 ACTION_T = 2
 
@@ -66,12 +67,18 @@ class FluxTokens:
             max_text_tokens=max_text_tokens,
         )
 
-    def image(self, pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> normalised tokens (B, H W / 256, C), rows first."""
+    def image(self, pictures: Tensor, count: int = 1) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> normalised tokens (B, H W / 256, C), rows first.
+
+        count: pictures of one width that stand side by side; each is encoded alone, its tokens follow the last one's.
+        """
         with torch.no_grad():
-            latents = pack_latents(self.vae.encode(pictures).latent_dist.mode())
-            mean, std = self._batch_norm(latents)
-            return ((latents - mean) / std).flatten(2).transpose(1, 2)
+            return torch.cat([self._encoded(picture) for picture in pictures.chunk(count, dim=3)], dim=1)
+
+    def _encoded(self, pictures: Tensor) -> Tensor:
+        latents = pack_latents(self.vae.encode(pictures).latent_dist.mode())
+        mean, std = self._batch_norm(latents)
+        return ((latents - mean) / std).flatten(2).transpose(1, 2)
 
     def picture(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """The inverse of `image` for a grid of height x width tokens: (B, 3, 16 height, 16 width), clamped to [-1,
@@ -148,16 +155,20 @@ class FluxTokens:
             contextlib.nullcontext() if grad else torch.no_grad(),
             record(self.transformer, names, stop_after_last=not grad) as recording,
         ):
-            output = self.forward_prefix(text, reference, reference_ids, timestep=timestep)
-        valid = _with_reference(text, reference)
+            output = self.joint_forward(text, reference, reference_ids, timestep=timestep)
+        valid = _with_pictures(text, reference)
         return FluxPrefix(layers=recording.layers, valid=valid, output=output if grad else None)
 
-    def forward_prefix(self, text: Text, reference: Tensor, reference_ids: Tensor, *, timestep: float) -> Tensor:
-        """What the last layer says at the reference tokens, (B, R, C); see `prefix`."""
+    def joint_forward(self, text: Text, pictures: Tensor, picture_ids: Tensor, *, timestep: float) -> Tensor:
+        """One forward over [text | pictures], all of which attend to each other, padded text apart.
+
+        pictures: (B, I, C), tokens of a reference, or of a noisy target and then its references; picture_ids: (I, 4).
+        Returns what the last layer says at the pictures' tokens, (B, I, C).
+        """
         batch, length = text.valid.shape
-        mask = _key_mask(_with_reference(text, reference))
+        mask = _key_mask(_with_pictures(text, pictures))
         t = torch.full((batch,), timestep)
-        output: Tensor = self._forward(text.embeds, reference, text_ids(length), reference_ids, t, mask)
+        output: Tensor = self._forward(text.embeds, pictures, text_ids(length), picture_ids, t, mask)
         return output
 
     def target_velocity(self, prefix: FluxPrefix, noisy: Tensor, t: Tensor) -> Tensor:
@@ -218,9 +229,9 @@ def text_ids(length: int) -> Tensor:
     return ids
 
 
-def _with_reference(text: Text, reference: Tensor) -> Tensor:
-    """bool (B, L + R): which tokens of [text | reference] count."""
-    return torch.cat([text.valid, text.valid.new_ones(reference.shape[:2])], dim=1)
+def _with_pictures(text: Text, pictures: Tensor) -> Tensor:
+    """bool (B, L + I): which tokens of [text | pictures] count."""
+    return torch.cat([text.valid, text.valid.new_ones(pictures.shape[:2])], dim=1)
 
 
 def _key_mask(valid: Tensor) -> Tensor | None:

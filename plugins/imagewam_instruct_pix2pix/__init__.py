@@ -1,8 +1,24 @@
-"""InstructPix2Pix as an imagewam editor. See `editor` for the code; this module only says what there is."""
+"""InstructPix2Pix as imagewam editors, on Stable Diffusion 1.5 and on SDXL. See `editor` and `sdxl` for the code; this
+module only says what there is."""
 
 from __future__ import annotations
 
 from imagewam_cli.hookspecs import EditorEntry, hookimpl
+
+_SDXL = {
+    "sample_size": 128,
+    "in_channels": 8,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 
 
 @hookimpl
@@ -25,5 +41,25 @@ def imagewam_editors() -> list[EditorEntry]:
             modes=("denoise",),
             repo="timbrooks/instruct-pix2pix",
             license="MIT",
-        )
+        ),
+        EditorEntry(
+            name="sdxl-instruct-pix2pix",
+            summary="InstructPix2Pix, on Stable Diffusion XL",
+            load="imagewam_instruct_pix2pix.sdxl:SdxlInstructPix2PixEditor",
+            family="StableDiffusionXLInstructPix2PixPipeline",
+            components={
+                "unet": 2_567_475_204,
+                "vae": 83_653_863,
+                "text_encoder": 123_060_480,
+                "text_encoder_2": 694_659_840,
+                "tokenizer": 0,
+                "tokenizer_2": 0,
+                "scheduler": 0,
+            },
+            denoiser="unet",
+            config=_SDXL,
+            modes=("denoise",),
+            repo="diffusers/sdxl-instructpix2pix-768",
+            license="OpenRAIL++-M",
+        ),
     ]

@@ -67,8 +67,8 @@ class InstructPix2PixEditor(DiffusersEditor):
         ids, mask = (torch.tensor([x], device=self.device) for x in (tokens.input_ids, tokens.attention_mask))
         return Prompt(states=encoder(ids, attention_mask=mask if masked else None)[0][0])
 
-    def _tokenize(self, prompt: str) -> Any:
-        tokenizer = self.part["tokenizer"]
+    def _tokenize(self, prompt: str, part: str = "tokenizer") -> Any:
+        tokenizer = self.part[part]
         keep = self.settings.text_padding == "keep"
         return tokenizer(
             prompt,
@@ -78,15 +78,25 @@ class InstructPix2PixEditor(DiffusersEditor):
         )
 
     def run(self, pictures: Tensor, text: Text) -> None:
-        reference = self.part["vae"].encode(pictures).latent_dist.mode()
+        reference = self.reference_latents(pictures)
         timestep, noisy = self._start(reference)
         self.part["unet"](
             torch.cat([noisy, reference], dim=1),
             timestep,
             encoder_hidden_states=text.embeds,
             encoder_attention_mask=None if bool(text.valid.all()) else text.valid,
+            added_cond_kwargs=self.added_conditions(text),
             return_dict=False,
         )
+
+    def reference_latents(self, pictures: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, 4, H / 8, W / 8), unscaled, as these editors were trained to see them."""
+        latents: Tensor = self.part["vae"].encode(pictures).latent_dist.mode()
+        return latents
+
+    def added_conditions(self, text: Text) -> dict[str, Tensor] | None:
+        """What the UNet adds to its timestep's embedding; None: nothing."""
+        return None
 
     def _start(self, reference: Tensor) -> tuple[int, Tensor]:
         """The training timestep and the latents beside the reference's."""

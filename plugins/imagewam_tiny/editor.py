@@ -12,7 +12,11 @@ WEIGHTS = Path(__file__).with_name("weights")
 
 
 class TinyEditor(Flux2Editor):
-    """Timestep and padding are those that `tiny` was trained with; every other timestep is off its distribution."""
+    """Timestep and padding are those that `tiny` was trained with; every other timestep is off its distribution.
+
+    So are other forwards: in training text and reference never saw a target, and there was one picture. Hence mode
+    `prefix` and tiled cameras alone.
+    """
 
     embedded = WEIGHTS
     defaults = dataclasses.replace(
@@ -21,6 +25,7 @@ class TinyEditor(Flux2Editor):
         text_padding="trim",
         compute_dtype="float32",
         camera_size=(recipe.IMAGE_SIZE, recipe.IMAGE_SIZE),
+        camera_layouts=("tile",),
         text_layers=recipe.TEXT_LAYERS,
         max_text_tokens=recipe.MAX_TEXT_TOKENS,
     )

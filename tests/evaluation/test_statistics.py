@@ -7,7 +7,7 @@ import pytest
 
 from imagewam_cli.config import from_dict, to_dict
 from imagewam_cli.errors import UsageError
-from imagewam_cli.evaluation.statistics import Rate, wilson_interval
+from imagewam_cli.evaluation.statistics import Mean, Rate, wilson_interval
 
 Z = 1.959963984540054
 """97.5 % quantile of the normal distribution."""
@@ -61,3 +61,28 @@ def test_a_rate_survives_the_way_through_plain_values() -> None:
     rate = Rate.of(43, 50)
     assert rate.rate == 0.86
     assert from_dict(Rate, to_dict(rate)) == rate
+
+
+def test_the_bootstrap_of_many_values_agrees_with_the_normal_interval() -> None:
+    values = np.random.default_rng(3).exponential(size=400)
+    found = Mean.bootstrap(values.tolist(), range(400))
+    half = Z * values.std(ddof=1) / 20
+    assert found.mean == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
+
+
+def test_a_groups_copies_of_a_value_tell_nothing_new() -> None:
+    values = [1.0, 4.0, 2.0, 8.0]
+    once, thrice = Mean.bootstrap(values, [3, 1, 2, 9]), Mean.bootstrap(values * 3, [3, 1, 2, 9] * 3)
+    assert from_dict(Mean, to_dict(thrice), source="memory") == thrice
+    assert (once.mean, once.low, once.high) == pytest.approx((thrice.mean, thrice.low, thrice.high))
+    assert Mean.bootstrap(values * 3, range(12)).high < thrice.high
+
+
+def test_means_that_cannot_be_estimated_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"2 values in 1 group\(s\)"):
+        Mean.bootstrap([1.0, 2.0], [5, 5])
+    with pytest.raises(UsageError, match=r"2 values in 1 group\(s\)"):
+        Mean.bootstrap([1.0, 2.0], [5])
+    with pytest.raises(UsageError, match="confidence of 1"):
+        Mean.bootstrap([1.0, 2.0], [1, 2], confidence=1)

@@ -49,7 +49,7 @@ def write_policy(folder: Path, editor: Editor, *, steps: int = 2, samples: int =
     config = ExpertConfig(
         layers=spec.layers,
         rope=spec.rope,
-        places=True,
+        places=any(layer.holds_pictures for layer in spec.layers),
         action_dim=3,
         state_dim=3,
         horizon=5,

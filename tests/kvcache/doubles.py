@@ -1,11 +1,10 @@
-"""A dataset in memory and an editor that is arithmetic: small, exact, and known without reading a file or a network."""
+"""An editor that is arithmetic: small, exact, and known without a network."""
 
 from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -13,67 +12,16 @@ import numpy.typing as npt
 import torch
 
 from imagewam_cli.capture import LayerKV
-from imagewam_cli.data.types import DatasetInfo, EpisodeInfo, Row, UInt8Image
+from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editor import Editor, PrefixKV, PrefixSettings, WeightsIdentity
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec, SegmentSpec
+from imagewam_cli.testing.dataset import INSTRUCTIONS as INSTRUCTIONS
+from imagewam_cli.testing.dataset import MemoryDataset as MemoryDataset
 
-INSTRUCTIONS = ("put the red block on the blue zone", "push it left", "stop")
 TEXT, REFERENCE = 8, 4
 """Tokens: the longest instruction's words, and a few for the picture."""
 HEADS, HEAD_DIM = 2, 4
-
-
-class MemoryDataset:
-    """Episodes of the given lengths; pictures, states and actions drawn from the row number, instructions in turn."""
-
-    def __init__(self, lengths: Sequence[int], *, identity: str = "made in memory", shift: float = 0.0) -> None:
-        starts = np.cumsum([0, *lengths])
-        self._episodes = [EpisodeInfo(index=i, length=n, first_row=int(starts[i])) for i, n in enumerate(lengths)]
-        self._shift = shift
-        self.streams: list[tuple[int, ...]] = []
-        """Episodes of each stream of pictures that was begun; with videos, each is a decoding from the beginning."""
-        self.info = DatasetInfo(
-            root=Path("memory"),
-            format="memory",
-            fps=10.0,
-            robot_type=None,
-            cameras={"top": (4, 4)},
-            state_names=("x", "y"),
-            action_names=("dx", "dy", "grip"),
-            total_episodes=len(lengths),
-            total_rows=int(sum(lengths)),
-            identity=hashlib.sha256(identity.encode()).hexdigest(),
-        )
-
-    def episodes(self) -> Sequence[EpisodeInfo]:
-        return self._episodes
-
-    def rows(self, *, episodes: Sequence[int] | None = None, stride: int = 1, images: bool = True) -> Iterator[Row]:
-        if images:
-            self.streams.append(tuple(episodes if episodes is not None else range(len(self._episodes))))
-        return self._stream(episodes, stride, images)
-
-    def _stream(self, episodes: Sequence[int] | None, stride: int, images: bool) -> Iterator[Row]:
-        for episode in self._episodes:
-            if episodes is None or episode.index in episodes:
-                for frame in range(0, episode.length, stride):
-                    yield self._row(episode, frame, images)
-
-    def _row(self, episode: EpisodeInfo, frame: int, images: bool) -> Row:
-        row = episode.first_row + frame
-        rng = np.random.default_rng(row)
-        picture = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        return Row(
-            row=row,
-            episode=episode.index,
-            frame=frame,
-            timestamp=frame / 10,
-            instruction=INSTRUCTIONS[episode.index % len(INSTRUCTIONS)],
-            state=rng.normal(size=2).astype(np.float32) + np.float32(self._shift),
-            action=rng.normal(size=3).astype(np.float32),
-            images={"top": picture} if images else {},
-        )
 
 
 class ArithmeticEditor(Editor):

@@ -16,18 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    StableDiffusionInstructPix2PixPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 from export.policies import observation, write_policy
 from hub_server import COMMIT, Hub, serve
 from PIL import Image
+from plugins.instruct_pix2pix_folder import TEXT_TOKENS, build, watch_projections
 from safetensors.torch import load_file
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from imagewam_cli.diffusers_editor import target_noise
 from imagewam_cli.editor import PrefixSettings
@@ -46,59 +40,7 @@ INSTRUCTIONS = ["put it left", "go"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole pipeline of some ten thousand weights; `mid` and two levels of cross-attention."""
-    path = tmp_path_factory.mktemp("editors") / NAME
-    torch.manual_seed(0)
-    pipeline = StableDiffusionInstructPix2PixPipeline(
-        unet=UNet2DConditionModel(
-            sample_size=4,
-            in_channels=8,
-            out_channels=4,
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=24,
-            attention_head_dim=2,
-            norm_num_groups=4,
-        ),
-        vae=AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4,
-            norm_num_groups=4,
-        ),
-        text_encoder=CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=514,
-                hidden_size=24,
-                intermediate_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=16,
-                bos_token_id=512,
-                eos_token_id=513,
-                pad_token_id=513,
-            )
-        ),
-        tokenizer=tokenizer(path.parent),
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(path)
-    return path
-
-
-def tokenizer(folder: Path) -> CLIPTokenizer:
-    """Byte by byte, without merges."""
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+    return build(tmp_path_factory.mktemp("editors") / NAME)
 
 
 def load(folder: Path, instructions: tuple[str, ...] = (), **settings: Any) -> InstructPix2PixEditor:
@@ -120,11 +62,7 @@ def own_projections(folder: Path, images: list[Any], prompts: list[str]) -> dict
     """Module -> [k, v] (B, tokens, channels) in the only step of the pipeline, which stands at timestep 999."""
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
-    seen: dict[str, list[torch.Tensor]] = {}
-    for name, module in pipeline.unet.named_modules():
-        if name.endswith((".to_k", ".to_v")):
-            attention = name.rpartition(".")[0]
-            module.register_forward_hook(lambda _m, _a, out, at=attention: seen.setdefault(at, []).append(out))
+    seen = watch_projections(pipeline.unet)
     latents = target_noise((len(prompts), 4, SIZE // 8, SIZE // 8), torch.zeros(1))
     pipeline(
         prompts,
@@ -171,7 +109,7 @@ def test_layers_are_known_from_the_config_alone(folder: Path) -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     editor = load(folder, segments=("text", "target"))
-    assert unet_layers(unet, (SIZE, SIZE), 16) == editor.spec.layers
+    assert unet_layers(unet, (SIZE, SIZE), TEXT_TOKENS) == editor.spec.layers
 
 
 def test_a_picture_of_an_odd_number_of_latents_has_the_tokens_that_the_unet_makes(folder: Path) -> None:

@@ -1,0 +1,84 @@
+"""Every promise of an editor, in the order in which it is worth looking at them.
+
+A check is a function of a `Subject`: it returns where the promise is kept, and raises `ContractError` where it is not
+or `NotApplicable` where it does not concern the editor. The first line of its docstring is the promise. No pytest here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from imagewam_cli.testing import layout, numbers, uses
+from imagewam_cli.testing.subject import ContractError, NotApplicable, Subject
+
+Check = Callable[[Subject], None]
+
+CHECKS: tuple[Check, ...] = (
+    layout.shapes_are_those_of_the_spec,
+    layout.description_is_the_spec,
+    numbers.same_input_gives_the_same_bits,
+    numbers.a_batch_is_its_rows,
+    numbers.padding_changes_nothing,
+    numbers.another_picture_changes_the_prefix,
+    numbers.another_instruction_changes_the_prefix,
+    numbers.a_blank_picture_hides_everything,
+    numbers.random_weights_change_the_prefix,
+    layout.segments_are_slices,
+    layout.layers_are_slices,
+    layout.prefix_mode_has_no_target,
+    layout.unknown_choices_are_refused,
+    layout.wrong_size_is_refused,
+    uses.a_cache_gives_back_what_was_encoded,
+    uses.expert_attends_jointly,
+    uses.graph_equals_encode,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check said of one mode of an editor."""
+
+    mode: str
+    check: str
+    promise: str
+    result: Literal["kept", "broken", "not applicable"]
+    message: str | None = None
+    fix: str | None = None
+
+
+def examine(subject: Subject) -> Iterator[Finding]:
+    """Every check, one after another; a broken promise does not stop those after it."""
+    for check in CHECKS:
+        yield _finding(check, subject)
+
+
+def promise(check: Check) -> str:
+    """What the check makes sure of, in one line."""
+    return (check.__doc__ or check.__name__).partition("\n")[0]
+
+
+def _finding(check: Check, subject: Subject) -> Finding:
+    found = {"mode": subject.mode, "check": check.__name__, "promise": promise(check)}
+    try:
+        check(subject)
+    except NotApplicable as reason:
+        return Finding(**found, result="not applicable", message=str(reason))
+    except ContractError as error:
+        return Finding(**found, result="broken", message=error.message, fix=error.fix)
+    except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises is a finding
+        message = f"{type(error).__name__}: {error}"
+        return Finding(**found, result="broken", message=message, fix=f"see {_place(error, subject.kind)}")
+    return Finding(**found, result="kept")
+
+
+def _place(error: Exception, kind: type) -> str:
+    """The innermost line of the plugin that the error went through, else where it was raised."""
+    folder = Path(inspect.getfile(kind)).parent
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if Path(f.filename).parent == folder), frames[-1])
+    return f"{frame.filename}:{frame.lineno}"

@@ -1,0 +1,36 @@
+"""Which episodes a run has never trained on, as its own folder tells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from imagewam_cli.config import load_yaml
+from imagewam_cli.data.splits import split_episodes
+from imagewam_cli.data.types import Dataset
+from imagewam_cli.errors import RunError
+from imagewam_cli.training.recipe import TrainRecipe
+from imagewam_cli.workspace import RUN_MARKER
+
+
+def held_out_episodes(policy: Path, dataset: Dataset) -> tuple[int, ...]:
+    """The validation episodes of the run that the policy folder `policy` lies in, ascending; none where that cannot be
+    told: no run around it, another dataset, or a cache that did not hold all of its episodes.
+
+    Raises:
+        RunError: the run's files are damaged.
+    """
+    marker, recipe_file = policy.parent / RUN_MARKER, policy.parent / "config.yaml"
+    if not (marker.is_file() and recipe_file.is_file()):
+        return ()
+    try:
+        run = json.loads(marker.read_text(encoding="utf-8"))
+        identity, stride, rows = str(run["dataset"]), int(run["stride"]), int(run["rows"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{marker} is damaged: {error}", "train the policy again") from None
+    episodes = dataset.episodes()
+    if not dataset.info.identity.startswith(identity) or rows != sum(-(-e.length // stride) for e in episodes):
+        return ()
+    recipe = load_yaml(recipe_file, TrainRecipe)
+    _, held_out = split_episodes((e.index for e in episodes), recipe.validation_fraction, recipe.seed)
+    return held_out

@@ -1,0 +1,69 @@
+"""InstructPix2Pix on SDXL as an editor: the same step of a larger UNet, which two text encoders and the picture's size
+condition.
+
+Text states are the last hidden layer but one of either encoder, side by side; the second encoder also gives one vector
+for the whole text. The UNet reads its size conditions (arXiv 2307.01952, section 2.2) as (original height, width, crop
+top, left, target height, width): the picture is shown whole, so both sizes are the image size and the crop is (0, 0).
+Default size: 768 pixels, at which the editor was trained. Only the two lower resolutions attend, at 16 and 32 pixels to
+a token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.text_states import Prompt, Text
+from imagewam_instruct_pix2pix.editor import InstructPix2PixEditor
+
+_READERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+
+
+class SdxlInstructPix2PixEditor(InstructPix2PixEditor):
+    """A StableDiffusionXLInstructPix2PixPipeline folder as an `Editor`."""
+
+    defaults = dataclasses.replace(InstructPix2PixEditor.defaults, camera_size=(768, 768))
+    text_encoders = tuple(_READERS)
+
+    @staticmethod
+    def part_classes() -> Mapping[str, Any]:
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+        return {
+            "unet": UNet2DConditionModel,
+            "vae": AutoencoderKL,
+            "text_encoder": CLIPTextModel,
+            "text_encoder_2": CLIPTextModelWithProjection,
+            "tokenizer": CLIPTokenizer,
+            "tokenizer_2": CLIPTokenizer,
+            "scheduler": DDPMScheduler,  # read for its noise levels alone, whatever sampler the folder names
+        }
+
+    def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
+        read = [self._read(prompt, *reader) for reader in _READERS.items()]
+        return Prompt(states=torch.cat([r.hidden_states[-2][0] for r in read], dim=-1), pooled=read[-1].text_embeds[0])
+
+    def _read(self, prompt: str, encoder: str, tokenizer: str) -> Any:
+        """One encoder's output. Padding is not masked, as the pipeline does not: the encoders are causal, so no token
+        of the text sees it."""
+        ids = torch.tensor([self._tokenize(prompt, tokenizer).input_ids], device=self.device)
+        return self.part[encoder](ids, output_hidden_states=True)
+
+    def reference_latents(self, pictures: Tensor) -> Tensor:
+        vae = self.part["vae"]
+        if vae.dtype == torch.float16 and vae.config.force_upcast:
+            vae.float()  # SDXL's first VAE overflows in float16
+        return super().reference_latents(pictures.to(vae.dtype)).to(self.dtype)
+
+    def added_conditions(self, text: Text) -> dict[str, Tensor]:
+        assert text.pooled is not None
+        assert self.settings.image_size is not None
+        size = self.settings.image_size
+        ids = torch.tensor([*size, 0, 0, *size], device=self.device, dtype=self.dtype)
+        return {"text_embeds": text.pooled, "time_ids": ids.expand(len(text.pooled), -1)}

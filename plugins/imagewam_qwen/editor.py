@@ -1,0 +1,184 @@
+"""Qwen-Image-Edit as an editor. Its text encoder sees the picture too, so text states belong to a row.
+
+Mode `prefix`, the default: one forward over [text | reference] without a target, at the positions of the full sequence.
+It costs half of a full step, and the target of a first step tells nothing: it is noise. Mode `denoise`: the full step,
+[text | target | reference], for those who want what the editor makes of the target; it is what the pipeline computes.
+
+Default timestep 1 in both. One vector modulates all tokens of a sequence, so a timestep says at which stage of the
+editing text and reference are read. At 1 the edit must be drawn from them alone, as a policy must draw actions; the
+pipeline starts there. Near 0 they only help to finish a target that is all but known, and that a prefix does not have.
+A transformer with `zero_cond_t` (2511) modulates the reference as clean, whatever the timestep; text and target follow
+it. Below 1 in `denoise` the first camera's picture stands for the target, noised to that timestep.
+
+Sizes are the user's: the pipelines rescale every picture to a megapixel first, which is the default here. What the text
+encoder sees is that picture; in the Plus line, as in its pipeline, a copy of some 384 x 384 pixels of the same shape.
+
+The pipelines pad text only within a batch and mask it: a row's prefix does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.diffusers_editor import DiffusersEditor, flow_target, joint_layers, picture_segment
+from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
+from imagewam_cli.errors import UsageError
+from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec
+from imagewam_cli.text_states import Prompt, Text
+from imagewam_qwen.reader import PromptReader
+from imagewam_qwen.tokens import ACTION_FRAME, PIXELS_PER_TOKEN, picture_latents, picture_shape, without_target
+
+_PIXELS_READ_PER_TOKEN = 28
+"""Of Qwen2.5-VL, whose tokens of a picture are text to the transformer."""
+
+
+class QwenEditor(DiffusersEditor):
+    """A QwenImageEditPipeline folder as an `Editor`: one reference picture."""
+
+    defaults = EditorDefaults(
+        modes={
+            "prefix": ModeDefaults(timestep=1.0, has=("text", "reference"), keeps=("text", "reference")),
+            "denoise": ModeDefaults(
+                timestep=1.0, has=("text", "target", "reference"), keeps=("text", "target", "reference")
+            ),
+        },
+        text_padding="trim",
+        text_paddings=("trim",),  # the pipelines show their model no padding
+        compute_dtype="bfloat16",
+        camera_size=(1024, 1024),
+        multiple=PIXELS_PER_TOKEN,
+        max_text_tokens=1024,  # the pipelines' limit, at which they cut nothing either
+    )
+    reads_picture = True
+    picture_label: ClassVar[str] = ""
+    """What the pipeline sets before the prompt for each picture, beside its template."""
+
+    @staticmethod
+    def part_classes() -> Mapping[str, Any]:
+        from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        from imagewam_qwen.processor import PictureProcessor
+
+        return {
+            "transformer": QwenImageTransformer2DModel,
+            "vae": AutoencoderKLQwenImage,
+            "text_encoder": Qwen2_5_VLForConditionalGeneration,
+            "processor": PictureProcessor,
+        }
+
+    @classmethod
+    def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+        sizes = _picture_sizes(settings)
+        kinds = {
+            "text": (SegmentSpec(name="text", tokens=text),),
+            "target": (picture_segment("target", sizes[0], PIXELS_PER_TOKEN),),
+            "reference": tuple(picture_segment("reference", size, PIXELS_PER_TOKEN) for size in sizes),
+        }
+        return joint_layers(denoiser, [s for name in cls.defaults.segments(settings) for s in kinds[name]])
+
+    @classmethod
+    def rope(cls, denoiser: Any) -> RopeSpec:
+        return RopeSpec(
+            axes=tuple(denoiser.config.axes_dims_rope),
+            theta=float(denoiser.pos_embed.theta),
+            action_axis=1,
+            action_ids=(ACTION_FRAME, 0, 0),
+        )
+
+    @classmethod
+    def picture_text(cls, settings: PrefixSettings) -> int:
+        read = [cls.read_size(size) for size in _picture_sizes(settings)]
+        return sum(round(h / _PIXELS_READ_PER_TOKEN) * round(w / _PIXELS_READ_PER_TOKEN) for h, w in read)
+
+    @staticmethod
+    def read_size(size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) at which the text encoder is shown a picture of (height, width) pixels."""
+        return size
+
+    def text_tokens(self, prompt: str) -> int:
+        return self._placed(self._reader.length(prompt, self._read_sizes))
+
+    def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
+        assert picture is not None
+        pictures = np.split(picture, len(self._sizes), axis=1)
+        return Prompt(states=self._reader.states(prompt, pictures, self._read_sizes))
+
+    def run(self, pictures: Tensor, text: Text) -> None:
+        t = self.settings.timestep
+        assert t is not None
+        batch, length, _ = text.embeds.shape
+        self._placed(length)
+        cameras = pictures.chunk(len(self._sizes), dim=3)
+        references = [picture_latents(self.part["vae"], camera) for camera in cameras]
+        denoising = self.settings.mode == "denoise"
+        target = [flow_target(references[0], t)] if denoising else []
+        shapes = [picture_shape(self._sizes[0], frames=len(target)), *map(picture_shape, self._sizes)]
+        with contextlib.nullcontext() if denoising else without_target(self.denoiser):
+            self.denoiser(
+                hidden_states=torch.cat([*target, *references], dim=1),
+                encoder_hidden_states=text.embeds,
+                encoder_hidden_states_mask=None if bool(text.valid.all()) else text.valid,
+                timestep=references[0].new_full((batch,), t),
+                img_shapes=[shapes] * batch,
+                return_dict=False,
+            )
+
+    @functools.cached_property
+    def _reader(self) -> PromptReader:
+        import diffusers
+
+        parts = dict.fromkeys(("scheduler", "vae", "tokenizer", "transformer"))
+        reading = {name: self.part[name] for name in ("text_encoder", "processor")}
+        return PromptReader(getattr(diffusers, self.entry.family)(**parts, **reading), self.picture_label, self.device)
+
+    @functools.cached_property
+    def _sizes(self) -> tuple[tuple[int, int], ...]:
+        return _picture_sizes(self.settings)
+
+    @functools.cached_property
+    def _read_sizes(self) -> tuple[tuple[int, int], ...]:
+        return tuple(self.read_size(size) for size in self._sizes)
+
+    def _placed(self, text: int) -> int:
+        """`text`, if the transformer has positions for so many tokens beside these pictures."""
+        first = max(side // 2 for side in picture_shape(self._sizes[0])[1:])
+        if first + text > len(self.denoiser.pos_embed.pos_freqs):
+            raise UsageError(
+                f"{text} text tokens, the pictures' among them, are more than {self.entry.name} has positions for",
+                "choose smaller pictures with --image-size",
+            )
+        return text
+
+
+class QwenPlusEditor(QwenEditor):
+    """A QwenImageEditPlusPipeline folder as an `Editor`: one reference picture, or one for each camera."""
+
+    defaults = dataclasses.replace(QwenEditor.defaults, camera_layouts=("tile", "separate"))
+    picture_label = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
+
+    @staticmethod
+    def read_size(size: tuple[int, int]) -> tuple[int, int]:
+        from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
+
+        height, width = size
+        width, height = plus.calculate_dimensions(plus.CONDITION_IMAGE_SIZE, width / height)
+        return height, width
+
+
+def _picture_sizes(settings: PrefixSettings) -> tuple[tuple[int, int], ...]:
+    """(height, width) of each picture that the editor is shown, in pixels; all are equal."""
+    assert settings.image_size is not None
+    height, width = settings.image_size
+    count = len(settings.cameras) if settings.camera_layout == "separate" else 1
+    return ((height, width // count),) * count

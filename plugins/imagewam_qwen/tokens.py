@@ -1,0 +1,66 @@
+"""How Qwen-Image-Edit's transformer sees pictures: packed latents, and positions in three axes (frame, row, column).
+
+Picture -> VAE mean -> normalised by the VAE's constants -> 2x2 space-to-channel -> tokens (B, h w, C), rows first. The
+target is frame 0 and the references are frames 1, 2, ... of one sequence; rows and columns are counted from the middle
+of each picture. Text token i has the same id on all axes, half the longest side of the pictures plus i.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PIXELS_PER_TOKEN = 16
+ACTION_FRAME = -1
+"""Frames are counted from 0, and text ids are never negative: whatever the number of pictures and their size, no token
+of the editor has a frame below 0. -1 lies beside the target, within the distances between frames that the editor was
+trained on."""
+
+Shape = tuple[int, int, int]
+"""(frames, rows, columns) of one picture's tokens."""
+
+
+def picture_latents(vae: Any, pictures: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] -> tokens (B, H W / 256, 4 C)."""
+    latents = vae.encode(pictures[:, :, None]).latent_dist.mode()[:, :, 0]
+    mean, std = (
+        torch.tensor(x).view(1, -1, 1, 1).to(latents) for x in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return F.pixel_unshuffle((latents - mean) / std, 2).flatten(2).transpose(1, 2)
+
+
+def picture_shape(size: tuple[int, int], *, frames: int = 1) -> Shape:
+    """Of a picture of (height, width) pixels. No frames: it keeps its place in the sequence, without tokens."""
+    height, width = size
+    return frames, height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
+
+
+@contextlib.contextmanager
+def without_target(transformer: Any) -> Iterator[None]:
+    """Inside, the first of the transformer's `img_shapes` may have no frames: what follows has the positions that it
+    has behind a target, and the transformer sees no target."""
+    handles = (
+        transformer.pos_embed.register_forward_pre_hook(_with_target),
+        transformer.pos_embed.register_forward_hook(_target_dropped),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _with_target(_module: Any, args: tuple[list[list[Shape]]]) -> tuple[list[list[Shape]]]:
+    (_, rows, columns), *references = args[0][0]
+    return ([[(1, rows, columns), *references]],)
+
+
+def _target_dropped(_module: Any, args: tuple[list[list[Shape]]], output: tuple[Tensor, Tensor]) -> Any:
+    pictures, text = output
+    return pictures[prod(args[0][0][0]) :], text

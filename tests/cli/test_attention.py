@@ -1,0 +1,108 @@
+"""`imagewam attention` from policy and dataset to numbers and pictures, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from export.policies import write_policy
+from PIL import Image
+
+from imagewam_cli.cli import app
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = app.run(["attention", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_numbers_and_pictures(
+    capsys: pytest.CaptureFixture[str], policy_folder: Path, tiny_weights: Path, tabletop: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "looks"
+    code, printed, err = run(
+        capsys, "--policy", policy_folder, "--dataset", tabletop, "--weights", tiny_weights,
+        "--rows", 5, "--out", out, "--format", "json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "0 episodes are known to be held out" in err
+    values = json.loads(printed)
+    assert values.pop("folder") == str(out)
+    assert json.loads((out / "result.json").read_text()) == values
+    assert values["episodes"] == values["rows"] == len(list((out / "rows").iterdir())) == 5 - values["still"]
+    for path in (*(out / "rows").iterdir(), out / "sheet.png"):
+        assert np.asarray(Image.open(path)).std() > 0
+    assert not list(out.rglob("*.partial*"))
+
+
+def test_human_words_and_the_default_folder(
+    capsys: pytest.CaptureFixture[str], policy_folder: Path, tiny_weights: Path, tabletop: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(policy_folder, tmp_path / "policy")
+    code, printed, _ = run(
+        capsys, "--policy", tmp_path / "policy", "--dataset", tabletop, "--weights", tiny_weights,
+        "--rows", 3, "--target", "end",
+    )  # fmt: skip
+    assert code == 0
+    folder = tmp_path / "policy" / "attention" / tabletop.name
+    assert printed.splitlines()[-1] == str(folder)
+    assert json.loads((folder / "result.json").read_text())["target"] == "end"
+
+
+def test_an_onnx_export_is_refused(capsys: pytest.CaptureFixture[str], tabletop: Path, tmp_path: Path) -> None:
+    (tmp_path / "onnx.json").write_text("{}")
+    code, _, err = run(capsys, "--policy", tmp_path, "--dataset", tabletop)
+    assert code == 2
+    assert err.splitlines() == [
+        f"error: {tmp_path} is an ONNX export: its attention cannot be looked into",
+        "hint: name the run that it was exported from",
+    ]
+
+
+def test_a_prefix_of_text_alone_is_refused(
+    capsys: pytest.CaptureFixture[str], load_tiny: Any, tiny_weights: Path, tabletop: Path, tmp_path: Path
+) -> None:
+    folder = write_policy(tmp_path / "blind", load_tiny(segments=("text",)))
+    code, _, err = run(capsys, "--policy", folder, "--dataset", tabletop, "--weights", tiny_weights)
+    assert code == 2
+    assert err.splitlines()[-2].startswith("error: no layer of this policy's prefix holds picture tokens")
+    assert not (folder / "attention").exists()
+
+
+def test_a_dataset_without_the_camera_is_refused(
+    capsys: pytest.CaptureFixture[str], load_tiny: Any, tiny_weights: Path, tabletop: Path, tmp_path: Path
+) -> None:
+    folder = write_policy(tmp_path / "other", load_tiny(cameras=("wrist",)))
+    code, _, err = run(capsys, "--policy", folder, "--dataset", tabletop, "--weights", tiny_weights)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert "wrist" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "1"], "1 row(s) are too few"),
+        (["--target", "middle"], "'middle' is not one of"),
+        (["--policy", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    policy_folder: Path,
+    tiny_weights: Path,
+    tabletop: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    given = ["--policy", policy_folder, "--dataset", tabletop, "--weights", tiny_weights]
+    code, _, err = run(capsys, *given, *arguments)
+    assert code in (1, 2)
+    assert message in err
+    assert "Traceback" not in err

@@ -1,0 +1,115 @@
+"""`imagewam plugins` and its doctor, as a plugin's author meets them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from imagewam_cli.cli import app
+from imagewam_cli.editor import PrefixKV
+from imagewam_cli.hookspecs import EditorEntry, hookimpl
+from imagewam_cli.registry import Registry
+from imagewam_cli.testing import checks
+from imagewam_cli.testing.layout import prefix_mode_has_no_target, shapes_are_those_of_the_spec
+from imagewam_tiny.editor import TinyEditor
+
+
+class ForgetsALayer(TinyEditor):
+    def spoil(self, prefix: PrefixKV) -> PrefixKV:
+        return PrefixKV(prefix.layers[1:], prefix.valid)
+
+    def encode(self, *inputs: Sequence[object]) -> PrefixKV:  # type: ignore[override]
+        return self.spoil(super().encode(*inputs))  # type: ignore[arg-type]
+
+
+class Plugin:
+    @hookimpl
+    def imagewam_editors(self) -> Sequence[EditorEntry]:
+        return [
+            EditorEntry(name="forgetful", summary="", load=f"{__name__}:ForgetsALayer", family="Flux2KleinPipeline")
+        ]
+
+
+@pytest.fixture
+def forgetful() -> Iterator[str]:
+    plugin, manager = Plugin(), Registry.installed().manager
+    manager.register(plugin, name="forgetful")
+    yield "forgetful"
+    manager.unregister(plugin)
+
+
+@pytest.fixture(autouse=True)
+def _few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others have tests of their own."""
+    monkeypatch.setattr(checks, "CHECKS", (shapes_are_those_of_the_spec, prefix_mode_has_no_target))
+
+
+def doctor(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = app.run(["plugins", "doctor", *map(str, arguments), "--image-size", "64x64"])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_a_sound_editor_is_said_to_be_so(capsys: pytest.CaptureFixture[str], tiny_weights: Path) -> None:
+    code, out, _ = doctor(capsys, "tiny", "--weights", tiny_weights)
+    assert code == 0
+    assert out.splitlines()[0] == "mode prefix"
+    assert [line[:8] for line in out.splitlines()[1:]] == ["  ok    "] * 2
+
+
+def test_a_broken_one_ends_with_exit_1_and_what_to_fix(
+    capsys: pytest.CaptureFixture[str], tiny_weights: Path, forgetful: str
+) -> None:
+    code, out, err = doctor(capsys, forgetful, "--weights", tiny_weights)
+    assert code == 1
+    assert "  FAIL  K, V and `valid` have the shapes" in out
+    assert "        2 layers, the spec says 3\n        to fix: correct `attention_layers`" in out
+    assert "error: forgetful breaks 2 of 2 promises" in err
+
+
+def test_findings_as_json(capsys: pytest.CaptureFixture[str], tiny_weights: Path, forgetful: str) -> None:
+    code, out, _ = doctor(capsys, forgetful, "--weights", tiny_weights, "--format", "json")
+    assert code == 1
+    first = json.loads(out)[0]
+    assert (first["check"], first["result"]) == ("shapes_are_those_of_the_spec", "broken")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["tinny"], 2, "did you mean 'tiny'?"),
+        (["flux2-klein-9b", "--weights", "nowhere"], 1, "nowhere is not a Flux2KleinPipeline folder"),
+    ],
+)
+def test_an_editor_that_is_not_there_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    given, out, err = doctor(capsys, *arguments)
+    assert (given, out) == (code, "")
+    assert message in err
+
+
+def test_the_doctor_needs_no_pytest() -> None:
+    code = "import sys; sys.modules['pytest'] = None; import imagewam_cli.testing.checks"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_what_adds_one_kind_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["plugins", "--hook", "codecs", "--format", "json"]) == 0
+    (builtin,) = json.loads(capsys.readouterr().out)
+    assert builtin["name"] == "builtin"
+    assert list(builtin["provides"]) == ["codec"]
+
+
+def test_a_plugin_that_failed_is_listed_whatever_is_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = next(status for status in Registry.installed().plugins if status.name == "builtin")
+    monkeypatch.setattr(failed, "error", "ImportError: gone")
+    assert app.run(["plugins", "--hook", "editors"]) == 0
+    assert "builtin" in capsys.readouterr().out

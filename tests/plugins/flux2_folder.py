@@ -1,0 +1,42 @@
+"""A tiny Flux2KleinPipeline folder: `tiny`'s shape, smaller, with a text encoder as deep as FLUX.2 reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TEXT_LAYERS = 28
+"""FLUX.2 reads the 9th, 18th and 27th."""
+
+
+def build(path: Path) -> Path:
+    """Write the pipeline to `path`; the same weights every time, no norm's weight is 1 and the VAE's statistics are not
+    those of a fresh one."""
+    from imagewam_tiny import recipe
+
+    pipeline = small_pipeline(TEXT_LAYERS)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in pipeline.transformer.parameters():
+            parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
+        pipeline.vae.bn.running_mean.copy_(torch.randn(32, generator=generator))
+        pipeline.vae.bn.running_var.copy_(torch.rand(32, generator=generator) + 0.5)
+    recipe.save_pipeline(pipeline, path)
+    return path
+
+
+def small_pipeline(text_layers: int) -> Any:
+    """Untrained: one double block, two single ones, 2 heads of 32."""
+    from imagewam_tiny import recipe
+
+    with pytest.MonkeyPatch.context() as patch:
+        small = {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "joint_attention_dim": 3 * 32}
+        patch.setattr(recipe, "TRANSFORMER_CONFIG", recipe.TRANSFORMER_CONFIG | small)
+        text = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+        patch.setattr(
+            recipe, "TEXT_CONFIG", recipe.TEXT_CONFIG | text | {"head_dim": 16, "num_hidden_layers": text_layers}
+        )
+        return recipe.build_pipeline(seed=3)

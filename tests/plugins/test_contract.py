@@ -1,0 +1,52 @@
+"""Every first-party editor keeps its promises, on a tiny folder of random weights. A new editor is one more line
+below."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from imagewam_cli.registry import Registry
+from imagewam_cli.testing.contract import EditorContract
+
+
+def first_party(editor: str, builder: str, size: tuple[int, int], **options: object) -> type[EditorContract]:
+    """builder: a module beside this one whose `build(path, **options)` writes the folder; size: (height, width)."""
+
+    class Contract(EditorContract):
+        name = editor
+        image_size = size
+
+        @pytest.fixture(scope="class")
+        @classmethod
+        def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+            path = tmp_path_factory.mktemp("contract") / editor
+            importlib.import_module(f"plugins.{builder}").build(path, **options)
+            return path
+
+    return Contract
+
+
+class TestTiny(EditorContract):
+    """On the weights that come with it."""
+
+    name = "tiny"
+    image_size = (64, 64)
+
+
+TestFlux2 = first_party("flux2-klein-4b", "flux2_folder", (32, 32))
+TestInstructPix2Pix = first_party("instruct-pix2pix", "instruct_pix2pix_folder", (32, 32))
+TestSdxl = first_party("sdxl-instruct-pix2pix", "sdxl_folder", (32, 32))
+TestKontext = first_party("flux-kontext", "flux_kontext_folder", (32, 32))
+TestLongCat = first_party("longcat-image-edit", "longcat_folder", (32, 32))
+TestQwen = first_party("qwen-image-edit", "qwen_folder", (32, 32))
+TestQwenPlus = first_party("qwen-image-edit-plus", "qwen_folder", (32, 32), plus=True)
+
+
+def test_every_editor_class_has_its_line() -> None:
+    classes = {entry.name: entry.load for entry in Registry.installed().editors}
+    here = {classes[value.name] for name, value in globals().items() if name.startswith("Test")}
+    missing = set(classes.values()) - here
+    assert not missing, "add a line above"

@@ -1,0 +1,262 @@
+"""LongCat-Image-Edit on a tiny pipeline folder: its keys and values are those of diffusers' own pipeline, layer by
+layer.
+
+The reference is never our capture: see `joint_reference`. The pipeline takes one picture at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
+from PIL import Image
+from plugins.joint_reference import Observer, attention_mask, largest_difference, prefix_mask
+
+from imagewam_cli.diffusers_editor import target_noise
+from imagewam_cli.editor import PrefixKV, PrefixSettings
+from imagewam_cli.errors import EditorError, UsageError
+from imagewam_cli.expert.attention import rotary_tables, rotate
+from imagewam_cli.registry import Registry
+from imagewam_longcat.editor import LongCatEditor
+from imagewam_longcat.prompt import pieces
+from plugins import longcat_folder
+
+NAME = "longcat-image-edit"
+HEIGHT, WIDTH = 64, 96
+PICTURE = 24
+"""Tokens of a picture: 4 rows of 6."""
+SEEN = 2 + 6
+"""Tokens of it in the text: 2 rows of 3 in a frame."""
+TEXT = SEEN + 512
+INSTRUCTIONS = ["put it 'left'", "go"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return longcat_folder.build(tmp_path_factory.mktemp("editors") / NAME)
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder: Path) -> Any:
+    pipeline = longcat_folder.load_pipeline(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.text_encoder.register_forward_pre_hook(add_token_types, with_kwargs=True)
+    return pipeline
+
+
+def add_token_types(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What transformers 5 wants and the pipeline does not give it: diffusers issue 14194."""
+    types = (kwargs["input_ids"] == model.config.image_token_id).int()
+    return args, {**kwargs, "mm_token_type_ids": types}
+
+
+@functools.cache
+def load(folder: Path, instructions: tuple[str, ...] = (), **settings: Any) -> LongCatEditor:
+    editors = Registry.installed().editors
+    chosen = {"cameras": ("top",), "image_size": (HEIGHT, WIDTH), "compute_dtype": "float32"} | settings
+    editor = editors.load(NAME).load(
+        editors.get(NAME), PrefixSettings(**chosen), instructions=instructions, weights=folder
+    )
+    assert isinstance(editor, LongCatEditor)
+    return editor
+
+
+def pictures(count: int) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [{"top": rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)} for _ in range(count)]
+
+
+def own_step(pipeline: Any, t: float, image: Any, prompt: str) -> Observer:
+    """One step of the pipeline from noise level t without guidance, at our size."""
+    observer = Observer(pipeline.transformer)
+    picture = Image.fromarray(image["top"])
+    with torch.no_grad():
+        latents = pipeline._encode_vae_image(pipeline.image_processor.preprocess(picture), None)
+    reference = pipeline._pack_latents(latents, *latents.shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_longcat_image_edit, "calculate_dimensions", lambda _area, _ratio: (WIDTH, HEIGHT))
+        # what `prepare_latents` is told: the released VAE has 16 channels, this one 4
+        prepare = pipeline.prepare_latents
+        patch.setattr(pipeline, "prepare_latents", lambda image, n, _c, *rest: prepare(image, n, 4, *rest))
+        pipeline(
+            picture,
+            prompt,
+            guidance_scale=1.0,
+            latents=(1 - t) * reference + t * target_noise(reference.shape, reference),
+            num_inference_steps=1,
+            sigmas=[t],
+            output_type="latent",
+        )
+    return observer
+
+
+def row(prefix: PrefixKV, i: int) -> PrefixKV:
+    layers = tuple(type(kv)(kv.k[i : i + 1], kv.v[i : i + 1]) for kv in prefix.layers)
+    return PrefixKV(layers, None if prefix.valid is None else prefix.valid[i : i + 1])
+
+
+@pytest.mark.parametrize("t", [1.0, 0.25])
+def test_denoise_is_the_pipelines_own_step(folder: Path, pipeline: Any, t: float) -> None:
+    images = pictures(2)
+    editor = load(folder, mode="denoise", timestep=t, segments=("text", "target", "reference"))
+    prefix = editor.encode(images, INSTRUCTIONS)
+    assert prefix.valid is not None
+    assert bool(prefix.valid.all()), "the pipeline shows all 512 positions of a padded instruction"
+    for i, prompt in enumerate(INSTRUCTIONS):
+        expected = own_step(pipeline, t, images[i], prompt).layers()
+        assert largest_difference(row(prefix, i), expected, slice(None)) <= 1e-5
+
+
+@pytest.mark.parametrize("t", [1.0, 0.25])
+def test_prefix_is_the_step_whose_target_nobody_else_sees(folder: Path, pipeline: Any, t: float) -> None:
+    images = pictures(2)
+    prefix = load(folder, timestep=t).encode(images, INSTRUCTIONS)
+    tokens = [*range(TEXT), *range(TEXT + PICTURE, TEXT + 2 * PICTURE)]
+    for i, prompt in enumerate(INSTRUCTIONS):
+        observer = own_step(pipeline, t, images[i], prompt)
+        with torch.no_grad(), attention_mask(prefix_mask(TEXT, PICTURE, PICTURE)):
+            pipeline.transformer(**observer.inputs)
+        assert largest_difference(row(prefix, i), observer.layers(), tokens) <= 1e-5
+
+
+def test_the_target_matters_where_it_is_seen(folder: Path) -> None:
+    """Else the two tests above could not tell one mode from the other."""
+    images = pictures(1)
+    seen, unseen = (load(folder, mode=mode).encode(images, INSTRUCTIONS[:1]) for mode in ("denoise", "prefix"))
+    for i, (a, b) in enumerate(zip(seen.layers, unseen.layers, strict=True)):
+        assert a.k.shape == b.k.shape
+        assert torch.equal(a.v, b.v) == (i == 0)
+
+
+def test_every_segment_is_where_it_belongs(folder: Path) -> None:
+    images = pictures(2)
+    names = ("text", "target", "reference")
+    everything = load(folder, mode="denoise", segments=names).encode(images, INSTRUCTIONS)
+    start = 0
+    for name in names:
+        editor = load(folder, mode="denoise", segments=(name,))
+        (segment,) = editor.spec.layers[0].segments
+        assert segment.name == name
+        assert segment.tokens == (TEXT if name == "text" else PICTURE)
+        assert segment.grid == (None if name == "text" else (4, 6))
+        alone = editor.encode(images, INSTRUCTIONS)
+        for part, kv in zip(alone.layers, everything.layers, strict=True):
+            assert torch.equal(part.k, kv.k[:, start : start + segment.tokens])
+            assert torch.equal(part.v, kv.v[:, start : start + segment.tokens])
+        start += segment.tokens
+
+
+@pytest.mark.parametrize("padding", ["keep", "trim"])
+@pytest.mark.parametrize("mode", ["prefix", "denoise"])
+def test_a_batch_is_its_rows(folder: Path, padding: str, mode: str) -> None:
+    images = pictures(2)
+    editor = load(folder, tuple(INSTRUCTIONS), mode=mode, text_padding=padding)
+    together = editor.encode(images, INSTRUCTIONS)
+    assert together.valid is not None
+    lengths = [SEEN + len(i) for i in INSTRUCTIONS] if padding == "trim" else [TEXT, TEXT]
+    assert together.valid[:, :-PICTURE].sum(1).tolist() == lengths
+    for i in range(2):
+        alone = load(folder, mode=mode, text_padding=padding).encode(images[i : i + 1], INSTRUCTIONS[i : i + 1])
+        for a, b in zip(alone.layers, together.layers, strict=True):
+            for mine, theirs in ((a.k, b.k), (a.v, b.v)):
+                assert torch.allclose(mine[0], theirs[i][together.valid[i]], atol=1e-5)
+                assert not theirs[i][~together.valid[i]].any()
+
+
+def test_trimmed_text_is_the_pipelines_without_padding(folder: Path, pipeline: Any) -> None:
+    images, length = pictures(1), SEEN + len(INSTRUCTIONS[0])
+    prefix = load(folder, mode="denoise", text_padding="trim").encode(images, INSTRUCTIONS[:1])
+    observer = own_step(pipeline, 1.0, images[0], INSTRUCTIONS[0])
+    inputs = dict(observer.inputs)
+    for name, axis in (("encoder_hidden_states", 1), ("txt_ids", 0)):
+        inputs[name] = inputs[name].narrow(axis, 0, length)
+    with torch.no_grad():
+        pipeline.transformer(**inputs)
+    tokens = [*range(length), *range(length + PICTURE, length + 2 * PICTURE)]
+    assert largest_difference(prefix, observer.layers(), tokens) <= 1e-5
+
+
+def test_the_text_encoder_sees_the_picture(folder: Path) -> None:
+    """And is kept for the rows to come, though all instructions are known."""
+    editor = load(folder, tuple(INSTRUCTIONS), segments=("text",))
+    assert "text_encoder" in editor.part
+    first, second = editor.encode(pictures(2), [INSTRUCTIONS[0]] * 2).layers[0].v
+    assert not torch.allclose(first[SEEN:], second[SEEN:], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["go", "write 'go left' on it", 'it\'s "red" “blue” ‘green’', "'a' 'b'", "the dog's 'bone", ""]
+)
+def test_quotations_are_spelt_as_the_pipeline_spells_them(prompt: str) -> None:
+    expected = [
+        piece
+        for part, quoted in pipeline_longcat_image_edit.split_quotation(prompt)
+        for piece in (part if quoted else [part])
+    ]
+    assert list(pieces(prompt)) == expected
+
+
+def test_two_words_with_apostrophes_keep_their_places() -> None:
+    prompt = "don't touch the robot's arm"
+    assert list(pieces(prompt)) == [prompt]
+
+
+def test_a_long_instruction_is_cut(folder: Path) -> None:
+    (text,) = load(folder, segments=("text",), text_padding="trim").encode(pictures(1), ["move " * 200]).layers[0].k
+    assert len(text) == TEXT
+
+
+def test_actions_are_rotated_as_the_transformer_rotates(folder: Path, pipeline: Any) -> None:
+    """At ids that no other token has."""
+    rope = load(folder).spec.rope
+    assert rope is not None
+    ids = torch.tensor([(float(rope.action_ids[0]), float(step), 0.0) for step in range(4)])
+    observer = own_step(pipeline, 1.0, pictures(1)[0], "go")
+    taken = torch.cat([observer.inputs["txt_ids"], observer.inputs["img_ids"]])
+    assert not (ids[:, None] == taken[None]).all(-1).any()
+    rotation = pipeline.transformer.pos_embed(ids)
+    x = torch.randn(1, 4, 2, rotation[0].shape[1])
+    mine = rotate(x, *rotary_tables(rope, torch.arange(4)))
+    assert torch.allclose(mine, apply_rotary_emb(x, rotation, sequence_dim=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(112, 160), (512, 512)])
+def test_the_layout_is_known_without_weights(folder: Path, size: tuple[int, int]) -> None:
+    entry = dataclasses.replace(
+        Registry.installed().editors.get(NAME),
+        config={"num_layers": 2, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16}
+        | {"axes_dims_rope": longcat_folder.AXES},
+    )
+    editor = load(folder, image_size=size)
+    assert LongCatEditor.describe(entry, editor.settings) == editor.spec
+
+
+def test_nothing_is_freed_so_memory_is_the_sum() -> None:
+    entry = Registry.installed().editors.get(NAME)
+    assert LongCatEditor.memory_bytes(entry) == 2 * sum(entry.components.values())
+
+
+def test_another_pipelines_folder_is_refused() -> None:
+    from imagewam_tiny.editor import WEIGHTS
+
+    with pytest.raises(EditorError, match="is a Flux2KleinPipeline folder, not a LongCatImageEditPipeline one"):
+        load(WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"segments": ("target",)}, "mode 'prefix' of longcat-image-edit has no target tokens"),
+        ({"image_size": (HEIGHT, 40)}, "does not split into 16-pixel tokens"),
+    ],
+)
+def test_unfit_settings_are_refused_with_the_reason(folder: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load(folder, **settings)

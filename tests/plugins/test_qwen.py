@@ -1,0 +1,347 @@
+"""Qwen-Image-Edit on tiny pipeline folders: what is recorded is what diffusers' own pipelines compute, layer by layer.
+
+The reference is never our capture: hooks on the transformer's own projections and norms, rotated by diffusers' own
+function, while the pipeline (or, for a prefix, the transformer under an explicit mask) runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
+from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+from PIL import Image
+from plugins.qwen_folder import build
+
+from imagewam_cli.diffusers_editor import target_noise
+from imagewam_cli.editor import PrefixKV, PrefixSettings
+from imagewam_cli.errors import EditorError, UsageError
+from imagewam_cli.expert.attention import rotary_tables, rotate
+from imagewam_cli.registry import Registry
+from imagewam_qwen import reader
+from imagewam_qwen.editor import QwenEditor
+from imagewam_qwen.processor import PictureProcessor
+
+BASE, PLUS, CLEAN = "qwen-image-edit", "qwen-image-edit-plus", "qwen-image-edit-2511"
+HEIGHT, WIDTH = 64, 96
+"""Of a camera's picture: 4 x 6 tokens."""
+TOKENS = 24
+CHANNELS = 16
+INSTRUCTIONS = ["put the red block on the blue zone", "go"]
+Recorded = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    path = tmp_path_factory.mktemp("editors")
+    return {
+        BASE: build(path / BASE),
+        PLUS: build(path / PLUS, plus=True),
+        CLEAN: build(path / CLEAN, plus=True, zero_cond_t=True),
+    }
+
+
+def load(folders: dict[str, Path], name: str, instructions: tuple[str, ...] = (), **settings: Any) -> QwenEditor:
+    cameras = settings.setdefault("cameras", ("top",))
+    chosen = {"image_size": (HEIGHT, WIDTH * len(cameras)), "compute_dtype": "float32"} | settings
+    editors = Registry.installed().editors
+    editor = editors.load(name).load(
+        editors.get(name), PrefixSettings(**chosen), instructions=instructions, weights=folders[name]
+    )
+    assert isinstance(editor, QwenEditor)
+    return editor
+
+
+def pictures(count: int, cameras: tuple[str, ...] = ("top",)) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [{c: rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8) for c in cameras} for _ in range(count)]
+
+
+def pipeline(folder: Path, *, told: bool = True) -> Any:
+    """diffusers' own. told: its encoder is given the token types that its processor made, which it drops."""
+    family = QwenImageEditPipeline if folder.name == BASE else QwenImageEditPlusPipeline
+    processor = PictureProcessor.from_pretrained(folder / "processor")
+    made = family.from_pretrained(folder, processor=processor)
+    made.set_progress_bar_config(disable=True)
+    if told:
+
+        def with_types(_encoder: Any, args: Any, kwargs: Any) -> Any:
+            types = processor.create_mm_token_type_ids(kwargs["input_ids"])
+            return args, kwargs | {"mm_token_type_ids": torch.tensor(types)}
+
+        made.text_encoder.register_forward_pre_hook(with_types, with_kwargs=True)
+    return made
+
+
+@contextlib.contextmanager
+def own_projections(transformer: Any) -> Iterator[Recorded]:
+    """Attention module -> k, v (B, tokens, heads, size) of [text | pictures], rotated by diffusers' function."""
+    seen: dict[str, Any] = {}
+    handles = [transformer.pos_embed.register_forward_hook(lambda _m, _a, out: seen.update(rope=out))]
+    names = [f"transformer_blocks.{i}.attn" for i in range(len(transformer.transformer_blocks))]
+    for name in names:
+        for part in ("norm_k", "norm_added_k", "to_v", "add_v_proj"):
+            module = transformer.get_submodule(f"{name}.{part}")
+            key = f"{name}.{part}"
+            handles.append(module.register_forward_hook(lambda _m, _a, out, key=key: seen.update({key: out})))
+    recorded: Recorded = {}
+    yield recorded
+    for handle in handles:
+        handle.remove()
+    image, text = seen["rope"]
+    for name in names:
+        k = [seen[f"{name}.norm_added_k"], seen[f"{name}.norm_k"]]
+        v = [seen[f"{name}.add_v_proj"], seen[f"{name}.to_v"]]
+        turned = [apply_rotary_emb_qwen(x, at, use_real=False) for x, at in zip(k, (text, image), strict=True)]
+        k_all = torch.cat(turned, dim=1)
+        recorded[name] = k_all, torch.cat(v, dim=1).reshape(k_all.shape)
+
+
+def one_step(patch: pytest.MonkeyPatch, pipe: Any, shown: list[np.ndarray], instruction: str) -> Recorded:
+    """The only step of the pipeline, at timestep 1, for pictures of the size that they have."""
+    height, width, _ = shown[0].shape
+    patch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda _area, _ratio: (width, height, None))
+    patch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", height * width)
+    images = [Image.fromarray(x) for x in shown]
+    noise = target_noise((1, height * width // 256, CHANNELS), torch.zeros(1))
+    with own_projections(pipe.transformer) as recorded:
+        pipe(
+            image=images[0] if isinstance(pipe, QwenImageEditPipeline) else images,
+            prompt=instruction,
+            height=height,
+            width=width,
+            num_inference_steps=1,
+            true_cfg_scale=1.0,
+            latents=noise,
+            output_type="latent",
+        )
+    assert pipe.scheduler.timesteps.tolist() == [1000.0]
+    return recorded
+
+
+def largest_difference(prefix: PrefixKV, editor: QwenEditor, expected: Recorded) -> float:
+    assert [layer.name for layer in editor.spec.layers] == list(expected), "every attention, in the order of the calls"
+    differences = []
+    for kv, (k, v) in zip(prefix.layers, expected.values(), strict=True):
+        assert kv.k.shape == k.shape
+        differences += [(kv.k - k).abs().max(), (kv.v - v).abs().max()]
+    return float(max(differences))
+
+
+CASES = [
+    (BASE, ("top",), "tile"),
+    (BASE, ("top", "wrist"), "tile"),
+    (PLUS, ("top",), "tile"),
+    (PLUS, ("top", "wrist"), "tile"),
+    (PLUS, ("top", "wrist"), "separate"),
+    (CLEAN, ("top", "wrist"), "separate"),
+]
+
+
+@pytest.mark.parametrize(("name", "cameras", "layout"), CASES)
+def test_a_step_is_that_of_the_pipeline(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, cameras: tuple[str, ...], layout: str
+) -> None:
+    (row,) = pictures(1, cameras)
+    editor = load(folders, name, mode="denoise", cameras=cameras, camera_layout=layout)
+    prefix = editor.encode([row], INSTRUCTIONS[:1])
+    shown = list(row.values())
+    shown = shown if layout == "separate" else [np.concatenate(shown, axis=1)]
+    expected = one_step(monkeypatch, pipeline(folders[name]), shown, INSTRUCTIONS[0])
+    assert largest_difference(prefix, editor, expected) <= 1e-5
+
+
+def test_without_token_types_a_step_is_that_of_the_pipeline_as_it_comes(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (row,) = pictures(1)
+    expected = one_step(monkeypatch, pipeline(folders[BASE], told=False), list(row.values()), INSTRUCTIONS[0])
+    told = load(folders, BASE, mode="denoise")
+    assert largest_difference(told.encode([row], INSTRUCTIONS[:1]), told, expected) > 1e-3
+    monkeypatch.setattr(reader, "_with_token_types", lambda *_: None)
+    untold = load(folders, BASE, mode="denoise")
+    assert largest_difference(untold.encode([row], INSTRUCTIONS[:1]), untold, expected) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "cameras", "layout", "timestep"),
+    [(*case, timestep) for case, timestep in zip(CASES, (1.0, 0.25, 0.0, 1.0, 0.25, 0.25), strict=True)],
+)
+def test_a_prefix_is_that_of_the_full_sequence_with_the_target_hidden(
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    cameras: tuple[str, ...],
+    layout: str,
+    timestep: float,
+) -> None:
+    (row,) = pictures(1, cameras)
+    editor = load(folders, name, cameras=cameras, camera_layout=layout, timestep=timestep)
+    prefix = editor.encode([row], INSTRUCTIONS[:1])
+    shown = list(row.values())
+    shown = shown if layout == "separate" else [np.concatenate(shown, axis=1)]
+    target = shown[0].shape[0] * shown[0].shape[1] // 256
+    text = editor.text_tokens(INSTRUCTIONS[0])
+    own = F.scaled_dot_product_attention
+
+    def hidden(query: Any, key: Any, value: Any, **options: Any) -> Any:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)
+        mask[:, text : text + target] = False
+        mask[text : text + target] = True
+        return own(query, key, value, **options | {"attn_mask": mask})
+
+    pipe = pipeline(folders[name])
+    step = pipe.transformer.forward
+    pipe.transformer.forward = lambda **given: step(**given | {"timestep": torch.tensor([timestep])})
+    with pytest.MonkeyPatch.context() as patch:
+        # the encoder attends too, unmasked: its calls come before the transformer's
+        pipe.transformer.register_forward_pre_hook(
+            lambda *_: patch.setattr(F, "scaled_dot_product_attention", hidden), with_kwargs=False
+        )
+        expected = one_step(monkeypatch, pipe, shown, INSTRUCTIONS[0])
+    kept = [i for i in range(text + target + target * len(shown)) if not text <= i < text + target]
+    expected = {at: (k[:, kept], v[:, kept]) for at, (k, v) in expected.items()}
+    assert largest_difference(prefix, editor, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("mode", ["prefix", "denoise"])
+@pytest.mark.parametrize(("name", "layout"), [(BASE, "tile"), (CLEAN, "separate")])
+def test_a_row_is_what_it_is_alone_in_any_batch(folders: dict[str, Path], name: str, layout: str, mode: str) -> None:
+    rows = pictures(2, ("top", "wrist"))
+    settings = {"cameras": ("top", "wrist"), "camera_layout": layout, "mode": mode}
+    editor, alone = load(folders, name, tuple(INSTRUCTIONS), **settings), load(folders, name, **settings)
+    together = editor.encode(rows, INSTRUCTIONS)
+    lengths = [editor.text_tokens(i) for i in INSTRUCTIONS]
+    assert lengths[0] > lengths[1]
+    assert together.valid is not None
+    assert [layer.tokens for layer in editor.spec.layers] == [kv.k.shape[1] for kv in together.layers]
+    for i, (row, instruction) in enumerate(zip(rows, INSTRUCTIONS, strict=True)):
+        single = alone.encode([row], [instruction])
+        assert (~together.valid[i]).nonzero()[:, 0].tolist() == list(range(lengths[i], lengths[0]))
+        for one, both in zip(single.layers, together.layers, strict=True):
+            for mine, theirs in ((one.k, both.k), (one.v, both.v)):
+                assert torch.allclose(mine[0], theirs[i][together.valid[i]], atol=1e-5)
+                assert not theirs[i][~together.valid[i]].any()
+
+
+def test_text_is_as_long_as_was_told(folders: dict[str, Path]) -> None:
+    cameras = ("top", "left", "right")
+    for name, layout in ((BASE, "tile"), (PLUS, "tile"), (PLUS, "separate")):
+        editor = load(folders, name, cameras=cameras, camera_layout=layout, image_size=(80, 48 * 3))
+        picture = np.zeros((80, 48 * 3, 3), np.uint8)
+        for prompt in ("", "x", "  Put\tit {there}, 2 cm  left?  ", *INSTRUCTIONS):
+            with torch.no_grad():
+                assert len(editor.embed(prompt, picture).states) == editor.text_tokens(prompt)
+
+
+@pytest.mark.parametrize("mode", ["prefix", "denoise"])
+def test_segments_are_kept_or_dropped(folders: dict[str, Path], mode: str) -> None:
+    cameras = ("top", "wrist")
+    settings = {"cameras": cameras, "camera_layout": "separate", "mode": mode}
+    rows = pictures(1, cameras)
+    whole = load(folders, PLUS, **settings)
+    k = whole.encode(rows, ["go"]).layers[-1].k
+    text = whole.text_tokens("go")
+    at = {"text": slice(text), "reference": slice(-2 * TOKENS, None)}
+    if mode == "denoise":
+        at["target"] = slice(text, text + TOKENS)
+    assert k.shape[1] == text + TOKENS * (2 + (mode == "denoise"))
+    for segment, where in at.items():
+        editor = load(folders, PLUS, segments=(segment,), **settings)
+        assert torch.equal(editor.encode(rows, ["go"]).layers[-1].k, k[:, where])
+        assert {(s.name, s.grid) for s in editor.spec.layers[0].segments} == {
+            (segment, None if segment == "text" else (4, 6))
+        }
+
+
+@pytest.mark.parametrize(("timestep", "layout"), [(1.0, "separate"), (0.25, "separate"), (0.25, "tile")])
+def test_the_first_picture_noised_stands_for_the_target(folders: dict[str, Path], timestep: float, layout: str) -> None:
+    cameras = ("top", "wrist")
+    editor = load(folders, PLUS, mode="denoise", timestep=timestep, cameras=cameras, camera_layout=layout)
+    given: dict[str, Any] = {}
+    editor.denoiser.register_forward_pre_hook(lambda _m, _a, kwargs: given.update(kwargs), with_kwargs=True)
+    editor.encode(pictures(2, cameras), INSTRUCTIONS)
+    count = TOKENS * (1 if layout == "separate" else 2)
+    target, reference = given["hidden_states"][:, :count], given["hidden_states"][:, count : 2 * count]
+    noise = target_noise(target.shape, target)
+    assert torch.equal(given["timestep"], torch.full((2,), timestep))
+    assert torch.allclose(target, (1 - timestep) * reference + timestep * noise, atol=1e-6)
+
+
+def test_actions_are_rotated_as_keys_are_where_no_token_is(folders: dict[str, Path]) -> None:
+    editor = load(folders, PLUS)
+    rope, shapes = editor.spec.rope, [(1, 4, 6)] * 4
+    assert rope is not None
+    with torch.no_grad():
+        image, text = editor.denoiser.pos_embed([shapes], max_txt_seq_len=16, device=torch.device("cpu"))
+    steps = torch.arange(-2, 2)
+    # a reference's second column, counted from the middle, is -2; its four rows are -2 to 1
+    cos, sin = rotary_tables(dataclasses.replace(rope, action_ids=(2, 0, -2)), steps)
+    column = image.view(4, 4, 6, -1)[2, :, 1]
+    assert torch.allclose(torch.complex(cos, sin), column, atol=1e-6)
+    x = torch.randn(1, 4, 2, 16)
+    assert torch.allclose(rotate(x, cos, sin), apply_rotary_emb_qwen(x, column, use_real=False), atol=1e-5)
+    actions = torch.complex(*rotary_tables(rope, torch.arange(16)))
+    distances = (actions[:, None] - torch.cat([image, text])[None]).abs().amax(-1)
+    assert distances.min() > 0.1
+
+
+def test_the_released_layout_counts_the_pictures_tokens() -> None:
+    """A picture of a megapixel is 64 x 64 latents' tokens; Qwen2.5-VL sees one token for each 28 x 28 pixels."""
+    editors = Registry.installed().editors
+    two = {"cameras": ("top", "wrist")}
+    for name, settings, text, references in (
+        (BASE, {}, 37 * 37, [(64, 64)]),
+        (PLUS, {}, 14 * 14, [(64, 64)]),
+        (PLUS, {**two, "camera_layout": "separate"}, 2 * 14 * 14, [(64, 64), (64, 64)]),
+        (CLEAN, {**two, "image_size": (512, 1024)}, 19 * 9, [(32, 64)]),
+    ):
+        spec = editors.load(name).describe(editors.get(name), PrefixSettings(**settings))  # type: ignore[arg-type]
+        assert spec is not None
+        assert len(spec.layers) == 60
+        first, *rest = spec.layers[0].segments
+        assert first.tokens == 32 + text
+        assert [s.grid for s in rest] == references
+
+
+def test_the_encoder_stays_beside_the_denoiser() -> None:
+    entry = Registry.installed().editors.get(BASE)
+    assert QwenEditor.memory_bytes(entry) == 2 * sum(entry.components.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message", "hint"),
+    [
+        (BASE, {"text_padding": "keep"}, "text padding 'keep' is not available for qwen-image-edit", "trim"),
+        (BASE, {"camera_layout": "separate"}, "camera layout 'separate' is not available", "tile"),
+        (PLUS, {"segments": ("target",)}, "has no target tokens", "text, reference"),
+        (PLUS, {"image_size": (64, 90)}, "image size 64x90 does not split", "64x96"),
+    ],
+)
+def test_unfit_settings_are_refused_with_the_reason(
+    folders: dict[str, Path], name: str, settings: dict[str, Any], message: str, hint: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        load(folders, name, **settings)
+    assert hint in (caught.value.hint or "")
+
+
+def test_pictures_beyond_the_transformers_positions_are_refused_before_the_first_row(folders: dict[str, Path]) -> None:
+    editor = load(folders, BASE, ("go",), image_size=(2048, 2048))
+    with pytest.raises(UsageError, match="more than qwen-image-edit has positions for"):
+        _ = editor.spec
+
+
+@pytest.mark.parametrize(("name", "other"), [(BASE, PLUS), (PLUS, BASE)])
+def test_another_lines_folder_is_refused(folders: dict[str, Path], name: str, other: str) -> None:
+    with pytest.raises(EditorError, match=r"is a QwenImageEdit(Plus)?Pipeline folder, not a QwenImageEdit"):
+        load({name: folders[other]}, name)

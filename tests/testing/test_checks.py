@@ -1,0 +1,230 @@
+"""Each check finds the editor that breaks its promise, and says what to correct."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from imagewam_cli.capture import LayerKV
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.editor import PrefixGraph, PrefixKV, PrefixSettings
+from imagewam_cli.expert import blocks
+from imagewam_cli.hookspecs import EditorEntry
+from imagewam_cli.kvcache.spec import KVSpec, RopeSpec
+from imagewam_cli.registry import Registry
+from imagewam_cli.testing import layout, numbers, uses
+from imagewam_cli.testing.checks import CHECKS, Check, examine
+from imagewam_cli.testing.subject import ContractError, Subject
+from imagewam_cli.text_states import Prompt, Text
+from imagewam_tiny.editor import TinyEditor
+
+
+class Sound(TinyEditor):
+    """Keeps every promise. On the folder that it is given, as an editor without one of its own."""
+
+    embedded = None
+
+    def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
+        return self.spoil(super().encode(images, instructions))
+
+    def spoil(self, prefix: PrefixKV) -> PrefixKV:
+        return prefix
+
+
+class LosesAToken(Sound):
+    def spoil(self, prefix: PrefixKV) -> PrefixKV:
+        return each(prefix, lambda x: x[:, 1:])
+
+
+class LeavesPadding(Sound):
+    def spoil(self, prefix: PrefixKV) -> PrefixKV:
+        return each(prefix, lambda x: x + 1)
+
+
+class MisdescribesHeads(Sound):
+    @classmethod
+    def describe(cls, entry: EditorEntry, settings: PrefixSettings) -> KVSpec | None:
+        told = super().describe(entry, settings)
+        assert told is not None
+        layers = tuple(dataclasses.replace(layer, heads=layer.heads + 1) for layer in told.layers)
+        return dataclasses.replace(told, layers=layers)
+
+
+class DrawsNoise(Sound):
+    def spoil(self, prefix: PrefixKV) -> PrefixKV:
+        return each(prefix, lambda x: x + 1e-6 * torch.randn_like(x) * (x != 0))
+
+
+class MixesRows(Sound):
+    def spoil(self, prefix: PrefixKV) -> PrefixKV:
+        return each(prefix, lambda x: x + 1e-3 * (x - x.mean(dim=0, keepdim=True)) * (x != 0))
+
+
+class SeesPadding(Sound):
+    def run(self, pictures: Tensor, text: Text) -> None:
+        super().run(pictures, dataclasses.replace(text, valid=torch.ones_like(text.valid)))
+
+
+class SeesNoPicture(Sound):
+    def run(self, pictures: Tensor, text: Text) -> None:
+        super().run(torch.zeros_like(pictures), text)
+
+
+class ReadsNoInstruction(Sound):
+    def text_tokens(self, prompt: str) -> int:
+        return super().text_tokens("always this")
+
+    def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
+        return super().embed("always this", picture)
+
+
+class LooksThroughBlank(Sound):
+    def _picture(self, images: Mapping[str, UInt8Image]) -> UInt8Image:
+        return next(iter(images.values()))
+
+
+class _Accepts(Sound):
+    """Loads with other settings than it was asked for."""
+
+    @classmethod
+    def load(cls, entry: EditorEntry, settings: PrefixSettings, **options: Any) -> Any:
+        return super().load(entry, cls.bent(settings), **options)
+
+    @classmethod
+    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+        return settings
+
+
+class KeepsItsWeights(_Accepts):
+    @classmethod
+    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+        return dataclasses.replace(settings, random_weights=False)
+
+
+class AcceptsAnySegment(_Accepts):
+    @classmethod
+    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+        known = tuple(s for s in settings.segments or () if s in {"text", "reference"})
+        return dataclasses.replace(settings, segments=known or None)
+
+
+class RoundsTheSize(_Accepts):
+    @classmethod
+    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+        height, width = settings.image_size or (64, 64)
+        return dataclasses.replace(settings, image_size=(height // 16 * 16, width // 16 * 16))
+
+
+class ComputesChoicesAnew(Sound):
+    def spoil(self, prefix: PrefixKV) -> PrefixKV:
+        whole = self.settings.layers == "all" and len(self.settings.segments or ()) == 2
+        return prefix if whole else each(prefix, lambda x: 1.0001 * x)
+
+
+class RotatesHalf(Sound):
+    @classmethod
+    def rope(cls, denoiser: Any) -> RopeSpec:
+        return dataclasses.replace(super().rope(denoiser), axes=(2, 2, 2, 2))
+
+
+class _Doubled(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        valid, *values = self.inner(*inputs)
+        return valid, *(2 * x for x in values)
+
+
+class ExportsAnother(Sound):
+    def prefix_graph(self) -> PrefixGraph:
+        graph = super().prefix_graph()
+        return dataclasses.replace(graph, module=_Doubled(graph.module))
+
+
+def each(prefix: PrefixKV, change: Callable[[Tensor], Tensor]) -> PrefixKV:
+    return PrefixKV(tuple(LayerKV(change(kv.k), change(kv.v)) for kv in prefix.layers), prefix.valid)
+
+
+@pytest.fixture
+def subject_of(tiny_weights: Path) -> Callable[[type[Sound]], Subject]:
+    entry = Registry.installed().editors.get("tiny")
+    return lambda kind: Subject(entry=entry, kind=kind, mode="prefix", weights=tiny_weights, image_size=(64, 64))
+
+
+def test_a_sound_editor_breaks_nothing(subject_of: Callable[[type[Sound]], Subject]) -> None:
+    results = {finding.check: finding.result for finding in examine(subject_of(Sound))}
+    assert results == {check.__name__: "kept" for check in CHECKS}
+
+
+BROKEN = [
+    (layout.shapes_are_those_of_the_spec, LosesAToken, r"the spec says \(2, "),
+    (layout.shapes_are_those_of_the_spec, LeavesPadding, "not zero where `valid` is False"),
+    (layout.description_is_the_spec, MisdescribesHeads, r"described layers: .*heads=3"),
+    (numbers.same_input_gives_the_same_bits, DrawsNoise, "encoded twice: K of .* differs by up to"),
+    (numbers.a_batch_is_its_rows, MixesRows, "row 0 of a batch of 3"),
+    (numbers.padding_changes_nothing, SeesPadding, "padded to the length of"),
+    (numbers.another_picture_changes_the_prefix, SeesNoPicture, "two pictures of noise give one prefix"),
+    (numbers.another_instruction_changes_the_prefix, ReadsNoInstruction, "give one prefix: the instruction"),
+    (numbers.a_blank_picture_hides_everything, LooksThroughBlank, "with `blank_images`, two pictures"),
+    (numbers.a_blank_picture_hides_everything, SeesNoPicture, "`blank_images` does nothing"),
+    (numbers.random_weights_change_the_prefix, KeepsItsWeights, "gives the prefix of the trained weights"),
+    (layout.segments_are_slices, ComputesChoicesAnew, "with `segments` text alone"),
+    (layout.layers_are_slices, ComputesChoicesAnew, "with `layers` every:2"),
+    (layout.prefix_mode_has_no_target, AcceptsAnySegment, "`segments` target is accepted"),
+    (layout.unknown_choices_are_refused, AcceptsAnySegment, "`segments` sky is accepted"),
+    (layout.wrong_size_is_refused, RoundsTheSize, r"\(65, 64\) is accepted, and the spec says \(64, 64\)"),
+    (uses.a_cache_gives_back_what_was_encoded, DrawsNoise, "row 0 of the cache"),
+    (uses.expert_attends_jointly, RotatesHalf, "rope axes"),
+    (uses.graph_equals_encode, ExportsAnother, "the graph beside `encode`"),
+]
+
+
+@pytest.mark.parametrize(
+    ("check", "kind", "message"), BROKEN, ids=[f"{kind.__name__}-{check.__name__}" for check, kind, _ in BROKEN]
+)
+def test_a_broken_promise_is_found(
+    subject_of: Callable[[type[Sound]], Subject], check: Check, kind: type[Sound], message: str
+) -> None:
+    with pytest.raises(ContractError, match=message) as caught:
+        check(subject_of(kind))
+    assert f"to fix: {caught.value.fix}" in str(caught.value)
+
+
+def test_every_check_can_fail() -> None:
+    assert {check for check, _, _ in BROKEN} == set(CHECKS)
+
+
+def test_an_attention_that_is_not_one_softmax_is_found(
+    subject_of: Callable[[type[Sound]], Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = blocks.joint_attention
+    monkeypatch.setattr(blocks, "joint_attention", lambda q, k, v, prefix, valid: true(q, k, v, prefix, None))
+    with pytest.raises(ContractError, match="the expert's attention"):
+        uses.expert_attends_jointly(subject_of(Sound))
+
+
+def test_a_shard_of_another_size_is_found(
+    subject_of: Callable[[type[Sound]], Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = uses.bytes_per_row
+    monkeypatch.setattr(uses, "bytes_per_row", lambda spec, codec: true(spec, codec) + 1)
+    with pytest.raises(ContractError, match="bytes, announced were"):
+        uses.a_cache_gives_back_what_was_encoded(subject_of(Sound))
+
+
+def test_what_a_plugin_raises_is_a_finding_with_its_place(subject_of: Callable[[type[Sound]], Subject]) -> None:
+    class Raises(Sound):
+        def run(self, pictures: Tensor, text: Text) -> None:
+            raise RuntimeError("boom")
+
+    finding = next(examine(subject_of(Raises)))
+    assert (finding.result, finding.message) == ("broken", "RuntimeError: boom")
+    assert str(finding.fix).startswith(f"see {__file__}:")

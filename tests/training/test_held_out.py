@@ -1,0 +1,59 @@
+"""A run's folder tells which episodes it never trained on, or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from kvcache.doubles import MemoryDataset
+
+from imagewam_cli.errors import RunError
+from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.training.held_out import held_out_episodes
+from imagewam_cli.training.loop import Trainer
+from imagewam_cli.training.recipe import TrainRecipe
+
+from .conftest import EPISODES, LENGTH
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, cache: Path, recipe: TrainRecipe
+) -> tuple[Path, tuple[int, ...], tuple[int, ...]]:
+    """(policy folder, episodes that were trained on, episodes that were not)."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    trainer = Trainer(CacheReader(cache), recipe)
+    trainer.train(folder)
+    return folder / "policy", tuple(trainer.data.train_episodes), tuple(trainer.data.validation_episodes)
+
+
+def test_they_are_those_that_the_trainer_kept(
+    trained: tuple[Path, tuple[int, ...], tuple[int, ...]], dataset: MemoryDataset
+) -> None:
+    policy, on, kept = trained
+    assert held_out_episodes(policy, dataset) == kept
+    assert set(on) | set(kept) == set(range(EPISODES))
+    assert kept
+
+
+def test_of_other_data_nothing_is_known(
+    trained: tuple[Path, tuple[int, ...], tuple[int, ...]], dataset: MemoryDataset, tmp_path: Path
+) -> None:
+    policy = trained[0]
+    assert held_out_episodes(policy, MemoryDataset([LENGTH] * EPISODES, identity="another")) == ()
+    assert held_out_episodes(policy, MemoryDataset([LENGTH] * (EPISODES + 1))) == ()
+    shutil.copytree(policy, tmp_path / "policy")
+    assert held_out_episodes(tmp_path / "policy", dataset) == ()
+
+
+def test_a_damaged_run_is_named(
+    trained: tuple[Path, tuple[int, ...], tuple[int, ...]], dataset: MemoryDataset, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained[0].parent, run)
+    for text in ("{", json.dumps({"dataset": "x"}), "[]"):
+        (run / "run.json").write_text(text)
+        with pytest.raises(RunError, match=r"run\.json is damaged"):
+            held_out_episodes(run / "policy", dataset)
