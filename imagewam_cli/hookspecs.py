@@ -47,6 +47,8 @@ class EditorEntry(Entry):
     """Repository on the Hugging Face Hub; None: the weights come with the plugin."""
     gated: bool | None = None
     """Whether the repository asks for consent first; None: not known."""
+    gated_source: str = ""
+    """Who says so."""
     prompt_template: str = "{instruction}"
 
     @property

@@ -18,7 +18,8 @@ def editors_command(format: FormatOption = FormatName.human) -> None:
 
     Bytes are of one row at the editor's own size and settings, in 16 bits: all layers, and every fourth of them.
     Memory is what the weights take in the editor's own dtype: the text encoders, or denoiser and VAE, whichever is
-    more; the former are gone before the latter come.
+    more; the former are gone before the latter come. Access is what public pages say (in JSON: which); `imagewam fetch`
+    finds out.
 
     Example: imagewam editors --format json
     """

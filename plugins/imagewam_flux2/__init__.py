@@ -13,6 +13,7 @@ _COMPONENTS = {
     "9b": {"transformer": 9_078_581_248, "vae": 84_046_115, "text_encoder": 8_190_735_360, "tokenizer": 0},
 }
 _LICENSES = {"4b": "Apache-2.0", "9b": "FLUX non-commercial"}
+_GATED = {"4b": None, "9b": True}  # of 4b public sources say both
 
 
 @hookimpl
@@ -28,6 +29,8 @@ def imagewam_editors() -> list[EditorEntry]:
             modes=("prefix", "denoise"),
             repo=f"black-forest-labs/FLUX.2-klein-{line}{size.upper()}",
             license=_LICENSES[size],
+            gated=_GATED[size],
+            gated_source="github.com/utensils/mold/pull/123" if _GATED[size] else "",
         )
         for line, kind in (("", "step-distilled"), ("base-", "undistilled"))
         for size in ("4b", "9b")

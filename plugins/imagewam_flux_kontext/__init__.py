@@ -25,6 +25,7 @@ def imagewam_editors() -> list[EditorEntry]:
             modes=("prefix", "denoise"),
             repo="black-forest-labs/FLUX.1-Kontext-dev",
             gated=True,
+            gated_source="the repository's page",
             license="FLUX.1 [dev] non-commercial",
         )
     ]

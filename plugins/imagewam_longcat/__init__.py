@@ -24,6 +24,7 @@ def imagewam_editors() -> list[EditorEntry]:
             modes=("prefix", "denoise"),
             repo="meituan-longcat/LongCat-Image-Edit",
             gated=False,
+            gated_source="the repository's page",
             license="Apache-2.0",
         )
     ]

@@ -22,6 +22,7 @@ def imagewam_editors() -> list[EditorEntry]:
             repo="Qwen/Qwen-Image-Edit",
             license="Apache-2.0",
             gated=False,
+            gated_source="the repository's page",
         ),
         *(
             EditorEntry(
@@ -34,7 +35,6 @@ def imagewam_editors() -> list[EditorEntry]:
                 modes=("prefix", "denoise"),
                 repo=f"Qwen/Qwen-Image-Edit-{month}",
                 license="Apache-2.0",
-                gated=False,
             )
             for name, month, clean_references in (
                 ("qwen-image-edit-plus", 2509, False),

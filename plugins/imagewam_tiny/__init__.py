@@ -20,5 +20,6 @@ def imagewam_editors() -> list[EditorEntry]:
             components={"transformer": 4_190_720, "vae": 854_508, "text_encoder": 499_776, "tokenizer": 0},
             license="Apache-2.0",
             gated=False,
+            gated_source="it comes with the plugin",
         )
     ]

@@ -51,3 +51,7 @@ def test_each_mode_has_a_layout_without_weights(entry: EditorEntry, kind: type[D
         assert spec.mode == mode
         assert spec.layers
         assert spec.bytes_per_row(2) > 0
+
+
+def test_what_is_said_of_access_has_a_source(entry: EditorEntry) -> None:
+    assert (entry.gated is None) == (entry.gated_source == "")
