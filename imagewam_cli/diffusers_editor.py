@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from imagewam_cli.capture import LayerKV, record
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editor import TYPICAL_TEXT, Editor, PrefixKV, PrefixSettings, WeightsIdentity
+from imagewam_cli.editor import TYPICAL_TEXT, Editor, PrefixKV, PrefixSettings, TextToken, WeightsIdentity
 from imagewam_cli.editor_defaults import EditorDefaults
 from imagewam_cli.errors import CaptureError, DatasetError, UsageError
 from imagewam_cli.fetch import downloaded
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import BlockKind, KVSpec, LayerSpec, RopeSpec, Segment, SegmentSpec, select_layers
 from imagewam_cli.pipeline_folder import digest, load_part, randomize, require_family, revision
-from imagewam_cli.text_states import Prompt, Text, TextStates
+from imagewam_cli.text_states import Prompt, Text, TextStates, with_token
 
 GREY = 128
 """Every pixel of a blank picture."""
@@ -46,6 +46,8 @@ class DiffusersEditor(Editor):
     """The parts that are models and read text. They go once every instruction is known and read."""
     reads_picture: ClassVar[bool] = False
     """Whether the text encoder sees the picture too, so that text states belong to a row, not to an instruction."""
+    takes_text_token: ClassVar[bool] = False
+    """Whether `run` heeds any `Text.valid`, also with gaps, so that `encode_with` can add a token."""
 
     def __init__(
         self,
@@ -55,15 +57,16 @@ class DiffusersEditor(Editor):
         *,
         instructions: Sequence[str],
         device: str,
+        tuned: Path | None = None,
     ) -> None:
         self.entry = entry
         self.settings = self.defaults.resolve(settings, entry.name)
         self.device, self.dtype = torch.device(device), getattr(torch, str(self.settings.compute_dtype))
-        self._folder = folder
+        self._folder, self._tuned = folder, tuned
         self.part: dict[str, Any] = {}
         """Sub-folder of the pipeline -> what it holds."""
         classes = self.part_classes()
-        require_family(folder, entry.family, classes)
+        require_family(folder, entry.family, [name for name in classes if self._home(name) == folder])
         # text encoders first, to be gone before the denoiser comes: the larger of the two must fit, not both
         late = [
             name for name, kind in classes.items() if issubclass(kind, nn.Module) and name not in self.text_encoders
@@ -85,10 +88,11 @@ class DiffusersEditor(Editor):
         instructions: Sequence[str],
         weights: Path | None = None,
         device: str = "cpu",
+        tuned: Path | None = None,
     ) -> Self:
         """From `weights`, the embedded folder, or what was fetched."""
         folder = weights or cls.embedded or downloaded(entry)
-        return cls(entry, settings, folder, instructions=instructions, device=device)
+        return cls(entry, settings, folder, instructions=instructions, device=device, tuned=tuned)
 
     @classmethod
     def describe(cls, entry: EditorEntry, settings: PrefixSettings) -> KVSpec | None:
@@ -151,14 +155,30 @@ class DiffusersEditor(Editor):
     def weights(self) -> WeightsIdentity:
         source = self.entry.repo or self.entry.name
         return WeightsIdentity(
-            source=source, revision=revision(self._folder), sha256=digest(self._folder, self.part_classes())
+            source=source,
+            revision=revision(self._folder),
+            sha256=digest({name: self._home(name) for name in self.part_classes()}),
         )
 
     def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
+        return self._encode(images, instructions, None)
+
+    def encode_with(
+        self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str], token: TextToken
+    ) -> PrefixKV:
+        if not self.takes_text_token:
+            return super().encode_with(images, instructions, token)
+        return self._encode(images, instructions, token)
+
+    def _encode(
+        self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str], token: TextToken | None
+    ) -> PrefixKV:
         with torch.no_grad():
             seen = [self._picture(row) for row in images]
             pictures = torch.stack([self._pixels(picture) for picture in seen])
             text = self._texts.of(instructions, seen if self.reads_picture else None)
+            if token is not None:
+                text = with_token(text, token)
             with record(self.denoiser, self.layer_names, stop_after_last=True) as recording:
                 self.run(pictures, text)
             return self.keep_segments(recording.layers, text.valid)
@@ -234,9 +254,13 @@ class DiffusersEditor(Editor):
 
     def _load_parts(self, names: Iterable[str]) -> None:
         for name in names:
-            self.part[name] = load_part(self._folder, name, self.part_classes()[name], self.device, self.dtype)
+            self.part[name] = load_part(self._home(name), name, self.part_classes()[name], self.device, self.dtype)
             if self.settings.random_weights and name in (self.entry.denoiser, *self.text_encoders):
                 randomize(self.part[name], seed=0)
+
+    def _home(self, part: str) -> Path:
+        """The folder that has this part."""
+        return self._tuned if self._tuned is not None and (self._tuned / part).is_dir() else self._folder
 
     def _encoder_bytes(self) -> int:
         encoders = [self.part[name] for name in self.text_encoders]

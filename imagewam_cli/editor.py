@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from imagewam_cli.config import to_dict
 from imagewam_cli.errors import UsageError
-from imagewam_cli.kvcache.spec import KVSpec, Mode, Segment
+from imagewam_cli.kvcache.spec import KVSpec, Mode, Rounding, Segment
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 
 CameraLayout = Literal["tile", "separate"]
+TokenPlacement = Literal["packed", "appended"]
+"""packed: right after the valid text, padding behind it. appended: after the padding."""
 TYPICAL_TEXT = 32
 """Tokens of an instruction where its length is not known yet."""
 
@@ -49,6 +51,7 @@ class PrefixSettings:
     """tile: the editor sees one picture, the cameras side by side. separate: one reference picture for each camera."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """How the editor computes; a prefix computed otherwise is another prefix."""
+    rounding: Rounding | None = None
     cameras: tuple[str, ...] = ()
     blank_images: bool = False
     """Show the editor a grey picture: what a policy can do without seeing."""
@@ -97,6 +100,19 @@ class PrefixKV:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextToken:
+    """One more text token for each row, for `Editor.encode_with`.
+
+    vectors: (B, D), as wide as the text states; text_tokens: the text before it is cut or padded to so many tokens,
+    which decides where an appended token stands.
+    """
+
+    vectors: torch.Tensor
+    placement: TokenPlacement
+    text_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrefixGraph:
     """An editor's prefix as a graph that can be traced, and how its inputs are made without the editor's code.
 
@@ -141,12 +157,14 @@ class Editor(abc.ABC):
         instructions: Sequence[str],
         weights: Path | None = None,
         device: str = "cpu",
+        tuned: Path | None = None,
     ) -> Self:
         """The editor, ready to encode.
 
         instructions: those that a cache will hold, so that text is padded to the longest of them and no further; empty
             for a live policy, whose text may have any length.
         weights: a pipeline folder instead of what came with the plugin or was fetched.
+        tuned: a folder with parts of the pipeline that stand in place of those, as a denoiser that was trained on.
 
         Raises:
             EditorError: weights missing or unfit, with the `imagewam fetch` to run.
@@ -184,6 +202,17 @@ class Editor(abc.ABC):
 
         images: per row, camera -> uint8 (H, W, 3), with every camera of `settings.cameras`.
         """
+
+    def encode_with(
+        self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str], token: TextToken
+    ) -> PrefixKV:
+        """`encode` with one more token in each row's text. For live policies only: what feeds the token then decides K
+        and V too, so that no cache can hold them.
+
+        Raises:
+            UsageError: this editor's text takes no more tokens.
+        """
+        raise UsageError(f"{self.entry.name} takes no token beside its text", "see `imagewam editors`")
 
     def prefix_graph(self) -> PrefixGraph | None:
         """`encode` as a graph for exporters; None where the editor has none.

@@ -9,7 +9,7 @@ from typing import Literal
 
 from imagewam_cli.editor import CameraLayout, PrefixSettings, resolve
 from imagewam_cli.errors import UsageError
-from imagewam_cli.kvcache.spec import Mode, Segment
+from imagewam_cli.kvcache.spec import Mode, Rounding, Segment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class EditorDefaults:
     """Text beyond is cut; text that is padded is padded to this."""
     camera_layouts: tuple[CameraLayout, ...] = ("tile",)
     """Those that the architecture allows, the default first."""
+    roundings: tuple[Rounding, ...] = ("exact",)
+    """Those that there are, the default first."""
 
     def resolve(self, settings: PrefixSettings, name: str) -> PrefixSettings:
         """`settings` with every None decided, for the editor `name`.
@@ -53,6 +55,7 @@ class EditorDefaults:
             compute_dtype=self.compute_dtype,
             image_size=(height, width * len(settings.cameras)),
             camera_layout=self.camera_layouts[0],
+            rounding=self.roundings[0],
         )
         assert settings.mode is not None
         if settings.mode not in self.modes:
@@ -74,6 +77,7 @@ class EditorDefaults:
                 f"camera layout {settings.camera_layout!r} is not available for {name}",
                 f"use --camera-layout {', '.join(self.camera_layouts)}",
             )
+        self._check_rounding(settings, name)
         self._check_size(settings)
         # in the order of the tokens: another order is the same prefix
         return dataclasses.replace(settings, segments=tuple(s for s in mode.has if s in settings.segments))
@@ -82,6 +86,14 @@ class EditorDefaults:
         """Those of the forward in the resolved settings' mode, kept or not."""
         assert settings.mode is not None
         return self.modes[settings.mode].has
+
+    def _check_rounding(self, settings: PrefixSettings, name: str) -> None:
+        if settings.rounding not in self.roundings:
+            raise UsageError(
+                f"rounding {settings.rounding!r} is not available for {name}", f"it has {', '.join(self.roundings)}"
+            )
+        if settings.rounding == "published-bf16" and settings.compute_dtype != "bfloat16":
+            raise UsageError(f"rounding 'published-bf16' computes in bfloat16, not {settings.compute_dtype}")
 
     def _check_size(self, settings: PrefixSettings) -> None:
         assert settings.image_size is not None

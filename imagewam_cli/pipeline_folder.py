@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +72,23 @@ def revision(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
-def digest(folder: Path, parts: Iterable[str]) -> str:
-    """sha256 over names and contents of the parts' weight, config and tokenizer files; what else the folder holds, and
-    where it came from, makes no difference."""
+def digest(parts: Mapping[str, Path]) -> str:
+    """sha256 over names and contents of weight, config and tokenizer files; what else a folder holds, and where it
+    came from, makes no difference.
+
+    parts: sub-folder -> the pipeline folder that has it.
+    """
     total = hashlib.sha256()
-    for path in sorted(path for part in parts for path in (folder / part).rglob("*")):
+    found = {
+        path.relative_to(home).as_posix(): path for part, home in parts.items() for path in (home / part).rglob("*")
+    }
+    for name, path in sorted(found.items(), key=lambda item: Path(item[0])):
         if not is_read(path.name):
             continue
         blob = path.resolve().name  # in the Hub's cache a large file is a link to its own sha256
         known = path.is_symlink() and len(blob) == 64
         content = blob if known else _sha256(path)
-        total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+        total.update(f"{name} {content}\n".encode())
     return total.hexdigest()
 
 

@@ -8,8 +8,9 @@ encoder is causal, so a row's states do not depend on padding, and states comput
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -18,10 +19,11 @@ from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.diffusers_editor import GREY, DiffusersEditor, joint_layers, picture_segment
 from imagewam_cli.editor import PrefixGraph, PrefixSettings
 from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
+from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec
 from imagewam_cli.text_states import Prompt, Text
 from imagewam_flux2.graph import prefix_graph
-from imagewam_flux2.tokens import ACTION_T, REFERENCE_T, FluxTokens, image_ids
+from imagewam_flux2.tokens import ACTION_T, REFERENCE_T, FluxTokens, RoundedPositions, image_ids
 
 _PIXELS_PER_TOKEN = 16
 
@@ -36,6 +38,8 @@ class FluxDefaults(EditorDefaults):
 class Flux2Editor(DiffusersEditor):
     """A FLUX.2-klein pipeline folder as an `Editor`."""
 
+    takes_text_token = True
+
     defaults: ClassVar[FluxDefaults] = FluxDefaults(
         modes={"prefix": ModeDefaults(timestep=0.0, has=("text", "reference"), keeps=("text", "reference"))},
         text_padding="keep",
@@ -43,7 +47,22 @@ class Flux2Editor(DiffusersEditor):
         camera_size=(512, 512),
         multiple=_PIXELS_PER_TOKEN,
         max_text_tokens=512,
+        roundings=("exact", "published-bf16"),
     )
+
+    def __init__(
+        self,
+        entry: EditorEntry,
+        settings: PrefixSettings,
+        folder: Path,
+        *,
+        instructions: Sequence[str],
+        device: str,
+        tuned: Path | None = None,
+    ) -> None:
+        super().__init__(entry, settings, folder, instructions=instructions, device=device, tuned=tuned)
+        if self.settings.rounding == "published-bf16":
+            self.denoiser.pos_embed = RoundedPositions(self.rope(self.denoiser))
 
     @staticmethod
     def part_classes() -> Mapping[str, Any]:
