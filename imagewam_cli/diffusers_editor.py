@@ -22,13 +22,23 @@ from torch import Tensor, nn
 
 from imagewam_cli.capture import LayerKV, record
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editor import TYPICAL_TEXT, Editor, PrefixKV, PrefixSettings, TextToken, WeightsIdentity
+from imagewam_cli.editor import TYPICAL_TEXT, Editor, PrefixKV, PrefixSettings, ReleaseNames, TextToken, WeightsIdentity
 from imagewam_cli.editor_defaults import EditorDefaults
-from imagewam_cli.errors import CaptureError, DatasetError, UsageError
+from imagewam_cli.errors import CaptureError, DatasetError, EditorError, UsageError
 from imagewam_cli.fetch import downloaded
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import BlockKind, KVSpec, LayerSpec, RopeSpec, Segment, SegmentSpec, select_layers
-from imagewam_cli.pipeline_folder import digest, load_part, randomize, require_family, revision
+from imagewam_cli.pipeline_folder import (
+    digest,
+    load_part,
+    part_config,
+    part_tensors,
+    randomize,
+    require_family,
+    require_names,
+    revision,
+    write_part,
+)
 from imagewam_cli.text_states import Prompt, Text, TextStates, with_token
 
 GREY = 128
@@ -46,6 +56,8 @@ class DiffusersEditor(Editor):
     """The parts that are models and read text. They go once every instruction is known and read."""
     reads_picture: ClassVar[bool] = False
     """Whether the text encoder sees the picture too, so that text states belong to a row, not to an instruction."""
+    release: ClassVar[ReleaseNames | None] = None
+    """How the denoiser's weights are named where its family releases them in names of its own."""
     takes_text_token: ClassVar[bool] = False
     """Whether `run` heeds any `Text.valid`, also with gaps, so that `encode_with` can add a token."""
 
@@ -93,6 +105,37 @@ class DiffusersEditor(Editor):
         """From `weights`, the embedded folder, or what was fetched."""
         folder = weights or cls.embedded or downloaded(entry)
         return cls(entry, settings, folder, instructions=instructions, device=device, tuned=tuned)
+
+    @classmethod
+    def released_weights(cls, entry: EditorEntry, weights: Path | None = None) -> dict[str, Tensor]:
+        if cls.release is None:
+            return super().released_weights(entry, weights)
+        folder = weights or cls.embedded or downloaded(entry)
+        require_family(folder, entry.family, [entry.denoiser])
+        return cls.release.to_release(part_tensors(folder, entry.denoiser))
+
+    @classmethod
+    def write_released(
+        cls, entry: EditorEntry, released: Mapping[str, Tensor], out: Path, *, weights: Path | None = None
+    ) -> dict[str, int]:
+        if cls.release is None:
+            return super().write_released(entry, released, out, weights=weights)
+        folder = weights or cls.embedded or downloaded(entry)
+        require_family(folder, entry.family, [entry.denoiser])
+        config = part_config(folder, entry.denoiser)
+        with torch.device("meta"):
+            expected = cls.part_classes()[entry.denoiser].from_config(config).state_dict()
+        wanted = cls.release.to_release(expected)
+        sizes = cls.release.sizes(released)
+        for what, size in cls.release.sizes(wanted).items():
+            if sizes.get(what, size) != size:
+                raise EditorError(
+                    f"the checkpoint has {sizes[what]} {what}, the editor {entry.name} {size}",
+                    "choose the editor that the checkpoint was trained on",
+                )
+        require_names(released, wanted, f"the checkpoint's editor weights do not fit {entry.name}")
+        write_part(out, entry.denoiser, config, cls.release.from_release(released))
+        return sizes
 
     @classmethod
     def describe(cls, entry: EditorEntry, settings: PrefixSettings) -> KVSpec | None:
@@ -235,7 +278,7 @@ class DiffusersEditor(Editor):
             text_padding=settings.text_padding,
             cameras=settings.cameras,
             image_size=settings.image_size,
-            prompt_template=entry.prompt_template,
+            prompt_template=settings.prompt_template or entry.prompt_template,
         )
 
     @classmethod
@@ -267,7 +310,8 @@ class DiffusersEditor(Editor):
         return sum(p.numel() * p.element_size() for encoder in encoders for p in encoder.parameters())
 
     def _prompt(self, instruction: str) -> str:
-        return self.entry.prompt_template.format(instruction=instruction)
+        template = self.settings.prompt_template or self.entry.prompt_template
+        return template.format(instruction=instruction)
 
     def _text_tokens(self, instruction: str) -> int:
         return self.text_tokens(self._prompt(instruction))
@@ -276,14 +320,17 @@ class DiffusersEditor(Editor):
         return self.embed(self._prompt(instruction), picture)
 
     def _picture(self, images: Mapping[str, UInt8Image]) -> UInt8Image:
-        """What the editor sees: the cameras side by side, uint8 (H, W, 3)."""
+        """What the editor sees: the cameras in their layout, uint8 (H, W, 3)."""
         assert self.settings.image_size is not None
         height, width = self.settings.image_size
         missing = [c for c in self.settings.cameras if c not in images]
         if missing:
             raise DatasetError(f"no picture of camera {missing[0]!r}", f"there are: {', '.join(images) or 'none'}")
-        tile = (width // len(self.settings.cameras), height)
-        picture = np.concatenate([np.asarray(_resized(images[c], tile)) for c in self.settings.cameras], axis=1)
+        if self.settings.camera_layout == "head-over-wrists":
+            picture = _stacked([images[c] for c in self.settings.cameras], height, width)
+        else:
+            tile = (width // len(self.settings.cameras), height)
+            picture = np.concatenate([np.asarray(_resized(images[c], tile)) for c in self.settings.cameras], axis=1)
         return np.full_like(picture, GREY) if self.settings.blank_images else picture
 
     def _pixels(self, picture: UInt8Image) -> Tensor:
@@ -345,6 +392,13 @@ def _split(layer: LayerSpec, tokens: Tensor) -> tuple[Tensor, ...]:
         sizes = " + ".join(f"{s.tokens} {s.name}" for s in layer.segments)
         raise CaptureError(f"layer {layer.name} attends to {tokens.shape[1]} tokens, its plugin says {sizes}")
     return torch.split(tokens, [s.tokens for s in layer.segments], dim=1)
+
+
+def _stacked(images: Sequence[UInt8Image], height: int, width: int) -> UInt8Image:
+    """uint8 (height, width, 3): the first camera in the upper two thirds, the other two side by side below."""
+    head = np.asarray(_resized(images[0], (width, height * 2 // 3)))
+    wrists = [np.asarray(_resized(image, (width // 2, height // 3))) for image in images[1:]]
+    return np.concatenate([head, np.concatenate(wrists, axis=1)], axis=0)
 
 
 def _resized(image: UInt8Image, size: tuple[int, int]) -> Image.Image:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from imagewam_cli.config import to_dict
 from imagewam_cli.errors import UsageError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from imagewam_cli.hookspecs import EditorEntry
 
 
-CameraLayout = Literal["tile", "separate"]
+CameraLayout = Literal["tile", "separate", "head-over-wrists"]
 TokenPlacement = Literal["packed", "appended"]
 """packed: right after the valid text, padding behind it. appended: after the padding."""
 TYPICAL_TEXT = 32
@@ -48,10 +48,13 @@ class PrefixSettings:
     image_size: tuple[int, int] | None = None
     """(height, width) of the cameras' pictures side by side."""
     camera_layout: CameraLayout | None = None
-    """tile: the editor sees one picture, the cameras side by side. separate: one reference picture for each camera."""
+    """tile: the editor sees one picture, the cameras side by side. separate: one reference picture for each camera.
+    head-over-wrists: one picture, the first of three cameras in the upper two thirds, the others side by side below."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """How the editor computes; a prefix computed otherwise is another prefix."""
     rounding: Rounding | None = None
+    prompt_template: str | None = None
+    """Text with {instruction} in it, instead of the editor's own."""
     cameras: tuple[str, ...] = ()
     blank_images: bool = False
     """Show the editor a grey picture: what a policy can do without seeing."""
@@ -61,6 +64,8 @@ class PrefixSettings:
     def __post_init__(self) -> None:
         if self.timestep is not None and not 0.0 <= self.timestep <= 1.0:
             raise UsageError(f"timestep must lie in [0, 1], got {self.timestep}", "1 is noise, 0 is clean")
+        if self.prompt_template is not None and "{instruction}" not in self.prompt_template:
+            raise UsageError(f"the prompt template {self.prompt_template!r} has no {{instruction}}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +143,22 @@ class PrefixGraph:
     """(height, width) of the whole picture."""
     grey: int | None
     """Every pixel has this value instead, where the editor is to see nothing."""
+
+
+class ReleaseNames(Protocol):
+    """A family's weights by the names of their release, and by those of its diffusers class."""
+
+    def from_release(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Released names -> diffusers' state dict; names that are not known keep theirs."""
+        ...
+
+    def to_release(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The inverse of `from_release`."""
+        ...
+
+    def sizes(self, weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """What tells one size of the model from another ("double blocks": 5), from released names."""
+        ...
 
 
 class Editor(abc.ABC):
@@ -222,6 +243,32 @@ class Editor(abc.ABC):
         """
         return None
 
+    @classmethod
+    def released_weights(cls, entry: EditorEntry, weights: Path | None = None) -> dict[str, torch.Tensor]:
+        """The denoiser's weights by the names of its family's release, which published experts share.
+
+        weights: as in `load`.
+
+        Raises:
+            UsageError: released names are not known for this editor.
+            EditorError: weights missing or damaged.
+        """
+        raise UsageError(f"the released names of {entry.name}'s weights are not known", "see `imagewam editors`")
+
+    @classmethod
+    def write_released(
+        cls, entry: EditorEntry, released: Mapping[str, torch.Tensor], out: Path, *, weights: Path | None = None
+    ) -> dict[str, int]:
+        """Write a denoiser, given by released names, as a part of the pipeline folder `out`: a `tuned` of `load`.
+
+        weights: as in `load`; its sizes must be the same. Returns what tells one size of the family from another.
+
+        Raises:
+            UsageError: as `released_weights`.
+            EditorError: another size (both numbers are named), a name that is missing, unknown or of another shape.
+        """
+        raise UsageError(f"the released names of {entry.name}'s weights are not known", "see `imagewam editors`")
+
     def fingerprint(self) -> dict[str, object]:
         """What decides the numbers in a cache: editor, weights, settings. Two that are equal but for `revision`, which
         only says where the weights came from, give interchangeable prefixes."""
@@ -230,7 +277,7 @@ class Editor(abc.ABC):
             "weights": self.weights.sha256,
             "revision": self.weights.revision,
             "settings": to_dict(self.settings),
-            "prompt_template": self.entry.prompt_template,
+            "prompt_template": self.settings.prompt_template or self.entry.prompt_template,
         }
 
 

@@ -48,13 +48,14 @@ class EditorDefaults:
         """
         settings = dataclasses.replace(settings, cameras=settings.cameras or ("top",))
         height, width = self.camera_size
+        settings = resolve(settings, camera_layout=self.camera_layouts[0])
+        stacked = settings.camera_layout == "head-over-wrists"
         settings = resolve(
             settings,
             mode=next(iter(self.modes)),
             text_padding=self.text_padding,
             compute_dtype=self.compute_dtype,
-            image_size=(height, width * len(settings.cameras)),
-            camera_layout=self.camera_layouts[0],
+            image_size=(height * 3 // 2, width) if stacked else (height, width * len(settings.cameras)),
             rounding=self.roundings[0],
         )
         assert settings.mode is not None
@@ -99,6 +100,12 @@ class EditorDefaults:
         assert settings.image_size is not None
         (height, width), count = settings.image_size, len(settings.cameras)
         step = (self.multiple, self.multiple * count)
+        if settings.camera_layout == "head-over-wrists":
+            if count != 3:
+                raise UsageError(
+                    f"camera layout 'head-over-wrists' is for 3 cameras, not {count}", "choose them with --camera"
+                )
+            step = (3 * self.multiple, 2 * self.multiple)
         nearest = tuple(max(1, round(side / s)) * s for side, s in zip((height, width), step, strict=True))
         if (height, width) != nearest:
             raise UsageError(

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,16 @@ from imagewam_cli.expert.model import ActionExpert, ExpertConfig, to_bfloat16
 from imagewam_cli.expert.sampler import integrate
 from imagewam_cli.kvcache.spec import BlockKind, LayerSpec, RopeSpec, Rounding, SegmentSpec
 from imagewam_cli.policy.bundle import ProprioConfig
+from imagewam_cli.policy.policy import Policy
 from imagewam_cli.policy.proprio import ProprioEncoder
+from imagewam_cli.published.importing import import_policy
+from imagewam_cli.published.robots import ROBOTS
+from imagewam_cli.published.settings import TrainSettings
 from imagewam_cli.text_states import Text, with_token
+from imagewam_flux2.editor import Flux2Editor
 from imagewam_flux2.release import Flux2Release
 from imagewam_flux2.tokens import ACTION_T, REFERENCE_T, FluxPrefix, FluxTokens, RoundedPositions, image_ids
+from imagewam_tiny import recipe
 
 TOLERANCE = 5e-5
 VIDEO, ACTION, PROPRIO = "mixtures.video.transformer.", "mixtures.action.", "proprio_encoder."
@@ -111,6 +119,71 @@ def direct(folder: Path, rounding: Rounding) -> System:
     )
 
 
+def imported(folder: Path, model: Path, rounding: Rounding) -> System:
+    """The system from a policy folder that `imagewam import` makes of a checkpoint."""
+    config = json.loads((folder / "config.json").read_text())
+    names = tuple(f"joint_{i}" for i in range(config["action_dim"]))
+    robot = dataclasses.replace(
+        ROBOTS["robotwin"], state_names=names[: config["proprio_dim"]], action_names=names, image_size=(96, 64)
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        base, policy = Path(scratch) / "base", Path(scratch) / "policy"
+        _write_pipeline(folder, base, text_width=config["context_in_dim"])
+        statistics = {
+            f: {"default": _made_up(dim)} for f, dim in (("state", config["proprio_dim"]), ("action", len(names)))
+        }
+        (base / "dataset_stats.json").write_text(json.dumps(statistics))
+        import_policy(
+            model,
+            base / "dataset_stats.json",
+            policy,
+            editor="tiny",
+            robot=robot,
+            train=TrainSettings(),
+            rounding=rounding,
+            weights=base,
+        )
+        loaded = Policy.load(policy, weights=base)
+    editor, proprio = loaded.editor, loaded.proprio
+    assert isinstance(editor, Flux2Editor)
+    assert proprio is not None
+    fields = {f.name: getattr(loaded.expert.config, f.name) for f in dataclasses.fields(ExpertConfig)}
+    del fields["horizon"]
+    return System(
+        tokens=editor.tokens,
+        expert=fields,
+        weights=loaded.expert.state_dict(),
+        proprio=proprio.state_dict(),
+        names=_names(config),
+        rounding=rounding,
+    )
+
+
+def _write_pipeline(folder: Path, base: Path, *, text_width: int) -> None:
+    """A pipeline folder around the oracle's editor and VAE, whose cases bring their text states with them: the text
+    encoder only has to be there."""
+    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = recipe.build_tokenizer()
+    hidden = text_width // len(recipe.TEXT_LAYERS)
+    text = recipe.TEXT_CONFIG | {"hidden_size": hidden, "intermediate_size": 2 * hidden}
+    Flux2Transformer2DModel.from_config(_config(folder / "diffusers_transformer_config.json")).save_pretrained(
+        base / "transformer"
+    )
+    vae = AutoencoderKLFlux2.from_config(_config(folder / "diffusers_vae_config.json"))
+    vae.load_state_dict(load_file(folder / "diffusers_vae.safetensors"))
+    vae.save_pretrained(base / "vae")
+    Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **text)).save_pretrained(base / "text_encoder")
+    tokenizer.save_pretrained(base / "tokenizer")
+
+
+def _made_up(dim: int) -> dict[str, list[float]]:
+    return {f"global_{name}": [value] * dim for name, value in (("min", -1.0), ("max", 1.0), ("mean", 0.0))} | {
+        f"global_{name}": [1.0] * dim for name in ("std", "q01", "q99")
+    }
+
+
 def infer(system: System, case: Case, spec: dict[str, Any]) -> Errors:
     """Everything from the picture to the action."""
     grid = _grid(case["in.image"])
@@ -174,12 +247,12 @@ def cases(folder: Path, kind: str) -> list[tuple[str, Case, dict[str, Any]]]:
     return [(path.stem, load_file(path), index[name]) for name, path in paths.items() if path.exists()]
 
 
-def run(folder: Path) -> list[tuple[str, Errors]]:
-    """Every case of the folder."""
+def run(folder: Path, model: Path | None) -> list[tuple[str, Errors]]:
+    """Every case of the folder. model: the checkpoint to import; None: straight from the weights."""
     rows = []
     kinds: tuple[tuple[str, Rounding], ...] = (("infer", "exact"), ("bf16", "published-bf16"))
     for kind, rounding in kinds:
-        system = direct(folder, rounding)
+        system = direct(folder, rounding) if model is None else imported(folder, model, rounding)
         other = perturbed(system)
         for name, case, spec in cases(folder, kind):
             errors = infer(system, case, spec)
@@ -219,8 +292,9 @@ def _layer(config: dict[str, Any], name: str) -> LayerSpec:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--oracle", type=Path, required=True, help="folder of the cases")
+    parser.add_argument("--model", type=Path, help="a checkpoint to import, instead of the folder's plain weights")
     arguments = parser.parse_args()
-    print(table(run(arguments.oracle)))
+    print(table(run(arguments.oracle, arguments.model)))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from imagewam_cli.cli import (
     evaluate,
     export,
     fetch,
+    import_,
     info,
     inventory,
     plugins,
@@ -62,6 +63,7 @@ app.command("cache")(cache.cache_command)
 app.command("train-expert")(train_expert.train_expert_command)
 app.command("eval")(evaluate.eval_command)
 app.command("export")(export.export_command)
+app.command("import")(import_.import_command)
 app.command("demo")(demo.demo_command)
 app.command("editors")(editors.editors_command)
 app.command("plugins")(plugins.plugins_command)

@@ -23,6 +23,7 @@ from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec
 from imagewam_cli.text_states import Prompt, Text
 from imagewam_flux2.graph import prefix_graph
+from imagewam_flux2.release import Flux2Release
 from imagewam_flux2.tokens import ACTION_T, REFERENCE_T, FluxTokens, RoundedPositions, image_ids
 
 _PIXELS_PER_TOKEN = 16
@@ -39,6 +40,7 @@ class Flux2Editor(DiffusersEditor):
     """A FLUX.2-klein pipeline folder as an `Editor`."""
 
     takes_text_token = True
+    release = Flux2Release()
 
     defaults: ClassVar[FluxDefaults] = FluxDefaults(
         modes={"prefix": ModeDefaults(timestep=0.0, has=("text", "reference"), keeps=("text", "reference"))},
@@ -47,6 +49,7 @@ class Flux2Editor(DiffusersEditor):
         camera_size=(512, 512),
         multiple=_PIXELS_PER_TOKEN,
         max_text_tokens=512,
+        camera_layouts=("tile", "head-over-wrists"),
         roundings=("exact", "published-bf16"),
     )
 

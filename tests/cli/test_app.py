@@ -24,7 +24,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["record", "cache", "train-expert", "eval", "export", "demo", "editors", "plugins", "list", "info"]
+    "command",
+    ["record", "cache", "train-expert", "eval", "export", "import", "demo", "editors", "plugins", "list", "info"],
 )
 def test_every_command_shows_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = run(capsys, command, "--help")

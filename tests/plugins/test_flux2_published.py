@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from imagewam_cli.editor import TokenPlacement
+from imagewam_cli.editor import PrefixSettings, TokenPlacement
+from imagewam_cli.errors import UsageError
 from imagewam_cli.expert.model import to_bfloat16
 from imagewam_cli.kvcache.spec import RopeSpec
 from imagewam_cli.rotary import rotary_tables
+from imagewam_flux2.editor import Flux2Editor
 from imagewam_flux2.release import Flux2Release
 from imagewam_flux2.tokens import ACTION_T, RoundedPositions, text_ids
 from plugins import published_editor as published
@@ -84,3 +86,27 @@ def test_published_rounding_of_positions_to_the_bit() -> None:
     assert torch.equal(sin, case["longtext.sin"].float())
     exact, _ = rotary_tables(ids, ROPE.axes, ROPE.theta, "exact")
     assert (exact - cos).abs().max() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cameras": ("a", "b")}, "for 3 cameras, not 2"),
+        ({"cameras": ("a", "b", "c"), "image_size": (288, 240)}, "the nearest that does is 288x256"),
+        ({"cameras": ("a",), "camera_layout": "separate"}, "not available for flux"),
+        (
+            {"cameras": ("a",), "camera_layout": "tile", "rounding": "published-bf16", "compute_dtype": "float32"},
+            "bf16",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together(change: dict[str, Any], message: str) -> None:
+    settings = PrefixSettings(**({"camera_layout": "head-over-wrists"} | change))
+    with pytest.raises(UsageError) as raised:
+        Flux2Editor.defaults.resolve(settings, "flux")
+    assert message in f"{raised.value.message} {raised.value.hint}"
+
+
+def test_head_over_wrists_has_a_size_of_its_own() -> None:
+    settings = PrefixSettings(camera_layout="head-over-wrists", cameras=("head", "left", "right"))
+    assert Flux2Editor.defaults.resolve(settings, "flux").image_size == (768, 512)
