@@ -1,4 +1,4 @@
-"""The comparison with the published code's numbers, as far as it goes without them: what it measures, what it prints."""
+"""The comparison with the published code's numbers, as far as it goes without them."""
 
 from __future__ import annotations
 
