@@ -20,18 +20,27 @@ import torch
 from torch import Tensor, nn
 
 from imagewam_cli.capture import LayerKV, record
-from imagewam_cli.data.canvas import side_by_side
+from imagewam_cli.data.canvas import composed
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editor import TYPICAL_TEXT, Editor, PrefixKV, PrefixSettings, WeightsIdentity
+from imagewam_cli.editor import TYPICAL_TEXT, Editor, PrefixKV, PrefixSettings, ReleaseNames, TextToken, WeightsIdentity
 from imagewam_cli.editor_defaults import EditorDefaults
-from imagewam_cli.errors import CaptureError, UsageError
+from imagewam_cli.errors import CaptureError, EditorError, UsageError
 from imagewam_cli.fetch import downloaded
 from imagewam_cli.hardware import CPU, Hardware
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import BlockKind, KVSpec, LayerSpec, RopeSpec, Segment, SegmentSpec, select_layers
-from imagewam_cli.pipeline_folder import digest, load_part, require_family, revision
+from imagewam_cli.pipeline_folder import (
+    digest,
+    load_part,
+    part_config,
+    part_tensors,
+    require_family,
+    require_names,
+    revision,
+    write_part,
+)
 from imagewam_cli.placement import Placement
-from imagewam_cli.text_states import Prompt, Text, TextStates
+from imagewam_cli.text_states import Prompt, Text, TextStates, with_token
 
 GREY = 128
 """Every pixel of a blank picture."""
@@ -48,6 +57,10 @@ class DiffusersEditor(Editor):
     """The parts that are models and read text. They go once every instruction is known and read."""
     reads_picture: ClassVar[bool] = False
     """Whether the text encoder sees the picture too, so that text states belong to a row, not to an instruction."""
+    release: ClassVar[ReleaseNames | None] = None
+    """How the denoiser's weights are named where its family releases them in names of its own."""
+    takes_text_token: ClassVar[bool] = False
+    """Whether `run` heeds any `Text.valid`, also with gaps, so that `encode_with` can add a token."""
 
     def __init__(
         self,
@@ -57,6 +70,7 @@ class DiffusersEditor(Editor):
         *,
         instructions: Sequence[str],
         hardware: Hardware,
+        tuned: Path | None = None,
     ) -> None:
         self.entry = entry
         self.settings = self.defaults.resolve(settings, entry.name)
@@ -65,11 +79,11 @@ class DiffusersEditor(Editor):
             hardware, quantization=self.settings.quantization, random_weights=self.settings.random_weights
         )
         self.device = self._placement.device
-        self._folder = folder
+        self._folder, self._tuned = folder, tuned
         self.part: dict[str, Any] = {}
         """Sub-folder of the pipeline -> what it holds."""
         classes = self.part_classes()
-        require_family(folder, entry.family, classes)
+        require_family(folder, entry.family, [name for name in classes if self._home(name) == folder])
         # text encoders first, to be gone before the denoiser comes: the larger of the two must fit, not both
         late = [
             name for name, kind in classes.items() if issubclass(kind, nn.Module) and name not in self.text_encoders
@@ -91,10 +105,42 @@ class DiffusersEditor(Editor):
         instructions: Sequence[str],
         weights: Path | None = None,
         hardware: Hardware = CPU,
+        tuned: Path | None = None,
     ) -> Self:
         """From `weights`, the embedded folder, or what was fetched."""
         folder = weights or cls.embedded or downloaded(entry)
-        return cls(entry, settings, folder, instructions=instructions, hardware=hardware)
+        return cls(entry, settings, folder, instructions=instructions, hardware=hardware, tuned=tuned)
+
+    @classmethod
+    def released_weights(cls, entry: EditorEntry, weights: Path | None = None) -> dict[str, Tensor]:
+        if cls.release is None:
+            return super().released_weights(entry, weights)
+        folder = weights or cls.embedded or downloaded(entry)
+        require_family(folder, entry.family, [entry.denoiser])
+        return cls.release.to_release(part_tensors(folder, entry.denoiser))
+
+    @classmethod
+    def write_released(
+        cls, entry: EditorEntry, released: Mapping[str, Tensor], out: Path, *, weights: Path | None = None
+    ) -> dict[str, int]:
+        if cls.release is None:
+            return super().write_released(entry, released, out, weights=weights)
+        folder = weights or cls.embedded or downloaded(entry)
+        require_family(folder, entry.family, [entry.denoiser])
+        config = part_config(folder, entry.denoiser)
+        with torch.device("meta"):
+            expected = cls.part_classes()[entry.denoiser].from_config(config).state_dict()
+        wanted = cls.release.to_release(expected)
+        sizes = cls.release.sizes(released)
+        for what, size in cls.release.sizes(wanted).items():
+            if sizes.get(what, size) != size:
+                raise EditorError(
+                    f"the checkpoint has {sizes[what]} {what}, the editor {entry.name} {size}",
+                    "choose the editor that the checkpoint was trained on",
+                )
+        require_names(released, wanted, f"the checkpoint's editor weights do not fit {entry.name}")
+        write_part(out, entry.denoiser, config, cls.release.from_release(released))
+        return sizes
 
     @classmethod
     def describe(cls, entry: EditorEntry, settings: PrefixSettings) -> KVSpec | None:
@@ -166,14 +212,30 @@ class DiffusersEditor(Editor):
     def weights(self) -> WeightsIdentity:
         source = self.entry.repo or self.entry.name
         return WeightsIdentity(
-            source=source, revision=revision(self._folder), sha256=digest(self._folder, self.part_classes())
+            source=source,
+            revision=revision(self._folder),
+            sha256=digest({name: self._home(name) for name in self.part_classes()}),
         )
 
     def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
+        return self._encode(images, instructions, None)
+
+    def encode_with(
+        self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str], token: TextToken
+    ) -> PrefixKV:
+        if not self.takes_text_token:
+            return super().encode_with(images, instructions, token)
+        return self._encode(images, instructions, token)
+
+    def _encode(
+        self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str], token: TextToken | None
+    ) -> PrefixKV:
         with torch.no_grad():
             seen = [self._picture(row) for row in images]
             pictures = torch.stack([self._pixels(picture) for picture in seen])
             text = self._texts.of(instructions, seen if self.reads_picture else None)
+            if token is not None:
+                text = with_token(text, token)
             with record(self.denoiser, self.layer_names, stop_after_last=True) as recording:
                 self.run(pictures, text)
             return self.keep_segments(recording.layers, text.valid)
@@ -230,7 +292,7 @@ class DiffusersEditor(Editor):
             text_padding=settings.text_padding,
             cameras=settings.cameras,
             image_size=settings.image_size,
-            prompt_template=entry.prompt_template,
+            prompt_template=settings.prompt_template or entry.prompt_template,
         )
 
     @classmethod
@@ -249,18 +311,23 @@ class DiffusersEditor(Editor):
 
     def _load_parts(self, names: Iterable[str]) -> None:
         for name in names:
-            kind, denoiser = self.part_classes()[name], name == self.entry.denoiser
+            kind, denoiser, home = self.part_classes()[name], name == self.entry.denoiser, self._home(name)
             if denoiser or name in self.text_encoders:
-                self.part[name] = self._placement.load(self._folder, name, kind, self.dtype, denoiser=denoiser)
+                self.part[name] = self._placement.load(home, name, kind, self.dtype, denoiser=denoiser)
             else:
-                self.part[name] = load_part(self._folder, name, kind, self.device, self.dtype)
+                self.part[name] = load_part(home, name, kind, self.device, self.dtype)
+
+    def _home(self, part: str) -> Path:
+        """The folder that has this part."""
+        return self._tuned if self._tuned is not None and (self._tuned / part).is_dir() else self._folder
 
     def _encoder_bytes(self) -> int:
         encoders = [self.part[name] for name in self.text_encoders]
         return sum(p.numel() * p.element_size() for encoder in encoders for p in encoder.parameters())
 
     def _prompt(self, instruction: str) -> str:
-        return self.entry.prompt_template.format(instruction=instruction)
+        template = self.settings.prompt_template or self.entry.prompt_template
+        return template.format(instruction=instruction)
 
     def _text_tokens(self, instruction: str) -> int:
         return self.text_tokens(self._prompt(instruction))
@@ -269,9 +336,9 @@ class DiffusersEditor(Editor):
         return self.embed(self._prompt(instruction), picture)
 
     def _picture(self, images: Mapping[str, UInt8Image]) -> UInt8Image:
-        """What the editor sees: the cameras side by side, uint8 (H, W, 3)."""
+        """What the editor sees: the cameras in their layout, uint8 (H, W, 3)."""
         assert self.settings.image_size is not None
-        picture = side_by_side(images, self.settings.cameras, self.settings.image_size)
+        picture = composed(images, self.settings.cameras, self.settings.image_size, self.settings.camera_layout)
         return np.full_like(picture, GREY) if self.settings.blank_images else picture
 
     def _pixels(self, picture: UInt8Image) -> Tensor:

@@ -11,12 +11,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from imagewam_cli.config import to_dict
 from imagewam_cli.errors import UsageError
 from imagewam_cli.hardware import CPU, Hardware
-from imagewam_cli.kvcache.spec import KVSpec, Mode, Segment
+from imagewam_cli.kvcache.spec import KVSpec, Mode, Rounding, Segment
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from imagewam_cli.hookspecs import EditorEntry
 
 
-CameraLayout = Literal["tile", "separate"]
+CameraLayout = Literal["tile", "separate", "head-over-wrists"]
+TokenPlacement = Literal["packed", "appended"]
+"""packed: right after the valid text, padding behind it. appended: after the padding."""
 TYPICAL_TEXT = 32
 """Tokens of an instruction where its length is not known yet."""
 
@@ -47,11 +49,15 @@ class PrefixSettings:
     image_size: tuple[int, int] | None = None
     """(height, width) of the cameras' pictures side by side."""
     camera_layout: CameraLayout | None = None
-    """tile: the editor sees one picture, the cameras side by side. separate: one reference picture for each camera."""
+    """tile: the editor sees one picture, the cameras side by side. separate: one reference picture for each camera.
+    head-over-wrists: one picture, the first of three cameras in the upper two thirds, the others side by side below."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """How the editor computes; a prefix computed otherwise is another prefix."""
     quantization: Literal["none", "int8", "nf4"] = "none"
     """Weights of denoiser and text encoders in fewer bits: another prefix from less memory."""
+    rounding: Rounding | None = None
+    prompt_template: str | None = None
+    """Text with {instruction} in it, instead of the editor's own."""
     cameras: tuple[str, ...] = ()
     blank_images: bool = False
     """Show the editor a grey picture: what a policy can do without seeing."""
@@ -63,6 +69,8 @@ class PrefixSettings:
             raise UsageError(f"timestep must lie in [0, 1], got {self.timestep}", "1 is noise, 0 is clean")
         if self.random_weights and self.quantization != "none":
             raise UsageError("weights drawn anew are not quantized", "leave out --quantization or --random-weights")
+        if self.prompt_template is not None and "{instruction}" not in self.prompt_template:
+            raise UsageError(f"the prompt template {self.prompt_template!r} has no {{instruction}}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +110,19 @@ class PrefixKV:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextToken:
+    """One more text token for each row, for `Editor.encode_with`.
+
+    vectors: (B, D), as wide as the text states; text_tokens: the text before it is cut or padded to so many tokens,
+    which decides where an appended token stands.
+    """
+
+    vectors: torch.Tensor
+    placement: TokenPlacement
+    text_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrefixGraph:
     """An editor's prefix as a graph that can be traced, and how its inputs are made without the editor's code.
 
@@ -129,6 +150,22 @@ class PrefixGraph:
     """Every pixel has this value instead, where the editor is to see nothing."""
 
 
+class ReleaseNames(Protocol):
+    """A family's weights by the names of their release, and by those of its diffusers class."""
+
+    def from_release(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Released names -> diffusers' state dict; names that are not known keep theirs."""
+        ...
+
+    def to_release(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The inverse of `from_release`."""
+        ...
+
+    def sizes(self, weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """What tells one size of the model from another ("double blocks": 5), from released names."""
+        ...
+
+
 class Editor(abc.ABC):
     """An editor ready to encode. Construction loads weights; `spec` and `settings` are fixed from then on."""
 
@@ -146,12 +183,14 @@ class Editor(abc.ABC):
         instructions: Sequence[str],
         weights: Path | None = None,
         hardware: Hardware = CPU,
+        tuned: Path | None = None,
     ) -> Self:
         """The editor, ready to encode.
 
         instructions: those that a cache will hold, so that text is padded to the longest of them and no further; empty
             for a live policy, whose text may have any length.
         weights: a pipeline folder instead of what came with the plugin or was fetched.
+        tuned: a folder with parts of the pipeline that stand in place of those, as a denoiser that was trained on.
 
         Raises:
             EditorError: weights missing or unfit, with the `imagewam fetch` to run.
@@ -190,6 +229,17 @@ class Editor(abc.ABC):
         images: per row, camera -> uint8 (H, W, 3), with every camera of `settings.cameras`.
         """
 
+    def encode_with(
+        self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str], token: TextToken
+    ) -> PrefixKV:
+        """`encode` with one more token in each row's text. For live policies only: what feeds the token then decides K
+        and V too, so that no cache can hold them.
+
+        Raises:
+            UsageError: this editor's text takes no more tokens.
+        """
+        raise UsageError(f"{self.entry.name} takes no token beside its text", "see `imagewam editors`")
+
     def prefix_graph(self) -> PrefixGraph | None:
         """`encode` as a graph for exporters; None where the editor has none.
 
@@ -197,6 +247,32 @@ class Editor(abc.ABC):
             ExportError: the settings or the tokenizer cannot be expressed.
         """
         return None
+
+    @classmethod
+    def released_weights(cls, entry: EditorEntry, weights: Path | None = None) -> dict[str, torch.Tensor]:
+        """The denoiser's weights by the names of its family's release, which published experts share.
+
+        weights: as in `load`.
+
+        Raises:
+            UsageError: released names are not known for this editor.
+            EditorError: weights missing or damaged.
+        """
+        raise UsageError(f"the released names of {entry.name}'s weights are not known", "see `imagewam editors`")
+
+    @classmethod
+    def write_released(
+        cls, entry: EditorEntry, released: Mapping[str, torch.Tensor], out: Path, *, weights: Path | None = None
+    ) -> dict[str, int]:
+        """Write a denoiser, given by released names, as a part of the pipeline folder `out`: a `tuned` of `load`.
+
+        weights: as in `load`; its sizes must be the same. Returns what tells one size of the family from another.
+
+        Raises:
+            UsageError: as `released_weights`.
+            EditorError: another size (both numbers are named), a name that is missing, unknown or of another shape.
+        """
+        raise UsageError(f"the released names of {entry.name}'s weights are not known", "see `imagewam editors`")
 
     def fingerprint(self) -> dict[str, object]:
         """What decides the numbers in a cache: editor, weights, settings. Two that are equal but for `revision`, which
@@ -206,7 +282,7 @@ class Editor(abc.ABC):
             "weights": self.weights.sha256,
             "revision": self.weights.revision,
             "settings": to_dict(self.settings),
-            "prompt_template": self.entry.prompt_template,
+            "prompt_template": self.settings.prompt_template or self.entry.prompt_template,
         }
 
 

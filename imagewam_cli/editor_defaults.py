@@ -9,7 +9,7 @@ from typing import Literal
 
 from imagewam_cli.editor import CameraLayout, PrefixSettings, resolve
 from imagewam_cli.errors import UsageError
-from imagewam_cli.kvcache.spec import Mode, Segment
+from imagewam_cli.kvcache.spec import Mode, Rounding, Segment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,8 @@ class EditorDefaults:
     """Those that the architecture allows; no `trim` where the denoiser takes no mask to hide padding with."""
     camera_layouts: tuple[CameraLayout, ...] = ("tile",)
     """Those that the architecture allows, the default first."""
+    roundings: tuple[Rounding, ...] = ("exact",)
+    """Those that there are, the default first."""
 
     def resolve(self, settings: PrefixSettings, name: str) -> PrefixSettings:
         """`settings` with every None decided, for the editor `name`.
@@ -48,13 +50,15 @@ class EditorDefaults:
         """
         settings = dataclasses.replace(settings, cameras=settings.cameras or ("top",))
         height, width = self.camera_size
+        settings = resolve(settings, camera_layout=self.camera_layouts[0])
+        stacked = settings.camera_layout == "head-over-wrists"
         settings = resolve(
             settings,
             mode=next(iter(self.modes)),
             text_padding=self.text_padding,
             compute_dtype=self.compute_dtype,
-            image_size=(height, width * len(settings.cameras)),
-            camera_layout=self.camera_layouts[0],
+            image_size=(height * 3 // 2, width) if stacked else (height, width * len(settings.cameras)),
+            rounding=self.roundings[0],
         )
         assert settings.mode is not None
         if settings.mode not in self.modes:
@@ -81,6 +85,7 @@ class EditorDefaults:
                 f"text padding {settings.text_padding!r} is not available for {name}",
                 f"use --text-padding {', '.join(self.text_paddings)}",
             )
+        self._check_rounding(settings, name)
         self._check_size(settings)
         # in the order of the tokens: another order is the same prefix
         return dataclasses.replace(settings, segments=tuple(s for s in mode.has if s in settings.segments))
@@ -90,10 +95,24 @@ class EditorDefaults:
         assert settings.mode is not None
         return self.modes[settings.mode].has
 
+    def _check_rounding(self, settings: PrefixSettings, name: str) -> None:
+        if settings.rounding not in self.roundings:
+            raise UsageError(
+                f"rounding {settings.rounding!r} is not available for {name}", f"it has {', '.join(self.roundings)}"
+            )
+        if settings.rounding == "published-bf16" and settings.compute_dtype != "bfloat16":
+            raise UsageError(f"rounding 'published-bf16' computes in bfloat16, not {settings.compute_dtype}")
+
     def _check_size(self, settings: PrefixSettings) -> None:
         assert settings.image_size is not None
         (height, width), count = settings.image_size, len(settings.cameras)
         step = (self.multiple, self.multiple * count)
+        if settings.camera_layout == "head-over-wrists":
+            if count != 3:
+                raise UsageError(
+                    f"camera layout 'head-over-wrists' is for 3 cameras, not {count}", "choose them with --camera"
+                )
+            step = (3 * self.multiple, 2 * self.multiple)
         nearest = tuple(max(1, round(side / s)) * s for side, s in zip((height, width), step, strict=True))
         if (height, width) != nearest:
             raise UsageError(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from imagewam_cli.config import dump_json
 from imagewam_cli.errors import EditorError
 from imagewam_cli.fetch import is_read
 
@@ -61,6 +62,72 @@ def load_part(
     return (model if device is None else model.to(device)).eval().requires_grad_(False)
 
 
+def part_config(folder: Path, name: str) -> dict[str, Any]:
+    """config.json of a part.
+
+    Raises:
+        EditorError: missing or damaged.
+    """
+    path = folder / name / "config.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise EditorError(f"{path} is missing or damaged: {error}", "fetch the editor again") from None
+    return values
+
+
+def part_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """Every weight of a part, in one file or several.
+
+    Raises:
+        EditorError: none is there, or a file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = [path for path in sorted((folder / name).glob("*.safetensors")) if is_read(path.name)]
+    if not files:
+        raise EditorError(f"{folder / name} has no weights as safetensors", "fetch the editor again")
+    try:
+        return {key: value for path in files for key, value in load_file(path).items()}
+    except SafetensorError as error:
+        raise EditorError(f"{folder / name} is damaged: {error}", "fetch the editor again") from None
+
+
+def write_part(folder: Path, name: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """A part that `load_part` reads."""
+    from safetensors.torch import save_file
+
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / name / "config.json").write_text(dump_json(config))
+    save_file({k: v.contiguous() for k, v in weights.items()}, folder / name / "diffusion_pytorch_model.safetensors")
+
+
+def require_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Names and shapes must be the same.
+
+    Raises:
+        EditorError: `what`, and the names that are missing, unknown or of another shape.
+    """
+    other = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unknown": [name for name in found if name not in expected],
+        "of another shape": other,
+    }
+    said = [f"{kind}: {', '.join(names[:8])}{_more(names)}" for kind, names in problems.items() if names]
+    if said:
+        raise EditorError(f"{what}; {'; '.join(said)}")
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 8} more" if len(names) > 8 else ""
+
+
 def randomize(model: nn.Module, seed: int) -> None:
     """Draw the weights of a model anew, as its class initialises them."""
     kind: Any = type(model)
@@ -75,17 +142,23 @@ def revision(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
-def digest(folder: Path, parts: Iterable[str]) -> str:
-    """sha256 over names and contents of the parts' weight, config and tokenizer files; what else the folder holds, and
-    where it came from, makes no difference."""
+def digest(parts: Mapping[str, Path]) -> str:
+    """sha256 over names and contents of weight, config and tokenizer files; what else a folder holds, and where it
+    came from, makes no difference.
+
+    parts: sub-folder -> the pipeline folder that has it.
+    """
     total = hashlib.sha256()
-    for path in sorted(path for part in parts for path in (folder / part).rglob("*")):
+    found = {
+        path.relative_to(home).as_posix(): path for part, home in parts.items() for path in (home / part).rglob("*")
+    }
+    for name, path in sorted(found.items(), key=lambda item: Path(item[0])):
         if not is_read(path.name):
             continue
         blob = path.resolve().name  # in the Hub's cache a large file is a link to its own sha256
         known = path.is_symlink() and len(blob) == 64
         content = blob if known else _sha256(path)
-        total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+        total.update(f"{name} {content}\n".encode())
     return total.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.editor import TextToken
 from imagewam_cli.errors import EditorError
 
 _REMEMBERED = 2**30
@@ -38,6 +40,20 @@ class Text:
     embeds: Tensor
     valid: Tensor
     pooled: Tensor | None = None
+
+
+def with_token(text: Text, token: TextToken) -> Text:
+    """`text` cut or padded to `token.text_tokens`, with the token of each row at its place: L + 1 tokens."""
+    length = text.valid.shape[1]
+    room = token.text_tokens - length
+    vectors = token.vectors.to(text.embeds)[:, None]
+    embeds = torch.cat([F.pad(text.embeds, (0, 0, 0, room)), vectors], dim=1)
+    valid = torch.cat([F.pad(text.valid, (0, room)), text.valid.new_ones(len(vectors), 1)], dim=1)
+    if token.placement == "packed":
+        order = torch.argsort((~valid).byte(), dim=1, stable=True)  # valid tokens, the new one last of them; padding
+        embeds = embeds.gather(1, order[:, :, None].expand_as(embeds))
+        valid = valid.gather(1, order)
+    return dataclasses.replace(text, embeds=embeds, valid=valid)
 
 
 class TextStates:

@@ -17,6 +17,7 @@ from imagewam_cli.cli import (
     evaluate,
     export,
     fetch,
+    import_,
     info,
     inventory,
     plugins,
@@ -64,6 +65,7 @@ app.command("train-expert")(train_expert.train_expert_command)
 app.command("eval")(evaluate.eval_command)
 app.command("attention")(attention.attention_command)
 app.command("export")(export.export_command)
+app.command("import")(import_.import_command)
 app.command("demo")(demo.demo_command)
 app.command("editors")(editors.editors_command)
 app.add_typer(plugins.plugins_app, name="plugins")

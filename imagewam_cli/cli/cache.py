@@ -55,7 +55,7 @@ def cache_command(
     ] = None,
     image_size: Annotated[str | None, typer.Option("--image-size", help="HEIGHTxWIDTH that the editor sees.")] = None,
     camera_layout: Annotated[
-        str | None, typer.Option("--camera-layout", help="tile or separate; by default the editor's.")
+        str | None, typer.Option("--camera-layout", help="tile, separate or head-over-wrists; by default the editor's.")
     ] = None,
     state_key: Annotated[
         str, typer.Option("--state-key", help="The dataset's name for the state.")

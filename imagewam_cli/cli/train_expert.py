@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from imagewam_cli.cli.options import FormatName, FormatOption
+from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 
@@ -18,6 +18,11 @@ def train_expert_command(
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", help="Cached rows per step.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Random seed of the run.")] = None,
+    init: Annotated[
+        str | None,
+        typer.Option("--init", help="First weights from the editor's: none, published, repaired."),
+    ] = None,
+    weights: WeightsOption = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any value of the recipe, e.g. --set expert.horizon=8.")
     ] = None,
@@ -42,8 +47,9 @@ def train_expert_command(
     reader = CacheReader(cache)
     if not reader.manifest.complete:
         output.say(f"{cache} is not finished: training on {len(reader)} of {reader.manifest.total_rows} rows")
-    recipe = _recipe(config, {"steps": steps, "batch": batch, "seed": seed}, set_ or [])
-    trainer = Trainer(reader, recipe)
+    assignments = [*(set_ or []), *([f"expert.init={init}"] if init is not None else [])]
+    recipe = _recipe(config, {"steps": steps, "batch": batch, "seed": seed}, assignments)
+    trainer = Trainer(reader, recipe, _editor_weights(reader, recipe, weights))
     if dry_run:
         _print_dry_run(trainer.dry_run(), format)
         return
@@ -69,6 +75,21 @@ def train_expert_command(
             f"{100 * result.ratio:.0f} % of the best constant chunk's {result.constant_error:.4f}"
         )
     output.result(values, text, format.value)
+
+
+def _editor_weights(reader: Any, recipe: Any, weights: Path | None) -> Any:
+    """The denoiser's weights by their released names, where the expert begins with them; else None, and no editor is
+    looked at."""
+    from imagewam_cli.errors import UsageError
+    from imagewam_cli.registry import Registry
+
+    if recipe.expert.init == "none":
+        return None
+    fingerprint = reader.manifest.fingerprint
+    if fingerprint["settings"].get("random_weights"):
+        raise UsageError("the cache is of an untrained editor: there are no weights to begin with", "use --init none")
+    editors = Registry.installed().editors
+    return editors.load(fingerprint["editor"]).released_weights(editors.get(fingerprint["editor"]), weights)
 
 
 def _recipe(config: Path | None, options: dict[str, Any], assignments: list[str]) -> Any:

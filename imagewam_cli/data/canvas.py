@@ -1,4 +1,4 @@
-"""The cameras' pictures as one: each at an equal share of the width, side by side."""
+"""The cameras' pictures as one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.errors import DatasetError
 
 
-def side_by_side(images: Mapping[str, UInt8Image], cameras: Sequence[str], size: tuple[int, int]) -> UInt8Image:
-    """uint8 (H, W, 3) of `size` (height, width), each camera resized (bilinear) to (H, W / cameras).
+def composed(
+    images: Mapping[str, UInt8Image], cameras: Sequence[str], size: tuple[int, int], layout: str | None = None
+) -> UInt8Image:
+    """uint8 (H, W, 3) of `size` (height, width), each camera resized (bilinear) to its place.
+
+    layout: `head-over-wrists`, the first of three cameras in the upper two thirds and the others side by side below;
+    any other, all side by side at an equal share of the width.
 
     Raises:
         DatasetError: a camera has no picture.
@@ -20,10 +25,20 @@ def side_by_side(images: Mapping[str, UInt8Image], cameras: Sequence[str], size:
     missing = [c for c in cameras if c not in images]
     if missing:
         raise DatasetError(f"no picture of camera {missing[0]!r}", f"there are: {', '.join(images) or 'none'}")
-    tile = (size[1] // len(cameras), size[0])
-    return np.concatenate([np.asarray(_resized(images[c], tile)) for c in cameras], axis=1)
+    pictures, (height, width) = [images[c] for c in cameras], size
+    if layout == "head-over-wrists":
+        head, *wrists = pictures
+        return np.concatenate([_row([head], height * 2 // 3, width), _row(wrists, height // 3, width)])
+    return _row(pictures, height, width)
 
 
-def _resized(image: UInt8Image, size: tuple[int, int]) -> Image.Image:
+def _row(pictures: Sequence[UInt8Image], height: int, width: int) -> UInt8Image:
+    """Side by side in (height, width, 3), at equal shares of the width."""
+    tile = (width // len(pictures), height)
+    return np.concatenate([_resized(picture, tile) for picture in pictures], axis=1)
+
+
+def _resized(image: UInt8Image, size: tuple[int, int]) -> UInt8Image:
+    """size: (width, height)."""
     picture = Image.fromarray(image)
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR))

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from imagewam_cli.data.canvas import side_by_side
+from imagewam_cli.data.canvas import composed
 from imagewam_cli.data.types import Dataset, Row, UInt8Image
 from imagewam_cli.errors import DatasetError, UsageError
 from imagewam_cli.evaluation.attention_maps import (
@@ -40,7 +40,6 @@ from imagewam_cli.evaluation.tables import aligned
 from imagewam_cli.expert.attention_weights import action_attention, untrained_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert
-from imagewam_cli.kvcache.spec import KVSpec
 from imagewam_cli.policy.policy import Policy
 
 Target = Literal["horizon", "end"]
@@ -214,8 +213,8 @@ def _glances(
             yield Glance(
                 row=now,
                 target_frame=later.frame,
-                now=_canvas(now, spec),
-                target=_canvas(later, spec),
+                now=_canvas(now, policy),
+                target=_canvas(later, policy),
                 maps=tuple(picture_map(weights[n][i], spec.layers[n], own) for n in layers),
                 untrained=tuple(picture_map(random[n][i], spec.layers[n], own) for n in layers),
                 shares=tuple(shares(weights[n][i], spec.layers[n], own) for n in layers),
@@ -236,8 +235,10 @@ def _attention(
     return tuple(tuple(weights.numpy() for weights in layers) for layers in found)
 
 
-def _canvas(row: Row, spec: KVSpec) -> UInt8Image:
-    return side_by_side(row.images, spec.cameras, spec.image_size)
+def _canvas(row: Row, policy: Policy) -> UInt8Image:
+    reference = policy.parts.editor
+    spec, layout = reference.spec, reference.settings.camera_layout
+    return composed(row.images, spec.cameras, spec.image_size, layout)
 
 
 def _result(policy: Policy, glances: Sequence[Glance], target: Target, held_out: bool, still: int) -> AttentionResult:

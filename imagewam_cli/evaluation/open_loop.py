@@ -124,12 +124,12 @@ def open_loop(
     if not chosen:
         raise UsageError("no episode to compare with", "name at least one episode")
     horizon = min(horizon, max(lengths[index] for index in chosen))
-    constant = _constant_chunk(dataset, chosen, stride, horizon)
+    constant = _constant_chunk(policy, dataset, chosen, stride, horizon)
 
     shape = (horizon, dataset.info.action_dim)
     planned_sums, constant_sums = _ErrorSums(*shape), _ErrorSums(*shape)
     per_episode = {index: _EpisodeSums() for index in chosen}
-    frames = _frames(dataset, chosen, stride, horizon)
+    frames = _frames(policy, dataset, chosen, stride, horizon)
     while members := list(itertools.islice(frames, batch)):
         plans = _plan(policy, dataset, [row for row, _ in members], horizon)
         for (row, chunk), plan in zip(members, plans, strict=True):
@@ -163,16 +163,18 @@ def table(result: OpenLoopResult) -> str:
     return aligned(lines)
 
 
-def _episodes(dataset: Dataset, chosen: Sequence[int]) -> Iterator[tuple[int, Float32Array]]:
-    """(episode, all its actions (L, A)), without decoding a picture."""
+def _episodes(policy: ChunkPolicy, dataset: Dataset, chosen: Sequence[int]) -> Iterator[tuple[int, Float32Array]]:
+    """(episode, all its actions (L, A) as the policy would send them), without decoding a picture."""
     for index, rows in itertools.groupby(dataset.rows(episodes=chosen, images=False), key=lambda row: row.episode):
-        yield index, np.stack([row.action for row in rows])
+        yield index, policy.command(np.stack([row.action for row in rows]))
 
 
-def _constant_chunk(dataset: Dataset, chosen: Sequence[int], stride: int, horizon: int) -> Float64Array:
+def _constant_chunk(
+    policy: ChunkPolicy, dataset: Dataset, chosen: Sequence[int], stride: int, horizon: int
+) -> Float64Array:
     """Mean recorded chunk (T, A) over the frames that will be compared."""
     total, count = np.zeros((horizon, dataset.info.action_dim)), np.zeros((horizon, 1))
-    for _, actions in _episodes(dataset, chosen):
+    for _, actions in _episodes(policy, dataset, chosen):
         for frame in range(0, len(actions), stride):
             chunk = action_chunk(actions, frame, horizon)
             real = ~chunk.is_pad[:, None]
@@ -181,12 +183,14 @@ def _constant_chunk(dataset: Dataset, chosen: Sequence[int], stride: int, horizo
     return total / count
 
 
-def _frames(dataset: Dataset, chosen: Sequence[int], stride: int, horizon: int) -> Iterator[tuple[Row, ActionChunk]]:
+def _frames(
+    policy: ChunkPolicy, dataset: Dataset, chosen: Sequence[int], stride: int, horizon: int
+) -> Iterator[tuple[Row, ActionChunk]]:
     """Every `stride`-th frame with its pictures, and the recorded chunk that starts there.
 
     Two streams side by side: one decodes the pictures of the frames that are planned at, one has all actions.
     """
-    episodes = _episodes(dataset, chosen)
+    episodes = _episodes(policy, dataset, chosen)
     index, actions = next(episodes)
     for row in dataset.rows(episodes=chosen, stride=stride):
         while row.episode != index:

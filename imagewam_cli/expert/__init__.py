@@ -5,5 +5,6 @@ attention   joint softmax over [prefix | own tokens], rotary positions
 blocks      sequential and parallel blocks, modulation, time embedding
 model       ActionExpert: velocity of a noisy action chunk
 sampler     the Euler loop
+initialization  first weights from the editor's
 checkpoint  config and weights on disk
 """

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from imagewam_cli.capture import LayerKV
-from imagewam_cli.kvcache.spec import RopeSpec
+from imagewam_cli.kvcache.spec import RopeSpec, Rounding
+from imagewam_cli.rotary import rotary_tables
 
 
 def joint_attention(q: Tensor, k: Tensor, v: Tensor, prefix: LayerKV | None, valid: Tensor | None) -> Tensor:
@@ -64,27 +65,18 @@ class Rotary(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, spec: RopeSpec, positions: Tensor) -> None:
+    def __init__(self, spec: RopeSpec, positions: Tensor, rounding: Rounding = "exact") -> None:
         """positions: (T,) ids of the tokens along the action axis."""
         super().__init__()
-        cos, sin = rotary_tables(spec, positions)
+        ids = torch.tensor(spec.action_ids).repeat(len(positions), 1)
+        ids[:, spec.action_axis] = positions
+        cos, sin = rotary_tables(ids, spec.axes, spec.theta, rounding)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B N, T, H, D)."""
         return rotate(x, self.cos, self.sin)
-
-
-def rotary_tables(spec: RopeSpec, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 (T, D / 2). Axis i contributes angles id_i * theta^(-2 j / dim_i)."""
-    angles = []
-    for axis, (dim, constant) in enumerate(zip(spec.axes, spec.action_ids, strict=True)):
-        ids = positions.double() if axis == spec.action_axis else torch.full_like(positions.double(), constant)
-        frequencies = spec.theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-        angles.append(ids[:, None] * frequencies)
-    table = torch.cat(angles, dim=-1)
-    return table.cos().float(), table.sin().float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

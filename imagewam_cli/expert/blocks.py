@@ -39,7 +39,7 @@ class TimeEmbedding(nn.Module):
         self.out_layer = nn.Linear(hidden, hidden, bias=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        angles = 1000.0 * t.float()[:, None] * self.frequencies.float()
+        angles = (1000.0 * t).float()[:, None] * self.frequencies  # 1000 t in t's own precision, as published
         sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).to(t.dtype)
         out: Tensor = self.out_layer(F.silu(self.in_layer(sinusoid.to(self.in_layer.weight.dtype))))
         return out

@@ -19,7 +19,7 @@ from imagewam_cli.errors import ConfigError
 from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.expert.blocks import Head, Modulation, ParallelBlock, SequentialBlock, TimeEmbedding
 from imagewam_cli.expert.places import PrefixPlaces
-from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
+from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, Rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class ExpertConfig:
     """Values also say where in the picture they come from (`PrefixPlaces`). Published experts have none."""
     use_prefix: bool = True
     """False: never look at the prefix (what the state alone is worth)."""
+    rounding: Rounding = "exact"
 
     def __post_init__(self) -> None:
         if min(self.action_dim, self.horizon, self.hidden) < 1 or self.state_dim < 0 or not self.layers:
@@ -77,9 +78,16 @@ class ActionExpert(nn.Module):
         self.places = PrefixPlaces(config.layers) if config.places and config.use_prefix else None
         # positions along the action axis: the state token stands just before the first action
         positions = torch.arange(-1 if config.state_dim else 0, config.horizon)
-        self.rotary = Rotary(config.rope, positions) if config.rope is not None else None
+        self.rotary = Rotary(config.rope, positions, config.rounding) if config.rope is not None else None
         self.positions = None if config.rope is not None else nn.Parameter(torch.zeros(len(positions), hidden))
         self._initialize()
+        if config.rounding == "published-bf16":
+            to_bfloat16(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and of the actions and prefixes that they take."""
+        return self.action_encoder.weight.dtype
 
     def forward(self, noisy_actions: Tensor, t: Tensor, state: Tensor | None, prefix: PrefixKV | None) -> Tensor:
         """Velocity (B N, T, A) of normalised chunks.
@@ -123,6 +131,12 @@ class ActionExpert(nn.Module):
             nn.init.zeros_(parameter)
         if self.positions is not None:
             nn.init.normal_(self.positions, std=0.02)
+
+
+def to_bfloat16(model: nn.Module) -> None:
+    """Cast the weights in place; tables of angles and frequencies stay float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.editor import PrefixKV
-from imagewam_cli.expert.flow import FlowSchedule
+from imagewam_cli.expert.flow import TRAIN_STEPS, FlowSchedule
 from imagewam_cli.expert.model import ActionExpert
 
 
@@ -18,12 +18,15 @@ def integrate(
     schedule: FlowSchedule,
     steps: int,
 ) -> Tensor:
-    """Normalised chunk (B, T, A) from `noise` (B, T, A) in `steps` Euler steps."""
+    """Normalised chunk (B, T, A) from `noise` (B, T, A) in `steps` Euler steps, in the precision of the noise.
+
+    In less than float32 it is 1000 t that is rounded, as published.
+    """
     grid = schedule.grid(steps).to(noise.device)
+    times = grid if noise.dtype == torch.float32 else (TRAIN_STEPS * grid).to(noise.dtype) / TRAIN_STEPS
     x = noise
     for i in range(steps):
-        t = grid[i].expand(len(x)).to(noise.dtype)
-        x = x + (grid[i + 1] - grid[i]).to(noise.dtype) * expert(x, t, state, prefix)
+        x = x + (grid[i + 1] - grid[i]).to(noise.dtype) * expert(x, times[i].expand(len(x)), state, prefix)
     return x
 
 

@@ -48,6 +48,7 @@ class OnnxExporter:
         observations = Samples.load(source / SAMPLES).observations
         with staged(out) as folder:
             live = Policy.load(source, weights=weights)
+            _require_expressible(live)
             prefix, notes = _write_prefix(live, folder)
             description = _write(live, prefix, folder)
             shutil.copyfile(source / EDITOR, folder / EDITOR)
@@ -67,6 +68,19 @@ def _require_packages() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"the ONNX export needs {', '.join(missing)}", "pip install imagewam[onnx]")
+
+
+def _require_expressible(policy: Policy) -> None:
+    """What imported policies have beside the graphs' inputs is not part of them."""
+    config = policy.parts.config
+    reasons = {
+        "its state is a token of the editor's text": config.proprio is not None,
+        "its grippers are sent as open or closed": bool(config.grippers),
+        f"it computes in {policy.expert.dtype}": policy.expert.dtype.itemsize < 4,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ExportError(f"the policy cannot be expressed as ONNX: {reason}", "use --format bundle")
 
 
 def _write_prefix(policy: Policy, folder: Path) -> tuple[PrefixGraph | None, tuple[str, ...]]:

@@ -33,5 +33,6 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 def sizes(folder: Path) -> Mapping[str, int]:
-    """file name -> bytes."""
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    """file name, with its sub-folder where it has one -> bytes."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}

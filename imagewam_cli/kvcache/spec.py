@@ -8,6 +8,9 @@ from typing import Literal
 
 Mode = Literal["prefix", "denoise"]
 BlockKind = Literal["sequential", "parallel"]
+Rounding = Literal["exact", "published-bf16"]
+"""Of positions and times. published-bf16: both, and all weights and products, in bfloat16, as published checkpoints
+were trained."""
 
 
 Segment = Literal["text", "reference", "target"]

@@ -20,6 +20,10 @@ class ChunkPolicy(abc.ABC):
     def chunks(self, observations: Sequence[Observation]) -> Float32Array:
         """Chunks (B, T, A) in robot units for B independent scenes."""
 
+    def command(self, actions: Float32Array) -> Float32Array:
+        """What is sent to the robot for actions (..., A) as a dataset records them; `chunks` are such commands."""
+        return actions
+
     def act(self, observation: Observation) -> Float32Array:
         """The next action (A,), planning anew when the actions to execute are used up."""
         if not self._queue:

@@ -4,6 +4,8 @@ policy.json           how it acts: horizon, replanning, schedule, cameras, names
 expert.json           shape of the expert           expert.safetensors   its weights
 normalization.json    the normalisers of state and action, the same objects that training used
 editor.json           which editor, with which weights and settings, gives the prefix (`EditorReference`)
+proprio.safetensors   only where the state is a token of the text: its linear map
+editor/               only where the editor was trained too: the parts that stand in place of its own
 samples.safetensors   a few dataset rows with pictures, so that an export can check itself
 """
 
@@ -17,7 +19,7 @@ from typing import Any, TypeVar
 
 from imagewam_cli.config import dump_json, from_dict, to_dict
 from imagewam_cli.data.normalization import Normalizer
-from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.editor import PrefixSettings, TokenPlacement
 from imagewam_cli.errors import ConfigError, DatasetError, RunError
 from imagewam_cli.kvcache.manifest import write_atomically
 from imagewam_cli.kvcache.spec import KVSpec
@@ -27,8 +29,20 @@ POLICY = "policy.json"
 NORMALIZATION = "normalization.json"
 EDITOR = "editor.json"
 SAMPLES = "samples.safetensors"
+PROPRIO = "proprio.safetensors"
+TUNED = "editor"
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProprioConfig:
+    """The state as one token of the editor's text. text_tokens: what the text before it is cut or padded to."""
+
+    state_dim: int
+    text_width: int
+    placement: TokenPlacement
+    text_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +60,11 @@ class PolicyConfig:
     cameras: tuple[str, ...]
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
+    grippers: tuple[int, ...] = ()
+    """Dimensions of the action that were learned in [0, 1], 1 open, and are sent as -1 open, 1 closed, nothing between
+    (LIBERO)."""
+    proprio: ProprioConfig | None = None
+    """None: the state enters on the action side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +75,8 @@ class EditorReference:
     settings: PrefixSettings
     spec: KVSpec
     fingerprint: Mapping[str, Any]
+    tuned: bool = False
+    """Whether the policy's `editor/` has parts that stand in place of the editor's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

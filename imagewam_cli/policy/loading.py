@@ -111,4 +111,4 @@ def _editor(folder: Path, hardware: Hardware, weights: Path | None) -> Editor:
         reference = from_dict(EditorReference, json.loads(path.read_text(encoding="utf-8")), source=str(path))
     except ConfigError as error:
         raise RunError(f"{path} is damaged: {error.message}", error.hint) from None
-    return load_editor(reference, hardware=hardware, weights=weights)
+    return load_editor(reference, hardware=hardware, weights=weights, bundle=folder)

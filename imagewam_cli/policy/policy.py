@@ -24,15 +24,24 @@ from imagewam_cli.hardware import CPU, Hardware
 from imagewam_cli.kvcache.manifest import fingerprint_digest
 from imagewam_cli.placement import require_device
 from imagewam_cli.policy.acting import ChunkPolicy
-from imagewam_cli.policy.bundle import BundleParts, EditorReference, find_bundle, read_bundle
+from imagewam_cli.policy.bundle import TUNED, BundleParts, EditorReference, find_bundle, read_bundle
+from imagewam_cli.policy.proprio import ProprioEncoder, load_proprio
 from imagewam_cli.registry import Registry
 
 
 class Policy(ChunkPolicy):
     """Editor, expert and normalisers, ready to act."""
 
-    def __init__(self, parts: BundleParts, expert: ActionExpert, editor: Editor, device: str = "cpu") -> None:
-        self.parts, self.expert, self.editor, self.device = parts, expert, editor, device
+    def __init__(
+        self,
+        parts: BundleParts,
+        expert: ActionExpert,
+        editor: Editor,
+        device: str = "cpu",
+        proprio: ProprioEncoder | None = None,
+    ) -> None:
+        """proprio: where the state is a token of the editor's text."""
+        self.parts, self.expert, self.editor, self.device, self.proprio = parts, expert, editor, device, proprio
         self.execute = parts.config.execute
         self._schedule = FlowSchedule(shift=parts.config.shift)
         self.reset()
@@ -52,7 +61,10 @@ class Policy(ChunkPolicy):
         parts = read_bundle(bundle)
         require_device(hardware)
         expert = load_expert(bundle, hardware.device)
-        return cls(parts, expert, load_editor(parts.editor, hardware=hardware, weights=weights), hardware.device)
+        found = parts.config.proprio
+        proprio = None if found is None else load_proprio(bundle, found, hardware.device, expert.dtype)
+        editor = load_editor(parts.editor, hardware=hardware, weights=weights, bundle=bundle)
+        return cls(parts, expert, editor, hardware.device, proprio)
 
     @property
     def horizon(self) -> int:
@@ -71,12 +83,34 @@ class Policy(ChunkPolicy):
             prefix = self.prefix(observations)
             noise = self.initial_noise(len(observations))
             chunk = integrate(self.expert, noise, state, prefix, self._schedule, self.parts.config.inference_steps)
-        return self.parts.action_normalizer.denormalize(chunk.cpu().numpy())
+        return self.command(self.parts.action_normalizer.denormalize(chunk.float().cpu().numpy()))
+
+    def command(self, actions: Float32Array) -> Float32Array:
+        """Grippers from [0, 1], 1 open, to -1 open, 1 closed; the rest is sent as it is.
+
+        Raises:
+            DatasetError: A is not the policy's.
+        """
+        grippers, dimensions = list(self.parts.config.grippers), len(self.parts.config.action_names)
+        if not grippers:
+            return actions
+        if actions.shape[-1] != dimensions:
+            raise DatasetError(f"actions have {actions.shape[-1]} dimensions, the policy's have {dimensions}")
+        sent = actions.copy()
+        sent[..., grippers] = -np.sign(2 * actions[..., grippers] - 1)
+        return sent
 
     def prefix(self, observations: Sequence[Observation]) -> PrefixKV:
-        """What the editor leaves of these pictures and instructions, float32."""
-        prefix = self.editor.encode([o.images for o in observations], [o.instruction for o in observations])
-        return prefix.to(self.device, torch.float32)
+        """What the editor leaves of these pictures and instructions, and of the state where it is a token of the
+        text; in the expert's precision."""
+        images, instructions = [o.images for o in observations], [o.instruction for o in observations]
+        if self.proprio is None:
+            prefix = self.editor.encode(images, instructions)
+        else:
+            with torch.no_grad():
+                token = self.proprio.token(self.normalized_state(observations))
+            prefix = self.editor.encode_with(images, instructions, token)
+        return prefix.to(self.device, self.expert.dtype)
 
     def normalized_state(self, observations: Sequence[Observation]) -> torch.Tensor:
         """float32 (B, S)."""
@@ -90,22 +124,27 @@ class Policy(ChunkPolicy):
         return torch.from_numpy(self.parts.state_normalizer.normalize(states)).to(self.device)
 
     def initial_noise(self, count: int) -> torch.Tensor:
-        """float32 (count, T, A); the same at every replan."""
+        """(count, T, A) in the expert's precision; the same at every replan."""
         config = self.parts.config
-        return initial_noise(count, config.horizon, len(config.action_names), config.noise_seed).to(self.device)
+        noise = initial_noise(count, config.horizon, len(config.action_names), config.noise_seed)
+        return noise.to(self.device, self.expert.dtype)
 
 
-def load_editor(reference: EditorReference, *, hardware: Hardware = CPU, weights: Path | None = None) -> Editor:
+def load_editor(
+    reference: EditorReference, *, hardware: Hardware = CPU, weights: Path | None = None, bundle: Path | None = None
+) -> Editor:
     """The editor of a policy, checked against the fingerprint that it was trained with.
+
+    bundle: the policy's folder, where it holds parts of the editor itself.
 
     Raises:
         RunError: other weights or settings; both values are given.
     """
     catalog = Registry.installed().editors
     kind = catalog.load(reference.name)
-    editor: Editor = kind.load(
-        catalog.get(reference.name), reference.settings, instructions=(), weights=weights, hardware=hardware
-    )
+    entry = catalog.get(reference.name)
+    own = {"tuned": bundle / TUNED} if bundle is not None and reference.tuned else {}
+    editor: Editor = kind.load(entry, reference.settings, instructions=(), weights=weights, hardware=hardware, **own)
     found, expected = editor.fingerprint(), dict(reference.fingerprint)
     if fingerprint_digest(found) != fingerprint_digest(expected):
         different = next((k for k in expected if found.get(k) != expected[k]), "fingerprint")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.errors import NonFiniteLossError, RunError, UsageError
 from imagewam_cli.expert.checkpoint import save_expert
 from imagewam_cli.expert.flow import FlowSchedule
+from imagewam_cli.expert.initialization import initialize
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig, parameter_count
 from imagewam_cli.kvcache.manifest import Manifest, write_atomically
 from imagewam_cli.kvcache.reader import CacheReader
@@ -59,7 +60,14 @@ class DryRun:
 class Trainer:
     """A run: construct it, then `train()`."""
 
-    def __init__(self, reader: CacheReader, recipe: TrainRecipe) -> None:
+    def __init__(
+        self, reader: CacheReader, recipe: TrainRecipe, editor_weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """editor_weights: by their released names, where the recipe begins with them (`expert.init`).
+
+        Raises:
+            UsageError: no rows, or no weights to begin with.
+        """
         if reader.manifest.rows == 0:
             raise UsageError(f"{reader.folder} has no rows to train on")
         self.reader, self.recipe = reader, recipe
@@ -80,6 +88,10 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.expert = ActionExpert(self.config)
+            if recipe.expert.init != "none":
+                if editor_weights is None:
+                    raise UsageError(f"expert.init {recipe.expert.init!r} needs the editor's weights")
+                initialize(self.expert, editor_weights, recipe.expert.init)
         self.average = {name: p.detach().clone() for name, p in self.expert.named_parameters()}
         self.optimizer = ExpertOptimizer(self.expert, recipe.optimizer)
         self._bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and _has_bfloat16())

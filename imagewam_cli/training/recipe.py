@@ -21,6 +21,8 @@ class ExpertRecipe:
     places: bool = True
     """Values say where in the picture they come from; published experts do not."""
     use_prefix: bool = True
+    init: Literal["none", "published", "repaired"] = "none"
+    """The blocks' first weights from the editor's, resized; see `imagewam_cli.expert.initialization`."""
 
     def __post_init__(self) -> None:
         _require(self.horizon >= 1, f"expert.horizon must be at least 1, got {self.horizon}")

@@ -15,8 +15,9 @@ text encoder is causal, so a row's states do not depend on padding, and states c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -26,11 +27,14 @@ from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.diffusers_editor import GREY, DiffusersEditor, flow_target, joint_layers
 from imagewam_cli.editor import PrefixGraph, PrefixSettings
 from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
+from imagewam_cli.hardware import Hardware
+from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec
 from imagewam_cli.text_states import Prompt, Text
 from imagewam_flux2.graph import prefix_graph
 from imagewam_flux2.layout import PIXELS_PER_TOKEN, picture_ids, picture_segments, reference_count
-from imagewam_flux2.tokens import ACTION_T, FluxTokens
+from imagewam_flux2.release import Flux2Release
+from imagewam_flux2.tokens import ACTION_T, FluxTokens, RoundedPositions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,9 @@ class FluxDefaults(EditorDefaults):
 
 class Flux2Editor(DiffusersEditor):
     """A FLUX.2-klein pipeline folder as an `Editor`."""
+
+    takes_text_token = True
+    release = Flux2Release()
 
     defaults: ClassVar[FluxDefaults] = FluxDefaults(
         modes={
@@ -55,8 +62,23 @@ class Flux2Editor(DiffusersEditor):
         camera_size=(512, 512),
         multiple=PIXELS_PER_TOKEN,
         max_text_tokens=512,
-        camera_layouts=("tile", "separate"),
+        camera_layouts=("tile", "separate", "head-over-wrists"),
+        roundings=("exact", "published-bf16"),
     )
+
+    def __init__(
+        self,
+        entry: EditorEntry,
+        settings: PrefixSettings,
+        folder: Path,
+        *,
+        instructions: Sequence[str],
+        hardware: Hardware,
+        tuned: Path | None = None,
+    ) -> None:
+        super().__init__(entry, settings, folder, instructions=instructions, hardware=hardware, tuned=tuned)
+        if self.settings.rounding == "published-bf16":
+            self.denoiser.pos_embed = RoundedPositions(self.rope(self.denoiser))
 
     @staticmethod
     def part_classes() -> Mapping[str, Any]:

@@ -79,8 +79,10 @@ def prefix_graph(
     settings: with every None resolved; prompt: instruction -> what the chat template gets; grey: of a blank picture.
 
     Raises:
-        ExportError: the template does more than put text around the instruction.
+        ExportError: the cameras do not stand side by side, or the template does more than frame the instruction.
     """
+    if settings.camera_layout == "head-over-wrists":  # the recipe of a graph's inputs sets cameras side by side
+        raise ExportError(f"the camera layout {settings.camera_layout!r} is not part of the graph's recipe")
     assert settings.image_size is not None
     before, after = _frame(tokens, prompt)
     return PrefixGraph(

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imagewam_cli.capture import LayerKV, record, replay
+from imagewam_cli.kvcache.spec import RopeSpec
+from imagewam_cli.rotary import rotary_tables
 from imagewam_cli.text_states import Text
 
 REFERENCE_T = 10
@@ -142,11 +144,11 @@ class FluxTokens:
         reference: Tensor,
         reference_ids: Tensor,
         *,
-        timestep: float,
+        timestep: float | Tensor,
         layers: Sequence[str] | None = None,
         grad: bool = False,
     ) -> FluxPrefix:
-        """One forward over [text | reference] without a target, at one timestep in [0, 1].
+        """One forward over [text | reference] without a target, at one timestep in [0, 1] or one for each row (B,).
 
         reference: (B, R, C); reference_ids: (R, 4). Text and reference attend to each other; padded text is never seen.
         """
@@ -159,7 +161,7 @@ class FluxTokens:
         valid = _with_pictures(text, reference)
         return FluxPrefix(layers=recording.layers, valid=valid, output=output if grad else None)
 
-    def joint_forward(self, text: Text, pictures: Tensor, picture_ids: Tensor, *, timestep: float) -> Tensor:
+    def joint_forward(self, text: Text, pictures: Tensor, picture_ids: Tensor, *, timestep: float | Tensor) -> Tensor:
         """One forward over [text | pictures], all of which attend to each other, padded text apart.
 
         pictures: (B, I, C), tokens of a reference, or of a noisy target and then its references; picture_ids: (I, 4).
@@ -167,18 +169,22 @@ class FluxTokens:
         """
         batch, length = text.valid.shape
         mask = _key_mask(_with_pictures(text, pictures))
-        t = torch.full((batch,), timestep)
+        t = torch.as_tensor(timestep, dtype=torch.float32).expand(batch)
         output: Tensor = self._forward(text.embeds, pictures, text_ids(length), picture_ids, t, mask)
         return output
 
-    def target_velocity(self, prefix: FluxPrefix, noisy: Tensor, t: Tensor) -> Tensor:
-        """Velocity of the noisy target tokens (B, T, C), square grid, at noise levels t (B,), attending to the
-        prefix."""
+    def target_velocity(
+        self, prefix: FluxPrefix, noisy: Tensor, t: Tensor, grid: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Velocity of the noisy target tokens (B, T, C) at noise levels t (B,), attending to the prefix.
+
+        grid: (rows, columns) of the tokens; None: a square.
+        """
         batch, count, _ = noisy.shape
-        side = round(count**0.5)
+        rows, columns = grid or (round(count**0.5),) * 2
         empty = noisy.new_zeros(batch, 0, self.transformer.config.joint_attention_dim)
         with replay(self.transformer, prefix.layers, prefix.valid):
-            result: Tensor = self._forward(empty, noisy, text_ids(0), image_ids(side, side, t=TARGET_T), t, None)
+            result: Tensor = self._forward(empty, noisy, text_ids(0), image_ids(rows, columns, t=TARGET_T), t, None)
         return result
 
     def _forward(
@@ -201,6 +207,19 @@ class FluxTokens:
         mean = norm.running_mean.view(1, -1, 1, 1).to(like)
         std = torch.sqrt(norm.running_var.view(1, -1, 1, 1) + self.vae.config.batch_norm_eps).to(like)
         return mean, std
+
+
+class RoundedPositions(nn.Module):
+    """In place of the transformer's `pos_embed`: the angles of the published code, rounded to bfloat16."""
+
+    def __init__(self, rope: RopeSpec) -> None:
+        super().__init__()
+        self.rope = rope
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Position ids (T, axes) -> cos and sin, float32 (T, D), each repeated for its pair."""
+        cos, sin = rotary_tables(ids, self.rope.axes, self.rope.theta, "published-bf16")
+        return cos.repeat_interleave(2, dim=-1), sin.repeat_interleave(2, dim=-1)
 
 
 def pack_latents(latents: Tensor) -> Tensor:

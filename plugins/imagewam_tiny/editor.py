@@ -25,7 +25,7 @@ class TinyEditor(Flux2Editor):
         text_padding="trim",
         compute_dtype="float32",
         camera_size=(recipe.IMAGE_SIZE, recipe.IMAGE_SIZE),
-        camera_layouts=("tile",),
+        camera_layouts=("tile", "head-over-wrists"),
         text_layers=recipe.TEXT_LAYERS,
         max_text_tokens=recipe.MAX_TEXT_TOKENS,
     )

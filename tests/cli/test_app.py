@@ -32,6 +32,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         "eval",
         "attention",
         "export",
+        "import",
         "demo",
         "editors",
         "plugins",

@@ -13,7 +13,7 @@ from imagewam_cli.editor import PrefixKV
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
 from imagewam_cli.expert.sampler import integrate
-from imagewam_cli.kvcache.spec import BlockKind, LayerSpec, RopeSpec, SegmentSpec
+from imagewam_cli.kvcache.spec import BlockKind, LayerSpec, RopeSpec, Rounding, SegmentSpec
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "published"
 TOLERANCE = 5e-5
@@ -25,7 +25,7 @@ def expert() -> ActionExpert:
     return published_expert(horizon=16)
 
 
-def published_expert(horizon: int) -> ActionExpert:
+def published_expert(horizon: int, rounding: Rounding = "exact") -> ActionExpert:
     def layer(name: str, block: BlockKind) -> LayerSpec:
         segments = (SegmentSpec(name="text", tokens=21), SegmentSpec(name="reference", tokens=24))
         return LayerSpec(name=name, block=block, heads=3, kv_heads=3, head_dim=32, segments=segments)
@@ -37,6 +37,7 @@ def published_expert(horizon: int) -> ActionExpert:
         state_dim=0,
         horizon=horizon,
         hidden=64,
+        rounding=rounding,
     )
     model = ActionExpert(config)
     model.load_state_dict(load_file(FIXTURES / "expert.safetensors"), strict=True)
@@ -72,6 +73,45 @@ def test_final_action(name: str) -> None:
     with torch.no_grad():
         chunk = integrate(expert, case["noise.initial"], None, published_prefix(case), schedule, steps)
     assert (chunk[0] - case["out.action"]).abs().max() < TOLERANCE
+
+
+def test_published_rounding() -> None:
+    """bfloat16 steps by 0.03 at the size of these velocities and actions, about 4."""
+    case = load_file(FIXTURES / "infer_proprio_pack_bf16.safetensors")
+    prefix, expert = published_prefix(case), published_expert(horizon=16, rounding="published-bf16")
+    steps = len(case["step.t_unit"])
+    with torch.no_grad():
+        for x, t, velocity in zip(case["step.x"], case["step.t_unit"], case["step.velocity"], strict=True):
+            assert (expert(x, t, None, prefix).float() - velocity.float()).abs().max() < 0.05
+        chunk = integrate(expert, case["noise.initial"], None, prefix, FlowSchedule(), steps)
+        exact = integrate(
+            published_expert(horizon=16),
+            case["noise.initial"].float(),
+            None,
+            prefix.to("cpu", torch.float32),
+            FlowSchedule(),
+            steps,
+        )
+    assert (chunk[0].float() - case["out.action"]).abs().max() < 0.05
+    assert (exact[0] - case["out.action"]).abs().max() > 0.2
+
+
+def test_published_rounding_of_the_times() -> None:
+    case = load_file(FIXTURES / "infer_proprio_pack_bf16.safetensors")
+    seen: list[torch.Tensor] = []
+
+    def expert(x: torch.Tensor, t: torch.Tensor, state: None, prefix: None) -> torch.Tensor:
+        seen.append(t)
+        return torch.ones_like(x)
+
+    noise = torch.zeros(1, 1, 1, dtype=torch.bfloat16)
+    integrate(expert, noise, None, None, FlowSchedule(), 4)  # type: ignore[arg-type]
+    assert torch.equal(torch.stack(seen), case["step.t_unit"])
+    seen.clear()
+    integrate(expert, noise, None, None, FlowSchedule(), 10)  # type: ignore[arg-type]
+    # the published grid of ten steps
+    expected = torch.tensor([1000, 980, 952, 920, 884, 832, 768, 680, 556, 358], dtype=torch.bfloat16)
+    assert torch.equal(1000 * torch.cat(seen), expected)
 
 
 def test_draws_of_one_prefix_equal_separate_chunks(expert: ActionExpert) -> None:

@@ -1,0 +1,301 @@
+"""Compare imagewam with numbers that the published ImageWAM code (FLUX.2 stack) computed on tiny random weights.
+
+    python examples/published/oracle.py --oracle DIR [--model model.pt]
+
+DIR holds config.json, index.json, the weights and one safetensors file per case. For every case: the greatest absolute
+error of each quantity, and that of the action after the value projection of the editor's first layer is scaled by 1.01,
+which says what an error looks like. With --model, the parts come from a policy folder that `imagewam import` makes of
+that checkpoint, instead of from the weights directly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from imagewam_cli.editor import PrefixKV
+from imagewam_cli.expert.flow import FlowSchedule
+from imagewam_cli.expert.model import ActionExpert, ExpertConfig, to_bfloat16
+from imagewam_cli.expert.sampler import integrate
+from imagewam_cli.kvcache.spec import BlockKind, LayerSpec, RopeSpec, Rounding, SegmentSpec
+from imagewam_cli.policy.bundle import ProprioConfig
+from imagewam_cli.policy.policy import Policy
+from imagewam_cli.policy.proprio import ProprioEncoder
+from imagewam_cli.published.importing import import_policy
+from imagewam_cli.published.robots import ROBOTS
+from imagewam_cli.published.settings import TrainSettings
+from imagewam_cli.text_states import Text, with_token
+from imagewam_flux2.editor import Flux2Editor
+from imagewam_flux2.release import Flux2Release
+from imagewam_flux2.tokens import ACTION_T, REFERENCE_T, FluxPrefix, FluxTokens, RoundedPositions, image_ids
+from imagewam_tiny import recipe
+
+TOLERANCE = 5e-5
+VIDEO, ACTION, PROPRIO = "mixtures.video.transformer.", "mixtures.action.", "proprio_encoder."
+
+Case = dict[str, Tensor]
+Errors = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What the cases run on. names: of the layers in the cases' files, in the order of the calls."""
+
+    tokens: FluxTokens
+    expert: dict[str, Any]
+    """ExpertConfig's fields but for the horizon, which differs from case to case."""
+    weights: dict[str, Tensor]
+    proprio: dict[str, Tensor]
+    names: tuple[str, ...]
+    rounding: Rounding
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.rounding == "exact" else torch.bfloat16
+
+    def action_expert(self, horizon: int) -> ActionExpert:
+        expert = ActionExpert(ExpertConfig(**self.expert, horizon=horizon))
+        expert.load_state_dict(self.weights)
+        return expert
+
+    def text(self, embeds: Tensor, valid: Tensor, state: Tensor | None, *, packed: bool) -> Text:
+        """The case's text states, with the state's token where the case has one."""
+        text = Text(embeds=embeds.to(self.dtype), valid=valid)
+        if state is None:
+            return text
+        width, state_dim = self.proprio["weight"].shape
+        placement = "packed" if packed else "appended"
+        config = ProprioConfig(state_dim=state_dim, text_width=width, placement=placement, text_tokens=valid.shape[1])
+        encoder = ProprioEncoder(config)
+        encoder.load_state_dict(self.proprio)
+        return with_token(text, encoder.to(self.dtype).token(state))
+
+    def prefix(self, text: Text, reference: Tensor, grid: tuple[int, int]) -> FluxPrefix:
+        return self.tokens.prefix(text, reference, image_ids(*grid, t=REFERENCE_T), timestep=0.0)
+
+
+def direct(folder: Path, rounding: Rounding) -> System:
+    """The system from the oracle's weights, without a policy folder."""
+    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+
+    config = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "weights.safetensors")
+    transformer = Flux2Transformer2DModel.from_config(_config(folder / "diffusers_transformer_config.json"))
+    transformer.load_state_dict(Flux2Release().from_release(_named(weights, VIDEO)))
+    vae = AutoencoderKLFlux2.from_config(_config(folder / "diffusers_vae_config.json"))
+    vae.load_state_dict(load_file(folder / "diffusers_vae.safetensors"))
+    rope = RopeSpec(
+        axes=tuple(config["axes_dim"]), theta=float(config["theta"]), action_axis=1, action_ids=(ACTION_T, 0, 0, 0)
+    )
+    if rounding == "published-bf16":
+        to_bfloat16(transformer)
+        vae.to(torch.bfloat16)
+        transformer.pos_embed = RoundedPositions(rope)
+    return System(
+        tokens=FluxTokens(transformer=transformer.eval(), vae=vae.eval(), text_encoder=None, tokenizer=None),
+        expert={
+            "layers": tuple(_layer(config, name) for name in _names(config)),
+            "rope": rope,
+            "action_dim": config["action_dim"],
+            "state_dim": 0,
+            "hidden": config["action_hidden"],
+            "mlp_ratio": config["action_mlp_ratio"],
+            "rounding": rounding,
+        },
+        weights=_named(weights, ACTION),
+        proprio=_named(weights, PROPRIO),
+        names=_names(config),
+        rounding=rounding,
+    )
+
+
+def imported(folder: Path, model: Path, rounding: Rounding) -> System:
+    """The system from a policy folder that `imagewam import` makes of a checkpoint."""
+    config = json.loads((folder / "config.json").read_text())
+    names = tuple(f"joint_{i}" for i in range(config["action_dim"]))
+    robot = dataclasses.replace(
+        ROBOTS["robotwin"], state_names=names[: config["proprio_dim"]], action_names=names, image_size=(96, 64)
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        base, policy = Path(scratch) / "base", Path(scratch) / "policy"
+        _write_pipeline(folder, base, text_width=config["context_in_dim"])
+        statistics = {
+            f: {"default": _made_up(dim)} for f, dim in (("state", config["proprio_dim"]), ("action", len(names)))
+        }
+        (base / "dataset_stats.json").write_text(json.dumps(statistics))
+        import_policy(
+            model,
+            base / "dataset_stats.json",
+            policy,
+            editor="tiny",
+            robot=robot,
+            train=TrainSettings(),
+            rounding=rounding,
+            weights=base,
+        )
+        loaded = Policy.load(policy, weights=base)
+    editor, proprio = loaded.editor, loaded.proprio
+    assert isinstance(editor, Flux2Editor)
+    assert proprio is not None
+    fields = {f.name: getattr(loaded.expert.config, f.name) for f in dataclasses.fields(ExpertConfig)}
+    del fields["horizon"]
+    return System(
+        tokens=editor.tokens,
+        expert=fields,
+        weights=loaded.expert.state_dict(),
+        proprio=proprio.state_dict(),
+        names=_names(config),
+        rounding=rounding,
+    )
+
+
+def _write_pipeline(folder: Path, base: Path, *, text_width: int) -> None:
+    """A pipeline folder around the oracle's editor and VAE, whose cases bring their text states with them: the text
+    encoder only has to be there."""
+    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = recipe.build_tokenizer()
+    hidden = text_width // len(recipe.TEXT_LAYERS)
+    text = recipe.TEXT_CONFIG | {"hidden_size": hidden, "intermediate_size": 2 * hidden}
+    Flux2Transformer2DModel.from_config(_config(folder / "diffusers_transformer_config.json")).save_pretrained(
+        base / "transformer"
+    )
+    vae = AutoencoderKLFlux2.from_config(_config(folder / "diffusers_vae_config.json"))
+    vae.load_state_dict(load_file(folder / "diffusers_vae.safetensors"))
+    vae.save_pretrained(base / "vae")
+    Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **text)).save_pretrained(base / "text_encoder")
+    tokenizer.save_pretrained(base / "tokenizer")
+
+
+def _made_up(dim: int) -> dict[str, list[float]]:
+    return {f"global_{name}": [value] * dim for name, value in (("min", -1.0), ("max", 1.0), ("mean", 0.0))} | {
+        f"global_{name}": [1.0] * dim for name in ("std", "q01", "q99")
+    }
+
+
+def infer(system: System, case: Case, spec: dict[str, Any]) -> Errors:
+    """Everything from the picture to the action."""
+    grid = _grid(case["in.image"])
+    dtype = system.dtype
+    with torch.no_grad():
+        state = case["in.proprio"] if spec["proprio"] else None
+        text = system.text(case["in.context"], case["in.context_mask"], state, packed=spec["pack"])
+        reference = system.tokens.image(case["in.image"].to(dtype))
+        recorded = system.prefix(text, reference, grid)
+        prefix = PrefixKV(tuple(recorded.layers.values()), recorded.valid)
+        layers = system.prefix(text, case["ref.tokens"], grid).layers.values()  # the picture's rounding left out
+        schedule = FlowSchedule(shift=spec.get("sigma_shift", 5.0))
+        levels = schedule.grid(spec["steps"])
+        expert = system.action_expert(case["noise.initial"].shape[1])
+        noise = torch.randn(
+            case["noise.initial"].shape, generator=torch.Generator().manual_seed(spec["noise_seed"])
+        ).to(dtype)
+        steps = zip(case["step.x"], case["step.t_unit"], case["step.velocity"], strict=True)
+        return {
+            "tokens": _error(reference, case["ref.tokens"]),
+            "text": _error(text.embeds, case["txt.context_after_proprio"]),
+            "mask": _error(recorded.valid[:, None, :].expand_as(case["mask.prefill"]), case["mask.prefill"]),
+            "kv": max(
+                _error(getattr(kv, part).flatten(2), case[f"cache.{name}.{part}"])
+                for name, kv in zip(system.names, layers, strict=True)
+                for part in "kv"
+            ),
+            "schedule": max(
+                _error((1000 * levels[:-1]).to(dtype) / 1000, case["step.t_unit"][:, 0]),
+                _error((levels[1:] - levels[:-1]).to(dtype), case["sched.deltas"]),
+                _error(noise, case["noise.initial"]),
+            ),
+            "velocity": max(_error(expert(x, t, None, prefix), velocity) for x, t, velocity in steps),
+            "action": _error(integrate(expert, noise, None, prefix, schedule, spec["steps"])[0], case["out.action"]),
+        }
+
+
+def table(rows: list[tuple[str, Errors]]) -> str:
+    """Aligned text: a line per case, a column per quantity."""
+    columns = list(dict.fromkeys(quantity for _, errors in rows for quantity in errors))
+    lines = [["case", *columns]]
+    lines += [[name, *(f"{e[c]:.1e}" if c in e else "" for c in columns)] for name, e in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
+
+
+def perturbed(system: System) -> System:
+    """The same with one weight tensor 1 % larger."""
+    transformer = copy.deepcopy(system.tokens.transformer)
+    with torch.no_grad():
+        transformer.transformer_blocks[0].attn.to_v.weight.mul_(1.01)
+    tokens = FluxTokens(transformer=transformer, vae=system.tokens.vae, text_encoder=None, tokenizer=None)
+    return System(**{**vars(system), "tokens": tokens})
+
+
+def cases(folder: Path, kind: str) -> list[tuple[str, Case, dict[str, Any]]]:
+    """(name, tensors, parameters) of the cases of one kind that are there."""
+    index = json.loads((folder / "index.json").read_text())[kind]
+    pattern = "infer_{}_bf16" if kind == "bf16" else f"{kind}_{{}}"
+    paths = {name: folder / f"{pattern.format(name)}.safetensors" for name in index}
+    return [(path.stem, load_file(path), index[name]) for name, path in paths.items() if path.exists()]
+
+
+def run(folder: Path, model: Path | None) -> list[tuple[str, Errors]]:
+    """Every case of the folder. model: the checkpoint to import; None: straight from the weights."""
+    rows = []
+    kinds: tuple[tuple[str, Rounding], ...] = (("infer", "exact"), ("bf16", "published-bf16"))
+    for kind, rounding in kinds:
+        system = direct(folder, rounding) if model is None else imported(folder, model, rounding)
+        other = perturbed(system)
+        for name, case, spec in cases(folder, kind):
+            errors = infer(system, case, spec)
+            rows.append((name, errors | {"action, 1 % off": infer(other, case, spec)["action"]}))
+    return rows
+
+
+def _error(mine: Tensor, theirs: Tensor) -> float:
+    return (mine.float() - theirs.float()).abs().max().item()
+
+
+def _grid(pictures: Tensor) -> tuple[int, int]:
+    height, width = pictures.shape[-2:]
+    return height // 16, width // 16
+
+
+def _config(path: Path) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(path.read_text()).items() if not key.startswith("_")}
+
+
+def _named(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _names(config: dict[str, Any]) -> tuple[str, ...]:
+    doubles = (f"double.{i}" for i in range(config["depth"]))
+    return (*doubles, *(f"single.{i}" for i in range(config["depth_single"])))
+
+
+def _layer(config: dict[str, Any], name: str) -> LayerSpec:
+    block: BlockKind = "sequential" if name.startswith("double") else "parallel"
+    heads = config["num_heads"]
+    text = SegmentSpec(name="text", tokens=1)
+    return LayerSpec(name=name, block=block, heads=heads, kv_heads=heads, head_dim=config["head_dim"], segments=(text,))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--oracle", type=Path, required=True, help="folder of the cases")
+    parser.add_argument("--model", type=Path, help="a checkpoint to import, instead of the folder's plain weights")
+    arguments = parser.parse_args()
+    print(table(run(arguments.oracle, arguments.model)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The published way of telling the robot's state: one trainable token inside the editor's text.
+
+Only for live policies: K and V of the whole prefix then depend on the state and on weights that are trained, so that no
+cache can hold them. A bundle has `proprio.safetensors` beside the expert, its `ProprioConfig` in policy.json.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from imagewam_cli.editor import TextToken
+from imagewam_cli.errors import RunError
+from imagewam_cli.policy.bundle import PROPRIO, ProprioConfig
+
+
+class ProprioEncoder(nn.Module):
+    """Normalised state -> one token as wide as the text states."""
+
+    def __init__(self, config: ProprioConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.zeros(config.text_width, config.state_dim))
+        self.bias = nn.Parameter(torch.zeros(config.text_width))
+
+    def forward(self, state: Tensor) -> Tensor:
+        """(B, S) -> (B, text_width)."""
+        return nn.functional.linear(state.to(self.weight.dtype), self.weight, self.bias)
+
+    def token(self, state: Tensor) -> TextToken:
+        """state: (B, S) normalised."""
+        config = self.config
+        return TextToken(vectors=self(state), placement=config.placement, text_tokens=config.text_tokens)
+
+
+def load_proprio(folder: Path, config: ProprioConfig, device: str, dtype: torch.dtype) -> ProprioEncoder:
+    """The encoder of a policy folder.
+
+    Raises:
+        RunError: the file is missing or does not fit `config`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    encoder = ProprioEncoder(config)
+    try:
+        encoder.load_state_dict(load_file(folder / PROPRIO))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise RunError(
+            f"{folder / PROPRIO} is missing or does not fit policy.json: {str(error).splitlines()[-1].strip()}",
+            "import the checkpoint again, or copy the whole folder",
+        ) from None
+    return encoder.eval().requires_grad_(False).to(device, dtype)

@@ -1,0 +1,97 @@
+"""A published checkpoint: the tensors of editor, expert and proprio encoder, by their published names.
+
+`torch.save` of {"mot": state dict, "step", "torch_dtype", "proprio_encoder"}. Names in `mot`:
+`mixtures.video.transformer.*`, `mixtures.action.*`, and the editor's blocks a second time as
+`mixtures.video.double_blocks.*` and `mixtures.video.single_blocks.*`, on the same storage. Source: arXiv 2606.19531's
+code.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imagewam_cli.errors import RunError
+
+_EDITOR, _EXPERT = "mixtures.video.transformer.", "mixtures.action."
+_ALIASES = ("mixtures.video.double_blocks.", "mixtures.video.single_blocks.")
+_KEYS = {"mot", "dit", "step", "torch_dtype", "proprio_encoder", "optimizer", "checkpoint_format"}
+"""dit: an older name of mot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Tensors by names without their prefixes. proprio: weight (D, S) and bias (D,), or None."""
+
+    editor: Mapping[str, Tensor]
+    expert: Mapping[str, Tensor]
+    proprio: Mapping[str, Tensor] | None
+    bfloat16: bool
+    """Whether it was trained in bfloat16."""
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read the file; nothing in it is ever run.
+
+    Raises:
+        RunError: no such file, more than tensors in it, not a checkpoint, or names that are not known.
+    """
+    values = _load(path)
+    mot = values.get("mot", values.get("dit"))
+    if not isinstance(mot, Mapping):
+        raise RunError(f"{path} is no ImageWAM checkpoint: it has no 'mot'", "pass the model.pt of a published policy")
+    unknown = sorted(str(key) for key in values.keys() - _KEYS)
+    unknown += [name for name in mot if not name.startswith((_EDITOR, _EXPERT, *_ALIASES))]
+    if unknown:
+        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        raise RunError(f"{path} has names that are not known: {', '.join(unknown[:8])}{more}")
+    _require_aliases(path, mot)
+    proprio = values.get("proprio_encoder")
+    if proprio is not None and set(proprio) != {"weight", "bias"}:
+        raise RunError(f"{path}: proprio_encoder has {', '.join(sorted(proprio))} instead of weight and bias")
+    return Checkpoint(
+        editor=_under(mot, _EDITOR),
+        expert=_under(mot, _EXPERT),
+        proprio=proprio,
+        bfloat16="bfloat16" in str(values.get("torch_dtype", "")),
+    )
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise RunError(f"no such file: {path}", "pass the model.pt of a published policy") from None
+    except pickle.UnpicklingError:
+        raise RunError(
+            f"{path} holds more than tensors and was not read: such a file can run any code",
+            "ask its authors for one that holds tensors alone",
+        ) from None
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise RunError(f"{path} is no checkpoint, or damaged: {str(error).partition(chr(10))[0]}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path} is no ImageWAM checkpoint: it holds a {type(values).__name__}")
+    return values
+
+
+def _require_aliases(path: Path, mot: Mapping[str, Tensor]) -> None:
+    """The second listing of the editor's blocks must be the first's tensors: else it is unclear which count."""
+    for name, value in mot.items():
+        if not name.startswith(_ALIASES):
+            continue
+        other = mot.get(_EDITOR + name.removeprefix("mixtures.video."))
+        if other is None:
+            raise RunError(f"{path} lists {name} without its {_EDITOR}* counterpart")
+        same = other.data_ptr() == value.data_ptr() and other.shape == value.shape
+        if not same and not torch.equal(other, value):
+            raise RunError(f"{path} lists {name} twice with different values")
+
+
+def _under(mot: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in mot.items() if name.startswith(prefix)}

@@ -1,0 +1,227 @@
+"""A published checkpoint into a policy folder: editor, expert, the state's token, normalisers, settings.
+
+Strict: every tensor finds its place and every place its tensor, or nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imagewam_cli.data.normalization import FieldStats, Normalizer
+from imagewam_cli.data.samples import SAMPLES, Samples
+from imagewam_cli.data.types import Observation
+from imagewam_cli.editor import Editor, PrefixSettings
+from imagewam_cli.errors import ConfigError, EditorError
+from imagewam_cli.expert.checkpoint import save_expert
+from imagewam_cli.expert.model import ActionExpert, ExpertConfig
+from imagewam_cli.export.staging import sizes, staged
+from imagewam_cli.hardware import CPU, Hardware
+from imagewam_cli.kvcache.spec import KVSpec, Rounding
+from imagewam_cli.pipeline_folder import require_names
+from imagewam_cli.policy.bundle import (
+    PROPRIO,
+    TUNED,
+    BundleParts,
+    EditorReference,
+    PolicyConfig,
+    ProprioConfig,
+    write_bundle,
+)
+from imagewam_cli.published.checkpoint import Checkpoint, read_checkpoint
+from imagewam_cli.published.robots import PROMPT, Robot
+from imagewam_cli.published.settings import TrainSettings
+from imagewam_cli.published.statistics import read_statistics
+from imagewam_cli.registry import Registry
+
+SHIFT, NOISE_SEED = 5.0, 42
+"""Of the published evaluation: every chunk starts from the same noise."""
+_SAMPLES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What was written. sizes: of the editor ("double blocks": 5); files: name -> bytes."""
+
+    folder: Path
+    rounding: Rounding
+    sizes: Mapping[str, int]
+    files: Mapping[str, int]
+
+
+def import_policy(
+    checkpoint: Path,
+    statistics: Path,
+    out: Path,
+    *,
+    editor: str,
+    robot: Robot,
+    train: TrainSettings,
+    rounding: Rounding | None = None,
+    weights: Path | None = None,
+    hardware: Hardware = CPU,
+) -> Imported:
+    """Write the policy folder `out`.
+
+    rounding: None: published-bf16 for a checkpoint that was trained in bfloat16, else exact.
+    weights: a diffusers folder of the editor: its VAE, text encoder and sizes count, its denoiser is the checkpoint's.
+
+    Raises:
+        RunError: the file is no checkpoint.
+        EditorError: the checkpoint is of another size than the editor, or has other names.
+        DatasetError, ConfigError: the statistics, or the robot, have other dimensions than the checkpoint.
+        UsageError: `out` holds something; the editor has no published checkpoints.
+    """
+    catalog = Registry.installed().editors
+    kind, entry = catalog.load(editor), catalog.get(editor)
+    found = read_checkpoint(checkpoint)
+    state, action = read_statistics(statistics)
+    _require_dimensions(found, state, action, robot)
+    rounding = rounding or ("published-bf16" if found.bfloat16 else "exact")
+    settings = _prefix_settings(robot, rounding, found)
+    with staged(out) as folder:
+        editor_sizes = kind.write_released(entry, found.editor, folder / TUNED, weights=weights)
+        loaded: Editor = kind.load(
+            entry, settings, instructions=(), weights=weights, hardware=hardware, tuned=folder / TUNED
+        )
+        config = _policy_config(robot, train, found, editor_sizes)
+        expert = expert_config(found.expert, loaded.spec, config.horizon, rounding)
+        save_expert(folder, expert, dict(found.expert))
+        if found.proprio is not None:
+            _save(folder / PROPRIO, found.proprio)
+        reference = EditorReference(
+            name=entry.name,
+            settings=loaded.settings,
+            spec=loaded.spec,
+            fingerprint=loaded.fingerprint(),
+            tuned=True,
+        )
+        normalizers = (Normalizer(mode=robot.normalization, stats=stats) for stats in (state, action))
+        parts = BundleParts(
+            config=config, editor=reference, state_normalizer=next(normalizers), action_normalizer=next(normalizers)
+        )
+        write_bundle(folder, parts)
+        (folder / SAMPLES).write_bytes(made_up_samples(robot, state).to_bytes())
+        written = sizes(folder)
+    return Imported(folder=out, rounding=rounding, sizes=editor_sizes, files=written)
+
+
+def expert_config(weights: Mapping[str, Tensor], spec: KVSpec, horizon: int, rounding: Rounding) -> ExpertConfig:
+    """The shape of a published expert, from its weights and the editor's layers.
+
+    Raises:
+        EditorError: weights that are missing, unknown or of another shape.
+    """
+    try:
+        hidden, action_dim = weights["action_encoder.weight"].shape
+        inner = weights["double_blocks.0.img_mlp.2.weight"].shape[1]
+    except KeyError as error:
+        raise EditorError(
+            f"the checkpoint's expert lacks {error}", "was it trained on another kind of editor?"
+        ) from None
+    config = ExpertConfig(
+        layers=spec.layers,
+        rope=spec.rope,
+        action_dim=action_dim,
+        state_dim=0,
+        horizon=horizon,
+        hidden=hidden,
+        mlp_ratio=inner / hidden,
+        rounding=rounding,
+    )
+    with torch.device("meta"):
+        expected = ActionExpert(config).state_dict()
+    require_names(weights, expected, "the checkpoint's expert does not fit the editor's layers")
+    return config
+
+
+def made_up_samples(robot: Robot, state: FieldStats) -> Samples:
+    """Observations of noise, with which an export checks itself: a checkpoint brings no pictures of its own."""
+    rng = np.random.default_rng(0)
+    height, width = robot.image_size
+    return Samples(
+        observations=tuple(
+            Observation(
+                images={camera: rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for camera in robot.cameras},
+                state=rng.uniform(state.min, state.max).astype(np.float32),
+                instruction="put the red block on the blue zone",
+            )
+            for _ in range(_SAMPLES)
+        )
+    )
+
+
+def _require_dimensions(found: Checkpoint, state: FieldStats, action: FieldStats, robot: Robot) -> None:
+    encoder = found.expert.get("action_encoder.weight")
+    if encoder is None:
+        return  # `expert_config` names all that is missing
+    told = state.dim if found.proprio is None else found.proprio["weight"].shape[1]
+    for what, learned, gathered, named in (
+        ("action", encoder.shape[1], action.dim, len(robot.action_names)),
+        ("state", told, state.dim, len(robot.state_names)),
+    ):
+        if learned != gathered:
+            raise ConfigError(
+                f"the statistics have {gathered} {what} dimensions, the checkpoint {learned}",
+                "pass the dataset_stats.json that was published with the checkpoint",
+            )
+        if learned != named:
+            raise ConfigError(
+                f"the robot has {named} {what} dimensions, the checkpoint {learned}", "choose another --robot"
+            )
+
+
+def _prefix_settings(robot: Robot, rounding: Rounding, found: Checkpoint) -> PrefixSettings:
+    return PrefixSettings(
+        mode="prefix",
+        timestep=0.0,
+        text_padding="trim",
+        image_size=robot.image_size,
+        camera_layout=robot.camera_layout,
+        compute_dtype="bfloat16" if rounding == "published-bf16" or found.bfloat16 else "float32",
+        rounding=rounding,
+        prompt_template=PROMPT,
+        cameras=robot.cameras,
+    )
+
+
+def _policy_config(
+    robot: Robot, train: TrainSettings, found: Checkpoint, editor_sizes: Mapping[str, int]
+) -> PolicyConfig:
+    horizon = train.horizon or robot.horizon
+    return PolicyConfig(
+        horizon=horizon,
+        execute=min(robot.execute, horizon),
+        inference_steps=train.inference_steps,
+        shift=SHIFT,
+        noise_seed=NOISE_SEED,
+        fps=robot.fps,
+        cameras=robot.cameras,
+        state_names=robot.state_names,
+        action_names=robot.action_names,
+        grippers=robot.grippers,
+        proprio=None if found.proprio is None else _proprio_config(found.proprio, train, editor_sizes),
+    )
+
+
+def _proprio_config(
+    proprio: Mapping[str, Tensor], train: TrainSettings, editor_sizes: Mapping[str, int]
+) -> ProprioConfig:
+    width, state_dim = proprio["weight"].shape
+    text = editor_sizes.get("text channels", width)
+    if width != text:
+        raise EditorError(f"the proprio encoder gives {width} channels, the editor's text has {text}")
+    return ProprioConfig(
+        state_dim=state_dim, text_width=width, placement=train.placement, text_tokens=train.text_tokens
+    )
+
+
+def _save(path: Path, weights: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: value.contiguous() for name, value in weights.items()}, path)

@@ -1,0 +1,47 @@
+"""dataset_stats.json of the published code, as normalisers.
+
+{"state": {KEY: {...}}, "action": {KEY: {...}}, ...}; each holds global_min, global_max, global_q01, global_q99,
+global_mean, global_std, one number per dimension, and the same per step, which no published policy uses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imagewam_cli.data.normalization import FieldStats
+from imagewam_cli.errors import DatasetError
+
+_NAMES = ("min", "max", "mean", "std", "q01", "q99")
+_HINT = "pass the dataset_stats.json that was published with the checkpoint"
+
+
+def read_statistics(path: Path) -> tuple[FieldStats, FieldStats]:
+    """(state, action).
+
+    Raises:
+        DatasetError: missing, damaged, or of several robots.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read: {error}", _HINT) from None
+    if not isinstance(values, Mapping):
+        raise DatasetError(f"{path} holds no statistics", _HINT)
+    if values.get("type") == "per_embodiment":
+        robots = ", ".join(values.get("embodiments", {}))
+        raise DatasetError(f"{path} has statistics of each robot apart: {robots}", "save the one that is wanted")
+    return _field(path, values, "state"), _field(path, values, "action")
+
+
+def _field(path: Path, values: Mapping[str, Any], field: str) -> FieldStats:
+    keys = values.get(field)
+    if not isinstance(keys, Mapping) or len(keys) != 1:
+        raise DatasetError(f"{path} has no statistics of one {field}", _HINT)
+    (found,) = keys.values()
+    try:
+        return FieldStats.from_dict({name: found[f"global_{name}"] for name in _NAMES})
+    except (KeyError, TypeError) as error:
+        raise DatasetError(f"{path}: the statistics of {field} lack {error}", _HINT) from None

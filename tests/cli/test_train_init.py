@@ -1,0 +1,41 @@
+"""`imagewam train-expert --init`: recorded in the run, and refused in one line where there is nothing to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from imagewam_cli.cli import app
+from imagewam_cli.config import load_yaml
+from imagewam_cli.expert.initialization import resized
+from imagewam_cli.registry import Registry
+from imagewam_cli.training.recipe import TrainRecipe
+
+SMALL = ["--steps", "1", "--batch", "2", "--set", "expert.hidden=16", "--set", "expert.horizon=2"]
+SMALL += ["--set", "policy.execute=1", "--set", "validation_fraction=0", "--set", "optimizer.learning_rate=1.0e-12"]
+
+
+@pytest.mark.parametrize("how", ["published", "repaired"])
+def test_run_begins_with_the_editors_weights(
+    tiny_cache: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    out = tmp_path / "run"
+    command = ["train-expert", "--cache", str(tiny_cache), "--out", str(out), "--weights", str(tiny_weights)]
+    assert app.run([*command, "--init", how, *SMALL]) == 0
+    assert load_yaml(out / "config.yaml", TrainRecipe).expert.init == how
+    editors = Registry.installed().editors
+    editor = editors.load("tiny").released_weights(editors.get("tiny"), tiny_weights)
+    name = "double_blocks.0.img_attn.proj.weight"  # nothing fused: both ways are one
+    trained = load_file(out / "policy" / "expert.safetensors")[name]
+    torch.testing.assert_close(trained, resized(editor[name].float(), trained.shape), atol=1e-4, rtol=1e-3)
+    assert app.run([*command, "--init", "none", *SMALL]) == 1
+    assert f"holds a run with expert.init = {how}, this one has none" in capsys.readouterr().err
+
+
+def test_an_unknown_way_is_named(tiny_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train-expert", "--cache", str(tiny_cache), "--out", str(tmp_path / "run"), "--init", "publshed"]
+    assert app.run(command) == 2
+    assert "expert.init is 'publshed'" in capsys.readouterr().err

@@ -1,0 +1,112 @@
+"""FLUX.2's prefix against numbers computed with the published code: text with the state's token, mask, keys, values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from imagewam_cli.editor import PrefixSettings, TokenPlacement
+from imagewam_cli.errors import UsageError
+from imagewam_cli.expert.model import to_bfloat16
+from imagewam_cli.kvcache.spec import RopeSpec
+from imagewam_cli.rotary import rotary_tables
+from imagewam_flux2.editor import Flux2Editor
+from imagewam_flux2.release import Flux2Release
+from imagewam_flux2.tokens import ACTION_T, RoundedPositions, text_ids
+from plugins import published_editor as published
+
+TOLERANCE = 5e-5
+BF16_TOLERANCE = 0.07
+"""Two steps of bfloat16 at the size of these keys, about 8; another order of sums alone gives one."""
+CASES: tuple[tuple[str, TokenPlacement], ...] = (
+    ("infer_proprio_pack", "packed"),
+    ("infer_proprio_pack_holes", "packed"),
+    ("infer_proprio_append_left", "appended"),
+)
+ROPE = RopeSpec(axes=(4, 8, 12, 8), theta=2000.0, action_axis=1, action_ids=(ACTION_T, 0, 0, 0))
+
+
+@pytest.fixture(scope="module")
+def transformer() -> Any:
+    return published.transformer()
+
+
+@pytest.mark.parametrize(("name", "placement"), CASES)
+def test_text_with_the_states_token(name: str, placement: TokenPlacement) -> None:
+    case = published.case(name)
+    text = published.text(case, placement)
+    torch.testing.assert_close(text.embeds, case["txt.context_after_proprio"], atol=1e-6, rtol=0)
+    assert torch.equal(text.valid, case["txt.mask_after_proprio"])
+
+
+@pytest.mark.parametrize(("name", "placement"), CASES)
+def test_mask_and_keys_and_values(transformer: Any, name: str, placement: TokenPlacement) -> None:
+    case = published.case(name)
+    found = published.prefix(transformer, case, placement)
+    assert torch.equal(found.valid[:, None, :].expand_as(case["mask.prefill"]), case["mask.prefill"])
+    assert published.kv_error(case, found) < TOLERANCE
+
+
+def test_the_other_placement_is_another_prefix(transformer: Any) -> None:
+    case = published.case("infer_proprio_pack")
+    assert published.kv_error(case, published.prefix(transformer, case, "appended")) > 0.1
+
+
+@pytest.mark.parametrize(
+    "weight",
+    ["img_in", "txt_in", "double_stream_modulation_txt.lin", "double_blocks.0.txt_attn.qkv", "single_blocks.0.linear2"],
+)
+def test_one_percent_of_a_weight_shows(weight: str) -> None:
+    model = published.transformer()
+    weights = published.released()
+    weights[f"{weight}.weight"] = 1.01 * weights[f"{weight}.weight"]
+    model.load_state_dict(Flux2Release().from_release(weights))
+    case = published.case("infer_proprio_pack")
+    assert published.kv_error(case, published.prefix(model, case, "packed")) > 20 * TOLERANCE
+
+
+def test_published_rounding_of_keys_and_values() -> None:
+    model = published.transformer()
+    to_bfloat16(model)
+    case = published.case("infer_proprio_pack_bf16")
+    exact = published.kv_error(case, published.prefix(model, case, "packed"))
+    model.pos_embed = RoundedPositions(ROPE)
+    rounded = published.kv_error(case, published.prefix(model, case, "packed"))
+    assert rounded < BF16_TOLERANCE
+    assert rounded <= exact
+
+
+def test_published_rounding_of_positions_to_the_bit() -> None:
+    case = published.case("infer_proprio_pack_bf16")
+    ids = text_ids(301)
+    cos, sin = rotary_tables(ids, ROPE.axes, ROPE.theta, "published-bf16")
+    assert torch.equal(cos, case["longtext.cos"].float())
+    assert torch.equal(sin, case["longtext.sin"].float())
+    exact, _ = rotary_tables(ids, ROPE.axes, ROPE.theta, "exact")
+    assert (exact - cos).abs().max() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cameras": ("a", "b")}, "for 3 cameras, not 2"),
+        ({"cameras": ("a", "b", "c"), "image_size": (288, 240)}, "the nearest that does is 288x256"),
+        ({"cameras": ("a",), "camera_layout": "stacked"}, "not available for flux"),
+        (
+            {"cameras": ("a",), "camera_layout": "tile", "rounding": "published-bf16", "compute_dtype": "float32"},
+            "bf16",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together(change: dict[str, Any], message: str) -> None:
+    settings = PrefixSettings(**({"camera_layout": "head-over-wrists"} | change))
+    with pytest.raises(UsageError) as raised:
+        Flux2Editor.defaults.resolve(settings, "flux")
+    assert message in f"{raised.value.message} {raised.value.hint}"
+
+
+def test_head_over_wrists_has_a_size_of_its_own() -> None:
+    settings = PrefixSettings(camera_layout="head-over-wrists", cameras=("head", "left", "right"))
+    assert Flux2Editor.defaults.resolve(settings, "flux").image_size == (768, 512)
