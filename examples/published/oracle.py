@@ -3,8 +3,9 @@
     python examples/published/oracle.py --oracle DIR [--model model.pt]
 
 DIR holds config.json, index.json, the weights and one safetensors file per case. For every case: the greatest absolute
-error of each quantity, and that of the action after the value projection of the editor's first layer is scaled by 1.01,
-which says what an error looks like. With --model, the parts come from a policy folder that `imagewam import` makes of
+error of each quantity (of gradients, relative to each tensor's greatest), and that of the case's last one (action,
+picture, gradient) after the value projection of the editor's first layer is scaled by 1.01, which says what an error
+looks like. With --model, the parts come from a policy folder that `imagewam import` makes of
 that checkpoint, instead of from the weights directly.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import itertools
 import json
 import tempfile
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from imagewam_cli.editor import PrefixKV
+from imagewam_cli.editor import PrefixKV, TextToken, TokenPlacement
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig, to_bfloat16
 from imagewam_cli.expert.sampler import integrate
@@ -36,6 +38,7 @@ from imagewam_cli.published.robots import ROBOTS
 from imagewam_cli.published.settings import TrainSettings
 from imagewam_cli.text_states import Text, with_token
 from imagewam_flux2.editor import Flux2Editor
+from imagewam_flux2.joint import JointBatch, joint_step
 from imagewam_flux2.release import Flux2Release
 from imagewam_flux2.tokens import ACTION_T, REFERENCE_T, FluxPrefix, FluxTokens, RoundedPositions, image_ids
 from imagewam_tiny import recipe
@@ -221,6 +224,98 @@ def infer(system: System, case: Case, spec: dict[str, Any]) -> Errors:
         }
 
 
+def train(system: System, case: Case, spec: dict[str, Any]) -> Errors:
+    """Losses, predictions and every gradient of the joint step; gradients relative to each tensor's greatest."""
+    tokens, expert = system.tokens, system.action_expert(case["in.action"].shape[1])
+    weight, bias = (system.proprio[name].clone().requires_grad_() for name in ("weight", "bias"))
+    tokens.transformer.requires_grad_(True).zero_grad()
+    expert.requires_grad_(True)
+    batch_size = len(case["in.action"])
+    text = Text(embeds=case["in.text_hidden_states"], valid=case["in.text_attention_mask"])
+    if spec["proprio"]:
+        placement: TokenPlacement = "packed" if spec["pack"] else "appended"
+        vectors = torch.nn.functional.linear(case["in.proprio"][:, 0], weight, bias)
+        text = with_token(text, TextToken(vectors=vectors, placement=placement, text_tokens=text.valid.shape[1]))
+    nothing = torch.zeros(batch_size, case["in.action"].shape[1], dtype=torch.bool)
+    batch = JointBatch(
+        text=text,
+        reference=tokens.image(case["in.video"][:, :, 0]),
+        target=tokens.image(case["in.video"][:, :, -1]),
+        grid=_grid(case["in.video"]),
+        actions=case["in.action"],
+        is_pad=case.get("in.action_is_pad", nothing),
+        dim_is_pad=case.get("in.action_dim_is_pad"),
+        video_noise=case["noise.video"],
+        action_noise=case["noise.action"],
+        video_t=case["t.video"] / 1000,
+        action_t=case["t.action"] / 1000,
+    )
+    step = joint_step(tokens, expert, batch, FlowSchedule())
+    step.loss.backward()
+    gradients = {f"{ACTION}{name}": p.grad for name, p in expert.named_parameters()}
+    editor = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in tokens.transformer.named_parameters()}
+    gradients |= {f"{VIDEO}{name}": value for name, value in Flux2Release().to_release(editor).items()}
+    gradients |= {f"{PROPRIO}weight": weight.grad, f"{PROPRIO}bias": bias.grad}
+    parameters = {f"{ACTION}{name}": p for name, p in expert.named_parameters()}
+    released = Flux2Release().to_release(dict(tokens.transformer.named_parameters()))
+    parameters |= {f"{VIDEO}{name}": value for name, value in released.items()}
+    parameters |= {f"{PROPRIO}weight": weight, f"{PROPRIO}bias": bias}
+    theirs = {name.removeprefix("grad."): value for name, value in case.items() if name.startswith("grad.")}
+    assert theirs.keys() <= gradients.keys(), sorted(theirs.keys() - gradients.keys())
+    relative = {
+        name: _error(gradients[name], value) / max(value.abs().max().item(), 1e-12) for name, value in theirs.items()
+    }
+    return {
+        "tokens": max(_error(batch.reference, case["ref.tokens"]), _error(batch.target, case["target.tokens"])),
+        "velocity": max(
+            _error(step.video_velocity, case["pred.video"]), _error(step.action_velocity, case["pred.action"])
+        ),
+        "loss": max(
+            _error(step.video_loss, case["loss.video"]),
+            _error(step.action_loss, case["loss.action"]),
+            _error(step.loss, case["loss.total"]),
+        ),
+        "gradient": max(relative.values()),
+        "step": _step_error([(name, parameters[name], gradients[name]) for name in gradients], case),
+    }
+
+
+def _step_error(named: list[tuple[str, Tensor, Tensor]], case: Case) -> float:
+    """Of the weights after one AdamW step with the published numbers, where the case has them."""
+    parameters = [parameter.detach().clone().requires_grad_() for _, parameter, _ in named]
+    for parameter, (_, _, gradient) in zip(parameters, named, strict=True):
+        parameter.grad = gradient.clone()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=1e-2).step()
+    after = {name: parameter for (name, _, _), parameter in zip(named, parameters, strict=True)}
+    return max(_error(after[k.removeprefix("after_step.")], v) for k, v in case.items() if k.startswith("after_step."))
+
+
+def video(system: System, case: Case, spec: dict[str, Any]) -> Errors:
+    """The future picture, denoised by the editor alone."""
+    grid = _grid(case["in.image"])
+    tokens, ids = system.tokens, image_ids(*grid, t=REFERENCE_T)
+    state = case["in.proprio"] if spec["proprio"] else None
+    with torch.no_grad():
+        text = system.text(case["in.context"], case["in.context_mask"], state, packed=spec["pack"])
+        reference = tokens.image(case["in.image"])
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            return tokens.target_velocity(tokens.prefix(text, reference, ids, timestep=t), x, t, grid)
+
+        steps = zip(case["step.x"], case["step.t_unit"], case["step.velocity"], strict=True)
+        errors = [_error(velocity(x, t), expected) for x, t, expected in steps]
+        levels = FlowSchedule().grid(spec["steps"])
+        x = case["noise.initial"]
+        for t, after in itertools.pairwise(levels):
+            x = x + (after - t) * velocity(x, t.expand(len(x)))
+        return {
+            "tokens": _error(reference, case["ref.tokens"]),
+            "velocity": max(errors),
+            "picture": _error(tokens.picture(x, *grid)[0], case["out.image"]),
+        }
+
+
 def table(rows: list[tuple[str, Errors]]) -> str:
     """Aligned text: a line per case, a column per quantity."""
     columns = list(dict.fromkeys(quantity for _, errors in rows for quantity in errors))
@@ -256,7 +351,12 @@ def run(folder: Path, model: Path | None) -> list[tuple[str, Errors]]:
         other = perturbed(system)
         for name, case, spec in cases(folder, kind):
             errors = infer(system, case, spec)
-            rows.append((name, errors | {"action, 1 % off": infer(other, case, spec)["action"]}))
+            rows.append((name, errors | {"1 % off": infer(other, case, spec)["action"]}))
+        if kind == "infer":
+            for measure, last in ((video, "picture"), (train, "gradient")):
+                for name, case, spec in cases(folder, measure.__name__):
+                    errors = measure(system, case, spec)
+                    rows.append((name, errors | {"1 % off": measure(other, case, spec)[last]}))
     return rows
 
 

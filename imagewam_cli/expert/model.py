@@ -143,12 +143,20 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def masked_flow_loss(predicted: Tensor, target: Tensor, is_pad: Tensor, weight: Tensor) -> Tensor:
+def masked_flow_loss(
+    predicted: Tensor, target: Tensor, is_pad: Tensor, weight: Tensor, dim_is_pad: Tensor | None = None
+) -> Tensor:
     """Squared error over action dimensions, then over the steps that are not padding, times the weight, then the mean.
 
-    predicted, target: (N, T, A); is_pad: bool (N, T); weight: (N,). Float32 inside.
+    predicted, target: (N, T, A); is_pad: bool (N, T); weight: (N,); dim_is_pad: bool (N, A), dimensions that a robot
+    does not have, or None. Float32 inside.
     """
-    error = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(-1)
+    squared = F.mse_loss(predicted.float(), target.float(), reduction="none")
+    if dim_is_pad is None:
+        error = squared.mean(-1)
+    else:
+        real = (~dim_is_pad).float()[:, None, :]
+        error = (squared * real).sum(-1) / real.sum(-1).clamp(min=1)
     keep = (~is_pad).float()
     per_sample = (error * keep).sum(-1) / keep.sum(-1).clamp(min=1)
     return (per_sample * weight).mean()
