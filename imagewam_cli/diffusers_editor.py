@@ -112,6 +112,10 @@ class DiffusersEditor(Editor):
         return cls(entry, settings, folder, instructions=instructions, hardware=hardware, tuned=tuned)
 
     @classmethod
+    def require_weights(cls, entry: EditorEntry, weights: Path | None = None) -> None:
+        require_family(weights or cls.embedded or downloaded(entry), entry.family, cls.part_classes())
+
+    @classmethod
     def released_weights(cls, entry: EditorEntry, weights: Path | None = None) -> dict[str, Tensor]:
         if cls.release is None:
             return super().released_weights(entry, weights)

@@ -197,6 +197,14 @@ class Editor(abc.ABC):
             UsageError: a setting that the architecture does not allow, or hardware that is not there, with the reason.
         """
 
+    @classmethod  # noqa: B027 - an editor without files has nothing to look for
+    def require_weights(cls, entry: EditorEntry, weights: Path | None = None) -> None:
+        """Look whether `load` will find weights, before anything is computed for it.
+
+        Raises:
+            EditorError: as `load`.
+        """
+
     @classmethod
     def describe(cls, entry: EditorEntry, settings: PrefixSettings) -> KVSpec | None:
         """The layout without weights, from the entry alone; None where that does not tell it. Text that is trimmed to

@@ -24,11 +24,11 @@ def require_quantization(quantization: Quantization, device: torch.device) -> No
     """
     if quantization == "none":
         return
-    package = _PACKAGES[quantization]
-    if find_spec(package) is None:
-        raise UsageError(f"quantization {quantization!r} needs {package}", "pip install imagewam[quantization]")
     if quantization == "nf4" and device.type != "cuda":
         raise UsageError(f"quantization 'nf4' needs a CUDA device, not {device}", "use --quantization int8")
+    package = _PACKAGES[quantization]
+    if find_spec(package) is None:
+        raise UsageError(f"quantization {quantization!r} needs {package}", "pip install 'imagewam[quantization]'")
 
 
 def loading_options(

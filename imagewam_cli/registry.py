@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -53,8 +54,9 @@ class PluginStatus:
 class Catalog(Generic[E]):
     """The entries of one kind, by name."""
 
-    def __init__(self, kind: str, found: list[tuple[str, E]]) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, found: list[tuple[str, E]], failed: Sequence[str] = ()) -> None:
+        """failed: plugins that could not be loaded, whose names are not known here."""
+        self.kind, self._failed = kind, tuple(failed)
         self._owners: dict[str, list[tuple[str, E]]] = {}
         for plugin, entry in found:
             self._owners.setdefault(entry.name, []).append((plugin, entry))
@@ -85,7 +87,10 @@ class Catalog(Generic[E]):
         """
         owners = self._owners.get(name)
         if owners is None:
-            raise UnknownNameError(self.kind, name, self.names())
+            error = UnknownNameError(self.kind, name, self.names())
+            if self._failed:
+                error.hint = f"{error.hint}; {', '.join(self._failed)} could not be loaded, see `imagewam plugins`"
+            raise error
         if len(owners) > 1:
             plugins = " and ".join(repr(plugin) for plugin, _ in owners)
             raise PluginError(f"{self.kind} {name!r} is claimed by the plugins {plugins}", "uninstall one of them")
@@ -95,14 +100,19 @@ class Catalog(Generic[E]):
         """The object that the entry's `load` names.
 
         Raises:
-            PluginError: it cannot be imported.
+            PluginError: it cannot be imported, or is a class that lacks some of what it must have.
         """
         entry = self.get(name)
         module, _, attribute = entry.load.partition(":")
         try:
-            return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-        except (ImportError, AttributeError) as error:
-            raise PluginError(f"{self.kind} {name!r} cannot be loaded from {entry.load!r}: {error}") from error
+            found = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise PluginError(f"{self.kind} {name!r} cannot be loaded from {entry.load!r}: {reason}") from error
+        if inspect.isabstract(found):
+            lacking = ", ".join(sorted(found.__abstractmethods__))
+            raise PluginError(f"{self.kind} {name!r} ({entry.load}) lacks {lacking}", "see docs/plugins.md")
+        return found
 
 
 class Registry:
@@ -183,4 +193,4 @@ class Registry:
             except Exception as error:  # noqa: BLE001 - a foreign hook: reported, the other plugins' entries stay
                 if status is not None:
                     status.error = f"{hook}: {type(error).__name__}: {error}"
-        return Catalog(KINDS[name], found)
+        return Catalog(KINDS[name], found, [s.name for s in self.plugins if s.error is not None])

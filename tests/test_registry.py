@@ -7,12 +7,13 @@ import subprocess
 import sys
 import types
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from imagewam_cli.errors import PluginError, UnknownNameError
 from imagewam_cli.hookspecs import EditorEntry, hookimpl
-from imagewam_cli.registry import Registry
+from imagewam_cli.registry import PluginStatus, Registry
 
 
 def entry(name: str, load: str = "math:pi") -> EditorEntry:
@@ -106,6 +107,29 @@ def test_entry_that_names_nothing_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     registry = registry_with(monkeypatch, plugin=Plugin(entry("gone", load="math:absent")))
     with pytest.raises(PluginError, match="'gone' cannot be loaded from 'math:absent'"):
         registry.editors.load("gone")
+
+
+def test_what_a_plugins_code_raises_is_the_plugins_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "imagewam_faulty.py").write_text("raise ValueError('no such table')")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = registry_with(monkeypatch, plugin=Plugin(entry("faulty", load="imagewam_faulty:Editor")))
+    with pytest.raises(PluginError, match=r"'faulty' cannot be loaded from .* ValueError: no such table"):
+        registry.editors.load("faulty")
+
+
+def test_an_editor_class_that_lacks_a_method_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = registry_with(monkeypatch, plugin=Plugin(entry("half", load="imagewam_cli.editor:Editor")))
+    with pytest.raises(PluginError, match=r"'half' \(imagewam_cli.editor:Editor\) lacks encode, load, spec, weights"):
+        registry.editors.load("half")
+
+
+def test_an_unknown_name_may_be_of_a_plugin_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = registry_with(monkeypatch, plugin=Plugin(entry("one")))
+    registry.plugins.append(PluginStatus(name="acme", error="ImportError: no module"))
+    with pytest.raises(UnknownNameError) as caught:
+        registry.editors.get("acme-edit")
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith("acme could not be loaded, see `imagewam plugins`")
 
 
 def test_plugin_registered_by_hand_is_seen_and_goes_again() -> None:

@@ -97,7 +97,9 @@ def run(arguments: list[str]) -> int:
             return _report(error, "the disk is full", "free some space; the same command then goes on from here", 1)
         return _report(error, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), None, 1)
     except Exception as error:  # noqa: BLE001 - the one boundary: a bug is said in one line too
-        return _report(error, f"{type(error).__name__}: {error}", "this is a bug; --debug shows where", 1)
+        return _report(
+            error, f"{type(error).__name__}: {error}", "this is a bug; `imagewam --debug COMMAND ...` shows where", 1
+        )
 
 
 def _report(error: BaseException, message: str, hint: str | None, code: int) -> int:

@@ -82,13 +82,22 @@ def cache_command(
     """
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.data.types import KeyMap
-    from imagewam_cli.editor import PrefixSettings
+    from imagewam_cli.editor import TYPICAL_TEXT, PrefixSettings
+    from imagewam_cli.errors import EditorError, UsageError
     from imagewam_cli.kvcache.build import BuildSettings, build_cache, instructions_of, plan_build
     from imagewam_cli.registry import Registry
 
     registry = Registry.installed()
-    kind, codec = registry.editors.load(editor), registry.codecs.load(dtype)
-    dataset = dataset if dataset is not None else _demonstrations()
+    kind, codec, entry = registry.editors.load(editor), registry.codecs.load(dtype), registry.editors.get(editor)
+    hardware, build = (
+        chosen_hardware(device, offload, compile),
+        BuildSettings(stride=stride, batch=batch, shard_mb=shard_mb),
+    )
+    if dataset is None:
+        if plan:
+            raise UsageError("--plan needs --dataset", "demonstrations are recorded for a build alone")
+        kind.require_weights(entry, weights)  # before demonstrations are recorded for nothing
+        dataset = _demonstrations()
     rows = open_dataset(dataset, KeyMap(state=state_key, action=action_key, cameras=tuple(camera or ())))
     settings = _settings(
         PrefixSettings,
@@ -105,14 +114,18 @@ def cache_command(
         blank_images=blank_images,
         random_weights=random_weights,
     )
-    build = BuildSettings(stride=stride, batch=batch, shard_mb=shard_mb)
-    loaded = kind.load(
-        registry.editors.get(editor),
-        settings,
-        instructions=instructions_of(rows),
-        weights=weights,
-        hardware=chosen_hardware(device, offload, compile),
-    )
+    try:
+        kind.require_weights(entry, weights)
+    except EditorError as error:
+        described = kind.describe(entry, settings) if plan else None
+        if described is None:
+            raise
+        output.say(
+            f"{error.message}: without them the time is not known, and trimmed text counts as {TYPICAL_TEXT} tokens"
+        )
+        _print_plan(plan_build(rows, described, codec, build), None, format)
+        return
+    loaded = kind.load(entry, settings, instructions=instructions_of(rows), weights=weights, hardware=hardware)
     planned = plan_build(rows, loaded.spec, codec, build)
     if plan:
         _print_plan(planned, _seconds_per_row(loaded, rows, batch), format)
@@ -175,18 +188,19 @@ def _seconds_per_row(editor: Any, dataset: Any, batch: int) -> float:
     return (time.monotonic() - started) / (2 * len(rows))
 
 
-def _print_plan(plan: Any, per_row: float, format: FormatName) -> None:
+def _print_plan(plan: Any, per_row: float | None, format: FormatName) -> None:
     values = {
         "rows": plan.rows,
         "shards": len(plan.shards),
         "bytes_per_row": plan.bytes_per_row,
         "total_bytes": plan.total_bytes,
         "seconds_per_row": per_row,
-        "seconds": per_row * plan.rows,
+        "seconds": None if per_row is None else per_row * plan.rows,
     }
     text = (
         f"{plan.rows} rows in {len(plan.shards)} shards\n"
-        f"{bytes_text(plan.bytes_per_row)} per row, {bytes_text(plan.total_bytes)} in all\n"
-        f"{1000 * per_row:.1f} ms per row on this machine, about {seconds_text(per_row * plan.rows)}"
+        f"{bytes_text(plan.bytes_per_row)} per row, {bytes_text(plan.total_bytes)} in all"
     )
+    if per_row is not None:
+        text += f"\n{1000 * per_row:.1f} ms per row on this machine, about {seconds_text(per_row * plan.rows)}"
     output.result(values, text, format.value)

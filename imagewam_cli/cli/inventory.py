@@ -16,7 +16,7 @@ def list_command(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     format: FormatOption = FormatName.human,
 ) -> None:
-    """List datasets, caches, runs and exports in this folder with their sizes; deleting one asks first.
+    """List what datasets/, caches/, runs/ and exports/ of this folder hold, with sizes; deleting one asks first.
 
     Example: imagewam list --delete caches/tiny-tabletop
     """
@@ -37,4 +37,8 @@ def list_command(
         return
     values = [{"kind": i.kind, "path": str(i.path), "bytes": i.bytes} for i in found]
     text = table(["kind", "path", "size"], [[i.kind, str(i.path), bytes_text(i.bytes)] for i in found])
-    output.result(values, text if found else "nothing here yet; try `imagewam cache --editor tiny`", format.value)
+    output.result(
+        values,
+        text if found else "nothing in datasets/, caches/, runs/ and exports/ yet; try `imagewam cache --editor tiny`",
+        format.value,
+    )

@@ -57,6 +57,8 @@ def plugins_command(
     for plugin in values:
         lines.append(f"{plugin['name']}  ({plugin['distribution']} {plugin['version']})".rstrip())
         lines += [f"  {kind}: {', '.join(names)}" for kind, names in plugin["provides"].items()]
+        if hook is None and not plugin["provides"] and plugin["error"] is None:
+            lines.append("  adds nothing: is @hookimpl missing?")
         if plugin["error"] is not None:
             lines.append(f"  error: {plugin['error']}")
     output.result(values, "\n".join(lines), format.value)

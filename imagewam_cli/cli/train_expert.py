@@ -72,9 +72,14 @@ def train_expert_command(
         values["validation"] = to_dict(result) | {"ratio_to_constant": result.ratio}
         text = (
             f"{folder}: validation action error {result.action_error:.4f}, "
-            f"{100 * result.ratio:.0f} % of the best constant chunk's {result.constant_error:.4f}"
+            f"{_share(result)} the best constant chunk's {result.constant_error:.4f}"
         )
     output.result(values, text, format.value)
+
+
+def _share(result: Any) -> str:
+    """Of the best constant chunk's error; where the held-out chunks are all alike there is nothing to compare."""
+    return f"{100 * result.ratio:.0f} % of" if result.constant_error > 1e-9 else "beside"
 
 
 def _editor_weights(reader: Any, recipe: Any, weights: Path | None) -> Any:

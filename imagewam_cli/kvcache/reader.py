@@ -114,8 +114,22 @@ class CacheReader:
                     f"{shard.path} has {shard.path.stat().st_size} bytes, the manifest says {entry.bytes}",
                     "delete the file and run the same `imagewam cache` command again",
                 )
+            self._require_shapes(shard)
             self._open[number] = shard
         return self._open[number]
+
+    def _require_shapes(self, shard: Shard) -> None:
+        """K and V must be those that the manifest describes, or an expert of other heads would train on them."""
+        for i, layer in enumerate(self.manifest.spec.layers):
+            expected = (layer.tokens, layer.kv_heads, layer.head_dim)
+            for name in (f"layer.{i}.k", f"layer.{i}.v"):
+                found = shard.array(name).shape[1:] if name in shard else None
+                if found != expected:
+                    raise CacheError(
+                        f"{shard.path}: {name} of {layer.name} is {found}, the manifest says {expected} "
+                        "(tokens, heads, head size)",
+                        "build the cache again in another folder",
+                    )
 
     def _tensors(self, shard: Shard) -> list[str]:
         names = [f"layer.{i}.{part}" for i in range(len(self.manifest.spec.layers)) for part in "kv"]

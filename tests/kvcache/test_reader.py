@@ -140,6 +140,15 @@ def test_a_shard_of_another_size_is_refused_with_both_sizes(built: Path, tmp_pat
         CacheReader(folder).read(np.array([0]))
 
 
+def test_a_shard_of_other_heads_than_the_manifest_says_is_refused(built: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built, tmp_path / "cache"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["spec"]["layers"][1]["kv_heads"] *= 2
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CacheError, match=r"layer\.1\.k of layer 1 is .* the manifest says"):
+        CacheReader(folder).read(np.array([0]))
+
+
 def test_a_growing_cache_is_readable_after_each_shard(tmp_path: Path) -> None:
     folder, readable = tmp_path / "cache", []
 
