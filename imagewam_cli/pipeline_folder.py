@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from imagewam_cli.config import dump_json
 from imagewam_cli.errors import EditorError
 from imagewam_cli.fetch import is_read
+from imagewam_cli.hardware import lack
 
 
 def require_family(folder: Path, family: str, parts: Iterable[str]) -> None:
@@ -41,6 +42,7 @@ def load_part(
 
     Raises:
         EditorError: the part does not fit its config.
+        OSError, torch.OutOfMemoryError: the disk (of offloaded weights) or the device is full.
     """
     from diffusers import ModelMixin
     from safetensors import SafetensorError
@@ -52,6 +54,8 @@ def load_part(
             options |= {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype, "use_safetensors": True}
             model, report = kind.from_pretrained(folder / name, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if (full := lack(error)) is not None:  # no fault of the folder
+            raise full from None
         reason = str(error).partition("\n")[0]
         raise EditorError(f"{folder / name} cannot be loaded: {reason}", "fetch the editor again") from error
     if report["missing_keys"]:

@@ -13,13 +13,22 @@ if TYPE_CHECKING:
     from imagewam_cli.registry import Catalog
 
 
+_SIZES = {
+    "bytes_per_row": "a row",
+    "bytes_per_row_every_4": "every:4",
+    "memory_bytes": "caching",
+    "memory_bytes_acting": "acting",
+}
+"""Key of the JSON -> column of the table."""
+
+
 def editors_command(format: FormatOption = FormatName.human) -> None:
     """List the editors that are installed, and what a row of their prefix would take.
 
     Bytes are of one row at the editor's own size and settings, in 16 bits: all layers, and every fourth of them.
-    Memory is what the weights take in the editor's own dtype: the text encoders, or denoiser and VAE, whichever is
-    more; the former are gone before the latter come. Access is what public pages say (in JSON: which); `imagewam fetch`
-    finds out.
+    Caching and acting are what the weights take in the editor's own dtype. Acting: all parts. Caching: the text
+    encoders, or denoiser and VAE, whichever is more, as the former go once all instructions are read; all parts where
+    the encoder sees the picture too. Access is what public pages say (in JSON: which); `imagewam fetch` finds out.
 
     Example: imagewam editors --format json
     """
@@ -33,14 +42,14 @@ def editors_command(format: FormatOption = FormatName.human) -> None:
             f"{row['parameters'] / 1e6:,.0f} M",
             ",".join(row["modes"]),
             _or_unknown(row["layers"]),
-            *(_or_unknown(row[key], bytes_text) for key in ("bytes_per_row", "bytes_per_row_every_4", "memory_bytes")),
+            *(_or_unknown(row[key], bytes_text) for key in _SIZES),
             {True: "gated", False: "open", None: "?"}[row["gated"]],
             row["license"],
             row["repo"] or "embedded",
         ]
         for row in rows
     ]
-    head = ["editor", "parameters", "modes", "layers", "a row", "every:4", "memory", "access", "licence", "weights"]
+    head = ["editor", "parameters", "modes", "layers", *_SIZES.values(), "access", "licence", "weights"]
     output.result(rows, table(head, lines), format.value)
 
 
@@ -52,6 +61,7 @@ def _row(entry: EditorEntry, editors: Catalog[EditorEntry]) -> dict[str, Any]:
     spec: KVSpec | None = None
     thin: KVSpec | None = None
     memory: int | None = None
+    acting: int | None = None
     try:
         kind = editors.load(entry.name)
     except PluginError as error:  # one that cannot be loaded is listed all the same
@@ -60,6 +70,7 @@ def _row(entry: EditorEntry, editors: Catalog[EditorEntry]) -> dict[str, Any]:
         spec = kind.describe(entry, PrefixSettings())
         thin = kind.describe(entry, PrefixSettings(layers="every:4"))
         memory = kind.memory_bytes(entry)
+        acting = kind.memory_bytes(entry, acting=True)
     return {
         **to_dict(entry),
         "parameters": entry.parameters,
@@ -67,6 +78,7 @@ def _row(entry: EditorEntry, editors: Catalog[EditorEntry]) -> dict[str, Any]:
         "bytes_per_row": spec and spec.bytes_per_row(2),
         "bytes_per_row_every_4": thin and thin.bytes_per_row(2),
         "memory_bytes": memory,
+        "memory_bytes_acting": acting,
     }
 
 
