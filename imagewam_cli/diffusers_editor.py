@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from imagewam_cli.data.canvas import composed
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editor import TYPICAL_TEXT, Editor, PrefixKV, PrefixSettings, ReleaseNames, TextToken, WeightsIdentity
 from imagewam_cli.editor_defaults import EditorDefaults
-from imagewam_cli.errors import CaptureError, EditorError, UsageError
+from imagewam_cli.errors import CaptureError, EditorError, PluginError, UsageError
 from imagewam_cli.fetch import downloaded
 from imagewam_cli.hardware import CPU, Hardware
 from imagewam_cli.hookspecs import EditorEntry
@@ -54,7 +55,8 @@ class DiffusersEditor(Editor):
     embedded: ClassVar[Path | None] = None
     """The folder that comes with the plugin, where one does."""
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    """The parts that are models and read text. They go once every instruction is known and read."""
+    """The parts that are models and read text. They go once every instruction is known and read; they stay where the
+    states of all instructions would take more memory than they do."""
     reads_picture: ClassVar[bool] = False
     """Whether the text encoder sees the picture too, so that text states belong to a row, not to an instruction."""
     release: ClassVar[ReleaseNames | None] = None
@@ -84,12 +86,12 @@ class DiffusersEditor(Editor):
         """Sub-folder of the pipeline -> what it holds."""
         classes = self.part_classes()
         require_family(folder, entry.family, [name for name in classes if self._home(name) == folder])
-        # text encoders first, to be gone before the denoiser comes: the larger of the two must fit, not both
+        # text encoders first: where they can go before the denoiser comes, the larger of the two must fit, not both
         late = [
             name for name, kind in classes.items() if issubclass(kind, nn.Module) and name not in self.text_encoders
         ]
         self._load_parts(name for name in classes if name not in late)
-        self._texts = TextStates(self._embed, self._text_tokens, instructions)
+        self._texts = TextStates(self._embed, self._text_tokens, instructions, self.device)
         if instructions and not self.reads_picture and self._texts.read_all(self._encoder_bytes()):
             for name in self.text_encoders:
                 del self.part[name]
@@ -153,17 +155,25 @@ class DiffusersEditor(Editor):
             config = json.loads((cls.embedded / entry.denoiser / "config.json").read_text())
         if not config:
             return None
-        settings = cls.defaults.resolve(settings, entry.name)
+        settings, kind = cls.defaults.resolve(settings, entry.name), cls.part_classes()[entry.denoiser]
+        unknown = [key for key in entry.config if key not in inspect.signature(kind.__init__).parameters]
+        if unknown:  # diffusers only warns, and takes its default
+            raise PluginError(
+                f"the entry {entry.name!r} has config {unknown[0]!r}, which {kind.__name__} does not take"
+            )
         with torch.device("meta"):
-            denoiser = cls.part_classes()[entry.denoiser].from_config(config)
+            denoiser = kind.from_config(config)
         text = cls.defaults.max_text_tokens if settings.text_padding == "keep" else TYPICAL_TEXT
         return cls._layout(entry, settings, denoiser, cls.picture_text(settings) + text)
 
     @classmethod
-    def memory_bytes(cls, entry: EditorEntry) -> int:
+    def memory_bytes(cls, entry: EditorEntry, *, acting: bool = False) -> int:
+        """Caching: the text encoders, or all other parts, whichever is more, as the former go before the latter come.
+        All parts for acting, where the encoder `reads_picture`, and (not told here) where it has to stay because
+        the states of all instructions take more memory than it does."""
         dtype: torch.dtype = getattr(torch, cls.defaults.compute_dtype)
         everything = sum(entry.components.values())
-        if cls.reads_picture:
+        if acting or cls.reads_picture:
             return dtype.itemsize * everything
         reading = sum(entry.components.get(name, 0) for name in cls.text_encoders)
         return dtype.itemsize * max(reading, everything - reading)

@@ -216,8 +216,11 @@ class Editor(abc.ABC):
         return None
 
     @classmethod
-    def memory_bytes(cls, entry: EditorEntry) -> int | None:
-        """What the weights take at most at one time, in the editor's own dtype; None where that is not known."""
+    def memory_bytes(cls, entry: EditorEntry, *, acting: bool = False) -> int | None:
+        """What the weights take at most at one time, in the editor's own dtype; None where that is not known.
+
+        acting: in a live policy, which may be told anything; else while caching, with all instructions known.
+        """
         return None
 
     @property

@@ -244,16 +244,26 @@ def _wanted(name: str, entry: EditorEntry, options: FetchOptions) -> bool:
 
 
 def _require_safetensors(entry: EditorEntry, component: str, names: Sequence[str]) -> None:
-    """A component without files is not this family's; one whose weights are pickles alone is refused."""
+    """A component without files is not this family's; one with parameters needs weights that are read: neither pickles
+    nor second copies in another precision."""
     inside = [n for n in names if n.startswith(f"{component}/")]
     if not inside:
         raise EditorError(f"{entry.repo} has no {component}/: it is not a {entry.family} repository")
+    weights = [n for n in inside if fnmatch(n, _WEIGHTS)]
     pickled = [n for n in inside if any(fnmatch(n, p) for p in _PICKLES)]
-    if pickled and not any(fnmatch(n, _WEIGHTS) for n in inside):
+    if any(is_read(n) for n in weights) or not (pickled or entry.components[component]):
+        return
+    hint = "choose a --revision with safetensors, or convert them and pass the folder with --weights DIR"
+    if weights:
+        raise EditorError(
+            f"{entry.repo} has safetensors of {component}/ only as another copy ({weights[0]}), which is not read", hint
+        )
+    if pickled:
         raise EditorError(
             f"{entry.repo} has the weights of {component}/ as a pickle alone ({pickled[0]}), which can run any code",
-            "choose a --revision with safetensors, or convert them and pass the folder with --weights DIR",
+            hint,
         )
+    raise EditorError(f"{entry.repo} has no weights of {component}/ as safetensors", hint)
 
 
 def _require_room(plan: FetchPlan, options: FetchOptions) -> None:

@@ -6,6 +6,8 @@ torch; `placement` carries it out.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -43,3 +45,23 @@ class Hardware:
 
 
 CPU = Hardware()
+
+
+def lack(error: BaseException | None) -> BaseException | None:
+    """A full disk or memory, where that is what `error` is or came from; libraries put errors of their own in front.
+
+    A full disk is an OSError with ENOSPC; a full memory is what `is_out_of_memory` says.
+    """
+    while error is not None:
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+            return error
+        if f"(os error {errno.ENOSPC})" in str(error):  # safetensors' only sign of it
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the device (torch.OutOfMemoryError; on mps a plain RuntimeError) or of the machine."""
+    said = isinstance(error, RuntimeError) and "out of memory" in str(error)
+    return said or type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,30 @@ from torch import Tensor, nn
 from imagewam_cli.config import dump_json
 from imagewam_cli.errors import EditorError
 from imagewam_cli.fetch import is_read
+from imagewam_cli.hardware import lack
+
+_DAMAGED = "config.json and weights must belong together: fetch the editor again, or pass another --weights"
 
 
-def require_family(folder: Path, family: str, parts: Iterable[str]) -> None:
+def require_family(folder: Path, family: str, parts: Collection[str]) -> None:
     """Another family's folder may have all the sub-folders, and only fails at the first row.
 
     Raises:
         EditorError: it is another pipeline's folder, or a part is missing.
     """
+    if not folder.is_dir():
+        raise EditorError(f"{folder} does not exist", f"--weights takes a diffusers folder of a {family}")
     found = _family(folder)
     if found not in {None, family}:
-        raise EditorError(f"{folder} is a {found} folder, not a {family} one", "see `imagewam editors` for others")
+        raise EditorError(
+            f"{folder} is a {found} folder, not a {family} one",
+            "`imagewam editors --format json` tells each one's family",
+        )
     for name in parts:
         if not (folder / name).is_dir():
-            raise EditorError(f"{folder} is not a {family} folder: it has no {name}/")
+            raise EditorError(
+                f"{folder} is not a {family} folder: it has no {name}/", f"it needs {', '.join(f'{p}/' for p in parts)}"
+            )
 
 
 def load_part(
@@ -41,9 +51,9 @@ def load_part(
 
     Raises:
         EditorError: the part does not fit its config.
+        OSError, torch.OutOfMemoryError: the disk (of offloaded weights) or the device is full.
     """
     from diffusers import ModelMixin
-    from safetensors import SafetensorError
 
     try:
         with _no_bars():
@@ -51,14 +61,14 @@ def load_part(
                 return kind.from_pretrained(folder / name)
             options |= {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype, "use_safetensors": True}
             model, report = kind.from_pretrained(folder / name, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        raise EditorError(f"{folder / name} cannot be loaded: {reason}", "fetch the editor again") from error
+    except Exception as error:
+        if (full := lack(error)) is not None:  # no fault of the folder
+            raise full from None
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(" If you want")[0]
+        raise EditorError(f"{folder / name} cannot be loaded: {reason}", _DAMAGED) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise EditorError(
-            f"{folder / name} lacks {len(missing)} of its tensors, {missing[0]!r} among them", "fetch the editor again"
-        )
+        raise EditorError(f"{folder / name} lacks {len(missing)} of its tensors, {missing[0]!r} among them", _DAMAGED)
     return (model if device is None else model.to(device)).eval().requires_grad_(False)
 
 

@@ -52,6 +52,8 @@ class Placement:
             raise UsageError("weights on disk are used as they were published", "leave out --offload disk")
         if quantization == "nf4" and hardware.offload != "none":
             raise UsageError("weights in nf4 stay on their device", "leave out --offload, or use --quantization int8")
+        if hardware.compile:
+            require_compiler(self.device)
         self._disk = tempfile.TemporaryDirectory(prefix="imagewam-offload-") if on_disk else None
 
     def load(self, folder: Path, name: str, kind: Any, dtype: torch.dtype, *, denoiser: bool) -> Any:
@@ -93,16 +95,19 @@ def compile_blocks(denoiser: Any, backend: str = "inductor") -> None:
     """Compile what the denoiser repeats, at its first forward.
 
     Raises:
-        UsageError: its class does not say what that is, or this machine lacks the compiler.
+        UsageError: its class does not say what that is.
     """
     if not getattr(denoiser, "_repeated_blocks", None):
         raise UsageError(f"{type(denoiser).__name__} does not say which of its blocks repeat", "leave --compile out")
-    _require_compiler(backend, denoiser.device)
     denoiser.compile_repeated_blocks(backend=backend)
 
 
-def _require_compiler(backend: str, device: torch.device) -> None:
-    """Tried on one addition: a compiler that is missing would otherwise show at the first row."""
+def require_compiler(device: torch.device, backend: str = "inductor") -> None:
+    """Tried on one addition: a compiler that is missing would otherwise show at the first row.
+
+    Raises:
+        UsageError: this machine lacks it.
+    """
     from torch._dynamo.exc import BackendCompilerFailed
 
     try:

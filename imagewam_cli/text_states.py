@@ -16,6 +16,7 @@ from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editor import TextToken
 from imagewam_cli.errors import EditorError
 
+_CPU = torch.device("cpu")
 _REMEMBERED = 2**30
 """Bytes that are kept where any instruction may come."""
 
@@ -30,6 +31,10 @@ class Prompt:
     @property
     def bytes(self) -> int:
         return self.states.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+
+    def to(self, device: torch.device) -> Prompt:
+        pooled = None if self.pooled is None else self.pooled.to(device)
+        return dataclasses.replace(self, states=self.states.to(device), pooled=pooled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +62,28 @@ def with_token(text: Text, token: TextToken) -> Text:
 
 
 class TextStates:
-    """The prompts of instructions, remembered, as batches."""
+    """The prompts of instructions, remembered in main memory, as batches on the device."""
 
     def __init__(
         self,
         embed: Callable[[str, UInt8Image | None], Prompt],
         tokens: Callable[[str], int],
         announced: Sequence[str],
+        device: torch.device = _CPU,
     ) -> None:
         """tokens: how long the states of an instruction are; announced: all that a cache will ask for, empty where
-        anything may come."""
+        anything may come; device: of the batches."""
+        self._device = device
         self._embed, self._tokens, self._announced = embed, tokens, dict.fromkeys(announced)
         self._known: OrderedDict[str, Prompt] = OrderedDict()
         self._complete = False
 
     def read_all(self, limit: int) -> bool:
-        """Compute all announced instructions, if they take no more than `limit` bytes; the encoder may then go."""
+        """Compute all announced instructions, if they take no more than `limit` bytes; the encoder may then go.
+
+        False where they take more: the encoder must then stay, beside the denoiser, and the states that were used last
+        are remembered, up to 1 GiB.
+        """
         first = self._one(next(iter(self._announced)))
         if len(self._announced) * first.bytes > limit:
             return False
@@ -97,12 +108,18 @@ class TextStates:
             rows = [self._embed(i, picture) for i, picture in zip(instructions, pictures, strict=True)]
         lengths = [len(row.states) for row in rows]
         length = self.longest if self._announced.keys() >= set(instructions) else max(lengths)
+        if length < max(lengths):
+            raise EditorError(
+                f"text_tokens told at most {length} tokens, embed gave {max(lengths)}",
+                "correct the editor's text_tokens",
+            )
         valid = [torch.arange(length, device=row.states.device) < n for row, n in zip(rows, lengths, strict=True)]
         pooled = [row.pooled for row in rows if row.pooled is not None]
+        embeds = torch.stack([F.pad(r.states, (0, 0, 0, length - n)) for r, n in zip(rows, lengths, strict=True)])
         return Text(
-            embeds=torch.stack([F.pad(r.states, (0, 0, 0, length - n)) for r, n in zip(rows, lengths, strict=True)]),
-            valid=torch.stack(valid),
-            pooled=torch.stack(pooled) if pooled else None,
+            embeds=embeds.to(self._device),
+            valid=torch.stack(valid).to(self._device),
+            pooled=torch.stack(pooled).to(self._device) if pooled else None,
         )
 
     def _one(self, instruction: str) -> Prompt:
@@ -114,7 +131,7 @@ class TextStates:
                 f"the instruction {instruction!r} was not announced, and the text encoder is gone",
                 "load the editor with all instructions, or with none",
             )
-        prompt = self._embed(instruction, None)
+        prompt = self._embed(instruction, None).to(_CPU)
         self._known[instruction] = prompt
         while not self._complete and len(self._known) > 1 and len(self._known) * prompt.bytes > _REMEMBERED:
             self._known.popitem(last=False)

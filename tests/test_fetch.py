@@ -247,6 +247,21 @@ def test_weights_that_are_pickles_alone_are_refused(tmp_path: Path) -> None:
     assert "weights of unet/ as a pickle alone (unet/model.bin)" in done.stderr
 
 
+def test_safetensors_that_are_no_weights_that_are_read_are_refused(tmp_path: Path) -> None:
+    files = {name: content for name, content in repository().items() if not name.startswith("unet/model.")}
+    copy = "unet/model.fp16.safetensors"
+    for there in ({copy: b"a copy", "unet/model.bin": b"a pickle"}, {copy: b"a copy"}):
+        with serve(Hub(REPO, files | there)) as hub:
+            done = run(hub, tmp_path, "fetch", EDITOR)
+        assert done.returncode == 1
+        assert f"safetensors of unet/ only as another copy ({copy})" in done.stderr
+    with serve(Hub(REPO, files)) as hub:
+        done = run(hub, tmp_path, "fetch", EDITOR)
+    assert done.returncode == 1
+    assert f"{REPO} has no weights of unet/ as safetensors" in done.stderr
+    assert not list(tmp_path.rglob("vocab.json"))
+
+
 def test_a_repository_of_another_family_is_refused(tmp_path: Path) -> None:
     files = {name: content for name, content in repository().items() if not name.startswith("unet/")}
     with serve(Hub(REPO, files)) as hub:

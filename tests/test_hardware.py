@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import Flux2Transformer2DModel
+from safetensors import SafetensorError
 from torch import nn
 
 from imagewam_cli.capture import LayerKV, record
 from imagewam_cli.cli.app import run
 from imagewam_cli.editor import PrefixSettings
-from imagewam_cli.errors import UsageError
+from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.hardware import CPU, Hardware
 from imagewam_cli.kvcache.manifest import fingerprint_digest
-from imagewam_cli.placement import Placement, compile_blocks, require_device
+from imagewam_cli.pipeline_folder import load_part
+from imagewam_cli.placement import Placement, compile_blocks, require_compiler, require_device
 from imagewam_cli.registry import Registry
 
 INSTRUCTIONS = ("put the red block on the blue zone", "go")
@@ -109,6 +112,40 @@ def test_random_weights_are_not_on_disk(tiny_weights: Path) -> None:
         load(tiny_weights, hardware=Hardware(offload="disk"), random_weights=True)
 
 
+OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+FULL = OSError(errno.ENOSPC, "No space left on device")
+FOREIGN = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+
+@pytest.mark.parametrize(
+    ("raised", "cause", "said"),
+    [
+        (OUT, None, OUT),
+        (FULL, None, FULL),
+        (OSError("Unable to load weights"), OUT, OUT),
+        (SafetensorError(FOREIGN), None, OSError),
+        (OSError("Unable to load weights"), None, EditorError),
+        (RuntimeError("size mismatch"), None, EditorError),
+    ],
+)
+def test_a_full_disk_or_device_is_no_fault_of_the_folder(
+    tmp_path: Path, raised: Exception, cause: Exception | None, said: Any
+) -> None:
+    class Part(nn.Module):
+        @classmethod
+        def from_pretrained(cls, *_: object, **__: object) -> None:
+            raise raised from cause
+
+    with pytest.raises(said if isinstance(said, type) else type(said)) as error:
+        load_part(tmp_path, "unet", Part, "cpu", torch.float32)
+    if isinstance(said, Exception):
+        assert error.value is said
+    elif said is OSError:
+        assert error.value.errno == errno.ENOSPC
+    else:
+        assert error.value.hint == "fetch the editor again"
+
+
 class TestCompile:
     DOUBLE, SINGLE = 2, 10
     """More layers than torch makes graphs of one function (8) before it gives up."""
@@ -167,12 +204,22 @@ class TestCompile:
         with pytest.raises(UsageError, match="Linear does not say which of its blocks repeat"):
             compile_blocks(nn.Linear(1, 1))
 
-    def test_a_missing_compiler_is_one_line(self, denoiser: Any) -> None:
+    def test_a_missing_compiler_is_one_line(self) -> None:
         def broken(graph: Any, inputs: Any) -> Any:
             raise RuntimeError("no compiler here")
 
         with pytest.raises(UsageError, match="torch cannot compile here: no compiler here"):
-            compile_blocks(denoiser, backend=broken)  # type: ignore[arg-type]
+            require_compiler(torch.device("cpu"), backend=broken)  # type: ignore[arg-type]
+
+    def test_it_is_tried_before_anything_is_loaded(self, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing(device: torch.device) -> None:
+            raise UsageError("no compiler here")
+
+        monkeypatch.setattr("imagewam_cli.placement.require_compiler", missing)
+        monkeypatch.setattr("imagewam_cli.diffusers_editor.load_part", lambda *_: pytest.fail("loaded"))
+        monkeypatch.setattr("imagewam_cli.placement.load_part", lambda *_, **__: pytest.fail("loaded"))
+        with pytest.raises(UsageError, match="no compiler here"):
+            load(tiny_weights, hardware=Hardware(compile=True))
 
 
 class TestQuantization:

@@ -24,7 +24,7 @@ from imagewam_cli.editor import PrefixKV
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
 from imagewam_cli.kvcache.spec import LayerSpec, SegmentSpec
-from imagewam_cli.placement import compile_blocks
+from imagewam_cli.placement import compile_blocks, require_compiler
 from imagewam_cli.registry import Registry
 from imagewam_flux2.editor import Flux2Editor
 from imagewam_flux2.tokens import REFERENCE_T, image_ids, text_ids
@@ -124,6 +124,7 @@ def on_gpu(small: bool, repetitions: int) -> dict[str, tuple[dict[str, float], s
     times = {f"eager {name}": s for name, s in interleaved(eager, repetitions).items()}
     graphs = {f"CUDA graph {name}": replayed(call) for name, call in eager.items()}
     times |= interleaved(graphs, repetitions)
+    require_compiler(device)
     compile_blocks(model)
     act.expert.compile()
     times |= {f"compiled {name}": s for name, s in interleaved(eager, repetitions).items()}

@@ -26,9 +26,16 @@ from imagewam_cli.cli import (
 )
 from imagewam_cli.cli.output import output
 from imagewam_cli.errors import ImagewamError
+from imagewam_cli.hardware import is_out_of_memory
 
 # Typer carries its own copy of click in newer versions: its exceptions are reached through the one that it exports
 _ParserError: type[Exception] = cast(Any, typer.BadParameter).__mro__[2]
+
+_BUG = "this is a bug; `imagewam --debug COMMAND ...` shows where"
+_LESS_MEMORY = (
+    "an editor needs less with --offload group, --batch 1 or `cache --compute-dtype bfloat16`; "
+    "train-expert with a smaller --batch"
+)
 
 app = typer.Typer(
     name="imagewam",
@@ -97,9 +104,10 @@ def run(arguments: list[str]) -> int:
             return _report(error, "the disk is full", "free some space; the same command then goes on from here", 1)
         return _report(error, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), None, 1)
     except Exception as error:  # noqa: BLE001 - the one boundary: a bug is said in one line too
-        return _report(
-            error, f"{type(error).__name__}: {error}", "this is a bug; `imagewam --debug COMMAND ...` shows where", 1
-        )
+        if is_out_of_memory(error):
+            reason = str(error).partition("\n")[0].partition(". ")[0]
+            return _report(error, f"memory is full: {reason}".rstrip(": "), _LESS_MEMORY, 1)
+        return _report(error, f"{type(error).__name__}: {error}", _BUG, 1)
 
 
 def _report(error: BaseException, message: str, hint: str | None, code: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +22,7 @@ from imagewam_cli.cli.options import (
 from imagewam_cli.cli.output import output
 
 _SHEET_ROWS = 8
+_PAGE = re.compile(r"episode-\d{6,}-frame-\d{6,}\.png")
 
 
 class TargetName(StrEnum):
@@ -95,15 +98,24 @@ def _refuse_onnx(policy: Path) -> None:
 
 
 def _write(folder: Path, result: Any, glances: Any) -> None:
+    """All pictures are drawn aside before the first of them, and the pages of an earlier run, are replaced."""
     from imagewam_cli.config import dump_json, to_dict
     from imagewam_cli.evaluation.attention_pictures import page, sheet
     from imagewam_cli.evaluation.pictures import spaced, write_picture
     from imagewam_cli.kvcache.manifest import write_atomically
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for glance in glances:
-        name = f"episode-{glance.row.episode:06d}-frame-{glance.row.frame:06d}.png"
-        write_picture(folder / "rows" / name, page(glance))
-    shown = spaced(len(glances), _SHEET_ROWS)
-    write_picture(folder / "sheet.png", sheet([glances[i] for i in shown]))
+    rows = folder / "rows"
+    rows.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".attention-", dir=folder) as scratch:
+        drawn = Path(scratch)
+        for glance in glances:
+            name = f"episode-{glance.row.episode:06d}-frame-{glance.row.frame:06d}.png"
+            write_picture(drawn / name, page(glance))
+        shown = spaced(len(glances), _SHEET_ROWS)
+        write_picture(folder / "sheet.png", sheet([glances[i] for i in shown]))
+        for path in rows.iterdir():
+            if _PAGE.fullmatch(path.name):  # the folder may hold what is not ours
+                path.unlink()
+        for path in drawn.iterdir():
+            path.replace(rows / path.name)
     write_atomically(folder / "result.json", dump_json(to_dict(result)).encode())

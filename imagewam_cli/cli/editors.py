@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from imagewam_cli.cli.options import FormatName, FormatOption
@@ -13,19 +14,30 @@ if TYPE_CHECKING:
     from imagewam_cli.registry import Catalog
 
 
+_SIZES = {
+    "bytes_per_row": "a row",
+    "bytes_per_row_every_4": "every:4",
+    "memory_bytes": "caching",
+    "memory_bytes_acting": "acting",
+}
+"""Key of the JSON -> column of the table."""
+
+
 def editors_command(format: FormatOption = FormatName.human) -> None:
     """List the editors that are installed, and what a row of their prefix would take.
 
     Bytes are of one row at the editor's own size and settings, in 16 bits: all layers, and every fourth of them.
-    Memory is what the weights take in the editor's own dtype: the text encoders, or denoiser and VAE, whichever is
-    more; the former are gone before the latter come. Access is what public pages say (in JSON: which); `imagewam fetch`
-    finds out.
+    Caching and acting are what the weights take in the editor's own dtype. Acting: all parts. Caching: the text
+    encoders, or denoiser and VAE, whichever is more, as the former go once all instructions are read; all parts where
+    the encoder sees the picture too. Access is what public pages say (in JSON: which); `imagewam fetch` finds out.
 
     Example: imagewam editors --format json
     """
     from imagewam_cli.registry import Registry
 
     editors = Registry.installed().editors
+    for name, plugins in editors.duplicates().items():
+        output.say(f"{name}: claimed by the plugins {' and '.join(plugins)}, so neither is listed")
     rows = [_row(entry, editors) for entry in editors]
     lines = [
         [
@@ -33,14 +45,14 @@ def editors_command(format: FormatOption = FormatName.human) -> None:
             f"{row['parameters'] / 1e6:,.0f} M",
             ",".join(row["modes"]),
             _or_unknown(row["layers"]),
-            *(_or_unknown(row[key], bytes_text) for key in ("bytes_per_row", "bytes_per_row_every_4", "memory_bytes")),
+            *(_or_unknown(row[key], bytes_text) for key in _SIZES),
             {True: "gated", False: "open", None: "?"}[row["gated"]],
             row["license"],
             row["repo"] or "embedded",
         ]
         for row in rows
     ]
-    head = ["editor", "parameters", "modes", "layers", "a row", "every:4", "memory", "access", "licence", "weights"]
+    head = ["editor", "parameters", "modes", "layers", *_SIZES.values(), "access", "licence", "weights"]
     output.result(rows, table(head, lines), format.value)
 
 
@@ -50,16 +62,16 @@ def _row(entry: EditorEntry, editors: Catalog[EditorEntry]) -> dict[str, Any]:
     from imagewam_cli.errors import PluginError
 
     spec: KVSpec | None = None
-    thin: KVSpec | None = None
     memory: int | None = None
+    acting: int | None = None
     try:
         kind = editors.load(entry.name)
-    except PluginError as error:  # one that cannot be loaded is listed all the same
-        output.say(f"{entry.name}: {error.message}")
-    else:
         spec = kind.describe(entry, PrefixSettings())
-        thin = kind.describe(entry, PrefixSettings(layers="every:4"))
-        memory = kind.memory_bytes(entry)
+        memory, acting = kind.memory_bytes(entry), kind.memory_bytes(entry, acting=True)
+    except Exception as error:  # noqa: BLE001 - foreign code: an editor that fails is listed all the same
+        reason = error.message if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+        output.say(f"{entry.name} ({entry.load}): {reason}")
+    thin = spec and dataclasses.replace(spec, layers=spec.layers[::4])
     return {
         **to_dict(entry),
         "parameters": entry.parameters,
@@ -67,6 +79,7 @@ def _row(entry: EditorEntry, editors: Catalog[EditorEntry]) -> dict[str, Any]:
         "bytes_per_row": spec and spec.bytes_per_row(2),
         "bytes_per_row_every_4": thin and thin.bytes_per_row(2),
         "memory_bytes": memory,
+        "memory_bytes_acting": acting,
     }
 
 

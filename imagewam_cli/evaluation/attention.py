@@ -206,6 +206,7 @@ def _glances(
     untrained = untrained_expert(policy.expert.config).to(policy.device)
     spec, own = policy.parts.editor.spec, policy.expert.config.horizon + (policy.expert.config.state_dim > 0)
     layers = [n for n, layer in enumerate(spec.layers) if layer.holds_pictures]
+    pictures = len(spec.cameras) if policy.parts.editor.settings.camera_layout == "separate" else 1
     pairs = read_moments(dataset, moments)
     while members := list(itertools.islice(pairs, batch)):
         weights, random = _attention(policy, [now for now, _ in members], (policy.expert, untrained))
@@ -215,8 +216,8 @@ def _glances(
                 target_frame=later.frame,
                 now=_canvas(now, policy),
                 target=_canvas(later, policy),
-                maps=tuple(picture_map(weights[n][i], spec.layers[n], own) for n in layers),
-                untrained=tuple(picture_map(random[n][i], spec.layers[n], own) for n in layers),
+                maps=tuple(picture_map(weights[n][i], spec.layers[n], own, pictures) for n in layers),
+                untrained=tuple(picture_map(random[n][i], spec.layers[n], own, pictures) for n in layers),
                 shares=tuple(shares(weights[n][i], spec.layers[n], own) for n in layers),
             )
         on_rows(len(members))

@@ -50,9 +50,12 @@ def shares(weights: Float64Array, layer: LayerSpec, own: int) -> dict[str, float
     return found
 
 
-def picture_map(weights: Float64Array, layer: LayerSpec, own: int) -> Float64Array:
+def picture_map(weights: Float64Array, layer: LayerSpec, own: int, pictures: int = 1) -> Float64Array:
     """The attention (K,) on picture tokens as a map. Pictures of one kind stand side by side; kinds are added up, since
     a reference and a target show the same place.
+
+    pictures: how many the cameras make, equally large. A kind with fewer, as the one target of several references,
+    shows the first of them: no attention of its own falls on the others.
 
     Raises:
         CaptureError: the layer's tokens are not those that its segments say.
@@ -62,14 +65,18 @@ def picture_map(weights: Float64Array, layer: LayerSpec, own: int) -> Float64Arr
     for segment, part in zip(layer.segments, split(weights, layer, own), strict=False):
         if segment.grid is not None:
             kinds.setdefault(segment.name, []).append(part.reshape(segment.grid))
-    whole = [np.concatenate(pictures, axis=1) for pictures in kinds.values()]
-    added = combined(whole)
+    added = combined([_strip(found, pictures) for found in kinds.values()])
     total = float(added.sum())
     if not total > 0:
         raise RunError(
             f"the attention on the pictures of layer {layer.name} is {total}", "look at the policy's weights"
         )
     return added / total
+
+
+def _strip(found: Sequence[Float64Array], pictures: int) -> Float64Array:
+    """Maps of one kind side by side, with zeros in place of those that `pictures` has more."""
+    return np.concatenate([*found, *[np.zeros_like(found[0])] * (pictures - len(found))], axis=1)
 
 
 def combined(maps: Sequence[Float64Array]) -> Float64Array:

@@ -2,12 +2,14 @@
 
 A rotary editor keeps positions out of its values: they turn queries and keys only. Attention can then compare places,
 but what it returns does not say which place it looked at, and an arm needs to know exactly that. So each layer's values
-get a learned linear map of the token's coordinates added: attending to a block returns where it is.
+get a learned linear map of the token's coordinates added: attending to a block returns where it is. In a layer with
+several pictures (cameras apart, a reference and a target) the map is also told which of them a token belongs to.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,16 @@ def place_features(grid: tuple[int, int]) -> Tensor:
     places = torch.cartesian_prod(y, x)
     angles = torch.cat([math.pi * 2**octave * places for octave in range(_OCTAVES)], dim=-1)
     return torch.cat([places, angles.sin(), angles.cos()], dim=-1)
+
+
+def picture_features(grids: Sequence[tuple[int, int]]) -> Tensor:
+    """float32 (tokens, 14) of one picture; (tokens, 14 + N) of N > 1 one after another, with a one in the column of
+    each token's picture."""
+    places = torch.cat([place_features(grid) for grid in grids])
+    if len(grids) == 1:
+        return places
+    each = torch.eye(len(grids)).repeat_interleave(torch.tensor([math.prod(grid) for grid in grids]), dim=0)
+    return torch.cat([places, each], dim=1)
 
 
 class PrefixPlaces(nn.Module):
@@ -60,13 +72,14 @@ class _PlaceMap(nn.Module):
 
     def __init__(self, layer: LayerSpec) -> None:
         super().__init__()
-        self.linear = nn.Linear(PLACE_FEATURES, layer.kv_heads * layer.head_dim, bias=False)
         grids = [s.grid for s in layer.segments]
         pictures = [grid for grid in grids if grid is not None]
         if grids[-len(pictures) :] != pictures:
             raise ConfigError(f"places need the text before the pictures; {layer.name} has {layer.segments}")
-        text = torch.zeros(1, PLACE_FEATURES)  # the one row for every token before the pictures
-        self.register_buffer("features", torch.cat([text, *map(place_features, pictures)]), persistent=False)
+        features = picture_features(pictures)
+        text = features.new_zeros(1, features.shape[1])  # the one row for every token before the pictures
+        self.register_buffer("features", torch.cat([text, features]), persistent=False)
+        self.linear = nn.Linear(features.shape[1], layer.kv_heads * layer.head_dim, bias=False)
         self.shape = (layer.kv_heads, layer.head_dim)
 
     def forward(self, length: int) -> Tensor:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from imagewam_cli import __version__
 from imagewam_cli.cli import app
+from imagewam_cli.cli.cache import _seconds_per_row
 from imagewam_cli.cli.output import bytes_text, seconds_text, table
+from imagewam_cli.testing.dataset import MemoryDataset
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -112,6 +116,14 @@ def test_failure_is_one_line_and_exit_1(
         (OSError(errno.ENOSPC, "No space left on device"), 1, "error: the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "somewhere"), 1, "error: Permission denied: somewhere"),
         (KeyboardInterrupt(), 130, "stopped"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+            1,
+            "error: memory is full: CUDA out of memory\nhint: an editor needs less with --offload group, --batch 1",
+        ),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), 1, "error: memory is full: MPS backend"),
+        (MemoryError(), 1, "error: memory is full\nhint: "),
+        (RuntimeError("oops"), 1, "error: RuntimeError: oops\nhint: this is a bug"),
         (ZeroDivisionError("oops"), 1, "error: ZeroDivisionError: oops"),
     ],
 )
@@ -140,6 +152,28 @@ def test_editors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     tiny = next(e for e in json.loads(out) if e["name"] == "tiny")
     assert tiny["family"] == "Flux2KleinPipeline"
+
+
+def test_memory_of_editors_is_told_for_caching_and_for_acting(capsys: pytest.CaptureFixture[str]) -> None:
+    editors = {e["name"]: e for e in json.loads(run(capsys, "editors", "--format", "json")[1])}
+    for name, encoder_goes in (("flux2-klein-9b", True), ("tiny", True), ("qwen-image-edit", False)):
+        editor = editors[name]
+        whole, reading = sum(editor["components"].values()), editor["components"]["text_encoder"]
+        width = 4 if name == "tiny" else 2
+        assert editor["memory_bytes_acting"] == width * whole
+        caching = max(reading, whole - reading) if encoder_goes else whole
+        assert editor["memory_bytes"] == width * caching
+    head = run(capsys, "editors")[1].splitlines()[0].split()
+    assert head[head.index("caching") + 1] == "acting"
+
+
+def test_a_planned_time_ends_with_numbers_in_main_memory() -> None:
+    """On a device of its own `encode` returns before it has computed."""
+    given: list[str] = []
+    prefix = SimpleNamespace(to=given.append)
+    editor = SimpleNamespace(encode=lambda images, instructions: prefix)
+    assert _seconds_per_row(editor, MemoryDataset((3,)), 2) >= 0
+    assert given == ["cpu"] * 3
 
 
 def test_plugins_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,29 @@ def test_numbers_and_pictures(
     assert not list(out.rglob("*.partial*"))
 
 
+def test_a_second_run_leaves_no_pages_of_the_first(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    policy_folder: Path,
+    tiny_weights: Path,
+    tabletop: Path,
+    tmp_path: Path,
+) -> None:
+    given = ["--policy", policy_folder, "--dataset", tabletop, "--weights", tiny_weights, "--out", tmp_path]
+    assert run(capsys, *given, "--rows", 6)[0] == 0
+    (tmp_path / "rows" / "notes.txt").write_text("mine")
+    before = sorted(path.name for path in (tmp_path / "rows").iterdir())
+    with monkeypatch.context() as broken:
+        broken.setattr("imagewam_cli.evaluation.attention_pictures.sheet", lambda _: 1 / 0)
+        assert run(capsys, *given, "--rows", 3)[0] == 1
+    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == before
+    assert run(capsys, *given, "--rows", 3)[0] == 0
+    kept = json.loads((tmp_path / "result.json").read_text())["per_row"]
+    pages = [f"episode-{row['episode']:06d}-frame-{row['frame']:06d}.png" for row in kept]
+    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == sorted([*pages, "notes.txt"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "rows", "sheet.png"]
+
+
 def test_human_words_and_the_default_folder(
     capsys: pytest.CaptureFixture[str], policy_folder: Path, tiny_weights: Path, tabletop: Path, tmp_path: Path
 ) -> None:

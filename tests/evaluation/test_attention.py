@@ -17,7 +17,7 @@ from kvcache.doubles import ArithmeticEditor
 from imagewam_cli.capture import LayerKV
 from imagewam_cli.config import from_dict, to_dict
 from imagewam_cli.data.types import Dataset, UInt8Image
-from imagewam_cli.editor import PrefixKV
+from imagewam_cli.editor import CameraLayout, PrefixKV
 from imagewam_cli.errors import UsageError
 from imagewam_cli.evaluation.attention import AttentionResult, evaluate_attention, gaze, table
 from imagewam_cli.evaluation.attention_pictures import overlay, page, sheet
@@ -50,6 +50,26 @@ class UNetEditor(ArithmeticEditor):
         return PrefixKV(tuple(LayerKV(k, v) for k, v in stacked), None)
 
 
+class ApartEditor(ArithmeticEditor):
+    """Two cameras' pictures apart and one target; the keys of target and second reference draw no attention."""
+
+    def __init__(self, layout: CameraLayout) -> None:
+        super().__init__()
+        self.settings = dataclasses.replace(self.settings, cameras=("top", "top"), camera_layout=layout)
+
+    @property
+    def spec(self) -> KVSpec:
+        reference = SegmentSpec(name="reference", tokens=4, grid=(2, 2))
+        segments = (dataclasses.replace(reference, name="target"), reference, reference)
+        layer = LayerSpec(name="l", block="sequential", heads=2, kv_heads=2, head_dim=4, segments=segments)
+        spec = dataclasses.replace(super().spec, layers=(layer,), rope=None)
+        return dataclasses.replace(spec, cameras=self.settings.cameras, image_size=(16, 32))
+
+    def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
+        kv = torch.zeros(len(images), 12, 2, 4)
+        return PrefixKV((LayerKV(kv, kv),), None)
+
+
 @pytest.fixture(scope="module")
 def looked(policy_folder: Path, tiny_weights: Path, demonstrations: Dataset) -> Any:
     policy = Policy.load(policy_folder, weights=tiny_weights)
@@ -60,6 +80,16 @@ def unet_policy(folder: Path) -> Policy:
     editor = UNetEditor()
     write_policy(folder, editor)
     return Policy(read_bundle(folder), load_expert(folder), editor)
+
+
+def test_the_target_of_cameras_apart_is_the_first_ones_picture(demonstrations: Dataset, tmp_path: Path) -> None:
+    """Even attention on a target and two references: the first camera's half has two tokens in each place."""
+    editor = ApartEditor("separate")
+    write_policy(tmp_path, editor)
+    policy = Policy(read_bundle(tmp_path), load_expert(tmp_path), editor)
+    _, glances = evaluate_attention(policy, demonstrations, rows=3)
+    for glance in glances:
+        np.testing.assert_allclose(glance.average, np.array([[2, 2, 1, 1]] * 2) / 12, atol=1e-6)
 
 
 def test_maps_and_shares_are_distributions(looked: Any) -> None:

@@ -54,6 +54,17 @@ def test_pictures_of_one_kind_stand_side_by_side_and_kinds_are_added() -> None:
     assert shares(weights, kinds, OWN) == pytest.approx({"reference": 0.2, "target": 0.2, "own": 0.6})
 
 
+def test_one_target_of_several_cameras_is_the_first_of_them() -> None:
+    apart = layer(TARGET, REFERENCE, REFERENCE)
+    target, first, second = [0.2, 0.0, 0.0, 0.2], [0.1, 0.0, 0.1, 0.0], [0.0, 0.2, 0.0, 0.2]
+    weights = np.array([*target, *first, *second, 0.0, 0.0, 0.0])
+    expected = [[0.3, 0.0, 0.0, 0.2], [0.1, 0.2, 0.0, 0.2]]
+    np.testing.assert_allclose(picture_map(weights, apart, OWN, pictures=2), expected)
+    alone = np.array([*target, 0.6, 0.0, 0.0])
+    expected = [[0.5, 0, 0, 0, 0, 0], [0, 0.5, 0, 0, 0, 0]]
+    np.testing.assert_allclose(picture_map(alone, layer(TARGET), OWN, pictures=3), expected)
+
+
 def test_tokens_that_the_segments_do_not_explain_are_an_error() -> None:
     with pytest.raises(CaptureError, match="layer a has 5 prefix tokens, its segments 4"):
         shares(np.full(8, 1 / 8), layer(REFERENCE), OWN)

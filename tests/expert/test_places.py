@@ -42,6 +42,25 @@ def test_only_values_of_the_picture_change() -> None:
     assert torch.allclose(added[0, 3:, 0], place_features((2, 4)) @ places.maps["0"].linear.weight.T, atol=1e-6)
 
 
+def test_several_pictures_of_a_layer_are_told_apart() -> None:
+    other = SegmentSpec(name="target", tokens=2, grid=(1, 2))
+    kv = LayerKV(torch.randn(2, 21, 1, 4), torch.randn(2, 21, 1, 4))
+    places = PrefixPlaces((layer(TEXT, other, PICTURE, PICTURE),))
+    (placed,) = places((kv,))
+    weight = places.maps["0"].linear.weight
+    assert weight.shape == (4, PLACE_FEATURES + 3)
+    where, which = weight[:, :PLACE_FEATURES], weight[:, PLACE_FEATURES:]
+    added = (placed.v - kv.v)[0, :, 0]
+    assert added[:3].abs().max() == 0
+    for i, (start, grid) in enumerate([(3, (1, 2)), (5, (2, 4)), (13, (2, 4))]):
+        expected = place_features(grid) @ where.T + which[:, i]
+        assert torch.allclose(added[start : start + len(expected)], expected, atol=1e-6)
+
+
+def test_a_layer_of_one_picture_keeps_its_shape() -> None:
+    assert PrefixPlaces((LAYER,)).maps["0"].linear.weight.shape == (4, PLACE_FEATURES)
+
+
 def test_attending_to_a_token_returns_where_it_is() -> None:
     """An expert without places cannot tell apart two pictures whose tokens changed places; one with places can."""
     config = {"layers": (LAYER,), "rope": None, "action_dim": 2, "state_dim": 0, "horizon": 3, "hidden": 8}
