@@ -22,7 +22,7 @@ from plugins.joint_reference import Observer, attention_mask, largest_difference
 from imagewam_cli.diffusers_editor import target_noise
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.errors import EditorError, UsageError
-from imagewam_cli.expert.attention import rotary_tables, rotate
+from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.registry import Registry
 from imagewam_flux_kontext.editor import GUIDANCE, FluxKontextEditor
 from plugins import flux_kontext_folder
@@ -188,7 +188,7 @@ def test_actions_are_rotated_as_the_transformer_rotates(folder: Path, pipeline: 
     assert not (ids[:, None] == taken[None]).all(-1).any()
     rotation = pipeline.transformer.pos_embed(ids)
     x = torch.randn(1, 4, 2, rotation[0].shape[1])
-    mine = rotate(x, *rotary_tables(rope, torch.arange(4)))
+    mine = Rotary(rope, torch.arange(4))(x)
     assert torch.allclose(mine, apply_rotary_emb(x, rotation, sequence_dim=1), atol=1e-6)
 
 

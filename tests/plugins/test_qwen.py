@@ -25,7 +25,7 @@ from plugins.qwen_folder import build
 from imagewam_cli.diffusers_editor import target_noise
 from imagewam_cli.editor import PrefixKV, PrefixSettings
 from imagewam_cli.errors import EditorError, UsageError
-from imagewam_cli.expert.attention import rotary_tables, rotate
+from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.registry import Registry
 from imagewam_qwen import reader
 from imagewam_qwen.editor import QwenEditor
@@ -285,12 +285,13 @@ def test_actions_are_rotated_as_keys_are_where_no_token_is(folders: dict[str, Pa
         image, text = editor.denoiser.pos_embed([shapes], max_txt_seq_len=16, device=torch.device("cpu"))
     steps = torch.arange(-2, 2)
     # a reference's second column, counted from the middle, is -2; its four rows are -2 to 1
-    cos, sin = rotary_tables(dataclasses.replace(rope, action_ids=(2, 0, -2)), steps)
+    rotary = Rotary(dataclasses.replace(rope, action_ids=(2, 0, -2)), steps)
     column = image.view(4, 4, 6, -1)[2, :, 1]
-    assert torch.allclose(torch.complex(cos, sin), column, atol=1e-6)
+    assert torch.allclose(torch.complex(rotary.cos, rotary.sin), column, atol=1e-6)
     x = torch.randn(1, 4, 2, 16)
-    assert torch.allclose(rotate(x, cos, sin), apply_rotary_emb_qwen(x, column, use_real=False), atol=1e-5)
-    actions = torch.complex(*rotary_tables(rope, torch.arange(16)))
+    assert torch.allclose(rotary(x), apply_rotary_emb_qwen(x, column, use_real=False), atol=1e-5)
+    of_actions = Rotary(rope, torch.arange(16))
+    actions = torch.complex(of_actions.cos, of_actions.sin)
     distances = (actions[:, None] - torch.cat([image, text])[None]).abs().amax(-1)
     assert distances.min() > 0.1
 
