@@ -173,6 +173,12 @@ def test_trimmed_text_is_the_pipelines_without_padding(folder: Path, pipeline: A
     assert largest_difference(prefix, observer.layers(), tokens) <= 1e-5
 
 
+def test_the_guidance_is_part_of_the_fingerprint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load(folder).fingerprint()
+    monkeypatch.setattr("imagewam_flux_kontext.editor.GUIDANCE", GUIDANCE + 1)
+    assert load(folder).fingerprint() != before
+
+
 def test_guidance_is_the_pipelines_default(pipeline: Any) -> None:
     assert inspect.signature(pipeline.__call__).parameters["guidance_scale"].default == GUIDANCE
 

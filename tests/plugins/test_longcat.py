@@ -18,6 +18,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from PIL import Image
 from plugins.joint_reference import Observer, attention_mask, largest_difference, prefix_mask
+from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 
 from imagewam_cli.diffusers_editor import target_noise
 from imagewam_cli.editor import PrefixKV, PrefixSettings
@@ -206,6 +207,29 @@ def test_quotations_are_spelt_as_the_pipeline_spells_them(prompt: str) -> None:
 def test_two_words_with_apostrophes_keep_their_places() -> None:
     prompt = "don't touch the robot's arm"
     assert list(pieces(prompt)) == [prompt]
+
+
+def test_the_pipelines_wording_is_part_of_the_fingerprint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, here = pictures(1), load(folder)
+    family = pipeline_longcat_image_edit.LongCatImageEditPipeline
+    own = family.__init__
+
+    def reworded(self: Any, *args: Any, **parts: Any) -> None:
+        own(self, *args, **parts)
+        self.prompt_template_encode_prefix = self.prompt_template_encode_prefix.replace("expert", "artist")
+
+    before, kept = here.fingerprint(), here.encode(images, INSTRUCTIONS[:1])
+    monkeypatch.setattr(family, "__init__", reworded)
+    there = load.__wrapped__(folder)
+    assert not torch.equal(there.encode(images, INSTRUCTIONS[:1]).layers[0].k, kept.layers[0].k)
+    assert there.fingerprint() != before
+    assert {key for key in before if there.fingerprint()[key] != before[key]} == {"recipe"}
+
+
+def test_pictures_are_resized_on_pillow_whatever_is_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`AutoImageProcessor` takes torchvision where it finds it, which gives other pixels."""
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", None)
+    assert isinstance(load.__wrapped__(folder).part["text_processor"], Qwen2VLImageProcessorPil)
 
 
 def test_a_long_instruction_is_cut(folder: Path) -> None:

@@ -21,6 +21,7 @@ from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image
 from plugins.qwen_folder import build
+from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 
 from imagewam_cli.diffusers_editor import target_noise
 from imagewam_cli.editor import PrefixKV, PrefixSettings
@@ -231,6 +232,50 @@ def test_a_row_is_what_it_is_alone_in_any_batch(folders: dict[str, Path], name: 
             for mine, theirs in ((one.k, both.k), (one.v, both.v)):
                 assert torch.allclose(mine[0], theirs[i][together.valid[i]], atol=1e-5)
                 assert not theirs[i][~together.valid[i]].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (BASE, {"template": ("size", "scale")}),
+        (PLUS, {"template": ("size", "scale")}),
+        (PLUS, {"read": 192 * 192}),
+    ],
+)
+def test_what_is_read_from_diffusers_is_part_of_the_fingerprint(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, change: dict[str, Any]
+) -> None:
+    here = load(folders, name)
+    before = here.fingerprint()
+    (row,) = pictures(1)
+    text = here.encode([row], INSTRUCTIONS[:1]).layers[0].k[:, :8]
+    family = QwenImageEditPipeline if name == BASE else QwenImageEditPlusPipeline
+    own = family.__init__
+
+    def reworded(self: Any, *args: Any, **parts: Any) -> None:
+        own(self, *args, **parts)
+        self.prompt_template_encode = self.prompt_template_encode.replace(*change.get("template", ("", "")))
+
+    monkeypatch.setattr(family, "__init__", reworded)
+    if "read" in change:
+        monkeypatch.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", change["read"])
+    there = load(folders, name)
+    assert not torch.equal(there.encode([row], INSTRUCTIONS[:1]).layers[0].k[:, :8], text)
+    assert {key for key in before if there.fingerprint()[key] != before[key]} == {"recipe"}
+
+
+def test_pictures_are_resized_on_pillow_whatever_is_installed(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`AutoImageProcessor` takes torchvision where it finds it, which gives other pixels."""
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", None)
+    assert isinstance(load(folders, BASE).part["processor"].image_processor, Qwen2VLImageProcessorPil)
+
+
+def test_nothing_is_cut(folders: dict[str, Path]) -> None:
+    """The pipelines' own limit is 1024 tokens."""
+    assert QwenEditor.defaults.max_text_tokens is None
+    assert load(folders, BASE).text_tokens("go " * 1100) > 2 * 1024
 
 
 def test_text_is_as_long_as_was_told(folders: dict[str, Path]) -> None:
