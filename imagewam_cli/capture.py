@@ -40,10 +40,6 @@ class LayerKV:
     k: Tensor
     v: Tensor
 
-    def narrow(self, start: int, stop: int) -> LayerKV:
-        """The tokens [start, stop)."""
-        return LayerKV(self.k[:, start:stop], self.v[:, start:stop])
-
 
 @dataclass
 class Recording:

@@ -163,7 +163,7 @@ class DiffusersEditor(Editor):
             )
         with torch.device("meta"):
             denoiser = kind.from_config(config)
-        text = cls.defaults.max_text_tokens if settings.text_padding == "keep" else TYPICAL_TEXT
+        text = cls.defaults.text_limit if settings.text_padding == "keep" else TYPICAL_TEXT
         return cls._layout(entry, settings, denoiser, cls.picture_text(settings) + text)
 
     @classmethod
@@ -200,6 +200,11 @@ class DiffusersEditor(Editor):
         """How the keys are rotated; None where positions are not rotary."""
         return None
 
+    def recipe(self) -> Mapping[str, object]:
+        """What decides the numbers besides weights and settings, as JSON has it: wording and constants that are the
+        installed diffusers' or the plugin's. Part of the fingerprint; nothing by default."""
+        return {}
+
     @abc.abstractmethod
     def text_tokens(self, prompt: str) -> int:
         """How many text states `embed` gives, told without the encoder."""
@@ -224,12 +229,19 @@ class DiffusersEditor(Editor):
 
     @functools.cached_property
     def weights(self) -> WeightsIdentity:
-        source = self.entry.repo or self.entry.name
         return WeightsIdentity(
-            source=source,
             revision=revision(self._folder),
             sha256=digest({name: self._home(name) for name in self.part_classes()}),
         )
+
+    def fingerprint(self) -> dict[str, object]:
+        recipe = self.recipe()
+        return super().fingerprint() | ({"recipe": dict(recipe)} if recipe else {})
+
+    def prompt(self, instruction: str) -> str:
+        """The instruction in the user's template, or in the entry's: what `embed` gets."""
+        template = self.settings.prompt_template or self.entry.prompt_template
+        return template.format(instruction=instruction)
 
     def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
         return self._encode(images, instructions, None)
@@ -339,15 +351,11 @@ class DiffusersEditor(Editor):
         encoders = [self.part[name] for name in self.text_encoders]
         return sum(p.numel() * p.element_size() for encoder in encoders for p in encoder.parameters())
 
-    def _prompt(self, instruction: str) -> str:
-        template = self.settings.prompt_template or self.entry.prompt_template
-        return template.format(instruction=instruction)
-
     def _text_tokens(self, instruction: str) -> int:
-        return self.text_tokens(self._prompt(instruction))
+        return self.text_tokens(self.prompt(instruction))
 
     def _embed(self, instruction: str, picture: UInt8Image | None) -> Prompt:
-        return self.embed(self._prompt(instruction), picture)
+        return self.embed(self.prompt(instruction), picture)
 
     def _picture(self, images: Mapping[str, UInt8Image]) -> UInt8Image:
         """What the editor sees: the cameras in their layout, uint8 (H, W, 3)."""
@@ -387,6 +395,17 @@ def picture_segment(name: Segment, size: tuple[int, int], pixels: int) -> Segmen
     """Tokens of a picture of (height, width) pixels, each `pixels` wide and high; partial ones at the edge count."""
     rows, columns = (-(-side // pixels) for side in size)
     return SegmentSpec(name=name, tokens=rows * columns, grid=(rows, columns))
+
+
+def reference_sizes(settings: PrefixSettings) -> tuple[tuple[int, int], ...]:
+    """(height, width) in pixels of each reference picture that the cameras make, all equal: one each, or one of all.
+
+    settings: resolved.
+    """
+    assert settings.image_size is not None
+    height, width = settings.image_size
+    count = len(settings.cameras) if settings.camera_layout == "separate" else 1
+    return ((height, width // count),) * count
 
 
 def target_noise(shape: Sequence[int], like: Tensor) -> Tensor:

@@ -75,10 +75,8 @@ class PrefixSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsIdentity:
-    """Which weights an editor runs on: their source, the resolved revision if they came from the Hub, and their
-    digest."""
+    """Which weights an editor runs on: the resolved revision if they came from the Hub, and their digest."""
 
-    source: str
     revision: str | None
     sha256: str
 

@@ -33,8 +33,9 @@ class EditorDefaults:
     """(height, width) of each camera's picture."""
     multiple: int
     """Sides of a camera's picture are multiples of this many pixels."""
-    max_text_tokens: int
-    """Text beyond is cut; text that is padded is padded to this."""
+    max_text_tokens: int | None
+    """Text beyond is cut; text that is padded is padded to this. None: the editor cuts nothing and pads to no length,
+    so that `trim` is its only padding."""
     text_paddings: tuple[Literal["trim", "keep"], ...] = ("trim", "keep")
     """Those that the architecture allows; no `trim` where the denoiser takes no mask to hide padding with."""
     camera_layouts: tuple[CameraLayout, ...] = ("tile",)
@@ -89,6 +90,12 @@ class EditorDefaults:
         self._check_size(settings)
         # in the order of the tokens: another order is the same prefix
         return dataclasses.replace(settings, segments=tuple(s for s in mode.has if s in settings.segments))
+
+    @property
+    def text_limit(self) -> int:
+        """`max_text_tokens` of an editor that cuts."""
+        assert self.max_text_tokens is not None
+        return self.max_text_tokens
 
     def segments(self, settings: PrefixSettings) -> tuple[Segment, ...]:
         """Those of the forward in the resolved settings' mode, kept or not."""

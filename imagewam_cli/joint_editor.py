@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from imagewam_cli.diffusers_editor import DiffusersEditor, flow_target, joint_layers, picture_segment
@@ -124,12 +125,15 @@ class JointEditor(DiffusersEditor):
 
 def latent_tokens(vae: Any, pictures: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) in [-1, 1] -> tokens (B, H W / 256, 4 C), rows first: the VAE's mean, shifted and scaled as
-    its config says, and its 2x2 patches with channels in the order (c, dy, dx)."""
+    its config says, in 2x2 patches."""
     latents = vae.encode(pictures).latent_dist.mode()
     latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
-    b, c, h, w = latents.shape
-    patches: Tensor = latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    return patches.reshape(b, h * w // 4, 4 * c)
+    return patch_tokens(latents)
+
+
+def patch_tokens(latents: Tensor) -> Tensor:
+    """2x2 patches of latents (B, C, 2 h, 2 w) as tokens (B, h w, 4 C), rows first, channels ordered (c, dy, dx)."""
+    return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
 def grid_ids(first: int, rows: int, columns: int, start: int = 0) -> Tensor:

@@ -61,6 +61,16 @@ def with_token(text: Text, token: TextToken) -> Text:
     return dataclasses.replace(text, embeds=embeds, valid=valid)
 
 
+def picture_token_types(ids: Tensor, picture: int) -> Tensor:
+    """1 where a token of a vision-language model stands for a picture, else 0: int32, the shape of `ids`.
+
+    picture: id of that token. transformers 5 gives a picture's tokens their rows and columns only where it is told
+    which they are (`mm_token_type_ids`), and counts them like words otherwise; under version 4, with which editors were
+    released, they had them. diffusers' pipelines leave it out (diffusers issue 14194).
+    """
+    return (ids == picture).int()
+
+
 class TextStates:
     """The prompts of instructions, remembered in main memory, as batches on the device."""
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor, nn
 
-from imagewam_cli.capture import LayerKV, attention_layers, record, replay
+from imagewam_cli.capture import attention_layers, record, replay
 from imagewam_cli.errors import CaptureError
 
 NAMES = ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn", "single_transformer_blocks.1.attn"]
@@ -197,12 +197,6 @@ def test_another_backend_is_refused(transformer: Flux2Transformer2DModel, monkey
     with pytest.raises(CaptureError) as caught, torch.no_grad(), record(transformer, NAMES):
         transformer(**inputs())
     assert "native" in str(caught.value.hint)
-
-
-def test_narrow_keeps_a_run_of_tokens() -> None:
-    kv = LayerKV(torch.arange(8.0).view(1, 4, 1, 2), torch.arange(8.0).view(1, 4, 1, 2) + 100)
-    assert kv.narrow(1, 3).k.flatten().tolist() == [2, 3, 4, 5]
-    assert kv.narrow(1, 3).v.flatten().tolist() == [102, 103, 104, 105]
 
 
 class _Causal(nn.Module):

@@ -18,6 +18,7 @@ from imagewam_cli.cli.options import (
     OffloadOption,
     WeightsOption,
     chosen_hardware,
+    newest_instead_of,
 )
 from imagewam_cli.cli.output import output
 
@@ -61,11 +62,9 @@ def attention_command(
     from imagewam_cli.policy.bundle import find_bundle
     from imagewam_cli.policy.policy import Policy
     from imagewam_cli.training.held_out import held_out_episodes
-    from imagewam_cli.workspace import newest
 
     if policy is None:
-        policy = newest("run")
-        output.say(f"no --policy: using {policy}")
+        policy = newest_instead_of("--policy", "run")
     _refuse_onnx(policy)
     acting = Policy.load(policy, hardware=chosen_hardware(device, offload, compile), weights=weights)
     recorded = open_dataset(dataset, KeyMap(cameras=acting.cameras))

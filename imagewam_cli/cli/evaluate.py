@@ -17,6 +17,7 @@ from imagewam_cli.cli.options import (
     SeedOption,
     WeightsOption,
     chosen_hardware,
+    newest_instead_of,
 )
 from imagewam_cli.cli.output import output
 from imagewam_cli.hardware import Hardware
@@ -62,7 +63,7 @@ def eval_command(
     if episodes < 1:
         raise UsageError(f"cannot evaluate {episodes} episodes", "ask for at least one")
     hardware = chosen_hardware(device, offload, compile)
-    name = policy if policy is not None else str(_newest_run())
+    name = policy if policy is not None else str(newest_instead_of("--policy", "run"))
     if dataset is not None:
         _open_loop(name, dataset, episodes, out, weights, hardware, format)
         return
@@ -185,14 +186,6 @@ def _policy(name: str, make: Any, weights: Path | None, hardware: Hardware) -> A
     if name == "random":
         return RandomPolicy(len(make().action_names))
     return load_policy(Path(name), hardware=hardware, weights=weights)
-
-
-def _newest_run() -> Path:
-    from imagewam_cli.workspace import newest
-
-    run = newest("run")
-    output.say(f"no --policy: using {run}")
-    return run
 
 
 def _results_folder(policy: str, what: str) -> Path:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from imagewam_cli.cli.options import FormatName, WeightsOption
+from imagewam_cli.cli.options import FormatName, WeightsOption, newest_instead_of
 from imagewam_cli.cli.output import bytes_text, output
 
 
@@ -24,11 +24,10 @@ def export_command(
     """
     from imagewam_cli.policy.bundle import find_bundle
     from imagewam_cli.registry import Registry
-    from imagewam_cli.workspace import EXPORTS, newest
+    from imagewam_cli.workspace import EXPORTS
 
     if run is None:
-        run = newest("run")
-        output.say(f"no --run: using {run}")
+        run = newest_instead_of("--run", "run")
     exporter = Registry.installed().exporters.load(to)()
     folder = out if out is not None else EXPORTS / f"{run.resolve().name}-{to}"
     written = exporter.export(find_bundle(run), folder, weights=weights)

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from imagewam_cli.cli.output import output
 from imagewam_cli.config import from_dict
 from imagewam_cli.hardware import Hardware
+from imagewam_cli.workspace import newest
 
 
 def size_of(text: str | None) -> tuple[int, int] | None:
@@ -50,3 +52,14 @@ EnvOption = Annotated[str, typer.Option("--env", help="The simulator; see `image
 def chosen_hardware(device: str, offload: str, compile: bool) -> Hardware:
     """The three options together."""
     return from_dict(Hardware, {"device": device, "offload": offload, "compile": compile}, source="command line")
+
+
+def newest_instead_of(option: str, kind: str) -> Path:
+    """The newest run or cache in the working folder, said aloud, where `option` names none.
+
+    Raises:
+        CacheError, RunError: there is none.
+    """
+    path = newest(kind)
+    output.say(f"no {option}: using {path}")
+    return path

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption
+from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption, newest_instead_of
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 
@@ -39,11 +39,10 @@ def train_expert_command(
     from imagewam_cli.config import to_dict
     from imagewam_cli.kvcache.reader import CacheReader
     from imagewam_cli.training.loop import Trainer
-    from imagewam_cli.workspace import RUNS, newest
+    from imagewam_cli.workspace import RUNS
 
     if cache is None:
-        cache = newest("cache")
-        output.say(f"no --cache: using {cache}")
+        cache = newest_instead_of("--cache", "cache")
     reader = CacheReader(cache)
     if not reader.manifest.complete:
         output.say(f"{cache} is not finished: training on {len(reader)} of {reader.manifest.total_rows} rows")

@@ -204,6 +204,7 @@ def _refuse_other(out: Path, existing: Manifest, fresh: Manifest) -> None:
         ("editor", existing.fingerprint.get("editor"), fresh.fingerprint.get("editor")),
         ("editor weights", str(existing.fingerprint.get("weights"))[:16], str(fresh.fingerprint.get("weights"))[:16]),
         *_setting_pairs(existing, fresh),
+        ("editor recipe", existing.fingerprint.get("recipe"), fresh.fingerprint.get("recipe")),
         ("prefix layout", existing.spec, fresh.spec),
         ("states or actions", existing.table_sha256[:16], fresh.table_sha256[:16]),
     ]

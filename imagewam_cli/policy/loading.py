@@ -18,13 +18,11 @@ from imagewam_cli.hardware import CPU, Hardware
 from imagewam_cli.kvcache.spec import LayerSpec
 from imagewam_cli.policy.acting import ChunkPolicy
 from imagewam_cli.policy.bundle import EDITOR, EditorReference
+from imagewam_cli.workspace import ONNX_MARKER
 
 if TYPE_CHECKING:
     from imagewam_cli.policy.policy import Policy
     from imagewam_cli.runtime.onnx_policy import Encode, Observed, OnnxPolicy
-
-ONNX = "onnx.json"
-"""The file that makes a folder an ONNX export."""
 
 
 def load_policy(path: Path, hardware: Hardware = CPU, weights: Path | None = None) -> Policy | ExportedPolicy:
@@ -36,7 +34,7 @@ def load_policy(path: Path, hardware: Hardware = CPU, weights: Path | None = Non
         UsageError: this machine has no such device.
         RunError: no policy there, a damaged one, one of another version, or another editor than it was made with.
     """
-    if (path / ONNX).exists():
+    if (path / ONNX_MARKER).exists():
         return ExportedPolicy.load(path, hardware=hardware, weights=weights)
     from imagewam_cli.policy.policy import Policy
 
@@ -60,7 +58,7 @@ class ExportedPolicy(ChunkPolicy):
         except ImportError as error:
             raise RunError(f"{folder} needs {error.name}", "pip install imagewam[onnx]") from None
         try:
-            live = json.loads((folder / ONNX).read_text(encoding="utf-8"))["prefix"] is None
+            live = json.loads((folder / ONNX_MARKER).read_text(encoding="utf-8"))["prefix"] is None
             encode = live_prefix(_editor(folder, hardware, weights)) if live else None
             return cls(OnnxPolicy.load(folder, encode=encode))
         except (OSError, ValueError, KeyError) as error:

@@ -147,7 +147,7 @@ def load_editor(
     editor: Editor = kind.load(entry, reference.settings, instructions=(), weights=weights, hardware=hardware, **own)
     found, expected = editor.fingerprint(), dict(reference.fingerprint)
     if fingerprint_digest(found) != fingerprint_digest(expected):
-        different = next((k for k in expected if found.get(k) != expected[k]), "fingerprint")
+        different = next((k for k in {**expected, **found} if found.get(k) != expected.get(k)), "fingerprint")
         raise RunError(
             f"the editor {reference.name!r} is not the one that the policy was trained on: {different} is "
             f"{_short(found.get(different))}, the policy expects {_short(expected.get(different))}",

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.diffusers_editor import GREY, DiffusersEditor, flow_target, joint_layers
+from imagewam_cli.diffusers_editor import GREY, DiffusersEditor, flow_target, joint_layers, reference_sizes
 from imagewam_cli.editor import PrefixGraph, PrefixSettings
 from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
 from imagewam_cli.hardware import Hardware
@@ -32,7 +32,7 @@ from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec
 from imagewam_cli.text_states import Prompt, Text
 from imagewam_flux2.graph import prefix_graph
-from imagewam_flux2.layout import PIXELS_PER_TOKEN, picture_ids, picture_segments, reference_count
+from imagewam_flux2.layout import PIXELS_PER_TOKEN, picture_ids, picture_segments
 from imagewam_flux2.release import Flux2Release
 from imagewam_flux2.tokens import ACTION_T, FluxTokens, RoundedPositions
 
@@ -114,7 +114,7 @@ class Flux2Editor(DiffusersEditor):
     def run(self, pictures: Tensor, text: Text) -> None:
         timestep, segments = self.settings.timestep, picture_segments(self.settings)
         assert timestep is not None
-        tokens = self.tokens.image(pictures, reference_count(self.settings))
+        tokens = self.tokens.image(pictures, len(reference_sizes(self.settings)))
         if self.settings.mode == "denoise":
             first = tokens[:, : segments[0].tokens]
             tokens = torch.cat([flow_target(first, timestep), tokens], dim=1)
@@ -129,7 +129,7 @@ class Flux2Editor(DiffusersEditor):
             self.settings,
             layers=self.layer_names,
             keep_segments=self.keep_segments,
-            prompt=self._prompt,
+            prompt=self.prompt,
             grey=GREY,
         )
 
@@ -139,7 +139,7 @@ class Flux2Editor(DiffusersEditor):
         return FluxTokens(
             **{name: self.part.get(name) for name in self.part_classes()},
             text_layers=self.defaults.text_layers,
-            max_text_tokens=self.defaults.max_text_tokens,
+            max_text_tokens=self.defaults.text_limit,
             device=self.device,
         )
 

@@ -1,8 +1,8 @@
 """FLUX.2's prefix as a traceable module: picture and token ids in, keys and values out, equal to `Flux2Editor.encode`.
 
 Traced by `torch.export` without strict mode, which follows `capture.record` as it follows any Python. Two things
-differ from `FluxTokens.prefix`: the attention mask is always passed (a graph cannot look whether a row is padded), and
-the forward is not left early (that confuses the tracer; what follows the last layer drops out of the graph anyway).
+differ from the editor's own forward: the attention mask is always passed (a graph cannot look whether a row is padded),
+and the forward is not left early (that confuses the tracer; what follows the last layer drops out of the graph anyway).
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from imagewam_cli.capture import LayerKV, record
+from imagewam_cli.diffusers_editor import reference_sizes
 from imagewam_cli.editor import PrefixGraph, PrefixKV, PrefixSettings
 from imagewam_cli.errors import ExportError
-from imagewam_flux2.layout import picture_ids, picture_segments, reference_count
+from imagewam_flux2.layout import picture_ids, picture_segments
 from imagewam_flux2.tokens import FluxTokens, text_ids
 
 KeepSegments = Callable[[Mapping[str, LayerKV], Tensor], PrefixKV]
-"""(layers, valid (B, P), text tokens) -> the segments that count, invalid tokens zeroed."""
+"""(layers, which text tokens are valid (B, L)) -> the segments that count, invalid tokens zeroed."""
 
 _PROBES = ("put the red block on the blue zone", "  Put\tit {there}, 2 cm  left?  ", "x")
 
@@ -40,7 +41,7 @@ class Flux2Prefix(nn.Module):
         self._tokens, self._layers, self._keep_segments = tokens, list(layers), keep_segments
         assert settings.timestep is not None
         self._timestep, self._keep_padding = settings.timestep, settings.text_padding == "keep"
-        self._references, self._pictures = reference_count(settings), picture_segments(settings)
+        self._references, self._pictures = len(reference_sizes(settings)), picture_segments(settings)
 
     def forward(self, image: Tensor, token_ids: Tensor, token_valid: Tensor) -> tuple[Tensor, ...]:
         """image: float32 (B, 3, H, W) in [-1, 1]; token_ids: int64 (B, L); token_valid: bool (B, L)."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from imagewam_cli.diffusers_editor import picture_segment
+from imagewam_cli.diffusers_editor import picture_segment, reference_sizes
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.kvcache.spec import SegmentSpec
 from imagewam_flux2.tokens import REFERENCE_T, TARGET_T, image_ids
@@ -22,18 +22,11 @@ from imagewam_flux2.tokens import REFERENCE_T, TARGET_T, image_ids
 PIXELS_PER_TOKEN = 16
 
 
-def reference_count(settings: PrefixSettings) -> int:
-    """How many reference pictures the cameras make: one each, or one of all side by side."""
-    return len(settings.cameras) if settings.camera_layout == "separate" else 1
-
-
 def picture_segments(settings: PrefixSettings) -> tuple[SegmentSpec, ...]:
     """The pictures of one forward, each with its own grid. settings: resolved."""
-    assert settings.image_size is not None
-    (height, width), count = settings.image_size, reference_count(settings)
-    reference = picture_segment("reference", (height, width // count), PIXELS_PER_TOKEN)
-    target = (dataclasses.replace(reference, name="target"),) if settings.mode == "denoise" else ()
-    return (*target, *(reference,) * count)
+    references = [picture_segment("reference", size, PIXELS_PER_TOKEN) for size in reference_sizes(settings)]
+    target = (dataclasses.replace(references[0], name="target"),) if settings.mode == "denoise" else ()
+    return (*target, *references)
 
 
 def picture_ids(pictures: Iterable[SegmentSpec]) -> Tensor:

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagewam_cli.capture import LayerKV, record, replay
+from imagewam_cli.diffusers_editor import joint_layers
+from imagewam_cli.joint_editor import grid_ids
 from imagewam_cli.kvcache.spec import RopeSpec
 from imagewam_cli.rotary import rotary_tables
 from imagewam_cli.text_states import Text
@@ -78,7 +81,7 @@ class FluxTokens:
             return torch.cat([self._encoded(picture) for picture in pictures.chunk(count, dim=3)], dim=1)
 
     def _encoded(self, pictures: Tensor) -> Tensor:
-        latents = pack_latents(self.vae.encode(pictures).latent_dist.mode())
+        latents = F.pixel_unshuffle(self.vae.encode(pictures).latent_dist.mode(), 2)
         mean, std = self._batch_norm(latents)
         return ((latents - mean) / std).flatten(2).transpose(1, 2)
 
@@ -88,7 +91,7 @@ class FluxTokens:
         with torch.no_grad():
             latents = tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
             mean, std = self._batch_norm(latents)
-            decoded: Tensor = self.vae.decode(unpack_latents(latents * std + mean)).sample
+            decoded: Tensor = self.vae.decode(F.pixel_shuffle(latents * std + mean, 2)).sample
             return decoded.clamp(-1, 1)
 
     def chat(self, instruction: str) -> str:
@@ -132,11 +135,7 @@ class FluxTokens:
     @property
     def layers(self) -> list[str]:
         """The attention modules in the order in which they run: double blocks, then single blocks."""
-        doubles = [f"transformer_blocks.{i}.attn" for i in range(len(self.transformer.transformer_blocks))]
-        singles = [
-            f"single_transformer_blocks.{i}.attn" for i in range(len(self.transformer.single_transformer_blocks))
-        ]
-        return doubles + singles
+        return [layer.name for layer in joint_layers(self.transformer, ())]
 
     def prefix(
         self,
@@ -222,23 +221,9 @@ class RoundedPositions(nn.Module):
         return cos.repeat_interleave(2, dim=-1), sin.repeat_interleave(2, dim=-1)
 
 
-def pack_latents(latents: Tensor) -> Tensor:
-    """(B, C, 2 h, 2 w) -> (B, 4 C, h, w), channel order (c, dy, dx)."""
-    b, c, h, w = latents.shape
-    return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
-
-
-def unpack_latents(packed: Tensor) -> Tensor:
-    """The inverse of `pack_latents`."""
-    b, c, h, w = packed.shape
-    return packed.view(b, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c // 4, 2 * h, 2 * w)
-
-
 def image_ids(height: int, width: int, *, t: int) -> Tensor:
     """Position ids of a grid of picture tokens, float32 (height * width, 4), rows first."""
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    zero = torch.zeros(height * width)
-    return torch.stack([zero + t, rows.flatten(), columns.flatten(), zero], dim=-1).float()
+    return F.pad(grid_ids(t, height, width), (0, 1))
 
 
 def text_ids(length: int) -> Tensor:

@@ -53,16 +53,17 @@ class FluxKontextEditor(JointEditor):
             "tokenizer_2": T5TokenizerFast,
         }
 
+    def recipe(self) -> Mapping[str, object]:
+        return {"guidance": GUIDANCE}
+
     def text_tokens(self, prompt: str) -> int:
         if self.settings.text_padding == "keep":
-            return self.defaults.max_text_tokens
-        return len(
-            self.part["tokenizer_2"](prompt, max_length=self.defaults.max_text_tokens, truncation=True).input_ids
-        )
+            return self.defaults.text_limit
+        return len(self.part["tokenizer_2"](prompt, max_length=self.defaults.text_limit, truncation=True).input_ids)
 
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
         pooled = self.part["text_encoder"](self._padded("tokenizer", prompt)).pooler_output[0]
-        ids = self._padded("tokenizer_2", prompt, self.defaults.max_text_tokens)
+        ids = self._padded("tokenizer_2", prompt, self.defaults.text_limit)
         states = self.part["text_encoder_2"](ids).last_hidden_state[0]
         return Prompt(states=states[: self.text_tokens(prompt)], pooled=pooled)
 

@@ -68,12 +68,11 @@ class InstructPix2PixEditor(DiffusersEditor):
         return Prompt(states=encoder(ids, attention_mask=mask if masked else None)[0][0])
 
     def _tokenize(self, prompt: str, part: str = "tokenizer") -> Any:
-        tokenizer = self.part[part]
         keep = self.settings.text_padding == "keep"
-        return tokenizer(
+        return self.part[part](
             prompt,
             padding="max_length" if keep else False,
-            max_length=tokenizer.model_max_length,
+            max_length=self.defaults.text_limit,
             truncation=True,
         )
 

@@ -46,14 +46,16 @@ class LongCatEditor(JointEditor):
     @staticmethod
     def part_classes() -> Mapping[str, Any]:
         from diffusers import AutoencoderKL, LongCatImageTransformer2DModel
-        from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+        from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer, Qwen2VLImageProcessorPil
 
         return {
             "transformer": LongCatImageTransformer2DModel,
             "vae": AutoencoderKL,
             "text_encoder": Qwen2_5_VLForConditionalGeneration,
             "tokenizer": Qwen2Tokenizer,
-            "text_processor": AutoImageProcessor,  # the rest of the processor is never used, and may need torchvision
+            # the rest of the processor is never used; on Pillow whatever else is installed, for torchvision resizes
+            # to other pixels
+            "text_processor": Qwen2VLImageProcessorPil,
         }
 
     @classmethod
@@ -62,9 +64,12 @@ class LongCatEditor(JointEditor):
         rows, columns = (max(1, round(side / _PIXELS_PER_SEEN_TOKEN)) for side in settings.image_size)
         return FRAME_TOKENS + rows * columns
 
+    def recipe(self) -> Mapping[str, object]:
+        return {"preamble": self._prompts.preamble}
+
     def text_tokens(self, prompt: str) -> int:
         keep = self.settings.text_padding == "keep"
-        room = self.defaults.max_text_tokens if keep else len(self._prompts.instruction_ids(prompt))
+        room = self.defaults.text_limit if keep else len(self._prompts.instruction_ids(prompt))
         return self._seen_tokens + room
 
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
@@ -77,7 +82,7 @@ class LongCatEditor(JointEditor):
 
     @property
     def picture_start(self) -> int:
-        return self._seen_tokens + self.defaults.max_text_tokens
+        return self._seen_tokens + self.defaults.text_limit
 
     def forward(self, image: Tensor, text: Text, mask: Tensor | None, **inputs: Tensor) -> None:
         with _masked(self.denoiser, mask):
@@ -89,7 +94,7 @@ class LongCatEditor(JointEditor):
             tokenizer=self.part["tokenizer"],
             text_processor=self.part["text_processor"],
             text_encoder=self.part["text_encoder"],
-            max_tokens=self.defaults.max_text_tokens,
+            max_tokens=self.defaults.text_limit,
             device=self.device,
         )
 

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.text_states import picture_token_types
 
 _START, _PICTURE = "<|vision_start|>", "<|image_pad|>"
 FRAME_TOKENS = 2
@@ -55,7 +56,7 @@ class LongCatPrompt:
             images=Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS), return_tensors="pt"
         )
         shown = _PICTURE * self._merged(seen["image_grid_thw"].prod().item())
-        before, instruction = self._ids(self._preamble.replace(_PICTURE, shown)), self.instruction_ids(prompt)
+        before, instruction = self._ids(self.preamble.replace(_PICTURE, shown)), self.instruction_ids(prompt)
         padding = self.max_tokens - len(instruction) if padded else 0
         ids = [*before, *instruction, *[self.tokenizer.pad_token_id] * padding]
         valid = [i < len(before) + len(instruction) for i in range(len(ids))]
@@ -65,13 +66,10 @@ class LongCatPrompt:
         """Last hidden states (L, D) of all that is put to the model."""
         device = self.device
         token_ids = torch.tensor([ids], device=device)
-        # without token types transformers 5 counts a picture's tokens like words; the model was trained with their rows
-        # and columns (diffusers issue 14194: its pipelines leave the types out)
-        types = (token_ids == self.tokenizer.convert_tokens_to_ids(_PICTURE)).int()
         states: Tensor = self.text_encoder.model(  # without the language head, which is never needed
             input_ids=token_ids,
             attention_mask=torch.tensor([valid], device=device).long(),
-            mm_token_type_ids=types,
+            mm_token_type_ids=picture_token_types(token_ids, self.tokenizer.convert_tokens_to_ids(_PICTURE)),
             pixel_values=seen["pixel_values"].to(device),
             image_grid_thw=seen["image_grid_thw"].to(device),
             use_cache=False,
@@ -79,7 +77,7 @@ class LongCatPrompt:
         return states
 
     @functools.cached_property
-    def _preamble(self) -> str:
+    def preamble(self) -> str:
         """What stands before an instruction, with one token for the picture."""
         from diffusers import LongCatImageEditPipeline
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.diffusers_editor import DiffusersEditor, flow_target, joint_layers, picture_segment
+from imagewam_cli.diffusers_editor import DiffusersEditor, flow_target, joint_layers, picture_segment, reference_sizes
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
 from imagewam_cli.errors import UsageError
@@ -57,7 +57,7 @@ class QwenEditor(DiffusersEditor):
         compute_dtype="bfloat16",
         camera_size=(1024, 1024),
         multiple=PIXELS_PER_TOKEN,
-        max_text_tokens=1024,  # the pipelines' limit, at which they cut nothing either
+        max_text_tokens=None,  # the pipelines name a limit of 1024, at which they cut nothing
     )
     reads_picture = True
     picture_label: ClassVar[str] = ""
@@ -79,7 +79,7 @@ class QwenEditor(DiffusersEditor):
 
     @classmethod
     def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
-        sizes = _picture_sizes(settings)
+        sizes = reference_sizes(settings)
         kinds = {
             "text": (SegmentSpec(name="text", tokens=text),),
             "target": (picture_segment("target", sizes[0], PIXELS_PER_TOKEN),),
@@ -98,13 +98,16 @@ class QwenEditor(DiffusersEditor):
 
     @classmethod
     def picture_text(cls, settings: PrefixSettings) -> int:
-        read = [cls.read_size(size) for size in _picture_sizes(settings)]
+        read = [cls.read_size(size) for size in reference_sizes(settings)]
         return sum(round(h / _PIXELS_READ_PER_TOKEN) * round(w / _PIXELS_READ_PER_TOKEN) for h, w in read)
 
     @staticmethod
     def read_size(size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) at which the text encoder is shown a picture of (height, width) pixels."""
         return size
+
+    def recipe(self) -> Mapping[str, object]:
+        return self._reader.recipe | {"read_sizes": [list(size) for size in self._read_sizes]}
 
     def text_tokens(self, prompt: str) -> int:
         return self._placed(self._reader.length(prompt, self._read_sizes))
@@ -144,7 +147,7 @@ class QwenEditor(DiffusersEditor):
 
     @functools.cached_property
     def _sizes(self) -> tuple[tuple[int, int], ...]:
-        return _picture_sizes(self.settings)
+        return reference_sizes(self.settings)
 
     @functools.cached_property
     def _read_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -174,11 +177,3 @@ class QwenPlusEditor(QwenEditor):
         height, width = size
         width, height = plus.calculate_dimensions(plus.CONDITION_IMAGE_SIZE, width / height)
         return height, width
-
-
-def _picture_sizes(settings: PrefixSettings) -> tuple[tuple[int, int], ...]:
-    """(height, width) of each picture that the editor is shown, in pixels; all are equal."""
-    assert settings.image_size is not None
-    height, width = settings.image_size
-    count = len(settings.cameras) if settings.camera_layout == "separate" else 1
-    return ((height, width // count),) * count

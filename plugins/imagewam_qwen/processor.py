@@ -1,21 +1,28 @@
-"""The half of Qwen2.5-VL's processor that an editor needs: text with pictures, no videos.
+"""The half of Qwen2.5-VL's processor that an editor needs: text with pictures, no videos, pictures on Pillow.
 
 Released folders hold a `Qwen2VLProcessor`. transformers builds its video half with torchvision alone, which nothing
-here needs. Importing this module imports transformers.
+here needs, and its picture half with torchvision where that is installed and Pillow elsewhere. The two resize to
+different pixels, and a cache must not depend on what is installed. Importing this module imports transformers.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
-from transformers import Qwen2VLProcessor
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen2VLProcessor
 
 
 class PictureProcessor(Qwen2VLProcessor):  # type: ignore[misc]
-    """A `Qwen2VLProcessor` folder without its video processor: transformers loads what this signature names."""
+    """A `Qwen2VLProcessor` folder without its video processor."""
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        """The tokenizer that the folder names, and Qwen2-VL's picture processor on Pillow."""
+        return cls(Qwen2VLImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
 
 
 def picture_tokens(image_processor: Any, size: tuple[int, int]) -> int:

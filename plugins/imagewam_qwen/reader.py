@@ -1,14 +1,11 @@
 """How Qwen2.5-VL reads an instruction together with the pictures it is about: as diffusers' own pipeline asks it to.
 
 The pipeline's template, and the number of leading tokens that it drops, are asked of the pipeline. One thing that it
-leaves out is added (diffusers issue 14194): since version 5 transformers gives a picture's tokens their places in the
-picture only where it is told which tokens those are, and counts them like words otherwise. Under version 4, with which
-the editors were released, they had their places.
+leaves out is added: which tokens stand for pictures (`imagewam_cli.text_states.picture_token_types`).
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.text_states import picture_token_types
 from imagewam_qwen.processor import picture_tokens
 
 
@@ -27,8 +25,17 @@ class PromptReader:
         """pipeline: with text encoder and processor; label: what it sets before the prompt for each picture, `{}` is
         the picture's number; device: where the encoder computes, wherever its weights wait."""
         self._pipeline, self._label, self._device = pipeline, label, device
-        if "mm_token_type_ids" in inspect.signature(pipeline.text_encoder.forward).parameters:
-            pipeline.text_encoder.register_forward_pre_hook(_with_token_types, with_kwargs=True)
+        pipeline.text_encoder.register_forward_pre_hook(_with_token_types, with_kwargs=True)
+
+    @property
+    def recipe(self) -> dict[str, object]:
+        """The pipeline's wording, and how many of its leading tokens are dropped."""
+        pipeline = self._pipeline
+        return {
+            "template": pipeline.prompt_template_encode,
+            "dropped_tokens": pipeline.prompt_template_encode_start_idx,
+            "picture_label": self._label,
+        }
 
     def states(self, prompt: str, pictures: Sequence[UInt8Image], sizes: Sequence[tuple[int, int]]) -> Tensor:
         """(L, D). pictures: uint8 (H, W, 3), each shown to the encoder at its (height, width) in `sizes`."""
@@ -47,5 +54,5 @@ class PromptReader:
 
 
 def _with_token_types(encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    types = (kwargs["input_ids"] == encoder.config.image_token_id).int()
+    types = picture_token_types(kwargs["input_ids"], encoder.config.image_token_id)
     return args, {"mm_token_type_ids": types} | kwargs

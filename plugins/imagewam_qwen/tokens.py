@@ -13,8 +13,9 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from imagewam_cli.joint_editor import patch_tokens
 
 PIXELS_PER_TOKEN = 16
 ACTION_FRAME = -1
@@ -32,7 +33,7 @@ def picture_latents(vae: Any, pictures: Tensor) -> Tensor:
     mean, std = (
         torch.tensor(x).view(1, -1, 1, 1).to(latents) for x in (vae.config.latents_mean, vae.config.latents_std)
     )
-    return F.pixel_unshuffle((latents - mean) / std, 2).flatten(2).transpose(1, 2)
+    return patch_tokens((latents - mean) / std)
 
 
 def picture_shape(size: tuple[int, int], *, frames: int = 1) -> Shape:

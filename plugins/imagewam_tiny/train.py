@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,7 +32,7 @@ from imagewam_cli.expert.flow import FlowSchedule, add_noise, velocity
 from imagewam_cli.sim.tabletop.edits import Edit, sample_edit
 from imagewam_cli.sim.tabletop.layout import sample_layout
 from imagewam_cli.sim.tabletop.render import TABLE_RGB
-from imagewam_flux2.tokens import FluxTokens, image_ids, pack_latents
+from imagewam_flux2.tokens import FluxTokens, image_ids
 from imagewam_tiny import recipe
 
 
@@ -187,7 +188,7 @@ def to_tensor(pictures: npt.NDArray[np.uint8]) -> Tensor:
 def encode_mean(vae: Any, pictures: Tensor) -> Tensor:
     """Packed latents before the batch norm, (B, 4 C, H / 16, W / 16)."""
     with torch.no_grad():
-        return pack_latents(vae.encode(pictures).latent_dist.mode())
+        return F.pixel_unshuffle(vae.encode(pictures).latent_dist.mode(), 2)
 
 
 def _edits(config: EditorConfig, seed: int, step: int) -> list[Edit]:

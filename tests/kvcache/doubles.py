@@ -74,7 +74,7 @@ class ArithmeticEditor(Editor):
     @property
     def weights(self) -> WeightsIdentity:
         sha256 = hashlib.sha256(self._weights.encode()).hexdigest()
-        return WeightsIdentity(source="arithmetic", revision=None, sha256=sha256)
+        return WeightsIdentity(revision=None, sha256=sha256)
 
     def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
         self.encoded += len(images)

@@ -65,6 +65,13 @@ def stop_after(rows: int) -> Callable[[int], None]:
     return on_rows
 
 
+class Worded(ArithmeticEditor):
+    """Its library words its prompts otherwise."""
+
+    def fingerprint(self) -> dict[str, object]:
+        return super().fingerprint() | {"recipe": {"template": "please {}"}}
+
+
 class TestPlan:
     @pytest.mark.parametrize(("codec", "size"), [(FLOAT32, 4), (BFLOAT16, 2), (FLOAT16, 2)])
     def test_bytes_per_row_by_hand(self, codec: CastCodec, size: int) -> None:
@@ -332,6 +339,7 @@ class TestRefusal:
             ({"stride": 3}, ("another stride", "has 2", "has 3")),
             ({"codec": BFLOAT16}, ("another dtype", "has float32", "has bfloat16")),
             ({"editor": ArithmeticEditor(weights="trained longer")}, ("another editor weights",)),
+            ({"editor": Worded()}, ("another editor recipe", "has None", "has {'template': 'please {}'}")),
             ({"editor": ArithmeticEditor(timestep=0.5)}, ("another setting 'timestep'", "has 0.0", "has 0.5")),
             ({"shard_mb": 1.0}, ("other shards", "episodes 0 to 0", "episodes 0 to 4")),
             ({"shard_mb": 0.001}, ("other shards", "episodes 2 to 3", "episodes 2 to 2")),

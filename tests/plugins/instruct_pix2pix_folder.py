@@ -14,7 +14,7 @@ from diffusers import (
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-TEXT_TOKENS = 16
+TEXT_TOKENS = 77
 
 
 def build(path: Path) -> Path:

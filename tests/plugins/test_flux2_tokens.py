@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import Flux2KleinPipeline
 
-from imagewam_flux2.tokens import REFERENCE_T, TARGET_T, FluxTokens, image_ids, pack_latents, text_ids, unpack_latents
+from imagewam_flux2.tokens import REFERENCE_T, TARGET_T, FluxTokens, image_ids, text_ids
 from imagewam_tiny import recipe
 
 INSTRUCTIONS = ["put the red square on the yellow zone", "move the blue one above the orange triangle"]
@@ -64,12 +64,6 @@ def test_padding_changes_no_valid_token(tokens: FluxTokens) -> None:
     short, long = tokens.text(INSTRUCTIONS[:1]), tokens.text(INSTRUCTIONS[:1], pad_to=24)
     length = short.valid.shape[1]
     torch.testing.assert_close(long.embeds[:, :length], short.embeds, atol=1e-5, rtol=1e-5)
-
-
-def test_packing_inverts_and_equals_the_pipelines() -> None:
-    latents = torch.randn(2, 8, 4, 6)
-    assert torch.equal(pack_latents(latents), Flux2KleinPipeline._patchify_latents(latents))
-    assert torch.equal(unpack_latents(pack_latents(latents)), latents)
 
 
 def test_picture_inverts_image_up_to_the_decoder(pipeline: Any, tokens: FluxTokens) -> None:

@@ -22,7 +22,7 @@ from plugins.joint_reference import Observer, attention_mask, largest_difference
 from imagewam_cli.diffusers_editor import target_noise
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.errors import EditorError, UsageError
-from imagewam_cli.expert.attention import rotary_tables, rotate
+from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.registry import Registry
 from imagewam_flux_kontext.editor import GUIDANCE, FluxKontextEditor
 from plugins import flux_kontext_folder
@@ -173,6 +173,12 @@ def test_trimmed_text_is_the_pipelines_without_padding(folder: Path, pipeline: A
     assert largest_difference(prefix, observer.layers(), tokens) <= 1e-5
 
 
+def test_the_guidance_is_part_of_the_fingerprint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load(folder).fingerprint()
+    monkeypatch.setattr("imagewam_flux_kontext.editor.GUIDANCE", GUIDANCE + 1)
+    assert load(folder).fingerprint() != before
+
+
 def test_guidance_is_the_pipelines_default(pipeline: Any) -> None:
     assert inspect.signature(pipeline.__call__).parameters["guidance_scale"].default == GUIDANCE
 
@@ -188,7 +194,7 @@ def test_actions_are_rotated_as_the_transformer_rotates(folder: Path, pipeline: 
     assert not (ids[:, None] == taken[None]).all(-1).any()
     rotation = pipeline.transformer.pos_embed(ids)
     x = torch.randn(1, 4, 2, rotation[0].shape[1])
-    mine = rotate(x, *rotary_tables(rope, torch.arange(4)))
+    mine = Rotary(rope, torch.arange(4))(x)
     assert torch.allclose(mine, apply_rotary_emb(x, rotation, sequence_dim=1), atol=1e-6)
 
 

@@ -222,3 +222,15 @@ def test_fetched_from_a_hub_it_caches_a_dataset(folder: Path, tabletop: Path, tm
     fingerprint = read_manifest(tmp_path / "cache").fingerprint
     assert fingerprint["revision"] == COMMIT
     assert fingerprint["weights"] == load(folder).weights.sha256
+
+
+@pytest.mark.parametrize("padding", ["keep", "trim"])
+def test_text_is_cut_at_the_limit_that_is_announced(folder: Path, padding: str) -> None:
+    editor = load(folder, segments=("text", "target"), text_padding=padding)
+    limit = editor.defaults.max_text_tokens
+    editor.part["tokenizer"].model_max_length = 1000
+    try:
+        assert editor.text_tokens("go " * 500) == limit
+        assert len(editor.embed("go " * 500, None).states) == limit
+    finally:
+        editor.part["tokenizer"].model_max_length = limit

@@ -18,11 +18,12 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from PIL import Image
 from plugins.joint_reference import Observer, attention_mask, largest_difference, prefix_mask
+from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 
 from imagewam_cli.diffusers_editor import target_noise
 from imagewam_cli.editor import PrefixKV, PrefixSettings
 from imagewam_cli.errors import EditorError, UsageError
-from imagewam_cli.expert.attention import rotary_tables, rotate
+from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.registry import Registry
 from imagewam_longcat.editor import LongCatEditor
 from imagewam_longcat.prompt import pieces
@@ -208,6 +209,29 @@ def test_two_words_with_apostrophes_keep_their_places() -> None:
     assert list(pieces(prompt)) == [prompt]
 
 
+def test_the_pipelines_wording_is_part_of_the_fingerprint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, here = pictures(1), load(folder)
+    family = pipeline_longcat_image_edit.LongCatImageEditPipeline
+    own = family.__init__
+
+    def reworded(self: Any, *args: Any, **parts: Any) -> None:
+        own(self, *args, **parts)
+        self.prompt_template_encode_prefix = self.prompt_template_encode_prefix.replace("expert", "artist")
+
+    before, kept = here.fingerprint(), here.encode(images, INSTRUCTIONS[:1])
+    monkeypatch.setattr(family, "__init__", reworded)
+    there = load.__wrapped__(folder)
+    assert not torch.equal(there.encode(images, INSTRUCTIONS[:1]).layers[0].k, kept.layers[0].k)
+    assert there.fingerprint() != before
+    assert {key for key in before if there.fingerprint()[key] != before[key]} == {"recipe"}
+
+
+def test_pictures_are_resized_on_pillow_whatever_is_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`AutoImageProcessor` takes torchvision where it finds it, which gives other pixels."""
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", None)
+    assert isinstance(load.__wrapped__(folder).part["text_processor"], Qwen2VLImageProcessorPil)
+
+
 def test_a_long_instruction_is_cut(folder: Path) -> None:
     (text,) = load(folder, segments=("text",), text_padding="trim").encode(pictures(1), ["move " * 200]).layers[0].k
     assert len(text) == TEXT
@@ -223,7 +247,7 @@ def test_actions_are_rotated_as_the_transformer_rotates(folder: Path, pipeline: 
     assert not (ids[:, None] == taken[None]).all(-1).any()
     rotation = pipeline.transformer.pos_embed(ids)
     x = torch.randn(1, 4, 2, rotation[0].shape[1])
-    mine = rotate(x, *rotary_tables(rope, torch.arange(4)))
+    mine = Rotary(rope, torch.arange(4))(x)
     assert torch.allclose(mine, apply_rotary_emb(x, rotation, sequence_dim=1), atol=1e-6)
 
 

@@ -21,11 +21,12 @@ from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image
 from plugins.qwen_folder import build
+from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 
 from imagewam_cli.diffusers_editor import target_noise
 from imagewam_cli.editor import PrefixKV, PrefixSettings
 from imagewam_cli.errors import EditorError, UsageError
-from imagewam_cli.expert.attention import rotary_tables, rotate
+from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.registry import Registry
 from imagewam_qwen import reader
 from imagewam_qwen.editor import QwenEditor
@@ -233,6 +234,50 @@ def test_a_row_is_what_it_is_alone_in_any_batch(folders: dict[str, Path], name: 
                 assert not theirs[i][~together.valid[i]].any()
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (BASE, {"template": ("size", "scale")}),
+        (PLUS, {"template": ("size", "scale")}),
+        (PLUS, {"read": 192 * 192}),
+    ],
+)
+def test_what_is_read_from_diffusers_is_part_of_the_fingerprint(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, change: dict[str, Any]
+) -> None:
+    here = load(folders, name)
+    before = here.fingerprint()
+    (row,) = pictures(1)
+    text = here.encode([row], INSTRUCTIONS[:1]).layers[0].k[:, :8]
+    family = QwenImageEditPipeline if name == BASE else QwenImageEditPlusPipeline
+    own = family.__init__
+
+    def reworded(self: Any, *args: Any, **parts: Any) -> None:
+        own(self, *args, **parts)
+        self.prompt_template_encode = self.prompt_template_encode.replace(*change.get("template", ("", "")))
+
+    monkeypatch.setattr(family, "__init__", reworded)
+    if "read" in change:
+        monkeypatch.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", change["read"])
+    there = load(folders, name)
+    assert not torch.equal(there.encode([row], INSTRUCTIONS[:1]).layers[0].k[:, :8], text)
+    assert {key for key in before if there.fingerprint()[key] != before[key]} == {"recipe"}
+
+
+def test_pictures_are_resized_on_pillow_whatever_is_installed(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`AutoImageProcessor` takes torchvision where it finds it, which gives other pixels."""
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", None)
+    assert isinstance(load(folders, BASE).part["processor"].image_processor, Qwen2VLImageProcessorPil)
+
+
+def test_nothing_is_cut(folders: dict[str, Path]) -> None:
+    """The pipelines' own limit is 1024 tokens."""
+    assert QwenEditor.defaults.max_text_tokens is None
+    assert load(folders, BASE).text_tokens("go " * 1100) > 2 * 1024
+
+
 def test_text_is_as_long_as_was_told(folders: dict[str, Path]) -> None:
     cameras = ("top", "left", "right")
     for name, layout in ((BASE, "tile"), (PLUS, "tile"), (PLUS, "separate")):
@@ -285,12 +330,13 @@ def test_actions_are_rotated_as_keys_are_where_no_token_is(folders: dict[str, Pa
         image, text = editor.denoiser.pos_embed([shapes], max_txt_seq_len=16, device=torch.device("cpu"))
     steps = torch.arange(-2, 2)
     # a reference's second column, counted from the middle, is -2; its four rows are -2 to 1
-    cos, sin = rotary_tables(dataclasses.replace(rope, action_ids=(2, 0, -2)), steps)
+    rotary = Rotary(dataclasses.replace(rope, action_ids=(2, 0, -2)), steps)
     column = image.view(4, 4, 6, -1)[2, :, 1]
-    assert torch.allclose(torch.complex(cos, sin), column, atol=1e-6)
+    assert torch.allclose(torch.complex(rotary.cos, rotary.sin), column, atol=1e-6)
     x = torch.randn(1, 4, 2, 16)
-    assert torch.allclose(rotate(x, cos, sin), apply_rotary_emb_qwen(x, column, use_real=False), atol=1e-5)
-    actions = torch.complex(*rotary_tables(rope, torch.arange(16)))
+    assert torch.allclose(rotary(x), apply_rotary_emb_qwen(x, column, use_real=False), atol=1e-5)
+    of_actions = Rotary(rope, torch.arange(16))
+    actions = torch.complex(of_actions.cos, of_actions.sin)
     distances = (actions[:, None] - torch.cat([image, text])[None]).abs().amax(-1)
     assert distances.min() > 0.1
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import Observation
+from imagewam_cli.diffusers_editor import DiffusersEditor
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import DatasetError, ImagewamError, RunError
 from imagewam_cli.expert.flow import FlowSchedule
@@ -181,6 +182,13 @@ class TestRefusal:
             load_editor(changed, weights=tiny_weights)
         assert "'timestep': 0.5" in error.value.message
         assert "'timestep': 0.0" in error.value.message
+
+    def test_a_recipe_that_the_policy_does_not_know_is_refused_by_name(
+        self, loaded: Policy, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(DiffusersEditor, "recipe", lambda _self: {"guidance": 3.5})
+        with pytest.raises(RunError, match=r"recipe is \{'guidance': 3\.5\}, the policy expects None"):
+            load_editor(loaded.parts.editor, weights=tiny_weights)
 
     @pytest.mark.parametrize("name", ["policy.json", "editor.json", "expert.json", "expert.safetensors"])
     def test_a_missing_file_is_named(self, run: Path, tmp_path: Path, name: str) -> None:

@@ -15,8 +15,14 @@ from imagewam_cli.errors import DatasetError, RunError
 from imagewam_cli.export import ExportReport
 from imagewam_cli.policy.loading import ExportedPolicy, load_policy
 from imagewam_cli.policy.policy import Policy
+from imagewam_cli.runtime.onnx_policy import DESCRIPTION
+from imagewam_cli.workspace import ONNX_MARKER
 
 ROWS = [observation(41), observation(42, "put it down")]
+
+
+def test_the_runtime_alone_knows_an_export_by_the_same_file() -> None:
+    assert DESCRIPTION == ONNX_MARKER
 
 
 def test_a_policy_folder_and_its_run_are_a_policy(policy_folder: Path, tiny_weights: Path, tmp_path: Path) -> None:
