@@ -101,19 +101,18 @@ def every_camera_changes_the_prefix(subject: Subject) -> None:
 
 def another_timestep_changes_the_prefix(subject: Subject) -> None:
     """another timestep (`--timestep`) gives another prefix"""
-    default = subject.load().spec.timestep
+    default, before = subject.load().spec.timestep, _prefix(subject, SHORT)
     other = 0.5 if default != 0.5 else 1.0
     try:
         spec = subject.load(timestep=other).spec
     except UsageError as error:
         raise NotApplicable(f"it has one timestep alone: {error.message}") from None
-    fix = "give the denoiser `settings.timestep` in its own units, and let no other stand in `run`"
     require(spec.timestep == other, f"asked for timestep {other}, the spec says {spec.timestep}", "see `spec`")
     require_different(
         _prefix(subject, SHORT, timestep=other),
-        _prefix(subject, SHORT),
+        before,
         f"the timesteps {other} and {default} give one prefix",
-        fix,
+        "give the denoiser `settings.timestep` in its own units, and let no other stand in `run`",
     )
 
 
@@ -152,7 +151,7 @@ def random_weights_change_the_prefix(subject: Subject) -> None:
         "`random_weights` gives the prefix of the trained weights",
         "draw the denoiser's weights anew where the settings say so (`pipeline_folder.randomize`)",
     )
-    same = subject.load(random_weights=True).fingerprint() == subject.load().fingerprint()
+    same = subject.load().fingerprint() == subject.load(random_weights=True).fingerprint()
     if same:
         raise ContractError("`random_weights` leaves the fingerprint as it is", "build it of all the settings")
 
