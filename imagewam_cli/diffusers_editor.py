@@ -23,13 +23,22 @@ from torch import Tensor, nn
 from imagewam_cli.capture import LayerKV, record
 from imagewam_cli.data.canvas import composed
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editor import TYPICAL_TEXT, Editor, PrefixKV, PrefixSettings, ReleaseNames, TextToken, WeightsIdentity
+from imagewam_cli.editor import (
+    TYPICAL_TEXT,
+    CameraLayout,
+    Editor,
+    PrefixKV,
+    PrefixSettings,
+    ReleaseNames,
+    TextToken,
+    WeightsIdentity,
+)
 from imagewam_cli.editor_defaults import EditorDefaults
 from imagewam_cli.errors import CaptureError, EditorError, PluginError, UsageError
 from imagewam_cli.fetch import downloaded
 from imagewam_cli.hardware import CPU, Hardware
 from imagewam_cli.hookspecs import EditorEntry
-from imagewam_cli.kvcache.spec import BlockKind, KVSpec, LayerSpec, RopeSpec, Segment, SegmentSpec, select_layers
+from imagewam_cli.kvcache.spec import BlockKind, KVSpec, LayerSpec, Mode, RopeSpec, Segment, SegmentSpec, select_layers
 from imagewam_cli.pipeline_folder import (
     digest,
     load_part,
@@ -52,8 +61,6 @@ class DiffusersEditor(Editor):
     `load` of their `EditorEntry` is "module:Class"."""
 
     defaults: ClassVar[EditorDefaults]
-    embedded: ClassVar[Path | None] = None
-    """The folder that comes with the plugin, where one does."""
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """The parts that are models and read text. They go once every instruction is known and read; they stay where the
     states of all instructions would take more memory than they do."""
@@ -165,6 +172,14 @@ class DiffusersEditor(Editor):
             denoiser = kind.from_config(config)
         text = cls.defaults.text_limit if settings.text_padding == "keep" else TYPICAL_TEXT
         return cls._layout(entry, settings, denoiser, cls.picture_text(settings) + text)
+
+    @classmethod
+    def segments_of(cls, mode: Mode) -> tuple[Segment, ...]:
+        return cls.defaults.modes[mode].has
+
+    @classmethod
+    def camera_layouts(cls) -> tuple[CameraLayout, ...]:
+        return cls.defaults.camera_layouts
 
     @classmethod
     def memory_bytes(cls, entry: EditorEntry, *, acting: bool = False) -> int:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
 from imagewam_cli.config import to_dict
 from imagewam_cli.errors import UsageError
@@ -170,6 +170,8 @@ class Editor(abc.ABC):
     entry: EditorEntry
     settings: PrefixSettings
     """With every None resolved."""
+    embedded: ClassVar[Path | None] = None
+    """The folder that comes with the plugin, where one does."""
 
     @classmethod
     @abc.abstractmethod
@@ -212,6 +214,16 @@ class Editor(abc.ABC):
             UsageError: as `load`.
         """
         return None
+
+    @classmethod
+    def segments_of(cls, mode: Mode) -> tuple[Segment, ...]:
+        """Every kind of tokens that the forward of a mode has, kept by default or not, in the order of the tokens."""
+        return ("text", "reference") if mode == "prefix" else ("text", "target", "reference")
+
+    @classmethod
+    def camera_layouts(cls) -> tuple[CameraLayout, ...]:
+        """Those that can be chosen, the default first."""
+        return ("tile",)
 
     @classmethod
     def memory_bytes(cls, entry: EditorEntry, *, acting: bool = False) -> int | None:

@@ -143,7 +143,8 @@ def test_a_full_disk_or_device_is_no_fault_of_the_folder(
     elif said is OSError:
         assert error.value.errno == errno.ENOSPC
     else:
-        assert error.value.hint is not None and "fetch the editor again" in error.value.hint
+        assert error.value.hint is not None
+        assert "fetch the editor again" in error.value.hint
 
 
 class TestCompile:

@@ -65,26 +65,35 @@ def eval_command(
     hardware = chosen_hardware(device, offload, compile)
     name = policy if policy is not None else str(newest_instead_of("--policy", "run"))
     if dataset is not None:
-        _open_loop(name, dataset, episodes, out, weights, hardware, format)
+        _open_loop(
+            name=name,
+            dataset=dataset,
+            episodes=episodes,
+            out=out,
+            weights=weights,
+            hardware=hardware,
+            format=format,
+        )
         return
     _closed_loop(
-        name,
-        env,
-        episodes,
-        split,
-        seed,
-        max_steps,
-        execute,
-        other_instructions,
-        _pictures(video),
-        out,
-        weights,
-        hardware,
-        format,
+        name=name,
+        env=env,
+        episodes=episodes,
+        split=split,
+        seed=seed,
+        max_steps=max_steps,
+        execute=execute,
+        other_instructions=other_instructions,
+        pictures=_pictures(video),
+        out=out,
+        weights=weights,
+        hardware=hardware,
+        format=format,
     )
 
 
 def _closed_loop(
+    *,
     name: str,
     env: str,
     episodes: int,
@@ -142,6 +151,7 @@ def _closed_loop(
 
 
 def _open_loop(
+    *,
     name: str,
     dataset: Path,
     episodes: int,

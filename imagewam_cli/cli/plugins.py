@@ -104,6 +104,7 @@ def doctor_command(
             for finding in examine(subject):
                 findings.append(finding)
                 bar.update()
+        subject.clear()
     output.result([asdict(f) for f in findings], "\n".join(_lines(findings)), format.value)
     broken = sum(finding.result == "broken" for finding in findings)
     if broken:

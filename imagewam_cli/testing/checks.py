@@ -25,6 +25,8 @@ CHECKS: tuple[Check, ...] = (
     numbers.a_batch_is_its_rows,
     numbers.padding_changes_nothing,
     numbers.another_picture_changes_the_prefix,
+    numbers.every_camera_changes_the_prefix,
+    numbers.another_timestep_changes_the_prefix,
     numbers.another_instruction_changes_the_prefix,
     numbers.a_blank_picture_hides_everything,
     numbers.random_weights_change_the_prefix,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, get_args
 
 import torch
@@ -16,7 +14,16 @@ from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import UsageError
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import KVSpec, Mode, Segment, SegmentSpec
-from imagewam_cli.testing.subject import CAMERA, LONG, SHORT, NotApplicable, Subject, require, require_equal
+from imagewam_cli.testing.subject import (
+    CAMERA,
+    LONG,
+    SHORT,
+    TWO_CAMERAS,
+    NotApplicable,
+    Subject,
+    require,
+    require_equal,
+)
 
 Parts = dict[tuple[str, str], dict[str, Tensor]]
 """(layer, segment) -> K and V (B, tokens, H, D)."""
@@ -24,23 +31,19 @@ Parts = dict[tuple[str, str], dict[str, Tensor]]
 
 def shapes_are_those_of_the_spec(subject: Subject) -> None:
     """K, V and `valid` have the shapes that `spec` says, with one camera and with two"""
-    height, width = subject.load().spec.image_size
-    _require_shapes(subject, (CAMERA,), (height, width))
-    two, wide = ("left", "right"), (height, 2 * width)
-    default, *others = subject.camera_layouts()
-    _require_shapes(subject, two, wide, {"cameras": two, "image_size": wide, "camera_layout": default})
-    for layout in others:
-        with contextlib.suppress(UsageError):  # it may be for another number of cameras
-            _require_shapes(subject, two, wide, {"cameras": two, "image_size": wide, "camera_layout": layout})
+    height, width = subject.size
+    _require_shapes(subject, (CAMERA,), (height, width), {"segments": subject.segments()})
+    for changes in subject.with_two_cameras((SHORT, LONG), segments=subject.segments()):
+        _require_shapes(subject, TWO_CAMERAS, (height, 2 * width), changes)
 
 
 def _require_shapes(
     subject: Subject,
     cameras: tuple[str, ...],
     size: tuple[int, int],
-    changes: Mapping[str, Any] = MappingProxyType({}),
+    changes: Mapping[str, Any],
 ) -> None:
-    editor = subject.load((SHORT, LONG), segments=subject.segments(), **changes)
+    editor = subject.load((SHORT, LONG), **changes)
     spec, prefix = editor.spec, editor.encode(subject.pictures(2, cameras=cameras), (SHORT, LONG))
     fix = "correct `attention_layers` (names in the order of the calls, heads, tokens of each segment)"
     require(spec.mode == subject.mode, f"asked for mode {subject.mode}, the spec says {spec.mode}", "see `spec`")
@@ -91,7 +94,7 @@ def _released_as_loaded(subject: Subject) -> EditorEntry:
     """The entry with the config of the denoiser that is loaded, which may be a small one."""
     if subject.weights is None:
         return subject.entry
-    if getattr(subject.kind, "embedded", None) is not None:
+    if subject.kind.embedded is not None:
         raise NotApplicable("it describes the folder that comes with its plugin, and this is another one")
     path = subject.weights / subject.entry.denoiser / "config.json"
     if not path.is_file():
@@ -161,7 +164,7 @@ def unknown_choices_are_refused(subject: Subject) -> None:
 
 def wrong_size_is_refused(subject: Subject) -> None:
     """a picture size that does not split into tokens is refused, naming the nearest that does"""
-    height, width = subject.load().spec.image_size
+    height, width = subject.size
     size = (height + 1, width)
     said = _refusal(subject, image_size=size)
     if said is not None:

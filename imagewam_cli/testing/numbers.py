@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,8 +11,11 @@ from imagewam_cli.errors import UsageError
 from imagewam_cli.testing.subject import (
     LONG,
     OTHER,
+    REORDERED,
     SHORT,
+    TWO_CAMERAS,
     ContractError,
+    NotApplicable,
     Subject,
     counting_tokens,
     require,
@@ -57,11 +61,8 @@ def padding_changes_nothing(subject: Subject) -> None:
 
 
 def _compare_paddings(subject: Subject, padding: str) -> None:
-    changes = {"text_padding": padding, "segments": subject.segments()}
-    pictures, shown = subject.pictures(1), []
-    for announced in ((SHORT,), (SHORT, LONG)):
-        editor = subject.load(announced, **changes)
-        shown.append(counting_tokens(editor.encode(pictures, (SHORT,)), editor.spec, 0))
+    changes: dict[str, Any] = {"text_padding": padding, "segments": subject.segments()}
+    shown = [_prefix(subject, SHORT, announced=announced, **changes) for announced in ((SHORT,), (SHORT, LONG))]
     require_equal(
         shown[1],
         shown[0],
@@ -81,12 +82,46 @@ def another_picture_changes_the_prefix(subject: Subject) -> None:
     )
 
 
+def every_camera_changes_the_prefix(subject: Subject) -> None:
+    """with two cameras, another picture of either gives another prefix, in each camera layout that takes two"""
+    for changes in subject.with_two_cameras():
+        editor = subject.load(**changes)
+        (before,), (after,) = (subject.pictures(1, seed, TWO_CAMERAS) for seed in (0, 1))
+        shown = [before, *(before | {camera: after[camera]} for camera in TWO_CAMERAS)]
+        first, *others = (counting_tokens(editor.encode([row], (SHORT,)), editor.spec, 0) for row in shown)
+        del editor  # before the next one is loaded
+        for camera, other in zip(TWO_CAMERAS, others, strict=True):
+            require_different(
+                other,
+                first,
+                f"camera_layout {changes['camera_layout']}: two pictures of the camera {camera!r} give one prefix",
+                "`run` gets the cameras of `settings` side by side: each must reach the kept tokens",
+            )
+
+
+def another_timestep_changes_the_prefix(subject: Subject) -> None:
+    """another timestep (`--timestep`) gives another prefix"""
+    default, before = subject.load().spec.timestep, _prefix(subject, SHORT)
+    other = 0.5 if default != 0.5 else 1.0
+    try:
+        spec = subject.load(timestep=other).spec
+    except UsageError as error:
+        raise NotApplicable(f"it has one timestep alone: {error.message}") from None
+    require(spec.timestep == other, f"asked for timestep {other}, the spec says {spec.timestep}", "see `spec`")
+    require_different(
+        _prefix(subject, SHORT, timestep=other),
+        before,
+        f"the timesteps {other} and {default} give one prefix",
+        "give the denoiser `settings.timestep` in its own units, and let no other stand in `run`",
+    )
+
+
 def another_instruction_changes_the_prefix(subject: Subject) -> None:
     """another instruction gives another prefix"""
     require_different(
-        _prefix(subject, OTHER),
-        _prefix(subject, SHORT),
-        f"{SHORT!r} and {OTHER!r} give one prefix: the instruction does not reach the kept tokens",
+        _prefix(subject, REORDERED),
+        _prefix(subject, LONG),
+        f"{LONG!r} and {REORDERED!r} give one prefix: the instruction does not reach the kept tokens",
         "see what `embed` returns and what `run` does with it; a prompt_template needs {instruction}",
     )
 
@@ -116,12 +151,14 @@ def random_weights_change_the_prefix(subject: Subject) -> None:
         "`random_weights` gives the prefix of the trained weights",
         "draw the denoiser's weights anew where the settings say so (`pipeline_folder.randomize`)",
     )
-    same = subject.load(random_weights=True).fingerprint() == subject.load().fingerprint()
+    same = subject.load().fingerprint() == subject.load(random_weights=True).fingerprint()
     if same:
         raise ContractError("`random_weights` leaves the fingerprint as it is", "build it of all the settings")
 
 
-def _prefix(subject: Subject, instruction: str, seed: int = 0, **changes: Any) -> dict[str, Tensor]:
-    """One row of an editor to which nothing was announced."""
-    editor = subject.load(**changes)
+def _prefix(
+    subject: Subject, instruction: str, seed: int = 0, announced: Sequence[str] = (), **changes: Any
+) -> dict[str, Tensor]:
+    """One row. The editor is let go of, so that the next may take its place."""
+    editor = subject.load(announced, **changes)
     return counting_tokens(editor.encode(subject.pictures(1, seed), (instruction,)), editor.spec, 0)

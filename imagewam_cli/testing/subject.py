@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+import gc
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editor import Editor, PrefixKV, PrefixSettings
+from imagewam_cli.errors import UsageError
 from imagewam_cli.hardware import Hardware
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import KVSpec, Mode, Segment
@@ -21,7 +25,10 @@ from imagewam_cli.registry import Registry
 SHORT = "go left"
 LONG = "put the red block on the blue zone"
 OTHER = "lift it up"
+REORDERED = "put the blue block on the red zone"
+"""The words of `LONG` in another order: as many tokens, so that no editor can tell them apart by counting."""
 CAMERA = "top"
+TWO_CAMERAS = ("left", "right")
 _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """How far apart two orders of one sum may end, relative to the largest number."""
 
@@ -70,13 +77,13 @@ class Subject:
         key = (self.settings(**changes), tuple(instructions))
         editor = self.loaded.pop(key, None)
         if editor is None:
-            while len(self.loaded) >= self.kept:
-                del self.loaded[next(iter(self.loaded))]
             editor = self.load_anew(instructions, **changes)
         self.loaded[key] = editor
         return editor
 
     def load_anew(self, instructions: Sequence[str] = (), **changes: Any) -> Editor:
+        """The editor, loaded once more. With it there are no more than `kept`."""
+        self._forget(len(self.loaded) - self.kept + 1)
         return self.kind.load(
             self.entry,
             self.settings(**changes),
@@ -85,22 +92,57 @@ class Subject:
             hardware=Hardware(device=self.device),
         )
 
+    def clear(self) -> None:
+        """Let go of every editor that is loaded."""
+        self._forget(len(self.loaded))
+
+    def _forget(self, count: int) -> None:
+        """The `count` editors that were asked for longest ago."""
+        for key in list(self.loaded)[: max(0, count)]:
+            del self.loaded[key]
+        if count > 0:
+            gc.collect()  # an editor and what reads its texts know each other: no count of references frees them
+
+    def where_graphs_are_made(self) -> Subject:
+        """The same subject on the CPU in float32, this one itself where it is there already."""
+        if (self.device, self.compute_dtype) == ("cpu", "float32"):
+            return self
+        self.clear()  # room for those of the other
+        return dataclasses.replace(self, device="cpu", compute_dtype="float32", loaded={})
+
     def segments(self) -> tuple[Segment, ...]:
         """Every kind of tokens that this mode has, kept by default or not."""
-        defaults = getattr(self.kind, "defaults", None)
-        if defaults is not None:
-            return cast(tuple[Segment, ...], defaults.modes[self.mode].has)
-        layers = self.load().spec.layers
-        return tuple(dict.fromkeys(segment.name for layer in layers for segment in layer.segments))
+        return self.kind.segments_of(self.mode)
 
-    def camera_layouts(self) -> tuple[str | None, ...]:
-        """Those of the editor; None stands for its only one."""
-        defaults = getattr(self.kind, "defaults", None)
-        return (None,) if defaults is None else tuple(defaults.camera_layouts)
+    @functools.cached_property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of one camera's picture."""
+        return self.image_size or self.load().spec.image_size
+
+    def with_two_cameras(self, instructions: Sequence[str] = (), **changes: Any) -> Iterator[dict[str, Any]]:
+        """For each camera layout that takes two: `changes`, those cameras and that layout. The default must take them.
+
+        Raises:
+            UsageError: it does not.
+        """
+        height, width = self.size
+        default, *others = self.kind.camera_layouts()
+        two = changes | {"cameras": TWO_CAMERAS, "image_size": (height, 2 * width)}
+        yield two | {"camera_layout": default}
+        for layout in others:
+            if self._takes(instructions, two | {"camera_layout": layout}):
+                yield two | {"camera_layout": layout}
+
+    def _takes(self, instructions: Sequence[str], changes: Mapping[str, Any]) -> bool:
+        try:
+            self.load(instructions, **changes)
+        except UsageError:
+            return False
+        return True
 
     def pictures(self, count: int, seed: int = 0, cameras: Sequence[str] = (CAMERA,)) -> list[dict[str, UInt8Image]]:
         """Rows of noise at the size that the editor sees."""
-        height, width = self.load().spec.image_size
+        height, width = self.size
         rng = np.random.default_rng(seed)
         return [
             {camera: rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for camera in cameras}
@@ -159,11 +201,13 @@ def require_equal(
 def require_different(given: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str, fix: str) -> None:
     """
     Raises:
-        ContractError: nothing differs by more than rounding.
+        ContractError: nothing differs by more than rounding, or something has another shape, which says nothing of
+            the numbers.
     """
     for name, values in given.items():
-        if other[name].shape != values.shape:
-            return
+        shapes = _shape(values), _shape(other[name])
+        require(shapes[0] == shapes[1], f"{name} is {shapes[0]} and {shapes[1]}, and cannot be compared", fix)
+    for name, values in given.items():
         if largest_gap(values, other[name]) > 10 * torch.finfo(values.dtype).eps * _largest(values):
             return
     raise ContractError(what, fix)

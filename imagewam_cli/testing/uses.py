@@ -33,7 +33,7 @@ _HORIZON, _DRAWS, _HIDDEN = 3, 2, 32
 
 def a_cache_gives_back_what_was_encoded(subject: Subject) -> None:
     """a cache in float32 holds the exact numbers, in as many bytes as were announced"""
-    dataset = MemoryDataset((2, 1), size=subject.load().spec.image_size, instructions=(SHORT, LONG))
+    dataset = MemoryDataset((2, 1), size=subject.size, instructions=(SHORT, LONG))
     editor = subject.load(instructions_of(dataset))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "cache"
@@ -153,7 +153,8 @@ def _one_softmax(layer: LayerSpec, own: tuple[Tensor, Tensor, Tensor], kv: Layer
 
 
 def graph_equals_encode(subject: Subject) -> None:
-    """`prefix_graph`, where there is one, gives what `encode` gives"""
+    """`prefix_graph`, where there is one, gives what `encode` gives, in float32 on the CPU"""
+    subject = subject.where_graphs_are_made()
     editor = subject.load()
     try:
         graph = editor.prefix_graph()

@@ -14,7 +14,7 @@ from imagewam_cli.cli import app
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.hookspecs import EditorEntry, hookimpl
 from imagewam_cli.registry import Registry
-from imagewam_cli.testing import checks
+from imagewam_cli.testing import checks, subject
 from imagewam_cli.testing.layout import prefix_mode_has_no_target, shapes_are_those_of_the_spec
 from imagewam_tiny.editor import TinyEditor
 
@@ -70,6 +70,16 @@ def test_a_broken_one_ends_with_exit_1_and_what_to_fix(
     assert "  FAIL  K, V and `valid` have the shapes" in out
     assert "        2 layers, the spec says 3\n        to fix: correct `attention_layers`" in out
     assert "error: forgetful breaks 2 of 2 promises" in err
+
+
+def test_it_lets_go_of_every_editor_of_a_mode(
+    capsys: pytest.CaptureFixture[str], tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[subject.Subject] = []
+    true = subject.subjects
+    monkeypatch.setattr(subject, "subjects", lambda *a, **o: seen.extend(true(*a, **o)) or seen)
+    assert doctor(capsys, "tiny", "--weights", tiny_weights)[0] == 0
+    assert [(one.mode, one.loaded) for one in seen] == [("prefix", {})]
 
 
 def test_findings_as_json(capsys: pytest.CaptureFixture[str], tiny_weights: Path, forgetful: str) -> None:

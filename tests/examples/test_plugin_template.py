@@ -11,12 +11,14 @@ import subprocess
 import venv
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
 from imagewam_cli.kvcache.manifest import read_manifest
+from imagewam_cli.testing.checks import CHECKS
 
 TEMPLATE = Path(__file__).parents[2] / "examples" / "imagewam_plugin_template"
 EDITOR = "lucy-edit"
@@ -75,8 +77,17 @@ def test_it_caches_a_dataset(python: Run, tabletop: Path, tmp_path: Path) -> Non
 
 def test_its_own_tests_pass(python: Run, tmp_path: Path) -> None:
     tests = shutil.copytree(TEMPLATE / "tests", tmp_path / "tests")
-    said = python("-m", "pytest", "-q", "--rootdir", tmp_path, tests, cwd=tmp_path)
-    assert "16 passed, 2 skipped" in said
+    report = tmp_path / "report.xml"
+    # exits with 0: nothing failed, and something ran
+    python("-m", "pytest", "-q", "--rootdir", tmp_path, f"--junitxml={report}", tests, cwd=tmp_path)
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    skipped = {case.attrib["name"]: one.attrib["message"] for case in cases for one in case.iter("skipped")}
+    checks = {f"test_promise[denoise-{check.__name__}]" for check in CHECKS}
+    assert checks < {case.attrib["name"] for case in cases}  # and tests of its own
+    assert skipped == {
+        "test_promise[denoise-prefix_mode_has_no_target]": "the mode is denoise",
+        "test_promise[denoise-graph_equals_encode]": "it has none: exports of its policies need the live editor",
+    }
 
 
 def test_the_entry_says_what_the_released_model_is(python: Run) -> None:

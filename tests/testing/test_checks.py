@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,15 @@ from torch import Tensor, nn
 
 from imagewam_cli.capture import LayerKV
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editor import PrefixGraph, PrefixKV, PrefixSettings
+from imagewam_cli.editor import CameraLayout, Editor, PrefixGraph, PrefixKV, PrefixSettings, WeightsIdentity
+from imagewam_cli.errors import UsageError
 from imagewam_cli.expert import blocks
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import KVSpec, RopeSpec
 from imagewam_cli.registry import Registry
 from imagewam_cli.testing import layout, numbers, uses
 from imagewam_cli.testing.checks import CHECKS, Check, examine
-from imagewam_cli.testing.subject import ContractError, Subject
+from imagewam_cli.testing.subject import ContractError, NotApplicable, Subject
 from imagewam_cli.text_states import Prompt, Text
 from imagewam_tiny.editor import TinyEditor
 
@@ -84,6 +87,47 @@ class ReadsNoInstruction(Sound):
         return super().embed("always this", picture)
 
 
+class ForgetsWhatItRead(Sound):
+    """Text is as long as the instruction, and says nothing."""
+
+    def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
+        return Prompt(states=torch.zeros_like(super().embed(prompt, picture).states))
+
+
+class TrimsAtRandom(Sound):
+    def spoil(self, prefix: PrefixKV) -> PrefixKV:
+        self.calls = getattr(self, "calls", 0) + 1
+        return self._shorter(prefix) if self.calls % 2 else prefix
+
+    def _shorter(self, prefix: PrefixKV) -> PrefixKV:
+        assert prefix.valid is not None
+        return dataclasses.replace(each(prefix, lambda x: x[:, 1:]), valid=prefix.valid[:, 1:])
+
+
+class SeesTheFirstCamera(Sound):
+    def run(self, pictures: Tensor, text: Text) -> None:
+        width = pictures.shape[-1] // len(self.settings.cameras)
+        super().run(torch.cat([pictures[..., :width], torch.zeros_like(pictures[..., width:])], dim=-1), text)
+
+
+class SeparatesTheFirstCamera(SeesTheFirstCamera):
+    """Cameras of their own are where it goes wrong."""
+
+    defaults = dataclasses.replace(Sound.defaults, camera_layouts=("tile", "separate", "head-over-wrists"))
+
+    def run(self, pictures: Tensor, text: Text) -> None:
+        run = super().run if self.settings.camera_layout == "separate" else super(SeesTheFirstCamera, self).run
+        run(pictures, text)
+
+
+class HasOneTimestep(Sound):
+    def run(self, pictures: Tensor, text: Text) -> None:
+        asked = self.settings
+        self.settings = dataclasses.replace(asked, timestep=0.25)
+        super().run(pictures, text)
+        self.settings = asked
+
+
 class LooksThroughBlank(Sound):
     def _picture(self, images: Mapping[str, UInt8Image]) -> UInt8Image:
         return next(iter(images.values()))
@@ -105,6 +149,20 @@ class KeepsItsWeights(_Accepts):
     @classmethod
     def bent(cls, settings: PrefixSettings) -> PrefixSettings:
         return dataclasses.replace(settings, random_weights=False)
+
+
+class KeepsItsTimestep(_Accepts):
+    @classmethod
+    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+        return dataclasses.replace(settings, timestep=None)
+
+
+class RefusesTimesteps(_Accepts):
+    @classmethod
+    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+        if settings.timestep is not None:
+            raise UsageError("the timestep is 0")
+        return settings
 
 
 class AcceptsAnySegment(_Accepts):
@@ -172,7 +230,13 @@ BROKEN = [
     (numbers.a_batch_is_its_rows, MixesRows, "row 0 of a batch of 3"),
     (numbers.padding_changes_nothing, SeesPadding, "padded to the length of"),
     (numbers.another_picture_changes_the_prefix, SeesNoPicture, "two pictures of noise give one prefix"),
+    (numbers.every_camera_changes_the_prefix, SeesTheFirstCamera, "layout tile: two pictures of the camera 'right'"),
+    (numbers.every_camera_changes_the_prefix, SeparatesTheFirstCamera, "layout separate: two pictures of the camera"),
+    (numbers.another_timestep_changes_the_prefix, HasOneTimestep, "the timesteps 0.5 and .* give one prefix"),
+    (numbers.another_timestep_changes_the_prefix, KeepsItsTimestep, "asked for timestep 0.5, the spec says"),
     (numbers.another_instruction_changes_the_prefix, ReadsNoInstruction, "give one prefix: the instruction"),
+    (numbers.another_instruction_changes_the_prefix, ForgetsWhatItRead, "give one prefix: the instruction"),
+    (numbers.another_instruction_changes_the_prefix, TrimsAtRandom, "and cannot be compared"),
     (numbers.a_blank_picture_hides_everything, LooksThroughBlank, "with `blank_images`, two pictures"),
     (numbers.a_blank_picture_hides_everything, SeesNoPicture, "`blank_images` does nothing"),
     (numbers.random_weights_change_the_prefix, KeepsItsWeights, "gives the prefix of the trained weights"),
@@ -200,6 +264,117 @@ def test_a_broken_promise_is_found(
 
 def test_every_check_can_fail() -> None:
     assert {check for check, _, _ in BROKEN} == set(CHECKS)
+
+
+def test_an_editor_of_one_timestep_is_told_nothing(subject_of: Callable[[type[Sound]], Subject]) -> None:
+    with pytest.raises(NotApplicable, match="the timestep is 0"):
+        numbers.another_timestep_changes_the_prefix(subject_of(RefusesTimesteps))
+
+
+@pytest.mark.parametrize("elsewhere", [{"compute_dtype": "bfloat16"}, {"device": "cuda"}])
+def test_a_graph_is_compared_on_the_cpu_in_float32(
+    subject_of: Callable[[type[Sound]], Subject], elsewhere: dict[str, Any]
+) -> None:
+    uses.graph_equals_encode(dataclasses.replace(subject_of(Sound), **elsewhere))
+    with pytest.raises(ContractError, match="the graph beside `encode`"):
+        uses.graph_equals_encode(dataclasses.replace(subject_of(ExportsAnother), **elsewhere))
+
+
+def test_one_editor_at_a_time_where_one_is_kept(subject_of: Callable[[type[Sound]], Subject]) -> None:
+    alive: weakref.WeakSet[Sound] = weakref.WeakSet()
+    together: list[int] = []
+
+    class Counted(Sound):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            alive.add(self)
+            together.append(len(alive))
+
+    subject = dataclasses.replace(subject_of(Counted), kept=1)
+    gc.freeze()  # what was there before need not be looked through each time an editor goes
+    try:
+        assert {finding.result for finding in examine(subject)} == {"kept"}
+        assert max(together) == 1
+        subject.clear()
+        assert not alive
+    finally:
+        gc.unfreeze()
+
+
+def test_the_size_of_a_picture_is_asked_for_once(subject_of: Callable[[type[Sound]], Subject]) -> None:
+    loads: list[PrefixSettings] = []
+
+    class Counted(_Accepts):
+        @classmethod
+        def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+            loads.append(settings)
+            return settings
+
+    given = subject_of(Counted)
+    assert given.pictures(1)[0]["top"].shape == (64, 64, 3)
+    assert not loads
+    asked = dataclasses.replace(given, image_size=None, kept=1)
+    height, width = Sound.defaults.camera_size
+    for _ in range(2):
+        assert asked.pictures(1)[0]["top"].shape == (height, width, 3)
+        asked.clear()
+    assert len(loads) == 1
+
+
+class NoPipeline(Editor):
+    """An editor that is no `DiffusersEditor`, and keeps the picture alone by default."""
+
+    inner: Sound
+
+    @classmethod
+    def load(cls, entry: EditorEntry, settings: PrefixSettings, **options: Any) -> Any:
+        editor = cls()
+        chosen = settings.segments or ("reference",)
+        editor.inner = cls.sound().load(entry, dataclasses.replace(settings, segments=chosen), **options)
+        editor.entry, editor.settings = entry, editor.inner.settings
+        return editor
+
+    @classmethod
+    def sound(cls) -> type[Sound]:
+        return Sound
+
+    @property
+    def spec(self) -> KVSpec:
+        return self.inner.spec
+
+    @property
+    def weights(self) -> WeightsIdentity:
+        return self.inner.weights
+
+    def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
+        return self.inner.encode(images, instructions)
+
+
+class NoPipelineThatSeesPadding(NoPipeline):
+    @classmethod
+    def sound(cls) -> type[Sound]:
+        return SeesPadding
+
+
+class NoPipelineThatSeparates(NoPipeline):
+    @classmethod
+    def sound(cls) -> type[Sound]:
+        return SeparatesTheFirstCamera
+
+    @classmethod
+    def camera_layouts(cls) -> tuple[CameraLayout, ...]:
+        return ("tile", "separate")
+
+
+def test_an_editor_without_a_pipeline_is_held_to_as_much(subject_of: Callable[[type[Editor]], Subject]) -> None:
+    said = {finding.check: finding.result for finding in examine(subject_of(NoPipeline))}
+    no_promise = {"description_is_the_spec", "graph_equals_encode"}
+    assert said == {c.__name__: "not applicable" if c.__name__ in no_promise else "kept" for c in CHECKS}
+    assert subject_of(NoPipeline).segments() == ("text", "reference")  # kept by default or not
+    with pytest.raises(ContractError, match="padded to the length of"):
+        numbers.padding_changes_nothing(subject_of(NoPipelineThatSeesPadding))
+    with pytest.raises(ContractError, match="camera_layout separate"):
+        numbers.every_camera_changes_the_prefix(subject_of(NoPipelineThatSeparates))
 
 
 def test_an_attention_that_is_not_one_softmax_is_found(

@@ -1,7 +1,9 @@
 """Lucy Edit as an editor: one denoising step on one frame, noise beside the picture's latents.
 
 The picture enters by channel concatenation, so no token is the reference's alone: self-attention (`attn1`) holds the
-target, cross-attention (`attn2`) the text. Default timestep 1: there the pipeline starts, from noise alone.
+target. Cross-attention (`attn2`) holds the text, and is not offered: its keys are not rotated, and `rope` speaks for
+every layer. The instruction is in the target's tokens from the second block on. Default timestep 1: there the pipeline
+starts, from noise alone.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor
 from imagewam_cli.diffusers_editor import DiffusersEditor, flow_target, picture_segment
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
-from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec
+from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
 from imagewam_cli.text_states import Prompt, Text
 
 PIXELS_PER_TOKEN = 32
@@ -26,7 +28,7 @@ class LucyEditor(DiffusersEditor):
     """A LucyEditPipeline folder as an `Editor`."""
 
     defaults = EditorDefaults(
-        modes={"denoise": ModeDefaults(timestep=1.0, has=("target", "text"), keeps=("target",))},
+        modes={"denoise": ModeDefaults(timestep=1.0, has=("target",), keeps=("target",))},
         text_padding="keep",
         text_paddings=("keep",),  # the cross-attention takes no mask: padding cannot be hidden
         compute_dtype="bfloat16",
@@ -47,18 +49,18 @@ class LucyEditor(DiffusersEditor):
     def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
         assert settings.image_size is not None
         heads, size = denoiser.config.num_attention_heads, denoiser.config.attention_head_dim
-        target = picture_segment("target", settings.image_size, PIXELS_PER_TOKEN)
-        held = {"attn1": target, "attn2": SegmentSpec(name="text", tokens=text)}
-        paths = [(f"blocks.{i}.{module}", module) for i in range(denoiser.config.num_layers) for module in held]
+        held = (picture_segment("target", settings.image_size, PIXELS_PER_TOKEN),)
         sizes = {"heads": heads, "kv_heads": heads, "head_dim": size}
-        return tuple(LayerSpec(name=p, block="sequential", segments=(held[module],), **sizes) for p, module in paths)
+        paths = [f"blocks.{i}.attn1" for i in range(denoiser.config.num_layers)]
+        return tuple(LayerSpec(name=path, block="sequential", segments=held, **sizes) for path in paths)
 
     @classmethod
     def rope(cls, denoiser: Any) -> RopeSpec:
         size = denoiser.config.attention_head_dim
         side = 2 * (size // 6)  # of each head: numbers that turn with the row, and as many with the column
-        # actions count along time, as the frames of a video would
-        return RopeSpec(axes=(size - 2 * side, side, side), theta=10_000.0, action_axis=0, action_ids=(0, 0, 0))
+        # ids are (frame, row, column). The one frame is 0: frame 1 is nobody's, would come next, and is known to the
+        # model from videos. Actions count along its rows; along the frames, action 0 would stand on the first token
+        return RopeSpec(axes=(size - 2 * side, side, side), theta=10_000.0, action_axis=1, action_ids=(1, 0, 0))
 
     def text_tokens(self, prompt: str) -> int:
         return TEXT_TOKENS

@@ -13,6 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from imagewam_cli.diffusers_editor import target_noise
+from imagewam_cli.expert.attention import rotate
+from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
+from imagewam_cli.rotary import rotary_tables
 from imagewam_cli.testing.contract import EditorContract
 from imagewam_cli.testing.subject import SHORT, Subject
 
@@ -26,27 +29,51 @@ class TestLucy(EditorContract):
     def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return build(tmp_path_factory.mktemp("lucy"))
 
-    def test_values_are_those_of_the_pipelines_own_first_step(
+    def test_keys_and_values_are_those_of_the_pipelines_own_first_step(
         self, folder: Path, modes: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(pipeline_lucy_edit, "prompt_clean", str)  # it needs ftfy, and the prompt is clean
         subject = modes["denoise"]
         editor, pictures = subject.load(segments=subject.segments()), subject.pictures(1)
-        expected = values_of_one_step(folder, Image.fromarray(pictures[0]["top"]), SHORT)
-        assert [layer.name for layer in editor.spec.layers] == list(expected)
-        for layer, kv in zip(editor.spec.layers, editor.encode(pictures, [SHORT]).layers, strict=True):
-            torch.testing.assert_close(kv.v.flatten(2), expected[layer.name], atol=1e-5, rtol=1e-5)
+        seen = one_step(folder, Image.fromarray(pictures[0]["top"]), SHORT)
+        spec = editor.spec
+        assert [f"{layer.name}.to_v" for layer in spec.layers] == [name for name in seen if name.endswith("to_v")]
+        for layer, kv in zip(spec.layers, editor.encode(pictures, [SHORT]).layers, strict=True):
+            torch.testing.assert_close(kv.v.flatten(2), seen[f"{layer.name}.to_v"], atol=1e-5, rtol=1e-5)
+            keys = rotated(seen[f"{layer.name}.norm_k"].unflatten(2, (layer.heads, -1)), layer, spec.rope)
+            torch.testing.assert_close(kv.k, keys, atol=1e-5, rtol=1e-5)
+
+    def test_no_action_has_the_position_of_a_token(self, modes: dict[str, Subject]) -> None:
+        spec = modes["denoise"].load().spec
+        assert spec.rope is not None
+        actions = {
+            tuple(i if axis == spec.rope.action_axis else own for axis, own in enumerate(spec.rope.action_ids))
+            for i in range(50)
+        }
+        assert not actions & {position for layer in spec.layers for position in positions(layer)}
 
 
-def values_of_one_step(folder: Path, picture: Image.Image, prompt: str) -> dict[str, Tensor]:
-    """Attention module -> V (1, tokens, channels) in the only step of the pipeline, without our recording."""
+def positions(layer: LayerSpec) -> list[tuple[int, int, int]]:
+    """(frame, row, column) of the target's tokens."""
+    (rows, columns) = layer.segments[0].grid or (0, 0)
+    return [(0, row, column) for row in range(rows) for column in range(columns)]
+
+
+def rotated(keys: Tensor, layer: LayerSpec, rope: RopeSpec | None) -> Tensor:
+    """(1, tokens, heads, D) -> the same, rotated as `rope` says."""
+    assert rope is not None
+    return rotate(keys, *rotary_tables(torch.tensor(positions(layer)), rope.axes, rope.theta, "exact"))
+
+
+def one_step(folder: Path, picture: Image.Image, prompt: str) -> dict[str, Tensor]:
+    """What the self-attentions' `to_v` and `norm_k` gave, (1, tokens, channels), in the only step of the pipeline,
+    without our recording."""
     pipeline = LucyEditPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     seen: dict[str, Tensor] = {}
     for name, module in pipeline.transformer.named_modules():
-        attention, _, projection = name.rpartition(".")
-        if projection == "to_v":
-            module.register_forward_hook(lambda _m, _a, out, at=attention: seen.update({at: out}))
+        if name.endswith(("attn1.to_v", "attn1.norm_k")):
+            module.register_forward_hook(lambda _m, _a, out, at=name: seen.update({at: out}))
     pipeline(
         [picture],
         prompt,
