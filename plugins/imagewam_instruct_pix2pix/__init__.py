@@ -21,6 +21,10 @@ _SDXL = {
 }
 
 
+_SHARED = {"vae": 83_653_863, "text_encoder": 123_060_480, "tokenizer": 0, "scheduler": 0}
+"""Components that both have, with as many parameters."""
+
+
 @hookimpl
 def imagewam_editors() -> list[EditorEntry]:
     return [
@@ -29,13 +33,7 @@ def imagewam_editors() -> list[EditorEntry]:
             summary="InstructPix2Pix, on Stable Diffusion 1.5",
             load="imagewam_instruct_pix2pix.editor:InstructPix2PixEditor",
             family="StableDiffusionInstructPix2PixPipeline",
-            components={
-                "unet": 859_532_484,
-                "vae": 83_653_863,
-                "text_encoder": 123_060_480,
-                "tokenizer": 0,
-                "scheduler": 0,
-            },
+            components={"unet": 859_532_484, **_SHARED},
             denoiser="unet",
             config={"sample_size": 64, "in_channels": 8, "cross_attention_dim": 768},
             modes=("denoise",),
@@ -47,15 +45,7 @@ def imagewam_editors() -> list[EditorEntry]:
             summary="InstructPix2Pix, on Stable Diffusion XL",
             load="imagewam_instruct_pix2pix.sdxl:SdxlInstructPix2PixEditor",
             family="StableDiffusionXLInstructPix2PixPipeline",
-            components={
-                "unet": 2_567_475_204,
-                "vae": 83_653_863,
-                "text_encoder": 123_060_480,
-                "text_encoder_2": 694_659_840,
-                "tokenizer": 0,
-                "tokenizer_2": 0,
-                "scheduler": 0,
-            },
+            components={"unet": 2_567_475_204, **_SHARED, "text_encoder_2": 694_659_840, "tokenizer_2": 0},
             denoiser="unet",
             config=_SDXL,
             modes=("denoise",),

@@ -32,18 +32,10 @@ class SdxlInstructPix2PixEditor(InstructPix2PixEditor):
 
     @staticmethod
     def part_classes() -> Mapping[str, Any]:
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-        return {
-            "unet": UNet2DConditionModel,
-            "vae": AutoencoderKL,
-            "text_encoder": CLIPTextModel,
-            "text_encoder_2": CLIPTextModelWithProjection,
-            "tokenizer": CLIPTokenizer,
-            "tokenizer_2": CLIPTokenizer,
-            "scheduler": DDPMScheduler,  # read for its noise levels alone, whatever sampler the folder names
-        }
+        second = {"text_encoder_2": CLIPTextModelWithProjection, "tokenizer_2": CLIPTokenizer}
+        return {**InstructPix2PixEditor.part_classes(), **second}
 
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
         read = [self._read(prompt, *reader) for reader in _READERS.items()]
