@@ -209,7 +209,7 @@ def _intercept_calls(model: nn.Module, names: Sequence[str], functions: Sequence
     modules = {name: _module(model, name) for name in names}
     missing = [name for name, module in modules.items() if module is None]
     if missing:
-        raise CaptureError(f"the model has no module {_few(missing)}")
+        raise CaptureError(f"the model has no module {_few(missing)}", "correct the names in attention_layers")
     mode, handles = _Mode(functions, handle), []
     for name, module in modules.items():
         assert module is not None

@@ -314,7 +314,7 @@ def _explained(entry: EditorEntry, *, planning: bool = False) -> Iterator[None]:
         if isinstance(error, unreachable) or (planning and not isinstance(error, ValueError)):
             raise EditorError(
                 f"{entry.repo} cannot be reached: no connection, or offline mode is on",
-                f"unset HF_HUB_OFFLINE, or {_AGAIN}",
+                f"look at the network and at HF_HUB_OFFLINE, then {_AGAIN}; or pass a diffusers folder with --weights",
             ) from error
         raise EditorError(f"fetching {entry.repo} failed: {str(error).partition(chr(10))[0]}", _AGAIN) from error
 
