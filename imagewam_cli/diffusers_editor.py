@@ -163,7 +163,8 @@ class DiffusersEditor(Editor):
         if not config:
             return None
         settings, kind = cls.defaults.resolve(settings, entry.name), cls.part_classes()[entry.denoiser]
-        unknown = [key for key in entry.config if key not in inspect.signature(kind.__init__).parameters]
+        taken = inspect.signature(kind.__init__).parameters
+        unknown = [key for key in entry.config if key not in taken and not key.startswith("_")]
         if unknown:  # diffusers only warns, and takes its default
             raise PluginError(
                 f"the entry {entry.name!r} has config {unknown[0]!r}, which {kind.__name__} does not take"

@@ -133,7 +133,7 @@ def test_the_target_matters_where_it_is_seen(folder: Path) -> None:
     seen, unseen = (load(folder, mode=mode).encode(images, INSTRUCTIONS[:1]) for mode in ("denoise", "prefix"))
     for i, (a, b) in enumerate(zip(seen.layers, unseen.layers, strict=True)):
         assert a.k.shape == b.k.shape
-        assert torch.equal(a.v, b.v) == (i == 0)
+        assert torch.allclose(a.v, b.v, atol=1e-5) == (i == 0)
 
 
 def test_every_segment_is_where_it_belongs(folder: Path) -> None:

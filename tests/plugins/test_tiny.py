@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from imagewam_cli.editor import PrefixSettings
-from imagewam_cli.errors import EditorError, UsageError
+from imagewam_cli.errors import EditorError, PluginError, UsageError
 from imagewam_cli.kvcache.spec import KVSpec
 from imagewam_cli.registry import Registry
 from imagewam_cli.sim.tabletop.edits import sample_edit
@@ -132,3 +133,9 @@ def test_the_layout_told_without_weights_is_that_of_the_loaded_editor() -> None:
     entry = Registry.installed().editors.get("tiny")
     for settings in (PrefixSettings(text_padding="keep"), PrefixSettings(layers="1,4", segments=("reference",))):
         assert TinyEditor.describe(entry, settings) == TinyEditor.load(entry, settings, instructions=()).spec
+
+
+def test_a_misspelt_size_in_an_entry_is_an_error() -> None:
+    entry = Registry.installed().editors.get("flux2-klein-4b")
+    with pytest.raises(PluginError, match="'flux2-klein-4b' has config 'num_layrs'"):
+        Flux2Editor.describe(dataclasses.replace(entry, config={"num_layrs": 5}), PrefixSettings())
