@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +29,8 @@ from imagewam_cli.testing.checks import CHECKS, Check, examine
 from imagewam_cli.testing.subject import ContractError, NotApplicable, Subject
 from imagewam_cli.text_states import Prompt, Text
 from imagewam_tiny.editor import TinyEditor
+
+_ALONE = "IMAGEWAM_TEST_ALONE"
 
 
 class Sound(TinyEditor):
@@ -280,7 +285,17 @@ def test_a_graph_is_compared_on_the_cpu_in_float32(
         uses.graph_equals_encode(dataclasses.replace(subject_of(ExportsAnother), **elsewhere))
 
 
-def test_one_editor_at_a_time_where_one_is_kept(subject_of: Callable[[type[Sound]], Subject]) -> None:
+def test_one_editor_at_a_time_where_one_is_kept() -> None:
+    """In a process of its own: what an earlier test left, a traceback for one, may hold an editor longer."""
+    node = f"{__file__}::test_editors_that_are_alive"
+    alone = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", node]
+    done = subprocess.run(alone, env=os.environ | {_ALONE: "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+
+
+@pytest.mark.skipif(_ALONE not in os.environ, reason="run by the test above")
+def test_editors_that_are_alive(subject_of: Callable[[type[Sound]], Subject]) -> None:
     alive: weakref.WeakSet[Sound] = weakref.WeakSet()
     together: list[int] = []
 
