@@ -291,7 +291,7 @@ def test_one_editor_at_a_time_where_one_is_kept() -> None:
     alone = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", node]
     done = subprocess.run(alone, env=os.environ | {_ALONE: "1"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    assert "1 passed" in done.stdout
+    assert done.stdout.startswith("."), "it was skipped"
 
 
 @pytest.mark.skipif(_ALONE not in os.environ, reason="run by the test above")
