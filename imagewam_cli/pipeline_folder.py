@@ -61,7 +61,7 @@ def load_part(
                 return kind.from_pretrained(folder / name)
             options |= {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype, "use_safetensors": True}
             model, report = kind.from_pretrained(folder / name, output_loading_info=True, **options)
-    except Exception as error:
+    except Exception as error:  # a damaged file makes the libraries raise anything
         if (full := lack(error)) is not None:  # no fault of the folder
             raise full from None
         reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(" If you want")[0]

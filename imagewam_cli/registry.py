@@ -106,7 +106,7 @@ class Catalog(Generic[E]):
         module, _, attribute = entry.load.partition(":")
         try:
             found = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-        except Exception as error:
+        except Exception as error:  # foreign code: whatever it raises is the plugin's failure
             reason = f"{type(error).__name__}: {error}"
             raise PluginError(f"{self.kind} {name!r} cannot be loaded from {entry.load!r}: {reason}") from error
         if inspect.isabstract(found):

@@ -62,7 +62,8 @@ def picture_map(weights: Float64Array, layer: LayerSpec, own: int, pictures: int
         RunError: no attention is left for the pictures, or it is no number.
     """
     kinds: dict[str, list[Float64Array]] = {}
-    for segment, part in zip(layer.segments, split(weights, layer, own), strict=False):
+    *parts, _ = split(weights, layer, own)
+    for segment, part in zip(layer.segments, parts, strict=True):
         if segment.grid is not None:
             kinds.setdefault(segment.name, []).append(part.reshape(segment.grid))
     added = combined([_strip(found, pictures) for found in kinds.values()])

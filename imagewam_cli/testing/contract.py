@@ -62,4 +62,4 @@ class EditorContract:
         try:
             check(modes[mode])
         except NotApplicable as reason:
-            pytest.skip(str(reason))
+            pytest.skip(str(reason))  # the check has nothing to ask of this editor, and says why
