@@ -19,8 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/imagewam demo --out imagewam-demo
 
+# a process per core with a thread each: torch's own threads would only be in each other's way
 test: $(STAMP)
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses auto --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -103,6 +103,7 @@ class DiffusersEditor(Editor):
             for name in self.text_encoders:
                 del self.part[name]
         self._load_parts(late)
+        self.prepare()
         _ = self.layer_names  # a choice of layers that do not exist is refused here, not at the first row
 
     @classmethod
@@ -215,6 +216,9 @@ class DiffusersEditor(Editor):
     def rope(cls, denoiser: Any) -> RopeSpec | None:
         """How the keys are rotated; None where positions are not rotary."""
         return None
+
+    def prepare(self) -> None:
+        """Change the parts once all are loaded, as the settings ask."""
 
     def recipe(self) -> Mapping[str, object]:
         """What decides the numbers besides weights and settings, as JSON has it: wording and constants that are the

@@ -15,9 +15,8 @@ text encoder is causal, so a row's states do not depend on padding, and states c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -27,8 +26,6 @@ from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.diffusers_editor import GREY, DiffusersEditor, flow_target, joint_layers, reference_sizes
 from imagewam_cli.editor import PrefixGraph, PrefixSettings
 from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
-from imagewam_cli.hardware import Hardware
-from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec
 from imagewam_cli.text_states import Prompt, Text
 from imagewam_flux2.graph import prefix_graph
@@ -66,17 +63,7 @@ class Flux2Editor(DiffusersEditor):
         roundings=("exact", "published-bf16"),
     )
 
-    def __init__(
-        self,
-        entry: EditorEntry,
-        settings: PrefixSettings,
-        folder: Path,
-        *,
-        instructions: Sequence[str],
-        hardware: Hardware,
-        tuned: Path | None = None,
-    ) -> None:
-        super().__init__(entry, settings, folder, instructions=instructions, hardware=hardware, tuned=tuned)
+    def prepare(self) -> None:
         if self.settings.rounding == "published-bf16":
             self.denoiser.pos_embed = RoundedPositions(self.rope(self.denoiser))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -13,6 +14,8 @@ from diffusers import (
 )
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from imagewam_cli.diffusers_editor import DiffusersEditor, target_noise
 
 TEXT_TOKENS = 77
 
@@ -88,3 +91,29 @@ def watch_projections(unet: UNet2DConditionModel) -> dict[str, list[torch.Tensor
             attention = name.rpartition(".")[0]
             module.register_forward_hook(lambda _m, _a, out, at=attention: seen.setdefault(at, []).append(out))
     return seen
+
+
+def assert_trained_timestep(
+    editor: DiffusersEditor,
+    picture: dict[str, Any],
+    *,
+    t: float,
+    timestep: int,
+    betas: tuple[float, float],
+    scaling: float,
+) -> None:
+    """At `t` the UNet gets `timestep`, and the picture's latents as noisy as the DDPM of its training made them there.
+
+    betas: first and last of the 1000 of schedule "scaled_linear"; scaling: of the latents, both as released.
+    """
+    given: list[Any] = []
+    editor.denoiser.register_forward_pre_hook(lambda _m, args: given.extend(args))
+    editor.encode([picture], ["go"])
+    sample, at = given
+    assert at == timestep
+    noisy, reference = sample.chunk(2, dim=1)
+    noise = target_noise(noisy.shape, noisy)
+    first, last = (beta**0.5 for beta in betas)
+    kept = torch.cumprod(1 - torch.linspace(first, last, 1000) ** 2, 0)[timestep]
+    expected = noise if t == 1 else kept**0.5 * scaling * reference + (1 - kept) ** 0.5 * noise
+    assert torch.allclose(noisy, expected, atol=1e-5)

@@ -20,7 +20,7 @@ from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionMod
 from export.policies import observation, write_policy
 from hub_server import COMMIT, Hub, serve
 from PIL import Image
-from plugins.instruct_pix2pix_folder import TEXT_TOKENS, build, watch_projections
+from plugins.instruct_pix2pix_folder import TEXT_TOKENS, assert_trained_timestep, build, watch_projections
 from safetensors.torch import load_file
 
 from imagewam_cli.diffusers_editor import target_noise
@@ -134,18 +134,8 @@ def test_trimmed_text_is_what_it_is_alone_in_any_batch(folder: Path) -> None:
 
 @pytest.mark.parametrize(("t", "timestep"), [(1.0, 999), (0.25, 250), (0.0, 0)])
 def test_timestep_is_that_of_training(folder: Path, t: float, timestep: int) -> None:
-    editor = load(folder, timestep=t)
-    given: list[Any] = []
-    editor.denoiser.register_forward_pre_hook(lambda _m, args: given.extend(args))
-    editor.encode(pictures(1), ["go"])
-    sample, at = given
-    assert at == timestep
-    noisy, reference = sample.chunk(2, dim=1)
-    noise = target_noise(noisy.shape, noisy)
-    kept = torch.cumprod(1 - torch.linspace(0.0001**0.5, 0.02**0.5, 1000) ** 2, 0)[timestep]  # "scaled_linear"
-    current = reference * 0.18215
-    expected = noise if t == 1 else kept**0.5 * current + (1 - kept) ** 0.5 * noise
-    assert torch.allclose(noisy, expected, atol=1e-5)
+    editor, (picture,) = load(folder, timestep=t), pictures(1)
+    assert_trained_timestep(editor, picture, t=t, timestep=timestep, betas=(0.0001, 0.02), scaling=0.18215)
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from PIL import Image
 from plugins.joint_reference import Observer, attention_mask, largest_difference, prefix_mask
+from plugins.joint_tests import JointEditorTests
 from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 
 from imagewam_cli.diffusers_editor import target_noise
 from imagewam_cli.editor import PrefixKV, PrefixSettings
 from imagewam_cli.errors import EditorError, UsageError
-from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.registry import Registry
 from imagewam_longcat.editor import LongCatEditor
 from imagewam_longcat.prompt import pieces
@@ -103,6 +102,14 @@ def row(prefix: PrefixKV, i: int) -> PrefixKV:
     return PrefixKV(layers, None if prefix.valid is None else prefix.valid[i : i + 1])
 
 
+class TestJointEditor(JointEditorTests):
+    load, pictures, instructions = staticmethod(load), staticmethod(pictures), INSTRUCTIONS
+    grid, text, lengths = (4, 6), TEXT, [SEEN + len(i) for i in INSTRUCTIONS]
+
+    def step(self, pipeline: Any) -> Observer:
+        return own_step(pipeline, 1.0, pictures(1)[0], INSTRUCTIONS[0])
+
+
 @pytest.mark.parametrize("t", [1.0, 0.25])
 def test_denoise_is_the_pipelines_own_step(folder: Path, pipeline: Any, t: float) -> None:
     images = pictures(2)
@@ -125,63 +132,6 @@ def test_prefix_is_the_step_whose_target_nobody_else_sees(folder: Path, pipeline
         with torch.no_grad(), attention_mask(prefix_mask(TEXT, PICTURE, PICTURE)):
             pipeline.transformer(**observer.inputs)
         assert largest_difference(row(prefix, i), observer.layers(), tokens) <= 1e-5
-
-
-def test_the_target_matters_where_it_is_seen(folder: Path) -> None:
-    """Else the two tests above could not tell one mode from the other."""
-    images = pictures(1)
-    seen, unseen = (load(folder, mode=mode).encode(images, INSTRUCTIONS[:1]) for mode in ("denoise", "prefix"))
-    for i, (a, b) in enumerate(zip(seen.layers, unseen.layers, strict=True)):
-        assert a.k.shape == b.k.shape
-        assert torch.allclose(a.v, b.v, atol=1e-5) == (i == 0)
-
-
-def test_every_segment_is_where_it_belongs(folder: Path) -> None:
-    images = pictures(2)
-    names = ("text", "target", "reference")
-    everything = load(folder, mode="denoise", segments=names).encode(images, INSTRUCTIONS)
-    start = 0
-    for name in names:
-        editor = load(folder, mode="denoise", segments=(name,))
-        (segment,) = editor.spec.layers[0].segments
-        assert segment.name == name
-        assert segment.tokens == (TEXT if name == "text" else PICTURE)
-        assert segment.grid == (None if name == "text" else (4, 6))
-        alone = editor.encode(images, INSTRUCTIONS)
-        for part, kv in zip(alone.layers, everything.layers, strict=True):
-            assert torch.equal(part.k, kv.k[:, start : start + segment.tokens])
-            assert torch.equal(part.v, kv.v[:, start : start + segment.tokens])
-        start += segment.tokens
-
-
-@pytest.mark.parametrize("padding", ["keep", "trim"])
-@pytest.mark.parametrize("mode", ["prefix", "denoise"])
-def test_a_batch_is_its_rows(folder: Path, padding: str, mode: str) -> None:
-    images = pictures(2)
-    editor = load(folder, tuple(INSTRUCTIONS), mode=mode, text_padding=padding)
-    together = editor.encode(images, INSTRUCTIONS)
-    assert together.valid is not None
-    lengths = [SEEN + len(i) for i in INSTRUCTIONS] if padding == "trim" else [TEXT, TEXT]
-    assert together.valid[:, :-PICTURE].sum(1).tolist() == lengths
-    for i in range(2):
-        alone = load(folder, mode=mode, text_padding=padding).encode(images[i : i + 1], INSTRUCTIONS[i : i + 1])
-        for a, b in zip(alone.layers, together.layers, strict=True):
-            for mine, theirs in ((a.k, b.k), (a.v, b.v)):
-                assert torch.allclose(mine[0], theirs[i][together.valid[i]], atol=1e-5)
-                assert not theirs[i][~together.valid[i]].any()
-
-
-def test_trimmed_text_is_the_pipelines_without_padding(folder: Path, pipeline: Any) -> None:
-    images, length = pictures(1), SEEN + len(INSTRUCTIONS[0])
-    prefix = load(folder, mode="denoise", text_padding="trim").encode(images, INSTRUCTIONS[:1])
-    observer = own_step(pipeline, 1.0, images[0], INSTRUCTIONS[0])
-    inputs = dict(observer.inputs)
-    for name, axis in (("encoder_hidden_states", 1), ("txt_ids", 0)):
-        inputs[name] = inputs[name].narrow(axis, 0, length)
-    with torch.no_grad():
-        pipeline.transformer(**inputs)
-    tokens = [*range(length), *range(length + PICTURE, length + 2 * PICTURE)]
-    assert largest_difference(prefix, observer.layers(), tokens) <= 1e-5
 
 
 def test_the_text_encoder_sees_the_picture(folder: Path) -> None:
@@ -235,20 +185,6 @@ def test_pictures_are_resized_on_pillow_whatever_is_installed(folder: Path, monk
 def test_a_long_instruction_is_cut(folder: Path) -> None:
     (text,) = load(folder, segments=("text",), text_padding="trim").encode(pictures(1), ["move " * 200]).layers[0].k
     assert len(text) == TEXT
-
-
-def test_actions_are_rotated_as_the_transformer_rotates(folder: Path, pipeline: Any) -> None:
-    """At ids that no other token has."""
-    rope = load(folder).spec.rope
-    assert rope is not None
-    ids = torch.tensor([(float(rope.action_ids[0]), float(step), 0.0) for step in range(4)])
-    observer = own_step(pipeline, 1.0, pictures(1)[0], "go")
-    taken = torch.cat([observer.inputs["txt_ids"], observer.inputs["img_ids"]])
-    assert not (ids[:, None] == taken[None]).all(-1).any()
-    rotation = pipeline.transformer.pos_embed(ids)
-    x = torch.randn(1, 4, 2, rotation[0].shape[1])
-    mine = Rotary(rope, torch.arange(4))(x)
-    assert torch.allclose(mine, apply_rotary_emb(x, rotation, sequence_dim=1), atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(112, 160), (512, 512)])

@@ -15,7 +15,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLInstructPix2PixPipeline, UNet2DConditionModel
 from PIL import Image
-from plugins.instruct_pix2pix_folder import TEXT_TOKENS, watch_projections
+from plugins.instruct_pix2pix_folder import TEXT_TOKENS, assert_trained_timestep, watch_projections
 from plugins.sdxl_folder import build
 
 from imagewam_cli.diffusers_editor import target_noise
@@ -177,17 +177,8 @@ def test_segments_are_chosen(folder: Path, segments: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(("t", "timestep"), [(1.0, 999), (0.25, 250), (0.0, 0)])
 def test_timestep_is_that_of_training(folder: Path, t: float, timestep: int) -> None:
-    editor = load(folder, timestep=t)
-    given: list[Any] = []
-    editor.denoiser.register_forward_pre_hook(lambda _m, args: given.extend(args))
-    editor.encode(pictures(1), ["go"])
-    sample, at = given
-    assert at == timestep
-    noisy, reference = sample.chunk(2, dim=1)
-    noise = target_noise(noisy.shape, noisy)
-    kept = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)[timestep]  # "scaled_linear"
-    expected = noise if t == 1 else kept**0.5 * reference * 0.13025 + (1 - kept) ** 0.5 * noise
-    assert torch.allclose(noisy, expected, atol=1e-5)
+    editor, (picture,) = load(folder, timestep=t), pictures(1)
+    assert_trained_timestep(editor, picture, t=t, timestep=timestep, betas=(0.00085, 0.012), scaling=0.13025)
 
 
 @pytest.mark.parametrize(
