@@ -56,7 +56,7 @@ def test_it_edits_better_than_copying() -> None:
     tokens = load().tokens
     right, pictures = judge(tokens, "test", range(24))
     edits = [sample_edit(s, "test", from_start=True) for s in range(24)]
-    assert np.mean(right) > 0.25, "copying the input is never right"
+    assert np.mean(right) > 0.6, "copying the input is never right"
     page = sheet(edits, pictures, right)
     assert page.size == (8 * 134, 3 * 402)
 
