@@ -48,11 +48,16 @@ def imagewam_exporters() -> list[ExporterEntry]:
 @hookimpl
 def imagewam_codecs() -> list[CodecEntry]:
     return [
-        CodecEntry(name="float32", summary="4 bytes a number, exact", load="imagewam_cli.kvcache.codec:FLOAT32"),
+        CodecEntry(name="fp32", summary="4 bytes a number, exact", load="imagewam_cli.kvcache.codec:FLOAT32"),
+        CodecEntry(name="bf16", summary="2 bytes, 8 bits of mantissa", load="imagewam_cli.kvcache.codec:BFLOAT16"),
+        CodecEntry(name="fp16", summary="2 bytes, 11 bits of mantissa", load="imagewam_cli.kvcache.codec:FLOAT16"),
         CodecEntry(
-            name="bfloat16", summary="2 bytes a number, 8 bits of mantissa", load="imagewam_cli.kvcache.codec:BFLOAT16"
+            name="fp8", summary="1 byte, e4m3, a scale for each head", load="imagewam_cli.kvcache.compact:FLOAT8"
         ),
         CodecEntry(
-            name="float16", summary="2 bytes a number, 11 bits of mantissa", load="imagewam_cli.kvcache.codec:FLOAT16"
+            name="int8",
+            summary="1 byte, keys by channel, values by token, groups of 64",
+            load="imagewam_cli.kvcache.compact:INT8",
         ),
+        CodecEntry(name="int4", summary="half a byte, grouped as int8", load="imagewam_cli.kvcache.compact:INT4"),
     ]

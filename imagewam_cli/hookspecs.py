@@ -105,5 +105,5 @@ class Hooks:
 
     @hookspec
     def imagewam_codecs(self) -> Sequence[CodecEntry]:
-        """Encodings for `imagewam cache --dtype NAME`."""
+        """Encodings for `imagewam cache --codec NAME`."""
         return ()

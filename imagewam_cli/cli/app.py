@@ -23,6 +23,7 @@ from imagewam_cli.cli import (
     plugins,
     record,
     train_expert,
+    verify,
 )
 from imagewam_cli.cli.output import output
 from imagewam_cli.errors import ImagewamError
@@ -65,9 +66,13 @@ def _options(
     output.debug, output.quiet = debug, quiet
 
 
+_cache_app = typer.Typer(rich_markup_mode=None)
+_cache_app.callback(invoke_without_command=True)(cache.cache_command)
+_cache_app.command("verify")(verify.verify_command)
+
 app.command("fetch")(fetch.fetch_command)
 app.command("record")(record.record_command)
-app.command("cache")(cache.cache_command)
+app.add_typer(_cache_app, name="cache")
 app.command("train-expert")(train_expert.train_expert_command)
 app.command("eval")(evaluate.eval_command)
 app.command("attention")(attention.attention_command)

@@ -22,6 +22,7 @@ from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 
 def cache_command(
+    context: typer.Context,
     editor: Annotated[str, typer.Option("--editor", help="Which editor; see `imagewam editors`.")] = "tiny",
     dataset: Annotated[
         Path | None,
@@ -39,9 +40,9 @@ def cache_command(
     text_padding: Annotated[
         str | None, typer.Option("--text-padding", help="trim or keep; by default the editor's.")
     ] = None,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="How numbers are stored: float32, bfloat16, float16.")
-    ] = "bfloat16",
+    codec: Annotated[
+        str, typer.Option("--codec", "--dtype", help="How numbers are stored: fp32, bf16, fp16, fp8, int8, int4.")
+    ] = "bf16",
     compute_dtype: Annotated[
         str | None,
         typer.Option("--compute-dtype", help="How the editor computes: float32, bfloat16, float16."),
@@ -80,6 +81,8 @@ def cache_command(
 
     Example: imagewam cache --editor tiny --dataset datasets/tabletop --out caches/tiny-tabletop
     """
+    if context.invoked_subcommand is not None:
+        return
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.data.types import KeyMap
     from imagewam_cli.editor import TYPICAL_TEXT, PrefixSettings
@@ -88,7 +91,7 @@ def cache_command(
     from imagewam_cli.registry import Registry
 
     registry = Registry.installed()
-    kind, codec, entry = registry.editors.load(editor), registry.codecs.load(dtype), registry.editors.get(editor)
+    kind, stored, entry = registry.editors.load(editor), registry.codecs.load(codec), registry.editors.get(editor)
     hardware, build = (
         chosen_hardware(device, offload, compile),
         BuildSettings(stride=stride, batch=batch, shard_mb=shard_mb),
@@ -123,10 +126,10 @@ def cache_command(
         output.say(
             f"{error.message}: without them the time is not known, and trimmed text counts as {TYPICAL_TEXT} tokens"
         )
-        _print_plan(plan_build(rows, described, codec, build), None, format)
+        _print_plan(plan_build(rows, described, stored, build), None, format)
         return
     loaded = kind.load(entry, settings, instructions=instructions_of(rows), weights=weights, hardware=hardware)
-    planned = plan_build(rows, loaded.spec, codec, build)
+    planned = plan_build(rows, loaded.spec, stored, build)
     if plan:
         _print_plan(planned, _seconds_per_row(loaded, rows, batch), format)
         return
@@ -137,7 +140,7 @@ def cache_command(
     )
     with output.progress(planned.rows, "row") as bar:
         bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row", refresh=False)
-        manifest = build_cache(rows, loaded, folder, codec, build, on_rows=bar.update)
+        manifest = build_cache(rows, loaded, folder, stored, build, on_rows=bar.update)
     values = {
         "cache": str(folder),
         "rows": manifest.rows,

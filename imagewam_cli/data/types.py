@@ -91,6 +91,8 @@ class DatasetInfo:
     total_rows: int
     identity: str
     """Hex digest of the metadata that fixes the dataset's content; changes when the dataset changes."""
+    keys: KeyMap = KeyMap()
+    """Which of its features these are."""
 
     @property
     def state_dim(self) -> int:

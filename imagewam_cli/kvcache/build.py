@@ -8,21 +8,25 @@ what was computed before it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
+import xxhash
 from torch import Tensor
 
+from imagewam_cli.capture import LayerKV
 from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.data.types import Dataset, EpisodeInfo, Row
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import CacheError, UsageError
-from imagewam_cli.kvcache.codec import Codec
+from imagewam_cli.kvcache.codec import Codec, stored_parts
+from imagewam_cli.kvcache.lock import LOCK, write_lock
 from imagewam_cli.kvcache.manifest import (
     MANIFEST,
     SHARDS,
@@ -35,7 +39,7 @@ from imagewam_cli.kvcache.manifest import (
     write_atomically,
     write_manifest,
 )
-from imagewam_cli.kvcache.shard import write_shard
+from imagewam_cli.kvcache.shard import INDEX_BYTES, Shard, ShardWriter
 from imagewam_cli.kvcache.spec import KVSpec, LayerSpec
 from imagewam_cli.kvcache.table import FrameTable
 
@@ -89,8 +93,8 @@ def plan_build(dataset: Dataset, spec: KVSpec, codec: Codec, settings: BuildSett
 
 
 def bytes_per_row(spec: KVSpec, codec: Codec) -> int:
-    """Bytes that a row takes in a shard: K and V, a byte per token for `valid`, and four index numbers."""
-    return spec.bytes_per_row(codec.bytes_per_number) + spec.valid_tokens + 4 * 8
+    """Bytes that a row takes in a shard: K and V, a byte per token for `valid`, and the index."""
+    return sum(part.row_bytes for part in stored_parts(spec, codec).values()) + INDEX_BYTES
 
 
 def build_cache(
@@ -106,46 +110,139 @@ def build_cache(
     there.
 
     Raises:
-        CacheError: `out` holds another cache; the message gives both values of what differs. Or the editor does not
-            keep to its own layout, or gives numbers that the codec cannot hold.
+        CacheError: `out` holds another cache; the message gives both values of what differs. Or somebody else writes
+            there, or the disk has no room, or the editor does not keep to its own layout, or gives numbers that the
+            codec cannot hold.
         UsageError: `out` holds something that is not a cache.
     """
     plan = plan_build(dataset, editor.spec, codec, settings)
-    manifest = _start(dataset, editor, out, codec, settings, plan)
-    if plan.shards and not (out / SAMPLES).exists():
-        write_atomically(out / SAMPLES, Samples.of(_samples(dataset, plan, settings)).to_bytes())
-    kept = {entry.file: entry for entry in manifest.shards if _intact(out, entry)}
-    cut = _cut(plan)
-    missing = [episode for name, numbers in cut.items() if name not in kept for episode in numbers]
-    # one stream for all shards: a new one for each would decode a video from its beginning again
-    rows = dataset.rows(episodes=missing, stride=settings.stride) if missing else iter(())
-    shard_of = {episode: name for name, numbers in cut.items() for episode in numbers}
-    # grouped, not counted: a group ends when the row after it was read, so the checks at an episode's end have run
-    groups = itertools.groupby(rows, key=lambda row: shard_of[row.episode])
-    encoder = _ShardEncoder(editor, codec, settings.batch, manifest.instructions)
-    done: list[ShardEntry] = []
-    for (name, numbers), episodes in zip(cut.items(), plan.shards, strict=True):
-        entry = kept.pop(name, None)
-        if entry is None:
-            count = sum(_rows_of(episode, settings.stride) for episode in episodes)
+    _refuse_foreign(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with write_lock(out):
+        return _Build(dataset, editor, out, codec, settings, plan, on_rows).run()
+
+
+class _Build:
+    """One build under its lock. A finished shard is made durable beside the computation of the next."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        editor: Editor,
+        out: Path,
+        codec: Codec,
+        settings: BuildSettings,
+        plan: BuildPlan,
+        on_rows: Callable[[int], None],
+    ) -> None:
+        self.dataset, self.editor, self.out, self.codec = dataset, editor, out, codec
+        self.settings, self.plan, self.on_rows = settings, plan, on_rows
+        self.cut = _cut(plan)
+        self.manifest = _start(dataset, editor, out, codec, settings, plan)
+        self.kept = {entry.file: entry for entry in self.manifest.shards if _intact(out, entry)}
+        """Shards that are there, by name."""
+
+    def run(self) -> Manifest:
+        missing = [name for name in self.cut if name not in self.kept]
+        _require_room(self.out, sum(self._count(name) for name in missing) * self.plan.bytes_per_row)
+        self.manifest = dataclasses.replace(self.manifest, shards=tuple(self.kept.values()))
+        for entry in self.manifest.shards:
+            self.on_rows(entry.rows)
+        with ThreadPoolExecutor(max_workers=1) as finishing:
+            before: Future[None] | None = None
+            for name, rows in self._streams(missing):
+                writer = self._encoded(name, rows)
+                try:
+                    if before is not None:
+                        before.result()
+                except BaseException:
+                    writer.close()
+                    raise
+                before = finishing.submit(self._finish, name, writer)
+            if before is not None:
+                before.result()
+        write_manifest(self.out, self.manifest)
+        return self.manifest
+
+    def _streams(self, missing: Sequence[str]) -> Iterator[tuple[str, Iterator[Row]]]:
+        """Shard by shard, its rows: one stream for all, as a new one would decode a video from its beginning again."""
+        shard_of = {episode: name for name in missing for episode in self.cut[name]}
+        rows = self.dataset.rows(episodes=list(shard_of), stride=self.settings.stride) if missing else iter(())
+        # grouped, not counted: a group ends when the row after it was read, so the checks at an episode's end have run
+        groups = itertools.groupby(rows, key=lambda row: shard_of[row.episode])
+        for name in missing:
             given, group = next(groups, (None, iter(())))
-            tensors = encoder.encode(group, on_rows) if given == name else {}
-            found = len(tensors.get("row", ()))
+            yield name, group if given == name else iter(())
+
+    def _encoded(self, name: str, rows: Iterator[Row]) -> ShardWriter:
+        """Encode and write the rows of a shard, all but its end."""
+        numbers = {text: i for i, text in enumerate(self.manifest.instructions)}
+        count = self._count(name)
+        writer = ShardWriter(self.out / SHARDS / name, count, stored_parts(self.editor.spec, self.codec))
+        try:
+            found = 0
+            for batch in batches(rows, self.settings.batch):
+                found += len(batch)
+                if found <= count:
+                    writer.append(*encode_rows(self.editor, self.codec, batch, numbers))
+                self.on_rows(len(batch))
             if found != count:
                 raise CacheError(
-                    f"{_episodes_text(numbers)} should have {count} rows by the dataset's metadata, and {found} came",
+                    f"{_episodes_text(self.cut[name])} should have {count} rows by the dataset's metadata, "
+                    f"and {found} came",
                     "the dataset's metadata and its rows do not belong together",
                 )
-            size, checksum = write_shard(out / SHARDS / name, tensors)
-            entry = ShardEntry(file=name, rows=count, bytes=size, sha256=checksum, episodes=numbers)
-            done.append(entry)
-            write_manifest(out, dataclasses.replace(manifest, shards=(*done, *kept.values())))
-        else:
-            done.append(entry)
-            on_rows(entry.rows)
-    manifest = dataclasses.replace(manifest, shards=tuple(done))
-    write_manifest(out, manifest)
-    return manifest
+        except BaseException:
+            writer.close()
+            raise
+        return writer
+
+    def _finish(self, name: str, writer: ShardWriter) -> None:
+        """Make the shard durable, then known."""
+        with writer:
+            checksum = writer.finish()
+        self.kept[name] = ShardEntry(
+            file=name,
+            rows=writer.rows,
+            bytes=writer.bytes,
+            checksum=checksum,
+            episodes=self.cut[name],
+            batch=self.settings.batch,
+        )
+        entries = tuple(self.kept[name] for name in self.cut if name in self.kept)
+        self.manifest = dataclasses.replace(self.manifest, shards=entries)
+        write_manifest(self.out, self.manifest)
+
+    def _count(self, name: str) -> int:
+        lengths = {e.index: _rows_of(e, self.settings.stride) for shard in self.plan.shards for e in shard}
+        return sum(lengths[episode] for episode in self.cut[name])
+
+
+def encode_rows(
+    editor: Editor, codec: Codec, rows: Sequence[Row], numbers: Mapping[str, int]
+) -> tuple[dict[str, list[int]], dict[str, Tensor]]:
+    """The index columns of these rows, and their tensors as `stored_parts` names them. numbers: of the instructions.
+
+    Raises:
+        CacheError: the editor does not keep to its layout, or the codec cannot hold its numbers.
+    """
+    prefix, spec = editor.encode([r.images for r in rows], [r.instruction for r in rows]), editor.spec
+    _check(prefix, spec, len(rows))
+    tensors: dict[str, Tensor] = {}
+    for i, (kv, layer) in enumerate(zip(prefix.layers, spec.layers, strict=True)):
+        stored = codec.encode(kv, layer, rope=spec.rope, valid=prefix.valid)
+        _require_held(stored, kv, layer, codec)
+        tensors |= {f"layer.{i}.{name}": tensor.cpu() for name, tensor in stored.items()}
+    if spec.valid_tokens:
+        everywhere = torch.ones(len(rows), spec.valid_tokens, dtype=torch.bool)
+        tensors["valid"] = everywhere if prefix.valid is None else prefix.valid.cpu()
+    index = {
+        "row": [r.row for r in rows],
+        "episode": [r.episode for r in rows],
+        "frame": [r.frame for r in rows],
+        "instruction": [numbers[r.instruction] for r in rows],
+    }
+    return index, tensors
 
 
 def instructions_of(dataset: Dataset) -> tuple[str, ...]:
@@ -153,12 +250,26 @@ def instructions_of(dataset: Dataset) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.instruction for row in dataset.rows(images=False)))
 
 
+def _refuse_foreign(out: Path) -> None:
+    """Files that are not a cache's stay alone in their folder."""
+    if (out / MANIFEST).exists() or not out.exists():
+        return
+    if any(path.name not in (f"{MANIFEST}.partial", LOCK) for path in out.iterdir()):
+        raise UsageError(f"{out} holds something that is not a cache", "choose an empty folder with --out")
+
+
 def _start(
     dataset: Dataset, editor: Editor, out: Path, codec: Codec, settings: BuildSettings, plan: BuildPlan
 ) -> Manifest:
     """The manifest to go on from: the one that is there, or a new one."""
     info = dataset.info
-    table = FrameTable.of(dataset.rows(images=False)).to_bytes()
+    existing = read_manifest(out) if (out / MANIFEST).exists() else None
+    table, instructions = FrameTable.of(dataset.rows(images=False))
+    contents = {TABLE: table.to_bytes()}
+    kept = {SAMPLES: existing.files[SAMPLES]} if existing is not None and _has_samples(out, existing) else {}
+    if plan.shards and not kept:
+        first = [episode.index for episode in plan.shards[0]]
+        contents[SAMPLES] = samples_bytes(dataset, first, settings.batch, settings.stride)
     fresh = Manifest(
         version=VERSION,
         fingerprint=editor.fingerprint(),
@@ -174,25 +285,22 @@ def _start(
             episodes=info.total_episodes,
             rows=info.total_rows,
             stride=settings.stride,
+            keys=dataclasses.replace(info.keys, cameras=editor.spec.cameras),
         ),
-        instructions=instructions_of(dataset),
-        table_sha256=hashlib.sha256(table).hexdigest(),
+        instructions=instructions,
+        files=kept | {name: xxhash.xxh3_128_hexdigest(content) for name, content in contents.items()},
         total_rows=plan.rows,
     )
-    if (out / MANIFEST).exists():
-        manifest = read_manifest(out)
-        _refuse_other(out, manifest, fresh)
-        _refuse_other_cut(out, manifest, plan)
-    elif out.exists() and any(path.name != f"{MANIFEST}.partial" for path in out.iterdir()):
-        raise UsageError(f"{out} holds something that is not a cache", "choose an empty folder with --out")
+    if existing is not None:
+        _refuse_other(out, existing, fresh)
+        _refuse_other_cut(out, existing, plan)
     else:
-        out.mkdir(parents=True, exist_ok=True)
-        manifest = fresh
-        write_manifest(out, manifest)  # first of all, so that a build stopped from here on is known as one
+        write_manifest(out, fresh)  # first of all, so that a build stopped from here on is known as one
     (out / SHARDS).mkdir(exist_ok=True)
-    if not _holds(out / TABLE, table):
-        write_atomically(out / TABLE, table)
-    return manifest
+    for name, content in contents.items():
+        if not _holds(out / name, content):
+            write_atomically(out / name, content)
+    return existing or fresh
 
 
 def _refuse_other(out: Path, existing: Manifest, fresh: Manifest) -> None:
@@ -200,13 +308,13 @@ def _refuse_other(out: Path, existing: Manifest, fresh: Manifest) -> None:
     pairs = [
         ("dataset", existing.dataset.identity[:16], fresh.dataset.identity[:16]),
         ("stride", existing.dataset.stride, fresh.dataset.stride),
-        ("dtype", existing.codec, fresh.codec),
+        ("codec", existing.codec, fresh.codec),
         ("editor", existing.fingerprint.get("editor"), fresh.fingerprint.get("editor")),
         ("editor weights", str(existing.fingerprint.get("weights"))[:16], str(fresh.fingerprint.get("weights"))[:16]),
         *_setting_pairs(existing, fresh),
         ("editor recipe", existing.fingerprint.get("recipe"), fresh.fingerprint.get("recipe")),
         ("prefix layout", existing.spec, fresh.spec),
-        ("states or actions", existing.table_sha256[:16], fresh.table_sha256[:16]),
+        ("states or actions", existing.files.get(TABLE), fresh.files[TABLE]),
     ]
     for what, there, here in pairs:
         if there != here:
@@ -247,62 +355,46 @@ def _holds(path: Path, content: bytes) -> bool:
 
 
 def _intact(out: Path, entry: ShardEntry) -> bool:
+    """Whether the shard is there, with its size and its head; its rows are for `verify` to look at."""
     path = out / SHARDS / entry.file
-    return path.exists() and path.stat().st_size == entry.bytes
+    try:
+        return path.stat().st_size == entry.bytes and Shard.open(path).head_checksum == entry.checksum
+    except (FileNotFoundError, CacheError):
+        return False
+
+
+def _require_room(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise CacheError(
+            f"the cache needs {needed / 1e9:.1f} GB more, {out} has {free / 1e9:.1f} GB free",
+            "choose another --out, a smaller --codec, or fewer --layers, --segments or rows (--stride)",
+        )
 
 
 def _rows_of(episode: EpisodeInfo, stride: int) -> int:
     return -(-episode.length // stride)
 
 
-class _ShardEncoder:
-    """The rows of a shard -> its tensors."""
+def samples_bytes(dataset: Dataset, first: Sequence[int], batch: int, stride: int) -> bytes:
+    """The file of samples: the middle rows of the first shard's first batches. first: its episodes."""
+    rows = batches(dataset.rows(episodes=first, stride=stride), batch)
+    return Samples.of([few[len(few) // 2] for few in islice(rows, _SAMPLES)]).to_bytes()
 
-    def __init__(self, editor: Editor, codec: Codec, batch: int, instructions: tuple[str, ...]) -> None:
-        self.editor, self.codec, self.batch = editor, codec, batch
-        self.number_of = {instruction: i for i, instruction in enumerate(instructions)}
 
-    def encode(self, rows: Iterator[Row], on_rows: Callable[[int], None]) -> dict[str, Tensor]:
-        parts: dict[str, list[Tensor]] = {}
-        for batch in _batches(rows, self.batch):
-            for name, values in self._batch(batch).items():
-                parts.setdefault(name, []).append(values)
-            on_rows(len(batch))
-        return {name: torch.cat(pieces) for name, pieces in parts.items()}
+def _has_samples(out: Path, manifest: Manifest) -> bool:
+    path, checksum = out / SAMPLES, manifest.files.get(SAMPLES)
+    return path.exists() and xxhash.xxh3_128_hexdigest(path.read_bytes()) == checksum
 
-    def _batch(self, rows: list[Row]) -> dict[str, Tensor]:
-        prefix = self.editor.encode([r.images for r in rows], [r.instruction for r in rows])
-        spec = self.editor.spec
-        _check(prefix, spec, len(rows))
-        tensors = {}
-        for i, (kv, layer) in enumerate(zip(prefix.layers, spec.layers, strict=True)):
-            tensors[f"layer.{i}.k"] = self._stored(kv.k, layer)
-            tensors[f"layer.{i}.v"] = self._stored(kv.v, layer)
-        if spec.valid_tokens:
-            everywhere = torch.ones(len(rows), spec.valid_tokens, dtype=torch.bool)
-            tensors["valid"] = everywhere if prefix.valid is None else prefix.valid.cpu()
-        numbers = {
-            "row": [r.row for r in rows],
-            "episode": [r.episode for r in rows],
-            "frame": [r.frame for r in rows],
-            "instruction": [self.number_of[r.instruction] for r in rows],
-        }
-        return tensors | {name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()}
 
-    def _stored(self, values: Tensor, layer: LayerSpec) -> Tensor:
-        stored = self.codec.encode(values)
-        if not bool(torch.isfinite(self.codec.decode(stored)).all()):
+def _require_held(stored: Mapping[str, Tensor], kv: LayerKV, layer: LayerSpec, codec: Codec) -> None:
+    for tensor in stored.values():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            greatest = max(float(x.abs().max()) for x in (kv.k, kv.v))
             raise CacheError(
-                f"layer {layer.name}: numbers up to {float(values.abs().max()):.3g} do not fit {self.codec.name}",
-                "store them in another --dtype, in another folder",
+                f"layer {layer.name}: numbers up to {greatest:.3g} do not fit {codec.name}",
+                "store them with another --codec, in another folder",
             )
-        return stored.cpu()
-
-
-def _samples(dataset: Dataset, plan: BuildPlan, settings: BuildSettings) -> list[Row]:
-    """A few rows with their pictures: the middle one of each of the first batches."""
-    rows = dataset.rows(episodes=[e.index for e in plan.shards[0]], stride=settings.stride)
-    return [batch[len(batch) // 2] for batch in islice(_batches(rows, settings.batch), _SAMPLES)]
 
 
 def _check(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:
@@ -323,7 +415,8 @@ def _check(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:
         )
 
 
-def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+def batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    """Consecutive rows, `size` at a time."""
     batch: list[Row] = []
     for row in rows:
         batch.append(row)

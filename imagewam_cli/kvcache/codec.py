@@ -1,53 +1,88 @@
-"""How numbers of keys and values are stored. A codec is a pure pair of functions; it knows nothing of files."""
+"""How keys and values are stored: the contract of a codec, and the codecs that cast.
+
+A codec turns K and V of one layer into a few tensors and back. It knows nothing of files, and each row is encoded by
+itself, so that a row has the same bytes in every batch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from imagewam_cli.capture import LayerKV
+from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor that is stored for each row: its shape without the rows, and its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
 
 class Codec(Protocol):
-    """encode and decode work on K or V of one layer, (N, P, H_kv, D)."""
+    """encode and decode work on K and V of one layer, (N, P, H_kv, D). Both run wherever their tensors are."""
 
     @property
     def name(self) -> str: ...
 
-    @property
-    def bytes_per_number(self) -> int: ...
-
-    @property
-    def stored_dtype(self) -> torch.dtype: ...
-
-    def encode(self, values: Tensor) -> Tensor:
-        """What goes into the shard."""
+    def parts(self, layer: LayerSpec) -> Mapping[str, Part]:
+        """What is stored of a layer, by names of the codec's own."""
         ...
 
-    def decode(self, stored: Tensor) -> Tensor:
-        """float32 values from what came out of the shard."""
+    def encode(
+        self, kv: LayerKV, layer: LayerSpec, *, rope: RopeSpec | None = None, valid: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The tensors that `parts` names, with the rows in front.
+
+        rope: how the editor rotated the keys; valid: bool (N, P), False where a token is padding and holds zeros,
+        which is not to be looked at. Numbers that cannot be held become infinite or NaN in a floating tensor.
+        """
+        ...
+
+    def decode(self, stored: Mapping[str, Tensor], layer: LayerSpec, *, rope: RopeSpec | None = None) -> LayerKV:
+        """float32 keys and values."""
         ...
 
 
 @dataclass(frozen=True)
 class CastCodec:
-    """Stores every number in another float type: exact for `float32`, rounded to nearest for the others."""
+    """Stores every number in another float type: exact for `fp32`, rounded to nearest for the others."""
 
     name: str
-    stored_dtype: torch.dtype
+    dtype: torch.dtype
 
-    @property
-    def bytes_per_number(self) -> int:
-        return self.stored_dtype.itemsize
+    def parts(self, layer: LayerSpec) -> dict[str, Part]:
+        shape = (layer.tokens, layer.kv_heads, layer.head_dim)
+        return {"k": Part(shape, self.dtype), "v": Part(shape, self.dtype)}
 
-    def encode(self, values: Tensor) -> Tensor:
-        return values.to(self.stored_dtype)
+    def encode(
+        self, kv: LayerKV, layer: LayerSpec, *, rope: RopeSpec | None = None, valid: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        return {"k": kv.k.to(self.dtype), "v": kv.v.to(self.dtype)}
 
-    def decode(self, stored: Tensor) -> Tensor:
-        return stored.to(torch.float32)
+    def decode(self, stored: Mapping[str, Tensor], layer: LayerSpec, *, rope: RopeSpec | None = None) -> LayerKV:
+        return LayerKV(stored["k"].to(torch.float32), stored["v"].to(torch.float32))
 
 
-FLOAT32 = CastCodec("float32", torch.float32)
-BFLOAT16 = CastCodec("bfloat16", torch.bfloat16)
-FLOAT16 = CastCodec("float16", torch.float16)
+FLOAT32 = CastCodec("fp32", torch.float32)
+BFLOAT16 = CastCodec("bf16", torch.bfloat16)
+FLOAT16 = CastCodec("fp16", torch.float16)
+
+
+def stored_parts(spec: KVSpec, codec: Codec) -> dict[str, Part]:
+    """The tensors of a shard behind its index, by name."""
+    parts = {
+        f"layer.{i}.{name}": part for i, layer in enumerate(spec.layers) for name, part in codec.parts(layer).items()
+    }
+    return parts | ({"valid": Part((spec.valid_tokens,), torch.bool)} if spec.valid_tokens else {})

@@ -1,7 +1,8 @@
 """`manifest.json`: what a cache is, which shards it has, and what it was made of.
 
 The manifest is written anew (temporary file, then rename) after each finished shard, so a cache is readable while it
-grows and an interrupted build is continued. File names in it never leave the cache's folder.
+grows and an interrupted build is continued. File names in it never leave the cache's folder. Its last value is a
+checksum of its own bytes, so that no byte of a cache can change unseen.
 """
 
 from __future__ import annotations
@@ -14,14 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from imagewam_cli.config import dump_json, from_dict, to_dict
+from imagewam_cli.data.types import KeyMap
+from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.errors import CacheError, ConfigError
 from imagewam_cli.kvcache.spec import KVSpec
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 TABLE = "table.safetensors"
 SHARDS = "shards"
+CHECKSUM = "checksum"
+_NO_CHECKSUM = 32 * "0"
+_REBUILD = "build the cache again into another folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +39,11 @@ class ShardEntry:
     file: str
     rows: int
     bytes: int
-    sha256: str
+    checksum: str
+    """XXH3-128 of the file's head: its header and index, which has a checksum of each row."""
     episodes: tuple[int, ...]
+    batch: int
+    """Rows of a forward pass, counted from the shard's first row: the same batches give the same bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +59,8 @@ class DatasetEntry:
     episodes: int
     rows: int
     stride: int
+    keys: KeyMap
+    """With the cameras that the editor sees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +72,8 @@ class Manifest:
     dataset: DatasetEntry
     instructions: tuple[str, ...]
     """Distinct instructions; a shard's rows name theirs by index."""
-    table_sha256: str
+    files: Mapping[str, str]
+    """XXH3-128 of the files beside the shards, by name."""
     total_rows: int
     """Rows that the finished cache has."""
     shards: tuple[ShardEntry, ...] = ()
@@ -72,6 +86,11 @@ class Manifest:
     @property
     def complete(self) -> bool:
         return self.rows == self.total_rows
+
+    @property
+    def settings(self) -> PrefixSettings:
+        """Of the editor."""
+        return from_dict(PrefixSettings, self.fingerprint["settings"], source=MANIFEST)
 
     @property
     def digest(self) -> str:
@@ -93,14 +112,22 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        values = json.loads(text)
     except FileNotFoundError:
         raise CacheError(f"{folder} is not a cache: it has no {MANIFEST}", "make one with `imagewam cache`") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CacheError(f"{path} is damaged: {error}", "build the cache again into another folder") from None
+        raise CacheError(f"{path} is damaged: {error}", _REBUILD) from None
     version = values.get("version") if isinstance(values, dict) else None
     if version != VERSION:
-        raise CacheError(f"{path} has version {version!r}; this imagewam reads version {VERSION}", "upgrade imagewam")
+        older = isinstance(version, int) and version < VERSION
+        raise CacheError(
+            f"{path} has version {version!r}; this imagewam reads version {VERSION}",
+            "build the cache again" if older else "upgrade imagewam",
+        )
+    checksum = str(values.pop(CHECKSUM, ""))
+    if checksum != _checksum(text, checksum):
+        raise CacheError(f"{path} is damaged: it differs from its checksum", _REBUILD)
     try:
         manifest = from_dict(Manifest, values, source=str(path))
     except ConfigError as error:
@@ -113,7 +140,20 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest atomically."""
-    write_atomically(folder / MANIFEST, dump_json(to_dict(manifest)).encode())
+    write_atomically(folder / MANIFEST, signed(to_dict(manifest)))
+
+
+def signed(values: Mapping[str, Any]) -> bytes:
+    """The JSON of a manifest, its checksum last: XXH3-128 of this text with zeros in the checksum's place."""
+    text = dump_json({**values, CHECKSUM: _NO_CHECKSUM}).encode()
+    before, place, after = text.rpartition(_NO_CHECKSUM.encode())
+    return before + xxhash.xxh3_128_hexdigest(before + place + after).encode() + after
+
+
+def _checksum(text: bytes, stated: str) -> str:
+    """Of a manifest that states this checksum."""
+    before, _, after = text.rpartition(stated.encode() or b"\0")
+    return xxhash.xxh3_128_hexdigest(before + _NO_CHECKSUM.encode() + after)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

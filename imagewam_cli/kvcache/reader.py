@@ -1,43 +1,49 @@
-"""Reading a cache: random access to rows through memory maps. Knows nothing of training."""
+"""Reading a cache: random access to rows. Knows nothing of training."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from imagewam_cli.capture import LayerKV
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.codec import Codec
+from imagewam_cli.kvcache.codec import Codec, stored_parts
 from imagewam_cli.kvcache.manifest import SHARDS, TABLE, Manifest, read_manifest
-from imagewam_cli.kvcache.shard import INDEX_KEYS, Shard
-from imagewam_cli.kvcache.table import FrameTable
+from imagewam_cli.kvcache.shard import INDEX_KEYS, LoadMethod, Shard
+from imagewam_cli.kvcache.table import FrameTable, Indices
 from imagewam_cli.registry import Registry
+
+_REPAIR = "run `imagewam cache verify --repair` on the cache"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowIndex:
     """Which dataset frame each cached row is: int64 (N,) each; `instruction` indexes the manifest's list."""
 
-    row: npt.NDArray[np.int64]
-    episode: npt.NDArray[np.int64]
-    frame: npt.NDArray[np.int64]
-    instruction: npt.NDArray[np.int64]
+    row: Indices
+    episode: Indices
+    frame: Indices
+    instruction: Indices
 
 
 class CacheReader:
     """A cache folder, opened. `read(indices)` gives the prefix of any cached rows, numbered 0 .. len - 1 in build
-    order."""
+    order. Nothing is given that was not held against its checksum: a shard's head when the shard is first used, a row
+    when it is first read."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, method: LoadMethod = "mmap") -> None:
+        """Read the manifest.
+
+        Raises:
+            CacheError: no cache, damaged, or without a single finished shard.
+        """
+        self.folder, self.method = folder, method
         self.manifest: Manifest = read_manifest(folder)
         if self.manifest.rows == 0:
             raise CacheError(f"{folder} has no finished shard yet", "run the same `imagewam cache` command again")
@@ -50,87 +56,91 @@ class CacheReader:
 
     @functools.cached_property
     def table(self) -> FrameTable:
-        return FrameTable.load(self.folder / TABLE)
+        return FrameTable.load(self.folder / TABLE, self.manifest.files.get(TABLE, ""))
 
     @functools.cached_property
     def index(self) -> RowIndex:
-        """Of all rows."""
-        columns = {
-            key: np.concatenate([self._shard(i).array(key) for i in range(len(self.manifest.shards))]).astype(np.int64)
-            for key in INDEX_KEYS
-        }
-        return RowIndex(**columns)
+        """Of all rows, from the manifest and the table: no shard is opened."""
+        episodes = [episode for shard in self.manifest.shards for episode in shard.episodes]
+        row, episode, frame = self.table.frames(episodes, self.manifest.dataset.stride)
+        if len(row) != len(self):
+            raise CacheError(
+                f"{self.folder}: its table has {len(row)} rows for its shards, its manifest {len(self)}", _REPAIR
+            )
+        return RowIndex(row=row, episode=episode, frame=frame, instruction=self.table.instruction[row])
 
-    def read(self, indices: npt.NDArray[np.int64], *, device: torch.device | str = "cpu") -> PrefixKV:
+    def read(self, indices: Indices, *, device: torch.device | str = "cpu") -> PrefixKV:
         """The decoded prefix of the rows, float32, in the order of `indices`."""
         return self.decode(self.gather(indices), device=device)
 
-    def gather(self, indices: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+    def gather(self, indices: Indices) -> dict[str, Tensor]:
         """The rows' tensors as they are stored, by their names in the shards.
 
-        Copies and nothing else, on one thread, so that it can run beside a computation without taking its processors.
+        Copies and checksums, on one thread, so that it can run beside a computation without taking its processors.
         """
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"rows are numbered 0 to {len(self) - 1}, not {indices.min()} to {indices.max()}")
         shard_of = np.searchsorted(self._starts, indices, side="right") - 1
-        parts = [(self._shard(int(n)), np.nonzero(shard_of == n)[0], self._starts[n]) for n in np.unique(shard_of)]
-        return {
-            name: Shard.joined(name, [(shard, places, indices[places] - start) for shard, places, start in parts])
-            for name in self._tensors(parts[0][0])
-        }
+        opened = {int(number): self._shard(int(number)) for number in np.unique(shard_of)}
+        shard = next(iter(opened.values()))
+        arrays = shard.blank(len(indices))
+        for number, part in opened.items():
+            places = np.nonzero(shard_of == number)[0]
+            part.take(indices[places] - self._starts[number], arrays, places)
+        return shard.tensors(arrays)
 
-    def decode(self, stored: dict[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
-        """float32 K and V of what `gather` returned."""
+    def decode(self, stored: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
+        """float32 K and V of what `gather` returned, decoded on the device: compact numbers travel, not wide ones."""
         moved = {name: tensor.to(device) for name, tensor in stored.items()}
+        spec = self.manifest.spec
         layers = tuple(
-            LayerKV(self.codec.decode(moved[f"layer.{i}.k"]), self.codec.decode(moved[f"layer.{i}.v"]))
-            for i in range(len(self.manifest.spec.layers))
+            self.codec.decode(
+                {name: moved[f"layer.{i}.{name}"] for name in self.codec.parts(layer)}, layer, rope=spec.rope
+            )
+            for i, layer in enumerate(spec.layers)
         )
         return PrefixKV(layers, moved.get("valid"))
-
-    def verify(self) -> None:
-        """Compare every file with its checksum.
-
-        Raises:
-            CacheError: names the first file that differs, with both checksums.
-        """
-        expected = {f"{SHARDS}/{s.file}": s.sha256 for s in self.manifest.shards} | {TABLE: self.manifest.table_sha256}
-        for name, checksum in expected.items():
-            path = self.folder / name
-            if not path.exists():
-                raise CacheError(f"{path} is missing", "run the same `imagewam cache` command again")
-            with open(path, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != checksum:
-                raise CacheError(
-                    f"{path} is damaged: sha256 is {found[:16]}…, the manifest says {checksum[:16]}…",
-                    "delete the file and run the same `imagewam cache` command again",
-                )
 
     def _shard(self, number: int) -> Shard:
         if number not in self._open:
             entry = self.manifest.shards[number]
-            shard = Shard.open(self.folder / SHARDS / entry.file)
-            if shard.path.stat().st_size != entry.bytes:
-                raise CacheError(
-                    f"{shard.path} has {shard.path.stat().st_size} bytes, the manifest says {entry.bytes}",
-                    "delete the file and run the same `imagewam cache` command again",
-                )
-            self._require_shapes(shard)
+            shard = Shard.open(self.folder / SHARDS / entry.file, self.method)
+            require_listed(shard, entry.bytes, entry.checksum)
+            self._require_parts(shard)
+            self._require_rows(shard, number)
             self._open[number] = shard
         return self._open[number]
 
-    def _require_shapes(self, shard: Shard) -> None:
+    def _require_parts(self, shard: Shard) -> None:
         """K and V must be those that the manifest describes, or an expert of other heads would train on them."""
-        for i, layer in enumerate(self.manifest.spec.layers):
-            expected = (layer.tokens, layer.kv_heads, layer.head_dim)
-            for name in (f"layer.{i}.k", f"layer.{i}.v"):
-                found = shard.array(name).shape[1:] if name in shard else None
-                if found != expected:
-                    raise CacheError(
-                        f"{shard.path}: {name} of {layer.name} is {found}, the manifest says {expected} "
-                        "(tokens, heads, head size)",
-                        "build the cache again in another folder",
-                    )
+        expected, found = stored_parts(self.manifest.spec, self.codec), shard.parts()
+        for name in expected.keys() | found.keys():
+            if expected.get(name) != found.get(name):
+                raise CacheError(
+                    f"{shard.path}: {name} is {found.get(name)}, the manifest says {expected.get(name)}",
+                    "build the cache again in another folder",
+                )
 
-    def _tensors(self, shard: Shard) -> list[str]:
-        names = [f"layer.{i}.{part}" for i in range(len(self.manifest.spec.layers)) for part in "kv"]
-        return names + (["valid"] if "valid" in shard else [])
+    def _require_rows(self, shard: Shard, number: int) -> None:
+        """The rows must be those of the manifest's episodes: a shard in another's place is sound in itself."""
+        rows = slice(int(self._starts[number]), int(self._starts[number + 1]))
+        for key in INDEX_KEYS:
+            if not np.array_equal(shard.array(key), getattr(self.index, key)[rows]):
+                raise CacheError(f"{shard.path} holds other rows than the manifest says: {key} differs", _REPAIR)
+
+
+def require_listed(shard: Shard, size: int, checksum: str) -> None:
+    """The file must be the one that the manifest lists.
+
+    Raises:
+        CacheError: gives both values.
+    """
+    found = shard.path.stat().st_size
+    if found != size:
+        raise CacheError(f"{shard.path} has {found} bytes, the manifest says {size}", _REPAIR)
+    if shard.head_checksum != checksum:
+        raise CacheError(
+            f"{shard.path} is damaged: the checksum of its head is {shard.head_checksum[:16]}…, "
+            f"the manifest says {checksum[:16]}…",
+            _REPAIR,
+        )

@@ -1,69 +1,134 @@
-"""One shard: a safetensors file with the K and V of consecutive rows, written in one piece, read through a memory map.
+"""One shard: a safetensors file with what a codec stored of consecutive rows (docs/cache-format.md).
 
-layer.{i}.k, layer.{i}.v   (N, P, H_kv, D)   stored as the codec says; i counts the kept layers
-valid                      (N, P) bool       absent where every token of every row is valid
 row, episode, frame, instruction   (N,) int64
+checksum                           (N,) uint64    XXH3-64 of a row's bytes in every tensor below, in the file's order
+valid                              (N, P) bool    absent where no layer holds text
+layer.{i}.{part}                   (N, ...)       parts as the codec names them; i counts the kept layers
+
+The first five stand right behind the header. They and the header are the head of the file: the manifest has a checksum
+of the head, the head has one of every row, so each byte is covered, and a row can be checked when it is first read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import xxhash
 from torch import Tensor
 
 from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.codec import Part
 from imagewam_cli.kvcache.manifest import sync_folder
 
 INDEX_KEYS = ("row", "episode", "frame", "instruction")
+CHECKSUM = "checksum"
+INDEX_BYTES = 8 * (len(INDEX_KEYS) + 1)
+"""Of a row."""
+
+LoadMethod = Literal["mmap", "read"]
+"""mmap: pages come as they are touched, and stay shared. read: plain reads, which network file systems serve better."""
+
+Bytes = npt.NDArray[np.uint8]
+Rows = npt.NDArray[np.int64]
 
 _DTYPES: dict[str, tuple[npt.DTypeLike, torch.dtype]] = {
     "F32": (np.float32, torch.float32),
     "F16": (np.float16, torch.float16),
-    "BF16": (np.uint16, torch.bfloat16),  # numpy has no bfloat16: same bytes, seen as torch's type on the way out
+    "BF16": (np.uint16, torch.bfloat16),  # numpy has neither: same bytes, seen as torch's type on the way out
+    "F8_E4M3": (np.uint8, torch.float8_e4m3fn),
     "I64": (np.int64, torch.int64),
+    "U64": (np.uint64, torch.uint64),
     "I8": (np.int8, torch.int8),
     "U8": (np.uint8, torch.uint8),
     "BOOL": (np.bool_, torch.bool),
 }
+_COLUMNS = {**dict.fromkeys(INDEX_KEYS, Part((), torch.int64)), CHECKSUM: Part((), torch.uint64)}
+_NAMES = {torch_type: name for name, (_, torch_type) in _DTYPES.items()}
 _MAX_HEADER = 16 * 2**20
+_REPAIR = "run `imagewam cache verify --repair` on the cache"
 
 
-def write_shard(path: Path, tensors: dict[str, Tensor]) -> tuple[int, str]:
-    """Write atomically and durably; returns (bytes, sha256)."""
-    from safetensors.torch import save
+class ShardWriter:
+    """Writes a shard piece by piece, in the memory of a piece; it is there, whole, after `finish`, or not at all."""
 
-    data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-    return len(data), hashlib.sha256(data).hexdigest()
+    def __init__(self, path: Path, rows: int, parts: Mapping[str, Part]) -> None:
+        """rows: that will come; parts: the tensors behind the index."""
+        self.path, self.rows = path, rows
+        self._temporary = path.with_name(path.name + ".partial")
+        self._parts, self._written = _aligned(parts), 0
+        self._header, self._offsets, self.bytes = _header(self._parts, rows)
+        self._columns: dict[str, list[int]] = {name: [] for name in _COLUMNS}
+        self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by __exit__
+        self._file.truncate(self.bytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave nothing but what `finish` has finished."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def append(self, index: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor]) -> None:
+        """The next rows. index: the columns of `INDEX_KEYS`; tensors: by the names of `parts`, on the CPU."""
+        count = len(index["row"])
+        views = {name: _bytes_of(tensors[name], part, count) for name, part in self._parts.items()}
+        for name, view in views.items():
+            os.pwrite(self._file.fileno(), view.data, self._offsets[name] + self._written * view.shape[1])
+        for name in INDEX_KEYS:
+            self._columns[name] += index[name]
+        self._columns[CHECKSUM] += row_checksums(list(views.values()), range(count))
+        self._written += count
+
+    def finish(self) -> str:
+        """Make the file durable and give it its name; returns the checksum of its head."""
+        if self._written != self.rows:
+            raise ValueError(f"{self._written} rows came, {self.rows} were announced")
+        columns = [np.array(self._columns[name], np.int64).tobytes() for name in INDEX_KEYS]
+        head = b"".join([self._header, *columns, np.array(self._columns[CHECKSUM], np.uint64).tobytes()])
+        os.pwrite(self._file.fileno(), head, 0)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(self.path)
+        sync_folder(self.path.parent)
+        return xxhash.xxh3_128_hexdigest(head)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shard:
-    """A memory-mapped shard: `tensors[name]` is a numpy view of the file."""
+    """A shard, opened. Its rows are checked when they are first taken."""
 
     path: Path
+    method: LoadMethod
     views: dict[str, tuple[npt.NDArray[np.generic], torch.dtype]]
+    """Arrays over a memory map of the file."""
+    offsets: dict[str, int]
+    """Of each array in the file."""
+    head: bytes
+    _checked: npt.NDArray[np.bool_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._checked = np.zeros(self.rows, np.bool_)
 
     @classmethod
-    def open(cls, path: Path) -> Shard:
-        """Map the file.
+    def open(cls, path: Path, method: LoadMethod = "mmap") -> Shard:
+        """Read the header and map the file.
 
         Raises:
             CacheError: missing, or a header that does not describe this file.
@@ -73,17 +138,39 @@ class Shard:
             with open(path, "rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 if not 2 <= length <= min(_MAX_HEADER, size - 8):
-                    raise CacheError(f"{path} is damaged: its header claims {length} bytes of {size}", _REBUILD)
+                    raise CacheError(f"{path} is damaged: its header claims {length} bytes of {size}", _REPAIR)
                 header = json.loads(file.read(length))
             if not isinstance(header, dict):
                 raise ValueError("its header is not a mapping")
-            mapped = np.memmap(path, mode="r", dtype=np.uint8)
-            start = 8 + length
-            return cls(path, {k: _view(mapped, start, v) for k, v in header.items() if k != "__metadata__"})
+            mapped, start = np.memmap(path, mode="r", dtype=np.uint8), 8 + length
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            views = {name: _view(mapped, start, entry) for name, entry in entries.items()}
+            counts = {len(array) for array, _ in views.values()}
+            if len(counts) != 1 or any(name not in views for name in (*INDEX_KEYS, CHECKSUM)):
+                raise ValueError("its tensors are not those of a shard")
+            head = mapped[: start + INDEX_BYTES * counts.pop()].tobytes()
+            if {int(entries[name]["data_offsets"][1]) + start <= len(head) for name in _COLUMNS} != {True}:
+                raise ValueError("its index does not stand behind its header")
+            offsets = {name: start + int(entry["data_offsets"][0]) for name, entry in entries.items()}
+            return cls(path, method, views, offsets, head)
         except FileNotFoundError:
-            raise CacheError(f"{path} is missing", _REBUILD) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise CacheError(f"{path} is damaged: {error}", _REBUILD) from None
+            raise CacheError(f"{path} is missing", _REPAIR) from None
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+            raise CacheError(f"{path} is damaged: {error}", _REPAIR) from None
+
+    @property
+    def rows(self) -> int:
+        return len(self.views[CHECKSUM][0])
+
+    @property
+    def head_checksum(self) -> str:
+        return xxhash.xxh3_128_hexdigest(self.head)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the tensors behind the index, in the file's order."""
+        behind = [name for name in self.views if name not in INDEX_KEYS and name != CHECKSUM]
+        return sorted(behind, key=lambda name: self.offsets[name])
 
     def __contains__(self, name: str) -> bool:
         return name in self.views
@@ -91,21 +178,90 @@ class Shard:
     def array(self, name: str) -> npt.NDArray[np.generic]:
         return self.views[name][0]
 
-    def take(self, name: str, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Copy of the given rows as a tensor."""
-        return self.joined(name, [(self, np.arange(len(rows)), rows)])
+    def parts(self) -> dict[str, Part]:
+        return {name: Part(self.views[name][0].shape[1:], self.views[name][1]) for name in self.names}
 
-    @staticmethod
-    def joined(name: str, parts: Sequence[tuple[Shard, npt.NDArray[np.int64], npt.NDArray[np.int64]]]) -> Tensor:
-        """One tensor of rows from several shards; a part is (shard, places in the tensor, rows of the shard)."""
-        array, dtype = parts[0][0].views[name]
-        rows = np.empty((sum(len(places) for _, places, _ in parts), *array.shape[1:]), array.dtype)
-        for shard, places, taken in parts:
-            rows[places] = shard.array(name)[taken]
-        return torch.from_numpy(rows).view(dtype)
+    def blank(self, rows: int) -> dict[str, npt.NDArray[np.generic]]:
+        """Arrays for `rows` rows, by name."""
+        return {name: np.empty((rows, *self.array(name).shape[1:]), self.array(name).dtype) for name in self.names}
+
+    def take(self, rows: Rows, into: Mapping[str, npt.NDArray[np.generic]], places: Rows) -> None:
+        """Copy the given rows to these places of arrays as `blank` gives them; check those that had not been.
+
+        Raises:
+            CacheError: names the dataset's rows that are damaged.
+        """
+        for name in self.names:
+            self._copy(name, rows, into[name], places)
+        fresh = ~self._checked[rows]
+        if not fresh.any():
+            return
+        found = row_checksums([_flat(into[name]) for name in self.names], places[fresh])
+        damaged = rows[fresh][np.array(found, np.uint64) != self.array(CHECKSUM)[rows[fresh]]]
+        if len(damaged):
+            numbers = ", ".join(str(self.array("row")[row]) for row in damaged[:5])
+            raise CacheError(f"{self.path} is damaged: dataset rows {numbers} differ from their checksums", _REPAIR)
+        self._checked[rows] = True
+
+    def tensors(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Tensor]:
+        """The same memory in the dtypes that numpy does not have."""
+        return {name: torch.from_numpy(arrays[name]).view(self.views[name][1]) for name in self.names}
+
+    def damaged_rows(self) -> Rows:
+        """Rows whose bytes are not those of their checksums."""
+        parts = [_flat(self.array(name)) for name in self.names]
+        found = np.array(row_checksums(parts, range(self.rows)), np.uint64)
+        return np.nonzero(found != self.array(CHECKSUM))[0].astype(np.int64)
+
+    def _copy(self, name: str, rows: Rows, out: npt.NDArray[np.generic], places: Rows) -> None:
+        if self.method == "mmap":
+            out[places] = self.array(name)[rows]
+            return
+        flat = _flat(out)
+        with open(self.path, "rb", buffering=0) as file:
+            for row, place in zip(rows, places, strict=True):
+                os.preadv(file.fileno(), [flat[place].data], self.offsets[name] + int(row) * flat.shape[1])
 
 
-_REBUILD = "delete the file and run the same `imagewam cache` command again"
+def row_checksums(parts: Sequence[Bytes], rows: Iterable[int]) -> list[int]:
+    """XXH3-64 of these rows' bytes, part after part. parts: (N, bytes) each, rows contiguous."""
+    sums = []
+    for i in rows:
+        digest = xxhash.xxh3_64()
+        for part in parts:
+            digest.update(part[i].data)
+        sums.append(digest.intdigest())
+    return sums
+
+
+def _aligned(parts: Mapping[str, Part]) -> dict[str, Part]:
+    """Wide numbers first, so that each tensor begins at a multiple of its numbers' size."""
+    return dict(sorted(parts.items(), key=lambda item: -item[1].dtype.itemsize))
+
+
+def _header(parts: Mapping[str, Part], rows: int) -> tuple[bytes, dict[str, int], int]:
+    """The file's first bytes, where each tensor begins, and the file's size. parts: those behind the index."""
+    entries, relative, at = {}, {}, 0
+    for name, part in {**_COLUMNS, **parts}.items():
+        end = at + rows * part.row_bytes
+        entries[name] = {"dtype": _NAMES[part.dtype], "shape": [rows, *part.shape], "data_offsets": [at, end]}
+        relative[name], at = at, end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    offsets = {name: start + place for name, place in relative.items()}
+    return len(text).to_bytes(8, "little") + text, offsets, start + at
+
+
+def _bytes_of(tensor: Tensor, part: Part, rows: int) -> Bytes:
+    if tuple(tensor.shape) != (rows, *part.shape) or tensor.dtype != part.dtype:
+        raise ValueError(f"a tensor is {tensor.dtype} {tuple(tensor.shape)}, {part} of {rows} rows was announced")
+    return tensor.reshape(-1).view(torch.uint8).reshape(rows, part.row_bytes).numpy()
+
+
+def _flat(array: npt.NDArray[np.generic]) -> Bytes:
+    """(N, ...) -> (N, bytes)."""
+    return array.reshape(len(array), prod(array.shape[1:])).view(np.uint8)
 
 
 def _view(

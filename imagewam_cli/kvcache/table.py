@@ -7,16 +7,20 @@ wants.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from imagewam_cli.data.chunks import action_chunk
 from imagewam_cli.data.types import ActionChunk, Float32Array, Row
 from imagewam_cli.errors import CacheError
+
+Indices = npt.NDArray[np.int64]
 
 _REPAIR = "run the same `imagewam cache` command again: it writes the table anew"
 
@@ -25,40 +29,54 @@ _REPAIR = "run the same `imagewam cache` command again: it writes the table anew
 class FrameTable:
     """All frames of the dataset, in dataset order.
 
-    state (N, S), action (N, A) float32 in robot units; first_row, length (E,) int64: where each episode lies.
+    state (N, S), action (N, A) float32 in robot units; instruction (N,) int64, numbers of the manifest's instructions;
+    first_row, length (E,) int64: where each episode lies.
     """
 
     state: Float32Array
     action: Float32Array
-    first_row: npt.NDArray[np.int64]
-    length: npt.NDArray[np.int64]
-    episode: npt.NDArray[np.int64]
+    instruction: Indices
+    first_row: Indices
+    length: Indices
+    episode: Indices
 
     @classmethod
-    def of(cls, rows: Iterable[Row]) -> FrameTable:
-        """Collect the rows of whole episodes, in order."""
-        states, actions, episodes = [], [], []
+    def of(cls, rows: Iterable[Row]) -> tuple[FrameTable, tuple[str, ...]]:
+        """Collect the rows of whole episodes, in order; the distinct instructions, in order of appearance."""
+        states, actions, episodes, said = [], [], [], []
+        numbers_of: dict[str, int] = {}
         for row in rows:
+            said.append(numbers_of.setdefault(row.instruction, len(numbers_of)))
             states.append(row.state)
             actions.append(row.action)
             episodes.append(row.episode)
         numbers, starts, lengths = np.unique(np.array(episodes), return_index=True, return_counts=True)
-        return cls(
+        table = cls(
             state=np.stack(states).astype(np.float32),
             action=np.stack(actions).astype(np.float32),
+            instruction=np.array(said, np.int64),
             first_row=starts.astype(np.int64),
             length=lengths.astype(np.int64),
             episode=numbers.astype(np.int64),
         )
+        return table, tuple(numbers_of)
 
     @classmethod
-    def load(cls, path: Path) -> FrameTable:
+    def load(cls, path: Path, checksum: str) -> FrameTable:
+        """Read the file.
+
+        Raises:
+            CacheError: missing, damaged, or not the one with this checksum (XXH3-128).
+        """
         from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load
 
         try:
-            tensors = load_file(path)
-            return cls(**{name: tensors[name] for name in ("state", "action", "first_row", "length", "episode")})
+            data = path.read_bytes()
+            if xxhash.xxh3_128_hexdigest(data) != checksum:
+                raise ValueError("it differs from its checksum")
+            tensors = load(data)
+            return cls(**{field.name: tensors[field.name] for field in dataclasses.fields(cls)})
         except FileNotFoundError:
             raise CacheError(f"{path} is missing", _REPAIR) from None
         except (KeyError, ValueError, OSError, SafetensorError) as error:
@@ -67,16 +85,17 @@ class FrameTable:
     def to_bytes(self) -> bytes:
         from safetensors.numpy import save
 
-        data: bytes = save(
-            {
-                "state": self.state,
-                "action": self.action,
-                "first_row": self.first_row,
-                "length": self.length,
-                "episode": self.episode,
-            }
-        )
+        data: bytes = save({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
         return data
+
+    def frames(self, episodes: Iterable[int], stride: int) -> tuple[Indices, Indices, Indices]:
+        """Every `stride`-th frame of these episodes: rows of the table, episodes, and frames, (M,) each."""
+        parts = [
+            (np.arange(span.start, span.stop, stride), episode, np.arange(0, span.stop - span.start, stride))
+            for episode, span in ((episode, self._span(episode)) for episode in episodes)
+        ]
+        rows, frames = (np.concatenate([np.zeros(0, np.int64), *(part[i] for part in parts)]) for i in (0, 2))
+        return rows, np.repeat([part[1] for part in parts], [len(part[0]) for part in parts]).astype(np.int64), frames
 
     def chunk(self, episode: int, frame: int, horizon: int) -> ActionChunk:
         """The `horizon` actions from `frame` of `episode` on, in robot units, padded at the episode's end."""

@@ -22,13 +22,12 @@ from torch import Tensor
 
 from imagewam_cli.config import dump_json, dump_yaml, load_yaml, to_dict
 from imagewam_cli.data.samples import SAMPLES
-from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.errors import NonFiniteLossError, RunError, UsageError
 from imagewam_cli.expert.checkpoint import save_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.initialization import initialize
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig, parameter_count
-from imagewam_cli.kvcache.manifest import Manifest, write_atomically
+from imagewam_cli.kvcache.manifest import TABLE, Manifest, write_atomically
 from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.policy.bundle import BundleParts, EditorReference, PolicyConfig, write_bundle
 from imagewam_cli.training.checkpoint import load_checkpoint, save_checkpoint
@@ -238,11 +237,9 @@ class Trainer:
 
 def editor_reference(manifest: Manifest) -> EditorReference:
     """The editor that a cache was made with."""
-    from imagewam_cli.config import from_dict
-
     return EditorReference(
         name=str(manifest.fingerprint["editor"]),
-        settings=from_dict(PrefixSettings, manifest.fingerprint["settings"], source="manifest.json"),
+        settings=manifest.settings,
         spec=manifest.spec,
         fingerprint=manifest.fingerprint,
     )
@@ -261,7 +258,7 @@ def _identity(reader: CacheReader) -> dict[str, Any]:
         "fingerprint": manifest.digest,
         "editor": manifest.fingerprint.get("editor"),
         "dataset": manifest.dataset.identity[:16],
-        "table": manifest.table_sha256[:16],
+        "table": manifest.files.get(TABLE, "")[:16],
         "codec": manifest.codec,
         "stride": manifest.dataset.stride,
         "rows": manifest.rows,

@@ -75,8 +75,8 @@ class Worded(ArithmeticEditor):
 class TestPlan:
     @pytest.mark.parametrize(("codec", "size"), [(FLOAT32, 4), (BFLOAT16, 2), (FLOAT16, 2)])
     def test_bytes_per_row_by_hand(self, codec: CastCodec, size: int) -> None:
-        # 2 layers x (K, V) x 12 tokens x 2 heads x 4 numbers, 12 bytes of valid, four index numbers of 8 bytes
-        assert bytes_per_row(ArithmeticEditor().spec, codec) == 2 * 2 * 12 * 2 * 4 * size + 12 + 32
+        # 2 layers x (K, V) x 12 tokens x 2 heads x 4 numbers, 12 bytes of valid, five index numbers of 8 bytes
+        assert bytes_per_row(ArithmeticEditor().spec, codec) == 2 * 2 * 12 * 2 * 4 * size + 12 + 40
 
     @pytest.mark.parametrize("codec", [FLOAT32, BFLOAT16, FLOAT16])
     def test_a_shard_holds_the_planned_bytes_beside_its_header(
@@ -101,8 +101,8 @@ class TestPlan:
 
     def test_half_the_bytes_per_number_give_twice_the_rows_per_shard(self, dataset: MemoryDataset) -> None:
         plan = plan_build(dataset, ArithmeticEditor().spec, BFLOAT16, SETTINGS)
-        # 812 bytes a row: eleven in 9000
-        assert [sum(-(-e.length // 2) for e in shard) for shard in plan.shards] == [3 + 5 + 2 + 1, 4]
+        # 820 bytes a row: ten in 9000
+        assert [sum(-(-e.length // 2) for e in shard) for shard in plan.shards] == [3 + 5 + 2, 1 + 4]
 
     @pytest.mark.parametrize("settings", [{"stride": 0}, {"batch": 0}, {"shard_mb": 0.0}, {"shard_mb": -1.0}])
     def test_settings_that_make_no_sense_are_refused(self, settings: dict[str, Any]) -> None:
@@ -279,7 +279,7 @@ class TestContinuation:
         for number in (0, 2):
             (out / "shards" / f"shard-{number:05d}.safetensors").unlink()
         with pytest.raises(KeyboardInterrupt):
-            build(out, on_rows=stop_after(3 + 5 + 1))
+            build(out, on_rows=stop_after(5 + 4 + 3 + 1))
         assert [entry.episodes for entry in read_manifest(out).shards] == [(0,), (1,), (4,)]
 
     @pytest.mark.parametrize("how", ["deleted", "truncated"])
@@ -312,20 +312,29 @@ class TestContinuation:
         build(out)
         assert files(out) == files(built)
 
+    def test_too_little_room_is_told_before_anything_is_computed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 9000, 9000))
+        editor = ArithmeticEditor()
+        with pytest.raises(CacheError, match=r"needs 0\.0 GB more, .+ has 0\.0 GB free"):
+            build(tmp_path / "cache", editor=editor)
+        assert editor.encoded == 0
+
     def test_a_full_disk_leaves_a_cache_to_go_on_with(
         self, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         out = tmp_path / "cache"
 
         def fill(rows: int) -> None:
-            if len(list((out / "shards").iterdir())) == 2:
+            if read_manifest(out).rows >= 3 + 5:
                 monkeypatch.setattr(os, "fsync", out_of_space)
 
         with pytest.raises(OSError, match="No space left"):
             build(out, on_rows=fill)
         monkeypatch.undo()
         assert not [name for name in files(out) if name.endswith(".partial")]
-        assert read_manifest(out).rows == 3 + 5
+        assert read_manifest(out).rows >= 3 + 5
         build(out)
         assert files(out) == files(built)
 
@@ -337,7 +346,7 @@ class TestRefusal:
             ({"dataset": MemoryDataset(LENGTHS, identity="another")}, ("another dataset",)),
             ({"dataset": MemoryDataset(LENGTHS, shift=1.0)}, ("another states or actions",)),
             ({"stride": 3}, ("another stride", "has 2", "has 3")),
-            ({"codec": BFLOAT16}, ("another dtype", "has float32", "has bfloat16")),
+            ({"codec": BFLOAT16}, ("another codec", "has fp32", "has bf16")),
             ({"editor": ArithmeticEditor(weights="trained longer")}, ("another editor weights",)),
             ({"editor": Worded()}, ("another editor recipe", "has None", "has {'template': 'please {}'}")),
             ({"editor": ArithmeticEditor(timestep=0.5)}, ("another setting 'timestep'", "has 0.0", "has 0.5")),
@@ -398,15 +407,15 @@ class TestRefusal:
 
     def test_numbers_that_the_dtype_cannot_hold_are_stopped(self, tmp_path: Path) -> None:
         loud = ArithmeticEditor(spoil=lambda p: spoiled(p, 1, k=p.layers[1].k * 1e5))
-        with pytest.raises(CacheError, match=r"layer layer 1: numbers up to .+ do not fit float16"):
+        with pytest.raises(CacheError, match=r"layer layer 1: numbers up to .+ do not fit fp16"):
             build(tmp_path / "cache", editor=loud, codec=FLOAT16)
 
     def test_a_newer_cache_is_not_continued(self, built: Path, tmp_path: Path) -> None:
         out = shutil.copytree(built, tmp_path / "cache")
         manifest = out / "manifest.json"
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 2}))
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 3}))
         before = files(out)
-        with pytest.raises(CacheError, match="version 2"):
+        with pytest.raises(CacheError, match="version 3"):
             build(out)
         assert files(out) == before
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
+from imagewam_cli.data.types import KeyMap
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.manifest import (
@@ -19,6 +21,7 @@ from imagewam_cli.kvcache.manifest import (
     ShardEntry,
     fingerprint_digest,
     read_manifest,
+    signed,
     write_atomically,
     write_manifest,
 )
@@ -40,16 +43,17 @@ def manifest() -> Manifest:
         episodes=2,
         rows=7,
         stride=2,
+        keys=KeyMap(cameras=("top",)),
     )
-    shard = ShardEntry(file="shard-00000.safetensors", rows=3, bytes=99, sha256="ab", episodes=(0,))
+    shard = ShardEntry(file="shard-00000.safetensors", rows=3, bytes=99, checksum="ab", episodes=(0,), batch=4)
     return Manifest(
-        version=1,
+        version=2,
         fingerprint=editor.fingerprint(),
         spec=editor.spec,
-        codec="float32",
+        codec="fp32",
         dataset=dataset,
         instructions=("push",),
-        table_sha256="cd",
+        files={"table.safetensors": "cd"},
         total_rows=4,
         shards=(shard,),
     )
@@ -57,7 +61,7 @@ def manifest() -> Manifest:
 
 def edit(folder: Path, **values: Any) -> None:
     path = folder / MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    path.write_bytes(signed({k: v for k, v in (json.loads(path.read_text()) | values).items() if k != "checksum"}))
 
 
 def test_a_manifest_is_read_back_as_it_was_written(tmp_path: Path, manifest: Manifest) -> None:
@@ -65,20 +69,40 @@ def test_a_manifest_is_read_back_as_it_was_written(tmp_path: Path, manifest: Man
     assert read_manifest(tmp_path) == manifest
 
 
+def test_its_checksum_is_of_its_text_with_zeros_in_the_place(tmp_path: Path, manifest: Manifest) -> None:
+    write_manifest(tmp_path, manifest)
+    text = (tmp_path / MANIFEST).read_text()
+    checksum = json.loads(text)["checksum"]
+    assert checksum == xxhash.xxh3_128_hexdigest(text.replace(checksum, 32 * "0").encode())
+
+
+def test_any_changed_byte_is_found(tmp_path: Path, manifest: Manifest) -> None:
+    write_manifest(tmp_path, manifest)
+    path = tmp_path / MANIFEST
+    whole = path.read_bytes()
+    for i in range(len(whole)):
+        for bit in (0, 5):
+            changed = bytearray(whole)
+            changed[i] ^= 1 << bit
+            path.write_bytes(changed)
+            with pytest.raises(CacheError):
+                read_manifest(tmp_path)
+
+
 def test_rows_are_those_of_the_finished_shards(manifest: Manifest) -> None:
     assert (manifest.rows, manifest.complete) == (3, False)
     assert dataclasses.replace(manifest, total_rows=3).complete
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None])
+@pytest.mark.parametrize("version", [3, 1, 0, "2", None])
 def test_another_version_is_refused_with_both_values(tmp_path: Path, manifest: Manifest, version: Any) -> None:
     write_manifest(tmp_path, manifest)
     edit(tmp_path, version=version, added_by_a_newer_version=1)
     with pytest.raises(CacheError) as error:
         read_manifest(tmp_path)
     assert f"version {version!r}" in error.value.message
-    assert "reads version 1" in error.value.message
-    assert error.value.hint == "upgrade imagewam"
+    assert "reads version 2" in error.value.message
+    assert error.value.hint == ("build the cache again" if version in (0, 1) else "upgrade imagewam")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,55 +11,143 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xxhash
 from safetensors.torch import load_file
 
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.shard import Shard, write_shard
+from imagewam_cli.kvcache.codec import Part
+from imagewam_cli.kvcache.shard import INDEX_KEYS, Shard, ShardWriter
+
+ROWS = 5
 
 
 @pytest.fixture
 def tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    k = torch.randn(5, 3, 2, 4, generator=generator)
+    k = torch.randn(ROWS, 3, 2, 4, generator=generator)
     return {
+        "valid": k[:, :, 0, 0] > 0,  # one byte a number, before wider ones
         "layer.0.k": k,
         "layer.0.v": k.to(torch.bfloat16),
         "layer.1.k": k.half(),
         "layer.1.v": k[:, :1].transpose(2, 3),  # not contiguous
-        "valid": k[:, :, 0, 0] > 0,
-        "row": torch.arange(5),
+        "layer.2.k": k.to(torch.float8_e4m3fn),
+        "layer.2.v": (k * 50).to(torch.int8).view(torch.uint8),
     }
+
+
+def index(rows: range) -> dict[str, list[int]]:
+    return {name: [10 * i + j for j in rows] for i, name in enumerate(INDEX_KEYS)}
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], cut: int = 2) -> tuple[int, str]:
+    """In two pieces; (bytes, checksum)."""
+    with ShardWriter(path, ROWS, {name: Part(tuple(t.shape[1:]), t.dtype) for name, t in tensors.items()}) as writer:
+        for rows in (range(cut), range(cut, ROWS)):
+            writer.append(index(rows), {name: t[rows.start : rows.stop] for name, t in tensors.items()})
+        return writer.bytes, writer.finish()
+
+
+def taken(shard: Shard, rows: list[int]) -> dict[str, torch.Tensor]:
+    arrays = shard.blank(len(rows))
+    shard.take(np.array(rows), arrays, np.arange(len(rows)))
+    return shard.tensors(arrays)
 
 
 @pytest.fixture
 def path(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Path:
     path = tmp_path / "shard.safetensors"
-    write_shard(path, tensors)
+    write(path, tensors)
     return path
 
 
 def test_safetensors_reads_back_what_was_written(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     back = load_file(path)
-    assert back.keys() == tensors.keys()
+    assert back.keys() == tensors.keys() | set(INDEX_KEYS) | {"checksum"}
     for name, tensor in tensors.items():
         assert back[name].dtype == tensor.dtype
-        assert torch.equal(back[name], tensor)
+        assert torch.equal(back[name].view(torch.uint8), tensor.contiguous().view(torch.uint8))
+    for name, numbers in index(range(ROWS)).items():
+        assert back[name].tolist() == numbers
+
+
+def test_it_is_the_same_file_however_it_is_cut(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    assert write(tmp_path / "a", tensors, 1) == write(tmp_path / "b", tensors, 4)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_checksums_are_those_of_the_bytes_in_the_files_order(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """As docs/cache-format.md has it, from the file alone."""
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    places = {name: [start + x for x in entry["data_offsets"]] for name, entry in header.items()}
+    for i, found in enumerate(load_file(path)["checksum"].numpy()):
+        row = b""
+        for name in sorted(tensors, key=lambda name: places[name][0]):
+            size = (places[name][1] - places[name][0]) // ROWS
+            row += data[places[name][0] + i * size :][:size]
+        assert int(found) == xxhash.xxh3_64_intdigest(row)
+    head = data[: start + 40 * ROWS]
+    assert max(places[name][1] for name in (*INDEX_KEYS, "checksum")) == len(head)
+    assert Shard.open(path).head_checksum == xxhash.xxh3_128_hexdigest(head)
+
+
+def test_every_tensor_begins_at_a_multiple_of_its_numbers(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    shard = Shard.open(path)
+    for name, tensor in tensors.items():
+        assert shard.offsets[name] % tensor.element_size() == 0
 
 
 def test_size_and_checksum_are_those_of_the_file(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "shard.safetensors"
-    size, checksum = write_shard(path, tensors)
+    size, checksum = write(path, tensors)
     assert size == path.stat().st_size
-    assert checksum == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert checksum == Shard.open(path).head_checksum
 
 
-def test_taken_rows_are_those_of_safetensors(path: Path) -> None:
-    rows = np.array([4, 0, 0, 3])
+@pytest.mark.parametrize("method", ["mmap", "read"])
+def test_taken_rows_are_those_of_safetensors(path: Path, method: Any) -> None:
+    rows = [4, 0, 0, 3]
+    found, expected = taken(Shard.open(path, method), rows), load_file(path)
+    assert found.keys() == expected.keys() - set(INDEX_KEYS) - {"checksum"}
+    for name, tensor in found.items():
+        assert tensor.dtype == expected[name].dtype
+        assert torch.equal(tensor.view(torch.uint8), expected[name][rows].view(torch.uint8))
+
+
+@pytest.mark.parametrize("method", ["mmap", "read"])
+@pytest.mark.parametrize("name", ["layer.0.k", "layer.1.v", "layer.2.v", "valid"])
+def test_a_flipped_bit_is_found_in_its_row_alone(path: Path, method: Any, name: str) -> None:
+    damaged, data = 3, bytearray(path.read_bytes())
     shard = Shard.open(path)
-    for name, tensor in load_file(path).items():
-        taken = shard.take(name, rows)
-        assert taken.dtype == tensor.dtype
-        assert torch.equal(taken, tensor[rows])
+    data[shard.offsets[name] + damaged * shard.parts()[name].row_bytes] ^= 16
+    path.write_bytes(data)
+    shard = Shard.open(path, method)
+    assert shard.damaged_rows().tolist() == [damaged]
+    taken(shard, [0, 1, 2, 4])
+    with pytest.raises(CacheError, match=r"is damaged: dataset rows 3 differ from their checksums"):
+        taken(shard, [4, 3])
+
+
+def test_fewer_rows_than_announced_leave_nothing(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    parts = {name: Part(tuple(t.shape[1:]), t.dtype) for name, t in tensors.items()}
+    with ShardWriter(tmp_path / "x", ROWS, parts) as writer:
+        writer.append(index(range(2)), {name: t[:2] for name, t in tensors.items()})
+        with pytest.raises(ValueError, match="2 rows came, 5 were announced"):
+            writer.finish()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_index_elsewhere_than_behind_the_header_is_refused(path: Path) -> None:
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["row"]["data_offsets"], header["layer.0.k"] = header["layer.0.k"]["data_offsets"], header["row"]
+    header["row"]["data_offsets"][1] = header["row"]["data_offsets"][0] + 8 * ROWS
+    path.write_bytes(file_of(json.dumps(header).encode(), data[8 + length :]))
+    with pytest.raises(CacheError, match="is damaged"):
+        Shard.open(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -127,7 +214,7 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_half_written(
         path.write_bytes(before)
     monkeypatch.setattr(os, "fsync", out_of_space)
     with pytest.raises(OSError, match="No space left"):
-        write_shard(path, tensors)
+        write(path, tensors)
     assert [p.name for p in tmp_path.iterdir()] == ([] if before is None else [path.name])
     assert before is None or path.read_bytes() == before
 

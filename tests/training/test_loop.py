@@ -395,7 +395,7 @@ class TestRefusal:
         values = {
             "fingerprint": lambda manifest: manifest.digest,
             "dataset": lambda manifest: manifest.dataset.identity[:16],
-            "table": lambda manifest: manifest.table_sha256[:16],
+            "table": lambda manifest: manifest.files["table.safetensors"][:16],
             "codec": lambda manifest: manifest.codec,
             "stride": lambda manifest: manifest.dataset.stride,
         }[key]

@@ -62,6 +62,7 @@ class LeRobotDataset:
             total_episodes=info.total_episodes,
             total_rows=info.total_frames,
             identity=self._metadata.identity,
+            keys=keys,
         )
 
     @property

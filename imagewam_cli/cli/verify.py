@@ -1,0 +1,86 @@
+"""`imagewam cache verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from imagewam_cli.cli.options import (
+    DeviceOption,
+    FormatName,
+    FormatOption,
+    OffloadOption,
+    WeightsOption,
+    chosen_hardware,
+    newest_instead_of,
+)
+from imagewam_cli.cli.output import output
+from imagewam_cli.hardware import Hardware
+
+
+def verify_command(
+    cache: Annotated[Path | None, typer.Option("--cache", help="The cache; by default the newest in caches/.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Compute what is damaged again.")] = False,
+    dataset: Annotated[
+        Path | None, typer.Option("--dataset", help="For --repair, where the dataset has moved.")
+    ] = None,
+    weights: WeightsOption = None,
+    device: DeviceOption = "cpu",
+    offload: OffloadOption = "none",
+    format: FormatOption = FormatName.human,
+) -> None:
+    """Hold every byte of a cache against its checksums. Exit code 1: something is damaged (and was not repaired).
+
+    With --repair, only the batches with damaged rows go through the editor again.
+
+    Example: imagewam cache verify --cache caches/tiny-tabletop --repair
+    """
+    from imagewam_cli.kvcache.manifest import read_manifest
+    from imagewam_cli.kvcache.verify import repair_cache, verify_cache
+
+    if cache is None:
+        cache = newest_instead_of("--cache", "cache")
+    manifest = read_manifest(cache)
+    with output.progress(manifest.rows, "row") as bar:
+        damages = verify_cache(cache, on_rows=bar.update)
+    text = "\n".join(f"{cache / damage.file}: {damage.what}" for damage in damages)
+    changed: list[str] = []
+    if damages and repair:
+        output.say(text)
+        source, editor = _origin(manifest, dataset, weights, chosen_hardware(device, offload, False))
+        with output.progress(sum(e.rows for e in manifest.shards), "row") as bar:
+            changed = repair_cache(cache, damages, source, editor, on_rows=bar.update)
+        text = f"{cache}: repaired {', '.join(damage.file for damage in damages)}" + "".join(
+            f"\n{name}: equal rows, but not the former bytes (another machine or library computed them)"
+            for name in changed
+        )
+    values = {
+        "cache": str(cache),
+        "rows": manifest.rows,
+        "damaged": [{"file": d.file, "what": d.what, "rows": d.rows} for d in damages],
+        "repaired": bool(damages) and repair,
+        "changed": changed,
+    }
+    output.result(values, text or f"{cache}: {manifest.rows} rows, every byte as it was written", format.value)
+    if damages and not repair:
+        output.say("`imagewam cache verify --repair` computes it again")
+        raise typer.Exit(1)
+
+
+def _origin(manifest: Any, dataset: Path | None, weights: Path | None, hardware: Hardware) -> tuple[Any, Any]:
+    """The dataset and the editor that the cache was made with."""
+    from imagewam_cli.data.formats import open_dataset
+    from imagewam_cli.registry import Registry
+
+    source = open_dataset(dataset or Path(manifest.dataset.path), manifest.dataset.keys)
+    editors, name = Registry.installed().editors, str(manifest.fingerprint["editor"])
+    editor = editors.load(name).load(
+        editors.get(name),
+        manifest.settings,
+        instructions=manifest.instructions,
+        weights=weights,
+        hardware=hardware,
+    )
+    return source, editor

@@ -1,0 +1,182 @@
+"""Is every byte of a cache what it was when it was written, and if not, which rows have to be computed again?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from torch import Tensor
+
+from imagewam_cli.data.samples import SAMPLES
+from imagewam_cli.data.types import Dataset
+from imagewam_cli.editor import Editor
+from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.build import batches, encode_rows, samples_bytes
+from imagewam_cli.kvcache.codec import Codec, stored_parts
+from imagewam_cli.kvcache.lock import write_lock
+from imagewam_cli.kvcache.manifest import (
+    SHARDS,
+    TABLE,
+    Manifest,
+    ShardEntry,
+    fingerprint_digest,
+    read_manifest,
+    write_atomically,
+    write_manifest,
+)
+from imagewam_cli.kvcache.reader import require_listed
+from imagewam_cli.kvcache.shard import INDEX_KEYS, Shard, ShardWriter
+from imagewam_cli.kvcache.table import FrameTable
+from imagewam_cli.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """What is wrong with one file. rows: those of the shard that differ; None: the file as a whole."""
+
+    file: str
+    what: str
+    rows: tuple[int, ...] | None = None
+
+
+def verify_cache(folder: Path, *, on_rows: Callable[[int], None] = lambda rows: None) -> list[Damage]:
+    """Read every byte. `on_rows(n)` is called after each shard of n rows.
+
+    Raises:
+        CacheError: no cache, or its manifest is damaged: then nothing says what the rest should be.
+    """
+    manifest = read_manifest(folder)
+    found = [
+        Damage(file=name, what="differs from its checksum" if (folder / name).exists() else "is missing")
+        for name, checksum in manifest.files.items()
+        if not _holds(folder / name, checksum)
+    ]
+    for entry in manifest.shards:
+        damage = _shard_damage(folder, entry)
+        if damage is not None:
+            found.append(damage)
+        on_rows(entry.rows)
+    return found
+
+
+def repair_cache(
+    folder: Path,
+    damages: Sequence[Damage],
+    dataset: Dataset,
+    editor: Editor,
+    *,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> list[str]:
+    """Make what is damaged again: of a shard only the batches with damaged rows. Returns the shards whose bytes are not
+    the former ones, as where another machine computes them.
+
+    Raises:
+        CacheError: the dataset or the editor is not the one of the cache; nothing is changed then.
+    """
+    with write_lock(folder):
+        manifest = read_manifest(folder)
+        _require_origin(folder, manifest, dataset, editor)
+        _repair_files(folder, manifest, damages, dataset)
+        changed = []
+        for damage in damages:
+            entry = next((e for e in manifest.shards if f"{SHARDS}/{e.file}" == damage.file), None)
+            if entry is not None:
+                repaired = _repair_shard(folder, manifest, entry, damage, dataset, editor, on_rows)
+                if repaired.checksum != entry.checksum:
+                    changed.append(entry.file)
+                shards = tuple(repaired if e.file == entry.file else e for e in manifest.shards)
+                manifest = dataclasses.replace(manifest, shards=shards)
+                write_manifest(folder, manifest)
+        return changed
+
+
+def _shard_damage(folder: Path, entry: ShardEntry) -> Damage | None:
+    file = f"{SHARDS}/{entry.file}"
+    path = folder / SHARDS / entry.file
+    if not path.exists():
+        return Damage(file=file, what="is missing")
+    try:
+        shard = Shard.open(path)
+        require_listed(shard, entry.bytes, entry.checksum)
+    except CacheError as error:
+        return Damage(file=file, what=error.message.removeprefix(f"{path} "))
+    rows = shard.damaged_rows()
+    if not len(rows):
+        return None
+    numbers = ", ".join(str(shard.array("row")[row]) for row in rows[:5])
+    more = ", …" if len(rows) > 5 else ""
+    what = f"{len(rows)} of {entry.rows} rows differ from their checksums (dataset rows {numbers}{more})"
+    return Damage(file=file, what=what, rows=tuple(rows.tolist()))
+
+
+def _require_origin(folder: Path, manifest: Manifest, dataset: Dataset, editor: Editor) -> None:
+    pairs = (
+        ("dataset", manifest.dataset.identity[:16], dataset.info.identity[:16]),
+        ("editor", manifest.digest, fingerprint_digest(editor.fingerprint())),
+    )
+    for what, there, here in pairs:
+        if there != here:
+            raise CacheError(
+                f"{folder} was made with another {what}: its fingerprint is {there}, this one's {here}",
+                f"repair needs the {what} that the cache was made with",
+            )
+
+
+def _repair_files(folder: Path, manifest: Manifest, damages: Sequence[Damage], dataset: Dataset) -> None:
+    damaged = {damage.file for damage in damages} & manifest.files.keys()
+    if not damaged:
+        return
+    first = manifest.shards[0]
+    contents = {
+        TABLE: FrameTable.of(dataset.rows(images=False))[0].to_bytes(),
+        SAMPLES: samples_bytes(dataset, first.episodes, first.batch, manifest.dataset.stride),
+    }
+    for name in damaged:
+        if xxhash.xxh3_128_hexdigest(contents[name]) != manifest.files[name]:
+            raise CacheError(f"the dataset gives another {name} than the cache had", "build the cache again")
+        write_atomically(folder / name, contents[name])
+
+
+def _repair_shard(
+    folder: Path,
+    manifest: Manifest,
+    entry: ShardEntry,
+    damage: Damage,
+    dataset: Dataset,
+    editor: Editor,
+    on_rows: Callable[[int], None],
+) -> ShardEntry:
+    """Batches as the shard was made of them, so that the same editor gives the same bytes."""
+    path = folder / SHARDS / entry.file
+    codec: Codec = Registry.installed().codecs.load(manifest.codec)
+    old = Shard.open(path) if damage.rows is not None else None
+    damaged = set(damage.rows if damage.rows is not None else range(entry.rows))
+    numbers = {text: i for i, text in enumerate(manifest.instructions)}
+    with ShardWriter(path, entry.rows, stored_parts(manifest.spec, codec)) as writer:
+        first = 0
+        for rows in batches(dataset.rows(episodes=entry.episodes, stride=manifest.dataset.stride), entry.batch):
+            places = range(first, first + len(rows))
+            if old is None or not damaged.isdisjoint(places):
+                index, tensors = encode_rows(editor, codec, rows, numbers)
+            else:
+                index, tensors = _copied(old, places)
+            writer.append(index, tensors)
+            first += len(rows)
+            on_rows(len(rows))
+        return dataclasses.replace(entry, checksum=writer.finish(), bytes=writer.bytes)
+
+
+def _copied(shard: Shard, places: range) -> tuple[dict[str, list[int]], dict[str, Tensor]]:
+    rows = np.arange(places.start, places.stop)
+    arrays = shard.blank(len(rows))
+    shard.take(rows, arrays, np.arange(len(rows)))
+    index = {name: shard.array(name)[rows].tolist() for name in INDEX_KEYS}
+    return index, shard.tensors(arrays)
+
+
+def _holds(path: Path, checksum: str) -> bool:
+    return path.exists() and xxhash.xxh3_128_hexdigest(path.read_bytes()) == checksum

@@ -1,0 +1,59 @@
+"""`kvcache.lock`: one writer, and dead writers lock nobody out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.lock import LOCK, write_lock
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from imagewam_cli.kvcache.lock import write_lock
+with write_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holding(folder: Path) -> subprocess.Popen[str]:
+    """Another process that holds the lock."""
+    process = subprocess.Popen([sys.executable, "-c", _HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
+    process = holding(tmp_path)
+    try:
+        with pytest.raises(CacheError, match=f"being written by process {process.pid} on "), write_lock(tmp_path):
+            pass
+        assert (tmp_path / LOCK).exists()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_what_a_killed_writer_left_locks_nobody_out(tmp_path: Path) -> None:
+    process = holding(tmp_path)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / LOCK).exists()
+    with write_lock(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_gives_the_lock_back(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="within"), write_lock(tmp_path):
+        raise ValueError("within")
+    with write_lock(tmp_path):
+        pass
