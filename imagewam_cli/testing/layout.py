@@ -13,7 +13,7 @@ from torch import Tensor
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import UsageError
 from imagewam_cli.hookspecs import EditorEntry
-from imagewam_cli.kvcache.spec import KVSpec, Mode, Segment, SegmentSpec
+from imagewam_cli.kvcache.spec import KVSpec, Mode, Segment
 from imagewam_cli.testing.subject import (
     CAMERA,
     LONG,
@@ -107,7 +107,7 @@ def _without_text_length(spec: KVSpec) -> KVSpec:
     layers = tuple(
         dataclasses.replace(
             layer,
-            segments=tuple(SegmentSpec(name="text", tokens=1) if s.name == "text" else s for s in layer.segments),
+            segments=tuple(dataclasses.replace(s, tokens=1) if s.name == "text" else s for s in layer.segments),
         )
         for layer in spec.layers
     )
