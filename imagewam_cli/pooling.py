@@ -1,7 +1,8 @@
 """Fewer picture tokens: the mean of each cell of N x N neighbours, keys and values alike.
 
 Keys of a rotary editor are averaged before their rotation, which would turn neighbours against each other, and rotated
-again at the cell's centre. Cells that reach over the picture's edge are the mean of what is there.
+again at the cell's centre. Cells that reach over the picture's edge are the mean of what is there. Cameras side by side
+are one picture: a cell may hold tokens of both where a camera's columns are no multiple of N.
 """
 
 from __future__ import annotations
