@@ -38,7 +38,17 @@ from imagewam_cli.errors import CaptureError, EditorError, PluginError, UsageErr
 from imagewam_cli.fetch import downloaded
 from imagewam_cli.hardware import CPU, Hardware
 from imagewam_cli.hookspecs import EditorEntry
-from imagewam_cli.kvcache.spec import BlockKind, KVSpec, LayerSpec, Mode, RopeSpec, Segment, SegmentSpec, select_layers
+from imagewam_cli.kvcache.spec import (
+    BlockKind,
+    KVSpec,
+    LayerSpec,
+    Mode,
+    RopeSpec,
+    Segment,
+    SegmentSpec,
+    TokenPositions,
+    select_layers,
+)
 from imagewam_cli.pipeline_folder import (
     digest,
     load_part,
@@ -50,6 +60,7 @@ from imagewam_cli.pipeline_folder import (
     write_part,
 )
 from imagewam_cli.placement import Placement
+from imagewam_cli.pooling import pooled, pooled_layer, pooled_segment
 from imagewam_cli.text_states import Prompt, Text, TextStates, with_token
 
 GREY = 128
@@ -104,7 +115,7 @@ class DiffusersEditor(Editor):
                 del self.part[name]
         self._load_parts(late)
         self.prepare()
-        _ = self.layer_names  # a choice of layers that do not exist is refused here, not at the first row
+        _ = self.layer_names  # layers that do not exist or cannot be pooled are refused here, not at the first row
 
     @classmethod
     def load(
@@ -289,57 +300,66 @@ class DiffusersEditor(Editor):
     @functools.cached_property
     def layer_names(self) -> tuple[str, ...]:
         """Of the kept layers."""
-        return tuple(layer.name for layer in self._kept(self.denoiser, self.settings, text=1))
+        return tuple(layer.name for layer in self._layers(self.denoiser, self.settings, text=1))
 
     def keep_segments(self, recorded: Mapping[str, LayerKV], text_valid: Tensor) -> PrefixKV:
         """The wanted segments of the kept layers; what padding left is zeroed, so that equal rows are equal bytes.
 
         recorded: by the layers' names; text_valid: bool (B, L).
         """
+        size, rope = self.settings.pool, self._rope(self.denoiser, self.settings)
         layers: list[LayerKV] = []
         valid: Tensor | None = None
         for layer in self._kept(self.denoiser, self.settings, text=text_valid.shape[1]):
-            k, v = (self._wanted(layer, x) for x in (recorded[layer.name].k, recorded[layer.name].v))
-            if layer.holds_text and "text" in self._segments:
-                everywhere = text_valid.new_ones(text_valid.shape[0], layer.tokens)
-                parts = zip(layer.segments, _split(layer, everywhere), strict=True)
-                valid = self._wanted(layer, torch.cat([text_valid if s.name == "text" else x for s, x in parts], dim=1))
+            kept = self._wanted(layer, recorded[layer.name])
+            k, v = _joined([pooled(kv, segment, size, rope) for segment, kv in kept])
+            if any(segment.name == "text" for segment, _ in kept):
+                valid = _validity([pooled_segment(segment, size) for segment, _ in kept], text_valid)
                 hidden = ~valid[:, :, None, None]
                 k, v = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
             layers.append(LayerKV(k, v))
         return PrefixKV(tuple(layers), valid)
 
-    def _wanted(self, layer: LayerSpec, tokens: Tensor) -> Tensor:
-        """The wanted segments of a layer's tokens (B, tokens, ...), side by side."""
-        parts = zip(layer.segments, _split(layer, tokens), strict=True)
-        wanted = [part for segment, part in parts if segment.name in self._segments]
-        return wanted[0] if len(wanted) == 1 else torch.cat(wanted, dim=1)
-
-    @property
-    def _segments(self) -> tuple[Segment, ...]:
+    def _wanted(self, layer: LayerSpec, kv: LayerKV) -> list[tuple[SegmentSpec, LayerKV]]:
+        """The wanted segments of a layer, each with its keys and values."""
         assert self.settings.segments is not None
-        return self.settings.segments
+        parts = zip(layer.segments, _split(layer, kv.k), _split(layer, kv.v), strict=True)
+        return [(segment, LayerKV(k, v)) for segment, k, v in parts if segment.name in self.settings.segments]
 
     @classmethod
     def _layout(cls, entry: EditorEntry, settings: PrefixSettings, denoiser: Any, text: int) -> KVSpec:
         assert settings.mode is not None
         assert settings.timestep is not None
-        assert settings.segments is not None
         assert settings.text_padding is not None
         assert settings.image_size is not None
         return KVSpec(
             mode=settings.mode,
             timestep=settings.timestep,
-            layers=tuple(
-                dataclasses.replace(layer, segments=tuple(s for s in layer.segments if s.name in settings.segments))
-                for layer in cls._kept(denoiser, settings, text)
-            ),
-            rope=cls.rope(denoiser),
+            layers=cls._layers(denoiser, settings, text),
+            rope=cls._rope(denoiser, settings),
             text_padding=settings.text_padding,
             cameras=settings.cameras,
             image_size=settings.image_size,
             prompt_template=settings.prompt_template or entry.prompt_template,
         )
+
+    @classmethod
+    def _layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+        """As `encode` gives them: the kept layers with the wanted segments, pictures pooled."""
+        assert settings.segments is not None
+        wanted = [
+            dataclasses.replace(layer, segments=tuple(s for s in layer.segments if s.name in settings.segments))
+            for layer in cls._kept(denoiser, settings, text)
+        ]
+        rope = cls._rope(denoiser, settings)
+        return tuple(pooled_layer(layer, settings.pool, rope) for layer in wanted)
+
+    @classmethod
+    def _rope(cls, denoiser: Any, settings: PrefixSettings) -> RopeSpec | None:
+        """`rope` with the rounding of the settings."""
+        assert settings.rounding is not None
+        rope = cls.rope(denoiser)
+        return None if rope is None else dataclasses.replace(rope, rounding=settings.rounding)
 
     @classmethod
     def _kept(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
@@ -411,10 +431,12 @@ def joint_layers(transformer: Any, segments: Sequence[SegmentSpec]) -> tuple[Lay
     )
 
 
-def picture_segment(name: Segment, size: tuple[int, int], pixels: int) -> SegmentSpec:
+def picture_segment(
+    name: Segment, size: tuple[int, int], pixels: int, positions: TokenPositions | None = None
+) -> SegmentSpec:
     """Tokens of a picture of (height, width) pixels, each `pixels` wide and high; partial ones at the edge count."""
     rows, columns = (-(-side // pixels) for side in size)
-    return SegmentSpec(name=name, tokens=rows * columns, grid=(rows, columns))
+    return SegmentSpec(name=name, tokens=rows * columns, grid=(rows, columns), positions=positions)
 
 
 def reference_sizes(settings: PrefixSettings) -> tuple[tuple[int, int], ...]:
@@ -445,6 +467,21 @@ def flow_target(reference: Tensor, timestep: float) -> Tensor:
     """
     noise = target_noise(reference.shape, reference)
     return noise if timestep == 1.0 else (1 - timestep) * reference + timestep * noise
+
+
+def _validity(segments: Sequence[SegmentSpec], text_valid: Tensor) -> Tensor:
+    """bool (B, P): which tokens of a layer count."""
+    batch = text_valid.shape[0]
+    return torch.cat(
+        [text_valid if s.name == "text" else text_valid.new_ones(batch, s.tokens) for s in segments], dim=1
+    )
+
+
+def _joined(parts: Sequence[LayerKV]) -> tuple[Tensor, Tensor]:
+    """Keys and values of segments side by side."""
+    if len(parts) == 1:
+        return parts[0].k, parts[0].v
+    return torch.cat([part.k for part in parts], dim=1), torch.cat([part.v for part in parts], dim=1)
 
 
 def _split(layer: LayerSpec, tokens: Tensor) -> tuple[Tensor, ...]:

@@ -55,6 +55,8 @@ class PrefixSettings:
     """How the editor computes; a prefix computed otherwise is another prefix."""
     quantization: Literal["none", "int8", "nf4"] = "none"
     """Weights of denoiser and text encoders in fewer bits: another prefix from less memory."""
+    pool: int = 1
+    """Picture tokens are kept as means over cells of so many by so many."""
     rounding: Rounding | None = None
     prompt_template: str | None = None
     """Text with {instruction} in it, instead of the editor's own."""
@@ -67,6 +69,8 @@ class PrefixSettings:
     def __post_init__(self) -> None:
         if self.timestep is not None and not 0.0 <= self.timestep <= 1.0:
             raise UsageError(f"timestep must lie in [0, 1], got {self.timestep}", "1 is noise, 0 is clean")
+        if self.pool < 1:
+            raise UsageError(f"pool must be at least 1, got {self.pool}", "1 keeps every token, 2 one for four")
         if self.random_weights and self.quantization != "none":
             raise UsageError("weights drawn anew are not quantized", "leave out --quantization or --random-weights")
         if self.prompt_template is not None and "{instruction}" not in self.prompt_template:

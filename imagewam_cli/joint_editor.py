@@ -18,7 +18,6 @@ A subclass says which ids its tokens have and how its transformer is called.
 from __future__ import annotations
 
 import abc
-import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -29,7 +28,8 @@ from torch import Tensor
 from imagewam_cli.diffusers_editor import DiffusersEditor, flow_target, joint_layers, picture_segment
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
-from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, Segment, SegmentSpec
+from imagewam_cli.kvcache.positions import segment_ids
+from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, Segment, SegmentSpec, TokenPositions
 from imagewam_cli.text_states import Text
 
 PIXELS_PER_TOKEN = 16
@@ -52,20 +52,30 @@ class JointEditor(DiffusersEditor):
     )
     picture_ids: ClassVar[Mapping[Segment, int]]
     """What the first position id says: which of the pictures a token belongs to."""
+    text_moves: ClassVar[tuple[int, ...]]
+    """The position ids that grow from text token to text token; the first token has zeros."""
     action_id: ClassVar[int]
     """The first position id of actions, unlike that of text and pictures; they count along the second."""
 
     @classmethod
     def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+        return joint_layers(denoiser, cls.token_segments(settings, text))
+
+    @classmethod
+    def token_segments(cls, settings: PrefixSettings, text: int) -> tuple[SegmentSpec, ...]:
+        """Those of the mode's forward, in the order of the tokens, with their position ids."""
         assert settings.image_size is not None
-        size = settings.image_size
-        return joint_layers(
-            denoiser,
-            [
-                SegmentSpec(name=name, tokens=text) if name == "text" else picture_segment(name, size, PIXELS_PER_TOKEN)
-                for name in cls.defaults.segments(settings)
-            ],
-        )
+        size, start = settings.image_size, float(cls.picture_start(settings, text))
+        segments = []
+        for name in cls.defaults.segments(settings):
+            if name == "text":
+                positions = TokenPositions(origin=(0.0, 0.0, 0.0), moves=(cls.text_moves,))
+                segments.append(SegmentSpec(name=name, tokens=text, positions=positions))
+            else:
+                origin = (float(cls.picture_ids[name]), start, start)
+                positions = TokenPositions(origin=origin, moves=((1,), (2,)))
+                segments.append(picture_segment(name, size, PIXELS_PER_TOKEN, positions))
+        return tuple(segments)
 
     @classmethod
     def rope(cls, denoiser: Any) -> RopeSpec:
@@ -76,13 +86,9 @@ class JointEditor(DiffusersEditor):
             action_ids=(cls.action_id, 0, 0),
         )
 
-    @abc.abstractmethod
-    def text_ids(self, length: int) -> Tensor:
-        """Position ids of `length` text tokens, float32 (length, 3)."""
-
-    @property
-    def picture_start(self) -> int:
-        """Row and column id of a picture's first token."""
+    @classmethod
+    def picture_start(cls, settings: PrefixSettings, text: int) -> int:
+        """Row and column id of a picture's first token, behind `text` text tokens."""
         return 0
 
     @abc.abstractmethod
@@ -98,7 +104,8 @@ class JointEditor(DiffusersEditor):
         assert t is not None
         reference = latent_tokens(self.part["vae"], pictures)
         tokens = {"target": flow_target(reference, t), "reference": reference}
-        image = torch.cat([tokens[name] for name in self._pictures], dim=1)
+        of_text, *of_pictures = self.token_segments(self.settings, text.embeds.shape[1])
+        image = torch.cat([tokens[segment.name] for segment in of_pictures], dim=1)
         seen = torch.cat([text.valid, text.valid.new_ones(image.shape[:2])], dim=1)
         self.forward(
             image,
@@ -106,21 +113,9 @@ class JointEditor(DiffusersEditor):
             None if bool(seen.all()) else seen[:, None, None, :],
             # rounded as the pipelines round it: they count timesteps to 1000 in the model's dtype
             timestep=torch.full((len(image),), 1000 * t, dtype=self.dtype, device=self.device) / 1000,
-            txt_ids=self.text_ids(text.embeds.shape[1]).to(self.device),
-            img_ids=self._image_ids.to(self.device),
+            txt_ids=segment_ids(of_text).to(self.device),
+            img_ids=torch.cat([segment_ids(segment) for segment in of_pictures]).to(self.device),
         )
-
-    @property
-    def _pictures(self) -> tuple[Segment, ...]:
-        """The pictures of the mode's forward, in the order of the tokens."""
-        return tuple(name for name in self.defaults.segments(self.settings) if name != "text")
-
-    @functools.cached_property
-    def _image_ids(self) -> Tensor:
-        assert self.settings.image_size is not None
-        rows, columns = (side // PIXELS_PER_TOKEN for side in self.settings.image_size)
-        start = self.picture_start
-        return torch.cat([grid_ids(self.picture_ids[name], rows, columns, start) for name in self._pictures])
 
 
 def latent_tokens(vae: Any, pictures: Tensor) -> Tensor:
@@ -136,8 +131,7 @@ def patch_tokens(latents: Tensor) -> Tensor:
     return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
-def grid_ids(first: int, rows: int, columns: int, start: int = 0) -> Tensor:
-    """Position ids (first, start + row, start + column) of a picture's tokens, float32 (rows * columns, 3), rows
-    first."""
-    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float() + start
+def grid_ids(first: int, rows: int, columns: int) -> Tensor:
+    """Position ids (first, row, column) of a picture's tokens, float32 (rows * columns, 3), rows first."""
+    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
     return torch.cat([torch.full((len(places), 1), float(first)), places], dim=1)

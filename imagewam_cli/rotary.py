@@ -24,3 +24,11 @@ def rotary_tables(ids: Tensor, axes: Sequence[int], theta: float, rounding: Roun
         angles.append(ids[:, axis, None].to(dtype) * (1.0 / theta**exponents))
     table = torch.cat(angles, dim=-1)
     return table.cos().float(), table.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (2 j, 2 j + 1) of the last axis of x (.., T, H, D); cos, sin (T, D / 2). Float32 inside."""
+    even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    return turned.flatten(-2).to(x.dtype)

@@ -37,6 +37,9 @@ def cache_command(
     segments: Annotated[
         str | None, typer.Option("--segments", help="Kinds of tokens to keep: text,reference,target.")
     ] = None,
+    pool: Annotated[
+        int, typer.Option("--pool", help="Average N x N neighbouring picture tokens into one.", metavar="N")
+    ] = 1,
     text_padding: Annotated[
         str | None, typer.Option("--text-padding", help="trim or keep; by default the editor's.")
     ] = None,
@@ -108,6 +111,7 @@ def cache_command(
         timestep=timestep,
         layers=layers,
         segments=tuple(segments.split(",")) if segments else None,
+        pool=pool,
         text_padding=text_padding,
         image_size=size_of(image_size),
         camera_layout=camera_layout,

@@ -65,7 +65,7 @@ def picture_map(weights: Float64Array, layer: LayerSpec, own: int, pictures: int
     *parts, _ = split(weights, layer, own)
     for segment, part in zip(layer.segments, parts, strict=True):
         if segment.grid is not None:
-            kinds.setdefault(segment.name, []).append(part.reshape(segment.grid))
+            kinds.setdefault(segment.name, []).append(_evened(part.reshape(segment.grid), segment.extent))
     added = combined([_strip(found, pictures) for found in kinds.values()])
     total = float(added.sum())
     if not total > 0:
@@ -73,6 +73,15 @@ def picture_map(weights: Float64Array, layer: LayerSpec, own: int, pictures: int
             f"the attention on the pictures of layer {layer.name} is {total}", "look at the policy's weights"
         )
     return added / total
+
+
+def _evened(values: Float64Array, extent: tuple[float, float] | None) -> Float64Array:
+    """A map whose last row and column reach over the picture's edge -> one of as many equal cells."""
+    if extent is None:
+        return values
+    rows, columns = (_overlaps(n, n, whole) for n, whole in zip(values.shape, extent, strict=True))
+    result: Float64Array = rows @ values @ columns.T
+    return result
 
 
 def _strip(found: Sequence[Float64Array], pictures: int) -> Float64Array:
@@ -128,10 +137,13 @@ def lifts(maps: Float64Array, regions: BoolArray) -> Float64Array:
     return result
 
 
-def _overlaps(cells: int, into: int) -> Float64Array:
-    """(into, cells): the fraction of each cell of a line that lies in each cell of another division of that line."""
-    edges, others = np.arange(cells + 1) / cells, np.arange(into + 1) / into
+def _overlaps(cells: int, into: int, whole: float | None = None) -> Float64Array:
+    """(into, cells): the fraction of each cell of a line that lies in each cell of another division of that line.
+
+    whole: length of the line in cells, where the last one ends with it; None: `cells`.
+    """
+    edges, others = np.minimum(np.arange(cells + 1) / (whole or cells), 1.0), np.arange(into + 1) / into
     low = np.maximum(edges[None, :-1], others[:-1, None])
     high = np.minimum(edges[None, 1:], others[1:, None])
-    overlap: Float64Array = np.clip(high - low, 0.0, None) * cells
+    overlap: Float64Array = np.clip(high - low, 0.0, None) / np.diff(edges)
     return overlap

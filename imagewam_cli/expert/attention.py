@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from imagewam_cli.capture import LayerKV
 from imagewam_cli.kvcache.spec import RopeSpec, Rounding
-from imagewam_cli.rotary import rotary_tables
+from imagewam_cli.rotary import rotary_tables, rotate
 
 
 def joint_attention(q: Tensor, k: Tensor, v: Tensor, prefix: LayerKV | None, valid: Tensor | None) -> Tensor:
@@ -77,11 +77,3 @@ class Rotary(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B N, T, H, D)."""
         return rotate(x, self.cos, self.sin)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs (2 j, 2 j + 1) of the last axis of x (.., T, H, D); float32 inside."""
-    even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
-    return turned.flatten(-2).to(x.dtype)

@@ -16,28 +16,37 @@ from torch import Tensor, nn
 
 from imagewam_cli.capture import LayerKV
 from imagewam_cli.errors import ConfigError
-from imagewam_cli.kvcache.spec import LayerSpec
+from imagewam_cli.kvcache.spec import LayerSpec, SegmentSpec
 
 _OCTAVES = 3
 PLACE_FEATURES = 2 + 4 * _OCTAVES
 
 
-def place_features(grid: tuple[int, int]) -> Tensor:
+def place_features(grid: tuple[int, int], extent: tuple[float, float] | None = None) -> Tensor:
     """float32 (rows * columns, 14), rows first: y and x of each token's centre in [-1, 1], then sines and cosines of
-    pi, 2 pi and 4 pi times them."""
-    y, x = ((torch.arange(side, dtype=torch.float32) * 2 + 1) / side - 1 for side in grid)
+    pi, 2 pi and 4 pi times them.
+
+    extent: (height, width) of the picture in tokens, where it is less than the grid; the last tokens are then smaller.
+    """
+    y, x = (_centres(side, whole) for side, whole in zip(grid, extent or grid, strict=True))
     places = torch.cartesian_prod(y, x)
     angles = torch.cat([math.pi * 2**octave * places for octave in range(_OCTAVES)], dim=-1)
     return torch.cat([places, angles.sin(), angles.cos()], dim=-1)
 
 
-def picture_features(grids: Sequence[tuple[int, int]]) -> Tensor:
+def _centres(count: int, whole: float) -> Tensor:
+    """Of `count` tokens in a line of `whole` tokens from -1 to 1."""
+    edges = torch.arange(count + 1, dtype=torch.float32).clamp(max=whole)
+    return (edges[:-1] + edges[1:]) / whole - 1
+
+
+def picture_features(pictures: Sequence[SegmentSpec]) -> Tensor:
     """float32 (tokens, 14) of one picture; (tokens, 14 + N) of N > 1 one after another, with a one in the column of
-    each token's picture."""
-    places = torch.cat([place_features(grid) for grid in grids])
-    if len(grids) == 1:
+    each token's picture. Each has a grid."""
+    places = torch.cat([place_features(s.grid, s.extent) for s in pictures if s.grid is not None])
+    if len(pictures) == 1:
         return places
-    each = torch.eye(len(grids)).repeat_interleave(torch.tensor([math.prod(grid) for grid in grids]), dim=0)
+    each = torch.eye(len(pictures)).repeat_interleave(torch.tensor([s.tokens for s in pictures]), dim=0)
     return torch.cat([places, each], dim=1)
 
 
@@ -72,9 +81,8 @@ class _PlaceMap(nn.Module):
 
     def __init__(self, layer: LayerSpec) -> None:
         super().__init__()
-        grids = [s.grid for s in layer.segments]
-        pictures = [grid for grid in grids if grid is not None]
-        if grids[-len(pictures) :] != pictures:
+        pictures = [s for s in layer.segments if s.grid is not None]
+        if list(layer.segments[-len(pictures) :]) != pictures:
             raise ConfigError(f"places need the text before the pictures; {layer.name} has {layer.segments}")
         features = picture_features(pictures)
         text = features.new_zeros(1, features.shape[1])  # the one row for every token before the pictures

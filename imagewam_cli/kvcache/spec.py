@@ -6,6 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 Mode = Literal["prefix", "denoise"]
 BlockKind = Literal["sequential", "parallel"]
 Rounding = Literal["exact", "published-bf16"]
@@ -14,6 +17,33 @@ were trained."""
 
 
 Segment = Literal["text", "reference", "target"]
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPositions:
+    """Where the tokens of a segment stand under the editor's rotary positions: ids by place, padding included.
+
+    origin: ids of the first token, one for each rope axis. moves: in a segment with a grid the axes along which the id
+    grows by `step` with each row, then those for each column; in one without, the axes along which it grows with each
+    token, none where all tokens have the same ids.
+    """
+
+    origin: tuple[float, ...]
+    moves: tuple[tuple[int, ...], ...]
+    step: float = 1.0
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= axis < len(self.origin) for axes in self.moves for axis in axes):
+            raise ValueError(f"positions move along {self.moves}, and there are {len(self.origin)} axes")
+
+    def ids(self, sizes: tuple[int, ...]) -> Float32Array:
+        """One row of ids for each token, (tokens, axes). sizes: (rows, columns) of a grid, or (tokens,)."""
+        moves = np.zeros((len(self.moves), len(self.origin)), np.float32)
+        for row, axes in zip(moves, self.moves, strict=True):
+            row[list(axes)] = self.step
+        places = np.indices(sizes, np.float32).reshape(len(sizes), -1).T
+        return places @ moves + np.array(self.origin, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +54,29 @@ class SegmentSpec:
     tokens: int
     grid: tuple[int, int] | None = None
     """(rows, columns) of the tokens of a picture, row by row; None where tokens have no place in one."""
+    extent: tuple[float, float] | None = None
+    """(height, width) of the picture in tokens, where the last row or column reaches over its edge; None: as the
+    grid."""
+    positions: TokenPositions | None = None
+    """None where the editor has no rotary positions or its plugin does not tell them."""
 
     def __post_init__(self) -> None:
         if self.grid is not None and self.grid[0] * self.grid[1] != self.tokens:
             raise ValueError(f"segment {self.name}: a grid {self.grid} does not hold {self.tokens} tokens")
+        if self.extent is not None and (
+            self.grid is None or any(not n - 1 < e <= n for n, e in zip(self.grid, self.extent, strict=True))
+        ):
+            raise ValueError(f"segment {self.name}: a picture of {self.extent} tokens does not fill a grid {self.grid}")
+        if self.positions is not None and len(self.positions.moves) != (1 if self.grid is None else 2):
+            raise ValueError(
+                f"segment {self.name}: positions move along {self.positions.moves}, which does not fit a "
+                + ("row of tokens" if self.grid is None else "grid")
+            )
+
+    @property
+    def position_ids(self) -> Float32Array | None:
+        """Rotary ids of each token, (tokens, axes); None where they are not known."""
+        return None if self.positions is None else self.positions.ids(self.grid or (self.tokens,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +121,14 @@ class RopeSpec:
     """How the editor rotates keys, so that action queries can be rotated alike.
 
     axes: numbers of each head that each position axis rotates; action_axis: the axis along which actions count;
-    action_ids: the constant ids of an action on the other axes.
+    action_ids: the constant ids of an action on the other axes; rounding: of the angles of the editor's keys.
     """
 
     axes: tuple[int, ...]
     theta: float
     action_axis: int
     action_ids: tuple[int, ...]
+    rounding: Rounding = "exact"
 
     def __post_init__(self) -> None:
         if len(self.axes) != len(self.action_ids) or any(a % 2 for a in self.axes):
@@ -103,6 +153,13 @@ class KVSpec:
         widths = {layer.tokens for layer in self.layers if layer.holds_text}
         if len(widths) > 1:
             raise ValueError(f"layers that hold text must have equally many tokens, not {sorted(widths)}")
+        axes = 0 if self.rope is None else len(self.rope.axes)
+        for segment in (s for layer in self.layers for s in layer.segments if s.positions is not None):
+            assert segment.positions is not None
+            if len(segment.positions.origin) != axes:
+                raise ValueError(
+                    f"segment {segment.name} has positions on {len(segment.positions.origin)} axes, the rope has {axes}"
+                )
 
     @property
     def valid_tokens(self) -> int:

@@ -20,6 +20,7 @@ Check = Callable[[Subject], None]
 
 CHECKS: tuple[Check, ...] = (
     layout.shapes_are_those_of_the_spec,
+    layout.pooled_shapes_are_those_of_the_spec,
     layout.description_is_the_spec,
     numbers.same_input_gives_the_same_bits,
     numbers.a_batch_is_its_rows,

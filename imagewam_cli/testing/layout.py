@@ -13,7 +13,8 @@ from torch import Tensor
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import UsageError
 from imagewam_cli.hookspecs import EditorEntry
-from imagewam_cli.kvcache.spec import KVSpec, Mode, Segment, SegmentSpec
+from imagewam_cli.kvcache.spec import KVSpec, Mode, Segment
+from imagewam_cli.pooling import pooled_segment
 from imagewam_cli.testing.subject import (
     CAMERA,
     LONG,
@@ -59,6 +60,25 @@ def _require_shapes(
             require(given == said, f"{part} of {layer.name} is {given}, the spec says {said}", fix)
             require(bool(torch.isfinite(values).all()), f"{part} of {layer.name} is not finite", "see `run`")
     _require_valid(prefix, spec)
+
+
+def pooled_shapes_are_those_of_the_spec(subject: Subject) -> None:
+    """with `pool` 2 a picture keeps one token for each begun 2 x 2, and K and V have the shapes that `spec` says"""
+    changes = {"segments": subject.segments()}
+    whole = subject.load((SHORT, LONG), **changes).spec
+    if not any(layer.holds_pictures for layer in whole.layers):
+        raise NotApplicable("it has no picture tokens")
+    try:
+        pooled = subject.load((SHORT, LONG), pool=2, **changes).spec
+    except UsageError as error:
+        raise NotApplicable(f"it cannot pool: {error.message}") from None
+    fix = "pool as `DiffusersEditor` does, with `imagewam_cli.pooling`, or refuse it with UsageError from `load`"
+    for before, after in zip(whole.layers, pooled.layers, strict=True):
+        halves = [pooled_segment(segment, 2) for segment in before.segments]
+        given = [(s.name, s.tokens, s.grid) for s in after.segments]
+        expected = [(s.name, s.tokens, s.grid) for s in halves]
+        require(given == expected, f"with `pool` 2 the spec of {before.name} has {given}, not {expected}", fix)
+    _require_shapes(subject, (CAMERA,), subject.size, changes | {"pool": 2})
 
 
 def _require_valid(prefix: PrefixKV, spec: KVSpec) -> None:
@@ -107,7 +127,7 @@ def _without_text_length(spec: KVSpec) -> KVSpec:
     layers = tuple(
         dataclasses.replace(
             layer,
-            segments=tuple(SegmentSpec(name="text", tokens=1) if s.name == "text" else s for s in layer.segments),
+            segments=tuple(dataclasses.replace(s, tokens=1) if s.name == "text" else s for s in layer.segments),
         )
         for layer in spec.layers
     )

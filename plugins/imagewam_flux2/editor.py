@@ -26,10 +26,10 @@ from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.diffusers_editor import GREY, DiffusersEditor, flow_target, joint_layers, reference_sizes
 from imagewam_cli.editor import PrefixGraph, PrefixSettings
 from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
-from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec
+from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
 from imagewam_cli.text_states import Prompt, Text
 from imagewam_flux2.graph import prefix_graph
-from imagewam_flux2.layout import PIXELS_PER_TOKEN, picture_ids, picture_segments
+from imagewam_flux2.layout import PIXELS_PER_TOKEN, picture_ids, picture_segments, text_segment
 from imagewam_flux2.release import Flux2Release
 from imagewam_flux2.tokens import ACTION_T, FluxTokens, RoundedPositions
 
@@ -81,7 +81,7 @@ class Flux2Editor(DiffusersEditor):
 
     @classmethod
     def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
-        return joint_layers(denoiser, (SegmentSpec(name="text", tokens=text), *picture_segments(settings)))
+        return joint_layers(denoiser, (text_segment(text), *picture_segments(settings)))
 
     @classmethod
     def rope(cls, denoiser: Any) -> RopeSpec:

@@ -7,8 +7,6 @@ reference. A target is as large as the first reference, as the pipeline makes it
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 from collections.abc import Iterable
 
 import torch
@@ -16,22 +14,30 @@ from torch import Tensor
 
 from imagewam_cli.diffusers_editor import picture_segment, reference_sizes
 from imagewam_cli.editor import PrefixSettings
-from imagewam_cli.kvcache.spec import SegmentSpec
-from imagewam_flux2.tokens import REFERENCE_T, TARGET_T, image_ids
+from imagewam_cli.kvcache.positions import segment_ids
+from imagewam_cli.kvcache.spec import Segment, SegmentSpec, TokenPositions
+from imagewam_flux2.tokens import REFERENCE_T, TARGET_T
 
 PIXELS_PER_TOKEN = 16
 
 
 def picture_segments(settings: PrefixSettings) -> tuple[SegmentSpec, ...]:
     """The pictures of one forward, each with its own grid. settings: resolved."""
-    references = [picture_segment("reference", size, PIXELS_PER_TOKEN) for size in reference_sizes(settings)]
-    target = (dataclasses.replace(references[0], name="target"),) if settings.mode == "denoise" else ()
-    return (*target, *references)
+    sizes = reference_sizes(settings)
+    target = (_picture("target", sizes[0], TARGET_T),) if settings.mode == "denoise" else ()
+    return (*target, *(_picture("reference", size, REFERENCE_T * (1 + i)) for i, size in enumerate(sizes)))
+
+
+def text_segment(tokens: int) -> SegmentSpec:
+    """Text, which counts along the last axis."""
+    return SegmentSpec(name="text", tokens=tokens, positions=TokenPositions(origin=(0.0,) * 4, moves=((3,),)))
 
 
 def picture_ids(pictures: Iterable[SegmentSpec]) -> Tensor:
     """Position ids of their tokens one after another, float32 (tokens, 4)."""
-    turns = itertools.count(REFERENCE_T, REFERENCE_T)
-    return torch.cat(
-        [image_ids(*p.grid, t=TARGET_T if p.name == "target" else next(turns)) for p in pictures if p.grid is not None]
-    )
+    return torch.cat([segment_ids(picture) for picture in pictures])
+
+
+def _picture(name: Segment, size: tuple[int, int], t: int) -> SegmentSpec:
+    positions = TokenPositions(origin=(float(t), 0.0, 0.0, 0.0), moves=((1,), (2,)))
+    return picture_segment(name, size, PIXELS_PER_TOKEN, positions)

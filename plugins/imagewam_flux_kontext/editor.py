@@ -35,6 +35,7 @@ class FluxKontextEditor(JointEditor):
 
     text_encoders = ("text_encoder", "text_encoder_2")
     picture_ids = MappingProxyType({"target": 0, "reference": 1})
+    text_moves = ()
     # text is (0, 0, 0), which a target token has too, and pictures are 0 and 1: the next one is nobody's, and as far
     # from the reference as the reference is from the target
     action_id = 2
@@ -66,9 +67,6 @@ class FluxKontextEditor(JointEditor):
         ids = self._padded("tokenizer_2", prompt, self.defaults.text_limit)
         states = self.part["text_encoder_2"](ids).last_hidden_state[0]
         return Prompt(states=states[: self.text_tokens(prompt)], pooled=pooled)
-
-    def text_ids(self, length: int) -> Tensor:
-        return torch.zeros(length, 3)
 
     def forward(self, image: Tensor, text: Text, mask: Tensor | None, **inputs: Tensor) -> None:
         guided = self.denoiser.config.guidance_embeds

@@ -22,17 +22,14 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.errors import EditorError
 from imagewam_cli.joint_editor import JointEditor
 from imagewam_cli.text_states import Prompt, Text
-from imagewam_longcat.prompt import FRAME_TOKENS, LongCatPrompt
-
-_PIXELS_PER_SEEN_TOKEN = 56
-"""What a token of the vision-language model shows of the picture: 28 pixels at half its size."""
+from imagewam_longcat.prompt import LongCatPrompt, seen_tokens
 
 
 class LongCatEditor(JointEditor):
@@ -40,6 +37,7 @@ class LongCatEditor(JointEditor):
 
     reads_picture = True
     picture_ids = MappingProxyType({"target": 1, "reference": 2})
+    text_moves = (1, 2)
     # text is 0: the next one is nobody's, and as far from the reference as the reference is from the target
     action_id = 3
 
@@ -60,9 +58,10 @@ class LongCatEditor(JointEditor):
 
     @classmethod
     def picture_text(cls, settings: PrefixSettings) -> int:
+        from transformers import Qwen2VLImageProcessorPil
+
         assert settings.image_size is not None
-        rows, columns = (max(1, round(side / _PIXELS_PER_SEEN_TOKEN)) for side in settings.image_size)
-        return FRAME_TOKENS + rows * columns
+        return seen_tokens(Qwen2VLImageProcessorPil(), settings.image_size)
 
     def recipe(self) -> Mapping[str, object]:
         return {"preamble": self._prompts.preamble}
@@ -76,13 +75,18 @@ class LongCatEditor(JointEditor):
         assert picture is not None
         return Prompt(states=self._prompts.states(prompt, picture, padded=self.settings.text_padding == "keep"))
 
-    def text_ids(self, length: int) -> Tensor:
-        places = torch.arange(length).float()
-        return torch.stack([torch.zeros(length), places, places], dim=1)
+    @classmethod
+    def picture_start(cls, settings: PrefixSettings, text: int) -> int:
+        """Behind the text, padded."""
+        return text if settings.text_padding == "keep" else cls.picture_text(settings) + cls.defaults.text_limit
 
-    @property
-    def picture_start(self) -> int:
-        return self._seen_tokens + self.defaults.text_limit
+    def prepare(self) -> None:
+        said = self.picture_text(self.settings)
+        if self.settings.text_padding == "trim" and self._seen_tokens != said:
+            raise EditorError(
+                f"the folder's text_processor makes {self._seen_tokens} tokens of a picture, the family's {said}",
+                "use --text-padding keep, with which places are told from the text itself",
+            )
 
     def forward(self, image: Tensor, text: Text, mask: Tensor | None, **inputs: Tensor) -> None:
         with _masked(self.denoiser, mask):
@@ -102,7 +106,7 @@ class LongCatEditor(JointEditor):
     def _seen_tokens(self) -> int:
         """Text tokens that stand for the picture."""
         assert self.settings.image_size is not None
-        return self._prompts.picture_tokens(self.settings.image_size)
+        return seen_tokens(self.part["text_processor"], self.settings.image_size)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.text_states import picture_token_types
 
 _START, _PICTURE = "<|vision_start|>", "<|image_pad|>"
-FRAME_TOKENS = 2
+_FRAME_TOKENS = 2
 """Start and end of the picture."""
 _APOSTROPHE = re.compile("[a-zA-Z]+'[a-zA-Z]+")
 _QUOTATION = re.compile("('[^']*'|\"[^\"]*\"|‘[^‘’]*’|“[^“”]*”)")
@@ -45,17 +45,13 @@ class LongCatPrompt:
         """Token ids of an instruction alone."""
         return [i for piece in pieces(prompt) for i in self._ids(piece)][: self.max_tokens]
 
-    def picture_tokens(self, size: tuple[int, int]) -> int:
-        """Tokens of a picture of (height, width) pixels, its frame included."""
-        return FRAME_TOKENS + self._merged(self.text_processor.get_number_of_image_patches(*_shown(size), {}))
-
     def states(self, prompt: str, picture: UInt8Image, *, padded: bool) -> Tensor:
         """Hidden states (L, D) of picture and instruction; padded: and of the padding after it."""
         height, width = _shown(picture.shape[:2])
         seen = self.text_processor(
             images=Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS), return_tensors="pt"
         )
-        shown = _PICTURE * self._merged(seen["image_grid_thw"].prod().item())
+        shown = _PICTURE * _merged(self.text_processor, seen["image_grid_thw"].prod().item())
         before, instruction = self._ids(self.preamble.replace(_PICTURE, shown)), self.instruction_ids(prompt)
         padding = self.max_tokens - len(instruction) if padded else 0
         ids = [*before, *instruction, *[self.tokenizer.pad_token_id] * padding]
@@ -92,11 +88,6 @@ class LongCatPrompt:
         text: str = pipeline.prompt_template_encode_prefix
         return text
 
-    def _merged(self, patches: int) -> int:
-        """Tokens of a picture of so many patches."""
-        side: int = self.text_processor.merge_size
-        return patches // side**2
-
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
@@ -117,6 +108,17 @@ def pieces(prompt: str) -> Iterator[str]:
     for i, part in enumerate(_QUOTATION.split(hidden)):
         part = part.replace("\0", "'")
         yield from part if i % 2 else filter(None, [part])
+
+
+def seen_tokens(text_processor: Any, size: tuple[int, int]) -> int:
+    """Text tokens of a picture of (height, width) pixels, its frame included."""
+    return _FRAME_TOKENS + _merged(text_processor, text_processor.get_number_of_image_patches(*_shown(size), {}))
+
+
+def _merged(text_processor: Any, patches: int) -> int:
+    """Tokens of a picture of so many patches."""
+    side: int = text_processor.merge_size
+    return patches // side**2
 
 
 def _shown(size: Sequence[int]) -> tuple[int, int]:

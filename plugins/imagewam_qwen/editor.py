@@ -33,10 +33,19 @@ from imagewam_cli.diffusers_editor import DiffusersEditor, flow_target, joint_la
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
 from imagewam_cli.errors import UsageError
-from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec
+from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, Segment, SegmentSpec
 from imagewam_cli.text_states import Prompt, Text
 from imagewam_qwen.reader import PromptReader
-from imagewam_qwen.tokens import ACTION_FRAME, PIXELS_PER_TOKEN, picture_latents, picture_shape, without_target
+from imagewam_qwen.tokens import (
+    ACTION_FRAME,
+    PIXELS_PER_TOKEN,
+    picture_latents,
+    picture_positions,
+    picture_shape,
+    text_positions,
+    text_start,
+    without_target,
+)
 
 _PIXELS_READ_PER_TOKEN = 28
 """Of Qwen2.5-VL, whose tokens of a picture are text to the transformer."""
@@ -81,9 +90,9 @@ class QwenEditor(DiffusersEditor):
     def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
         sizes = reference_sizes(settings)
         kinds = {
-            "text": (SegmentSpec(name="text", tokens=text),),
-            "target": (picture_segment("target", sizes[0], PIXELS_PER_TOKEN),),
-            "reference": tuple(picture_segment("reference", size, PIXELS_PER_TOKEN) for size in sizes),
+            "text": (SegmentSpec(name="text", tokens=text, positions=text_positions(sizes)),),
+            "target": (_picture("target", sizes[0], 0),),
+            "reference": tuple(_picture("reference", size, 1 + i) for i, size in enumerate(sizes)),
         }
         return joint_layers(denoiser, [s for name in cls.defaults.segments(settings) for s in kinds[name]])
 
@@ -155,13 +164,16 @@ class QwenEditor(DiffusersEditor):
 
     def _placed(self, text: int) -> int:
         """`text`, if the transformer has positions for so many tokens beside these pictures."""
-        first = max(side // 2 for side in picture_shape(self._sizes[0])[1:])
-        if first + text > len(self.denoiser.pos_embed.pos_freqs):
+        if text_start(self._sizes) + text > len(self.denoiser.pos_embed.pos_freqs):
             raise UsageError(
                 f"{text} text tokens, the pictures' among them, are more than {self.entry.name} has positions for",
                 "choose smaller pictures with --image-size",
             )
         return text
+
+
+def _picture(name: Segment, size: tuple[int, int], frame: int) -> SegmentSpec:
+    return picture_segment(name, size, PIXELS_PER_TOKEN, picture_positions(size, frame))
 
 
 class QwenPlusEditor(QwenEditor):

@@ -8,7 +8,7 @@ of each picture. Text token i has the same id on all axes, half the longest side
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.joint_editor import patch_tokens
+from imagewam_cli.kvcache.spec import TokenPositions
 
 PIXELS_PER_TOKEN = 16
 ACTION_FRAME = -1
@@ -40,6 +41,24 @@ def picture_shape(size: tuple[int, int], *, frames: int = 1) -> Shape:
     """Of a picture of (height, width) pixels. No frames: it keeps its place in the sequence, without tokens."""
     height, width = size
     return frames, height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
+
+
+def picture_positions(size: tuple[int, int], frame: int) -> TokenPositions:
+    """Of a picture of (height, width) pixels. An odd row or column is one more before the middle."""
+    _, rows, columns = picture_shape(size)
+    return TokenPositions(
+        origin=(float(frame), float(rows // 2 - rows), float(columns // 2 - columns)), moves=((1,), (2,))
+    )
+
+
+def text_start(sizes: Iterable[tuple[int, int]]) -> int:
+    """The id of the first text token beside pictures of (height, width) pixels."""
+    return max(side // 2 for size in sizes for side in picture_shape(size)[1:])
+
+
+def text_positions(sizes: Iterable[tuple[int, int]]) -> TokenPositions:
+    """Of text beside pictures of (height, width) pixels."""
+    return TokenPositions(origin=(float(text_start(sizes)),) * 3, moves=((0, 1, 2),))
 
 
 @contextlib.contextmanager

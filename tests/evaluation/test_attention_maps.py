@@ -54,6 +54,17 @@ def test_pictures_of_one_kind_stand_side_by_side_and_kinds_are_added() -> None:
     assert shares(weights, kinds, OWN) == pytest.approx({"reference": 0.2, "target": 0.2, "own": 0.6})
 
 
+def test_a_cell_over_the_edge_covers_only_what_is_picture() -> None:
+    """5 columns in cells of 2: the last cell is a fifth of the width, and its attention lies there."""
+    pooled = SegmentSpec(name="reference", tokens=3, grid=(1, 3), extent=(1.0, 2.5))
+    weights = np.array([0.4, 0.4, 0.2, 0.0, 0.0, 0.0])
+    np.testing.assert_allclose(picture_map(weights, layer(pooled), OWN), [[1 / 3] * 3], atol=1e-12)
+    weights = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    np.testing.assert_allclose(picture_map(weights, layer(pooled), OWN), [[0.0, 0.0, 1.0]], atol=1e-12)
+    weights = np.array([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])  # from 2/5 to 4/5; the middle third ends at 2/3
+    np.testing.assert_allclose(picture_map(weights, layer(pooled), OWN), [[0.0, 2 / 3, 1 / 3]], atol=1e-12)
+
+
 def test_one_target_of_several_cameras_is_the_first_of_them() -> None:
     apart = layer(TARGET, REFERENCE, REFERENCE)
     target, first, second = [0.2, 0.0, 0.0, 0.2], [0.1, 0.0, 0.1, 0.0], [0.0, 0.2, 0.0, 0.2]

@@ -9,8 +9,9 @@ from imagewam_cli.capture import LayerKV
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import ConfigError
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
-from imagewam_cli.expert.places import PLACE_FEATURES, PrefixPlaces, place_features
+from imagewam_cli.expert.places import PLACE_FEATURES, PrefixPlaces, picture_features, place_features
 from imagewam_cli.kvcache.spec import LayerSpec, SegmentSpec
+from imagewam_cli.pooling import cell_means, pooled_segment
 
 TEXT, PICTURE = SegmentSpec(name="text", tokens=3), SegmentSpec(name="reference", tokens=8, grid=(2, 4))
 
@@ -30,6 +31,21 @@ def test_coordinates_are_those_of_the_tokens_centres() -> None:
     angles = [math.pi * 2**k * c for k in range(3) for c in (0.5, 0.75)]
     expected = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
     assert second_row_last_column[2:].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_token_at_the_edge_is_as_small_as_the_picture_leaves_it() -> None:
+    """5 columns in cells of 2: the last cell is the fifth column, from 3/5 to 1."""
+    features = place_features((1, 3), (1.0, 2.5))
+    assert features[:, 0].tolist() == [0.0] * 3
+    assert features[:, 1].tolist() == pytest.approx([-0.6, 0.2, 0.8], abs=1e-6)
+
+
+def test_places_of_pooled_tokens_are_the_means_of_their_tokens_places() -> None:
+    for grid, size in (((4, 6), 2), ((5, 7), 3), ((3, 4), 5)):
+        picture = SegmentSpec(name="reference", tokens=grid[0] * grid[1], grid=grid)
+        cells = pooled_segment(picture, size)
+        places = place_features(grid)[None, :, None, :2]
+        assert torch.allclose(picture_features([cells])[:, :2], cell_means(places, grid, size)[0, :, 0], atol=1e-6)
 
 
 def test_only_values_of_the_picture_change() -> None:

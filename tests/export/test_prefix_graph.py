@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor, nn
 
 from export.policies import observation
+from imagewam_cli.capture import LayerKV
 from imagewam_cli.errors import ExportError
 from imagewam_cli.export.description import prefix_inputs
-from imagewam_cli.export.graphs import traced_prefix
+from imagewam_cli.export.graphs import Graph, trace, traced_prefix
 from imagewam_cli.policy.loading import prefix_arrays
 from imagewam_cli.runtime.onnx_policy import PrefixGraph
 
@@ -28,6 +31,7 @@ ROWS = [observation(1, "x"), observation(2), observation(3, "put the " + "very "
         {"segments": ("reference",)},
         {"segments": ("text",), "layers": "0,2"},
         {"timestep": 1.0, "image_size": (48, 96)},
+        {"pool": 2, "image_size": (48, 80)},
         {"cameras": ("top", "wrist"), "image_size": (64, 128)},
         {"blank_images": True},
     ],
@@ -49,6 +53,40 @@ def test_the_module_equals_the_editor(load_tiny: Any, settings: dict[str, Any], 
     assert set(names) == set(expected)
     for name, output in zip(names, outputs, strict=True):
         np.testing.assert_allclose(output.numpy(), expected[name], atol=1e-5, err_msg=name)
+
+
+class Kept(nn.Module):
+    """What the prefix graph does with K and V of one layer, without the network before it."""
+
+    def __init__(self, editor: Any) -> None:
+        super().__init__()
+        self.editor = editor
+
+    def forward(self, text: Tensor, picture: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+        tokens = torch.cat([text, picture], dim=1)
+        prefix = self.editor.keep_segments({self.editor.layer_names[0]: LayerKV(tokens, tokens)}, valid)
+        return prefix.valid, prefix.layers[0].k, prefix.layers[0].v
+
+
+def test_pooling_can_be_traced(load_tiny: Any) -> None:
+    """Cells at the edge hold fewer tokens; batch and text stay open."""
+    editor = load_tiny(pool=2, image_size=(64, 80), layers="0")
+    layer = editor.spec.layers[0]
+    batch, text = {0: "batch"}, {0: "batch", 1: "text"}
+
+    def inputs(rows: int, length: int) -> dict[str, Tensor]:
+        tokens = torch.randn(rows, length + 20, layer.kv_heads, layer.head_dim)
+        valid = torch.arange(length) < torch.arange(length - rows, length)[:, None]
+        return {"text": tokens[:, :length], "picture": tokens[:, length:], "valid": valid}
+
+    module, names = Kept(editor), ("all_valid", "k", "v")
+    axes = {"text": text, "picture": batch, "valid": text}
+    traced = trace(Graph(module=module, inputs=inputs(2, 7), axes=axes, outputs=names), "prefix.onnx")
+    session, given = onnxruntime.InferenceSession(traced.SerializeToString()), inputs(3, 5)
+    outputs = session.run(None, {name: value.numpy() for name, value in given.items()})
+    for name, output, expected in zip(names, outputs, module(**given), strict=True):
+        assert output.shape[:2] == (3, 5 + 6)
+        np.testing.assert_allclose(output, expected.numpy(), atol=1e-5, err_msg=name)
 
 
 def test_long_instructions_are_cut_as_the_editor_cuts_them(load_tiny: Any) -> None:

@@ -179,6 +179,7 @@ def test_the_digest_survives_the_way_through_json(tmp_path: Path, manifest: Mani
         {"text_padding": "keep"},
         {"image_size": (32, 32)},
         {"camera_layout": "separate"},
+        {"pool": 2},
         {"rounding": "published-bf16"},
         {"prompt_template": "Do: {instruction}"},
         {"compute_dtype": "bfloat16"},

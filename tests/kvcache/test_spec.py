@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec, SegmentSpec, select_layers
+from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec, SegmentSpec, TokenPositions, select_layers
 
 
 def spec(*layers: LayerSpec) -> KVSpec:
@@ -38,6 +38,43 @@ def test_layers_of_different_sizes_add_up_by_their_key_heads() -> None:
 
 def test_tokens_are_those_of_all_segments() -> None:
     assert layer(1, 1, 2, 418, text=26).tokens == 26 + 392
+
+
+def test_ids_of_a_grid_by_hand() -> None:
+    positions = TokenPositions(origin=(10.0, -1.0, 0.5), moves=((1,), (1, 2)), step=2.0)
+    segment = SegmentSpec(name="reference", tokens=4, grid=(2, 2), positions=positions)
+    assert segment.position_ids is not None
+    assert segment.position_ids.tolist() == [[10, -1, 0.5], [10, 1, 2.5], [10, 1, 0.5], [10, 3, 2.5]]
+
+
+def test_ids_of_text_by_hand() -> None:
+    for moves, expected in (((), [[3, 4]] * 3), ((1,), [[3, 4], [3, 5], [3, 6]])):
+        positions = TokenPositions(origin=(3.0, 4.0), moves=(moves,))
+        ids = SegmentSpec(name="text", tokens=3, positions=positions).position_ids
+        assert ids is not None
+        assert ids.tolist() == expected
+    assert SegmentSpec(name="text", tokens=3).position_ids is None
+
+
+def test_positions_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="there are 2 axes"):
+        TokenPositions(origin=(0.0, 0.0), moves=((2,),))
+    flat = TokenPositions(origin=(0.0, 0.0), moves=((1,),))
+    with pytest.raises(ValueError, match="does not fit a grid"):
+        SegmentSpec(name="reference", tokens=4, grid=(2, 2), positions=flat)
+    with pytest.raises(ValueError, match="does not fit a row of tokens"):
+        SegmentSpec(name="text", tokens=4, positions=TokenPositions(origin=(0.0,), moves=((0,), (0,))))
+    text = SegmentSpec(name="text", tokens=4, positions=flat)
+    held = LayerSpec(name="x", block="parallel", heads=1, kv_heads=1, head_dim=4, segments=(text,))
+    with pytest.raises(ValueError, match="positions on 2 axes, the rope has 0"):
+        spec(held)
+
+
+@pytest.mark.parametrize("extent", [(1.0, 2.0), (2.5, 2.0), (2.0, 1.0)])
+def test_a_picture_fills_its_grid(extent: tuple[float, float]) -> None:
+    SegmentSpec(name="reference", tokens=4, grid=(2, 2), extent=(1.5, 2.0))
+    with pytest.raises(ValueError, match="does not fill a grid"):
+        SegmentSpec(name="reference", tokens=4, grid=(2, 2), extent=extent)
 
 
 def unet(*text: int) -> KVSpec:

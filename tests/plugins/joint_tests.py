@@ -14,6 +14,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from plugins.joint_reference import Observer, largest_difference
 
 from imagewam_cli.expert.attention import Rotary
+from imagewam_cli.kvcache.positions import layer_ids
 
 
 class JointEditorTests(abc.ABC):
@@ -83,6 +84,23 @@ class JointEditorTests(abc.ABC):
             pipeline.transformer(**inputs)
         tokens = [*range(length), *range(length + picture, length + 2 * picture)]
         assert largest_difference(prefix, observer.layers(), tokens) <= 1e-5
+
+    @pytest.mark.parametrize("padding", ["keep", "trim"])
+    @pytest.mark.parametrize("mode", ["prefix", "denoise"])
+    def test_ids_are_those_that_the_pipeline_gives_its_transformer(
+        self, folder: Path, pipeline: Any, padding: str, mode: str
+    ) -> None:
+        settings = {"mode": mode, "text_padding": padding}
+        if mode == "denoise":
+            settings["segments"] = ("text", "target", "reference")
+        editor, inputs = self.load(folder, tuple(self.instructions[:1]), **settings), self.step(pipeline).inputs
+        text = self.text if padding == "keep" else self.lengths[0]
+        pictures = inputs["img_ids"][prod(self.grid) if mode == "prefix" else 0 :]
+        expected = torch.cat([inputs["txt_ids"][:text], pictures])
+        for layer in editor.spec.layers:
+            found = layer_ids(layer)
+            assert found is not None
+            assert torch.equal(found, expected.float())
 
     def test_actions_are_rotated_as_the_transformer_rotates(self, folder: Path, pipeline: Any) -> None:
         """At ids that no other token has."""

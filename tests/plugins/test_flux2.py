@@ -25,6 +25,7 @@ from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.errors import UsageError
 from imagewam_cli.export.description import prefix_inputs
 from imagewam_cli.export.graphs import traced_prefix
+from imagewam_cli.kvcache.positions import layer_ids, rotate_keys, unrotate
 from imagewam_cli.policy.loading import prefix_arrays
 from imagewam_cli.registry import Registry
 from imagewam_cli.runtime.onnx_policy import PrefixGraph
@@ -191,6 +192,54 @@ def test_trimmed_text_is_the_pipelines_without_its_padding(folder: Path, pipelin
         assert valid.sum() == seen.sum()
         layers = tuple(type(kv)(kv.k[i : i + 1, valid], kv.v[i : i + 1, valid]) for kv in prefix.layers)
         assert_same(type(prefix)(layers, None), 0, expected, seen)
+
+
+HEAD = {"cameras": ("top", "left", "right"), "camera_layout": "head-over-wrists", "image_size": (96, 64)}
+
+
+@pytest.mark.parametrize("mode", ["prefix", "denoise"])
+@pytest.mark.parametrize("padding", ["keep", "trim"])
+@pytest.mark.parametrize("cameras", [ONE, TILED, APART, HEAD], ids=["one", "tile", "separate", "head-over-wrists"])
+def test_ids_are_those_that_the_pipeline_gives_its_transformer(
+    folder: Path, pipeline: Any, cameras: dict[str, Any], padding: str, mode: str
+) -> None:
+    settings = {"mode": mode, "text_padding": padding, "segments": Flux2Editor.segments_of(mode)}
+    editor = load(folder, INSTRUCTIONS[:1], **settings, **cameras)
+    height, width = editor.settings.image_size
+    count = len(editor.settings.cameras) if editor.settings.camera_layout == "separate" else 1
+    shown = [Image.new("RGB", (width // count, height))] * count
+    seen: dict[str, Any] = {}
+    handle = pipeline.transformer.register_forward_pre_hook(lambda _m, _a, kw: seen.update(kw), with_kwargs=True)
+    target = torch.zeros(1, height * width // count // 256, 32)
+    pipelines_own(pipeline, shown, 1.0, target, {"prompt": INSTRUCTIONS[0]})
+    handle.remove()
+    text = 512 if padding == "keep" else len(editor.tokens.token_ids(INSTRUCTIONS[0]))
+    pictures = seen["img_ids"][0, target.shape[1] if mode == "prefix" else 0 :]
+    expected = torch.cat([seen["txt_ids"][0, :text], pictures]).float()
+    for layer in editor.spec.layers:
+        found = layer_ids(layer)
+        assert found is not None
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("rounding", ["exact", "published-bf16"])
+def test_unrotated_keys_are_those_before_the_rotation(folder: Path, rounding: str) -> None:
+    dtype = {"compute_dtype": "bfloat16" if rounding == "published-bf16" else "float32"}
+    editor, before = load(folder, INSTRUCTIONS[:1], rounding=rounding, **dtype, **APART), {}
+    for name, module in editor.denoiser.named_modules():
+        if name.endswith((".norm_k", ".norm_added_k")):
+            module.register_forward_hook(lambda _m, _a, out, name=name: before.update({name: out}))
+    prefix, spec = editor.encode(pictures(1), INSTRUCTIONS[:1]), editor.spec
+    assert spec.rope is not None
+    error = 1e-5 if rounding == "exact" else 2e-2  # one rounding of a key to bfloat16
+    for layer, kv in zip(spec.layers, prefix.layers, strict=True):
+        parts = [before[f"{layer.name}.{n}"] for n in ("norm_added_k", "norm_k") if f"{layer.name}.{n}" in before]
+        ids = layer_ids(layer)
+        assert ids is not None
+        plain = unrotate(kv.k, ids, spec.rope)
+        assert (plain - torch.cat(parts, dim=1)).abs().max() <= error
+        assert (rotate_keys(plain, ids, spec.rope) - kv.k).abs().max() <= 1e-5
+        assert (plain - kv.k).abs().max() > 0.1, "the keys are rotated"
 
 
 @pytest.mark.parametrize("mode", ["prefix", "denoise"])

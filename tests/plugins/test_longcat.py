@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,17 @@ def test_pictures_are_resized_on_pillow_whatever_is_installed(folder: Path, monk
     """`AutoImageProcessor` takes torchvision where it finds it, which gives other pixels."""
     monkeypatch.setattr(AutoImageProcessor, "from_pretrained", None)
     assert isinstance(load.__wrapped__(folder).part["text_processor"], Qwen2VLImageProcessorPil)
+
+
+def test_trimmed_places_need_the_familys_picture_processor(folder: Path, tmp_path: Path) -> None:
+    """Padded text is as long as pictures are behind it; trimmed text does not tell."""
+    other = shutil.copytree(folder, tmp_path / NAME)
+    path = other / "text_processor" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"min_pixels": 112 * 112}))
+    load.__wrapped__(other, text_padding="keep").encode(pictures(1), INSTRUCTIONS[:1])
+    with pytest.raises(EditorError, match="tokens of a picture, the family's 8") as caught:
+        load.__wrapped__(other, text_padding="trim")
+    assert "--text-padding keep" in (caught.value.hint or "")
 
 
 def test_a_long_instruction_is_cut(folder: Path) -> None:

@@ -27,6 +27,7 @@ from imagewam_cli.diffusers_editor import target_noise
 from imagewam_cli.editor import PrefixKV, PrefixSettings
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.expert.attention import Rotary
+from imagewam_cli.kvcache.positions import layer_ids, tables
 from imagewam_cli.registry import Registry
 from imagewam_qwen import reader
 from imagewam_qwen.editor import QwenEditor
@@ -212,6 +213,40 @@ def test_a_prefix_is_that_of_the_full_sequence_with_the_target_hidden(
     kept = [i for i in range(text + target + target * len(shown)) if not text <= i < text + target]
     expected = {at: (k[:, kept], v[:, kept]) for at, (k, v) in expected.items()}
     assert largest_difference(prefix, editor, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("mode", ["prefix", "denoise"])
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize(("name", "cameras", "layout"), CASES)
+def test_rotations_told_are_those_that_the_pipeline_gives_its_transformer(
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    cameras: tuple[str, ...],
+    layout: str,
+    upright: bool,
+    mode: str,
+) -> None:
+    """The higher side or the wider one decides where text begins. The Plus line has no odd rows."""
+    odd = (80, 48) if name == BASE else (WIDTH, HEIGHT)
+    height, width = odd if upright else (HEIGHT, WIDTH)
+    size = (height, width * len(cameras))
+    settings = {"cameras": cameras, "camera_layout": layout, "image_size": size, "mode": mode}
+    editor = load(folders, name, tuple(INSTRUCTIONS[:1]), **settings)
+    blank = np.zeros((*size, 3), np.uint8)
+    shown = np.split(blank, len(cameras), axis=1) if layout == "separate" else [blank]
+    pipe, seen = pipeline(folders[name]), []
+    pipe.transformer.pos_embed.register_forward_hook(lambda _m, _a, out: seen.append(out))
+    one_step(monkeypatch, pipe, shown, INSTRUCTIONS[0])
+    of_pictures, of_text = seen[0]
+    if mode == "prefix":
+        of_pictures = of_pictures[shown[0].shape[0] * shown[0].shape[1] // 256 :]
+    expected, rope = torch.cat([of_text, of_pictures]), editor.spec.rope
+    assert rope is not None
+    for layer in editor.spec.layers:
+        ids = layer_ids(layer)
+        assert ids is not None
+        assert torch.allclose(torch.complex(*tables(ids, rope)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["prefix", "denoise"])

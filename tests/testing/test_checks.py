@@ -22,7 +22,7 @@ from imagewam_cli.editor import CameraLayout, Editor, PrefixGraph, PrefixKV, Pre
 from imagewam_cli.errors import UsageError
 from imagewam_cli.expert import blocks
 from imagewam_cli.hookspecs import EditorEntry
-from imagewam_cli.kvcache.spec import KVSpec, RopeSpec
+from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec
 from imagewam_cli.registry import Registry
 from imagewam_cli.testing import layout, numbers, uses
 from imagewam_cli.testing.checks import CHECKS, Check, examine
@@ -184,6 +184,32 @@ class RoundsTheSize(_Accepts):
         return dataclasses.replace(settings, image_size=(height // 16 * 16, width // 16 * 16))
 
 
+class PoolsNothing(_Accepts):
+    @classmethod
+    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+        return dataclasses.replace(settings, pool=1)
+
+
+class PoolsInTheSpecAlone(Sound):
+    def keep_segments(self, recorded: Mapping[str, LayerKV], text_valid: Tensor) -> PrefixKV:
+        asked = self.settings
+        self.settings = dataclasses.replace(asked, pool=1)
+        whole = super().keep_segments(recorded, text_valid)
+        self.settings = asked
+        return whole
+
+
+class HasPlacesOfItsOwn(Sound):
+    """It does not say where its tokens stand."""
+
+    @classmethod
+    def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+        return tuple(
+            dataclasses.replace(layer, segments=tuple(dataclasses.replace(s, positions=None) for s in layer.segments))
+            for layer in super().attention_layers(denoiser, settings, text)
+        )
+
+
 class ComputesChoicesAnew(Sound):
     def spoil(self, prefix: PrefixKV) -> PrefixKV:
         whole = self.settings.layers == "all" and len(self.settings.segments or ()) == 2
@@ -230,6 +256,8 @@ def test_a_sound_editor_breaks_nothing(subject_of: Callable[[type[Sound]], Subje
 BROKEN = [
     (layout.shapes_are_those_of_the_spec, LosesAToken, r"the spec says \(2, "),
     (layout.shapes_are_those_of_the_spec, LeavesPadding, "not zero where `valid` is False"),
+    (layout.pooled_shapes_are_those_of_the_spec, PoolsNothing, "with `pool` 2 the spec of"),
+    (layout.pooled_shapes_are_those_of_the_spec, PoolsInTheSpecAlone, r"the spec says \(2, "),
     (layout.description_is_the_spec, MisdescribesHeads, r"described layers: .*heads=3"),
     (numbers.same_input_gives_the_same_bits, DrawsNoise, "encoded twice: K of .* differs by up to"),
     (numbers.a_batch_is_its_rows, MixesRows, "row 0 of a batch of 3"),
@@ -274,6 +302,13 @@ def test_every_check_can_fail() -> None:
 def test_an_editor_of_one_timestep_is_told_nothing(subject_of: Callable[[type[Sound]], Subject]) -> None:
     with pytest.raises(NotApplicable, match="the timestep is 0"):
         numbers.another_timestep_changes_the_prefix(subject_of(RefusesTimesteps))
+
+
+def test_an_editor_that_does_not_say_where_tokens_stand_pools_nothing(
+    subject_of: Callable[[type[Sound]], Subject],
+) -> None:
+    with pytest.raises(NotApplicable, match="reference tokens cannot be pooled: their keys are rotated"):
+        layout.pooled_shapes_are_those_of_the_spec(subject_of(HasPlacesOfItsOwn))
 
 
 @pytest.mark.parametrize("elsewhere", [{"compute_dtype": "bfloat16"}, {"device": "cuda"}])

@@ -16,12 +16,14 @@ from torch import Tensor
 from imagewam_cli.diffusers_editor import DiffusersEditor, flow_target, picture_segment
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
-from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
+from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, TokenPositions
 from imagewam_cli.text_states import Prompt, Text
 
 PIXELS_PER_TOKEN = 32
 """The VAE makes one latent of 16 x 16 pixels, the transformer one token of 2 x 2 latents."""
 TEXT_TOKENS = 512
+POSITIONS = TokenPositions(origin=(0.0, 0.0, 0.0), moves=((1,), (2,)))
+"""Ids are (frame, row, column), and there is one frame."""
 
 
 class LucyEditor(DiffusersEditor):
@@ -49,7 +51,7 @@ class LucyEditor(DiffusersEditor):
     def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
         assert settings.image_size is not None
         heads, size = denoiser.config.num_attention_heads, denoiser.config.attention_head_dim
-        held = (picture_segment("target", settings.image_size, PIXELS_PER_TOKEN),)
+        held = (picture_segment("target", settings.image_size, PIXELS_PER_TOKEN, POSITIONS),)
         sizes = {"heads": heads, "kv_heads": heads, "head_dim": size}
         paths = [f"blocks.{i}.attn1" for i in range(denoiser.config.num_layers)]
         return tuple(LayerSpec(name=path, block="sequential", segments=held, **sizes) for path in paths)
@@ -58,8 +60,8 @@ class LucyEditor(DiffusersEditor):
     def rope(cls, denoiser: Any) -> RopeSpec:
         size = denoiser.config.attention_head_dim
         side = 2 * (size // 6)  # of each head: numbers that turn with the row, and as many with the column
-        # ids are (frame, row, column). The one frame is 0: frame 1 is nobody's, would come next, and is known to the
-        # model from videos. Actions count along its rows; along the frames, action 0 would stand on the first token
+        # frame 1 is nobody's, would come next, and is known to the model from videos. Actions count along its rows;
+        # along the frames, action 0 would stand on the first token
         return RopeSpec(axes=(size - 2 * side, side, side), theta=10_000.0, action_axis=1, action_ids=(1, 0, 0))
 
     def text_tokens(self, prompt: str) -> int:

@@ -13,9 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from imagewam_cli.diffusers_editor import target_noise
-from imagewam_cli.expert.attention import rotate
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
-from imagewam_cli.rotary import rotary_tables
+from imagewam_cli.rotary import rotary_tables, rotate
 from imagewam_cli.testing.contract import EditorContract
 from imagewam_cli.testing.subject import SHORT, Subject
 
@@ -42,6 +41,7 @@ class TestLucy(EditorContract):
             torch.testing.assert_close(kv.v.flatten(2), seen[f"{layer.name}.to_v"], atol=1e-5, rtol=1e-5)
             keys = rotated(seen[f"{layer.name}.norm_k"].unflatten(2, (layer.heads, -1)), layer, spec.rope)
             torch.testing.assert_close(kv.k, keys, atol=1e-5, rtol=1e-5)
+            assert positions(layer) == [tuple(ids) for ids in layer.segments[0].position_ids.tolist()]
 
     def test_no_action_has_the_position_of_a_token(self, modes: dict[str, Subject]) -> None:
         spec = modes["denoise"].load().spec
