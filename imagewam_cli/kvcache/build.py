@@ -113,7 +113,8 @@ def build_cache(
     plan = plan_build(dataset, editor.spec, codec, settings)
     manifest = _start(dataset, editor, out, codec, settings, plan)
     if plan.shards and not (out / SAMPLES).exists():
-        write_atomically(out / SAMPLES, Samples.of(_samples(dataset, plan, settings)).to_bytes())
+        first = dataset.rows(episodes=[e.index for e in plan.shards[0]], stride=settings.stride)
+        write_atomically(out / SAMPLES, Samples.of(sample_rows(first, settings.batch)).to_bytes())
     kept = {entry.file: entry for entry in manifest.shards if _intact(out, entry)}
     cut = _cut(plan)
     missing = [episode for name, numbers in cut.items() if name not in kept for episode in numbers]
@@ -153,28 +154,38 @@ def instructions_of(dataset: Dataset) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.instruction for row in dataset.rows(images=False)))
 
 
+def dataset_entry(dataset: Dataset, stride: int) -> DatasetEntry:
+    """What is written down of a dataset of which every `stride`-th frame is taken."""
+    info = dataset.info
+    return DatasetEntry(
+        path=str(info.root.resolve()),
+        format=info.format,
+        identity=info.identity,
+        fps=info.fps,
+        state_names=info.state_names,
+        action_names=info.action_names,
+        episodes=info.total_episodes,
+        rows=info.total_rows,
+        stride=stride,
+    )
+
+
+def sample_rows(rows: Iterator[Row], batch: int) -> list[Row]:
+    """A few rows with their pictures: the middle one of each of the first batches."""
+    return [taken[len(taken) // 2] for taken in islice(_batches(rows, batch), _SAMPLES)]
+
+
 def _start(
     dataset: Dataset, editor: Editor, out: Path, codec: Codec, settings: BuildSettings, plan: BuildPlan
 ) -> Manifest:
     """The manifest to go on from: the one that is there, or a new one."""
-    info = dataset.info
     table = FrameTable.of(dataset.rows(images=False)).to_bytes()
     fresh = Manifest(
         version=VERSION,
         fingerprint=editor.fingerprint(),
         spec=editor.spec,
         codec=codec.name,
-        dataset=DatasetEntry(
-            path=str(info.root.resolve()),
-            format=info.format,
-            identity=info.identity,
-            fps=info.fps,
-            state_names=info.state_names,
-            action_names=info.action_names,
-            episodes=info.total_episodes,
-            rows=info.total_rows,
-            stride=settings.stride,
-        ),
+        dataset=dataset_entry(dataset, settings.stride),
         instructions=instructions_of(dataset),
         table_sha256=hashlib.sha256(table).hexdigest(),
         total_rows=plan.rows,
@@ -273,7 +284,7 @@ class _ShardEncoder:
     def _batch(self, rows: list[Row]) -> dict[str, Tensor]:
         prefix = self.editor.encode([r.images for r in rows], [r.instruction for r in rows])
         spec = self.editor.spec
-        _check(prefix, spec, len(rows))
+        check_prefix(prefix, spec, len(rows))
         tensors = {}
         for i, (kv, layer) in enumerate(zip(prefix.layers, spec.layers, strict=True)):
             tensors[f"layer.{i}.k"] = self._stored(kv.k, layer)
@@ -299,14 +310,12 @@ class _ShardEncoder:
         return stored.cpu()
 
 
-def _samples(dataset: Dataset, plan: BuildPlan, settings: BuildSettings) -> list[Row]:
-    """A few rows with their pictures: the middle one of each of the first batches."""
-    rows = dataset.rows(episodes=[e.index for e in plan.shards[0]], stride=settings.stride)
-    return [batch[len(batch) // 2] for batch in islice(_batches(rows, settings.batch), _SAMPLES)]
+def check_prefix(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:
+    """Stop an editor that does not keep to its own layout, before it fills a disk or a model learns from it.
 
-
-def _check(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:
-    """An editor that does not keep to its own layout is stopped before it fills a disk."""
+    Raises:
+        CacheError: names the layer, what was given and what the layout says.
+    """
     if len(prefix.layers) != len(spec.layers):
         raise CacheError(f"the editor gave {len(prefix.layers)} layers, its spec says {len(spec.layers)}")
     for kv, layer in zip(prefix.layers, spec.layers, strict=True):
