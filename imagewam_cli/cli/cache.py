@@ -15,6 +15,7 @@ from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 @takes_editor_options
 def cache_command(
+    *,
     options: EditorOptions,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the cache; by default caches/EDITOR-DATASET.")

@@ -13,11 +13,10 @@ from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_
 from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption, newest_instead_of
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
-_NO_OPTIONS = EditorOptions()
-
 
 @takes_editor_options
 def train_expert_command(
+    *,
     cache: Annotated[Path | None, typer.Option("--cache", help="The cache; by default the newest in caches/.")] = None,
     online: Annotated[
         bool, typer.Option("--online", help="Without a cache: --editor encodes the rows of each step.")
@@ -42,7 +41,7 @@ def train_expert_command(
     encode_batch: Annotated[
         int | None, typer.Option("--encode-batch", help="With --online: rows per forward of the editor; 16.")
     ] = None,
-    options: EditorOptions = _NO_OPTIONS,
+    options: EditorOptions,
     format: FormatOption = FormatName.human,
 ) -> None:
     """Train an action expert on a cache. The same command continues an interrupted run.
