@@ -35,7 +35,7 @@ _ParserError: type[Exception] = cast(Any, typer.BadParameter).__mro__[2]
 _BUG = "this is a bug; `imagewam --debug COMMAND ...` shows where"
 _LESS_MEMORY = (
     "an editor needs less with --offload group, --batch 1 or `cache --compute-dtype bfloat16`; "
-    "train-expert with a smaller --batch"
+    "train-expert with a smaller --batch, or --encode-batch where it is --online"
 )
 
 app = typer.Typer(

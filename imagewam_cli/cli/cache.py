@@ -8,74 +8,26 @@ from typing import Annotated, Any
 
 import typer
 
-from imagewam_cli.cli.options import (
-    CompileOption,
-    DeviceOption,
-    FormatName,
-    FormatOption,
-    OffloadOption,
-    WeightsOption,
-    chosen_hardware,
-    size_of,
-)
+from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
+from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 
+@takes_editor_options
 def cache_command(
+    *,
     context: typer.Context,
-    editor: Annotated[str, typer.Option("--editor", help="Which editor; see `imagewam editors`.")] = "tiny",
-    dataset: Annotated[
-        Path | None,
-        typer.Option("--dataset", help="A LeRobot dataset; without it, embedded demonstrations are recorded."),
-    ] = None,
+    options: EditorOptions,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the cache; by default caches/EDITOR-DATASET.")
-    ] = None,
-    mode: Annotated[str | None, typer.Option("--mode", help="prefix or denoise; by default the editor's.")] = None,
-    timestep: Annotated[float | None, typer.Option("--timestep", help="In [0, 1]; by default the editor's.")] = None,
-    layers: Annotated[str, typer.Option("--layers", help="all, every:N, or a list like 0,4,9.")] = "all",
-    segments: Annotated[
-        str | None, typer.Option("--segments", help="Kinds of tokens to keep: text,reference,target.")
-    ] = None,
-    pool: Annotated[
-        int, typer.Option("--pool", help="Average N x N neighbouring picture tokens into one.", metavar="N")
-    ] = 1,
-    text_padding: Annotated[
-        str | None, typer.Option("--text-padding", help="trim or keep; by default the editor's.")
     ] = None,
     codec: Annotated[
         str, typer.Option("--codec", "--dtype", help="How numbers are stored: fp32, bf16, fp16, fp8, int8, int4.")
     ] = "bf16",
-    compute_dtype: Annotated[
-        str | None,
-        typer.Option("--compute-dtype", help="How the editor computes: float32, bfloat16, float16."),
-    ] = None,
-    quantization: Annotated[
-        str, typer.Option("--quantization", help="The editor's weights in fewer bits: none, int8, nf4.")
-    ] = "none",
-    stride: Annotated[int, typer.Option("--stride", help="Keep every N-th frame.")] = 1,
-    camera: Annotated[
-        list[str] | None, typer.Option("--camera", help="Cameras to use, in order; by default all.")
-    ] = None,
-    image_size: Annotated[str | None, typer.Option("--image-size", help="HEIGHTxWIDTH that the editor sees.")] = None,
-    camera_layout: Annotated[
-        str | None, typer.Option("--camera-layout", help="tile, separate or head-over-wrists; by default the editor's.")
-    ] = None,
-    state_key: Annotated[
-        str, typer.Option("--state-key", help="The dataset's name for the state.")
-    ] = "observation.state",
-    action_key: Annotated[str, typer.Option("--action-key", help="The dataset's name for the action.")] = "action",
     batch: Annotated[int, typer.Option("--batch", help="Rows per forward pass.")] = 16,
     shard_mb: Annotated[float, typer.Option("--shard-mb", help="About how large a shard becomes.")] = 256.0,
-    blank_images: Annotated[
-        bool, typer.Option("--blank-images", help="Ablation: the editor sees a grey picture.")
-    ] = False,
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Ablation: an untrained editor.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print bytes and time, write nothing.")] = False,
     weights: WeightsOption = None,
-    device: DeviceOption = "cpu",
-    offload: OffloadOption = "none",
-    compile: CompileOption = False,
     format: FormatOption = FormatName.human,
 ) -> None:
     """Precompute an editor's prefix keys and values over a dataset.
@@ -86,45 +38,20 @@ def cache_command(
     """
     if context.invoked_subcommand is not None:
         return
-    from imagewam_cli.data.formats import open_dataset
-    from imagewam_cli.data.types import KeyMap
-    from imagewam_cli.editor import TYPICAL_TEXT, PrefixSettings
-    from imagewam_cli.errors import EditorError, UsageError
-    from imagewam_cli.kvcache.build import BuildSettings, build_cache, instructions_of, plan_build
+    from imagewam_cli.editor import TYPICAL_TEXT
+    from imagewam_cli.errors import EditorError
+    from imagewam_cli.kvcache.build import BuildSettings, build_cache, plan_build
     from imagewam_cli.registry import Registry
+    from imagewam_cli.workspace import CACHES
 
-    registry = Registry.installed()
-    kind, stored, entry = registry.editors.load(editor), registry.codecs.load(codec), registry.editors.get(editor)
-    hardware, build = (
-        chosen_hardware(device, offload, compile),
-        BuildSettings(stride=stride, batch=batch, shard_mb=shard_mb),
-    )
-    if dataset is None:
-        if plan:
-            raise UsageError("--plan needs --dataset", "demonstrations are recorded for a build alone")
-        kind.require_weights(entry, weights)  # before demonstrations are recorded for nothing
-        dataset = _demonstrations()
-    rows = open_dataset(dataset, KeyMap(state=state_key, action=action_key, cameras=tuple(camera or ())))
-    settings = _settings(
-        PrefixSettings,
-        mode=mode,
-        timestep=timestep,
-        layers=layers,
-        segments=tuple(segments.split(",")) if segments else None,
-        pool=pool,
-        text_padding=text_padding,
-        image_size=size_of(image_size),
-        camera_layout=camera_layout,
-        compute_dtype=compute_dtype,
-        quantization=quantization,
-        cameras=tuple(rows.info.cameras),
-        blank_images=blank_images,
-        random_weights=random_weights,
-    )
+    stored = Registry.installed().codecs.load(codec)
+    build = BuildSettings(stride=options.stride, batch=batch, shard_mb=shard_mb)
+    chosen = choose_editor(options, weights, trial="--plan" if plan else None)
+    rows = chosen.dataset
     try:
-        kind.require_weights(entry, weights)
+        chosen.kind.require_weights(chosen.entry, weights)
     except EditorError as error:
-        described = kind.describe(entry, settings) if plan else None
+        described = chosen.kind.describe(chosen.entry, chosen.settings) if plan else None
         if described is None:
             raise
         output.say(
@@ -132,12 +59,12 @@ def cache_command(
         )
         _print_plan(plan_build(rows, described, stored, build), None, format)
         return
-    loaded = kind.load(entry, settings, instructions=instructions_of(rows), weights=weights, hardware=hardware)
+    loaded = chosen.load()
     planned = plan_build(rows, loaded.spec, stored, build)
     if plan:
         _print_plan(planned, _seconds_per_row(loaded, rows, batch), format)
         return
-    folder = out if out is not None else _default_folder(editor, dataset)
+    folder = out if out is not None else CACHES / chosen.name
     output.say(
         f"{folder}: {planned.rows} rows, {bytes_text(planned.bytes_per_row)} each, "
         f"{bytes_text(planned.total_bytes)} in all"
@@ -153,33 +80,6 @@ def cache_command(
         "fingerprint": manifest.digest,
     }
     output.result(values, f"{folder}: {manifest.rows} rows in {len(manifest.shards)} shards", format.value)
-
-
-def _demonstrations() -> Path:
-    """The embedded demonstrations, recorded when first needed."""
-    from imagewam_cli.cli.record import record_demonstrations
-    from imagewam_cli.workspace import DEMONSTRATIONS
-
-    if not (DEMONSTRATIONS / "meta" / "info.json").exists():
-        output.say(f"no --dataset: recording 200 tabletop demonstrations into {DEMONSTRATIONS}")
-        record_demonstrations(DEMONSTRATIONS, "tabletop", 200, 0, "h264")
-    else:
-        output.say(f"no --dataset: using {DEMONSTRATIONS}")
-    return DEMONSTRATIONS
-
-
-def _default_folder(editor: str, dataset: Path) -> Path:
-    from imagewam_cli.workspace import CACHES
-
-    return CACHES / f"{editor}-{dataset.resolve().name}"
-
-
-def _settings(into: Any, **values: Any) -> Any:
-    from imagewam_cli.config import from_dict
-
-    return from_dict(
-        into, {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}, source="command line"
-    )
 
 
 def _seconds_per_row(editor: Any, dataset: Any, batch: int) -> float:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
 from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption, newest_instead_of
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 
+@takes_editor_options
 def train_expert_command(
+    *,
     cache: Annotated[Path | None, typer.Option("--cache", help="The cache; by default the newest in caches/.")] = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Without a cache: --editor encodes the rows of each step.")
+    ] = False,
     config: Annotated[Path | None, typer.Option("--config", help="A YAML recipe; see docs/training.md.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; by default runs/CACHE.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Cached rows per step.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Rows per step.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Random seed of the run.")] = None,
     init: Annotated[
         str | None,
@@ -30,29 +38,36 @@ def train_expert_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print parameters, memory, steps and time; train nothing.")
     ] = False,
+    encode_batch: Annotated[
+        int | None, typer.Option("--encode-batch", help="With --online: rows per forward of the editor; 16.")
+    ] = None,
+    options: EditorOptions,
     format: FormatOption = FormatName.human,
 ) -> None:
     """Train an action expert on a cache. The same command continues an interrupted run.
 
+    With --online there is no cache: --editor and the options after it say what `imagewam cache` would be told.
+
     Example: imagewam train-expert --cache caches/tiny-tabletop --out runs/first --steps 1500
+
+    Example: imagewam train-expert --online --editor tiny --dataset datasets/tabletop --set flow.draws=8
     """
     from imagewam_cli.config import to_dict
-    from imagewam_cli.kvcache.reader import CacheReader
     from imagewam_cli.training.loop import Trainer
     from imagewam_cli.workspace import RUNS
 
-    if cache is None:
-        cache = newest_instead_of("--cache", "cache")
-    reader = CacheReader(cache)
-    if not reader.manifest.complete:
-        output.say(f"{cache} is not finished: training on {len(reader)} of {reader.manifest.total_rows} rows")
+    _require_one_source(online, cache, options, encode_batch)
     assignments = [*(set_ or []), *([f"expert.init={init}"] if init is not None else [])]
     recipe = _recipe(config, {"steps": steps, "batch": batch, "seed": seed}, assignments)
-    trainer = Trainer(reader, recipe, _editor_weights(reader, recipe, weights))
+    if online:
+        source, name = _online(options, weights, encode_batch, dry_run)
+    else:
+        source, name = _cached(cache)
+    trainer = Trainer(source, recipe, _editor_weights(source, recipe, weights))
     if dry_run:
         _print_dry_run(trainer.dry_run(), format)
         return
-    folder = out if out is not None else RUNS / cache.resolve().name
+    folder = out if out is not None else RUNS / name
     if fresh:
         _delete_run(folder)
     output.say(f"training {len(trainer.data.train_rows)} rows of {len(trainer.data.train_episodes)} episodes: {folder}")
@@ -76,12 +91,63 @@ def train_expert_command(
     output.result(values, text, format.value)
 
 
+def _require_one_source(online: bool, cache: Path | None, options: EditorOptions, encode_batch: int | None) -> None:
+    """
+    Raises:
+        UsageError: a cache and --online, or options of the editor without --online.
+    """
+    from imagewam_cli.errors import UsageError
+
+    if online and cache is not None:
+        raise UsageError("--online trains without a cache", "leave out --cache or --online")
+    given = [*options.given(), *(["--encode-batch"] if encode_batch is not None else [])]
+    if given and not online:
+        raise UsageError(
+            f"{given[0]} is for --online: a cache was made with its editor, dataset and settings",
+            f"leave out {given[0]}, or add --online",
+        )
+
+
+def _cached(cache: Path | None) -> tuple[Any, str]:
+    """The rows of a cache, and a name for the run."""
+    from imagewam_cli.training.prefixes import CachedPrefixes
+
+    folder = cache if cache is not None else newest_instead_of("--cache", "cache")
+    source = CachedPrefixes(folder)
+    manifest = source.reader.manifest
+    if not manifest.complete:
+        output.say(f"{folder} is not finished: training on {manifest.rows} of {manifest.total_rows} rows")
+    return source, folder.resolve().name
+
+
+def _online(options: EditorOptions, weights: Path | None, batch: int | None, dry_run: bool) -> tuple[Any, str]:
+    """The rows of a dataset through an editor, and a name for the run."""
+    from imagewam_cli.training.online import OnlinePrefixes
+
+    chosen = choose_editor(options, weights, trial="--dry-run" if dry_run else None)
+    source = OnlinePrefixes(
+        chosen.dataset,
+        chosen.load(),
+        stride=options.stride,
+        batch=batch if batch is not None else 16,
+        watch=_decoding,
+    )
+    return source, f"{chosen.name}-online"
+
+
+@contextmanager
+def _decoding(rows: int, size: int) -> Iterator[Callable[[int], object]]:
+    output.say(f"decoding the pictures of {rows} rows into a temporary file of {bytes_text(size)}")
+    with output.progress(rows, "row") as bar:
+        yield bar.update
+
+
 def _share(result: Any) -> str:
     """Of the best constant chunk's error; where the held-out chunks are all alike there is nothing to compare."""
     return f"{100 * result.ratio:.0f} % of" if result.constant_error > 1e-9 else "beside"
 
 
-def _editor_weights(reader: Any, recipe: Any, weights: Path | None) -> Any:
+def _editor_weights(source: Any, recipe: Any, weights: Path | None) -> Any:
     """The denoiser's weights by their released names, where the expert begins with them; else None, and no editor is
     looked at."""
     from imagewam_cli.errors import UsageError
@@ -89,9 +155,11 @@ def _editor_weights(reader: Any, recipe: Any, weights: Path | None) -> Any:
 
     if recipe.expert.init == "none":
         return None
-    fingerprint = reader.manifest.fingerprint
+    fingerprint = source.origin.fingerprint
     if fingerprint["settings"].get("random_weights"):
-        raise UsageError("the cache is of an untrained editor: there are no weights to begin with", "use --init none")
+        raise UsageError(
+            "the prefixes are of an untrained editor: there are no weights to begin with", "use --init none"
+        )
     editors = Registry.installed().editors
     return editors.load(fingerprint["editor"]).released_weights(editors.get(fingerprint["editor"]), weights)
 
@@ -146,11 +214,13 @@ def _delete_run(folder: Path) -> None:
 def _print_dry_run(dry: Any, format: FormatName) -> None:
     from imagewam_cli.config import to_dict
 
+    scratch = f"{bytes_text(dry.scratch_bytes)} of disk for pictures while it trains\n" if dry.scratch_bytes else ""
     text = (
         f"{dry.parameters:,} parameters\n"
         f"{dry.rows} training rows, {dry.validation_rows} validation rows\n"
         f"{dry.steps} steps, {dry.epochs:.1f} epochs\n"
         f"{bytes_text(dry.memory_bytes)} for weights, optimizer and a batch of prefix KV, activations on top\n"
+        f"{scratch}"
         f"about {seconds_text(dry.seconds)} on this machine"
     )
     output.result(to_dict(dry), text, format.value)

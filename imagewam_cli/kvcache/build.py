@@ -227,7 +227,7 @@ def encode_rows(
         CacheError: the editor does not keep to its layout, or the codec cannot hold its numbers.
     """
     prefix, spec = editor.encode([r.images for r in rows], [r.instruction for r in rows]), editor.spec
-    _check(prefix, spec, len(rows))
+    check_prefix(prefix, spec, len(rows))
     tensors: dict[str, Tensor] = {}
     for i, (kv, layer) in enumerate(zip(prefix.layers, spec.layers, strict=True)):
         stored = codec.encode(kv, layer, rope=spec.rope, valid=prefix.valid)
@@ -258,35 +258,40 @@ def _refuse_foreign(out: Path) -> None:
         raise UsageError(f"{out} holds something that is not a cache", "choose an empty folder with --out")
 
 
+def dataset_entry(dataset: Dataset, cameras: Sequence[str], stride: int) -> DatasetEntry:
+    """What is written down of a dataset of which every `stride`-th frame is taken. cameras: those that are seen."""
+    info = dataset.info
+    return DatasetEntry(
+        path=str(info.root.resolve()),
+        format=info.format,
+        identity=info.identity,
+        fps=info.fps,
+        state_names=info.state_names,
+        action_names=info.action_names,
+        episodes=info.total_episodes,
+        rows=info.total_rows,
+        stride=stride,
+        keys=dataclasses.replace(info.keys, cameras=tuple(cameras)),
+    )
+
+
 def _start(
     dataset: Dataset, editor: Editor, out: Path, codec: Codec, settings: BuildSettings, plan: BuildPlan
 ) -> Manifest:
     """The manifest to go on from: the one that is there, or a new one."""
-    info = dataset.info
     existing = read_manifest(out) if (out / MANIFEST).exists() else None
     table, instructions = FrameTable.of(dataset.rows(images=False))
     contents = {TABLE: table.to_bytes()}
     kept = {SAMPLES: existing.files[SAMPLES]} if existing is not None and _has_samples(out, existing) else {}
     if plan.shards and not kept:
-        first = [episode.index for episode in plan.shards[0]]
-        contents[SAMPLES] = samples_bytes(dataset, first, settings.batch, settings.stride)
+        first = dataset.rows(episodes=[episode.index for episode in plan.shards[0]], stride=settings.stride)
+        contents[SAMPLES] = samples_bytes(first, settings.batch)
     fresh = Manifest(
         version=VERSION,
         fingerprint=editor.fingerprint(),
         spec=editor.spec,
         codec=codec.name,
-        dataset=DatasetEntry(
-            path=str(info.root.resolve()),
-            format=info.format,
-            identity=info.identity,
-            fps=info.fps,
-            state_names=info.state_names,
-            action_names=info.action_names,
-            episodes=info.total_episodes,
-            rows=info.total_rows,
-            stride=settings.stride,
-            keys=dataclasses.replace(info.keys, cameras=editor.spec.cameras),
-        ),
+        dataset=dataset_entry(dataset, editor.spec.cameras, settings.stride),
         instructions=instructions,
         files=kept | {name: xxhash.xxh3_128_hexdigest(content) for name, content in contents.items()},
         total_rows=plan.rows,
@@ -376,10 +381,9 @@ def _rows_of(episode: EpisodeInfo, stride: int) -> int:
     return -(-episode.length // stride)
 
 
-def samples_bytes(dataset: Dataset, first: Sequence[int], batch: int, stride: int) -> bytes:
-    """The file of samples: the middle rows of the first shard's first batches. first: its episodes."""
-    rows = batches(dataset.rows(episodes=first, stride=stride), batch)
-    return Samples.of([few[len(few) // 2] for few in islice(rows, _SAMPLES)]).to_bytes()
+def samples_bytes(rows: Iterator[Row], batch: int) -> bytes:
+    """The file of samples: the middle rows of the first batches."""
+    return Samples.of([few[len(few) // 2] for few in islice(batches(rows, batch), _SAMPLES)]).to_bytes()
 
 
 def _has_samples(out: Path, manifest: Manifest) -> bool:
@@ -397,8 +401,12 @@ def _require_held(stored: Mapping[str, Tensor], kv: LayerKV, layer: LayerSpec, c
             )
 
 
-def _check(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:
-    """An editor that does not keep to its own layout is stopped before it fills a disk."""
+def check_prefix(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:
+    """Stop an editor that does not keep to its own layout, before it fills a disk or a model learns from it.
+
+    Raises:
+        CacheError: names the layer, what was given and what the layout says.
+    """
     if len(prefix.layers) != len(spec.layers):
         raise CacheError(f"the editor gave {len(prefix.layers)} layers, its spec says {len(spec.layers)}")
     for kv, layer in zip(prefix.layers, spec.layers, strict=True):

@@ -90,12 +90,17 @@ class Manifest:
     @property
     def settings(self) -> PrefixSettings:
         """Of the editor."""
-        return from_dict(PrefixSettings, self.fingerprint["settings"], source=MANIFEST)
+        return settings_of(self.fingerprint)
 
     @property
     def digest(self) -> str:
         """16 hex digits over the fingerprint: equal digests mean interchangeable prefixes."""
         return fingerprint_digest(self.fingerprint)
+
+
+def settings_of(fingerprint: Mapping[str, Any]) -> PrefixSettings:
+    """The editor's settings, as a fingerprint has them."""
+    return from_dict(PrefixSettings, fingerprint["settings"], source="fingerprint")
 
 
 def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,12 @@ class RowIndex:
     episode: Indices
     frame: Indices
     instruction: Indices
+
+
+def row_index(table: FrameTable, episodes: Iterable[int], stride: int) -> RowIndex:
+    """Of every `stride`-th frame of these episodes."""
+    row, episode, frame = table.frames(episodes, stride)
+    return RowIndex(row=row, episode=episode, frame=frame, instruction=table.instruction[row])
 
 
 class CacheReader:
@@ -62,12 +68,12 @@ class CacheReader:
     def index(self) -> RowIndex:
         """Of all rows, from the manifest and the table: no shard is opened."""
         episodes = [episode for shard in self.manifest.shards for episode in shard.episodes]
-        row, episode, frame = self.table.frames(episodes, self.manifest.dataset.stride)
-        if len(row) != len(self):
+        index = row_index(self.table, episodes, self.manifest.dataset.stride)
+        if len(index.row) != len(self):
             raise CacheError(
-                f"{self.folder}: its table has {len(row)} rows for its shards, its manifest {len(self)}", _REPAIR
+                f"{self.folder}: its table has {len(index.row)} rows for its shards, its manifest {len(self)}", _REPAIR
             )
-        return RowIndex(row=row, episode=episode, frame=frame, instruction=self.table.instruction[row])
+        return index
 
     def read(self, indices: Indices, *, device: torch.device | str = "cpu") -> PrefixKV:
         """The decoded prefix of the rows, float32, in the order of `indices`."""

@@ -130,10 +130,10 @@ def _repair_files(folder: Path, manifest: Manifest, damages: Sequence[Damage], d
     damaged = {damage.file for damage in damages} & manifest.files.keys()
     if not damaged:
         return
-    first = manifest.shards[0]
+    first, stride = manifest.shards[0], manifest.dataset.stride
     contents = {
         TABLE: FrameTable.of(dataset.rows(images=False))[0].to_bytes(),
-        SAMPLES: samples_bytes(dataset, first.episodes, first.batch, manifest.dataset.stride),
+        SAMPLES: samples_bytes(dataset.rows(episodes=first.episodes, stride=stride), first.batch),
     }
     for name in damaged:
         if xxhash.xxh3_128_hexdigest(contents[name]) != manifest.files[name]:

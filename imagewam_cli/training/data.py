@@ -1,4 +1,4 @@
-"""What the trainer reads: cached rows with the action chunk that follows each, normalised, in a seeded order.
+"""What the trainer reads: prefixes of rows with the action chunk that follows each, normalised, in a seeded order.
 
 The order of epoch e is a function of (seed, e) alone, so a continued run sees the rows that the interrupted one would
 have seen.
@@ -6,7 +6,7 @@ have seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -20,10 +20,8 @@ from imagewam_cli.data.normalization import NormalizationMode, Normalizer, Runni
 from imagewam_cli.data.splits import split_episodes
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.training.prefixes import Indices, PrefixSource
 from imagewam_cli.training.recipe import TrainRecipe
-
-Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +37,19 @@ class Batch:
 
 
 class ExpertData:
-    """Training and validation rows of one cache under one recipe."""
+    """Training and validation rows of one source under one recipe."""
 
-    def __init__(self, reader: CacheReader, recipe: TrainRecipe) -> None:
-        self.reader, self.recipe = reader, recipe
-        episodes = sorted({e for shard in reader.manifest.shards for e in shard.episodes})
+    def __init__(self, source: PrefixSource, recipe: TrainRecipe) -> None:
+        self.source, self.recipe = source, recipe
+        episodes = np.unique(source.index.episode).tolist()
         train, validation = split_episodes(episodes, recipe.validation_fraction, recipe.seed)
         self.train_episodes = train[: recipe.episodes]
         self.validation_episodes = validation
         self.train_rows = self._rows(self.train_episodes)
         self.validation_rows = _thin(self._rows(validation), recipe.validation_rows)
         if len(self.train_rows) == 0:
-            raise CacheError(f"{reader.folder} leaves no row to train on", "record more episodes")
-        table = reader.table
+            raise CacheError(f"{source.origin.place} leaves no row to train on", "record more episodes")
+        table = source.table
         self.action_normalizer = _normalizer(
             [table.actions_of(e) for e in self.train_episodes], recipe.normalize_action
         )
@@ -59,24 +57,24 @@ class ExpertData:
 
     @property
     def state_dim(self) -> int:
-        return int(self.reader.table.state.shape[1])
+        return int(self.source.table.state.shape[1])
 
     @property
     def action_dim(self) -> int:
-        return int(self.reader.table.action.shape[1])
+        return int(self.source.table.action.shape[1])
 
     def batch(self, indices: Indices) -> Batch:
-        """The cached rows of these numbers."""
-        return self._batch(indices, self.reader.gather(indices))
+        """The rows of these numbers."""
+        return self._batch(indices, self.source.gather(indices))
 
-    def _batch(self, indices: Indices, stored: dict[str, Tensor]) -> Batch:
-        index, table, horizon = self.reader.index, self.reader.table, self.recipe.expert.horizon
+    def _batch(self, indices: Indices, prefix: Callable[[], PrefixKV]) -> Batch:
+        index, table, horizon = self.source.index, self.source.table, self.recipe.expert.horizon
         episodes, frames = index.episode[indices], index.frame[indices]
         chunks = [table.chunk(int(e), int(f), horizon) for e, f in zip(episodes, frames, strict=True)]
         states = np.stack([table.states_of(int(e))[f] for e, f in zip(episodes, frames, strict=True)])
         actions = self.action_normalizer.normalize(np.stack([c.actions for c in chunks]))
         return Batch(
-            prefix=self.reader.decode(stored),
+            prefix=prefix(),
             state=torch.from_numpy(self.state_normalizer.normalize(states)),
             actions=torch.from_numpy(actions),
             is_pad=torch.from_numpy(np.stack([c.is_pad for c in chunks])),
@@ -94,13 +92,23 @@ class ExpertData:
                 yield np.sort(order[i * size : (i + 1) * size])
             epoch, skip = epoch + 1, 0
 
+    def needed(self, first_step: int, last_step: int) -> Indices:
+        """Every row that the batches of steps [first_step, last_step) or the validation hold."""
+        needed = np.zeros(self.source.origin.rows, dtype=np.bool_)
+        needed[self.validation_rows] = True
+        for indices in islice(self.order(first_step), last_step - first_step):
+            needed[indices] = True
+            if needed[self.train_rows].all():
+                break
+        return np.nonzero(needed)[0].astype(np.int64)
+
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """The batches of steps [first_step, last_step), the next one read while the current one is used."""
         order = islice(self.order(first_step), last_step - first_step)
         with ThreadPoolExecutor(max_workers=1) as worker:
-            waiting: tuple[Indices, Future[dict[str, Tensor]]] | None = None
+            waiting: tuple[Indices, Future[Callable[[], PrefixKV]]] | None = None
             for indices in order:
-                ahead = indices, worker.submit(self.reader.gather, indices)
+                ahead = indices, worker.submit(self.source.gather, indices)
                 if waiting is not None:
                     yield self._batch(waiting[0], waiting[1].result())
                 waiting = ahead
@@ -108,7 +116,7 @@ class ExpertData:
                 yield self._batch(waiting[0], waiting[1].result())
 
     def _rows(self, episodes: Sequence[int]) -> Indices:
-        return np.nonzero(np.isin(self.reader.index.episode, episodes))[0].astype(np.int64)
+        return np.nonzero(np.isin(self.source.index.episode, episodes))[0].astype(np.int64)
 
 
 def _thin(rows: Indices, count: int) -> Indices:

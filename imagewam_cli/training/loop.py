@@ -1,6 +1,6 @@
 """One training run in one folder.
 
-    config.yaml          the resolved recipe         run.json       cache, dataset, fingerprint
+    config.yaml          the resolved recipe         run.json       dataset, fingerprint, cache if there is one
     metrics.jsonl        one line per log step       result.json    the final validation
     checkpoints/         the last two                policy/        the averaged weights as a policy bundle
 
@@ -11,6 +11,7 @@ continued run gives the same numbers as an uninterrupted one.
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -27,19 +28,21 @@ from imagewam_cli.expert.checkpoint import save_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.initialization import initialize
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig, parameter_count
-from imagewam_cli.kvcache.manifest import TABLE, Manifest, write_atomically
-from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.kvcache.manifest import settings_of, write_atomically
 from imagewam_cli.policy.bundle import BundleParts, EditorReference, PolicyConfig, write_bundle
 from imagewam_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from imagewam_cli.training.data import Batch, ExpertData
 from imagewam_cli.training.metrics import MetricLog
 from imagewam_cli.training.objective import Validation, flow_loss, validate
 from imagewam_cli.training.optimizer import ExpertOptimizer
+from imagewam_cli.training.prefixes import PrefixOrigin, PrefixSource
 from imagewam_cli.training.recipe import TrainRecipe
 from imagewam_cli.workspace import RUN_MARKER
 
 _STEP_SEEDS = 1_000_003
 """Distance between the noise seeds of two run seeds: no run of fewer steps repeats another's noise."""
+_PLACES = ("cache", "online")
+"""Keys of run.json that say where the data lay: not what it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,8 @@ class DryRun:
     epochs: float
     memory_bytes: int
     """Weights, gradients, moments, average and one batch of prefix KV; activations come on top."""
+    scratch_bytes: int
+    """Of the disk, while the run goes on."""
     seconds: float
 
 
@@ -60,19 +65,19 @@ class Trainer:
     """A run: construct it, then `train()`."""
 
     def __init__(
-        self, reader: CacheReader, recipe: TrainRecipe, editor_weights: Mapping[str, Tensor] | None = None
+        self, source: PrefixSource, recipe: TrainRecipe, editor_weights: Mapping[str, Tensor] | None = None
     ) -> None:
         """editor_weights: by their released names, where the recipe begins with them (`expert.init`).
 
         Raises:
             UsageError: no rows, or no weights to begin with.
         """
-        if reader.manifest.rows == 0:
-            raise UsageError(f"{reader.folder} has no rows to train on")
-        self.reader, self.recipe = reader, recipe
-        self.data = ExpertData(reader, recipe)
+        if source.origin.rows == 0:
+            raise UsageError(f"{source.origin.place} has no rows to train on")
+        self.source, self.recipe = source, recipe
+        self.data = ExpertData(source, recipe)
         self.schedule = FlowSchedule(shift=recipe.flow.shift)
-        spec = reader.manifest.spec
+        spec = source.origin.spec
         self.config = ExpertConfig(
             layers=spec.layers,
             rope=spec.rope,
@@ -102,7 +107,7 @@ class Trainer:
         """Train into `folder`, going on from its newest checkpoint; the final figures, None where nothing is held out.
 
         Raises:
-            RunError: the folder holds a run of another recipe or cache.
+            RunError: the folder holds a run of another recipe or of other prefixes.
             NonFiniteLossError: the loss or its gradient is not finite; names the dataset rows of the batch. The last
             checkpoint stays.
         """
@@ -110,7 +115,8 @@ class Trainer:
         self._open(folder)
         first = load_checkpoint(folder / "checkpoints", self.expert, self.average, self.optimizer)
         validation: Validation | None = None
-        with MetricLog(folder, first) as log:
+        needed = self.data.needed(first, recipe.steps)
+        with MetricLog(folder, first) as log, self.source.prepared(needed, folder):
             started = time.monotonic()
             on_step(first, {})
             for step, batch in enumerate(self.data.batches(first, recipe.steps), start=first):
@@ -130,8 +136,8 @@ class Trainer:
                     self._write_policy(folder / "policy")  # first: a run that looks finished has its policy
                     save_checkpoint(folder / "checkpoints", done, self.expert, self.average, self.optimizer)
                 on_step(done, values)
-        if validation is None:
-            validation = self.validate()
+            if validation is None:
+                validation = self.validate()
         write_atomically(folder / "result.json", dump_json(_result(validation, recipe.steps)).encode())
         return validation
 
@@ -174,15 +180,16 @@ class Trainer:
         return result
 
     def dry_run(self, measured_steps: int = 3) -> DryRun:
-        """Parameters, memory, steps and time, from a few real steps; nothing is written."""
-        started = time.monotonic()
-        for step, batch in enumerate(self.data.batches(0, measured_steps)):
-            if step == 1:
-                started = time.monotonic()  # the first step warms up
-            self.step(step, batch)
-        per_step = (time.monotonic() - started) / max(1, measured_steps - 1)
+        """Parameters, memory, steps and time, from a few real steps; no run is written."""
+        with self.source.prepared(self.data.needed(0, measured_steps), Path(tempfile.gettempdir())):
+            started = time.monotonic()
+            for step, batch in enumerate(self.data.batches(0, measured_steps)):
+                if step == 1:
+                    started = time.monotonic()  # the first step warms up
+                self.step(step, batch)
+            per_step = (time.monotonic() - started) / max(1, measured_steps - 1)
         parameters = parameter_count(self.expert)
-        prefix = self.reader.manifest.spec.bytes_per_row(4) * self.recipe.batch
+        prefix = self.source.origin.spec.bytes_per_row(4) * self.recipe.batch
         return DryRun(
             parameters=parameters,
             rows=len(self.data.train_rows),
@@ -190,12 +197,13 @@ class Trainer:
             steps=self.recipe.steps,
             epochs=self.recipe.steps * self.recipe.batch / len(self.data.train_rows),
             memory_bytes=parameters * 4 * 5 + 2 * prefix,
+            scratch_bytes=self.source.scratch_bytes(len(self.data.needed(0, self.recipe.steps))),
             seconds=per_step * self.recipe.steps,
         )
 
     def _open(self, folder: Path) -> None:
         """Start the run's folder, or check that it is this run's."""
-        identity = _identity(self.reader) | {"precision": "bfloat16" if self._bfloat16 else "float32"}
+        identity = _identity(self.source.origin) | {"precision": "bfloat16" if self._bfloat16 else "float32"}
         if (folder / RUN_MARKER).exists():
             _refuse_other_origin(folder, identity)
         elif folder.exists() and any(path.name != f"{RUN_MARKER}.partial" for path in folder.iterdir()):
@@ -209,11 +217,10 @@ class Trainer:
             write_atomically(folder / "config.yaml", dump_yaml(self.recipe).encode())
 
     def _write_policy(self, folder: Path) -> None:
-        manifest, recipe = self.reader.manifest, self.recipe
+        origin, recipe = self.source.origin, self.recipe
         save_expert(folder, self.config, self.average)
-        samples = self.reader.folder / SAMPLES
-        if samples.exists() and not (folder / SAMPLES).exists():
-            write_atomically(folder / SAMPLES, samples.read_bytes())
+        if not (folder / SAMPLES).exists() and (samples := self.source.samples()) is not None:
+            write_atomically(folder / SAMPLES, samples)
         write_bundle(
             folder,
             BundleParts(
@@ -223,25 +230,25 @@ class Trainer:
                     inference_steps=recipe.flow.inference_steps,
                     shift=recipe.flow.shift,
                     noise_seed=recipe.policy.noise_seed,
-                    fps=manifest.dataset.fps,
-                    cameras=manifest.spec.cameras,
-                    state_names=manifest.dataset.state_names,
-                    action_names=manifest.dataset.action_names,
+                    fps=origin.dataset.fps,
+                    cameras=origin.spec.cameras,
+                    state_names=origin.dataset.state_names,
+                    action_names=origin.dataset.action_names,
                 ),
-                editor=editor_reference(manifest),
+                editor=editor_reference(origin),
                 state_normalizer=self.data.state_normalizer,
                 action_normalizer=self.data.action_normalizer,
             ),
         )
 
 
-def editor_reference(manifest: Manifest) -> EditorReference:
-    """The editor that a cache was made with."""
+def editor_reference(origin: PrefixOrigin) -> EditorReference:
+    """The editor that the prefixes are of."""
     return EditorReference(
-        name=str(manifest.fingerprint["editor"]),
-        settings=manifest.settings,
-        spec=manifest.spec,
-        fingerprint=manifest.fingerprint,
+        name=str(origin.fingerprint["editor"]),
+        settings=settings_of(origin.fingerprint),
+        spec=origin.spec,
+        fingerprint=origin.fingerprint,
     )
 
 
@@ -251,28 +258,27 @@ def _has_bfloat16() -> bool:
     return bool(known()) if known is not None else False
 
 
-def _identity(reader: CacheReader) -> dict[str, Any]:
-    manifest = reader.manifest
+def _identity(origin: PrefixOrigin) -> dict[str, Any]:
     return {
-        "cache": str(reader.folder.resolve()),
-        "fingerprint": manifest.digest,
-        "editor": manifest.fingerprint.get("editor"),
-        "dataset": manifest.dataset.identity[:16],
-        "table": manifest.files.get(TABLE, "")[:16],
-        "codec": manifest.codec,
-        "stride": manifest.dataset.stride,
-        "rows": manifest.rows,
+        origin.kind: origin.place,
+        "fingerprint": origin.digest,
+        "editor": origin.fingerprint.get("editor"),
+        "dataset": origin.dataset.identity[:16],
+        "table": origin.table_checksum[:16],
+        "codec": origin.codec,
+        "stride": origin.dataset.stride,
+        "rows": origin.rows,
     }
 
 
 def _refuse_other_origin(folder: Path, identity: dict[str, Any]) -> None:
-    """The cache may have moved, but its rows, and the precision, must be those that the run began with."""
+    """The cache or dataset may have moved, but its rows, and the precision, must be those that the run began with."""
     try:
         there = json.loads((folder / RUN_MARKER).read_text())
     except ValueError as error:
         raise RunError(f"{folder / RUN_MARKER} is damaged: {error}", "start over with --fresh") from None
     for key, value in identity.items():
-        if key != "cache" and there.get(key) != value:
+        if key not in _PLACES and there.get(key) != value:
             raise RunError(
                 f"{folder} is another run: its {key} is {there.get(key)}, this one's {value}",
                 "choose another folder with --out, or start over with --fresh",

@@ -111,3 +111,35 @@ def test_random_pipelines_have_the_released_sizes(name: str, tmp_path: Path, mon
     entry = Registry.installed().editors.get(name)
     pipeline(entry, tmp_path, False)
     assert sorted(built.values()) == sorted([entry.components["vae"], entry.parameters])
+
+
+def test_a_cache_and_none_are_trained_side_by_side(
+    tabletop: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    options = ["--dataset", str(tabletop), "--weights", str(tiny_weights), "--size", "64", "--dtype", "float32"]
+    options += ["--stride", "40", "--batch", "4", "--precision", "float32"]
+    run = {"monkeypatch": monkeypatch, "capsys": capsys}
+    tables = output_of("online_or_cache", *options, "--draws", "2", "--steps", "2", **run)
+    assert "| draws | cache, rows/s | online, rows/s | cache is won back after |" in tables
+    assert "| steps | cache, 2 draws | online, 2 draws |" in tables
+    options += ["--draws", "1", "3", "--steps", "3", "--json"]
+    result = json.loads(output_of("online_or_cache", *options, **run))
+    assert [(r["prefixes"], r["draws"]) for r in result["runs"]] == [
+        *(("cache", 1), ("online", 1), ("cache", 3), ("online", 3))
+    ]
+    losses = [[point["loss"] for point in r["points"]] for r in result["runs"]]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)  # the same rows and noise, so the times can be compared
+    assert losses[2] == pytest.approx(losses[3], abs=1e-5)
+    assert losses[0] != pytest.approx(losses[2], abs=1e-5)
+    for r in result["runs"]:
+        assert [point["step"] for point in r["points"]] == [1, 2, 3]
+        assert all(a["seconds"] < b["seconds"] for a, b in zip(r["points"], r["points"][1:], strict=False))
+        assert r["rows_per_second"] > 0
+
+
+def test_a_cache_is_won_back_when_its_build_is_saved() -> None:
+    script = runpy.run_path(str(BENCHMARKS / "online_or_cache.py"))
+    build = script["Build"](rows=100, seconds=30.0)
+    # a pass of 100 rows takes 10 s from the cache and 25 s online: 15 s saved each
+    assert script["won_back"](build, 10.0, 4.0) == pytest.approx(2.0)
+    assert script["won_back"](build, 4.0, 4.0) is None

@@ -10,9 +10,9 @@ import torch
 
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import Observation
-from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.policy.policy import Policy
 from imagewam_cli.training.loop import Trainer
+from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, FlowRecipe, PolicyRecipe, TrainRecipe
 
 EXECUTE, HORIZON, INFERENCE_STEPS = 3, 6, 4
@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> Path:
         flow=FlowRecipe(shift=5.0, inference_steps=INFERENCE_STEPS, draws=1),
         policy=PolicyRecipe(execute=EXECUTE, noise_seed=42),
     )
-    Trainer(CacheReader(tiny_cache), recipe).train(folder)
+    Trainer(CachedPrefixes(tiny_cache), recipe).train(folder)
     return folder
 
 

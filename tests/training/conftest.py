@@ -9,7 +9,7 @@ from kvcache.doubles import ArithmeticEditor, MemoryDataset
 
 from imagewam_cli.kvcache.build import BuildSettings, build_cache
 from imagewam_cli.kvcache.codec import FLOAT32
-from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, FlowRecipe, OptimizerRecipe, PolicyRecipe, TrainRecipe
 
 EPISODES, LENGTH = 6, 8
@@ -29,8 +29,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory, dataset: MemoryDataset) -> P
 
 
 @pytest.fixture
-def reader(cache: Path) -> CacheReader:
-    return CacheReader(cache)
+def source(cache: Path) -> CachedPrefixes:
+    return CachedPrefixes(cache)
 
 
 @pytest.fixture(scope="session")

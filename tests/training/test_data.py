@@ -14,8 +14,8 @@ from imagewam_cli.data.types import Row
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.build import BuildSettings, build_cache
 from imagewam_cli.kvcache.codec import FLOAT32
-from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.training.data import ExpertData, Indices
+from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, PolicyRecipe, TrainRecipe
 
 from .conftest import EPISODES, LENGTH
@@ -24,8 +24,8 @@ STEPS_PER_EPOCH = 5
 
 
 @pytest.fixture
-def data(reader: CacheReader, recipe: TrainRecipe) -> ExpertData:
-    return ExpertData(reader, recipe)
+def data(source: CachedPrefixes, recipe: TrainRecipe) -> ExpertData:
+    return ExpertData(source, recipe)
 
 
 def taken(data: ExpertData, first: int, count: int) -> list[Indices]:
@@ -42,12 +42,12 @@ class TestOrder:
         steps = taken(data, 0, 2 * STEPS_PER_EPOCH)
         assert not all(np.array_equal(a, b) for a, b in zip(steps[:5], steps[5:], strict=True))
 
-    def test_the_order_is_the_same_for_the_same_seed(self, reader: CacheReader, recipe: TrainRecipe) -> None:
-        one, two = (taken(ExpertData(reader, recipe), 0, 12) for _ in range(2))
+    def test_the_order_is_the_same_for_the_same_seed(self, source: CachedPrefixes, recipe: TrainRecipe) -> None:
+        one, two = (taken(ExpertData(source, recipe), 0, 12) for _ in range(2))
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
-    def test_another_seed_is_another_order(self, reader: CacheReader, recipe: TrainRecipe) -> None:
-        data = ExpertData(reader, recipe)
+    def test_another_seed_is_another_order(self, source: CachedPrefixes, recipe: TrainRecipe) -> None:
+        data = ExpertData(source, recipe)
         before = taken(data, 0, 5)
         data.recipe = dataclasses.replace(recipe, seed=1)
         assert not all(np.array_equal(a, b) for a, b in zip(before, taken(data, 0, 5), strict=True))
@@ -57,42 +57,46 @@ class TestOrder:
         whole = taken(data, 0, 20)
         assert all(np.array_equal(a, b) for a, b in zip(whole[first:], taken(data, first, 20 - first), strict=True))
 
-    def test_rows_that_fill_no_batch_are_left_for_another_epoch(self, reader: CacheReader, recipe: TrainRecipe) -> None:
-        data = ExpertData(reader, dataclasses.replace(recipe, batch=7))  # 40 rows: five batches, five rows left
+    def test_rows_that_fill_no_batch_are_left_for_another_epoch(
+        self, source: CachedPrefixes, recipe: TrainRecipe
+    ) -> None:
+        data = ExpertData(source, dataclasses.replace(recipe, batch=7))  # 40 rows: five batches, five rows left
         epochs = [set(np.concatenate(taken(data, 5 * e, 5)).tolist()) for e in range(4)]
         assert [len(rows) for rows in epochs] == [35] * 4
         assert set().union(*epochs) == set(data.train_rows.tolist())
 
-    def test_a_batch_larger_than_the_data_is_all_of_it(self, reader: CacheReader, recipe: TrainRecipe) -> None:
-        data = ExpertData(reader, dataclasses.replace(recipe, batch=1000))
+    def test_a_batch_larger_than_the_data_is_all_of_it(self, source: CachedPrefixes, recipe: TrainRecipe) -> None:
+        data = ExpertData(source, dataclasses.replace(recipe, batch=1000))
         assert all(np.array_equal(rows, data.train_rows) for rows in taken(data, 3, 3))
 
 
 class TestSplit:
     @pytest.mark.parametrize("seed", range(5))
     def test_no_training_row_is_of_a_validation_episode(
-        self, reader: CacheReader, recipe: TrainRecipe, seed: int
+        self, source: CachedPrefixes, recipe: TrainRecipe, seed: int
     ) -> None:
-        data = ExpertData(reader, dataclasses.replace(recipe, seed=seed))
-        trained = {int(reader.index.episode[i]) for rows in taken(data, 0, 10) for i in rows}
-        validated = {int(reader.index.episode[i]) for i in data.validation_rows}
+        data = ExpertData(source, dataclasses.replace(recipe, seed=seed))
+        trained = {int(source.index.episode[i]) for rows in taken(data, 0, 10) for i in rows}
+        validated = {int(source.index.episode[i]) for i in data.validation_rows}
         assert len(validated) == 1
         assert trained == set(range(EPISODES)) - validated
 
-    def test_validation_rows_are_thinned_evenly(self, reader: CacheReader, recipe: TrainRecipe) -> None:
-        data = ExpertData(reader, dataclasses.replace(recipe, validation_rows=3))
-        frames = reader.index.frame[data.validation_rows]
+    def test_validation_rows_are_thinned_evenly(self, source: CachedPrefixes, recipe: TrainRecipe) -> None:
+        data = ExpertData(source, dataclasses.replace(recipe, validation_rows=3))
+        frames = source.index.frame[data.validation_rows]
         assert frames.tolist() == [0, 4, 7]  # of 0 to 7: both ends and the middle, 3.5 rounded to even
 
-    def test_fewer_episodes_are_the_first_of_the_training_ones(self, reader: CacheReader, recipe: TrainRecipe) -> None:
-        everything = ExpertData(reader, recipe)
-        few = ExpertData(reader, dataclasses.replace(recipe, episodes=2))
+    def test_fewer_episodes_are_the_first_of_the_training_ones(
+        self, source: CachedPrefixes, recipe: TrainRecipe
+    ) -> None:
+        everything = ExpertData(source, recipe)
+        few = ExpertData(source, dataclasses.replace(recipe, episodes=2))
         assert few.train_episodes == everything.train_episodes[:2]
         assert few.validation_episodes == everything.validation_episodes
         assert len(few.train_rows) == 2 * LENGTH
 
-    def test_nothing_held_out_trains_on_everything(self, reader: CacheReader, recipe: TrainRecipe) -> None:
-        data = ExpertData(reader, dataclasses.replace(recipe, validation_fraction=0.0))
+    def test_nothing_held_out_trains_on_everything(self, source: CachedPrefixes, recipe: TrainRecipe) -> None:
+        data = ExpertData(source, dataclasses.replace(recipe, validation_fraction=0.0))
         assert len(data.train_rows) == EPISODES * LENGTH
         assert len(data.validation_rows) == 0
 
@@ -121,19 +125,19 @@ class TestBatch:
         assert batch.is_pad.tolist() == [[False] * 4]
 
     def test_a_horizon_longer_than_an_episode_is_padded_and_masked(
-        self, reader: CacheReader, recipe: TrainRecipe
+        self, source: CachedPrefixes, recipe: TrainRecipe
     ) -> None:
         long = dataclasses.replace(recipe, expert=ExpertRecipe(horizon=12, hidden=16), policy=PolicyRecipe(execute=2))
-        batch = ExpertData(reader, long).batch(np.arange(LENGTH))
+        batch = ExpertData(source, long).batch(np.arange(LENGTH))
         assert batch.actions.shape == (LENGTH, 12, 3)
         for frame in range(LENGTH):
             assert batch.is_pad[frame].tolist() == [frame + i >= LENGTH for i in range(12)]
             last = LENGTH - 1 - frame
             assert torch.equal(batch.actions[frame, last:], batch.actions[frame, last].expand(12 - last, 3))
 
-    def test_the_prefix_is_that_of_the_same_rows(self, data: ExpertData, reader: CacheReader) -> None:
+    def test_the_prefix_is_that_of_the_same_rows(self, data: ExpertData, source: CachedPrefixes) -> None:
         batch = data.batch(np.array([30, 2, 17]))
-        expected = reader.read(np.array([30, 2, 17]))
+        expected = source.reader.read(np.array([30, 2, 17]))
         assert torch.equal(batch.prefix.layers[1].k, expected.layers[1].k)
         assert batch.row.tolist() == [30, 2, 17]
 
@@ -142,13 +146,21 @@ class TestBatch:
     ) -> None:
         folder = tmp_path_factory.mktemp("strided") / "cache"
         build_cache(dataset, ArithmeticEditor(), folder, FLOAT32, BuildSettings(stride=3))
-        data = ExpertData(CacheReader(folder), recipe)
+        data = ExpertData(CachedPrefixes(folder), recipe)
         # frames 0, 3, 6 of each episode
         assert data.batch(np.array([0, 2, 3, 4])).row.tolist() == [0, 6, 8, 11]
 
     def test_batches_read_ahead_are_those_of_the_order(self, data: ExpertData) -> None:
         rows = [batch.row.tolist() for batch in data.batches(3, 9)]
         assert rows == [indices.tolist() for indices in taken(data, 3, 6)]
+
+    @pytest.mark.parametrize(("first", "last"), [(0, 1), (2, 4), (3, 5), (4, 60), (12, 12)])
+    def test_needed_rows_are_those_of_the_batches_and_of_the_validation(
+        self, source: CachedPrefixes, recipe: TrainRecipe, first: int, last: int
+    ) -> None:
+        data = ExpertData(source, dataclasses.replace(recipe, batch=7, validation_rows=3))
+        read = {int(i) for rows in taken(data, first, last - first) for i in rows}
+        assert data.needed(first, last).tolist() == sorted(read | set(data.validation_rows.tolist()))
 
     def test_no_steps_left_are_no_batches(self, data: ExpertData) -> None:
         assert list(data.batches(12, 12)) == []
@@ -159,7 +171,7 @@ class TestBatch:
         def broken(indices: Indices) -> None:
             raise CacheError("shard is gone")
 
-        monkeypatch.setattr(data.reader, "gather", broken)
+        monkeypatch.setattr(data.source, "gather", broken)
         with pytest.raises(CacheError, match="shard is gone"):
             next(data.batches(0, 5))
 

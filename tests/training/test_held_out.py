@@ -10,9 +10,9 @@ import pytest
 from kvcache.doubles import MemoryDataset
 
 from imagewam_cli.errors import RunError
-from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.training.held_out import held_out_episodes
 from imagewam_cli.training.loop import Trainer
+from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import TrainRecipe
 
 from .conftest import EPISODES, LENGTH
@@ -24,7 +24,7 @@ def trained(
 ) -> tuple[Path, tuple[int, ...], tuple[int, ...]]:
     """(policy folder, episodes that were trained on, episodes that were not)."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    trainer = Trainer(CacheReader(cache), recipe)
+    trainer = Trainer(CachedPrefixes(cache), recipe)
     trainer.train(folder)
     return folder / "policy", tuple(trainer.data.train_episodes), tuple(trainer.data.validation_episodes)
 

@@ -30,6 +30,7 @@ from imagewam_cli.policy.bundle import read_bundle
 from imagewam_cli.training import loop
 from imagewam_cli.training.loop import Trainer
 from imagewam_cli.training.metrics import read_metrics
+from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, FlowRecipe, TrainRecipe
 
 from .conftest import EPISODES, LENGTH
@@ -41,7 +42,7 @@ OnStep = Callable[[int, dict[str, float]], None]
 def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path, recipe: TrainRecipe) -> Path:
     """An uninterrupted run. Read-only: copy it to break it."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    Trainer(CacheReader(cache), recipe).train(folder)
+    Trainer(CachedPrefixes(cache), recipe).train(folder)
     return folder
 
 
@@ -81,8 +82,8 @@ class TestContinuation:
     ) -> None:
         run = tmp_path / "run"
         with pytest.raises(KeyboardInterrupt):
-            Trainer(CacheReader(cache), recipe).train(run, on_step=stop_at(step))
-        Trainer(CacheReader(cache), recipe).train(run)
+            Trainer(CachedPrefixes(cache), recipe).train(run, on_step=stop_at(step))
+        Trainer(CachedPrefixes(cache), recipe).train(run)
         assert result_of(run) == result_of(whole)
 
     def test_a_run_stopped_again_and_again_ends_the_same(
@@ -91,25 +92,25 @@ class TestContinuation:
         run = tmp_path / "run"
         for step in (3, 6, 9, 11):
             with pytest.raises(KeyboardInterrupt):
-                Trainer(CacheReader(cache), recipe).train(run, on_step=stop_at(step))
-        Trainer(CacheReader(cache), recipe).train(run)
+                Trainer(CachedPrefixes(cache), recipe).train(run, on_step=stop_at(step))
+        Trainer(CachedPrefixes(cache), recipe).train(run)
         assert result_of(run) == result_of(whole)
 
     def test_a_run_in_bfloat16_goes_on_to_the_same_bits(self, cache: Path, recipe: TrainRecipe, tmp_path: Path) -> None:
         half = dataclasses.replace(recipe, precision="bfloat16")
-        Trainer(CacheReader(cache), half).train(tmp_path / "undisturbed")
+        Trainer(CachedPrefixes(cache), half).train(tmp_path / "undisturbed")
         with pytest.raises(KeyboardInterrupt):
-            Trainer(CacheReader(cache), half).train(tmp_path / "run", on_step=stop_at(7))
-        Trainer(CacheReader(cache), half).train(tmp_path / "run")
+            Trainer(CachedPrefixes(cache), half).train(tmp_path / "run", on_step=stop_at(7))
+        Trainer(CachedPrefixes(cache), half).train(tmp_path / "run")
         assert result_of(tmp_path / "run") == result_of(tmp_path / "undisturbed")
 
     def test_it_goes_on_from_the_checkpoint_and_not_from_the_start(
         self, cache: Path, recipe: TrainRecipe, tmp_path: Path
     ) -> None:
         with pytest.raises(KeyboardInterrupt):
-            Trainer(CacheReader(cache), recipe).train(tmp_path / "run", on_step=stop_at(9))
+            Trainer(CachedPrefixes(cache), recipe).train(tmp_path / "run", on_step=stop_at(9))
         steps: list[int] = []
-        Trainer(CacheReader(cache), recipe).train(tmp_path / "run", on_step=lambda step, values: steps.append(step))
+        Trainer(CachedPrefixes(cache), recipe).train(tmp_path / "run", on_step=lambda step, values: steps.append(step))
         assert steps == [5, 6, 7, 8, 9, 10, 11, 12]
 
     @pytest.mark.parametrize("part", ["save_checkpoint", "save_expert", "write_bundle"])
@@ -137,8 +138,8 @@ class TestContinuation:
         with monkeypatch.context() as patch:
             patch.setattr(loop, part, stopped)
             with pytest.raises(KeyboardInterrupt):
-                Trainer(CacheReader(cache), recipe).train(run)
-        Trainer(CacheReader(cache), recipe).train(run)
+                Trainer(CachedPrefixes(cache), recipe).train(run)
+        Trainer(CachedPrefixes(cache), recipe).train(run)
         assert result_of(run) == result_of(whole)
 
     @pytest.mark.parametrize("stopped_at", range(1, 5))
@@ -165,15 +166,15 @@ class TestContinuation:
             patch.setattr(os, "fsync", fsync)
             patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
             with pytest.raises(KeyboardInterrupt):
-                Trainer(CacheReader(cache), recipe).train(run)
-        Trainer(CacheReader(cache), recipe).train(run)
+                Trainer(CachedPrefixes(cache), recipe).train(run)
+        Trainer(CachedPrefixes(cache), recipe).train(run)
         assert result_of(run) == result_of(whole)
 
     def test_a_finished_run_is_left_as_it_is(
         self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
     ) -> None:
         run = shutil.copytree(whole, tmp_path / "run")
-        validation = Trainer(CacheReader(cache), recipe).train(run)
+        validation = Trainer(CachedPrefixes(cache), recipe).train(run)
         assert result_of(run) == result_of(whole)
         assert validation.loss == json.loads((whole / "result.json").read_text())["validation"]["loss"]
 
@@ -181,13 +182,13 @@ class TestContinuation:
         self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
     ) -> None:
         with pytest.raises(KeyboardInterrupt):
-            Trainer(CacheReader(cache), recipe).train(tmp_path / "run", on_step=stop_at(6))
+            Trainer(CachedPrefixes(cache), recipe).train(tmp_path / "run", on_step=stop_at(6))
         moved = shutil.copytree(cache, tmp_path / "moved")
-        Trainer(CacheReader(moved), recipe).train(tmp_path / "run")
+        Trainer(CachedPrefixes(moved), recipe).train(tmp_path / "run")
         assert result_of(tmp_path / "run") == result_of(whole)
 
     def test_another_seed_is_another_run(self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path) -> None:
-        Trainer(CacheReader(cache), dataclasses.replace(recipe, seed=1)).train(tmp_path / "run")
+        Trainer(CachedPrefixes(cache), dataclasses.replace(recipe, seed=1)).train(tmp_path / "run")
         assert result_of(tmp_path / "run")["metrics"] != result_of(whole)["metrics"]
 
     def test_training_leaves_the_global_random_state_alone(
@@ -196,7 +197,7 @@ class TestContinuation:
         torch.manual_seed(4)
         expected = torch.rand(3)
         torch.manual_seed(4)
-        Trainer(CacheReader(cache), dataclasses.replace(recipe, steps=2)).train(tmp_path / "run")
+        Trainer(CachedPrefixes(cache), dataclasses.replace(recipe, steps=2)).train(tmp_path / "run")
         assert torch.equal(torch.rand(3), expected)
 
 
@@ -204,10 +205,10 @@ class TestMetrics:
     def test_each_step_stands_once_after_a_continuation(self, cache: Path, recipe: TrainRecipe, tmp_path: Path) -> None:
         run = tmp_path / "run"
         with pytest.raises(KeyboardInterrupt):
-            Trainer(CacheReader(cache), recipe).train(run, on_step=stop_at(9))
+            Trainer(CachedPrefixes(cache), recipe).train(run, on_step=stop_at(9))
         with log_of(run).open("a") as file:
             file.write('{"step": 10, "lo')  # a line that a kill cut off
-        Trainer(CacheReader(cache), recipe).train(run)
+        Trainer(CachedPrefixes(cache), recipe).train(run)
         steps = [json.loads(line)["step"] for line in log_of(run).read_text().splitlines()]
         assert steps == list(range(1, 13))
 
@@ -230,14 +231,14 @@ class TestMetrics:
         self, cache: Path, recipe: TrainRecipe, tmp_path: Path
     ) -> None:
         alone = dataclasses.replace(recipe, validation_fraction=0.0, steps=2)
-        Trainer(CacheReader(cache), alone).train(tmp_path / "run")
+        Trainer(CachedPrefixes(cache), alone).train(tmp_path / "run")
         assert json.loads((tmp_path / "run" / "result.json").read_text()) == {"steps": 2, "validation": None}
 
 
 class TestNumbers:
     def test_the_average_follows_the_weights(self, cache: Path, recipe: TrainRecipe) -> None:
         """After step i (from 0) it moves by 1 - min(ema, (i + 1) / (i + 10)) of the way: 0.9, then 9 / 11."""
-        trainer = Trainer(CacheReader(cache), recipe)
+        trainer = Trainer(CachedPrefixes(cache), recipe)
         expected = {name: p.detach().double().clone() for name, p in trainer.expert.named_parameters()}
         for step, batch in enumerate(trainer.data.batches(0, 2)):
             trainer.step(step, batch)
@@ -249,7 +250,7 @@ class TestNumbers:
 
     def test_one_step_is_clipped_adamw(self, cache: Path, recipe: TrainRecipe) -> None:
         """The first step of AdamW moves each weight by its rate, against the sign of the gradient, after the decay."""
-        trainer = Trainer(CacheReader(cache), recipe)
+        trainer = Trainer(CachedPrefixes(cache), recipe)
         before = {name: p.detach().clone() for name, p in trainer.expert.named_parameters()}
         trainer.step(0, next(trainer.data.batches(0, 1)))
         moved = 0
@@ -264,7 +265,7 @@ class TestNumbers:
         assert float(norm) <= recipe.optimizer.clip_norm + 1e-5
 
     def test_validating_does_not_touch_the_weights(self, cache: Path, recipe: TrainRecipe) -> None:
-        trainer = Trainer(CacheReader(cache), recipe)
+        trainer = Trainer(CachedPrefixes(cache), recipe)
         for step, batch in enumerate(trainer.data.batches(0, 2)):
             trainer.step(step, batch)
         before = {name: p.detach().clone() for name, p in trainer.expert.named_parameters()}
@@ -297,7 +298,7 @@ class TestNumbers:
     def test_more_draws_are_more_chunks_per_prefix(
         self, cache: Path, recipe: TrainRecipe, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        trainer = Trainer(CacheReader(cache), dataclasses.replace(recipe, flow=FlowRecipe(draws=5)))
+        trainer = Trainer(CachedPrefixes(cache), dataclasses.replace(recipe, flow=FlowRecipe(draws=5)))
         seen: list[tuple[int, int]] = []
         trainer.expert.register_forward_pre_hook(lambda module, args: seen.append((len(args[0]), args[3].batch)))
         trainer.step(0, next(trainer.data.batches(0, 1)))
@@ -310,7 +311,7 @@ class TestNumbers:
         policy, average = load_file(whole / "policy" / "expert.safetensors"), load_file(newest / "average.safetensors")
         assert policy.keys() == average.keys()
         assert all(torch.equal(policy[name], average[name]) for name in policy)
-        data = Trainer(CacheReader(cache), recipe).data
+        data = Trainer(CachedPrefixes(cache), recipe).data
         bundle = read_bundle(whole / "policy")
         assert bundle.state_normalizer == data.state_normalizer
         assert bundle.action_normalizer == data.action_normalizer
@@ -320,7 +321,7 @@ class TestNumbers:
         self, cache: Path, recipe: TrainRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        trainer = Trainer(CacheReader(cache), recipe)
+        trainer = Trainer(CachedPrefixes(cache), recipe)
         dry = trainer.dry_run()
         assert list(tmp_path.iterdir()) == []
         assert dry.parameters == sum(p.numel() for p in trainer.expert.parameters())
@@ -332,12 +333,12 @@ class TestNonFinite:
     def test_a_bad_number_stops_the_run_and_names_its_rows(
         self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
     ) -> None:
-        trainer, run = Trainer(CacheReader(cache), recipe), tmp_path / "run"
+        trainer, run = Trainer(CachedPrefixes(cache), recipe), tmp_path / "run"
         row = LENGTH * trainer.data.train_episodes[1] + 5  # row 5 of an episode
 
         def spoil(step: int, values: dict[str, float]) -> None:
             if step == 6:
-                trainer.reader.table.action[row] = np.nan
+                trainer.source.table.action[row] = np.nan
 
         with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step \d+; rows of the batch: ") as error:
             trainer.train(run, on_step=spoil)
@@ -350,7 +351,7 @@ class TestNonFinite:
         self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
     ) -> None:
         """The loss is finite, its gradient is not: taking the step would poison the next checkpoint."""
-        trainer, run = Trainer(CacheReader(cache), recipe), tmp_path / "run"
+        trainer, run = Trainer(CachedPrefixes(cache), recipe), tmp_path / "run"
 
         def spoil(step: int, values: dict[str, float]) -> None:
             if step == 6:
@@ -366,7 +367,7 @@ class TestNonFinite:
         newest = sorted((run / "checkpoints").iterdir())[-1]
         assert newest.name in ("step-000005", "step-000010")
         assert all(bool(torch.isfinite(t).all()) for t in load_file(newest / "model.safetensors").values())
-        Trainer(CacheReader(cache), recipe).train(run)
+        Trainer(CachedPrefixes(cache), recipe).train(run)
         assert result_of(run) == result_of(whole)
 
 
@@ -402,7 +403,7 @@ class TestRefusal:
         there, here = values(read_manifest(cache)), values(read_manifest(other))
         run = shutil.copytree(whole, tmp_path / "run")
         with pytest.raises(RunError) as error:
-            Trainer(CacheReader(other), recipe).train(run)
+            Trainer(CachedPrefixes(other), recipe).train(run)
         assert f"its {key} is {there}, this one's {here}" in error.value.message
         assert snapshot(run) == snapshot(whole)
 
@@ -413,10 +414,10 @@ class TestRefusal:
         finished = read_manifest(growing)
         write_manifest(growing, dataclasses.replace(finished, shards=finished.shards[:-1]))
         rows = len(CacheReader(growing))
-        Trainer(CacheReader(growing), dataclasses.replace(recipe, steps=1)).train(tmp_path / "run")
+        Trainer(CachedPrefixes(growing), dataclasses.replace(recipe, steps=1)).train(tmp_path / "run")
         write_manifest(growing, finished)
         with pytest.raises(RunError, match=f"its rows is {rows}, this one's {EPISODES * LENGTH}"):
-            Trainer(CacheReader(growing), dataclasses.replace(recipe, steps=1)).train(tmp_path / "run")
+            Trainer(CachedPrefixes(growing), dataclasses.replace(recipe, steps=1)).train(tmp_path / "run")
 
     @pytest.mark.parametrize(
         ("change", "said"),
@@ -431,7 +432,7 @@ class TestRefusal:
     ) -> None:
         run = shutil.copytree(whole, tmp_path / "run")
         with pytest.raises(RunError) as error:
-            Trainer(CacheReader(cache), dataclasses.replace(recipe, **change)).train(run)
+            Trainer(CachedPrefixes(cache), dataclasses.replace(recipe, **change)).train(run)
         assert said in error.value.message
         assert snapshot(run) == snapshot(whole)
 
@@ -440,7 +441,7 @@ class TestRefusal:
     ) -> None:
         (tmp_path / "config.yaml").write_text("mine: true\n")
         with pytest.raises(UsageError, match="not a run"):
-            Trainer(CacheReader(cache), recipe).train(tmp_path)
+            Trainer(CachedPrefixes(cache), recipe).train(tmp_path)
         assert snapshot(tmp_path) == {"config.yaml": b"mine: true\n"}
 
     def test_a_damaged_run_file_is_a_clear_error(
@@ -449,7 +450,7 @@ class TestRefusal:
         run = shutil.copytree(whole, tmp_path / "run")
         (run / "run.json").write_text("{")
         with pytest.raises(RunError, match=r"run\.json is damaged"):
-            Trainer(CacheReader(cache), recipe).train(run)
+            Trainer(CachedPrefixes(cache), recipe).train(run)
 
 
 class TestFresh:
@@ -479,7 +480,7 @@ class TestFresh:
 
 
 def weights_after(cache: Path, recipe: TrainRecipe) -> dict[str, list[float]]:
-    trainer = Trainer(CacheReader(cache), recipe)
+    trainer = Trainer(CachedPrefixes(cache), recipe)
     for step, batch in enumerate(trainer.data.batches(0, 4)):
         trainer.step(step, batch)
     return {name: p.flatten().tolist() for name, p in trainer.expert.named_parameters()}

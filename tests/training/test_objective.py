@@ -14,24 +14,24 @@ from imagewam_cli.capture import LayerKV
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
-from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.training.data import Batch, ExpertData
 from imagewam_cli.training.objective import Validation, flow_loss, validate
+from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import TrainRecipe
 
 Array = npt.NDArray[np.float64]
 
 
 @pytest.fixture
-def batch(reader: CacheReader, recipe: TrainRecipe) -> Batch:
+def batch(source: CachedPrefixes, recipe: TrainRecipe) -> Batch:
     """Five rows; the last two chunks are padded."""
-    return ExpertData(reader, recipe).batch(np.array([0, 10, 19, 6, 15]))
+    return ExpertData(source, recipe).batch(np.array([0, 10, 19, 6, 15]))
 
 
 @pytest.fixture
-def expert(reader: CacheReader) -> ActionExpert:
+def expert(source: CachedPrefixes) -> ActionExpert:
     """With random weights everywhere, so that every input counts."""
-    spec = reader.manifest.spec
+    spec = source.origin.spec
     expert = ActionExpert(
         ExpertConfig(layers=spec.layers, rope=spec.rope, action_dim=3, state_dim=2, horizon=4, hidden=16)
     )

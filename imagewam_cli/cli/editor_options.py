@@ -1,0 +1,199 @@
+"""The options that say which editor sees which pictures how, for the commands that compute prefixes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imagewam_cli.cli.options import CompileOption, DeviceOption, OffloadOption, chosen_hardware, size_of
+from imagewam_cli.cli.output import output
+
+if TYPE_CHECKING:
+    from imagewam_cli.data.types import Dataset
+    from imagewam_cli.editor import Editor, PrefixSettings
+    from imagewam_cli.hardware import Hardware
+    from imagewam_cli.hookspecs import EditorEntry
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditorOptions:
+    """Each field is one option of the command line."""
+
+    editor: Annotated[
+        str | None, typer.Option("--editor", help="Which editor; see `imagewam editors`; by default tiny.")
+    ] = None
+    dataset: Annotated[
+        Path | None,
+        typer.Option("--dataset", help="A LeRobot dataset; without it, embedded demonstrations are recorded."),
+    ] = None
+    mode: Annotated[str | None, typer.Option("--mode", help="prefix or denoise; by default the editor's.")] = None
+    timestep: Annotated[float | None, typer.Option("--timestep", help="In [0, 1]; by default the editor's.")] = None
+    layers: Annotated[str, typer.Option("--layers", help="all, every:N, or a list like 0,4,9.")] = "all"
+    segments: Annotated[
+        str | None, typer.Option("--segments", help="Kinds of tokens to keep: text,reference,target.")
+    ] = None
+    pool: Annotated[
+        int, typer.Option("--pool", help="Average N x N neighbouring picture tokens into one.", metavar="N")
+    ] = 1
+    text_padding: Annotated[
+        str | None, typer.Option("--text-padding", help="trim or keep; by default the editor's.")
+    ] = None
+    compute_dtype: Annotated[
+        str | None,
+        typer.Option("--compute-dtype", help="How the editor computes: float32, bfloat16, float16."),
+    ] = None
+    quantization: Annotated[
+        str, typer.Option("--quantization", help="The editor's weights in fewer bits: none, int8, nf4.")
+    ] = "none"
+    stride: Annotated[int, typer.Option("--stride", help="Keep every N-th frame.")] = 1
+    camera: Annotated[list[str] | None, typer.Option("--camera", help="Cameras to use, in order; by default all.")] = (
+        None
+    )
+    image_size: Annotated[str | None, typer.Option("--image-size", help="HEIGHTxWIDTH that the editor sees.")] = None
+    camera_layout: Annotated[
+        str | None, typer.Option("--camera-layout", help="tile, separate or head-over-wrists; by default the editor's.")
+    ] = None
+    state_key: Annotated[str, typer.Option("--state-key", help="The dataset's name for the state.")] = (
+        "observation.state"
+    )
+    action_key: Annotated[str, typer.Option("--action-key", help="The dataset's name for the action.")] = "action"
+    blank_images: Annotated[bool, typer.Option("--blank-images", help="Ablation: the editor sees a grey picture.")] = (
+        False
+    )
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Ablation: an untrained editor.")] = False
+    device: DeviceOption = "cpu"
+    offload: OffloadOption = "none"
+    compile: CompileOption = False
+
+    def given(self) -> list[str]:
+        """The options that differ from what they are when left out, as they are written."""
+        differing = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        return ["--" + name.replace("_", "-") for name in differing]
+
+
+def takes_editor_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with the fields of `EditorOptions` as options in place of its parameter `options`."""
+    hints = typing.get_type_hints(EditorOptions, include_extras=True)
+    shared = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+        for f in dataclasses.fields(EditorOptions)
+    ]
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    parameters = [p for o in own for p in (shared if o.name == "options" else [o.replace(kind=o.KEYWORD_ONLY)])]
+
+    def expanded(**values: Any) -> None:
+        options = EditorOptions(**{p.name: values.pop(p.name) for p in shared})
+        command(options=options, **values)
+
+    expanded.__name__, expanded.__doc__ = command.__name__, command.__doc__
+    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {}
+    return expanded
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenEditor:
+    """What the options come to, before any weights are loaded."""
+
+    kind: type[Editor]
+    entry: EditorEntry
+    settings: PrefixSettings
+    dataset: Dataset
+    path: Path
+    """The dataset's folder."""
+    weights: Path | None
+    hardware: Hardware
+
+    @property
+    def name(self) -> str:
+        """EDITOR-DATASET, for a folder."""
+        return f"{self.entry.name}-{self.path.resolve().name}"
+
+    def load(self) -> Editor:
+        """Ready for every instruction of the dataset."""
+        from imagewam_cli.kvcache.build import instructions_of
+
+        instructions = instructions_of(self.dataset)
+        return self.kind.load(
+            self.entry, self.settings, instructions=instructions, weights=self.weights, hardware=self.hardware
+        )
+
+
+def choose_editor(options: EditorOptions, weights: Path | None, *, trial: str | None = None) -> ChosenEditor:
+    """Open the dataset, or record the embedded demonstrations where none is named.
+
+    trial: the option, if one is given, with which nothing is to be written.
+
+    Raises:
+        UsageError: an option is wrong, or a trial names no dataset.
+        EditorError: there are no weights, and demonstrations would be recorded for nothing.
+        DatasetError: as `open_dataset`.
+    """
+    from imagewam_cli.data.formats import open_dataset
+    from imagewam_cli.data.types import KeyMap
+    from imagewam_cli.errors import UsageError
+    from imagewam_cli.registry import Registry
+
+    editors, name = Registry.installed().editors, options.editor or "tiny"
+    kind, entry = editors.load(name), editors.get(name)
+    hardware = chosen_hardware(options.device, options.offload, options.compile)
+    path = options.dataset
+    if path is None:
+        if trial is not None:
+            raise UsageError(f"{trial} needs --dataset", "demonstrations are recorded to be used")
+        kind.require_weights(entry, weights)
+        path = _demonstrations()
+    keys = KeyMap(state=options.state_key, action=options.action_key, cameras=tuple(options.camera or ()))
+    dataset = open_dataset(path, keys)
+    return ChosenEditor(
+        kind=kind,
+        entry=entry,
+        settings=_settings(options, tuple(dataset.info.cameras)),
+        dataset=dataset,
+        path=path,
+        weights=weights,
+        hardware=hardware,
+    )
+
+
+def _settings(options: EditorOptions, cameras: tuple[str, ...]) -> PrefixSettings:
+    from imagewam_cli.config import from_dict
+    from imagewam_cli.editor import PrefixSettings
+
+    size = size_of(options.image_size)
+    values = {
+        "mode": options.mode,
+        "timestep": options.timestep,
+        "layers": options.layers,
+        "segments": options.segments.split(",") if options.segments else None,
+        "pool": options.pool,
+        "text_padding": options.text_padding,
+        "image_size": list(size) if size is not None else None,
+        "camera_layout": options.camera_layout,
+        "compute_dtype": options.compute_dtype,
+        "quantization": options.quantization,
+        "cameras": list(cameras),
+        "blank_images": options.blank_images,
+        "random_weights": options.random_weights,
+    }
+    return from_dict(PrefixSettings, values, source="command line")
+
+
+def _demonstrations() -> Path:
+    """The embedded demonstrations, recorded when first needed."""
+    from imagewam_cli.cli.record import record_demonstrations
+    from imagewam_cli.workspace import DEMONSTRATIONS
+
+    if not (DEMONSTRATIONS / "meta" / "info.json").exists():
+        output.say(f"no --dataset: recording 200 tabletop demonstrations into {DEMONSTRATIONS}")
+        record_demonstrations(DEMONSTRATIONS, "tabletop", 200, 0, "h264")
+    else:
+        output.say(f"no --dataset: using {DEMONSTRATIONS}")
+    return DEMONSTRATIONS

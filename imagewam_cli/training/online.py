@@ -1,0 +1,138 @@
+"""Prefixes computed where they are needed, by an editor that is handed in: nothing of them is stored.
+
+Per batch one `Editor.encode` of each row, for all (noise, t) draws of that row. What a row's pictures show is decoded
+once, before the first step, since videos are read from front to back and training rows come shuffled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
+
+from imagewam_cli.capture import LayerKV
+from imagewam_cli.data.pictures import PictureFile, picture_bytes
+from imagewam_cli.data.types import Dataset, UInt8Image
+from imagewam_cli.editor import Editor, PrefixKV
+from imagewam_cli.errors import DatasetError, UsageError
+from imagewam_cli.kvcache.build import check_prefix, dataset_entry, samples_bytes
+from imagewam_cli.kvcache.reader import row_index
+from imagewam_cli.kvcache.table import FrameTable
+from imagewam_cli.training.prefixes import Indices, PrefixOrigin
+
+Pictures = Sequence[Mapping[str, UInt8Image]]
+Watch = Callable[[int, int], AbstractContextManager[Callable[[int], object]]]
+"""(rows, bytes) of the pictures that are decoded next -> what is told of each n more of them."""
+
+_SAMPLE_BATCH = 16
+
+
+@contextmanager
+def _unwatched(rows: int, size: int) -> Iterator[Callable[[int], object]]:
+    yield lambda count: None
+
+
+class OnlinePrefixes:
+    """Every `stride`-th frame of a dataset through an editor; a `PrefixSource`."""
+
+    def __init__(
+        self, dataset: Dataset, editor: Editor, *, stride: int = 1, batch: int = 16, watch: Watch = _unwatched
+    ) -> None:
+        """batch: rows per forward of the editor.
+
+        Raises:
+            UsageError: stride or batch is below 1.
+        """
+        if stride < 1 or batch < 1:
+            raise UsageError("stride and the editor's batch must be at least 1")
+        self.dataset, self.editor = dataset, editor
+        self._stride, self._batch, self._watch = stride, batch, watch
+        self.table, self._instructions = FrameTable.of(dataset.rows(images=False))
+        self.index = row_index(self.table, [e.index for e in dataset.episodes()], stride)
+        self.origin = PrefixOrigin(
+            kind="online",
+            place=str(dataset.info.root.resolve()),
+            fingerprint=editor.fingerprint(),
+            spec=editor.spec,
+            codec="none",
+            dataset=dataset_entry(dataset, editor.spec.cameras, stride),
+            table_checksum=xxhash.xxh3_128_hexdigest(self.table.to_bytes()),
+            rows=len(self.index.row),
+        )
+        self._pictures: PictureFile | None = None
+        self._place = np.full(len(self.index.row), -1)
+        """Of each row in the file of pictures; -1 where it is not there."""
+
+    def samples(self) -> bytes | None:
+        return samples_bytes(self.dataset.rows(stride=self._stride), _SAMPLE_BATCH)
+
+    def scratch_bytes(self, rows: int) -> int:
+        return rows * picture_bytes(self.dataset.info.cameras)
+
+    @contextmanager
+    def prepared(self, indices: Indices, folder: Path) -> Iterator[None]:
+        """
+        Raises:
+            RunError: the disk has no room for the pictures.
+            DatasetError: a row's picture cannot be decoded, or is not there.
+        """
+        wanted = np.unique(indices)
+        self._pictures = PictureFile(folder, self.dataset.info.cameras, len(wanted))
+        try:
+            if len(wanted):
+                self._decode(self._pictures, wanted)
+            self._place[wanted] = np.arange(len(wanted))
+            yield
+        finally:
+            self._place[:] = -1
+            self._pictures.close()
+
+    def gather(self, indices: Indices) -> Callable[[], PrefixKV]:
+        """Reads pictures ahead; the editor computes in the call that is returned."""
+        places = self._place[indices]
+        if self._pictures is None or (places < 0).any():
+            raise RuntimeError("rows that were not announced to `prepared`")
+        pictures = self._pictures.read(places)
+        instructions = [self._instructions[i] for i in self.index.instruction[indices]]
+        return lambda: self._encoded(pictures, instructions)
+
+    def _decode(self, pictures: PictureFile, wanted: Indices) -> None:
+        missing = {int(row) for row in self.index.row[wanted]}
+        episodes = np.unique(self.index.episode[wanted]).tolist()
+        with self._watch(len(wanted), self.scratch_bytes(len(wanted))) as on_rows:
+            for row in self.dataset.rows(episodes=episodes, stride=self._stride):
+                if row.row in missing:
+                    missing.remove(row.row)
+                    pictures.add(row.images)
+                    on_rows(1)
+        if missing:
+            raise DatasetError(
+                f"{self.dataset.info.root}: row {min(missing)} has no picture",
+                "the dataset's metadata and its rows do not belong together",
+            )
+
+    def _encoded(self, pictures: Pictures, instructions: Sequence[str]) -> PrefixKV:
+        parts = [
+            self._forward(pictures[i : i + self._batch], instructions[i : i + self._batch])
+            for i in range(0, len(pictures), self._batch)
+        ]
+        layers = tuple(
+            LayerKV(torch.cat([kv.k for kv in layer]), torch.cat([kv.v for kv in layer]))
+            for layer in zip(*(part.layers for part in parts), strict=True)
+        )
+        valid = [part.valid for part in parts if part.valid is not None]
+        return PrefixKV(layers, torch.cat(valid) if valid else None)
+
+    def _forward(self, pictures: Pictures, instructions: Sequence[str]) -> PrefixKV:
+        """As it would come out of a cache: float32, with `valid` wherever a layer holds text."""
+        spec = self.editor.spec
+        prefix = self.editor.encode(pictures, instructions)
+        check_prefix(prefix, spec, len(pictures))
+        here = prefix.to("cpu", torch.float32)
+        if here.valid is None and spec.valid_tokens:
+            return PrefixKV(here.layers, torch.ones(len(pictures), spec.valid_tokens, dtype=torch.bool))
+        return here

@@ -1,0 +1,122 @@
+"""Where a trainer's prefixes come from. A trainer asks for rows and does not know whether they were stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from imagewam_cli.data.samples import SAMPLES
+from imagewam_cli.editor import PrefixKV
+from imagewam_cli.kvcache.manifest import TABLE, DatasetEntry, fingerprint_digest
+from imagewam_cli.kvcache.reader import CacheReader, RowIndex
+from imagewam_cli.kvcache.spec import KVSpec
+from imagewam_cli.kvcache.table import FrameTable
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixOrigin:
+    """What the prefixes are and of which rows they are: what tells one run's data from another's."""
+
+    kind: Literal["cache", "online"]
+    place: str
+    """The folder of the cache, or of the dataset."""
+    fingerprint: Mapping[str, Any]
+    """Of the editor and its settings."""
+    spec: KVSpec
+    codec: str
+    """How numbers are stored; none where they are not."""
+    dataset: DatasetEntry
+    table_checksum: str
+    """Over states and actions."""
+    rows: int
+
+    @property
+    def digest(self) -> str:
+        """As a cache's: equal digests mean interchangeable prefixes."""
+        return fingerprint_digest(self.fingerprint)
+
+
+class PrefixSource(Protocol):
+    """Rows numbered 0 .. origin.rows - 1, in the dataset's order."""
+
+    @property
+    def origin(self) -> PrefixOrigin: ...
+
+    @property
+    def index(self) -> RowIndex:
+        """Which dataset frame each row is."""
+        ...
+
+    @property
+    def table(self) -> FrameTable:
+        """States and actions of every dataset frame."""
+        ...
+
+    def samples(self) -> bytes | None:
+        """A file of `imagewam_cli.data.samples`, which a policy keeps; None where there is none."""
+        ...
+
+    def scratch_bytes(self, rows: int) -> int:
+        """What `prepared` takes of the disk for so many rows."""
+        ...
+
+    def prepared(self, indices: Indices, folder: Path) -> AbstractContextManager[None]:
+        """Within it, `gather` is asked for these rows and no others. folder: whose disk may be used meanwhile."""
+        ...
+
+    def gather(self, indices: Indices) -> Callable[[], PrefixKV]:
+        """What may run ahead, in a thread beside a computation; the call that it returns does the rest and gives the
+        prefix of the rows, float32 on the CPU."""
+        ...
+
+
+class CachedPrefixes:
+    """The rows of a cache folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            CacheError: no cache, a damaged one, or one without rows.
+        """
+        self.reader = CacheReader(folder)
+        manifest = self.reader.manifest
+        self.origin = PrefixOrigin(
+            kind="cache",
+            place=str(folder.resolve()),
+            fingerprint=manifest.fingerprint,
+            spec=manifest.spec,
+            codec=manifest.codec,
+            dataset=manifest.dataset,
+            table_checksum=manifest.files.get(TABLE, ""),
+            rows=manifest.rows,
+        )
+
+    @property
+    def index(self) -> RowIndex:
+        return self.reader.index
+
+    @property
+    def table(self) -> FrameTable:
+        return self.reader.table
+
+    def samples(self) -> bytes | None:
+        path = self.reader.folder / SAMPLES
+        return path.read_bytes() if path.exists() else None
+
+    def scratch_bytes(self, rows: int) -> int:
+        return 0
+
+    def prepared(self, indices: Indices, folder: Path) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def gather(self, indices: Indices) -> Callable[[], PrefixKV]:
+        stored = self.reader.gather(indices)
+        return lambda: self.reader.decode(stored)

@@ -1,0 +1,153 @@
+"""`imagewam train-expert --online`: the same losses as from a float32 cache of the same rows, with `tiny`'s kind of
+editor on real files; and what a run without a cache is to the other commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagewam_cli.cli import app
+from imagewam_cli.data.formats import open_dataset
+from imagewam_cli.training.metrics import read_metrics
+
+SMALL = ["--steps", "6", "--batch", "8", "--set", "expert.hidden=16", "--set", "expert.horizon=4"]
+SMALL += ["--set", "policy.execute=2", "--set", "save_every=3", "--set", "log_every=1", "--set", "validate_every=3"]
+SMALL += ["--set", "flow.inference_steps=2", "--set", "precision=float32", "--set", "flow.draws=3"]
+STRIDE = 4
+
+
+@pytest.fixture(scope="module")
+def source(tabletop: Path, tiny_weights: Path) -> list[str]:
+    """As `tiny_cache` was built."""
+    inputs = ["--editor", "tiny", "--weights", str(tiny_weights), "--dataset", str(tabletop)]
+    return ["--online", *inputs, "--image-size", "64x64", "--stride", str(STRIDE), "--encode-batch", "3"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path, source: list[str]) -> tuple[Path, Path]:
+    """(from the cache, online), of the same rows and the same recipe."""
+    folder = tmp_path_factory.mktemp("runs")
+    cached, online = folder / "cached", folder / "online"
+    assert app.run(["--quiet", "train-expert", "--cache", str(tiny_cache), "--out", str(cached), *SMALL]) == 0
+    assert app.run(["--quiet", "train-expert", *source, "--out", str(online), *SMALL]) == 0
+    return cached, online
+
+
+def figures(run: Path) -> list[dict[str, Any]]:
+    """Without what the clock says."""
+    return [
+        {k: v for k, v in record.items() if k != "seconds_per_step"} for record in read_metrics(run / "metrics.jsonl")
+    ]
+
+
+def test_losses_are_those_of_a_float32_cache(runs: tuple[Path, Path]) -> None:
+    cached, online = (figures(run) for run in runs)
+    assert [record["step"] for record in online] == list(range(1, 7))
+    assert "validation_action_error" in online[-1]
+    for there, here in zip(cached, online, strict=True):
+        assert here == pytest.approx(there, abs=1e-5)
+    losses = [record["loss"] for record in online]
+    assert max(losses) - min(losses) > 1e-3  # they are not the same anyway
+
+
+def test_policies_name_the_same_editor(runs: tuple[Path, Path], tabletop: Path) -> None:
+    cached, online = (json.loads((run / "policy" / "policy.json").read_text()) for run in runs)
+    assert online == cached
+    there, here = (json.loads((run / "run.json").read_text()) for run in runs)
+    assert here.pop("codec") == "none"
+    assert there.pop("codec") == "fp32"
+    assert here.pop("online") == str(tabletop.resolve())
+    assert there.pop("cache")
+    assert here == there
+
+
+def test_an_interrupted_run_goes_on_to_the_same_numbers(
+    runs: tuple[Path, Path], source: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from imagewam_cli.training import loop
+
+    real = loop.Trainer.step
+
+    def step(self: loop.Trainer, number: int, batch: Any) -> float:
+        if number == 4:
+            raise KeyboardInterrupt
+        return real(self, number, batch)
+
+    command = ["--quiet", "train-expert", *source, "--out", str(tmp_path / "run"), *SMALL]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "step", step)
+        assert app.run(command) == 130
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000003"]
+    assert app.run(command) == 0
+    assert figures(tmp_path / "run") == figures(runs[1])
+    for name in ("expert.safetensors", "samples.safetensors", "policy.json"):
+        assert (tmp_path / "run" / "policy" / name).read_bytes() == (runs[1] / "policy" / name).read_bytes()
+
+
+def test_other_commands_take_the_run(
+    runs: tuple[Path, Path], tabletop: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, weights = str(runs[1]), ["--weights", str(tiny_weights)]
+    assert app.run(["info", run]) == 0
+    assert "codec: none" in capsys.readouterr().out
+    dataset = ["--dataset", str(tabletop)]
+    evaluated = ["eval", "--policy", run, *dataset, *weights, "--out", str(tmp_path / "eval"), "--format", "json"]
+    assert app.run(evaluated) == 0
+    capsys.readouterr()
+    looked = ["attention", "--policy", run, *dataset, *weights, "--out", str(tmp_path / "attention")]
+    assert app.run(looked) == 0
+    assert app.run(["export", "--run", run, *weights, "--format", "bundle", "--out", str(tmp_path / "bundle")]) == 0
+
+
+def test_a_dry_run_tells_the_disk_that_pictures_take(
+    source: list[str], tabletop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train-expert", *source, "--out", str(tmp_path / "run"), *SMALL, "--steps", "100", "--dry-run"]
+    assert app.run([*command, "--format", "json"]) == 0
+    dataset = open_dataset(tabletop)
+    height, width = dataset.info.cameras["top"]
+    rows = sum(-(-episode.length // STRIDE) for episode in dataset.episodes())
+    assert json.loads(capsys.readouterr().out)["scratch_bytes"] == rows * height * width * 3
+    assert app.run(command) == 0
+    printed = capsys.readouterr()
+    assert "of disk for pictures while it trains" in printed.out
+    assert "into a temporary file of" in printed.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_expert_can_begin_with_the_editors_weights(source: list[str], tmp_path: Path) -> None:
+    command = ["--quiet", "train-expert", *source, "--out", str(tmp_path / "run"), *SMALL, "--steps", "1"]
+    assert app.run([*command, "--init", "repaired"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--online", "--cache", "caches/one"], "--online trains without a cache"),
+        (["--editor", "tiny"], "--editor is for --online"),
+        (["--cache", "caches/one", "--dataset", "mine"], "--dataset is for --online"),
+        (["--camera", "top"], "--camera is for --online"),
+        (["--image-size", "64x64"], "--image-size is for --online"),
+        (["--encode-batch", "4"], "--encode-batch is for --online"),
+        (["--online", "--dry-run"], "--dry-run needs --dataset"),
+        (["--online", "--dataset", "{tabletop}", "--stride", "0"], "stride"),
+        (["--online", "--editor", "tinny"], "unknown editor 'tinny'"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    arguments: list[str],
+    message: str,
+    tabletop: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert app.run(["train-expert", *(text.format(tabletop=tabletop) for text in arguments)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert message in lines[0]
+    assert len(lines) <= 2
+    assert list(tmp_path.iterdir()) == []
