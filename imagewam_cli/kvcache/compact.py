@@ -2,7 +2,8 @@
 
 `int8`, `int4`: whole numbers between the least and the greatest of a group. Keys are grouped by channel, over
 neighbouring tokens, since a few channels of K are large in every token; values by token, over neighbouring channels
-(KIVI, arXiv 2402.02750). `fp8`: e4m3 with one scale for each row and head.
+(KIVI, arXiv 2402.02750). Rotary keys are stored as they were before rotation, which mixes each channel with its
+neighbour by another angle in every token (KVQuant, arXiv 2401.18079), and are rotated again when they are read. `fp8`: e4m3 with one scale for each row and head.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from imagewam_cli.capture import LayerKV
 from imagewam_cli.kvcache.codec import Part
+from imagewam_cli.kvcache.positions import layer_ids, rotate_keys, unrotate
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
 
 _E4M3_MAX = 448.0
@@ -44,7 +46,9 @@ class GroupedIntegers:
         self, kv: LayerKV, layer: LayerSpec, *, rope: RopeSpec | None = None, valid: Tensor | None = None
     ) -> dict[str, Tensor]:
         counted = None if valid is None or not layer.holds_text else valid[:, :, None, None]
-        k, k_low, k_step = self._numbers(kv.k.float(), counted)
+        ids = _ids(layer, rope)
+        still = kv.k.float() if ids is None or rope is None else unrotate(kv.k, ids, rope)
+        k, k_low, k_step = self._numbers(still, counted)
         v, v_low, v_step = self._numbers(kv.v.float().flatten(2).transpose(1, 2), None)
         return {
             "k": self._packed(k),
@@ -58,6 +62,9 @@ class GroupedIntegers:
     def decode(self, stored: Mapping[str, Tensor], layer: LayerSpec, *, rope: RopeSpec | None = None) -> LayerKV:
         k, v = self._unpacked(stored["k"]), self._unpacked(stored["v"])
         k = k * self._spread(stored["k.step"], 1, k.shape[1]) + self._spread(stored["k.low"], 1, k.shape[1])
+        ids = _ids(layer, rope)
+        if ids is not None and rope is not None:
+            k = rotate_keys(k, ids, rope)
         flat = v.flatten(2)
         channels = flat.shape[2]
         flat = flat * self._spread(stored["v.step"], 2, channels) + self._spread(stored["v.low"], 2, channels)
@@ -98,6 +105,11 @@ class GroupedIntegers:
         if self.bits == 8:
             return stored.float()
         return torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2).float()
+
+
+def _ids(layer: LayerSpec, rope: RopeSpec | None) -> Tensor | None:
+    """Rotary ids of the layer's tokens; None where keys are not rotated, or the layout does not tell them."""
+    return None if rope is None else layer_ids(layer)
 
 
 @dataclass(frozen=True)

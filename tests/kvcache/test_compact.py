@@ -12,7 +12,8 @@ import torch
 
 from imagewam_cli.capture import LayerKV
 from imagewam_cli.kvcache.compact import FLOAT8, INT4, INT8, GroupedIntegers
-from imagewam_cli.kvcache.spec import LayerSpec, SegmentSpec
+from imagewam_cli.kvcache.positions import layer_ids, rotate_keys
+from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec, TokenPositions
 
 TOKENS, HEADS, SIZE = 150, 3, 40
 """Two whole groups of 64 tokens and a part of one; 120 channels, one group of 64 and a part."""
@@ -135,3 +136,19 @@ def test_numbers_beyond_float16_are_not_finite_when_stored(codec: GroupedInteger
 def test_four_bits_are_at_most_a_third_of_bfloat16(kv: LayerKV) -> None:
     stored = sum(part.row_bytes for part in INT4.parts(LAYER).values())
     assert stored * 3 < LAYER.numbers_per_row * 2
+
+
+def test_keys_are_stored_as_they_were_before_their_rotation() -> None:
+    """Channels that are the same in every token before it are groups of one number each, and come back as they were."""
+    rope = RopeSpec(axes=(16, 24), theta=100.0, action_axis=0, action_ids=(0, 0))
+    places = TokenPositions(origin=(3.0, 1.0), moves=((0,), (1,)))
+    layer = dataclasses.replace(
+        LAYER, segments=(SegmentSpec(name="reference", tokens=150, grid=(10, 15), positions=places),)
+    )
+    still = torch.randn(1, 1, HEADS, SIZE, generator=torch.Generator().manual_seed(0)).expand(1, TOKENS, HEADS, SIZE)
+    ids = layer_ids(layer)
+    assert ids is not None
+    k = rotate_keys(still, ids, rope)
+    found = INT4.decode(INT4.encode(LayerKV(k, k), layer, rope=rope), layer, rope=rope).k
+    assert torch.allclose(found, k, atol=5e-3), "what float16 makes of them"
+    assert float((INT4.decode(INT4.encode(LayerKV(k, k), layer), layer).k - k).abs().max()) > 0.05
