@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,6 +153,17 @@ def test_editors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     tiny = next(e for e in json.loads(out) if e["name"] == "tiny")
     assert tiny["family"] == "Flux2KleinPipeline"
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_is_collected_again_once_editors_are_listed(capsys: pytest.CaptureFixture[str], collects: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        assert run(capsys, "editors", "--format", "json")[0] == 0
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_memory_of_editors_is_told_for_caching_and_for_acting(capsys: pytest.CaptureFixture[str]) -> None:
