@@ -16,6 +16,7 @@ from imagewam_cli.cli.options import (
     OffloadOption,
     WeightsOption,
     chosen_hardware,
+    existing_dataset,
     size_of,
 )
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
@@ -98,7 +99,9 @@ def cache_command(
             raise UsageError("--plan needs --dataset", "demonstrations are recorded for a build alone")
         kind.require_weights(entry, weights)  # before demonstrations are recorded for nothing
         dataset = _demonstrations()
-    rows = open_dataset(dataset, KeyMap(state=state_key, action=action_key, cameras=tuple(camera or ())))
+    rows = open_dataset(
+        existing_dataset(dataset), KeyMap(state=state_key, action=action_key, cameras=tuple(camera or ()))
+    )
     settings = _settings(
         PrefixSettings,
         mode=mode,

@@ -17,6 +17,8 @@ from imagewam_cli.cli.options import (
     SeedOption,
     WeightsOption,
     chosen_hardware,
+    existing_dataset,
+    existing_policy,
     newest_instead_of,
 )
 from imagewam_cli.cli.output import output
@@ -64,10 +66,12 @@ def eval_command(
         raise UsageError(f"cannot evaluate {episodes} episodes", "ask for at least one")
     hardware = chosen_hardware(device, offload, compile)
     name = policy if policy is not None else str(newest_instead_of("--policy", "run"))
+    if name not in BASELINES:
+        existing_policy("--policy", Path(name))
     if dataset is not None:
         _open_loop(
             name=name,
-            dataset=dataset,
+            dataset=existing_dataset(dataset),
             episodes=episodes,
             out=out,
             weights=weights,

@@ -30,6 +30,35 @@ def size_of(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
+def existing(what: str, path: Path, advice: str) -> Path:
+    """`path` as it was given, where something is there. what: the option or argument; advice: what to do next.
+
+    Raises:
+        UsageError: nothing is there.
+    """
+    from imagewam_cli.errors import UsageError
+
+    if not path.expanduser().exists():
+        raise UsageError(f"{what} {path} does not exist", advice)
+    return path
+
+
+def existing_dataset(path: Path) -> Path:
+    """What --dataset names; see `existing`."""
+    return existing("--dataset", path, "pass the folder that contains meta/info.json; see `imagewam list`")
+
+
+def existing_policy(option: str, path: Path) -> Path:
+    """The run or policy that `option` names; see `existing`."""
+    return existing(option, path, "see `imagewam list`, or train a policy with `imagewam train-expert`")
+
+
+def _existing_weights(path: Path | None) -> Path | None:
+    if path is not None:
+        existing("--weights", path, "pass a diffusers folder, or leave it out: see `imagewam fetch --help`")
+    return path
+
+
 class FormatName(StrEnum):
     human = "human"
     json = "json"
@@ -43,7 +72,10 @@ OffloadOption = Annotated[
 ]
 CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the editor's denoiser.")]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="A diffusers folder instead of the editor's own weights.")
+    Path | None,
+    typer.Option(
+        "--weights", callback=_existing_weights, help="A diffusers folder instead of the editor's own weights."
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="First scene or random seed.")]
 EnvOption = Annotated[str, typer.Option("--env", help="The simulator; see `imagewam plugins`.")]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption, newest_instead_of
+from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption, existing, newest_instead_of
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 
@@ -41,9 +41,11 @@ def train_expert_command(
     from imagewam_cli.training.loop import Trainer
     from imagewam_cli.workspace import RUNS
 
+    if config is not None:
+        existing("--config", config, "pass a YAML recipe; docs/training.md has one")
     if cache is None:
         cache = newest_instead_of("--cache", "cache")
-    reader = CacheReader(cache)
+    reader = CacheReader(existing("--cache", cache, "see `imagewam list`, or make one with `imagewam cache`"))
     if not reader.manifest.complete:
         output.say(f"{cache} is not finished: training on {len(reader)} of {reader.manifest.total_rows} rows")
     assignments = [*(set_ or []), *([f"expert.init={init}"] if init is not None else [])]

@@ -17,6 +17,8 @@ from imagewam_cli.cli.cache import _seconds_per_row
 from imagewam_cli.cli.output import bytes_text, seconds_text, table
 from imagewam_cli.testing.dataset import MemoryDataset
 
+IMPORT = ["import", "--editor", "flux2-klein-base-4b", "--robot", "libero"]
+
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     code = app.run(list(arguments))
@@ -62,6 +64,20 @@ def test_every_command_shows_an_example(capsys: pytest.CaptureFixture[str], comm
         (["eval", "--policy", "random", "--video", "avi"], "unknown kind of picture 'avi'", ""),
         (["eval", "--policy", "random", "--split", "tset"], "unknown split 'tset'", "did you mean 'test'?"),
         (["info", "nowhere"], "nowhere does not exist", "imagewam list"),
+        (["cache", "--dataset", "nowhere"], "--dataset nowhere does not exist", "meta/info.json"),
+        (["cache", "--weights", "nowhere"], "--weights nowhere does not exist", "a diffusers folder"),
+        (["train-expert", "--cache", "nowhere"], "--cache nowhere does not exist", "imagewam cache"),
+        (["train-expert", "--config", "nowhere.yaml"], "--config nowhere.yaml does not exist", "docs/training.md"),
+        (["train-expert", "--weights", "nowhere"], "--weights nowhere does not exist", "imagewam fetch"),
+        (["eval", "--policy", "nowhere"], "--policy nowhere does not exist", "imagewam train-expert"),
+        (["eval", "--policy", ".", "--dataset", "nowhere"], "--dataset nowhere does not exist", "imagewam list"),
+        (["attention", "--policy", "nowhere", "--dataset", "."], "--policy nowhere does not exist", "imagewam list"),
+        (["attention", "--policy", ".", "--dataset", "nowhere"], "--dataset nowhere does not exist", "imagewam list"),
+        (["export", "--run", "nowhere"], "--run nowhere does not exist", "imagewam train-expert"),
+        (["plugins", "doctor", "tiny", "--weights", "nowhere"], "--weights nowhere does not exist", "leave it out"),
+        ([*IMPORT, "nowhere.pt", "--stats", "."], "the checkpoint nowhere.pt does not exist", "model.pt"),
+        ([*IMPORT, ".", "--stats", "nowhere"], "--stats nowhere does not exist", "dataset_stats.json"),
+        ([*IMPORT, ".", "--stats", ".", "--config", "nowhere"], "--config nowhere does not exist", "leave it out"),
         (["cache", "--wrong"], "No such option", "Usage"),
     ],
 )
@@ -90,9 +106,11 @@ def test_wrong_usage_is_one_line_and_exit_2(
         (["train-expert"], "there is no cache", "imagewam cache"),
         (["eval"], "there is no run", "imagewam train-expert"),
         (["export"], "there is no run", "imagewam train-expert"),
-        (["eval", "--policy", "nowhere"], "nowhere does not exist", "imagewam train-expert"),
-        (["train-expert", "--cache", "nowhere"], "nowhere is not a cache", "imagewam cache"),
-        (["cache", "--dataset", "nowhere"], "dataset nowhere does not exist", "meta/info.json"),
+        (["eval", "--policy", "."], ". holds no policy", "imagewam train-expert"),
+        (["export", "--run", "."], ". holds no policy", "imagewam train-expert"),
+        (["train-expert", "--cache", "."], ". is not a cache", "imagewam cache"),
+        (["cache", "--dataset", "."], ". has no meta/info.json", "pass the folder"),
+        (["plugins", "doctor", "tiny", "--weights", "."], ". is not a Flux2KleinPipeline folder", "it needs"),
     ],
 )
 def test_failure_is_one_line_and_exit_1(

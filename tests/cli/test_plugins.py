@@ -93,7 +93,8 @@ def test_findings_as_json(capsys: pytest.CaptureFixture[str], tiny_weights: Path
     ("arguments", "code", "message"),
     [
         (["tinny"], 2, "did you mean 'tiny'?"),
-        (["flux2-klein-9b", "--weights", "nowhere"], 1, "nowhere does not exist"),
+        (["flux2-klein-9b", "--weights", "nowhere"], 2, "nowhere does not exist"),
+        (["flux2-klein-9b", "--weights", "."], 1, ". is not a Flux2KleinPipeline folder"),
     ],
 )
 def test_an_editor_that_is_not_there_is_one_line(
