@@ -351,7 +351,7 @@ class DiffusersEditor(Editor):
         try:
             return tuple(holding[i] for i in select_layers(settings.layers, len(holding)))
         except ValueError as error:
-            raise UsageError(str(error)) from None
+            raise UsageError(str(error), "choose them with --layers; by default all are kept") from None
 
     def _load_parts(self, names: Iterable[str]) -> None:
         for name in names:

@@ -66,7 +66,9 @@ class PrefixSettings:
 
     def __post_init__(self) -> None:
         if self.timestep is not None and not 0.0 <= self.timestep <= 1.0:
-            raise UsageError(f"timestep must lie in [0, 1], got {self.timestep}", "1 is noise, 0 is clean")
+            raise UsageError(
+                f"timestep must lie in [0, 1], got {self.timestep}", "pass --timestep from 0 (clean) to 1 (noise)"
+            )
         if self.random_weights and self.quantization != "none":
             raise UsageError("weights drawn anew are not quantized", "leave out --quantization or --random-weights")
         if self.prompt_template is not None and "{instruction}" not in self.prompt_template:

@@ -17,6 +17,9 @@ from imagewam_cli.cli.options import (
     WeightsOption,
     chosen_hardware,
     existing_dataset,
+    listed,
+    require_at_least_one,
+    require_positive,
     size_of,
 )
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
@@ -88,6 +91,8 @@ def cache_command(
     from imagewam_cli.kvcache.build import BuildSettings, build_cache, instructions_of, plan_build
     from imagewam_cli.registry import Registry
 
+    require_at_least_one(stride=stride, batch=batch)
+    require_positive(shard_mb=shard_mb)
     registry = Registry.installed()
     kind, codec, entry = registry.editors.load(editor), registry.codecs.load(dtype), registry.editors.get(editor)
     hardware, build = (
@@ -107,7 +112,7 @@ def cache_command(
         mode=mode,
         timestep=timestep,
         layers=layers,
-        segments=tuple(segments.split(",")) if segments else None,
+        segments=listed(segments),
         text_padding=text_padding,
         image_size=size_of(image_size),
         camera_layout=camera_layout,

@@ -19,6 +19,7 @@ from imagewam_cli.cli.options import (
     chosen_hardware,
     existing_dataset,
     existing_policy,
+    listed,
     newest_instead_of,
 )
 from imagewam_cli.cli.output import output
@@ -209,7 +210,7 @@ def _results_folder(policy: str, what: str) -> Path:
 def _pictures(text: str | None) -> list[str]:
     from imagewam_cli.errors import UnknownNameError
 
-    kinds = [] if text is None else text.split(",")
+    kinds = list(listed(text) or ())
     for kind in kinds:
         if kind not in ("sheet", "gif", "mp4"):
             raise UnknownNameError("kind of picture", kind, ["sheet", "gif", "mp4"])
