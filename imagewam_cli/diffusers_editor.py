@@ -153,8 +153,7 @@ class DiffusersEditor(Editor):
         folder = weights or cls.embedded or downloaded(entry)
         require_family(folder, entry.family, [entry.denoiser])
         config = part_config(folder, entry.denoiser)
-        with torch.device("meta"):
-            expected = cls.part_classes()[entry.denoiser].from_config(config).state_dict()
+        expected = _weightless(cls.part_classes()[entry.denoiser], config).state_dict()
         wanted = cls.release.to_release(expected)
         sizes = cls.release.sizes(released)
         for what, size in cls.release.sizes(wanted).items():
@@ -181,8 +180,7 @@ class DiffusersEditor(Editor):
             raise PluginError(
                 f"the entry {entry.name!r} has config {unknown[0]!r}, which {kind.__name__} does not take"
             )
-        with torch.device("meta"):
-            denoiser = kind.from_config(config)
+        denoiser = _weightless(kind, config)
         text = cls.defaults.text_limit if settings.text_padding == "keep" else TYPICAL_TEXT
         return cls._layout(entry, settings, denoiser, cls.picture_text(settings) + text)
 
@@ -373,7 +371,7 @@ class DiffusersEditor(Editor):
         try:
             return tuple(holding[i] for i in select_layers(settings.layers, len(holding)))
         except ValueError as error:
-            raise UsageError(str(error)) from None
+            raise UsageError(str(error), "choose them with --layers; by default all are kept") from None
 
     def _load_parts(self, names: Iterable[str]) -> None:
         for name in names:
@@ -407,6 +405,20 @@ class DiffusersEditor(Editor):
         """uint8 (H, W, 3) -> (3, H, W) in [-1, 1]."""
         tensor = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
         return (tensor.float() / 127.5 - 1).to(self.device, self.dtype)  # scaled in float32, as the pipelines do
+
+
+def _weightless(kind: Any, config: Mapping[str, Any]) -> Any:
+    """A denoiser on the meta device, to be looked at and not changed: whoever asks for the same shares it."""
+    return _built(kind, json.dumps(config, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=16)
+def _built(kind: Any, config: str) -> Any:
+    """config: JSON. Drawing weights that hold no numbers would be half of the time."""
+    from diffusers.models.modeling_utils import no_init_weights
+
+    with torch.device("meta"), no_init_weights():
+        return kind.from_config(json.loads(config))
 
 
 def joint_layers(transformer: Any, segments: Sequence[SegmentSpec]) -> tuple[LayerSpec, ...]:

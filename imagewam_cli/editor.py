@@ -68,7 +68,9 @@ class PrefixSettings:
 
     def __post_init__(self) -> None:
         if self.timestep is not None and not 0.0 <= self.timestep <= 1.0:
-            raise UsageError(f"timestep must lie in [0, 1], got {self.timestep}", "1 is noise, 0 is clean")
+            raise UsageError(
+                f"timestep must lie in [0, 1], got {self.timestep}", "pass --timestep from 0 (clean) to 1 (noise)"
+            )
         if self.pool < 1:
             raise UsageError(f"pool must be at least 1, got {self.pool}", "1 keeps every token, 2 one for four")
         if self.random_weights and self.quantization != "none":

@@ -124,5 +124,5 @@ class EditorDefaults:
         if (height, width) != nearest:
             raise UsageError(
                 f"image size {height}x{width} does not split into {self.multiple}-pixel tokens for {count} camera(s)",
-                f"the nearest that does is {nearest[0]}x{nearest[1]}",
+                f"the nearest that does is {nearest[0]}x{nearest[1]}: choose it with --image-size",
             )

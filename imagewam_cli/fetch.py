@@ -27,8 +27,10 @@ from imagewam_cli.hookspecs import EditorEntry
 
 _WEIGHTS = "*.safetensors"
 _READ = (_WEIGHTS, "*.json", "*.txt", "*.jinja", "*.model")
-_VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.ema.*")
-"""Second copies of the same weights."""
+_VARIANTS = ("*.*.safetensors", "*.index.*.json", "*.*.*.index.json")
+"""Second copies of the same weights, which diffusers and transformers name by a word of any kind (fp16, non_ema):
+NAME.WORD.safetensors, in shards NAME.WORD-00001-of-00002.safetensors or NAME-00001-of-00002.WORD.safetensors, with the
+index NAME.safetensors.index.WORD.json or NAME.safetensors.WORD.index.json. Names of plain weights have no dot."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _BRANCH = "main"
 _AGAIN = "run the same command again: complete files are kept"

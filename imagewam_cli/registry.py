@@ -109,10 +109,23 @@ class Catalog(Generic[E]):
         except Exception as error:  # foreign code: whatever it raises is the plugin's failure
             reason = f"{type(error).__name__}: {error}"
             raise PluginError(f"{self.kind} {name!r} cannot be loaded from {entry.load!r}: {reason}") from error
-        if inspect.isabstract(found):
-            lacking = ", ".join(sorted(found.__abstractmethods__))
-            raise PluginError(f"{self.kind} {name!r} ({entry.load}) lacks {lacking}", "see docs/plugins.md")
+        lacking = _lacking(found)
+        if lacking:
+            raise PluginError(f"{self.kind} {name!r} ({entry.load}) lacks {', '.join(lacking)}", "see docs/plugins.md")
         return found
+
+
+def _lacking(found: Any) -> list[str]:
+    """Abstract methods of a class, and class variables that it or a base declares, which nobody gives."""
+    if not inspect.isclass(found):
+        return []
+    declared = {
+        name
+        for base in found.__mro__
+        for name, kind in inspect.get_annotations(base).items()
+        if "ClassVar" in str(kind) and not hasattr(found, name)
+    }
+    return sorted(declared | set(getattr(found, "__abstractmethods__", ())))
 
 
 class Registry:

@@ -11,10 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from diffusers import AutoencoderKL
 from hub_server import COMMIT, LATER, Hub, serve
 
 from imagewam_cli.errors import EditorError
-from imagewam_cli.fetch import FetchFile, FetchOptions, FetchPlan, fetch
+from imagewam_cli.fetch import FetchFile, FetchOptions, FetchPlan, fetch, is_read
 from imagewam_cli.registry import Registry
 
 EDITOR, REPO = "instruct-pix2pix", "timbrooks/instruct-pix2pix"
@@ -237,6 +238,58 @@ def test_an_answer_that_is_no_is_one_line_with_the_next_step(
     assert problem.startswith("error: ")
     assert message in problem
     assert hint in advice
+
+
+SHARDED = (
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    "model.safetensors.index.json",
+)
+"""Plain weights, as `save_pretrained` cuts them."""
+COPIES = (
+    "model.fp16-00001-of-00002.safetensors",
+    "model.fp16-00002-of-00002.safetensors",
+    "model.safetensors.index.fp16.json",
+    "model-00001-of-00002.fp16.safetensors",
+    "model.safetensors.fp16.index.json",
+    "model.int8.safetensors",
+    "model.bin.index.fp16.json",
+)
+
+
+def test_a_variant_in_shards_is_left_out_and_plain_shards_are_not(tmp_path: Path) -> None:
+    files = {name: content for name, content in repository().items() if not name.startswith("unet/model.")}
+    sharded = {f"unet/{name}": b"{}" for name in (*SHARDED, *COPIES)}
+    with serve(Hub(REPO, files | sharded)) as hub:
+        done = run(hub, tmp_path, "--quiet", "fetch", EDITOR)
+    assert done.returncode == 0, done.stderr
+    plain = {f"unet/{name}" for name in SHARDED}
+    assert on_disk(Path(done.stdout.strip())) == WANTED - {"unet/model.safetensors"} | plain
+    assert loaded(tmp_path) == COMMIT, "nothing that is read is missing"
+
+
+def test_a_variant_in_shards_alone_is_refused(tmp_path: Path) -> None:
+    files = {name: content for name, content in repository().items() if not name.startswith("unet/model.")}
+    with serve(Hub(REPO, files | {f"unet/{name}": b"{}" for name in COPIES})) as hub:
+        done = run(hub, tmp_path, "fetch", EDITOR)
+    assert done.returncode == 1
+    assert "safetensors of unet/ only as another copy (unet/model" in done.stderr
+
+
+def test_variants_are_named_as_diffusers_names_them(tmp_path: Path) -> None:
+    """Its own class writes them, whole and in shards."""
+    part = AutoencoderKL(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    for options in ({}, {"max_shard_size": "200KB"}):
+        plain, copy = (tmp_path / f"{len(options)}-{name}" for name in ("plain", "copy"))
+        part.save_pretrained(plain, **options)
+        part.save_pretrained(copy, variant="fp16", **options)
+        assert on_disk(plain) == {name for name in on_disk(plain) if is_read(name)}
+        assert {name for name in on_disk(copy) if is_read(name)} == {"config.json"}
+        assert (len(on_disk(plain)) > 2) == bool(options)
 
 
 def test_weights_that_are_pickles_alone_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from imagewam_cli.errors import PluginError, UnknownNameError
 from imagewam_cli.hookspecs import EditorEntry, hookimpl
 from imagewam_cli.registry import PluginStatus, Registry
+from imagewam_tiny.editor import TinyEditor
 
 
 def entry(name: str, load: str = "math:pi") -> EditorEntry:
@@ -121,6 +122,17 @@ def test_an_editor_class_that_lacks_a_method_says_which(monkeypatch: pytest.Monk
     registry = registry_with(monkeypatch, plugin=Plugin(entry("half", load="imagewam_cli.editor:Editor")))
     with pytest.raises(PluginError, match=r"'half' \(imagewam_cli.editor:Editor\) lacks encode, load, spec, weights"):
         registry.editors.load("half")
+
+
+def test_an_editor_class_without_defaults_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "Undecided", type("Undecided", (TinyEditor,), {}), raising=False)
+    registry = registry_with(monkeypatch, plugin=Plugin(entry("undecided", load=f"{__name__}:Undecided")))
+    assert registry.editors.load("undecided").defaults is TinyEditor.defaults
+    for owner in (kind for kind in TinyEditor.__mro__ if "defaults" in vars(kind)):
+        monkeypatch.delattr(owner, "defaults")
+    with pytest.raises(PluginError, match=r"'undecided' \(.*:Undecided\) lacks defaults") as caught:
+        registry.editors.load("undecided")
+    assert caught.value.hint == "see docs/plugins.md"
 
 
 def test_an_unknown_name_may_be_of_a_plugin_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ from imagewam_cli.cli.options import (
     OffloadOption,
     WeightsOption,
     chosen_hardware,
+    existing_dataset,
+    existing_policy,
     newest_instead_of,
 )
 from imagewam_cli.cli.output import output
@@ -65,7 +67,8 @@ def attention_command(
 
     if policy is None:
         policy = newest_instead_of("--policy", "run")
-    _refuse_onnx(policy)
+    _refuse_onnx(existing_policy("--policy", policy))
+    existing_dataset(dataset)  # before the policy is loaded for nothing
     acting = Policy.load(policy, hardware=chosen_hardware(device, offload, compile), weights=weights)
     recorded = open_dataset(dataset, KeyMap(cameras=acting.cameras))
     held_out = held_out_episodes(find_bundle(policy), recorded)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
-from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption
+from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption, require_at_least_one, require_positive
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 
@@ -44,6 +44,8 @@ def cache_command(
     from imagewam_cli.registry import Registry
     from imagewam_cli.workspace import CACHES
 
+    require_at_least_one(stride=options.stride, batch=batch)
+    require_positive(shard_mb=shard_mb)
     stored = Registry.installed().codecs.load(codec)
     build = BuildSettings(stride=options.stride, batch=batch, shard_mb=shard_mb)
     chosen = choose_editor(options, weights, trial="--plan" if plan else None)

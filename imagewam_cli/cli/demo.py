@@ -10,9 +10,9 @@ import typer
 
 def demo_command(
     out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("imagewam-demo"),
-    episodes: Annotated[int, typer.Option("--episodes", help="Demonstrations to record.")] = 1200,
-    steps: Annotated[int, typer.Option("--steps", help="Training steps.")] = 1000,
-    scenes: Annotated[int, typer.Option("--scenes", help="Scenes per split to evaluate on.")] = 50,
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Demonstrations to record.")] = 1200,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps.")] = 1000,
+    scenes: Annotated[int, typer.Option("--scenes", min=1, help="Scenes per split to evaluate on.")] = 50,
 ) -> None:
     """Record, cache, train, evaluate, export, evaluate the export; then a report. Interrupted, it continues.
 

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imagewam_cli.cli.options import CompileOption, DeviceOption, OffloadOption, chosen_hardware, size_of
+from imagewam_cli.cli.options import (
+    CompileOption,
+    DeviceOption,
+    OffloadOption,
+    chosen_hardware,
+    existing_dataset,
+    listed,
+    size_of,
+)
 from imagewam_cli.cli.output import output
 
 if TYPE_CHECKING:
@@ -151,7 +159,7 @@ def choose_editor(options: EditorOptions, weights: Path | None, *, trial: str | 
         kind.require_weights(entry, weights)
         path = _demonstrations()
     keys = KeyMap(state=options.state_key, action=options.action_key, cameras=tuple(options.camera or ()))
-    dataset = open_dataset(path, keys)
+    dataset = open_dataset(existing_dataset(path), keys)
     return ChosenEditor(
         kind=kind,
         entry=entry,
@@ -167,12 +175,12 @@ def _settings(options: EditorOptions, cameras: tuple[str, ...]) -> PrefixSetting
     from imagewam_cli.config import from_dict
     from imagewam_cli.editor import PrefixSettings
 
-    size = size_of(options.image_size)
+    size, segments = size_of(options.image_size), listed(options.segments)
     values = {
         "mode": options.mode,
         "timestep": options.timestep,
         "layers": options.layers,
-        "segments": options.segments.split(",") if options.segments else None,
+        "segments": list(segments) if segments is not None else None,
         "pool": options.pool,
         "text_padding": options.text_padding,
         "image_size": list(size) if size is not None else None,

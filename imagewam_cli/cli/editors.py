@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from imagewam_cli.cli.options import FormatName, FormatOption
@@ -38,7 +41,8 @@ def editors_command(format: FormatOption = FormatName.human) -> None:
     editors = Registry.installed().editors
     for name, plugins in editors.duplicates().items():
         output.say(f"{name}: claimed by the plugins {' and '.join(plugins)}, so neither is listed")
-    rows = [_row(entry, editors) for entry in editors]
+    with _nothing_collected():
+        rows = [_row(entry, editors) for entry in editors]
     lines = [
         [
             row["name"],
@@ -54,6 +58,20 @@ def editors_command(format: FormatOption = FormatName.human) -> None:
     ]
     head = ["editor", "parameters", "modes", "layers", *_SIZES.values(), "access", "licence", "weights"]
     output.result(rows, table(head, lines), format.value)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Modules and models are hundreds of thousands of objects that stay until the end: looking for garbage among them,
+    again and again and once more at exit, would be a third of the command's time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collects:
+            gc.enable()
 
 
 def _row(entry: EditorEntry, editors: Catalog[EditorEntry]) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from imagewam_cli.cli.options import (
     SeedOption,
     WeightsOption,
     chosen_hardware,
+    existing_dataset,
+    existing_policy,
+    listed,
     newest_instead_of,
 )
 from imagewam_cli.cli.output import output
@@ -64,10 +67,12 @@ def eval_command(
         raise UsageError(f"cannot evaluate {episodes} episodes", "ask for at least one")
     hardware = chosen_hardware(device, offload, compile)
     name = policy if policy is not None else str(newest_instead_of("--policy", "run"))
+    if name not in BASELINES:
+        existing_policy("--policy", Path(name))
     if dataset is not None:
         _open_loop(
             name=name,
-            dataset=dataset,
+            dataset=existing_dataset(dataset),
             episodes=episodes,
             out=out,
             weights=weights,
@@ -205,7 +210,7 @@ def _results_folder(policy: str, what: str) -> Path:
 def _pictures(text: str | None) -> list[str]:
     from imagewam_cli.errors import UnknownNameError
 
-    kinds = [] if text is None else text.split(",")
+    kinds = list(listed(text) or ())
     for kind in kinds:
         if kind not in ("sheet", "gif", "mp4"):
             raise UnknownNameError("kind of picture", kind, ["sheet", "gif", "mp4"])

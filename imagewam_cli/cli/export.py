@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from imagewam_cli.cli.options import FormatName, WeightsOption, newest_instead_of
+from imagewam_cli.cli.options import FormatName, WeightsOption, existing_policy, newest_instead_of
 from imagewam_cli.cli.output import bytes_text, output
 
 
@@ -30,7 +30,7 @@ def export_command(
         run = newest_instead_of("--run", "run")
     exporter = Registry.installed().exporters.load(to)()
     folder = out if out is not None else EXPORTS / f"{run.resolve().name}-{to}"
-    written = exporter.export(find_bundle(run), folder, weights=weights)
+    written = exporter.export(find_bundle(existing_policy("--run", run)), folder, weights=weights)
     lines = [f"{folder}:"]
     lines += [f"  {name}  {bytes_text(size)}" for name, size in written.files.items()]
     lines += [f"  {check}: greatest difference from torch {error:.1e}" for check, error in written.errors.items()]

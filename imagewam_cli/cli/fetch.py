@@ -21,7 +21,7 @@ def fetch_command(
     local_dir: Annotated[Path | None, typer.Option("--local-dir", help="A folder instead of the Hub's cache.")] = None,
     cache_dir: Annotated[Path | None, typer.Option("--cache-dir", help="Another place for the Hub's cache.")] = None,
     token: Annotated[str | None, typer.Option("--token", help="Instead of that of `hf auth login`.")] = None,
-    max_workers: Annotated[int, typer.Option("--max-workers", help="Files at a time.")] = 8,
+    max_workers: Annotated[int, typer.Option("--max-workers", min=1, help="Files at a time.")] = 8,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be downloaded.")] = False,
     format: FormatOption = FormatName.human,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from imagewam_cli.cli.options import DeviceOption, FormatName, FormatOption, WeightsOption
+from imagewam_cli.cli.options import DeviceOption, FormatName, FormatOption, WeightsOption, existing
 from imagewam_cli.cli.output import bytes_text, output
 
 
@@ -53,6 +53,10 @@ def import_command(
     from imagewam_cli.published.settings import TrainSettings, read_train_config
     from imagewam_cli.workspace import EXPORTS
 
+    existing("the checkpoint", checkpoint, "pass the model.pt of a published policy")
+    existing("--stats", stats, "pass the dataset_stats.json that was published with the checkpoint")
+    if config is not None:
+        existing("--config", config, "pass the checkpoint's train_config.yaml, or leave it out")
     chosen = preset(robot)
     if camera:
         if len(camera) != len(chosen.cameras):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -26,8 +27,66 @@ def size_of(text: str | None) -> tuple[int, int] | None:
         return None
     height, _, width = text.partition("x")
     if not (height.isdigit() and width.isdigit()):
-        raise UsageError(f"--image-size must look like 224x448, got {text!r}")
+        raise UsageError(f"--image-size must look like 224x448, got {text!r}", "height first, in pixels")
     return int(height), int(width)
+
+
+def listed(text: str | None) -> tuple[str, ...] | None:
+    """The names in "text, reference"; None where none is given."""
+    return tuple(name.strip() for name in text.split(",")) if text else None
+
+
+def require_at_least_one(**values: int) -> None:
+    """values: by the names of their options, with _ for -.
+
+    Raises:
+        UsageError: one is less.
+    """
+    from imagewam_cli.errors import UsageError
+
+    for name, value in values.items():
+        if value < 1:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} must be at least 1, got {value}", "leave it out for the default")
+
+
+def require_positive(**values: float) -> None:
+    """As `require_at_least_one`, for what may be a fraction: above 0 and finite."""
+    from imagewam_cli.errors import UsageError
+
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} must be more than 0, got {value:g}", "leave it out for the default")
+
+
+def existing(what: str, path: Path, advice: str) -> Path:
+    """`path` as it was given, where something is there. what: the option or argument; advice: what to do next.
+
+    Raises:
+        UsageError: nothing is there.
+    """
+    from imagewam_cli.errors import UsageError
+
+    if not path.expanduser().exists():
+        raise UsageError(f"{what} {path} does not exist", advice)
+    return path
+
+
+def existing_dataset(path: Path) -> Path:
+    """What --dataset names; see `existing`."""
+    return existing("--dataset", path, "pass the folder that contains meta/info.json; see `imagewam list`")
+
+
+def existing_policy(option: str, path: Path) -> Path:
+    """The run or policy that `option` names; see `existing`."""
+    return existing(option, path, "see `imagewam list`, or train a policy with `imagewam train-expert`")
+
+
+def _existing_weights(path: Path | None) -> Path | None:
+    if path is not None:
+        existing("--weights", path, "pass a diffusers folder, or leave it out: see `imagewam fetch --help`")
+    return path
 
 
 class FormatName(StrEnum):
@@ -43,9 +102,12 @@ OffloadOption = Annotated[
 ]
 CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the editor's denoiser.")]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="A diffusers folder instead of the editor's own weights.")
+    Path | None,
+    typer.Option(
+        "--weights", callback=_existing_weights, help="A diffusers folder instead of the editor's own weights."
+    ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="First scene or random seed.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="First scene or random seed.")]
 EnvOption = Annotated[str, typer.Option("--env", help="The simulator; see `imagewam plugins`.")]
 
 

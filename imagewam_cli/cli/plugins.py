@@ -87,6 +87,7 @@ def doctor_command(
 
     from imagewam_cli.errors import PluginError
     from imagewam_cli.testing.checks import CHECKS, examine
+    from imagewam_cli.testing.layout import mode_refusal
     from imagewam_cli.testing.subject import subjects
 
     modes = subjects(
@@ -99,7 +100,7 @@ def doctor_command(
     )
     findings: list[Finding] = []
     for subject in modes:
-        subject.load()  # missing weights are one error, not one for each check
+        mode_refusal(subject)  # missing weights are one error, not one for each check
         with output.progress(len(CHECKS), "check") as bar:
             for finding in examine(subject):
                 findings.append(finding)

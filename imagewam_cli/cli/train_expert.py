@@ -10,7 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
-from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption, newest_instead_of
+from imagewam_cli.cli.options import (
+    FormatName,
+    FormatOption,
+    WeightsOption,
+    existing,
+    newest_instead_of,
+    require_at_least_one,
+)
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 
@@ -57,6 +64,8 @@ def train_expert_command(
     from imagewam_cli.workspace import RUNS
 
     _require_one_source(online, cache, options, encode_batch)
+    if config is not None:
+        existing("--config", config, "pass a YAML recipe; docs/training.md has one")
     assignments = [*(set_ or []), *([f"expert.init={init}"] if init is not None else [])]
     recipe = _recipe(config, {"steps": steps, "batch": batch, "seed": seed}, assignments)
     if online:
@@ -113,7 +122,7 @@ def _cached(cache: Path | None) -> tuple[Any, str]:
     from imagewam_cli.training.prefixes import CachedPrefixes
 
     folder = cache if cache is not None else newest_instead_of("--cache", "cache")
-    source = CachedPrefixes(folder)
+    source = CachedPrefixes(existing("--cache", folder, "see `imagewam list`, or make one with `imagewam cache`"))
     manifest = source.reader.manifest
     if not manifest.complete:
         output.say(f"{folder} is not finished: training on {manifest.rows} of {manifest.total_rows} rows")
@@ -124,6 +133,7 @@ def _online(options: EditorOptions, weights: Path | None, batch: int | None, dry
     """The rows of a dataset through an editor, and a name for the run."""
     from imagewam_cli.training.online import OnlinePrefixes
 
+    require_at_least_one(stride=options.stride, encode_batch=batch if batch is not None else 1)
     chosen = choose_editor(options, weights, trial="--dry-run" if dry_run else None)
     source = OnlinePrefixes(
         chosen.dataset,

@@ -14,6 +14,7 @@ from imagewam_cli.cli.options import (
     OffloadOption,
     WeightsOption,
     chosen_hardware,
+    existing,
     newest_instead_of,
 )
 from imagewam_cli.cli.output import output
@@ -42,7 +43,7 @@ def verify_command(
 
     if cache is None:
         cache = newest_instead_of("--cache", "cache")
-    manifest = read_manifest(cache)
+    manifest = read_manifest(existing("--cache", cache, "see `imagewam list`"))
     with output.progress(manifest.rows, "row") as bar:
         damages = verify_cache(cache, on_rows=bar.update)
     text = "\n".join(f"{cache / damage.file}: {damage.what}" for damage in damages)

@@ -181,11 +181,12 @@ def select_layers(choice: str, count: int) -> tuple[int, ...]:
         if choice == "all":
             chosen = tuple(range(count))
         elif choice.startswith("every:"):
-            chosen = tuple(range(0, count, int(choice.removeprefix("every:"))))
+            step = max(0, int(choice.removeprefix("every:")))
+            chosen = tuple(range(0, count, step))  # 0 is a ValueError too
         else:
             chosen = tuple(sorted({int(part) for part in choice.split(",")}))
     except ValueError:
-        raise ValueError(f"layers must be 'all', 'every:N' or a list like '0,4,9', got {choice!r}") from None
+        raise ValueError(f"layers must be 'all', 'every:N' or a list like '0,4,9', N from 1, got {choice!r}") from None
     if not chosen or chosen[0] < 0 or chosen[-1] >= count:
         raise ValueError(f"layers {choice!r}: the editor has layers 0 to {count - 1}")
     return chosen

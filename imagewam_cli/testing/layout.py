@@ -30,6 +30,28 @@ Parts = dict[tuple[str, str], dict[str, Tensor]]
 """(layer, segment) -> K and V (B, tokens, H, D)."""
 
 
+def modes_of_the_entry_load(subject: Subject) -> None:
+    """every mode that the entry names is one that the class has"""
+    said = mode_refusal(subject)
+    require(
+        said is None,
+        f"the entry names mode {subject.mode}, and the class refuses it: {said}",
+        "leave it out of the entry's `modes`, or add it to the class's `defaults`",
+    )
+
+
+def mode_refusal(subject: Subject) -> str | None:
+    """What `load` says against the subject's mode; None where it accepts it.
+
+    Raises:
+        ImagewamError: it does not load in its own default mode either.
+    """
+    said = _refusal(subject)
+    if said is not None:
+        subject.load(mode=None)
+    return said
+
+
 def shapes_are_those_of_the_spec(subject: Subject) -> None:
     """K, V and `valid` have the shapes that `spec` says, with one camera and with two"""
     height, width = subject.size
@@ -171,6 +193,7 @@ def prefix_mode_has_no_target(subject: Subject) -> None:
 def unknown_choices_are_refused(subject: Subject) -> None:
     """a segment or mode that the editor does not have is refused, naming those that it has"""
     fix = "raise UsageError from `load` as `EditorDefaults.resolve` does, with a hint that lists the choices"
+    unnamed = "name it in the entry's `modes`, or refuse it in `load`"
     absent = [name for name in ("sky", *get_args(Segment)) if name not in subject.segments()]
     for name in absent:
         said = _refusal(subject, segments=(name,))
@@ -179,7 +202,7 @@ def unknown_choices_are_refused(subject: Subject) -> None:
         require(listed, f"`segments` {name} is refused without naming {', '.join(subject.segments())}: {said}", fix)
     for mode in get_args(Mode):
         if mode not in subject.entry.modes:
-            require(_refusal(subject, mode=mode) is not None, f"mode {mode} is accepted, the entry has it not", fix)
+            require(_refusal(subject, mode=mode) is not None, f"mode {mode} is accepted, the entry has it not", unnamed)
 
 
 def wrong_size_is_refused(subject: Subject) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ from imagewam_cli.cli import app
 from imagewam_cli.cli.cache import _seconds_per_row
 from imagewam_cli.cli.output import bytes_text, seconds_text, table
 from imagewam_cli.testing.dataset import MemoryDataset
+
+IMPORT = ["import", "--editor", "flux2-klein-base-4b", "--robot", "libero"]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -61,6 +64,33 @@ def test_every_command_shows_an_example(capsys: pytest.CaptureFixture[str], comm
         (["eval", "--policy", "random", "--video", "avi"], "unknown kind of picture 'avi'", ""),
         (["eval", "--policy", "random", "--split", "tset"], "unknown split 'tset'", "did you mean 'test'?"),
         (["info", "nowhere"], "nowhere does not exist", "imagewam list"),
+        (["cache", "--dataset", "nowhere"], "--dataset nowhere does not exist", "meta/info.json"),
+        (["cache", "--weights", "nowhere"], "--weights nowhere does not exist", "a diffusers folder"),
+        (["train-expert", "--cache", "nowhere"], "--cache nowhere does not exist", "imagewam cache"),
+        (["train-expert", "--config", "nowhere.yaml"], "--config nowhere.yaml does not exist", "docs/training.md"),
+        (["train-expert", "--weights", "nowhere"], "--weights nowhere does not exist", "imagewam fetch"),
+        (["eval", "--policy", "nowhere"], "--policy nowhere does not exist", "imagewam train-expert"),
+        (["eval", "--policy", ".", "--dataset", "nowhere"], "--dataset nowhere does not exist", "imagewam list"),
+        (["attention", "--policy", "nowhere", "--dataset", "."], "--policy nowhere does not exist", "imagewam list"),
+        (["attention", "--policy", ".", "--dataset", "nowhere"], "--dataset nowhere does not exist", "imagewam list"),
+        (["export", "--run", "nowhere"], "--run nowhere does not exist", "imagewam train-expert"),
+        (["plugins", "doctor", "tiny", "--weights", "nowhere"], "--weights nowhere does not exist", "leave it out"),
+        (["cache", "--stride", "0"], "--stride must be at least 1, got 0", "leave it out"),
+        (["cache", "--batch", "0"], "--batch must be at least 1, got 0", "leave it out"),
+        (["cache", "--shard-mb", "-1"], "--shard-mb must be more than 0, got -1", "leave it out"),
+        (["cache", "--shard-mb", "nan"], "--shard-mb must be more than 0, got nan", "leave it out"),
+        (
+            ["plugins", "doctor", "tiny", "--image-size", "12"],
+            "--image-size must look like 224x448, got '12'",
+            "height",
+        ),
+        (["eval", "--policy", "random", "--seed", "-1"], "Invalid value for '--seed'", "Usage"),
+        (["eval", "--policy", "random", "--video", "gif, avi"], "unknown kind of picture 'avi'", "mp4"),
+        (["fetch", "tiny", "--max-workers", "0"], "Invalid value for '--max-workers'", "Usage"),
+        (["demo", "--scenes", "0"], "Invalid value for '--scenes'", "Usage"),
+        ([*IMPORT, "nowhere.pt", "--stats", "."], "the checkpoint nowhere.pt does not exist", "model.pt"),
+        ([*IMPORT, ".", "--stats", "nowhere"], "--stats nowhere does not exist", "dataset_stats.json"),
+        ([*IMPORT, ".", "--stats", ".", "--config", "nowhere"], "--config nowhere does not exist", "leave it out"),
         (["cache", "--wrong"], "No such option", "Usage"),
     ],
 )
@@ -89,9 +119,11 @@ def test_wrong_usage_is_one_line_and_exit_2(
         (["train-expert"], "there is no cache", "imagewam cache"),
         (["eval"], "there is no run", "imagewam train-expert"),
         (["export"], "there is no run", "imagewam train-expert"),
-        (["eval", "--policy", "nowhere"], "nowhere does not exist", "imagewam train-expert"),
-        (["train-expert", "--cache", "nowhere"], "nowhere is not a cache", "imagewam cache"),
-        (["cache", "--dataset", "nowhere"], "dataset nowhere does not exist", "meta/info.json"),
+        (["eval", "--policy", "."], ". holds no policy", "imagewam train-expert"),
+        (["export", "--run", "."], ". holds no policy", "imagewam train-expert"),
+        (["train-expert", "--cache", "."], ". is not a cache", "imagewam cache"),
+        (["cache", "--dataset", "."], ". has no meta/info.json", "pass the folder"),
+        (["plugins", "doctor", "tiny", "--weights", "."], ". is not a Flux2KleinPipeline folder", "it needs"),
     ],
 )
 def test_failure_is_one_line_and_exit_1(
@@ -152,6 +184,17 @@ def test_editors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     tiny = next(e for e in json.loads(out) if e["name"] == "tiny")
     assert tiny["family"] == "Flux2KleinPipeline"
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_is_collected_again_once_editors_are_listed(capsys: pytest.CaptureFixture[str], collects: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        assert run(capsys, "editors", "--format", "json")[0] == 0
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_memory_of_editors_is_told_for_caching_and_for_acting(capsys: pytest.CaptureFixture[str]) -> None:

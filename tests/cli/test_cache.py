@@ -70,3 +70,39 @@ def test_pooled_tokens_are_planned_and_cached(
 def test_a_pool_of_nothing_is_refused(capsys: pytest.CaptureFixture[str], tabletop: Path) -> None:
     assert run(["cache", "--dataset", str(tabletop), "--pool", "0"]) == 2
     assert "pool must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message", "hint"),
+    [
+        ("--segments", "text, sky", "segments[1] is 'sky'", "choose one of: reference, target, text"),
+        ("--timestep", "2", "timestep must lie in [0, 1], got 2.0", "--timestep"),
+        ("--layers", "every:0", "'all', 'every:N' or a list like '0,4,9', N from 1, got 'every:0'", "--layers"),
+        ("--layers", "0,9", "the editor has layers 0 to 5", "--layers"),
+        ("--image-size", "12", "--image-size must look like 224x448, got '12'", "height first"),
+        ("--image-size", "12x64", "image size 12x64 does not split", "16x64: choose it with --image-size"),
+    ],
+)
+def test_a_value_that_is_refused_is_told_with_its_option(
+    capsys: pytest.CaptureFixture[str],
+    tabletop: Path,
+    tmp_path: Path,
+    option: str,
+    value: str,
+    message: str,
+    hint: str,
+) -> None:
+    out = tmp_path / "cache"
+    assert run(["cache", "--dataset", str(tabletop), "--out", str(out), option, value]) == 2
+    problem, advice = capsys.readouterr().err.strip().splitlines()
+    assert message in problem
+    assert hint in advice
+    assert not out.exists()
+
+
+def test_kinds_of_tokens_may_be_set_apart_by_spaces(capsys: pytest.CaptureFixture[str], tabletop: Path) -> None:
+    plans = []
+    for segments in ("text,reference", " text, reference "):
+        assert run(["cache", "--dataset", str(tabletop), "--plan", "--segments", segments, "--format", "json"]) == 0
+        plans.append(json.loads(capsys.readouterr().out)["bytes_per_row"])
+    assert plans[0] == plans[1]

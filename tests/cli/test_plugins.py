@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from imagewam_cli.editor import PrefixKV
 from imagewam_cli.hookspecs import EditorEntry, hookimpl
 from imagewam_cli.registry import Registry
 from imagewam_cli.testing import checks, subject
-from imagewam_cli.testing.layout import prefix_mode_has_no_target, shapes_are_those_of_the_spec
+from imagewam_cli.testing.layout import modes_of_the_entry_load, prefix_mode_has_no_target, shapes_are_those_of_the_spec
 from imagewam_tiny.editor import TinyEditor
 
 
@@ -72,6 +73,29 @@ def test_a_broken_one_ends_with_exit_1_and_what_to_fix(
     assert "error: forgetful breaks 2 of 2 promises" in err
 
 
+def test_a_mode_that_the_class_has_not_is_a_finding(
+    capsys: pytest.CaptureFixture[str], tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = subject.subjects
+    monkeypatch.setattr(checks, "CHECKS", (modes_of_the_entry_load, shapes_are_those_of_the_spec))
+    monkeypatch.setattr(
+        subject,
+        "subjects",
+        lambda *a, **o: [
+            dataclasses.replace(one, mode=mode) for one in true(*a, **o) for mode in ("prefix", "denoise")
+        ],
+    )
+    code, out, err = doctor(capsys, "tiny", "--weights", tiny_weights)
+    assert code == 1
+    lines = out.splitlines()
+    assert [line[:8] for line in lines[:4]] == ["mode pre", "  ok    ", "  ok    ", "mode den"]
+    assert lines[4].startswith("  FAIL  every mode that the entry names")
+    assert "the entry names mode denoise" in lines[5]
+    assert "to fix: leave it out of the entry's `modes`" in lines[6]
+    assert len(lines) == 7
+    assert "error: tiny breaks 1 of 3 promises" in err
+
+
 def test_it_lets_go_of_every_editor_of_a_mode(
     capsys: pytest.CaptureFixture[str], tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +117,8 @@ def test_findings_as_json(capsys: pytest.CaptureFixture[str], tiny_weights: Path
     ("arguments", "code", "message"),
     [
         (["tinny"], 2, "did you mean 'tiny'?"),
-        (["flux2-klein-9b", "--weights", "nowhere"], 1, "nowhere does not exist"),
+        (["flux2-klein-9b", "--weights", "nowhere"], 2, "nowhere does not exist"),
+        (["flux2-klein-9b", "--weights", "."], 1, ". is not a Flux2KleinPipeline folder"),
     ],
 )
 def test_an_editor_that_is_not_there_is_one_line(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from imagewam_cli import diffusers_editor
 from imagewam_cli.diffusers_editor import DiffusersEditor
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.hookspecs import EditorEntry
@@ -51,6 +52,40 @@ def test_each_mode_has_a_layout_without_weights(entry: EditorEntry, kind: type[D
         assert spec.mode == mode
         assert spec.layers
         assert spec.bytes_per_row(2) > 0
+
+
+def test_entries_of_one_class_and_config_share_a_denoiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    editors = Registry.installed().editors
+    kind = editors.load("flux2-klein-4b")
+    entries = [editors.get(f"flux2-klein-{name}") for name in ("4b", "base-4b", "9b")]
+    assert entries[0].config == entries[1].config != entries[2].config
+    denoiser, seen = kind.part_classes()[entries[0].denoiser], []
+    true = kind.attention_layers.__func__
+    monkeypatch.setattr(
+        kind, "attention_layers", classmethod(lambda cls, model, *rest: seen.append(model) or true(cls, model, *rest))
+    )
+    for entry in (*entries, entries[0]):
+        kind.describe(entry, PrefixSettings())
+    assert seen[0] is seen[1] is seen[3]
+    assert seen[2] is not seen[0]
+    for entry, model in zip(entries, seen, strict=False):
+        with torch.device("meta"):
+            fresh = denoiser.from_config(entry.config).state_dict()
+        told = model.state_dict()
+        assert {name: (x.shape, x.dtype) for name, x in told.items()} == {
+            n: (x.shape, x.dtype) for n, x in fresh.items()
+        }
+        assert all(x.is_meta for x in told.values())
+
+
+def test_weights_are_drawn_again_once_an_editor_is_described() -> None:
+    diffusers_editor._built.cache_clear()
+    editors = Registry.installed().editors
+    editors.load("tiny").describe(editors.get("tiny"), PrefixSettings())
+    assert torch.nn.Linear(4, 4).weight.std() > 0
+    weight = torch.zeros(4, 4)
+    torch.nn.init.ones_(weight)
+    assert weight.all()
 
 
 def test_what_is_said_of_access_has_a_source(entry: EditorEntry) -> None:

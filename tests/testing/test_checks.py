@@ -177,6 +177,20 @@ class AcceptsAnySegment(_Accepts):
         return dataclasses.replace(settings, segments=known or None)
 
 
+class HasNoPrefix(_Accepts):
+    @classmethod
+    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+        if settings.mode is not None:
+            raise UsageError(f"mode {settings.mode!r} is not available")
+        return settings
+
+
+class HasDenoiseToo(_Accepts):
+    @classmethod
+    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+        return dataclasses.replace(settings, mode="prefix")
+
+
 class RoundsTheSize(_Accepts):
     @classmethod
     def bent(cls, settings: PrefixSettings) -> PrefixSettings:
@@ -254,6 +268,8 @@ def test_a_sound_editor_breaks_nothing(subject_of: Callable[[type[Sound]], Subje
 
 
 BROKEN = [
+    (layout.modes_of_the_entry_load, HasNoPrefix, "the entry names mode prefix, .* 'prefix' is not available"),
+    (layout.unknown_choices_are_refused, HasDenoiseToo, "mode denoise is accepted, the entry has it not"),
     (layout.shapes_are_those_of_the_spec, LosesAToken, r"the spec says \(2, "),
     (layout.shapes_are_those_of_the_spec, LeavesPadding, "not zero where `valid` is False"),
     (layout.pooled_shapes_are_those_of_the_spec, PoolsNothing, "with `pool` 2 the spec of"),
@@ -293,6 +309,16 @@ def test_a_broken_promise_is_found(
     with pytest.raises(ContractError, match=message) as caught:
         check(subject_of(kind))
     assert f"to fix: {caught.value.fix}" in str(caught.value)
+
+
+def test_nothing_more_is_asked_of_a_mode_that_is_not_there(subject_of: Callable[[type[Sound]], Subject]) -> None:
+    assert [finding.check for finding in examine(subject_of(HasNoPrefix))] == ["modes_of_the_entry_load"]
+
+
+def test_an_editor_that_loads_in_no_mode_is_no_matter_of_modes(subject_of: Callable[[type[Sound]], Subject]) -> None:
+    given = dataclasses.replace(subject_of(Sound), image_size=(65, 64))
+    with pytest.raises(UsageError, match="image size 65x64"):
+        layout.mode_refusal(given)
 
 
 def test_every_check_can_fail() -> None:
@@ -450,6 +476,6 @@ def test_what_a_plugin_raises_is_a_finding_with_its_place(subject_of: Callable[[
         def run(self, pictures: Tensor, text: Text) -> None:
             raise RuntimeError("boom")
 
-    finding = next(examine(subject_of(Raises)))
+    finding = next(f for f in examine(subject_of(Raises)) if f.result == "broken")
     assert (finding.result, finding.message) == ("broken", "RuntimeError: boom")
     assert str(finding.fix).startswith(f"see {__file__}:")
