@@ -57,7 +57,7 @@ def test_first_party_plugins_are_found() -> None:
     assert {"onnx", "bundle"} <= set(registry.exporters.names())
     assert "tabletop" in registry.environments
     assert "lerobot" in registry.dataset_formats
-    assert "bfloat16" in registry.codecs
+    assert "bf16" in registry.codecs
 
 
 def test_broken_plugin_is_reported_and_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="a diffusers folder instead of the editor's own weights")
     parser.add_argument("--size", type=int, help="height and width that the editor sees; by default its own")
     parser.add_argument("--device", default="cpu", help="where the editor computes")
-    parser.add_argument("--dtype", default="bfloat16", help="of the cache")
+    parser.add_argument("--codec", default="bf16", help="of the cache")
     parser.add_argument("--stride", type=int, default=4)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 4, 8])
@@ -117,7 +117,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[Build, list[Run]]:
     dataset = open_dataset(arguments.dataset or demonstrations(scratch / "dataset"))
     editor = loaded(arguments, dataset)
-    settings, codec = BuildSettings(stride=arguments.stride), Registry.installed().codecs.load(arguments.dtype)
+    settings, codec = BuildSettings(stride=arguments.stride), Registry.installed().codecs.load(arguments.codec)
     started = time.perf_counter()
     manifest = build_cache(dataset, editor, scratch / "cache", codec, settings)
     build = Build(rows=manifest.rows, seconds=time.perf_counter() - started)

@@ -3,7 +3,8 @@
 `int8`, `int4`: whole numbers between the least and the greatest of a group. Keys are grouped by channel, over
 neighbouring tokens, since a few channels of K are large in every token; values by token, over neighbouring channels
 (KIVI, arXiv 2402.02750). Rotary keys are stored as they were before rotation, which mixes each channel with its
-neighbour by another angle in every token (KVQuant, arXiv 2401.18079), and are rotated again when they are read. `fp8`: e4m3 with one scale for each row and head.
+neighbour by another angle in every token (KVQuant, arXiv 2401.18079), and are rotated again when they are read. `fp8`:
+e4m3 with one scale for each row and head.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def test_random_pipelines_have_the_released_sizes(name: str, tmp_path: Path, mon
 def test_a_cache_and_none_are_trained_side_by_side(
     tabletop: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    options = ["--dataset", str(tabletop), "--weights", str(tiny_weights), "--size", "64", "--dtype", "float32"]
+    options = ["--dataset", str(tabletop), "--weights", str(tiny_weights), "--size", "64", "--codec", "fp32"]
     options += ["--stride", "40", "--batch", "4", "--precision", "float32"]
     run = {"monkeypatch": monkeypatch, "capsys": capsys}
     tables = output_of("online_or_cache", *options, "--draws", "2", "--steps", "2", **run)
