@@ -54,8 +54,7 @@ def verify_command(
         with output.progress(sum(e.rows for e in manifest.shards), "row") as bar:
             changed = repair_cache(cache, damages, source, editor, on_rows=bar.update)
         text = f"{cache}: repaired {', '.join(damage.file for damage in damages)}" + "".join(
-            f"\n{name}: equal rows, but not the former bytes (another machine or library computed them)"
-            for name in changed
+            f"\n{name}: sound, but not the former bytes (another machine or library computed them)" for name in changed
         )
     values = {
         "cache": str(cache),

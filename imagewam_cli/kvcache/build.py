@@ -12,6 +12,7 @@ import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -35,6 +36,7 @@ from imagewam_cli.kvcache.manifest import (
     DatasetEntry,
     Manifest,
     ShardEntry,
+    has_checksum,
     read_manifest,
     write_atomically,
     write_manifest,
@@ -43,8 +45,8 @@ from imagewam_cli.kvcache.shard import INDEX_BYTES, Shard, ShardWriter
 from imagewam_cli.kvcache.spec import KVSpec, LayerSpec
 from imagewam_cli.kvcache.table import FrameTable
 
-_SAMPLES = 4
-"""Rows kept with their pictures, one per batch of the first shard."""
+_SAMPLED = (8, 24, 40, 56)
+"""Which of the first rows are kept with their pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,24 @@ def build_cache(
         return _Build(dataset, editor, out, codec, settings, plan, on_rows).run()
 
 
+@contextmanager
+def _one_worker() -> Iterator[ThreadPoolExecutor]:
+    """Ends when the worker has ended, however often Ctrl-C is pressed: the lock is not to go while it writes."""
+    worker = ThreadPoolExecutor(max_workers=1)
+    try:
+        yield worker
+    finally:
+        interrupted: KeyboardInterrupt | None = None
+        while True:
+            try:
+                worker.shutdown(wait=True)
+                break
+            except KeyboardInterrupt as again:
+                interrupted = again
+        if interrupted is not None:
+            raise interrupted
+
+
 class _Build:
     """One build under its lock. A finished shard is made durable beside the computation of the next."""
 
@@ -138,6 +158,7 @@ class _Build:
         self.dataset, self.editor, self.out, self.codec = dataset, editor, out, codec
         self.settings, self.plan, self.on_rows = settings, plan, on_rows
         self.cut = _cut(plan)
+        self._rows = {e.index: _rows_of(e, settings.stride) for shard in plan.shards for e in shard}
         self.manifest = _start(dataset, editor, out, codec, settings, plan)
         self.kept = {entry.file: entry for entry in self.manifest.shards if _intact(out, entry)}
         """Shards that are there, by name."""
@@ -148,7 +169,7 @@ class _Build:
         self.manifest = dataclasses.replace(self.manifest, shards=tuple(self.kept.values()))
         for entry in self.manifest.shards:
             self.on_rows(entry.rows)
-        with ThreadPoolExecutor(max_workers=1) as finishing:
+        with _one_worker() as finishing:
             before: Future[None] | None = None
             for name, rows in self._streams(missing):
                 writer = self._encoded(name, rows)
@@ -180,18 +201,9 @@ class _Build:
         count = self._count(name)
         writer = ShardWriter(self.out / SHARDS / name, count, stored_parts(self.editor.spec, self.codec))
         try:
-            found = 0
             for batch in batches(rows, self.settings.batch):
-                found += len(batch)
-                if found <= count:
-                    writer.append(*encode_rows(self.editor, self.codec, batch, numbers))
+                writer.append(*encode_rows(self.editor, self.codec, batch, numbers))
                 self.on_rows(len(batch))
-            if found != count:
-                raise CacheError(
-                    f"{_episodes_text(self.cut[name])} should have {count} rows by the dataset's metadata, "
-                    f"and {found} came",
-                    "the dataset's metadata and its rows do not belong together",
-                )
         except BaseException:
             writer.close()
             raise
@@ -214,8 +226,7 @@ class _Build:
         write_manifest(self.out, self.manifest)
 
     def _count(self, name: str) -> int:
-        lengths = {e.index: _rows_of(e, self.settings.stride) for shard in self.plan.shards for e in shard}
-        return sum(lengths[episode] for episode in self.cut[name])
+        return sum(self._rows[episode] for episode in self.cut[name])
 
 
 def encode_rows(
@@ -282,10 +293,10 @@ def _start(
     existing = read_manifest(out) if (out / MANIFEST).exists() else None
     table, instructions = FrameTable.of(dataset.rows(images=False))
     contents = {TABLE: table.to_bytes()}
-    kept = {SAMPLES: existing.files[SAMPLES]} if existing is not None and _has_samples(out, existing) else {}
+    samples = existing.files.get(SAMPLES, "") if existing is not None else ""
+    kept = {SAMPLES: samples} if has_checksum(out / SAMPLES, samples) else {}
     if plan.shards and not kept:
-        first = dataset.rows(episodes=[episode.index for episode in plan.shards[0]], stride=settings.stride)
-        contents[SAMPLES] = samples_bytes(first, settings.batch)
+        contents[SAMPLES] = samples_bytes(dataset, settings.stride)
     fresh = Manifest(
         version=VERSION,
         fingerprint=editor.fingerprint(),
@@ -361,10 +372,10 @@ def _holds(path: Path, content: bytes) -> bool:
 
 def _intact(out: Path, entry: ShardEntry) -> bool:
     """Whether the shard is there, with its size and its head; its rows are for `verify` to look at."""
-    path = out / SHARDS / entry.file
     try:
-        return path.stat().st_size == entry.bytes and Shard.open(path).head_checksum == entry.checksum
-    except (FileNotFoundError, CacheError):
+        Shard.open(out / SHARDS / entry.file).require_listed(entry.bytes, entry.checksum)
+        return True
+    except CacheError:
         return False
 
 
@@ -381,14 +392,10 @@ def _rows_of(episode: EpisodeInfo, stride: int) -> int:
     return -(-episode.length // stride)
 
 
-def samples_bytes(rows: Iterator[Row], batch: int) -> bytes:
-    """The file of samples: the middle rows of the first batches."""
-    return Samples.of([few[len(few) // 2] for few in islice(batches(rows, batch), _SAMPLES)]).to_bytes()
-
-
-def _has_samples(out: Path, manifest: Manifest) -> bool:
-    path, checksum = out / SAMPLES, manifest.files.get(SAMPLES)
-    return path.exists() and xxhash.xxh3_128_hexdigest(path.read_bytes()) == checksum
+def samples_bytes(dataset: Dataset, stride: int) -> bytes:
+    """The file of samples: a few of the first rows, with their pictures."""
+    first = list(islice(dataset.rows(stride=stride), _SAMPLED[-1] + 1))
+    return Samples.of([first[i] for i in _SAMPLED if i < len(first)] or first[-1:]).to_bytes()
 
 
 def _require_held(stored: Mapping[str, Tensor], kv: LayerKV, layer: LayerSpec, codec: Codec) -> None:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imagewam_cli.capture import LayerKV
+from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.codec import Part
 from imagewam_cli.kvcache.positions import layer_ids, rotate_keys, unrotate
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
@@ -38,6 +39,8 @@ class GroupedIntegers:
 
     def parts(self, layer: LayerSpec) -> dict[str, Part]:
         tokens, heads, size = layer.tokens, layer.kv_heads, layer.head_dim
+        if size * self.bits % 8:
+            raise CacheError(f"{self.name} packs pairs of numbers, layer {layer.name} has heads of {size}", "use int8")
         packed = Part((tokens, heads, size * self.bits // 8), torch.uint8)
         k_groups = Part((-(-tokens // self.group), heads, size), torch.float16)
         v_groups = Part((tokens, -(-heads * size // self.group)), torch.float16)

@@ -45,6 +45,9 @@ def _locked(path: Path) -> int:
             holder = _holder(descriptor)
             os.close(descriptor)
             raise CacheError(f"{path.parent} is being written by {holder}", "wait for it to end") from None
+        except OSError as error:  # a file system without locks
+            os.close(descriptor)
+            raise CacheError(f"{path.parent} cannot be locked: {error.strerror}", "build on another disk") from None
         try:
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor

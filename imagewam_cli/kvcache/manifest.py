@@ -161,6 +161,11 @@ def _checksum(text: bytes, stated: str) -> str:
     return xxhash.xxh3_128_hexdigest(before + _NO_CHECKSUM.encode() + after)
 
 
+def has_checksum(path: Path, checksum: str) -> bool:
+    """Whether the file is there, with this XXH3-128 of its bytes."""
+    return path.exists() and xxhash.xxh3_128_hexdigest(path.read_bytes()) == checksum
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """The file holds all of `data` or what it held before; a power cut leaves one of the two."""
     temporary = path.with_name(path.name + ".partial")

@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.codec import Codec, stored_parts
-from imagewam_cli.kvcache.manifest import SHARDS, TABLE, Manifest, read_manifest
-from imagewam_cli.kvcache.shard import INDEX_KEYS, LoadMethod, Shard
+from imagewam_cli.kvcache.manifest import SHARDS, TABLE, Manifest, has_checksum, read_manifest
+from imagewam_cli.kvcache.shard import INDEX_KEYS, REPAIR, LoadMethod, Shard
 from imagewam_cli.kvcache.table import FrameTable, Indices
 from imagewam_cli.registry import Registry
-
-_REPAIR = "run `imagewam cache verify --repair` on the cache"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +70,20 @@ class CacheReader:
         index = row_index(self.table, episodes, self.manifest.dataset.stride)
         if len(index.row) != len(self):
             raise CacheError(
-                f"{self.folder}: its table has {len(index.row)} rows for its shards, its manifest {len(self)}", _REPAIR
+                f"{self.folder}: its table has {len(index.row)} rows for its shards, its manifest {len(self)}", REPAIR
             )
         return index
+
+    def samples(self) -> bytes | None:
+        """The file of samples; None where the cache has none.
+
+        Raises:
+            CacheError: missing or damaged.
+        """
+        checksum = self.manifest.files.get(SAMPLES)
+        if checksum is not None and not has_checksum(self.folder / SAMPLES, checksum):
+            raise CacheError(f"{self.folder / SAMPLES} is missing or differs from its checksum", REPAIR)
+        return None if checksum is None else (self.folder / SAMPLES).read_bytes()
 
     def read(self, indices: Indices, *, device: torch.device | str = "cpu") -> PrefixKV:
         """The decoded prefix of the rows, float32, in the order of `indices`."""
@@ -84,7 +94,9 @@ class CacheReader:
 
         Copies and checksums, on one thread, so that it can run beside a computation without taking its processors.
         """
-        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+        if not len(indices):
+            raise ValueError("no rows to read")
+        if not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"rows are numbered 0 to {len(self) - 1}, not {indices.min()} to {indices.max()}")
         shard_of = np.searchsorted(self._starts, indices, side="right") - 1
         opened = {int(number): self._shard(int(number)) for number in np.unique(shard_of)}
@@ -111,7 +123,7 @@ class CacheReader:
         if number not in self._open:
             entry = self.manifest.shards[number]
             shard = Shard.open(self.folder / SHARDS / entry.file, self.method)
-            require_listed(shard, entry.bytes, entry.checksum)
+            shard.require_listed(entry.bytes, entry.checksum)
             self._require_parts(shard)
             self._require_rows(shard, number)
             self._open[number] = shard
@@ -132,21 +144,4 @@ class CacheReader:
         rows = slice(int(self._starts[number]), int(self._starts[number + 1]))
         for key in INDEX_KEYS:
             if not np.array_equal(shard.array(key), getattr(self.index, key)[rows]):
-                raise CacheError(f"{shard.path} holds other rows than the manifest says: {key} differs", _REPAIR)
-
-
-def require_listed(shard: Shard, size: int, checksum: str) -> None:
-    """The file must be the one that the manifest lists.
-
-    Raises:
-        CacheError: gives both values.
-    """
-    found = shard.path.stat().st_size
-    if found != size:
-        raise CacheError(f"{shard.path} has {found} bytes, the manifest says {size}", _REPAIR)
-    if shard.head_checksum != checksum:
-        raise CacheError(
-            f"{shard.path} is damaged: the checksum of its head is {shard.head_checksum[:16]}…, "
-            f"the manifest says {checksum[:16]}…",
-            _REPAIR,
-        )
+                raise CacheError(f"{shard.path} holds other rows than the manifest says: {key} differs", REPAIR)

@@ -55,7 +55,7 @@ _DTYPES: dict[str, tuple[npt.DTypeLike, torch.dtype]] = {
 _COLUMNS = {**dict.fromkeys(INDEX_KEYS, Part((), torch.int64)), CHECKSUM: Part((), torch.uint64)}
 _NAMES = {torch_type: name for name, (_, torch_type) in _DTYPES.items()}
 _MAX_HEADER = 16 * 2**20
-_REPAIR = "run `imagewam cache verify --repair` on the cache"
+REPAIR = "run `imagewam cache verify --repair` on the cache"
 
 
 class ShardWriter:
@@ -68,8 +68,7 @@ class ShardWriter:
         self._parts, self._written = _aligned(parts), 0
         self._header, self._offsets, self.bytes = _header(self._parts, rows)
         self._columns: dict[str, list[int]] = {name: [] for name in _COLUMNS}
-        self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by __exit__
-        self._file.truncate(self.bytes)
+        self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
 
     def __enter__(self) -> Self:
         return self
@@ -87,9 +86,11 @@ class ShardWriter:
     def append(self, index: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor]) -> None:
         """The next rows. index: the columns of `INDEX_KEYS`; tensors: by the names of `parts`, on the CPU."""
         count = len(index["row"])
+        if self._written + count > self.rows:
+            raise self._other_count(f"more than {self.rows}")
         views = {name: _bytes_of(tensors[name], part, count) for name, part in self._parts.items()}
         for name, view in views.items():
-            os.pwrite(self._file.fileno(), view.data, self._offsets[name] + self._written * view.shape[1])
+            self._write(view.data, self._offsets[name] + self._written * view.shape[1])
         for name in INDEX_KEYS:
             self._columns[name] += index[name]
         self._columns[CHECKSUM] += row_checksums(list(views.values()), range(count))
@@ -98,16 +99,27 @@ class ShardWriter:
     def finish(self) -> str:
         """Make the file durable and give it its name; returns the checksum of its head."""
         if self._written != self.rows:
-            raise ValueError(f"{self._written} rows came, {self.rows} were announced")
+            raise self._other_count(str(self._written))
         columns = [np.array(self._columns[name], np.int64).tobytes() for name in INDEX_KEYS]
         head = b"".join([self._header, *columns, np.array(self._columns[CHECKSUM], np.uint64).tobytes()])
-        os.pwrite(self._file.fileno(), head, 0)
-        self._file.flush()
+        self._write(memoryview(head), 0)
         os.fsync(self._file.fileno())
         self._file.close()
         self._temporary.replace(self.path)
         sync_folder(self.path.parent)
         return xxhash.xxh3_128_hexdigest(head)
+
+    def _write(self, data: memoryview, at: int) -> None:
+        """All of it: the system takes at most 2 GB at once, and less where the disk is nearly full."""
+        while data:
+            written = os.pwrite(self._file.fileno(), data, at)
+            data, at = data[written:], at + written
+
+    def _other_count(self, found: str) -> CacheError:
+        return CacheError(
+            f"{self.path.name} should have {self.rows} rows by the dataset's metadata, and {found} came",
+            "the dataset's metadata and its rows do not belong together",
+        )
 
 
 @dataclass
@@ -120,7 +132,8 @@ class Shard:
     """Arrays over a memory map of the file."""
     offsets: dict[str, int]
     """Of each array in the file."""
-    head: bytes
+    head_checksum: str
+    """XXH3-128 of the header and the index."""
     _checked: npt.NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -138,7 +151,7 @@ class Shard:
             with open(path, "rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 if not 2 <= length <= min(_MAX_HEADER, size - 8):
-                    raise CacheError(f"{path} is damaged: its header claims {length} bytes of {size}", _REPAIR)
+                    raise CacheError(f"{path} is damaged: its header claims {length} bytes of {size}", REPAIR)
                 header = json.loads(file.read(length))
             if not isinstance(header, dict):
                 raise ValueError("its header is not a mapping")
@@ -152,19 +165,15 @@ class Shard:
             if {int(entries[name]["data_offsets"][1]) + start <= len(head) for name in _COLUMNS} != {True}:
                 raise ValueError("its index does not stand behind its header")
             offsets = {name: start + int(entry["data_offsets"][0]) for name, entry in entries.items()}
-            return cls(path, method, views, offsets, head)
+            return cls(path, method, views, offsets, xxhash.xxh3_128_hexdigest(head))
         except FileNotFoundError:
-            raise CacheError(f"{path} is missing", _REPAIR) from None
+            raise CacheError(f"{path} is missing", REPAIR) from None
         except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
-            raise CacheError(f"{path} is damaged: {error}", _REPAIR) from None
+            raise CacheError(f"{path} is damaged: {error}", REPAIR) from None
 
     @property
     def rows(self) -> int:
         return len(self.views[CHECKSUM][0])
-
-    @property
-    def head_checksum(self) -> str:
-        return xxhash.xxh3_128_hexdigest(self.head)
 
     @property
     def names(self) -> list[str]:
@@ -172,13 +181,28 @@ class Shard:
         behind = [name for name in self.views if name not in INDEX_KEYS and name != CHECKSUM]
         return sorted(behind, key=lambda name: self.offsets[name])
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.views
+    def require_listed(self, size: int, checksum: str) -> None:
+        """The file must be the one that a manifest lists.
+
+        Raises:
+            CacheError: gives both values.
+        """
+        found = self.path.stat().st_size
+        if found != size:
+            raise CacheError(f"{self.path} has {found} bytes, the manifest says {size}", REPAIR)
+        if self.head_checksum != checksum:
+            raise CacheError(
+                f"{self.path} is damaged: the checksum of its head is {self.head_checksum[:16]}…, "
+                f"the manifest says {checksum[:16]}…",
+                REPAIR,
+            )
 
     def array(self, name: str) -> npt.NDArray[np.generic]:
+        """All rows of a tensor, in numpy's dtype of the same bytes."""
         return self.views[name][0]
 
     def parts(self) -> dict[str, Part]:
+        """The tensors behind the index, as the file has them."""
         return {name: Part(self.views[name][0].shape[1:], self.views[name][1]) for name in self.names}
 
     def blank(self, rows: int) -> dict[str, npt.NDArray[np.generic]]:
@@ -200,7 +224,7 @@ class Shard:
         damaged = rows[fresh][np.array(found, np.uint64) != self.array(CHECKSUM)[rows[fresh]]]
         if len(damaged):
             numbers = ", ".join(str(self.array("row")[row]) for row in damaged[:5])
-            raise CacheError(f"{self.path} is damaged: dataset rows {numbers} differ from their checksums", _REPAIR)
+            raise CacheError(f"{self.path} is damaged: dataset rows {numbers} differ from their checksums", REPAIR)
         self._checked[rows] = True
 
     def tensors(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Tensor]:
@@ -220,7 +244,9 @@ class Shard:
         flat = _flat(out)
         with open(self.path, "rb", buffering=0) as file:
             for row, place in zip(rows, places, strict=True):
-                os.preadv(file.fileno(), [flat[place].data], self.offsets[name] + int(row) * flat.shape[1])
+                at = self.offsets[name] + int(row) * flat.shape[1]
+                if os.preadv(file.fileno(), [flat[place].data], at) != flat.shape[1]:
+                    raise CacheError(f"{self.path} ends before its row {row}", REPAIR)
 
 
 def row_checksums(parts: Sequence[Bytes], rows: Iterable[int]) -> list[int]:

@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 from torch import Tensor
 
+from imagewam_cli.config import to_dict
 from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editor import Editor
@@ -24,11 +25,11 @@ from imagewam_cli.kvcache.manifest import (
     Manifest,
     ShardEntry,
     fingerprint_digest,
+    has_checksum,
     read_manifest,
     write_atomically,
     write_manifest,
 )
-from imagewam_cli.kvcache.reader import require_listed
 from imagewam_cli.kvcache.shard import INDEX_KEYS, Shard, ShardWriter
 from imagewam_cli.kvcache.table import FrameTable
 from imagewam_cli.registry import Registry
@@ -53,7 +54,7 @@ def verify_cache(folder: Path, *, on_rows: Callable[[int], None] = lambda rows: 
     found = [
         Damage(file=name, what="differs from its checksum" if (folder / name).exists() else "is missing")
         for name, checksum in manifest.files.items()
-        if not _holds(folder / name, checksum)
+        if not has_checksum(folder / name, checksum)
     ]
     for entry in manifest.shards:
         damage = _shard_damage(folder, entry)
@@ -101,7 +102,7 @@ def _shard_damage(folder: Path, entry: ShardEntry) -> Damage | None:
         return Damage(file=file, what="is missing")
     try:
         shard = Shard.open(path)
-        require_listed(shard, entry.bytes, entry.checksum)
+        shard.require_listed(entry.bytes, entry.checksum)
     except CacheError as error:
         return Damage(file=file, what=error.message.removeprefix(f"{path} "))
     rows = shard.damaged_rows()
@@ -117,28 +118,27 @@ def _require_origin(folder: Path, manifest: Manifest, dataset: Dataset, editor: 
     pairs = (
         ("dataset", manifest.dataset.identity[:16], dataset.info.identity[:16]),
         ("editor", manifest.digest, fingerprint_digest(editor.fingerprint())),
+        ("prefix layout", to_dict(manifest.spec), to_dict(editor.spec)),
     )
     for what, there, here in pairs:
         if there != here:
             raise CacheError(
-                f"{folder} was made with another {what}: its fingerprint is {there}, this one's {here}",
+                f"{folder} was made with another {what}: it has {there}, here it is {here}",
                 f"repair needs the {what} that the cache was made with",
             )
 
 
 def _repair_files(folder: Path, manifest: Manifest, damages: Sequence[Damage], dataset: Dataset) -> None:
     damaged = {damage.file for damage in damages} & manifest.files.keys()
-    if not damaged:
-        return
-    first, stride = manifest.shards[0], manifest.dataset.stride
-    contents = {
-        TABLE: FrameTable.of(dataset.rows(images=False))[0].to_bytes(),
-        SAMPLES: samples_bytes(dataset.rows(episodes=first.episodes, stride=stride), first.batch),
+    make = {
+        TABLE: lambda: FrameTable.of(dataset.rows(images=False))[0].to_bytes(),
+        SAMPLES: lambda: samples_bytes(dataset, manifest.dataset.stride),
     }
     for name in damaged:
-        if xxhash.xxh3_128_hexdigest(contents[name]) != manifest.files[name]:
+        content = make[name]()
+        if xxhash.xxh3_128_hexdigest(content) != manifest.files[name]:
             raise CacheError(f"the dataset gives another {name} than the cache had", "build the cache again")
-        write_atomically(folder / name, contents[name])
+        write_atomically(folder / name, content)
 
 
 def _repair_shard(
@@ -176,7 +176,3 @@ def _copied(shard: Shard, places: range) -> tuple[dict[str, list[int]], dict[str
     shard.take(rows, arrays, np.arange(len(rows)))
     index = {name: shard.array(name)[rows].tolist() for name in INDEX_KEYS}
     return index, shard.tensors(arrays)
-
-
-def _holds(path: Path, checksum: str) -> bool:
-    return path.exists() and xxhash.xxh3_128_hexdigest(path.read_bytes()) == checksum

@@ -20,7 +20,8 @@ from imagewam_cli.data.normalization import NormalizationMode, Normalizer, Runni
 from imagewam_cli.data.splits import split_episodes
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
-from imagewam_cli.training.prefixes import Indices, PrefixSource
+from imagewam_cli.kvcache.table import Indices
+from imagewam_cli.training.prefixes import PrefixSource
 from imagewam_cli.training.recipe import TrainRecipe
 
 

@@ -21,14 +21,12 @@ from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import DatasetError, UsageError
 from imagewam_cli.kvcache.build import check_prefix, dataset_entry, samples_bytes
 from imagewam_cli.kvcache.reader import row_index
-from imagewam_cli.kvcache.table import FrameTable
-from imagewam_cli.training.prefixes import Indices, PrefixOrigin
+from imagewam_cli.kvcache.table import FrameTable, Indices
+from imagewam_cli.training.prefixes import PrefixOrigin
 
 Pictures = Sequence[Mapping[str, UInt8Image]]
 Watch = Callable[[int, int], AbstractContextManager[Callable[[int], object]]]
 """(rows, bytes) of the pictures that are decoded next -> what is told of each n more of them."""
-
-_SAMPLE_BATCH = 16
 
 
 @contextmanager
@@ -68,7 +66,7 @@ class OnlinePrefixes:
         """Of each row in the file of pictures; -1 where it is not there."""
 
     def samples(self) -> bytes | None:
-        return samples_bytes(self.dataset.rows(stride=self._stride), _SAMPLE_BATCH)
+        return samples_bytes(self.dataset, self._stride)
 
     def scratch_bytes(self, rows: int) -> int:
         return rows * picture_bytes(self.dataset.info.cameras)

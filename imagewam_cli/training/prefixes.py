@@ -8,17 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.kvcache.manifest import TABLE, DatasetEntry, fingerprint_digest
 from imagewam_cli.kvcache.reader import CacheReader, RowIndex
 from imagewam_cli.kvcache.spec import KVSpec
-from imagewam_cli.kvcache.table import FrameTable
-
-Indices = npt.NDArray[np.int64]
+from imagewam_cli.kvcache.table import FrameTable, Indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +102,7 @@ class CachedPrefixes:
         return self.reader.table
 
     def samples(self) -> bytes | None:
-        path = self.reader.folder / SAMPLES
-        return path.read_bytes() if path.exists() else None
+        return self.reader.samples()
 
     def scratch_bytes(self, rows: int) -> int:
         return 0

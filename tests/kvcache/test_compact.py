@@ -102,7 +102,6 @@ def test_padding_does_not_widen_the_groups_of_keys(codec: GroupedIntegers, kv: L
     step = (group.amax(1) - group.amin(1)) / (2**codec.bits - 1)
     error = (padded.k[:, :40] - k[:, :40]).abs().amax(1)
     assert bool((error <= 0.5 * step + 0.15).all()), "float16 steps at 130 are 0.06"
-    assert float(step.max()) < 100 / (2**codec.bits - 1)
 
 
 def test_a_group_of_padding_alone_is_finite(kv: LayerKV) -> None:

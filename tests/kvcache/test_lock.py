@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.build import build_cache
+from imagewam_cli.kvcache.codec import FLOAT32
 from imagewam_cli.kvcache.lock import LOCK, write_lock
+from imagewam_cli.kvcache.verify import repair_cache
+
+from .conftest import LENGTHS, SETTINGS
+from .doubles import ArithmeticEditor, MemoryDataset
 
 _HOLD = """
 import sys, time
@@ -56,4 +65,22 @@ def test_an_error_gives_the_lock_back(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="within"), write_lock(tmp_path):
         raise ValueError("within")
     with write_lock(tmp_path):
+        pass
+
+
+def test_build_and_repair_hold_it(tmp_path: Path, built: Path) -> None:
+    folder = Path(shutil.copytree(built, tmp_path / "cache"))
+    with write_lock(folder):
+        with pytest.raises(CacheError, match="being written by process"):
+            build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), folder, FLOAT32, SETTINGS)
+        with pytest.raises(CacheError, match="being written by process"):
+            repair_cache(folder, [], MemoryDataset(LENGTHS), ArithmeticEditor())
+
+
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(CacheError, match="cannot be locked: No locks available"), write_lock(tmp_path):
         pass

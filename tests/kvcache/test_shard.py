@@ -130,11 +130,33 @@ def test_a_flipped_bit_is_found_in_its_row_alone(path: Path, method: Any, name: 
         taken(shard, [4, 3])
 
 
+def test_a_write_in_pieces_is_whole(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system may take less than it is given."""
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: real(descriptor, data[:10], at))
+    write(tmp_path / "pieces", tensors)
+    monkeypatch.undo()
+    write(tmp_path / "whole", tensors)
+    assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_more_rows_than_announced_are_refused_before_they_are_written(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    parts = {name: Part(tuple(t.shape[1:]), t.dtype) for name, t in tensors.items()}
+    with ShardWriter(tmp_path / "x", 3, parts) as writer:
+        with pytest.raises(CacheError, match="should have 3 rows by the dataset's metadata, and more than 3 came"):
+            writer.append(index(range(ROWS)), tensors)
+        assert (tmp_path / "x.partial").stat().st_size == 0
+
+
 def test_fewer_rows_than_announced_leave_nothing(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     parts = {name: Part(tuple(t.shape[1:]), t.dtype) for name, t in tensors.items()}
     with ShardWriter(tmp_path / "x", ROWS, parts) as writer:
         writer.append(index(range(2)), {name: t[:2] for name, t in tensors.items()})
-        with pytest.raises(ValueError, match="2 rows came, 5 were announced"):
+        with pytest.raises(CacheError, match="should have 5 rows by the dataset's metadata, and 2 came"):
             writer.finish()
     assert not list(tmp_path.iterdir())
 

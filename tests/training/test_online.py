@@ -52,7 +52,6 @@ class TestSameAsACache:
         """The arithmetic editor gives a row the same numbers in any batch."""
         Trainer(CachedPrefixes(cache), recipe).train(tmp_path / "cached")
         there, here = result_of(tmp_path / "cached"), result_of(whole)
-        assert there.pop(f"policy/{SAMPLES}") != here.pop(f"policy/{SAMPLES}")  # of other rows
         assert there == here
 
     @pytest.mark.parametrize("stride", [1, 3])
