@@ -73,7 +73,7 @@ def cache_command(
     )
     with output.progress(planned.rows, "row") as bar:
         bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row", refresh=False)
-        manifest = build_cache(rows, loaded, folder, stored, build, on_rows=bar.update)
+        manifest = build_cache(rows, loaded, folder, stored, build, on_rows=bar.update, on_damage=_say_damage)
     values = {
         "cache": str(folder),
         "rows": manifest.rows,
@@ -82,6 +82,10 @@ def cache_command(
         "fingerprint": manifest.digest,
     }
     output.result(values, f"{folder}: {manifest.rows} rows in {len(manifest.shards)} shards", format.value)
+
+
+def _say_damage(file: str) -> None:
+    output.say(f"{file} was missing or damaged and is computed again")
 
 
 def _seconds_per_row(editor: Any, dataset: Any, batch: int) -> float:

@@ -48,7 +48,12 @@ class EditorOptions:
         str | None, typer.Option("--segments", help="Kinds of tokens to keep: text,reference,target.")
     ] = None
     pool: Annotated[
-        int, typer.Option("--pool", help="Average N x N neighbouring picture tokens into one.", metavar="N")
+        int,
+        typer.Option(
+            "--pool",
+            help="Average N x N neighbouring picture tokens into one; cells at the edge hold fewer.",
+            metavar="N",
+        ),
     ] = 1
     text_padding: Annotated[
         str | None, typer.Option("--text-padding", help="trim or keep; by default the editor's.")

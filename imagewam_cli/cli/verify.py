@@ -15,6 +15,7 @@ from imagewam_cli.cli.options import (
     WeightsOption,
     chosen_hardware,
     existing,
+    existing_dataset,
     newest_instead_of,
 )
 from imagewam_cli.cli.output import output
@@ -47,6 +48,7 @@ def verify_command(
     with output.progress(manifest.rows, "row") as bar:
         damages = verify_cache(cache, on_rows=bar.update)
     text = "\n".join(f"{cache / damage.file}: {damage.what}" for damage in damages)
+    unfinished = "" if manifest.complete else f"; not finished, {manifest.total_rows} rows are planned"
     changed: list[str] = []
     if damages and repair:
         output.say(text)
@@ -63,9 +65,11 @@ def verify_command(
         "repaired": bool(damages) and repair,
         "changed": changed,
     }
-    output.result(values, text or f"{cache}: {manifest.rows} rows, every byte as it was written", format.value)
+    output.result(
+        values, text or f"{cache}: {manifest.rows} rows, every byte as it was written{unfinished}", format.value
+    )
     if damages and not repair:
-        output.say("`imagewam cache verify --repair` computes it again")
+        output.say(f"`imagewam cache verify --cache {cache} --repair` computes it again")
         raise typer.Exit(1)
 
 
@@ -74,7 +78,7 @@ def _origin(manifest: Any, dataset: Path | None, weights: Path | None, hardware:
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.registry import Registry
 
-    source = open_dataset(dataset or Path(manifest.dataset.path), manifest.dataset.keys)
+    source = open_dataset(existing_dataset(dataset or Path(manifest.dataset.path)), manifest.dataset.keys)
     editors, name = Registry.installed().editors, str(manifest.fingerprint["editor"])
     editor = editors.load(name).load(
         editors.get(name),

@@ -107,9 +107,10 @@ def build_cache(
     settings: BuildSettings,
     *,
     on_rows: Callable[[int], None] = lambda rows: None,
+    on_damage: Callable[[str], None] = lambda file: None,
 ) -> Manifest:
     """Write (or go on writing) the cache `out`. `on_rows(n)` is called after each n rows, and once for those already
-    there.
+    there; `on_damage(file)` for each shard that was finished and is not what it was: it is built again.
 
     Raises:
         CacheError: `out` holds another cache; the message gives both values of what differs. Or somebody else writes
@@ -121,7 +122,7 @@ def build_cache(
     _refuse_foreign(out)
     out.mkdir(parents=True, exist_ok=True)
     with write_lock(out):
-        return _Build(dataset, editor, out, codec, settings, plan, on_rows).run()
+        return _Build(dataset, editor, out, codec, settings, plan, on_rows, on_damage).run()
 
 
 @contextmanager
@@ -154,6 +155,7 @@ class _Build:
         settings: BuildSettings,
         plan: BuildPlan,
         on_rows: Callable[[int], None],
+        on_damage: Callable[[str], None],
     ) -> None:
         self.dataset, self.editor, self.out, self.codec = dataset, editor, out, codec
         self.settings, self.plan, self.on_rows = settings, plan, on_rows
@@ -162,6 +164,9 @@ class _Build:
         self.manifest = _start(dataset, editor, out, codec, settings, plan)
         self.kept = {entry.file: entry for entry in self.manifest.shards if _intact(out, entry)}
         """Shards that are there, by name."""
+        for entry in self.manifest.shards:
+            if entry.file not in self.kept:
+                on_damage(entry.file)
 
     def run(self) -> Manifest:
         missing = [name for name in self.cut if name not in self.kept]

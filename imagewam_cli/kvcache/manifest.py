@@ -123,12 +123,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise CacheError(f"{folder} is not a cache: it has no {MANIFEST}", "make one with `imagewam cache`") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CacheError(f"{path} is damaged: {error}", _REBUILD) from None
-    version = values.get("version") if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        raise CacheError(f"{path} is damaged: it is not a mapping", _REBUILD)
+    version = values.get("version")
     if version != VERSION:
         older = isinstance(version, int) and version < VERSION
         raise CacheError(
             f"{path} has version {version!r}; this imagewam reads version {VERSION}",
-            "build the cache again" if older else "upgrade imagewam",
+            _REBUILD if older else "upgrade imagewam",
         )
     checksum = str(values.pop(CHECKSUM, ""))
     if checksum != _checksum(text, checksum):
@@ -161,9 +163,14 @@ def _checksum(text: bytes, stated: str) -> str:
     return xxhash.xxh3_128_hexdigest(before + _NO_CHECKSUM.encode() + after)
 
 
+def repair_hint(folder: Path) -> str:
+    """What to do about a damaged cache."""
+    return f"run `imagewam cache verify --cache {folder} --repair`"
+
+
 def has_checksum(path: Path, checksum: str) -> bool:
     """Whether the file is there, with this XXH3-128 of its bytes."""
-    return path.exists() and xxhash.xxh3_128_hexdigest(path.read_bytes()) == checksum
+    return path.is_file() and xxhash.xxh3_128_hexdigest(path.read_bytes()) == checksum
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -15,8 +15,8 @@ from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.codec import Codec, stored_parts
-from imagewam_cli.kvcache.manifest import SHARDS, TABLE, Manifest, has_checksum, read_manifest
-from imagewam_cli.kvcache.shard import INDEX_KEYS, REPAIR, LoadMethod, Shard
+from imagewam_cli.kvcache.manifest import SHARDS, TABLE, Manifest, has_checksum, read_manifest, repair_hint
+from imagewam_cli.kvcache.shard import INDEX_KEYS, LoadMethod, Shard
 from imagewam_cli.kvcache.table import FrameTable, Indices
 from imagewam_cli.registry import Registry
 
@@ -70,7 +70,8 @@ class CacheReader:
         index = row_index(self.table, episodes, self.manifest.dataset.stride)
         if len(index.row) != len(self):
             raise CacheError(
-                f"{self.folder}: its table has {len(index.row)} rows for its shards, its manifest {len(self)}", REPAIR
+                f"{self.folder}: its table has {len(index.row)} rows for its shards, its manifest {len(self)}",
+                repair_hint(self.folder),
             )
         return index
 
@@ -82,7 +83,9 @@ class CacheReader:
         """
         checksum = self.manifest.files.get(SAMPLES)
         if checksum is not None and not has_checksum(self.folder / SAMPLES, checksum):
-            raise CacheError(f"{self.folder / SAMPLES} is missing or differs from its checksum", REPAIR)
+            raise CacheError(
+                f"{self.folder / SAMPLES} is missing or differs from its checksum", repair_hint(self.folder)
+            )
         return None if checksum is None else (self.folder / SAMPLES).read_bytes()
 
     def read(self, indices: Indices, *, device: torch.device | str = "cpu") -> PrefixKV:
@@ -144,4 +147,6 @@ class CacheReader:
         rows = slice(int(self._starts[number]), int(self._starts[number + 1]))
         for key in INDEX_KEYS:
             if not np.array_equal(shard.array(key), getattr(self.index, key)[rows]):
-                raise CacheError(f"{shard.path} holds other rows than the manifest says: {key} differs", REPAIR)
+                raise CacheError(
+                    f"{shard.path} holds other rows than the manifest says: {key} differs", repair_hint(self.folder)
+                )

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.codec import Part
-from imagewam_cli.kvcache.manifest import sync_folder
+from imagewam_cli.kvcache.manifest import repair_hint, sync_folder
 
 INDEX_KEYS = ("row", "episode", "frame", "instruction")
 CHECKSUM = "checksum"
@@ -55,7 +55,6 @@ _DTYPES: dict[str, tuple[npt.DTypeLike, torch.dtype]] = {
 _COLUMNS = {**dict.fromkeys(INDEX_KEYS, Part((), torch.int64)), CHECKSUM: Part((), torch.uint64)}
 _NAMES = {torch_type: name for name, (_, torch_type) in _DTYPES.items()}
 _MAX_HEADER = 16 * 2**20
-REPAIR = "run `imagewam cache verify --repair` on the cache"
 
 
 class ShardWriter:
@@ -146,12 +145,13 @@ class Shard:
         Raises:
             CacheError: missing, or a header that does not describe this file.
         """
+        repair = repair_hint(path.parent.parent)
         try:
             size = path.stat().st_size
             with open(path, "rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 if not 2 <= length <= min(_MAX_HEADER, size - 8):
-                    raise CacheError(f"{path} is damaged: its header claims {length} bytes of {size}", REPAIR)
+                    raise CacheError(f"{path} is damaged: its header claims {length} bytes of {size}", repair)
                 header = json.loads(file.read(length))
             if not isinstance(header, dict):
                 raise ValueError("its header is not a mapping")
@@ -167,9 +167,15 @@ class Shard:
             offsets = {name: start + int(entry["data_offsets"][0]) for name, entry in entries.items()}
             return cls(path, method, views, offsets, xxhash.xxh3_128_hexdigest(head))
         except FileNotFoundError:
-            raise CacheError(f"{path} is missing", REPAIR) from None
-        except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
-            raise CacheError(f"{path} is damaged: {error}", REPAIR) from None
+            raise CacheError(f"{path} is missing", repair) from None
+        except KeyError as error:
+            raise CacheError(f"{path} is damaged: its header has no or another {error}", repair) from None
+        except (ValueError, TypeError, IndexError, OverflowError, IsADirectoryError) as error:
+            raise CacheError(f"{path} is damaged: {error}", repair) from None
+
+    @property
+    def _repair(self) -> str:
+        return repair_hint(self.path.parent.parent)
 
     @property
     def rows(self) -> int:
@@ -189,12 +195,12 @@ class Shard:
         """
         found = self.path.stat().st_size
         if found != size:
-            raise CacheError(f"{self.path} has {found} bytes, the manifest says {size}", REPAIR)
+            raise CacheError(f"{self.path} has {found} bytes, the manifest says {size}", self._repair)
         if self.head_checksum != checksum:
             raise CacheError(
                 f"{self.path} is damaged: the checksum of its head is {self.head_checksum[:16]}…, "
                 f"the manifest says {checksum[:16]}…",
-                REPAIR,
+                self._repair,
             )
 
     def array(self, name: str) -> npt.NDArray[np.generic]:
@@ -224,7 +230,9 @@ class Shard:
         damaged = rows[fresh][np.array(found, np.uint64) != self.array(CHECKSUM)[rows[fresh]]]
         if len(damaged):
             numbers = ", ".join(str(self.array("row")[row]) for row in damaged[:5])
-            raise CacheError(f"{self.path} is damaged: dataset rows {numbers} differ from their checksums", REPAIR)
+            raise CacheError(
+                f"{self.path} is damaged: dataset rows {numbers} differ from their checksums", self._repair
+            )
         self._checked[rows] = True
 
     def tensors(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Tensor]:
@@ -246,7 +254,7 @@ class Shard:
             for row, place in zip(rows, places, strict=True):
                 at = self.offsets[name] + int(row) * flat.shape[1]
                 if os.preadv(file.fileno(), [flat[place].data], at) != flat.shape[1]:
-                    raise CacheError(f"{self.path} ends before its row {row}", REPAIR)
+                    raise CacheError(f"{self.path} ends before its row {row}", self._repair)
 
 
 def row_checksums(parts: Sequence[Bytes], rows: Iterable[int]) -> list[int]:

@@ -19,10 +19,9 @@ import xxhash
 from imagewam_cli.data.chunks import action_chunk
 from imagewam_cli.data.types import ActionChunk, Float32Array, Row
 from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.manifest import repair_hint
 
 Indices = npt.NDArray[np.int64]
-
-_REPAIR = "run the same `imagewam cache` command again: it writes the table anew"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +77,9 @@ class FrameTable:
             tensors = load(data)
             return cls(**{field.name: tensors[field.name] for field in dataclasses.fields(cls)})
         except FileNotFoundError:
-            raise CacheError(f"{path} is missing", _REPAIR) from None
+            raise CacheError(f"{path} is missing", repair_hint(path.parent)) from None
         except (KeyError, ValueError, OSError, SafetensorError) as error:
-            raise CacheError(f"{path} is damaged: {error}", _REPAIR) from None
+            raise CacheError(f"{path} is damaged: {error}", repair_hint(path.parent)) from None
 
     def to_bytes(self) -> bytes:
         from safetensors.numpy import save

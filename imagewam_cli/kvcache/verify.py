@@ -152,6 +152,7 @@ def _repair_shard(
 ) -> ShardEntry:
     """Batches as the shard was made of them, so that the same editor gives the same bytes."""
     path = folder / SHARDS / entry.file
+    path.parent.mkdir(exist_ok=True)
     codec: Codec = Registry.installed().codecs.load(manifest.codec)
     old = Shard.open(path) if damage.rows is not None else None
     damaged = set(damage.rows if damage.rows is not None else range(entry.rows))

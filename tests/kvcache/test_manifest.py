@@ -102,7 +102,9 @@ def test_another_version_is_refused_with_both_values(tmp_path: Path, manifest: M
         read_manifest(tmp_path)
     assert f"version {version!r}" in error.value.message
     assert "reads version 2" in error.value.message
-    assert error.value.hint == ("build the cache again" if version in (0, 1) else "upgrade imagewam")
+    assert error.value.hint == (
+        "build the cache again into another folder" if version in (0, 1) else "upgrade imagewam"
+    )
 
 
 @pytest.mark.parametrize(

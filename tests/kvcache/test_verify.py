@@ -17,6 +17,7 @@ from imagewam_cli.kvcache.compact import INT4
 from imagewam_cli.kvcache.manifest import MANIFEST
 from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.kvcache.shard import Shard
+from imagewam_cli.kvcache.spec import KVSpec
 from imagewam_cli.kvcache.verify import repair_cache, verify_cache
 
 from .conftest import LENGTHS, SETTINGS
@@ -146,3 +147,31 @@ def test_a_dataset_that_changed_unseen_does_not_replace_the_table(copy: Path) ->
     with pytest.raises(CacheError, match=r"gives another table\.safetensors than the cache had"):
         repair_cache(copy, verify_cache(copy), MemoryDataset(LENGTHS, shift=1.0), ArithmeticEditor())
     assert files(copy) == before
+
+
+def test_shards_that_are_gone_with_their_folder_are_repaired(built: Path, copy: Path) -> None:
+    shutil.rmtree(copy / "shards")
+    assert len(verify_cache(copy)) == 4
+    assert not repaired(copy)
+    assert files(copy) == files(built)
+
+
+def test_a_folder_in_a_shards_place_is_one_finding_among_others(copy: Path) -> None:
+    path = copy / "shards" / "shard-00001.safetensors"
+    path.unlink()
+    path.mkdir()
+    flip(copy / "shards" / "shard-00003.safetensors", -1)
+    assert [damage.file for damage in verify_cache(copy)] == [f"shards/shard-0000{i}.safetensors" for i in (1, 3)]
+
+
+def test_another_layout_repairs_nothing(copy: Path) -> None:
+    """A plugin that learned to tell positions gives other int4 bytes for the same keys."""
+    flip(copy / "shards" / "shard-00000.safetensors", -1)
+
+    class Wider(ArithmeticEditor):
+        @property
+        def spec(self) -> KVSpec:
+            return dataclasses.replace(super().spec, image_size=(8, 8))
+
+    with pytest.raises(CacheError, match="made with another prefix layout"):
+        repair_cache(copy, verify_cache(copy), MemoryDataset(LENGTHS), Wider())
