@@ -9,9 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
-from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption, require_at_least_one, require_positive, size_in_bytes
-from imagewam_cli.cli.share import share_of
+from imagewam_cli.cli.options import (
+    FormatName,
+    FormatOption,
+    WeightsOption,
+    require_at_least_one,
+    require_positive,
+    size_in_bytes,
+)
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
+from imagewam_cli.cli.share import share_of
 
 
 @takes_editor_options

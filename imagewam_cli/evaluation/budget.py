@@ -32,9 +32,7 @@ class Choice:
         return f"--codec {self.codec} --pool {self.pool} --layers {self.layers}"
 
 
-def within_budget(
-    spec: KVSpec, exact: PrefixKV, codecs: Mapping[str, Codec], *, rows: int, budget: float
-) -> Choice:
+def within_budget(spec: KVSpec, exact: PrefixKV, codecs: Mapping[str, Codec], *, rows: int, budget: float) -> Choice:
     """The least error of attention that fits; layers are left out only where nothing fits with all of them.
 
     spec, exact: of a sample that is not pooled; budget: bytes for `rows` rows.
