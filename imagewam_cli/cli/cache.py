@@ -146,14 +146,14 @@ def _print_plan(plan: Any, economy: Any, format: FormatName, choice: Any) -> Non
     from imagewam_cli.config import to_dict
     from imagewam_cli.kvcache.economy import verdict
 
-    seconds = None if economy is None else (economy.forward + economy.write) * plan.rows
+    seconds = 0.0 if economy is None else (economy.forward + economy.write) * plan.rows
     values: dict[str, Any] = {
         "rows": plan.rows,
         "shards": len(plan.shards),
         "bytes_per_row": plan.bytes_per_row,
         "total_bytes": plan.total_bytes,
         "seconds_per_row": None if economy is None else economy.forward,
-        "seconds": seconds,
+        "seconds": None if economy is None else seconds,
     }
     lines = [
         f"{plan.rows} rows in {len(plan.shards)} shards",

@@ -25,8 +25,8 @@ def share_of(text: str | None, environment: Mapping[str, str]) -> Share | None:
         return Share(index=int(index), count=int(count))
     if "SLURM_ARRAY_TASK_ID" in environment and "SLURM_ARRAY_TASK_COUNT" in environment:
         first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{k}", d)) for k, d in (("MIN", "0"), ("STEP", "1")))
-        index = (int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step
-        return Share(index=index, count=int(environment["SLURM_ARRAY_TASK_COUNT"]))
+        place = (int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step
+        return Share(index=place, count=int(environment["SLURM_ARRAY_TASK_COUNT"]))
     if "TORCHELASTIC_RUN_ID" in environment:
         return Share(index=int(environment["RANK"]), count=int(environment["WORLD_SIZE"]))
     return None

@@ -158,7 +158,8 @@ def unite(parts: Sequence[tuple[Path, Manifest]]) -> Manifest:
     Raises:
         CacheError: they differ in anything but their shards, or in a shard.
     """
-    (first_path, first), shards = parts[0], {}
+    first_path, first = parts[0]
+    shards: dict[str, ShardEntry] = {}
     for path, manifest in parts:
         there, here = (_flat(to_dict(dataclasses.replace(m, shards=()))) for m in (first, manifest))
         for key in there.keys() | here.keys():

@@ -148,7 +148,7 @@ def test_a_policy_that_reads_other_numbers_acts_otherwise(
     from imagewam_cli.policy.policy import Policy
 
     policy, reader = Policy.load(policy_folder, weights=tiny_weights), CacheReader(tiny_cache)
-    rows = [row for row in open_dataset(tabletop).rows(episodes=[0], stride=4)][:4]
+    rows = list(open_dataset(tabletop).rows(episodes=[0], stride=4))[:4]
     exact = reader.read(np.arange(4))
     same = policy_change(policy, rows, exact, exact)
     assert (same.action, same.exact_loss) == (0.0, same.stored_loss)

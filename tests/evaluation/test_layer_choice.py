@@ -55,9 +55,7 @@ def test_all_layers_are_kept_where_all_are_asked_for(
 
 
 @pytest.mark.parametrize("keep", [0, LAYERS + 1])
-def test_there_are_not_so_many(
-    sample: tuple[LayerSketches, np.ndarray, np.ndarray, list[int]], keep: int
-) -> None:
+def test_there_are_not_so_many(sample: tuple[LayerSketches, np.ndarray, np.ndarray, list[int]], keep: int) -> None:
     sketches, state, actions, episodes = sample
     with pytest.raises(UsageError, match=f"auto:{keep}: the editor has {LAYERS} layers"):
         choose_layers(sketches.kernels(), state, actions, episodes, keep)
