@@ -8,19 +8,26 @@ few hundred signed sums (count sketch, Charikar et al. 2002), whose inner produc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from imagewam_cli.editor import PrefixKV
+from imagewam_cli.data.types import Dataset
+from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import UsageError
+from imagewam_cli.kvcache.build import batches
+from imagewam_cli.kvcache.table import FrameTable
 
 Float64Array = npt.NDArray[np.float64]
 
 _SKETCH = 1024
+_EPISODES, _ROWS, _BATCH = 48, 6, 8
+_HORIZON = 10
+"""Actions of the chunk."""
 _FOLDS = 5
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 
@@ -79,6 +86,38 @@ def choose_layers(
         removed.append(gone)
         errors.append(without[gone])
     return LayerChoice(kept=tuple(kept), removed=tuple(removed), errors=tuple(errors))
+
+
+def measure_layers(
+    editor: Editor, dataset: Dataset, keep: int, *, stride: int = 1, on_rows: Callable[[int], None] = lambda rows: None
+) -> LayerChoice:
+    """On a few rows of each of a few dozen episodes. editor: with all of its layers.
+
+    Raises:
+        UsageError: as `choose_layers`.
+    """
+    table, _ = FrameTable.of(dataset.rows(images=False))
+    episodes = dataset.episodes()
+    shown = [episodes[i * len(episodes) // _EPISODES].index for i in range(min(_EPISODES, len(episodes)))]
+    if len(episodes) <= _EPISODES:
+        shown = [episode.index for episode in episodes]
+    wanted = {
+        (e.index, int(frame)): None
+        for e in episodes
+        if e.index in shown
+        for frame in np.linspace(0, (e.length - 1) // stride, _ROWS).round().astype(int) * stride
+    }
+    sketches, rows = LayerSketches(), []
+    picked = (r for r in dataset.rows(episodes=shown, stride=stride) if (r.episode, r.frame) in wanted)
+    for few in batches(picked, _BATCH):
+        sketches.add(editor.encode([r.images for r in few], [r.instruction for r in few]))
+        rows += [dataclasses.replace(r, images={}) for r in few]
+        on_rows(len(few))
+    state = np.stack([r.state for r in rows]).astype(np.float64)
+    chunks = [table.chunk(r.episode, r.frame, _HORIZON).actions.ravel() for r in rows]
+    return choose_layers(
+        sketches.kernels(), state, np.stack(chunks).astype(np.float64), [r.episode for r in rows], keep
+    )
 
 
 def _sketched(flat: torch.Tensor, seed: int) -> npt.NDArray[np.float32]:
