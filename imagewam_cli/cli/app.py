@@ -20,8 +20,10 @@ from imagewam_cli.cli import (
     import_,
     info,
     inventory,
+    merge,
     plugins,
     record,
+    report,
     train_expert,
     verify,
 )
@@ -69,6 +71,8 @@ def _options(
 _cache_app = typer.Typer(rich_markup_mode=None)
 _cache_app.callback(invoke_without_command=True)(cache.cache_command)
 _cache_app.command("verify")(verify.verify_command)
+_cache_app.command("report")(report.report_command)
+_cache_app.command("merge")(merge.merge_command)
 
 app.command("fetch")(fetch.fetch_command)
 app.command("record")(record.record_command)

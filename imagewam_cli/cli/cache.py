@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import time
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
-from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption, require_at_least_one, require_positive
+from imagewam_cli.cli.options import (
+    FormatName,
+    FormatOption,
+    WeightsOption,
+    require_at_least_one,
+    require_positive,
+    size_in_bytes,
+)
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
+from imagewam_cli.cli.share import share_of
 
 
 @takes_editor_options
@@ -26,7 +34,16 @@ def cache_command(
     ] = "bf16",
     batch: Annotated[int, typer.Option("--batch", help="Rows per forward pass.")] = 16,
     shard_mb: Annotated[float, typer.Option("--shard-mb", help="About how large a shard becomes.")] = 256.0,
-    plan: Annotated[bool, typer.Option("--plan", help="Print bytes and time, write nothing.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Measure this machine, print bytes, time and whether it pays; keep nothing.")
+    ] = False,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", help="Build part i of N, as 0/3; SLURM arrays and torchrun give it by themselves."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="With --plan: the best setting within so many bytes, as 50GB.")
+    ] = None,
     weights: WeightsOption = None,
     format: FormatOption = FormatName.human,
 ) -> None:
@@ -39,15 +56,19 @@ def cache_command(
     if context.invoked_subcommand is not None:
         return
     from imagewam_cli.editor import TYPICAL_TEXT
-    from imagewam_cli.errors import EditorError
+    from imagewam_cli.errors import EditorError, UsageError
     from imagewam_cli.kvcache.build import BuildSettings, build_cache, plan_build
+    from imagewam_cli.kvcache.economy import measure
     from imagewam_cli.registry import Registry
     from imagewam_cli.workspace import CACHES
 
     require_at_least_one(stride=options.stride, batch=batch)
     require_positive(shard_mb=shard_mb)
+    if budget is not None and not plan:
+        raise UsageError("--budget is for --plan", "add --plan")
     stored = Registry.installed().codecs.load(codec)
-    build = BuildSettings(stride=options.stride, batch=batch, shard_mb=shard_mb)
+    share = share_of(part, os.environ)
+    build = BuildSettings(stride=options.stride, batch=batch, shard_mb=shard_mb, share=share)
     chosen = choose_editor(options, weights, trial="--plan" if plan else None)
     rows = chosen.dataset
     try:
@@ -59,14 +80,22 @@ def cache_command(
         output.say(
             f"{error.message}: without them the time is not known, and trimmed text counts as {TYPICAL_TEXT} tokens"
         )
-        _print_plan(plan_build(rows, described, stored, build), None, format)
+        _print_plan(plan_build(rows, described, stored, build), None, format, None)
         return
     loaded = chosen.load()
     planned = plan_build(rows, loaded.spec, stored, build)
-    if plan:
-        _print_plan(planned, _seconds_per_row(loaded, rows, batch), format)
-        return
     folder = out if out is not None else CACHES / chosen.name
+    if plan:
+        sample = _first_rows(rows, batch)
+        _print_plan(
+            planned,
+            measure(loaded, stored, sample, _existing_parent(folder)),
+            format,
+            None if budget is None else _choice(loaded, sample, planned.rows, size_in_bytes(budget)),
+        )
+        return
+    if share is not None:
+        output.say(f"part {share.index} of {share.count}; `imagewam cache merge {folder}` unites them")
     output.say(
         f"{folder}: {planned.rows} rows, {bytes_text(planned.bytes_per_row)} each, "
         f"{bytes_text(planned.total_bytes)} in all"
@@ -88,33 +117,59 @@ def _say_damage(file: str) -> None:
     output.say(f"{file} was missing or damaged and is computed again")
 
 
-def _seconds_per_row(editor: Any, dataset: Any, batch: int) -> float:
-    """Measured on a few batches of the first episode, until they are in main memory, as a build needs them: a device
-    that computes on its own has then finished."""
+def _first_rows(dataset: Any, batch: int) -> list[Any]:
     from itertools import islice
 
-    rows = list(islice(dataset.rows(episodes=[dataset.episodes()[0].index]), batch))
-    images, instructions = [r.images for r in rows], [r.instruction for r in rows]
-    editor.encode(images, instructions).to("cpu")
-    started = time.monotonic()
-    for _ in range(2):
-        editor.encode(images, instructions).to("cpu")
-    return (time.monotonic() - started) / (2 * len(rows))
+    return list(islice(dataset.rows(episodes=[dataset.episodes()[0].index]), batch))
 
 
-def _print_plan(plan: Any, per_row: float | None, format: FormatName) -> None:
-    values = {
+def _existing_parent(folder: Path) -> Path:
+    """Where something can be tried out on the disk that the folder is going to be on."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+
+
+def _choice(editor: Any, sample: list[Any], rows: int, budget: float) -> Any:
+    """The best setting within the budget, by what this sample loses."""
+    import torch
+
+    from imagewam_cli.evaluation.budget import within_budget
+    from imagewam_cli.registry import Registry
+
+    codecs = Registry.installed().codecs
+    exact = editor.encode([r.images for r in sample], [r.instruction for r in sample]).to("cpu", torch.float32)
+    loaded = {entry.name: codecs.load(entry.name) for entry in codecs}
+    return within_budget(editor.spec, exact, loaded, rows=rows, budget=budget)
+
+
+def _print_plan(plan: Any, economy: Any, format: FormatName, choice: Any) -> None:
+    """economy: None where there are no weights to measure with."""
+    from imagewam_cli.config import to_dict
+    from imagewam_cli.kvcache.economy import verdict
+
+    seconds = 0.0 if economy is None else (economy.forward + economy.write) * plan.rows
+    values: dict[str, Any] = {
         "rows": plan.rows,
         "shards": len(plan.shards),
         "bytes_per_row": plan.bytes_per_row,
         "total_bytes": plan.total_bytes,
-        "seconds_per_row": per_row,
-        "seconds": None if per_row is None else per_row * plan.rows,
+        "seconds_per_row": None if economy is None else economy.forward,
+        "seconds": None if economy is None else seconds,
     }
-    text = (
-        f"{plan.rows} rows in {len(plan.shards)} shards\n"
-        f"{bytes_text(plan.bytes_per_row)} per row, {bytes_text(plan.total_bytes)} in all"
-    )
-    if per_row is not None:
-        text += f"\n{1000 * per_row:.1f} ms per row on this machine, about {seconds_text(per_row * plan.rows)}"
-    output.result(values, text, format.value)
+    lines = [
+        f"{plan.rows} rows in {len(plan.shards)} shards",
+        f"{bytes_text(plan.bytes_per_row)} per row, {bytes_text(plan.total_bytes)} in all",
+    ]
+    if economy is not None:
+        values["economy"] = to_dict(economy) | {"pays": economy.pays, "passes": economy.passes}
+        lines += [
+            f"{1000 * economy.forward:.1f} ms per row on this machine, about {seconds_text(seconds)}",
+            f"reading and computing a row take equally long at {bytes_text(economy.break_even_bytes)}",
+            verdict(economy),
+        ]
+    if choice is not None:
+        values["choice"] = to_dict(choice)
+        lines.append(
+            f"within the budget: {choice.options}: {bytes_text(choice.bytes_per_row)} per row, "
+            f"{bytes_text(choice.total_bytes)} in all, error of attention {100 * choice.attention:.2f} %"
+        )
+    output.result(values, "\n".join(lines), format.value)

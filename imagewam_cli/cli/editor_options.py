@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from imagewam_cli.hookspecs import EditorEntry
 
 
+_AUTO = "auto:"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EditorOptions:
     """Each field is one option of the command line."""
@@ -43,7 +46,10 @@ class EditorOptions:
     ] = None
     mode: Annotated[str | None, typer.Option("--mode", help="prefix or denoise; by default the editor's.")] = None
     timestep: Annotated[float | None, typer.Option("--timestep", help="In [0, 1]; by default the editor's.")] = None
-    layers: Annotated[str, typer.Option("--layers", help="all, every:N, or a list like 0,4,9.")] = "all"
+    layers: Annotated[
+        str,
+        typer.Option("--layers", help="all, every:N, a list like 0,4,9, or auto:K: the K that tell most, measured."),
+    ] = "all"
     segments: Annotated[
         str | None, typer.Option("--segments", help="Kinds of tokens to keep: text,reference,target.")
     ] = None
@@ -134,9 +140,33 @@ class ChosenEditor:
         from imagewam_cli.kvcache.build import instructions_of
 
         instructions = instructions_of(self.dataset)
-        return self.kind.load(
-            self.entry, self.settings, instructions=instructions, weights=self.weights, hardware=self.hardware
+
+        def load(settings: PrefixSettings) -> Editor:
+            return self.kind.load(
+                self.entry, settings, instructions=instructions, weights=self.weights, hardware=self.hardware
+            )
+
+        choice = self.settings.layers
+        if not choice.startswith(_AUTO):
+            return load(self.settings)
+        layers = self._measured(load(dataclasses.replace(self.settings, layers="all")), choice)
+        return load(dataclasses.replace(self.settings, layers=layers))
+
+    def _measured(self, editor: Editor, choice: str) -> str:
+        """The layers that `auto:K` comes to, said aloud."""
+        from imagewam_cli.errors import UsageError
+        from imagewam_cli.evaluation.layer_choice import measure_layers
+
+        count = choice.removeprefix(_AUTO)
+        if not count.isdigit():
+            raise UsageError(f"--layers {choice}: auto needs a number of layers", "as --layers auto:4")
+        found = measure_layers(editor, self.dataset, int(count))
+        layers = ",".join(str(i) for i in found.kept)
+        output.say(
+            f"--layers {choice}: {layers} (error of a linear predictor {found.errors[-1]:.3f}, "
+            f"{found.errors[0]:.3f} with all {len(editor.spec.layers)})"
         )
+        return layers
 
 
 def choose_editor(options: EditorOptions, weights: Path | None, *, trial: str | None = None) -> ChosenEditor:

@@ -89,6 +89,26 @@ def _existing_weights(path: Path | None) -> Path | None:
     return path
 
 
+def size_in_bytes(text: str) -> float:
+    """Of "50GB", "800 MB", "1e9".
+
+    Raises:
+        UsageError: not of that form.
+    """
+    from imagewam_cli.errors import UsageError
+
+    units = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "B": 1.0, "": 1.0}
+    number = text.strip().upper().rstrip("KMGTB").strip()
+    unit = text.strip().upper()[len(number) :].strip()
+    try:
+        size = float(number) * units[unit]
+    except (ValueError, KeyError):
+        raise UsageError(f"--budget must look like 50GB, got {text!r}") from None
+    if not 0 < size < math.inf:
+        raise UsageError(f"--budget must be more than 0, got {text!r}")
+    return size
+
+
 class FormatName(StrEnum):
     human = "human"
     json = "json"

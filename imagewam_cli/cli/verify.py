@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,11 +15,10 @@ from imagewam_cli.cli.options import (
     WeightsOption,
     chosen_hardware,
     existing,
-    existing_dataset,
     newest_instead_of,
 )
+from imagewam_cli.cli.origin import cache_origin
 from imagewam_cli.cli.output import output
-from imagewam_cli.hardware import Hardware
 
 
 def verify_command(
@@ -52,7 +51,7 @@ def verify_command(
     changed: list[str] = []
     if damages and repair:
         output.say(text)
-        source, editor = _origin(manifest, dataset, weights, chosen_hardware(device, offload, False))
+        source, editor = cache_origin(manifest, dataset, weights, chosen_hardware(device, offload, False))
         with output.progress(sum(e.rows for e in manifest.shards), "row") as bar:
             changed = repair_cache(cache, damages, source, editor, on_rows=bar.update)
         text = f"{cache}: repaired {', '.join(damage.file for damage in damages)}" + "".join(
@@ -71,20 +70,3 @@ def verify_command(
     if damages and not repair:
         output.say(f"`imagewam cache verify --cache {cache} --repair` computes it again")
         raise typer.Exit(1)
-
-
-def _origin(manifest: Any, dataset: Path | None, weights: Path | None, hardware: Hardware) -> tuple[Any, Any]:
-    """The dataset and the editor that the cache was made with."""
-    from imagewam_cli.data.formats import open_dataset
-    from imagewam_cli.registry import Registry
-
-    source = open_dataset(existing_dataset(dataset or Path(manifest.dataset.path)), manifest.dataset.keys)
-    editors, name = Registry.installed().editors, str(manifest.fingerprint["editor"])
-    editor = editors.load(name).load(
-        editors.get(name),
-        manifest.settings,
-        instructions=manifest.instructions,
-        weights=weights,
-        hardware=hardware,
-    )
-    return source, editor

@@ -12,6 +12,7 @@ from typing import Any
 
 from imagewam_cli.errors import ImagewamError, UsageError
 from imagewam_cli.evaluation.atomic import replacing
+from imagewam_cli.evaluation.fidelity import FidelityResult
 from imagewam_cli.evaluation.open_loop import OpenLoopResult
 from imagewam_cli.evaluation.statistics import Rate
 
@@ -123,6 +124,40 @@ def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], 
     """Steps and values of the records that have `key`."""
     points = [(int(m["step"]), float(m[key])) for m in metrics if m.get(key) is not None]
     return [step for step, _ in points], [value for _, value in points]
+
+
+def plot_fidelity(result: FidelityResult, path: Path) -> None:
+    """Bytes of a row against the relative error of attention, a point per codec, a line per size of cell.
+
+    Raises:
+        ImagewamError: matplotlib is missing.
+        UsageError: the suffix of `path` is not one of `SUFFIXES`.
+    """
+    figure = _figure(6.4, 4.0)
+    axes = figure.add_subplot(1, 1, 1)
+    for pool, color in zip(sorted({s.pool for s in result.settings}), (_POLICY, _VALIDATION), strict=False):
+        points = [s for s in result.settings if s.pool == pool]
+        label = "every token" if pool == 1 else f"cells of {pool} x {pool}"
+        axes.plot(
+            [s.bytes_per_row / 1000 for s in points],
+            [100 * s.attention for s in points],
+            "o-",
+            color=color,
+            label=label,
+        )
+        for s in points:
+            axes.annotate(
+                s.codec,
+                (s.bytes_per_row / 1000, 100 * s.attention),
+                fontsize=8,
+                xytext=(4, 4),
+                textcoords="offset points",
+            )
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=0.01)
+    axes.legend(frameon=False, fontsize=8)
+    _plain(axes, "kB a row", "error of attention, %")
+    _save(figure, path)
 
 
 def _figure(width: float, height: float) -> Any:

@@ -36,8 +36,10 @@ from imagewam_cli.kvcache.manifest import (
     DatasetEntry,
     Manifest,
     ShardEntry,
+    Share,
     has_checksum,
-    read_manifest,
+    part_manifests,
+    read_manifest_file,
     write_atomically,
     write_manifest,
 )
@@ -56,6 +58,8 @@ class BuildSettings:
     stride: int = 1
     batch: int = 16
     shard_mb: float = 256.0
+    share: Share | None = None
+    """Build only this part of the shards; the other parts are other workers'."""
 
     def __post_init__(self) -> None:
         if self.stride < 1 or self.batch < 1 or self.shard_mb <= 0:
@@ -121,7 +125,8 @@ def build_cache(
     plan = plan_build(dataset, editor.spec, codec, settings)
     _refuse_foreign(out)
     out.mkdir(parents=True, exist_ok=True)
-    with write_lock(out):
+    name = MANIFEST if settings.share is None else settings.share.manifest
+    with write_lock(out, LOCK if settings.share is None else f"{LOCK}.{name}"):
         return _Build(dataset, editor, out, codec, settings, plan, on_rows, on_damage).run()
 
 
@@ -159,9 +164,12 @@ class _Build:
     ) -> None:
         self.dataset, self.editor, self.out, self.codec = dataset, editor, out, codec
         self.settings, self.plan, self.on_rows = settings, plan, on_rows
-        self.cut = _cut(plan)
+        cut = _cut(plan)
+        own = list(cut) if settings.share is None else settings.share.of(list(cut))
+        self.cut = {name: cut[name] for name in own}
         self._rows = {e.index: _rows_of(e, settings.stride) for shard in plan.shards for e in shard}
-        self.manifest = _start(dataset, editor, out, codec, settings, plan)
+        self.name = MANIFEST if settings.share is None else settings.share.manifest
+        self.manifest = _start(dataset, editor, out, codec, settings, plan, self.name)
         self.kept = {entry.file: entry for entry in self.manifest.shards if _intact(out, entry)}
         """Shards that are there, by name."""
         for entry in self.manifest.shards:
@@ -187,7 +195,7 @@ class _Build:
                 before = finishing.submit(self._finish, name, writer)
             if before is not None:
                 before.result()
-        write_manifest(self.out, self.manifest)
+        write_manifest(self.out, self.manifest, self.name)
         return self.manifest
 
     def _streams(self, missing: Sequence[str]) -> Iterator[tuple[str, Iterator[Row]]]:
@@ -228,7 +236,7 @@ class _Build:
         )
         entries = tuple(self.kept[name] for name in self.cut if name in self.kept)
         self.manifest = dataclasses.replace(self.manifest, shards=entries)
-        write_manifest(self.out, self.manifest)
+        write_manifest(self.out, self.manifest, self.name)
 
     def _count(self, name: str) -> int:
         return sum(self._rows[episode] for episode in self.cut[name])
@@ -268,9 +276,10 @@ def instructions_of(dataset: Dataset) -> tuple[str, ...]:
 
 def _refuse_foreign(out: Path) -> None:
     """Files that are not a cache's stay alone in their folder."""
-    if (out / MANIFEST).exists() or not out.exists():
+    if not out.exists() or (out / MANIFEST).exists() or part_manifests(out):
         return
-    if any(path.name not in (f"{MANIFEST}.partial", LOCK) for path in out.iterdir()):
+    # what other parts of this cache write as they begin is no stranger
+    if any(not path.name.startswith(("manifest.", LOCK)) for path in out.iterdir()):
         raise UsageError(f"{out} holds something that is not a cache", "choose an empty folder with --out")
 
 
@@ -292,10 +301,10 @@ def dataset_entry(dataset: Dataset, cameras: Sequence[str], stride: int) -> Data
 
 
 def _start(
-    dataset: Dataset, editor: Editor, out: Path, codec: Codec, settings: BuildSettings, plan: BuildPlan
+    dataset: Dataset, editor: Editor, out: Path, codec: Codec, settings: BuildSettings, plan: BuildPlan, name: str
 ) -> Manifest:
-    """The manifest to go on from: the one that is there, or a new one."""
-    existing = read_manifest(out) if (out / MANIFEST).exists() else None
+    """The manifest to go on from: the one of this name that is there, or a new one."""
+    existing = read_manifest_file(out / name) if (out / name).exists() else None
     table, instructions = FrameTable.of(dataset.rows(images=False))
     contents = {TABLE: table.to_bytes()}
     samples = existing.files.get(SAMPLES, "") if existing is not None else ""
@@ -316,7 +325,7 @@ def _start(
         _refuse_other(out, existing, fresh)
         _refuse_other_cut(out, existing, plan)
     else:
-        write_manifest(out, fresh)  # first of all, so that a build stopped from here on is known as one
+        write_manifest(out, fresh, name)  # first of all, so that a build stopped from here on is known as one
     (out / SHARDS).mkdir(exist_ok=True)
     for name, content in contents.items():
         if not _holds(out / name, content):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.capture import LayerKV
+from imagewam_cli.editor import PrefixKV
 from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec
 
 
@@ -86,3 +87,12 @@ def stored_parts(spec: KVSpec, codec: Codec) -> dict[str, Part]:
         f"layer.{i}.{name}": part for i, layer in enumerate(spec.layers) for name, part in codec.parts(layer).items()
     }
     return parts | ({"valid": Part((spec.valid_tokens,), torch.bool)} if spec.valid_tokens else {})
+
+
+def decode_prefix(stored: Mapping[str, Tensor], spec: KVSpec, codec: Codec) -> PrefixKV:
+    """float32 K and V of tensors as `stored_parts` names them."""
+    layers = tuple(
+        codec.decode({name: stored[f"layer.{i}.{name}"] for name in codec.parts(layer)}, layer, rope=spec.rope)
+        for i, layer in enumerate(spec.layers)
+    )
+    return PrefixKV(layers, stored.get("valid"))

@@ -7,10 +7,12 @@ checksum of its own bytes, so that no byte of a cache can change unseen.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import xxhash
 from imagewam_cli.config import dump_json, from_dict, to_dict
 from imagewam_cli.data.types import KeyMap
 from imagewam_cli.editor import PrefixSettings
-from imagewam_cli.errors import CacheError, ConfigError
+from imagewam_cli.errors import CacheError, ConfigError, UsageError
 from imagewam_cli.kvcache.spec import KVSpec
 
 VERSION = 2
@@ -29,6 +31,7 @@ TABLE = "table.safetensors"
 SHARDS = "shards"
 CHECKSUM = "checksum"
 _NO_CHECKSUM = 32 * "0"
+_PART = re.compile(r"manifest\.part-\d{5}-of-\d{5}\.json")
 _REBUILD = "build the cache again into another folder"
 
 
@@ -109,13 +112,83 @@ def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Part `index` (from 0) of `count` of a cache that several workers build without knowing of each other."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise UsageError(f"there is no part {self.index} of {self.count}", "parts of N are 0/N to N-1/N")
+
+    @property
+    def manifest(self) -> str:
+        """The file that lists the part's shards."""
+        return f"manifest.part-{self.index:05d}-of-{self.count:05d}.json"
+
+    def of(self, names: Sequence[str]) -> list[str]:
+        """Which of these are its own: consecutive ones, so that a worker decodes few videos."""
+        first, last = (len(names) * i // self.count for i in (self.index, self.index + 1))
+        return list(names[first:last])
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a cache folder.
+    """The manifest of a cache folder; of its parts together, where they were not merged yet.
 
     Raises:
-        CacheError: no cache, a newer version, damaged, or a shard name that leaves the folder.
+        CacheError: no cache, a newer version, damaged, a shard name that leaves the folder, or parts of different
+            caches.
     """
-    path = folder / MANIFEST
+    parts = part_manifests(folder)
+    if parts and not (folder / MANIFEST).exists():
+        return unite([(path, read_manifest_file(path)) for path in parts])
+    return read_manifest_file(folder / MANIFEST)
+
+
+def part_manifests(folder: Path) -> list[Path]:
+    """Of parts that were not merged, in order."""
+    return sorted(path for path in folder.glob("manifest.part-*.json") if _PART.fullmatch(path.name))
+
+
+def unite(parts: Sequence[tuple[Path, Manifest]]) -> Manifest:
+    """One manifest of the shards of all, which may overlap.
+
+    Raises:
+        CacheError: they differ in anything but their shards, or in a shard.
+    """
+    first_path, first = parts[0]
+    shards: dict[str, ShardEntry] = {}
+    for path, manifest in parts:
+        there, here = (_flat(to_dict(dataclasses.replace(m, shards=()))) for m in (first, manifest))
+        for key in there.keys() | here.keys():
+            if there.get(key) != here.get(key):
+                raise CacheError(
+                    f"{first_path} and {path} are of different caches: {key} is {there.get(key)} and {here.get(key)}",
+                    "merge what the same command built",
+                )
+        for entry in manifest.shards:
+            if shards.setdefault(entry.file, entry) != entry:
+                raise CacheError(f"{path} has another {entry.file} than the parts before it", "build one of them again")
+    return dataclasses.replace(first, shards=tuple(shards[name] for name in sorted(shards)))
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def read_manifest_file(path: Path) -> Manifest:
+    """
+    Raises:
+        CacheError: as `read_manifest`.
+    """
+    folder = path.parent
     try:
         text = path.read_bytes()
         values = json.loads(text)
@@ -145,9 +218,9 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST) -> None:
     """Replace the manifest atomically."""
-    write_atomically(folder / MANIFEST, signed(to_dict(manifest)))
+    write_atomically(folder / name, signed(to_dict(manifest)))
 
 
 def signed(values: Mapping[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ from torch import Tensor
 from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.codec import Codec, stored_parts
+from imagewam_cli.kvcache.codec import Codec, decode_prefix, stored_parts
 from imagewam_cli.kvcache.manifest import SHARDS, TABLE, Manifest, has_checksum, read_manifest, repair_hint
 from imagewam_cli.kvcache.shard import INDEX_KEYS, LoadMethod, Shard
 from imagewam_cli.kvcache.table import FrameTable, Indices
@@ -113,14 +113,7 @@ class CacheReader:
     def decode(self, stored: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
         """float32 K and V of what `gather` returned, decoded on the device: compact numbers travel, not wide ones."""
         moved = {name: tensor.to(device) for name, tensor in stored.items()}
-        spec = self.manifest.spec
-        layers = tuple(
-            self.codec.decode(
-                {name: moved[f"layer.{i}.{name}"] for name in self.codec.parts(layer)}, layer, rope=spec.rope
-            )
-            for i, layer in enumerate(spec.layers)
-        )
-        return PrefixKV(layers, moved.get("valid"))
+        return decode_prefix(moved, self.manifest.spec, self.codec)
 
     def _shard(self, number: int) -> Shard:
         if number not in self._open:

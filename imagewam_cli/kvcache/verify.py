@@ -80,7 +80,7 @@ def repair_cache(
     """
     with write_lock(folder):
         manifest = read_manifest(folder)
-        _require_origin(folder, manifest, dataset, editor)
+        require_origin(manifest, dataset, editor)
         _repair_files(folder, manifest, damages, dataset)
         changed = []
         for damage in damages:
@@ -114,7 +114,11 @@ def _shard_damage(folder: Path, entry: ShardEntry) -> Damage | None:
     return Damage(file=file, what=what, rows=tuple(rows.tolist()))
 
 
-def _require_origin(folder: Path, manifest: Manifest, dataset: Dataset, editor: Editor) -> None:
+def require_origin(manifest: Manifest, dataset: Dataset, editor: Editor) -> None:
+    """
+    Raises:
+        CacheError: not what the cache was made with; gives both values.
+    """
     pairs = (
         ("dataset", manifest.dataset.identity[:16], dataset.info.identity[:16]),
         ("editor", manifest.digest, fingerprint_digest(editor.fingerprint())),
@@ -123,8 +127,8 @@ def _require_origin(folder: Path, manifest: Manifest, dataset: Dataset, editor: 
     for what, there, here in pairs:
         if there != here:
             raise CacheError(
-                f"{folder} was made with another {what}: it has {there}, here it is {here}",
-                f"repair needs the {what} that the cache was made with",
+                f"the cache was made with another {what}: it has {there}, here it is {here}",
+                "name the one that it was made with (--dataset, --weights), or build the cache again",
             )
 
 

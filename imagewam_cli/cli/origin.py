@@ -1,0 +1,40 @@
+"""The dataset and the editor that a cache was made with, opened again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imagewam_cli.cli.options import existing_dataset
+
+if TYPE_CHECKING:
+    from imagewam_cli.data.types import Dataset
+    from imagewam_cli.editor import Editor
+    from imagewam_cli.hardware import Hardware
+    from imagewam_cli.kvcache.manifest import Manifest
+
+
+def cache_origin(
+    manifest: Manifest, dataset: Path | None, weights: Path | None, hardware: Hardware
+) -> tuple[Dataset, Editor]:
+    """dataset, weights: where they have moved to; None: where the manifest and the editor say.
+
+    Raises:
+        CacheError: another dataset or editor than the cache was made with.
+        DatasetError, EditorError: they are not there.
+    """
+    from imagewam_cli.data.formats import open_dataset
+    from imagewam_cli.kvcache.verify import require_origin
+    from imagewam_cli.registry import Registry
+
+    source = open_dataset(existing_dataset(dataset or Path(manifest.dataset.path)), manifest.dataset.keys)
+    editors, name = Registry.installed().editors, str(manifest.fingerprint["editor"])
+    editor = editors.load(name).load(
+        editors.get(name),
+        manifest.settings,
+        instructions=manifest.instructions,
+        weights=weights,
+        hardware=hardware,
+    )
+    require_origin(manifest, source, editor)
+    return source, editor

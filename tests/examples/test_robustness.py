@@ -1,0 +1,28 @@
+"""The campaigns run, and see what they are to see. Full ones are the scripts' own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[2] / "examples" / "robustness"
+
+
+def run(script: str, *options: str) -> str:
+    done = subprocess.run([sys.executable, str(FOLDER / script), *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_killed_builds_end_as_the_undisturbed_one() -> None:
+    printed = run("kills.py", "--kills", "8")
+    assert "8 kills, " in printed
+    assert " 0 of them not the undisturbed one" in printed
+
+
+def test_flipped_bits_are_found() -> None:
+    printed = run("flips.py", "--flips", "30", "--command-line", "1")
+    assert "   30  verify: found" in printed
+    assert "   30  reader: found" in printed
+    assert "0 missed" in printed

@@ -1,0 +1,52 @@
+"""`kvcache.economy`: a verdict by arithmetic, and a real measurement that leaves nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imagewam_cli.kvcache.build import bytes_per_row
+from imagewam_cli.kvcache.compact import INT4
+from imagewam_cli.kvcache.economy import Economy, measure, verdict
+
+from .doubles import ArithmeticEditor, MemoryDataset
+
+
+def economy(**changed: float) -> Economy:
+    values = {"row_bytes": 5_000_000, "forward": 0.060, "write": 0.010, "read": 0.015, "decode": 0.005} | changed
+    return Economy(**values)  # type: ignore[arg-type]
+
+
+def test_a_cache_is_won_back_when_building_and_reading_took_less_than_computing() -> None:
+    """70 ms to build a row, 40 ms saved in each pass: 1.75 passes."""
+    paying = economy()
+    assert paying.passes == pytest.approx(1.75)
+    for passes, better in ((1, False), (2, True)):
+        stored = paying.forward + paying.write + passes * paying.load
+        assert (stored < passes * paying.forward) == better
+    assert verdict(paying) == (
+        "store: 5.00 MB/row reads in 20.0 ms, recomputing costs 60.0 ms; won back after 1.8 passes over the rows"
+    )
+
+
+@pytest.mark.parametrize("forward", [0.020, 0.001])
+def test_what_is_computed_as_fast_as_it_is_read_is_not_to_be_stored(forward: float) -> None:
+    losing = economy(forward=forward)
+    assert losing.passes is None
+    assert verdict(losing).startswith("do not store: 5.00 MB/row reads in 20.0 ms")
+    assert "--online" in verdict(losing)
+
+
+def test_at_the_break_even_a_row_is_read_as_fast_as_it_is_computed() -> None:
+    found = economy()
+    assert found.read * found.break_even_bytes / found.row_bytes == pytest.approx(found.forward)
+
+
+def test_it_measures_a_real_shard_and_leaves_nothing(tmp_path: Path) -> None:
+    rows = list(MemoryDataset((5, 4)).rows())
+    editor = ArithmeticEditor()
+    found = measure(editor, INT4, rows, tmp_path)
+    assert found.row_bytes == bytes_per_row(editor.spec, INT4)
+    assert min(found.forward, found.write, found.read, found.decode) > 0
+    assert not list(tmp_path.iterdir())
