@@ -27,8 +27,9 @@ def action_attention(
     schedule: FlowSchedule,
     steps: int,
 ) -> tuple[Tensor, ...]:
-    """Attention of the action tokens in each layer, float64 (B, P + own) on the CPU: the mean over heads, action tokens
-    and Euler steps, over [prefix tokens | state token, where there is one, and action tokens]. Rows sum to 1.
+    """Attention of the action tokens in each layer, float64 (B, P + own) on the CPU: the mean over the layer's blocks,
+    heads, action tokens and Euler steps, over [prefix tokens | state token, where there is one, and action tokens].
+    Rows sum to 1.
 
     The state token's own queries do not count. Arguments as for `sampler.integrate`; P may differ by layer.
     """
@@ -42,13 +43,15 @@ def action_attention(
 
     with torch.no_grad(), observe(expert, names, SOFTMAX, see):
         integrate(expert, noise, state, prefix, schedule, steps)
-    return tuple(seen[name] for name in names)
+    several = expert.config.blocks_per_layer
+    of_blocks = [seen[name] for name in names]
+    return tuple(torch.stack(of_blocks[i : i + several]).mean(0) for i in range(0, len(names), several))
 
 
 def block_names(config: ExpertConfig) -> tuple[str, ...]:
-    """The expert's module beside each editor layer."""
+    """The expert's modules in the order of their work: `blocks_per_layer` beside each editor layer."""
     counts = {kind: itertools.count() for kind in _BLOCKS}
-    return tuple(f"{_BLOCKS[layer.block]}.{next(counts[layer.block])}" for layer in config.layers)
+    return tuple(f"{_BLOCKS[layer.block]}.{next(counts[layer.block])}" for layer in config.blocks)
 
 
 def untrained_expert(config: ExpertConfig, seed: int = 0) -> ActionExpert:

@@ -51,7 +51,7 @@ def initialize(expert: ActionExpert, editor: Mapping[str, Tensor], how: Initiali
     """
     if how == "none":
         return
-    blocks = _editor_blocks(expert.config.layers)
+    blocks = _editor_blocks(expert.config.blocks)
     with torch.no_grad():
         for name, weight in expert.state_dict().items():
             if not name.startswith(_FROM_EDITOR):
@@ -139,7 +139,8 @@ def _source(name: str, blocks: Mapping[str, str], editor: Mapping[str, Tensor]) 
 
 
 def _editor_blocks(layers: Sequence[LayerSpec]) -> dict[str, str]:
-    """Block of the expert -> block of the editor that it stands beside: they differ where layers were left out."""
+    """Block of the expert -> block of the editor that it stands beside: they differ where layers were left out. layers:
+    of the expert's blocks."""
     blocks: dict[str, str] = {}
     for kind, block in (("double_blocks", "sequential"), ("single_blocks", "parallel")):
         for i, layer in enumerate(layer for layer in layers if layer.block == block):

@@ -1,13 +1,15 @@
-"""The action expert: one block per kept editor layer, velocity of a noisy action chunk.
+"""The action expert: a block or a few beside each kept editor layer, velocity of a noisy action chunk.
 
-The state enters on the action side, so that the prefix stays a pure function of pictures and instruction: as one token
-before
-the actions and in the modulation vector. With `state_dim` 0 the model is the published expert, tensor for tensor.
+The state enters on the action side, so that the prefix stays a pure function of pictures and instruction: as one
+token before the actions and in the modulation vector. With `state_dim` 0 the model is the published expert, tensor for
+tensor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,8 @@ from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.expert.blocks import Head, Modulation, ParallelBlock, SequentialBlock, TimeEmbedding
 from imagewam_cli.expert.places import PrefixPlaces
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, Rounding
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +41,14 @@ class ExpertConfig:
     """Values also say where in the picture they come from (`PrefixPlaces`). Published experts have none."""
     use_prefix: bool = True
     """False: never look at the prefix (what the state alone is worth)."""
+    blocks_per_layer: int = 1
+    """Blocks that attend to each layer, one after another, so that fewer layers need not be a smaller expert."""
     rounding: Rounding = "exact"
 
     def __post_init__(self) -> None:
-        if min(self.action_dim, self.horizon, self.hidden) < 1 or self.state_dim < 0 or not self.layers:
-            raise ConfigError("an expert needs at least one layer, action, step and hidden channel")
+        sizes = (self.action_dim, self.horizon, self.hidden, self.blocks_per_layer)
+        if min(sizes) < 1 or self.state_dim < 0 or not self.layers:
+            raise ConfigError("an expert needs at least one layer, block, action, step and hidden channel")
         if self.rope is not None:
             for layer in self.layers:
                 if sum(self.rope.axes) != layer.head_dim:
@@ -49,6 +56,15 @@ class ExpertConfig:
                         f"rope axes {self.rope.axes} rotate {sum(self.rope.axes)} numbers, "
                         f"heads of {layer.name} have {layer.head_dim}"
                     )
+
+    @property
+    def blocks(self) -> tuple[LayerSpec, ...]:
+        """The layer that each block attends to."""
+        return self.per_block(self.layers)
+
+    def per_block(self, of_layers: Sequence[T]) -> tuple[T, ...]:
+        """What there is of each layer, for each block."""
+        return tuple(x for x in of_layers for _ in range(self.blocks_per_layer))
 
 
 class ActionExpert(nn.Module):
@@ -69,10 +85,10 @@ class ActionExpert(nn.Module):
         self.double_stream_modulation_img = Modulation(hidden, 2) if "sequential" in kinds else None
         self.single_stream_modulation = Modulation(hidden, 1) if "parallel" in kinds else None
         self.double_blocks = nn.ModuleList(
-            SequentialBlock(hidden, config.mlp_ratio, layer) for layer in config.layers if layer.block == "sequential"
+            SequentialBlock(hidden, config.mlp_ratio, layer) for layer in config.blocks if layer.block == "sequential"
         )
         self.single_blocks = nn.ModuleList(
-            ParallelBlock(hidden, config.mlp_ratio, layer) for layer in config.layers if layer.block == "parallel"
+            ParallelBlock(hidden, config.mlp_ratio, layer) for layer in config.blocks if layer.block == "parallel"
         )
         self.head = Head(hidden, config.action_dim)
         self.places = PrefixPlaces(config.layers) if config.places and config.use_prefix else None
@@ -112,7 +128,7 @@ class ActionExpert(nn.Module):
         double = self.double_stream_modulation_img(vec) if self.double_stream_modulation_img is not None else ()
         single = self.single_stream_modulation(vec) if self.single_stream_modulation is not None else ()
         doubles, singles = iter(self.double_blocks), iter(self.single_blocks)
-        for layer, kv in zip(self.config.layers, layers, strict=True):
+        for layer, kv in zip(self.config.blocks, self.config.per_block(layers), strict=True):
             seen = valid if layer.holds_text else None
             if layer.block == "sequential":
                 x = next(doubles)(x, double, self.rotary, kv, seen)

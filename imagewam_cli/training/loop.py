@@ -86,6 +86,7 @@ class Trainer:
             horizon=recipe.expert.horizon,
             hidden=recipe.expert.hidden,
             mlp_ratio=recipe.expert.mlp_ratio,
+            blocks_per_layer=recipe.expert.blocks_per_layer,
             places=recipe.expert.places and any(layer.holds_pictures for layer in spec.layers),
             use_prefix=recipe.expert.use_prefix,
         )

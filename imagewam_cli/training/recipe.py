@@ -18,6 +18,8 @@ class ExpertRecipe:
     """Steps in an action chunk."""
     hidden: int = 192
     mlp_ratio: float = 2.0
+    blocks_per_layer: int = 1
+    """Where few layers were kept, more blocks beside each keep the expert deep."""
     places: bool = True
     """Values say where in the picture they come from; published experts do not."""
     use_prefix: bool = True
@@ -28,6 +30,7 @@ class ExpertRecipe:
         _require(self.horizon >= 1, f"expert.horizon must be at least 1, got {self.horizon}")
         _require(self.hidden >= 1, f"expert.hidden must be at least 1, got {self.hidden}")
         _require(self.mlp_ratio > 0, f"expert.mlp_ratio must be positive, got {self.mlp_ratio}")
+        _require(self.blocks_per_layer >= 1, f"expert.blocks_per_layer must be at least 1, got {self.blocks_per_layer}")
 
 
 @dataclass(frozen=True, kw_only=True)

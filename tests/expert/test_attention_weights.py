@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from imagewam_cli.capture import SOFTMAX, LayerKV, observe
 from imagewam_cli.editor import PrefixKV
-from imagewam_cli.errors import CaptureError
+from imagewam_cli.errors import CaptureError, ConfigError
 from imagewam_cli.expert.attention_weights import action_attention, block_names, untrained_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
@@ -149,3 +151,28 @@ def test_a_module_that_calls_no_softmax_is_an_error() -> None:
         observe(model, ["0"], SOFTMAX, lambda *_: None),
     ):
         model(torch.zeros(1, 2))
+
+
+def test_several_blocks_a_layer_are_blocks_of_that_many_equal_layers() -> None:
+    """Two blocks beside each of two layers, against one beside each of four: the same weights, each layer twice."""
+    layers = (layer("parallel", name="a"), layer("sequential", name="b"))
+    shape = dataclasses.replace(config(*layers), blocks_per_layer=2)
+    doubled = config(*(spec for spec in layers for _ in range(2)))
+    expert, other = ActionExpert(shape).eval(), ActionExpert(doubled).eval()
+    random_weights(expert)
+    other.load_state_dict(expert.state_dict())
+    prefix, noise, state = random_prefix(layers, None), torch.randn(BATCH, HORIZON, 3), torch.randn(BATCH, 2)
+    twice = PrefixKV(tuple(kv for kv in prefix.layers for _ in range(2)), None)
+    with torch.no_grad():
+        found = integrate(expert, noise, state, prefix, SCHEDULE, STEPS)
+        expected = integrate(other, noise, state, twice, SCHEDULE, STEPS)
+    assert torch.equal(found, expected)
+    of_layers = action_attention(expert, noise, state, prefix, SCHEDULE, STEPS)
+    of_blocks = action_attention(other, noise, state, twice, SCHEDULE, STEPS)
+    assert len(of_layers) == 2
+    assert torch.allclose(of_layers[1], (of_blocks[2] + of_blocks[3]) / 2, rtol=0, atol=1e-12)
+
+
+def test_an_expert_has_at_least_one_block_a_layer() -> None:
+    with pytest.raises(ConfigError, match="at least one layer, block"):
+        dataclasses.replace(config(layer("parallel")), blocks_per_layer=0)

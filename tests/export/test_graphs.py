@@ -43,6 +43,7 @@ UNET = ExpertConfig(
     state_dim=0,
     horizon=3,
     hidden=16,
+    blocks_per_layer=2,
 )
 BLIND = ExpertConfig(
     layers=(layer("a", "parallel", 9, segment="text"),),
