@@ -29,6 +29,7 @@ from imagewam_cli.errors import CacheError, UsageError
 from imagewam_cli.kvcache.codec import Codec, stored_parts
 from imagewam_cli.kvcache.lock import LOCK, write_lock
 from imagewam_cli.kvcache.manifest import (
+    INSTRUCTIONS,
     MANIFEST,
     SHARDS,
     TABLE,
@@ -73,10 +74,12 @@ class BuildPlan:
     shards: tuple[tuple[EpisodeInfo, ...], ...]
     rows: int
     bytes_per_row: int
+    instruction_bytes: int
+    """Of what is stored once for each instruction, all together."""
 
     @property
     def total_bytes(self) -> int:
-        return self.rows * self.bytes_per_row
+        return self.rows * self.bytes_per_row + self.instruction_bytes
 
 
 def plan_build(dataset: Dataset, spec: KVSpec, codec: Codec, settings: BuildSettings) -> BuildPlan:
@@ -95,12 +98,24 @@ def plan_build(dataset: Dataset, spec: KVSpec, codec: Codec, settings: BuildSett
     if current:
         shards.append(tuple(current))
     rows = sum(_rows_of(e, settings.stride) for shard in shards for e in shard)
-    return BuildPlan(shards=tuple(shards), rows=rows, bytes_per_row=row_bytes)
+    return BuildPlan(
+        shards=tuple(shards),
+        rows=rows,
+        bytes_per_row=row_bytes,
+        instruction_bytes=_instruction_bytes(dataset, spec, codec),
+    )
 
 
 def bytes_per_row(spec: KVSpec, codec: Codec) -> int:
     """Bytes that a row takes in a shard: K and V, a byte per token for `valid`, and the index."""
     return sum(part.row_bytes for part in stored_parts(spec, codec).values()) + INDEX_BYTES
+
+
+def _instruction_bytes(dataset: Dataset, spec: KVSpec, codec: Codec) -> int:
+    parts = stored_parts(spec, codec, by_instruction=True)
+    if not parts:
+        return 0
+    return len(instructions_of(dataset)) * (sum(part.row_bytes for part in parts.values()) + INDEX_BYTES)
 
 
 def build_cache(
@@ -175,8 +190,13 @@ class _Build:
         for entry in self.manifest.shards:
             if entry.file not in self.kept:
                 on_damage(entry.file)
+        by_instruction = self.manifest.by_instruction
+        if by_instruction is not None and not _intact(out, by_instruction):
+            on_damage(by_instruction.file)
+            self.manifest = dataclasses.replace(self.manifest, by_instruction=None)
 
     def run(self) -> Manifest:
+        self._write_instructions()
         missing = [name for name in self.cut if name not in self.kept]
         _require_room(self.out, sum(self._count(name) for name in missing) * self.plan.bytes_per_row)
         self.manifest = dataclasses.replace(self.manifest, shards=tuple(self.kept.values()))
@@ -185,7 +205,7 @@ class _Build:
         with _one_worker() as finishing:
             before: Future[None] | None = None
             for name, rows in self._streams(missing):
-                writer = self._encoded(name, rows)
+                writer = self._encoded(name, rows, self._count(name))
                 try:
                     if before is not None:
                         before.result()
@@ -198,6 +218,25 @@ class _Build:
         write_manifest(self.out, self.manifest, self.name)
         return self.manifest
 
+    def _write_instructions(self) -> None:
+        """The shard of what follows from the instructions alone, where there is such a layer."""
+        parts = stored_parts(self.editor.spec, self.codec, by_instruction=True)
+        if not parts or self.manifest.by_instruction is not None:
+            return
+        count = len(self.manifest.instructions)
+        rows = instruction_rows(self.dataset)
+        with self._encoded(INSTRUCTIONS, rows, count, by_instruction=True) as writer:
+            entry = ShardEntry(
+                file=INSTRUCTIONS,
+                rows=count,
+                bytes=writer.bytes,
+                checksum=writer.finish(),
+                episodes=(),
+                batch=self.settings.batch,
+            )
+        self.manifest = dataclasses.replace(self.manifest, by_instruction=entry)
+        write_manifest(self.out, self.manifest, self.name)
+
     def _streams(self, missing: Sequence[str]) -> Iterator[tuple[str, Iterator[Row]]]:
         """Shard by shard, its rows: one stream for all, as a new one would decode a video from its beginning again."""
         shard_of = {episode: name for name in missing for episode in self.cut[name]}
@@ -208,15 +247,16 @@ class _Build:
             given, group = next(groups, (None, iter(())))
             yield name, group if given == name else iter(())
 
-    def _encoded(self, name: str, rows: Iterator[Row]) -> ShardWriter:
+    def _encoded(self, name: str, rows: Iterator[Row], count: int, *, by_instruction: bool = False) -> ShardWriter:
         """Encode and write the rows of a shard, all but its end."""
         numbers = {text: i for i, text in enumerate(self.manifest.instructions)}
-        count = self._count(name)
-        writer = ShardWriter(self.out / SHARDS / name, count, stored_parts(self.editor.spec, self.codec))
+        parts = stored_parts(self.editor.spec, self.codec, by_instruction=by_instruction)
+        writer = ShardWriter(self.out / SHARDS / name, count, parts, _writer(self.settings))
         try:
             for batch in batches(rows, self.settings.batch):
-                writer.append(*encode_rows(self.editor, self.codec, batch, numbers))
-                self.on_rows(len(batch))
+                writer.append(*encode_rows(self.editor, self.codec, batch, numbers, by_instruction=by_instruction))
+                if not by_instruction:
+                    self.on_rows(len(batch))
         except BaseException:
             writer.close()
             raise
@@ -243,9 +283,10 @@ class _Build:
 
 
 def encode_rows(
-    editor: Editor, codec: Codec, rows: Sequence[Row], numbers: Mapping[str, int]
+    editor: Editor, codec: Codec, rows: Sequence[Row], numbers: Mapping[str, int], *, by_instruction: bool = False
 ) -> tuple[dict[str, list[int]], dict[str, Tensor]]:
-    """The index columns of these rows, and their tensors as `stored_parts` names them. numbers: of the instructions.
+    """The index columns of these rows, and their tensors as `stored_parts` names them. numbers: of the instructions;
+    by_instruction: the tensors that are stored once for each of these.
 
     Raises:
         CacheError: the editor does not keep to its layout, or the codec cannot hold its numbers.
@@ -254,10 +295,12 @@ def encode_rows(
     check_prefix(prefix, spec, len(rows))
     tensors: dict[str, Tensor] = {}
     for i, (kv, layer) in enumerate(zip(prefix.layers, spec.layers, strict=True)):
+        if layer.by_instruction != by_instruction:
+            continue
         stored = codec.encode(kv, layer, rope=spec.rope, valid=prefix.valid)
         _require_held(stored, kv, layer, codec)
         tensors |= {f"layer.{i}.{name}": tensor.cpu() for name, tensor in stored.items()}
-    if spec.valid_tokens:
+    if spec.valid_tokens and spec.valid_by_instruction == by_instruction:
         everywhere = torch.ones(len(rows), spec.valid_tokens, dtype=torch.bool)
         tensors["valid"] = everywhere if prefix.valid is None else prefix.valid.cpu()
     index = {
@@ -272,6 +315,21 @@ def encode_rows(
 def instructions_of(dataset: Dataset) -> tuple[str, ...]:
     """The distinct instructions, in order of appearance."""
     return tuple(dict.fromkeys(row.instruction for row in dataset.rows(images=False)))
+
+
+def instruction_rows(dataset: Dataset) -> Iterator[Row]:
+    """The first row that each distinct instruction is given with, in order of appearance."""
+    first: dict[str, Row] = {}
+    for row in dataset.rows(images=False):
+        first.setdefault(row.instruction, row)
+    wanted = {row.row for row in first.values()}
+    episodes = list(dict.fromkeys(row.episode for row in first.values()))
+    return (row for row in dataset.rows(episodes=episodes) if row.row in wanted)
+
+
+def _writer(settings: BuildSettings) -> str:
+    """Parts write some of the same files, perhaps at the same time."""
+    return "" if settings.share is None else settings.share.name
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -329,7 +387,7 @@ def _start(
     (out / SHARDS).mkdir(exist_ok=True)
     for name, content in contents.items():
         if not _holds(out / name, content):
-            write_atomically(out / name, content)
+            write_atomically(out / name, content, _writer(settings))
     return existing or fresh
 
 

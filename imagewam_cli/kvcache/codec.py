@@ -81,18 +81,28 @@ BFLOAT16 = CastCodec("bf16", torch.bfloat16)
 FLOAT16 = CastCodec("fp16", torch.float16)
 
 
-def stored_parts(spec: KVSpec, codec: Codec) -> dict[str, Part]:
-    """The tensors of a shard behind its index, by name."""
+PLACE = "instruction.place"
+"""(N,) int64: which of the instructions that are stored beside them the rows have."""
+
+
+def stored_parts(spec: KVSpec, codec: Codec, *, by_instruction: bool = False) -> dict[str, Part]:
+    """The tensors of a shard behind its index, by name. by_instruction: of the shard that has a row per instruction."""
     parts = {
-        f"layer.{i}.{name}": part for i, layer in enumerate(spec.layers) for name, part in codec.parts(layer).items()
+        f"layer.{i}.{name}": part
+        for i, layer in enumerate(spec.layers)
+        if layer.by_instruction == by_instruction
+        for name, part in codec.parts(layer).items()
     }
-    return parts | ({"valid": Part((spec.valid_tokens,), torch.bool)} if spec.valid_tokens else {})
+    if spec.valid_tokens and spec.valid_by_instruction == by_instruction:
+        parts["valid"] = Part((spec.valid_tokens,), torch.bool)
+    return parts
 
 
 def decode_prefix(stored: Mapping[str, Tensor], spec: KVSpec, codec: Codec) -> PrefixKV:
-    """float32 K and V of tensors as `stored_parts` names them."""
-    layers = tuple(
-        codec.decode({name: stored[f"layer.{i}.{name}"] for name in codec.parts(layer)}, layer, rope=spec.rope)
-        for i, layer in enumerate(spec.layers)
-    )
-    return PrefixKV(layers, stored.get("valid"))
+    """float32 K and V of tensors as `stored_parts` names them; those of instructions come with `PLACE`."""
+    layers: list[LayerKV] = []
+    for i, layer in enumerate(spec.layers):
+        kv = codec.decode({name: stored[f"layer.{i}.{name}"] for name in codec.parts(layer)}, layer, rope=spec.rope)
+        layers.append(LayerKV(kv.k[stored[PLACE]], kv.v[stored[PLACE]]) if layer.by_instruction else kv)
+    valid = stored.get("valid")
+    return PrefixKV(tuple(layers), valid[stored[PLACE]] if valid is not None and spec.valid_by_instruction else valid)

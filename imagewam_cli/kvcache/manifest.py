@@ -28,6 +28,8 @@ from imagewam_cli.kvcache.spec import KVSpec
 VERSION = 2
 MANIFEST = "manifest.json"
 TABLE = "table.safetensors"
+INSTRUCTIONS = "instructions.safetensors"
+"""Beside the shards, and one itself."""
 SHARDS = "shards"
 CHECKSUM = "checksum"
 _NO_CHECKSUM = 32 * "0"
@@ -80,11 +82,24 @@ class Manifest:
     total_rows: int
     """Rows that the finished cache has."""
     shards: tuple[ShardEntry, ...] = ()
+    by_instruction: ShardEntry | None = None
+    """The shard with a row for each instruction; None where no layer follows from the instruction alone."""
 
     @property
     def rows(self) -> int:
         """Rows that are there."""
         return sum(s.rows for s in self.shards)
+
+    @property
+    def entries(self) -> tuple[ShardEntry, ...]:
+        """All files in the folder of shards."""
+        return (*((self.by_instruction,) if self.by_instruction is not None else ()), *self.shards)
+
+    def with_entry(self, entry: ShardEntry) -> Manifest:
+        """With another entry for a file that it lists."""
+        if self.by_instruction is not None and entry.file == self.by_instruction.file:
+            return dataclasses.replace(self, by_instruction=entry)
+        return dataclasses.replace(self, shards=tuple(entry if e.file == entry.file else e for e in self.shards))
 
     @property
     def complete(self) -> bool:
@@ -124,9 +139,13 @@ class Share:
             raise UsageError(f"there is no part {self.index} of {self.count}", "parts of N are 0/N to N-1/N")
 
     @property
+    def name(self) -> str:
+        return f"part-{self.index:05d}-of-{self.count:05d}"
+
+    @property
     def manifest(self) -> str:
         """The file that lists the part's shards."""
-        return f"manifest.part-{self.index:05d}-of-{self.count:05d}.json"
+        return f"manifest.{self.name}.json"
 
     def of(self, names: Sequence[str]) -> list[str]:
         """Which of these are its own: consecutive ones, so that a worker decodes few videos."""
@@ -161,17 +180,22 @@ def unite(parts: Sequence[tuple[Path, Manifest]]) -> Manifest:
     first_path, first = parts[0]
     shards: dict[str, ShardEntry] = {}
     for path, manifest in parts:
-        there, here = (_flat(to_dict(dataclasses.replace(m, shards=()))) for m in (first, manifest))
+        there, here = (
+            _flat(to_dict(dataclasses.replace(m, shards=(), by_instruction=None))) for m in (first, manifest)
+        )
         for key in there.keys() | here.keys():
             if there.get(key) != here.get(key):
                 raise CacheError(
                     f"{first_path} and {path} are of different caches: {key} is {there.get(key)} and {here.get(key)}",
                     "merge what the same command built",
                 )
-        for entry in manifest.shards:
+        for entry in manifest.entries:
             if shards.setdefault(entry.file, entry) != entry:
                 raise CacheError(f"{path} has another {entry.file} than the parts before it", "build one of them again")
-    return dataclasses.replace(first, shards=tuple(shards[name] for name in sorted(shards)))
+    by_instruction = shards.pop(INSTRUCTIONS, None)
+    return dataclasses.replace(
+        first, shards=tuple(shards[name] for name in sorted(shards)), by_instruction=by_instruction
+    )
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -212,7 +236,7 @@ def read_manifest_file(path: Path) -> Manifest:
         manifest = from_dict(Manifest, values, source=str(path))
     except ConfigError as error:
         raise CacheError(f"{path} is damaged: {error.message}") from error
-    for shard in manifest.shards:
+    for shard in manifest.entries:
         if Path(shard.file).name != shard.file or shard.file in ("", ".."):
             raise CacheError(f"{path} names the shard {shard.file!r}, which is not a plain file name")
     return manifest
@@ -246,9 +270,10 @@ def has_checksum(path: Path, checksum: str) -> bool:
     return path.is_file() and xxhash.xxh3_128_hexdigest(path.read_bytes()) == checksum
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file holds all of `data` or what it held before; a power cut leaves one of the two."""
-    temporary = path.with_name(path.name + ".partial")
+def write_atomically(path: Path, data: bytes, writer: str = "") -> None:
+    """The file holds all of `data` or what it held before; a power cut leaves one of the two. writer: a name that
+    others who may write the same file at the same time do not have."""
+    temporary = partial_path(path, writer)
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -258,6 +283,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def partial_path(path: Path, writer: str = "") -> Path:
+    """Where a file is written before it has its name. A writer that begins again finds what it left there."""
+    return path.with_name(".".join(filter(None, (path.name, writer, "partial"))))
 
 
 def sync_folder(folder: Path) -> None:

@@ -53,7 +53,7 @@ def _manifests(folder: Path) -> list[Path]:
 def _bring(folder: Path, part: Manifest, out: Path) -> None:
     """Shards and files of a part, looked at before they are listed, into `out`."""
     (out / SHARDS).mkdir(exist_ok=True)
-    for entry in part.shards:
+    for entry in part.entries:
         shard = Shard.open(folder / SHARDS / entry.file)
         shard.require_listed(entry.bytes, entry.checksum)
         if folder != out:

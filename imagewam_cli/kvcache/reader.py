@@ -14,8 +14,16 @@ from torch import Tensor
 from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.codec import Codec, decode_prefix, stored_parts
-from imagewam_cli.kvcache.manifest import SHARDS, TABLE, Manifest, has_checksum, read_manifest, repair_hint
+from imagewam_cli.kvcache.codec import PLACE, Codec, decode_prefix, stored_parts
+from imagewam_cli.kvcache.manifest import (
+    SHARDS,
+    TABLE,
+    Manifest,
+    ShardEntry,
+    has_checksum,
+    read_manifest,
+    repair_hint,
+)
 from imagewam_cli.kvcache.shard import INDEX_KEYS, LoadMethod, Shard
 from imagewam_cli.kvcache.table import FrameTable, Indices
 from imagewam_cli.registry import Registry
@@ -108,7 +116,26 @@ class CacheReader:
         for number, part in opened.items():
             places = np.nonzero(shard_of == number)[0]
             part.take(indices[places] - self._starts[number], arrays, places)
-        return shard.tensors(arrays)
+        return shard.tensors(arrays) | self._of_instructions(indices)
+
+    def _of_instructions(self, indices: Indices) -> dict[str, Tensor]:
+        """What is stored once for each of the rows' instructions, and which of these each row has."""
+        if self._instructions is None:
+            return {}
+        distinct, place = np.unique(self.index.instruction[indices], return_inverse=True)
+        arrays = self._instructions.blank(len(distinct))
+        self._instructions.take(distinct, arrays, np.arange(len(distinct)))
+        return self._instructions.tensors(arrays) | {PLACE: torch.from_numpy(place)}
+
+    @functools.cached_property
+    def _instructions(self) -> Shard | None:
+        entry = self.manifest.by_instruction
+        if entry is None:
+            return None
+        shard = self._opened(entry, by_instruction=True)
+        if not np.array_equal(shard.array("instruction"), np.arange(len(self.manifest.instructions))):
+            raise CacheError(f"{shard.path} is of other instructions than the manifest's", repair_hint(self.folder))
+        return shard
 
     def decode(self, stored: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
         """float32 K and V of what `gather` returned, decoded on the device: compact numbers travel, not wide ones."""
@@ -117,23 +144,24 @@ class CacheReader:
 
     def _shard(self, number: int) -> Shard:
         if number not in self._open:
-            entry = self.manifest.shards[number]
-            shard = Shard.open(self.folder / SHARDS / entry.file, self.method)
-            shard.require_listed(entry.bytes, entry.checksum)
-            self._require_parts(shard)
+            shard = self._opened(self.manifest.shards[number])
             self._require_rows(shard, number)
             self._open[number] = shard
         return self._open[number]
 
-    def _require_parts(self, shard: Shard) -> None:
+    def _opened(self, entry: ShardEntry, *, by_instruction: bool = False) -> Shard:
         """K and V must be those that the manifest describes, or an expert of other heads would train on them."""
-        expected, found = stored_parts(self.manifest.spec, self.codec), shard.parts()
+        shard = Shard.open(self.folder / SHARDS / entry.file, self.method)
+        shard.require_listed(entry.bytes, entry.checksum)
+        expected = stored_parts(self.manifest.spec, self.codec, by_instruction=by_instruction)
+        found = shard.parts()
         for name in expected.keys() | found.keys():
             if expected.get(name) != found.get(name):
                 raise CacheError(
                     f"{shard.path}: {name} is {found.get(name)}, the manifest says {expected.get(name)}",
                     "build the cache again in another folder",
                 )
+        return shard
 
     def _require_rows(self, shard: Shard, number: int) -> None:
         """The rows must be those of the manifest's episodes: a shard in another's place is sound in itself."""

@@ -94,6 +94,12 @@ class LayerSpec:
     kv_heads: int
     head_dim: int
     segments: tuple[SegmentSpec, ...]
+    by_instruction: bool = False
+    """K and V are the same for every picture, as in a cross-attention to the text: stored once per instruction."""
+
+    def __post_init__(self) -> None:
+        if self.by_instruction and self.holds_pictures:
+            raise ValueError(f"layer {self.name} cannot follow from the instruction alone: it holds a picture")
 
     @property
     def tokens(self) -> int:
@@ -165,6 +171,11 @@ class KVSpec:
     def valid_tokens(self) -> int:
         """Width of `PrefixKV.valid`: the tokens of each layer that holds text; 0 where none does."""
         return max((layer.tokens for layer in self.layers if layer.holds_text), default=0)
+
+    @property
+    def valid_by_instruction(self) -> bool:
+        """Whether `valid` belongs to layers of the instruction alone."""
+        return all(layer.by_instruction for layer in self.layers if layer.holds_text)
 
     def bytes_per_row(self, bytes_per_number: int) -> int:
         """Bytes of K and V of one row, all layers."""

@@ -16,7 +16,7 @@ from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editor import Editor
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.build import batches, encode_rows, samples_bytes
+from imagewam_cli.kvcache.build import batches, encode_rows, instruction_rows, samples_bytes
 from imagewam_cli.kvcache.codec import Codec, stored_parts
 from imagewam_cli.kvcache.lock import write_lock
 from imagewam_cli.kvcache.manifest import (
@@ -56,7 +56,7 @@ def verify_cache(folder: Path, *, on_rows: Callable[[int], None] = lambda rows: 
         for name, checksum in manifest.files.items()
         if not has_checksum(folder / name, checksum)
     ]
-    for entry in manifest.shards:
+    for entry in manifest.entries:
         damage = _shard_damage(folder, entry)
         if damage is not None:
             found.append(damage)
@@ -84,13 +84,12 @@ def repair_cache(
         _repair_files(folder, manifest, damages, dataset)
         changed = []
         for damage in damages:
-            entry = next((e for e in manifest.shards if f"{SHARDS}/{e.file}" == damage.file), None)
+            entry = next((e for e in manifest.entries if f"{SHARDS}/{e.file}" == damage.file), None)
             if entry is not None:
                 repaired = _repair_shard(folder, manifest, entry, damage, dataset, editor, on_rows)
                 if repaired.checksum != entry.checksum:
                     changed.append(entry.file)
-                shards = tuple(repaired if e.file == entry.file else e for e in manifest.shards)
-                manifest = dataclasses.replace(manifest, shards=shards)
+                manifest = manifest.with_entry(repaired)
                 write_manifest(folder, manifest)
         return changed
 
@@ -161,12 +160,16 @@ def _repair_shard(
     old = Shard.open(path) if damage.rows is not None else None
     damaged = set(damage.rows if damage.rows is not None else range(entry.rows))
     numbers = {text: i for i, text in enumerate(manifest.instructions)}
-    with ShardWriter(path, entry.rows, stored_parts(manifest.spec, codec)) as writer:
+    once = entry == manifest.by_instruction
+    stream = (
+        instruction_rows(dataset) if once else dataset.rows(episodes=entry.episodes, stride=manifest.dataset.stride)
+    )
+    with ShardWriter(path, entry.rows, stored_parts(manifest.spec, codec, by_instruction=once)) as writer:
         first = 0
-        for rows in batches(dataset.rows(episodes=entry.episodes, stride=manifest.dataset.stride), entry.batch):
+        for rows in batches(stream, entry.batch):
             places = range(first, first + len(rows))
             if old is None or not damaged.isdisjoint(places):
-                index, tensors = encode_rows(editor, codec, rows, numbers)
+                index, tensors = encode_rows(editor, codec, rows, numbers, by_instruction=once)
             else:
                 index, tensors = _copied(old, places)
             writer.append(index, tensors)

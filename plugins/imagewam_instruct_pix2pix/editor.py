@@ -129,6 +129,7 @@ def unet_layers(unet: Any, image_size: tuple[int, int], text: int) -> tuple[Laye
                 kv_heads=module.heads,
                 head_dim=module.to_k.out_features // module.heads,
                 segments=(SegmentSpec(name="text", tokens=text) if path.endswith("attn2") else target,),
+                by_instruction=path.endswith("attn2"),
             )
         )
     return tuple(layers)

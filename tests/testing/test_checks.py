@@ -22,6 +22,7 @@ from imagewam_cli.editor import CameraLayout, Editor, PrefixGraph, PrefixKV, Pre
 from imagewam_cli.errors import UsageError
 from imagewam_cli.expert import blocks
 from imagewam_cli.hookspecs import EditorEntry
+from imagewam_cli.kvcache.build import BuildPlan
 from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec
 from imagewam_cli.registry import Registry
 from imagewam_cli.testing import layout, numbers, uses
@@ -465,8 +466,13 @@ def test_an_attention_that_is_not_one_softmax_is_found(
 def test_a_shard_of_another_size_is_found(
     subject_of: Callable[[type[Sound]], Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true = uses.bytes_per_row
-    monkeypatch.setattr(uses, "bytes_per_row", lambda spec, codec: true(spec, codec) + 1)
+    true = uses.plan_build
+
+    def larger(*arguments: Any) -> BuildPlan:
+        plan = true(*arguments)
+        return dataclasses.replace(plan, bytes_per_row=plan.bytes_per_row + 1)
+
+    monkeypatch.setattr(uses, "plan_build", larger)
     with pytest.raises(ContractError, match="bytes, announced were"):
         uses.a_cache_gives_back_what_was_encoded(subject_of(Sound))
 

@@ -1,0 +1,142 @@
+"""Layers that follow from the instruction alone are stored once for each instruction."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from imagewam_cli.capture import LayerKV
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.editor import PrefixKV
+from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.build import build_cache, bytes_per_row, plan_build
+from imagewam_cli.kvcache.codec import FLOAT32, Codec
+from imagewam_cli.kvcache.compact import INT8
+from imagewam_cli.kvcache.economy import measure
+from imagewam_cli.kvcache.manifest import INSTRUCTIONS, SHARDS, Share
+from imagewam_cli.kvcache.merge import merge_cache
+from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, SegmentSpec
+from imagewam_cli.kvcache.verify import repair_cache, verify_cache
+
+from .conftest import LENGTHS, SETTINGS
+from .doubles import HEAD_DIM, HEADS, REFERENCE, TEXT, ArithmeticEditor, MemoryDataset, numbers, seen
+from .test_build import files
+from .test_verify import flip
+
+BLANK = np.zeros((4, 4, 3), np.uint8)
+
+
+class CrossAttention(ArithmeticEditor):
+    """Its first layer sees the picture, its second the text."""
+
+    @property
+    def spec(self) -> KVSpec:
+        first, second = super().spec.layers
+        picture = dataclasses.replace(first, segments=(SegmentSpec(name="reference", tokens=REFERENCE),))
+        text = dataclasses.replace(second, segments=(SegmentSpec(name="text", tokens=TEXT),), by_instruction=True)
+        return dataclasses.replace(super().spec, layers=(picture, text))
+
+    def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
+        self.encoded += len(images)
+        rows = [one(row["top"], text) for row, text in zip(images, instructions, strict=True)]
+        layers = tuple(
+            LayerKV(torch.cat([row[i].k for row in rows]), torch.cat([row[i].v for row in rows])) for i in range(2)
+        )
+        return PrefixKV(layers, torch.from_numpy(np.stack([seen(text)[:TEXT] for text in instructions])))
+
+
+def one(picture: UInt8Image, instruction: str) -> tuple[LayerKV, LayerKV]:
+    """Both layers of one row."""
+    of_picture = numbers(picture, instruction, 0)
+    of_text = numbers(BLANK, instruction, 1)
+    return (
+        LayerKV(*(torch.from_numpy(x[None, TEXT:]) for x in of_picture)),
+        LayerKV(*(torch.from_numpy(x[None, :TEXT]) for x in of_text)),
+    )
+
+
+def build(out: Path, codec: Codec = FLOAT32, share: Share | None = None) -> CrossAttention:
+    editor, settings = CrossAttention(), dataclasses.replace(SETTINGS, share=share)
+    build_cache(MemoryDataset(LENGTHS), editor, out, codec, settings)
+    return editor
+
+
+def test_rows_come_back_whole(tmp_path: Path) -> None:
+    """Float32 is exact, in any order, with rows of the same instruction beside each other and apart."""
+    editor, reader = build(tmp_path / "c"), CacheReader(tmp_path / "c")
+    rows = list(MemoryDataset(LENGTHS).rows(stride=SETTINGS.stride))
+    order = np.random.default_rng(0).permutation(len(rows))
+    found = reader.read(order)
+    expected = editor.encode([rows[i].images for i in order], [rows[i].instruction for i in order])
+    for a, b in zip(found.layers, expected.layers, strict=True):
+        assert torch.equal(a.k, b.k)
+        assert torch.equal(a.v, b.v)
+    assert found.valid is not None
+    assert expected.valid is not None
+    assert torch.equal(found.valid, expected.valid)
+
+
+def test_bytes_are_those_of_the_picture_alone(tmp_path: Path) -> None:
+    """By hand: K and V of 4 tokens, 2 heads, 4 numbers, 4 bytes each, and 40 bytes of index; the instruction's 8 tokens
+    and their `valid` once."""
+    build(tmp_path)
+    spec = CrossAttention().spec
+    assert bytes_per_row(spec, FLOAT32) == 2 * REFERENCE * HEADS * HEAD_DIM * 4 + 40
+    once = load_file(tmp_path / SHARDS / INSTRUCTIONS)
+    count = len(once["instruction"])
+    assert count == len({row.instruction for row in MemoryDataset(LENGTHS).rows()})
+    assert set(once) == {"row", "episode", "frame", "instruction", "checksum", "valid", "layer.1.k", "layer.1.v"}
+    assert set(load_file(tmp_path / SHARDS / "shard-00000.safetensors")) & {"valid", "layer.1.k"} == set()
+    plan = plan_build(MemoryDataset(LENGTHS), spec, FLOAT32, SETTINGS)
+    assert plan.instruction_bytes == count * (2 * TEXT * HEADS * HEAD_DIM * 4 + TEXT + 40)
+    assert plan.total_bytes == 15 * plan.bytes_per_row + plan.instruction_bytes
+
+
+def test_a_damaged_one_is_found_refused_repaired_and_built_again(tmp_path: Path) -> None:
+    build(tmp_path, INT8)
+    before, path = files(tmp_path), tmp_path / SHARDS / INSTRUCTIONS
+    flip(path, len(path.read_bytes()) - 1)
+    (damage,) = verify_cache(tmp_path)
+    assert damage.file == f"{SHARDS}/{INSTRUCTIONS}"
+    with pytest.raises(CacheError, match="differ from their checksums"):
+        CacheReader(tmp_path).read(np.arange(15))
+    assert repair_cache(tmp_path, [damage], MemoryDataset(LENGTHS), CrossAttention()) == []
+    assert files(tmp_path) == before
+    path.unlink()
+    assert build(tmp_path, INT8).encoded == len(load_file(path)["row"])
+    assert files(tmp_path) == before
+
+
+def test_parts_share_it(tmp_path: Path) -> None:
+    """Each part writes the same one; a part that has only begun is no obstacle to reading the other."""
+    build(tmp_path / "whole")
+    for i in range(2):
+        build(tmp_path / "parts", share=Share(index=i, count=2))
+    assert len(CacheReader(tmp_path / "parts")) == 15
+    merge_cache(tmp_path / "parts")
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_without_it_nothing_is_read(tmp_path: Path) -> None:
+    build(tmp_path / "a")
+    (tmp_path / "a" / SHARDS / INSTRUCTIONS).unlink()
+    with pytest.raises(CacheError, match="is missing"):
+        CacheReader(tmp_path / "a").read(np.arange(3))
+
+
+def test_what_a_row_costs_is_measured_too(tmp_path: Path) -> None:
+    rows = list(MemoryDataset(LENGTHS).rows())[:4]
+    assert measure(CrossAttention(), INT8, rows, tmp_path).decode > 0
+
+
+def test_a_layer_that_holds_a_picture_does_not_follow_from_the_instruction() -> None:
+    picture = SegmentSpec(name="target", tokens=4, grid=(2, 2))
+    with pytest.raises(ValueError, match="holds a picture"):
+        LayerSpec(name="a", block="parallel", heads=1, kv_heads=1, head_dim=4, segments=(picture,), by_instruction=True)
