@@ -34,6 +34,9 @@ def cache_command(
     ] = "bf16",
     batch: Annotated[int, typer.Option("--batch", help="Rows per forward pass.")] = 16,
     shard_mb: Annotated[float, typer.Option("--shard-mb", help="About how large a shard becomes.")] = 256.0,
+    variants: Annotated[
+        int, typer.Option("--variants", help="Views of each row: as recorded, and augmented ones.")
+    ] = 1,
     plan: Annotated[
         bool, typer.Option("--plan", help="Measure this machine, print bytes, time and whether it pays; keep nothing.")
     ] = False,
@@ -55,6 +58,7 @@ def cache_command(
     """
     if context.invoked_subcommand is not None:
         return
+    from imagewam_cli.data.augmentation import Augmentation
     from imagewam_cli.editor import TYPICAL_TEXT
     from imagewam_cli.errors import EditorError, UsageError
     from imagewam_cli.kvcache.build import BuildSettings, build_cache, plan_build
@@ -62,13 +66,19 @@ def cache_command(
     from imagewam_cli.registry import Registry
     from imagewam_cli.workspace import CACHES
 
-    require_at_least_one(stride=options.stride, batch=batch)
+    require_at_least_one(stride=options.stride, batch=batch, variants=variants)
     require_positive(shard_mb=shard_mb)
     if budget is not None and not plan:
         raise UsageError("--budget is for --plan", "add --plan")
     stored = Registry.installed().codecs.load(codec)
     share = share_of(part, os.environ)
-    build = BuildSettings(stride=options.stride, batch=batch, shard_mb=shard_mb, share=share)
+    build = BuildSettings(
+        stride=options.stride,
+        augmentation=Augmentation(variants=variants),
+        batch=batch,
+        shard_mb=shard_mb,
+        share=share,
+    )
     chosen = choose_editor(options, weights, trial="--plan" if plan else None)
     rows = chosen.dataset
     try:

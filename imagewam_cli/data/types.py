@@ -61,6 +61,8 @@ class Row:
     state: Float32Array
     action: Float32Array
     images: Mapping[str, UInt8Image] = field(default_factory=dict)
+    variant: int = 0
+    """Which view of the frame: 0 is as it was recorded, others are augmented (`imagewam_cli.data.augmentation`)."""
 
     def observation(self) -> Observation:
         return Observation(images=self.images, state=self.state, instruction=self.instruction)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.capture import LayerKV
+from imagewam_cli.data.augmentation import augmented
 from imagewam_cli.data.types import Dataset, Row
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import UsageError
@@ -127,11 +128,13 @@ def evaluate_fidelity(
 
 def _picked(reader: CacheReader, dataset: Dataset, places: Indices) -> Iterator[tuple[Indices, list[Row]]]:
     """The cache's rows at these places, with their pictures, a few at a time."""
-    wanted = {int(reader.index.row[place]): int(place) for place in places}
-    episodes = np.unique(reader.index.episode[places]).tolist()
-    rows = (r for r in dataset.rows(episodes=episodes, stride=reader.manifest.dataset.stride) if r.row in wanted)
-    for few in batches(rows, _BATCH):
-        yield np.array([wanted[r.row] for r in few]), few
+    index, origin = reader.index, reader.manifest.dataset
+    wanted = {(int(index.row[place]), int(index.variant[place])): int(place) for place in places}
+    shown = {int(row) for row in index.row[places]}
+    frames = dataset.rows(episodes=np.unique(index.episode[places]).tolist(), stride=origin.stride)
+    views = augmented((r for r in frames if r.row in shown), origin.augmentation)
+    for few in batches((r for r in views if (r.row, r.variant) in wanted), _BATCH):
+        yield np.array([wanted[r.row, r.variant] for r in few]), few
 
 
 def _mean(kind: type[T], same: Sequence[T]) -> T:

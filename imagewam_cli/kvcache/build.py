@@ -22,6 +22,7 @@ import xxhash
 from torch import Tensor
 
 from imagewam_cli.capture import LayerKV
+from imagewam_cli.data.augmentation import AS_RECORDED, Augmentation, augmented
 from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.data.types import Dataset, EpisodeInfo, Row
 from imagewam_cli.editor import Editor, PrefixKV
@@ -54,9 +55,10 @@ _SAMPLED = (8, 24, 40, 56)
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """How a cache is cut and computed; `stride` is the only one that changes which rows it has."""
+    """How a cache is cut and computed; `stride` and `augmentation` say which rows it has."""
 
     stride: int = 1
+    augmentation: Augmentation = AS_RECORDED
     batch: int = 16
     shard_mb: float = 256.0
     share: Share | None = None
@@ -89,7 +91,7 @@ def plan_build(dataset: Dataset, spec: KVSpec, codec: Codec, settings: BuildSett
     current: list[EpisodeInfo] = []
     size = 0
     for episode in dataset.episodes():
-        episode_bytes = _rows_of(episode, settings.stride) * row_bytes
+        episode_bytes = _rows_of(episode, settings) * row_bytes
         if current and size + episode_bytes > settings.shard_mb * 1e6:
             shards.append(tuple(current))
             current, size = [], 0
@@ -97,7 +99,7 @@ def plan_build(dataset: Dataset, spec: KVSpec, codec: Codec, settings: BuildSett
         size += episode_bytes
     if current:
         shards.append(tuple(current))
-    rows = sum(_rows_of(e, settings.stride) for shard in shards for e in shard)
+    rows = sum(_rows_of(e, settings) for shard in shards for e in shard)
     return BuildPlan(
         shards=tuple(shards),
         rows=rows,
@@ -182,7 +184,7 @@ class _Build:
         cut = _cut(plan)
         own = list(cut) if settings.share is None else settings.share.of(list(cut))
         self.cut = {name: cut[name] for name in own}
-        self._rows = {e.index: _rows_of(e, settings.stride) for shard in plan.shards for e in shard}
+        self._rows = {e.index: _rows_of(e, settings) for shard in plan.shards for e in shard}
         self.name = MANIFEST if settings.share is None else settings.share.manifest
         self.manifest = _start(dataset, editor, out, codec, settings, plan, self.name)
         self.kept = {entry.file: entry for entry in self.manifest.shards if _intact(out, entry)}
@@ -242,7 +244,8 @@ class _Build:
         shard_of = {episode: name for name in missing for episode in self.cut[name]}
         rows = self.dataset.rows(episodes=list(shard_of), stride=self.settings.stride) if missing else iter(())
         # grouped, not counted: a group ends when the row after it was read, so the checks at an episode's end have run
-        groups = itertools.groupby(rows, key=lambda row: shard_of[row.episode])
+        views = augmented(rows, self.settings.augmentation)
+        groups = itertools.groupby(views, key=lambda row: shard_of[row.episode])
         for name in missing:
             given, group = next(groups, (None, iter(())))
             yield name, group if given == name else iter(())
@@ -308,6 +311,7 @@ def encode_rows(
         "episode": [r.episode for r in rows],
         "frame": [r.frame for r in rows],
         "instruction": [numbers[r.instruction] for r in rows],
+        "variant": [r.variant for r in rows],
     }
     return index, tensors
 
@@ -341,7 +345,9 @@ def _refuse_foreign(out: Path) -> None:
         raise UsageError(f"{out} holds something that is not a cache", "choose an empty folder with --out")
 
 
-def dataset_entry(dataset: Dataset, cameras: Sequence[str], stride: int) -> DatasetEntry:
+def dataset_entry(
+    dataset: Dataset, cameras: Sequence[str], stride: int, augmentation: Augmentation = AS_RECORDED
+) -> DatasetEntry:
     """What is written down of a dataset of which every `stride`-th frame is taken. cameras: those that are seen."""
     info = dataset.info
     return DatasetEntry(
@@ -355,6 +361,7 @@ def dataset_entry(dataset: Dataset, cameras: Sequence[str], stride: int) -> Data
         rows=info.total_rows,
         stride=stride,
         keys=dataclasses.replace(info.keys, cameras=tuple(cameras)),
+        augmentation=augmentation,
     )
 
 
@@ -374,7 +381,7 @@ def _start(
         fingerprint=editor.fingerprint(),
         spec=editor.spec,
         codec=codec.name,
-        dataset=dataset_entry(dataset, editor.spec.cameras, settings.stride),
+        dataset=dataset_entry(dataset, editor.spec.cameras, settings.stride, settings.augmentation),
         instructions=instructions,
         files=kept | {name: xxhash.xxh3_128_hexdigest(content) for name, content in contents.items()},
         total_rows=plan.rows,
@@ -396,6 +403,7 @@ def _refuse_other(out: Path, existing: Manifest, fresh: Manifest) -> None:
     pairs = [
         ("dataset", existing.dataset.identity[:16], fresh.dataset.identity[:16]),
         ("stride", existing.dataset.stride, fresh.dataset.stride),
+        ("augmentation", existing.dataset.augmentation, fresh.dataset.augmentation),
         ("codec", existing.codec, fresh.codec),
         ("editor", existing.fingerprint.get("editor"), fresh.fingerprint.get("editor")),
         ("editor weights", str(existing.fingerprint.get("weights"))[:16], str(fresh.fingerprint.get("weights"))[:16]),
@@ -460,8 +468,8 @@ def _require_room(out: Path, needed: int) -> None:
         )
 
 
-def _rows_of(episode: EpisodeInfo, stride: int) -> int:
-    return -(-episode.length // stride)
+def _rows_of(episode: EpisodeInfo, settings: BuildSettings) -> int:
+    return -(-episode.length // settings.stride) * settings.augmentation.variants
 
 
 def samples_bytes(dataset: Dataset, stride: int) -> bytes:

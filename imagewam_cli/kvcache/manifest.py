@@ -20,6 +20,7 @@ from typing import Any
 import xxhash
 
 from imagewam_cli.config import dump_json, from_dict, to_dict
+from imagewam_cli.data.augmentation import AS_RECORDED, Augmentation
 from imagewam_cli.data.types import KeyMap
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.errors import CacheError, ConfigError, UsageError
@@ -66,6 +67,8 @@ class DatasetEntry:
     stride: int
     keys: KeyMap
     """With the cameras that the editor sees."""
+    augmentation: Augmentation = AS_RECORDED
+    """A cache has `variants` rows for each frame that it takes."""
 
 
 @dataclass(frozen=True, kw_only=True)

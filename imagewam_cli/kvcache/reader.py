@@ -31,18 +31,21 @@ from imagewam_cli.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class RowIndex:
-    """Which dataset frame each cached row is: int64 (N,) each; `instruction` indexes the manifest's list."""
+    """Which dataset frame each cached row is: int64 (N,) each; `instruction` indexes the manifest's list, `variant`
+    counts the views of a frame."""
 
     row: Indices
     episode: Indices
     frame: Indices
     instruction: Indices
+    variant: Indices
 
 
-def row_index(table: FrameTable, episodes: Iterable[int], stride: int) -> RowIndex:
-    """Of every `stride`-th frame of these episodes."""
-    row, episode, frame = table.frames(episodes, stride)
-    return RowIndex(row=row, episode=episode, frame=frame, instruction=table.instruction[row])
+def row_index(table: FrameTable, episodes: Iterable[int], stride: int, variants: int = 1) -> RowIndex:
+    """Of so many views of every `stride`-th frame of these episodes."""
+    row, episode, frame = (np.repeat(column, variants) for column in table.frames(episodes, stride))
+    variant = np.arange(len(row)) % variants
+    return RowIndex(row=row, episode=episode, frame=frame, instruction=table.instruction[row], variant=variant)
 
 
 class CacheReader:
@@ -75,7 +78,8 @@ class CacheReader:
     def index(self) -> RowIndex:
         """Of all rows, from the manifest and the table: no shard is opened."""
         episodes = [episode for shard in self.manifest.shards for episode in shard.episodes]
-        index = row_index(self.table, episodes, self.manifest.dataset.stride)
+        dataset = self.manifest.dataset
+        index = row_index(self.table, episodes, dataset.stride, dataset.augmentation.variants)
         if len(index.row) != len(self):
             raise CacheError(
                 f"{self.folder}: its table has {len(index.row)} rows for its shards, its manifest {len(self)}",

@@ -1,11 +1,11 @@
 """One shard: a safetensors file with what a codec stored of consecutive rows (docs/cache-format.md).
 
-row, episode, frame, instruction   (N,) int64
+row, episode, frame, instruction, variant   (N,) int64
 checksum                           (N,) uint64    XXH3-64 of a row's bytes in every tensor below, in the file's order
 valid                              (N, P) bool    absent where no layer holds text
 layer.{i}.{part}                   (N, ...)       parts as the codec names them; i counts the kept layers
 
-The first five stand right behind the header. They and the header are the head of the file: the manifest has a checksum
+The first six stand right behind the header. They and the header are the head of the file: the manifest has a checksum
 of the head, the head has one of every row, so each byte is covered, and a row can be checked when it is first read.
 """
 
@@ -30,7 +30,7 @@ from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.codec import Part
 from imagewam_cli.kvcache.manifest import partial_path, repair_hint, sync_folder
 
-INDEX_KEYS = ("row", "episode", "frame", "instruction")
+INDEX_KEYS = ("row", "episode", "frame", "instruction", "variant")
 CHECKSUM = "checksum"
 INDEX_BYTES = 8 * (len(INDEX_KEYS) + 1)
 """Of a row."""

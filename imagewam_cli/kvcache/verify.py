@@ -12,6 +12,7 @@ import xxhash
 from torch import Tensor
 
 from imagewam_cli.config import to_dict
+from imagewam_cli.data.augmentation import augmented
 from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editor import Editor
@@ -162,7 +163,11 @@ def _repair_shard(
     numbers = {text: i for i, text in enumerate(manifest.instructions)}
     once = entry == manifest.by_instruction
     stream = (
-        instruction_rows(dataset) if once else dataset.rows(episodes=entry.episodes, stride=manifest.dataset.stride)
+        instruction_rows(dataset)
+        if once
+        else augmented(
+            dataset.rows(episodes=entry.episodes, stride=manifest.dataset.stride), manifest.dataset.augmentation
+        )
     )
     with ShardWriter(path, entry.rows, stored_parts(manifest.spec, codec, by_instruction=once)) as writer:
         first = 0

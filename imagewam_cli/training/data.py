@@ -47,7 +47,9 @@ class ExpertData:
         self.train_episodes = train[: recipe.episodes]
         self.validation_episodes = validation
         self.train_rows = self._rows(self.train_episodes)
-        self.validation_rows = _thin(self._rows(validation), recipe.validation_rows)
+        held_out = self._rows(validation)
+        as_recorded = held_out[source.index.variant[held_out] == 0]
+        self.validation_rows = _thin(as_recorded, recipe.validation_rows)
         if len(self.train_rows) == 0:
             raise CacheError(f"{source.origin.place} leaves no row to train on", "record more episodes")
         table = source.table

@@ -44,7 +44,7 @@ def test_bytes_are_planned_without_weights(
     plan = json.loads(printed.out)
     editors = Registry.installed().editors
     spec = editors.load("instruct-pix2pix").describe(editors.get("instruct-pix2pix"), PrefixSettings())
-    assert plan["bytes_per_row"] == spec.bytes_per_row(2) + 5 * 8
+    assert plan["bytes_per_row"] == spec.bytes_per_row(2) + 6 * 8
     assert plan["seconds"] is None
     assert "not on this machine" in printed.err
 

@@ -116,8 +116,8 @@ def test_settings_are_every_codec_with_and_without_cells(prefix: PrefixKV) -> No
     found = {(s.codec, s.pool): s for s in compare_settings(spec, prefix, {"fp32": FLOAT32, "bf16": BFLOAT16})}
     assert set(found) == {("fp32", 1), ("bf16", 1), ("fp32", 2), ("bf16", 2)}
     # K and V of 29 tokens, or of 5 and 6 cells, 16 numbers each; valid; five numbers of the index
-    assert found["fp32", 1].bytes_per_row == 2 * 29 * 16 * 4 + 29 + 40
-    assert found["bf16", 2].bytes_per_row == 2 * 11 * 16 * 2 + 11 + 40
+    assert found["fp32", 1].bytes_per_row == 2 * 29 * 16 * 4 + 29 + 48
+    assert found["bf16", 2].bytes_per_row == 2 * 11 * 16 * 2 + 11 + 48
     assert found["fp32", 1].attention == 0.0
     assert 0 < found["bf16", 1].attention < found["bf16", 2].attention
 

@@ -76,7 +76,7 @@ class TestPlan:
     @pytest.mark.parametrize(("codec", "size"), [(FLOAT32, 4), (BFLOAT16, 2), (FLOAT16, 2)])
     def test_bytes_per_row_by_hand(self, codec: CastCodec, size: int) -> None:
         # 2 layers x (K, V) x 12 tokens x 2 heads x 4 numbers, 12 bytes of valid, five index numbers of 8 bytes
-        assert bytes_per_row(ArithmeticEditor().spec, codec) == 2 * 2 * 12 * 2 * 4 * size + 12 + 40
+        assert bytes_per_row(ArithmeticEditor().spec, codec) == 2 * 2 * 12 * 2 * 4 * size + 12 + 48
 
     @pytest.mark.parametrize("codec", [FLOAT32, BFLOAT16, FLOAT16])
     def test_a_shard_holds_the_planned_bytes_beside_its_header(
@@ -101,7 +101,7 @@ class TestPlan:
 
     def test_half_the_bytes_per_number_give_twice_the_rows_per_shard(self, dataset: MemoryDataset) -> None:
         plan = plan_build(dataset, ArithmeticEditor().spec, BFLOAT16, SETTINGS)
-        # 820 bytes a row: ten in 9000
+        # 836 bytes a row: ten in 9000
         assert [sum(-(-e.length // 2) for e in shard) for shard in plan.shards] == [3 + 5 + 2, 1 + 4]
 
     @pytest.mark.parametrize("settings", [{"stride": 0}, {"batch": 0}, {"shard_mb": 0.0}, {"shard_mb": -1.0}])

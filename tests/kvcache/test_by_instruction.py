@@ -22,6 +22,7 @@ from imagewam_cli.kvcache.economy import measure
 from imagewam_cli.kvcache.manifest import INSTRUCTIONS, SHARDS, Share
 from imagewam_cli.kvcache.merge import merge_cache
 from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.kvcache.shard import INDEX_KEYS
 from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, SegmentSpec
 from imagewam_cli.kvcache.verify import repair_cache, verify_cache
 
@@ -84,18 +85,18 @@ def test_rows_come_back_whole(tmp_path: Path) -> None:
 
 
 def test_bytes_are_those_of_the_picture_alone(tmp_path: Path) -> None:
-    """By hand: K and V of 4 tokens, 2 heads, 4 numbers, 4 bytes each, and 40 bytes of index; the instruction's 8 tokens
+    """By hand: K and V of 4 tokens, 2 heads, 4 numbers, 4 bytes each, and 48 bytes of index; the instruction's 8 tokens
     and their `valid` once."""
     build(tmp_path)
     spec = CrossAttention().spec
-    assert bytes_per_row(spec, FLOAT32) == 2 * REFERENCE * HEADS * HEAD_DIM * 4 + 40
+    assert bytes_per_row(spec, FLOAT32) == 2 * REFERENCE * HEADS * HEAD_DIM * 4 + 48
     once = load_file(tmp_path / SHARDS / INSTRUCTIONS)
     count = len(once["instruction"])
     assert count == len({row.instruction for row in MemoryDataset(LENGTHS).rows()})
-    assert set(once) == {"row", "episode", "frame", "instruction", "checksum", "valid", "layer.1.k", "layer.1.v"}
+    assert set(once) == {*INDEX_KEYS, "checksum", "valid", "layer.1.k", "layer.1.v"}
     assert set(load_file(tmp_path / SHARDS / "shard-00000.safetensors")) & {"valid", "layer.1.k"} == set()
     plan = plan_build(MemoryDataset(LENGTHS), spec, FLOAT32, SETTINGS)
-    assert plan.instruction_bytes == count * (2 * TEXT * HEADS * HEAD_DIM * 4 + TEXT + 40)
+    assert plan.instruction_bytes == count * (2 * TEXT * HEADS * HEAD_DIM * 4 + TEXT + 48)
     assert plan.total_bytes == 15 * plan.bytes_per_row + plan.instruction_bytes
 
 
