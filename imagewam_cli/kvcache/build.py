@@ -294,18 +294,9 @@ def encode_rows(
     Raises:
         CacheError: the editor does not keep to its layout, or the codec cannot hold its numbers.
     """
-    prefix, spec = editor.encode([r.images for r in rows], [r.instruction for r in rows]), editor.spec
-    check_prefix(prefix, spec, len(rows))
-    tensors: dict[str, Tensor] = {}
-    for i, (kv, layer) in enumerate(zip(prefix.layers, spec.layers, strict=True)):
-        if layer.by_instruction != by_instruction:
-            continue
-        stored = codec.encode(kv, layer, rope=spec.rope, valid=prefix.valid)
-        _require_held(stored, kv, layer, codec)
-        tensors |= {f"layer.{i}.{name}": tensor.cpu() for name, tensor in stored.items()}
-    if spec.valid_tokens and spec.valid_by_instruction == by_instruction:
-        everywhere = torch.ones(len(rows), spec.valid_tokens, dtype=torch.bool)
-        tensors["valid"] = everywhere if prefix.valid is None else prefix.valid.cpu()
+    prefix = editor.encode([r.images for r in rows], [r.instruction for r in rows])
+    check_prefix(prefix, editor.spec, len(rows))
+    tensors = stored_tensors(prefix, editor.spec, codec, by_instruction=by_instruction)
     index = {
         "row": [r.row for r in rows],
         "episode": [r.episode for r in rows],
@@ -314,6 +305,25 @@ def encode_rows(
         "variant": [r.variant for r in rows],
     }
     return index, tensors
+
+
+def stored_tensors(prefix: PrefixKV, spec: KVSpec, codec: Codec, *, by_instruction: bool = False) -> dict[str, Tensor]:
+    """The prefix as `stored_parts` names its tensors, on the CPU.
+
+    Raises:
+        CacheError: the codec cannot hold its numbers.
+    """
+    tensors: dict[str, Tensor] = {}
+    for i, (kv, layer) in enumerate(zip(prefix.layers, spec.layers, strict=True)):
+        if layer.by_instruction != by_instruction:
+            continue
+        stored = codec.encode(kv, layer, rope=spec.rope, valid=prefix.valid)
+        _require_held(stored, kv, layer, codec)
+        tensors |= {f"layer.{i}.{name}": tensor.cpu() for name, tensor in stored.items()}
+    if spec.valid_tokens and spec.valid_by_instruction == by_instruction:
+        everywhere = torch.ones(prefix.batch, spec.valid_tokens, dtype=torch.bool)
+        tensors["valid"] = everywhere if prefix.valid is None else prefix.valid.cpu()
+    return tensors
 
 
 def instructions_of(dataset: Dataset) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +18,16 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.data.types import Row
-from imagewam_cli.editor import Editor
-from imagewam_cli.kvcache.build import bytes_per_row, encode_rows
+from imagewam_cli.editor import Editor, PrefixKV
+from imagewam_cli.kvcache.build import bytes_per_row, stored_tensors
 from imagewam_cli.kvcache.codec import PLACE, Codec, decode_prefix, stored_parts
 from imagewam_cli.kvcache.shard import INDEX_KEYS, Shard, ShardWriter
 
 _SAMPLE_BYTES = 64e6
 _MOST_ROWS = 256
 _FORWARDS = 2
+_FORWARD_SECONDS = 20.0
+"""About how long one forward may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,51 +65,54 @@ class Economy:
 
 
 def measure(editor: Editor, codec: Codec, rows: Sequence[Row], folder: Path) -> Economy:
-    """rows: one batch, as a build would take it; folder: on the disk that the cache is for. Leaves nothing there."""
-    images, instructions = [r.images for r in rows], [r.instruction for r in rows]
-    editor.encode(images, instructions).to("cpu")
+    """rows: one batch, as a build would take it, of which fewer are looked at where a forward is slow; folder: on the
+    disk that the cache is for. Leaves nothing there."""
+    rows = rows[: max(1, int(_FORWARD_SECONDS / _seconds(lambda: _prefix(editor, rows[:1]))))]
+    prefix = _prefix(editor, rows)
+    forward = min(_seconds(lambda: _prefix(editor, rows)) for _ in range(_FORWARDS)) / len(rows)
+    numbers = {text: i for i, text in enumerate(dict.fromkeys(row.instruction for row in rows))}
     started = time.perf_counter()
-    for _ in range(_FORWARDS):
-        editor.encode(images, instructions).to("cpu")
-    forward = (time.perf_counter() - started) / (_FORWARDS * len(rows))
-    numbers = {text: i for i, text in enumerate(dict.fromkeys(instructions))}
-    started = time.perf_counter()
-    index, tensors = encode_rows(editor, codec, rows, numbers)
-    coding = max(0.0, (time.perf_counter() - started) / len(rows) - forward)
+    tensors = stored_tensors(prefix, editor.spec, codec)
+    coding = (time.perf_counter() - started) / len(rows)
     row_bytes = bytes_per_row(editor.spec, codec)
     times = max(1, int(min(_MOST_ROWS, _SAMPLE_BYTES / row_bytes) // len(rows)))
     with tempfile.TemporaryDirectory(prefix=".plan-", dir=folder) as scratch:
         path = Path(scratch) / "sample.safetensors"
-        write = _written(path, editor, codec, index, tensors, times) / (times * len(rows))
+        write = _written(path, editor, codec, len(rows), tensors, times) / (times * len(rows))
         read, stored = _read(path, times * len(rows))
-    once = _of_instructions(editor, codec, rows, numbers, times)
-    started = time.perf_counter()
-    decode_prefix(stored | once, editor.spec, codec)
-    decode = (time.perf_counter() - started) / (times * len(rows))
+    stored |= _of_instructions(prefix, editor, codec, [numbers[row.instruction] for row in rows] * times)
+    decode = _seconds(lambda: decode_prefix(stored, editor.spec, codec)) / (times * len(rows))
     return Economy(row_bytes=row_bytes, forward=forward, write=coding + write, read=read, decode=decode)
 
 
-def _of_instructions(
-    editor: Editor, codec: Codec, rows: Sequence[Row], numbers: Mapping[str, int], times: int
-) -> dict[str, Tensor]:
-    """What a reader adds for rows that came `times` times: read once, it is not part of a row's cost."""
+def _prefix(editor: Editor, rows: Sequence[Row]) -> PrefixKV:
+    return editor.encode([r.images for r in rows], [r.instruction for r in rows]).to("cpu")
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _of_instructions(prefix: PrefixKV, editor: Editor, codec: Codec, numbers: Sequence[int]) -> dict[str, Tensor]:
+    """What a reader adds to rows of instructions with these numbers: read once, it is not part of a row's cost."""
     if not stored_parts(editor.spec, codec, by_instruction=True):
         return {}
-    first = {row.instruction: row for row in reversed(rows)}
-    _, tensors = encode_rows(editor, codec, [first[text] for text in numbers], numbers, by_instruction=True)
-    return tensors | {PLACE: torch.tensor([numbers[row.instruction] for row in rows] * times)}
+    return stored_tensors(prefix, editor.spec, codec, by_instruction=True) | {PLACE: torch.tensor(numbers)}
 
 
 def _written(
     path: Path,
     editor: Editor,
     codec: Codec,
-    index: Mapping[str, Sequence[int]],
+    count: int,
     tensors: Mapping[str, Tensor],
     times: int,
 ) -> float:
+    """count: rows of the tensors, which are written so many times."""
     started = time.perf_counter()
-    count = len(index[INDEX_KEYS[0]])
+    index = {name: [0] * count for name in INDEX_KEYS}
     with ShardWriter(path, times * count, stored_parts(editor.spec, codec)) as writer:
         for _ in range(times):
             writer.append(index, tensors)
