@@ -60,4 +60,11 @@ def imagewam_codecs() -> list[CodecEntry]:
             load="imagewam_cli.kvcache.compact:INT8",
         ),
         CodecEntry(name="int4", summary="half a byte, grouped as int8", load="imagewam_cli.kvcache.compact:INT4"),
+        CodecEntry(
+            name="pca2",
+            summary="2 bits: principal axes of the dataset's rows",
+            load="imagewam_cli.kvcache.principal:PCA2",
+        ),
+        CodecEntry(name="pca1", summary="a sixteenth of bf16, as pca2", load="imagewam_cli.kvcache.principal:PCA1"),
+        CodecEntry(name="pca0.5", summary="a thirty-second, as pca2", load="imagewam_cli.kvcache.principal:PCA_HALF"),
     ]

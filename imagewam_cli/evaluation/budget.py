@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import UsageError
-from imagewam_cli.evaluation.fidelity import compare_settings
+from imagewam_cli.evaluation.fidelity import compare_ways, ways
 from imagewam_cli.kvcache.codec import Codec
 from imagewam_cli.kvcache.spec import KVSpec, select_layers
 
@@ -54,7 +54,7 @@ def within_budget(spec: KVSpec, exact: PrefixKV, codecs: Mapping[str, Codec], *,
                 total_bytes=rows * found.bytes_per_row,
                 attention=found.attention,
             )
-            for found in compare_settings(thin, prefix, codecs)
+            for found in compare_ways(thin, prefix, ways(thin, codecs.values()))
         ]
         fitting = [choice for choice in choices if choice.total_bytes <= budget]
         if fitting:

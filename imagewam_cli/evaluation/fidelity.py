@@ -8,7 +8,7 @@ mean squares over heads, queries and rows. With a policy: how much its actions a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,7 +25,8 @@ from imagewam_cli.evaluation.tables import aligned
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.sampler import integrate
 from imagewam_cli.kvcache.build import batches, bytes_per_row
-from imagewam_cli.kvcache.codec import Codec
+from imagewam_cli.kvcache.codec import Codec, LearnedCodec
+from imagewam_cli.kvcache.learned import fitted_to, sample_prefixes
 from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec
 from imagewam_cli.kvcache.table import Indices
@@ -101,13 +102,15 @@ def evaluate_fidelity(
     spec, count = reader.manifest.spec, min(rows, len(reader))
     places = np.linspace(0, len(reader) - 1, count).round().astype(np.int64)
     unpooled = reader.manifest.settings.pool == 1
-    codecs = {entry.name: Registry.installed().codecs.load(entry.name) for entry in Registry.installed().codecs}
+    codecs = [Registry.installed().codecs.load(entry.name) for entry in Registry.installed().codecs]
+    samples = sample_prefixes(editor, dataset, reader.manifest.dataset.stride)
+    tried = ways(spec, codecs, samples, pools=_POOLS if unpooled else (1,))
     layers, settings, changes = [], [], []
     for numbers, few in _picked(reader, dataset, places):
         stored = reader.read(numbers)
         exact = editor.encode([r.images for r in few], [r.instruction for r in few]).to("cpu", torch.float32)
         layers.append(compare(spec, exact, stored))
-        settings.append(compare_settings(spec, exact, codecs, pools=_POOLS if unpooled else (1,)))
+        settings.append(compare_ways(spec, exact, tried))
         if policy is not None:
             changes.append(policy_change(policy, few, exact, stored))
         on_rows(len(few))
@@ -167,23 +170,49 @@ def compare(spec: KVSpec, exact: PrefixKV, stored: PrefixKV) -> tuple[LayerError
     )
 
 
-def compare_settings(
-    spec: KVSpec, exact: PrefixKV, codecs: Mapping[str, Codec], *, pools: Sequence[int] = _POOLS
-) -> tuple[SettingErrors, ...]:
-    """Every codec, with picture tokens in cells of each size. spec, exact: of prefixes that are not pooled."""
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A codec, ready to encode prefixes of the layout `spec`, whose pictures are in cells of `pool` tokens a side."""
+
+    codec: Codec
+    pool: int
+    spec: KVSpec
+
+
+def ways(
+    spec: KVSpec, codecs: Iterable[Codec], samples: Sequence[PrefixKV] = (), *, pools: Sequence[int] = _POOLS
+) -> list[Way]:
+    """Every codec, with picture tokens in cells of each size. spec, samples: of prefixes that are not pooled; without
+    samples, codecs that are fitted to some are left out."""
     found = []
     for pool in pools:
         try:
-            small, kept = pooled_prefix(spec, exact, pool)
+            small = dataclasses.replace(spec, layers=tuple(pooled_layer(x, pool, spec.rope) for x in spec.layers))
         except UsageError:  # keys are rotated, and nobody says where tokens stand
             continue
-        for name, codec in codecs.items():
-            errors = [e.attention for e in compare(spec, exact, through(codec, small, kept))]
-            found.append(
-                SettingErrors(
-                    codec=name, pool=pool, bytes_per_row=bytes_per_row(small, codec), attention=float(np.mean(errors))
-                )
+        pooled_samples = [pooled_prefix(spec, sample, pool)[1] for sample in samples]
+        found += [
+            Way(codec=fitted_to(codec, small, pooled_samples), pool=pool, spec=small)
+            for codec in codecs
+            if samples or not isinstance(codec, LearnedCodec)
+        ]
+    return found
+
+
+def compare_ways(spec: KVSpec, exact: PrefixKV, tried: Sequence[Way]) -> tuple[SettingErrors, ...]:
+    """spec, exact: of prefixes that are not pooled."""
+    kept = {pool: pooled_prefix(spec, exact, pool)[1] for pool in {way.pool for way in tried}}
+    found = []
+    for way in tried:
+        errors = [e.attention for e in compare(spec, exact, through(way.codec, way.spec, kept[way.pool]))]
+        found.append(
+            SettingErrors(
+                codec=way.codec.name,
+                pool=way.pool,
+                bytes_per_row=bytes_per_row(way.spec, way.codec),
+                attention=float(np.mean(errors)),
             )
+        )
     return tuple(found)
 
 

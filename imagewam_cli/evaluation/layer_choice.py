@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from imagewam_cli.data.spread import spread_rows
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import UsageError
@@ -97,19 +98,8 @@ def measure_layers(
         UsageError: as `choose_layers`.
     """
     table, _ = FrameTable.of(dataset.rows(images=False))
-    episodes = dataset.episodes()
-    shown = [episodes[i * len(episodes) // _EPISODES].index for i in range(min(_EPISODES, len(episodes)))]
-    if len(episodes) <= _EPISODES:
-        shown = [episode.index for episode in episodes]
-    wanted = {
-        (e.index, int(frame)): None
-        for e in episodes
-        if e.index in shown
-        for frame in np.linspace(0, (e.length - 1) // stride, _ROWS).round().astype(int) * stride
-    }
     sketches, rows = LayerSketches(), []
-    picked = (r for r in dataset.rows(episodes=shown, stride=stride) if (r.episode, r.frame) in wanted)
-    for few in batches(picked, _BATCH):
+    for few in batches(spread_rows(dataset, episodes=_EPISODES, rows=_ROWS, stride=stride), _BATCH):
         sketches.add(editor.encode([r.images for r in few], [r.instruction for r in few]))
         rows += [dataclasses.replace(r, images={}) for r in few]
         on_rows(len(few))

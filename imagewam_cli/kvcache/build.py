@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import xxhash
+from safetensors.torch import load
 from torch import Tensor
 
 from imagewam_cli.capture import LayerKV
@@ -27,7 +28,8 @@ from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.data.types import Dataset, EpisodeInfo, Row
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import CacheError, UsageError
-from imagewam_cli.kvcache.codec import Codec, stored_parts
+from imagewam_cli.kvcache.codec import Codec, LearnedCodec, stored_parts
+from imagewam_cli.kvcache.learned import CODEC, fit_codec
 from imagewam_cli.kvcache.lock import LOCK, write_lock
 from imagewam_cli.kvcache.manifest import (
     INSTRUCTIONS,
@@ -179,14 +181,14 @@ class _Build:
         on_rows: Callable[[int], None],
         on_damage: Callable[[str], None],
     ) -> None:
-        self.dataset, self.editor, self.out, self.codec = dataset, editor, out, codec
+        self.dataset, self.editor, self.out = dataset, editor, out
         self.settings, self.plan, self.on_rows = settings, plan, on_rows
         cut = _cut(plan)
         own = list(cut) if settings.share is None else settings.share.of(list(cut))
         self.cut = {name: cut[name] for name in own}
         self._rows = {e.index: _rows_of(e, settings) for shard in plan.shards for e in shard}
         self.name = MANIFEST if settings.share is None else settings.share.manifest
-        self.manifest = _start(dataset, editor, out, codec, settings, plan, self.name)
+        self.manifest, self.codec = _start(dataset, editor, out, codec, settings, plan, self.name)
         self.kept = {entry.file: entry for entry in self.manifest.shards if _intact(out, entry)}
         """Shards that are there, by name."""
         for entry in self.manifest.shards:
@@ -377,8 +379,8 @@ def dataset_entry(
 
 def _start(
     dataset: Dataset, editor: Editor, out: Path, codec: Codec, settings: BuildSettings, plan: BuildPlan, name: str
-) -> Manifest:
-    """The manifest to go on from: the one of this name that is there, or a new one."""
+) -> tuple[Manifest, Codec]:
+    """The manifest to go on from, the one of this name that is there or a new one; and the codec, ready to encode."""
     existing = read_manifest_file(out / name) if (out / name).exists() else None
     table, instructions = FrameTable.of(dataset.rows(images=False))
     contents = {TABLE: table.to_bytes()}
@@ -399,13 +401,42 @@ def _start(
     if existing is not None:
         _refuse_other(out, existing, fresh)
         _refuse_other_cut(out, existing, plan)
-    else:
-        write_manifest(out, fresh, name)  # first of all, so that a build stopped from here on is known as one
+    if isinstance(codec, LearnedCodec):
+        codec, contents[CODEC] = _learned(codec, editor, dataset, out, settings, existing)
+        files = {**fresh.files, CODEC: xxhash.xxh3_128_hexdigest(contents[CODEC])}
+        fresh = dataclasses.replace(fresh, files=files)
+    if existing is None:
+        write_manifest(out, fresh, name)  # before anything else, so that a build stopped from here on is known as one
     (out / SHARDS).mkdir(exist_ok=True)
     for name, content in contents.items():
         if not _holds(out / name, content):
             write_atomically(out / name, content, _writer(settings))
-    return existing or fresh
+    return existing or fresh, codec
+
+
+def _learned(
+    codec: LearnedCodec,
+    editor: Editor,
+    dataset: Dataset,
+    out: Path,
+    settings: BuildSettings,
+    existing: Manifest | None,
+) -> tuple[LearnedCodec, bytes]:
+    """The codec as this cache has it, or fitted to it, and its file.
+
+    Raises:
+        CacheError: the cache has lost its file, and it cannot be made again.
+    """
+    if existing is not None and has_checksum(out / CODEC, existing.files.get(CODEC, "")):
+        data = (out / CODEC).read_bytes()
+        return codec.restored(editor.spec, load(data)), data
+    fitted, data = fit_codec(codec, editor, dataset, settings.stride)
+    if existing is not None and xxhash.xxh3_128_hexdigest(data) != existing.files.get(CODEC):
+        raise CacheError(
+            f"{out / CODEC} is missing or damaged, and fitting {codec.name} again here gives another",
+            "build the cache again in another folder",
+        )
+    return fitted, data
 
 
 def _refuse_other(out: Path, existing: Manifest, fresh: Manifest) -> None:

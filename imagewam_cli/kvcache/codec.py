@@ -6,10 +6,10 @@ itself, so that a row has the same bytes in every batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -53,6 +53,24 @@ class Codec(Protocol):
 
     def decode(self, stored: Mapping[str, Tensor], layer: LayerSpec, *, rope: RopeSpec | None = None) -> LayerKV:
         """float32 keys and values."""
+        ...
+
+
+@runtime_checkable
+class LearnedCodec(Codec, Protocol):
+    """A codec that is fitted to rows of the cache's own before the first is stored. Its `parts` are known before."""
+
+    def fitted(self, spec: KVSpec, samples: Sequence[PrefixKV]) -> LearnedCodec:
+        """One that can encode. samples: prefixes of rows from all over the dataset, on the CPU, in batches; the same
+        samples give the same codec."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What it learned, for a file."""
+        ...
+
+    def restored(self, spec: KVSpec, state: Mapping[str, Tensor]) -> LearnedCodec:
+        """The one that had this state."""
         ...
 
 

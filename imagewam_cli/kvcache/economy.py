@@ -21,6 +21,7 @@ from imagewam_cli.data.types import Row
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.kvcache.build import bytes_per_row, stored_tensors
 from imagewam_cli.kvcache.codec import PLACE, Codec, decode_prefix, stored_parts
+from imagewam_cli.kvcache.learned import fitted_to
 from imagewam_cli.kvcache.shard import INDEX_KEYS, Shard, ShardWriter
 
 _SAMPLE_BYTES = 64e6
@@ -69,6 +70,7 @@ def measure(editor: Editor, codec: Codec, rows: Sequence[Row], folder: Path) -> 
     disk that the cache is for. Leaves nothing there."""
     rows = rows[: max(1, int(_FORWARD_SECONDS / _seconds(lambda: _prefix(editor, rows[:1]))))]
     prefix = _prefix(editor, rows)
+    codec = fitted_to(codec, editor.spec, [prefix])
     forward = min(_seconds(lambda: _prefix(editor, rows)) for _ in range(_FORWARDS)) / len(rows)
     numbers = {text: i for i, text in enumerate(dict.fromkeys(row.instruction for row in rows))}
     started = time.perf_counter()

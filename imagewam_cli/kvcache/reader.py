@@ -15,6 +15,7 @@ from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.codec import PLACE, Codec, decode_prefix, stored_parts
+from imagewam_cli.kvcache.learned import stored_codec
 from imagewam_cli.kvcache.manifest import (
     SHARDS,
     TABLE,
@@ -26,7 +27,6 @@ from imagewam_cli.kvcache.manifest import (
 )
 from imagewam_cli.kvcache.shard import INDEX_KEYS, LoadMethod, Shard
 from imagewam_cli.kvcache.table import FrameTable, Indices
-from imagewam_cli.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class CacheReader:
         self.manifest: Manifest = read_manifest(folder)
         if self.manifest.rows == 0:
             raise CacheError(f"{folder} has no finished shard yet", "run the same `imagewam cache` command again")
-        self.codec: Codec = Registry.installed().codecs.load(self.manifest.codec)
+        self.codec: Codec = stored_codec(folder, self.manifest)
         self._starts = np.cumsum([0] + [s.rows for s in self.manifest.shards])
         self._open: dict[int, Shard] = {}
 

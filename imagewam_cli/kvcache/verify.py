@@ -18,7 +18,8 @@ from imagewam_cli.data.types import Dataset
 from imagewam_cli.editor import Editor
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.build import batches, encode_rows, instruction_rows, samples_bytes
-from imagewam_cli.kvcache.codec import Codec, stored_parts
+from imagewam_cli.kvcache.codec import stored_parts
+from imagewam_cli.kvcache.learned import CODEC, fit_codec, stored_codec
 from imagewam_cli.kvcache.lock import write_lock
 from imagewam_cli.kvcache.manifest import (
     SHARDS,
@@ -82,7 +83,7 @@ def repair_cache(
     with write_lock(folder):
         manifest = read_manifest(folder)
         require_origin(manifest, dataset, editor)
-        _repair_files(folder, manifest, damages, dataset)
+        _repair_files(folder, manifest, damages, dataset, editor)
         changed = []
         for damage in damages:
             entry = next((e for e in manifest.entries if f"{SHARDS}/{e.file}" == damage.file), None)
@@ -132,11 +133,15 @@ def require_origin(manifest: Manifest, dataset: Dataset, editor: Editor) -> None
             )
 
 
-def _repair_files(folder: Path, manifest: Manifest, damages: Sequence[Damage], dataset: Dataset) -> None:
+def _repair_files(
+    folder: Path, manifest: Manifest, damages: Sequence[Damage], dataset: Dataset, editor: Editor
+) -> None:
     damaged = {damage.file for damage in damages} & manifest.files.keys()
-    make = {
+    stride = manifest.dataset.stride
+    make: dict[str, Callable[[], bytes]] = {
         TABLE: lambda: FrameTable.of(dataset.rows(images=False))[0].to_bytes(),
-        SAMPLES: lambda: samples_bytes(dataset, manifest.dataset.stride),
+        SAMPLES: lambda: samples_bytes(dataset, stride),
+        CODEC: lambda: fit_codec(Registry.installed().codecs.load(manifest.codec), editor, dataset, stride)[1],
     }
     for name in damaged:
         content = make[name]()
@@ -157,7 +162,7 @@ def _repair_shard(
     """Batches as the shard was made of them, so that the same editor gives the same bytes."""
     path = folder / SHARDS / entry.file
     path.parent.mkdir(exist_ok=True)
-    codec: Codec = Registry.installed().codecs.load(manifest.codec)
+    codec = stored_codec(folder, manifest)
     old = Shard.open(path) if damage.rows is not None else None
     damaged = set(damage.rows if damage.rows is not None else range(entry.rows))
     numbers = {text: i for i, text in enumerate(manifest.instructions)}

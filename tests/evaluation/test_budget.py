@@ -9,7 +9,7 @@ import pytest
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import UsageError
 from imagewam_cli.evaluation.budget import within_budget
-from imagewam_cli.evaluation.fidelity import compare_settings
+from imagewam_cli.evaluation.fidelity import compare_ways, ways
 from imagewam_cli.kvcache.codec import BFLOAT16, FLOAT32
 from imagewam_cli.kvcache.compact import INT4
 
@@ -22,7 +22,7 @@ ROWS = 1000
 
 def test_more_room_loses_less_until_nothing_is_lost(prefix: PrefixKV) -> None:
     spec = spec_of(layer())
-    sizes = sorted(ROWS * s.bytes_per_row for s in compare_settings(spec, prefix, CODECS))
+    sizes = sorted(ROWS * s.bytes_per_row for s in compare_ways(spec, prefix, ways(spec, CODECS.values())))
     errors = [within_budget(spec, prefix, CODECS, rows=ROWS, budget=size).attention for size in sizes]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] == 0.0
@@ -33,7 +33,7 @@ def test_more_room_loses_less_until_nothing_is_lost(prefix: PrefixKV) -> None:
 def test_layers_go_only_where_nothing_fits_with_all_of_them(prefix: PrefixKV) -> None:
     four = dataclasses.replace(spec_of(layer()), layers=tuple(dataclasses.replace(layer(), name=n) for n in "abcd"))
     deep = PrefixKV(prefix.layers * 4, prefix.valid)
-    least = min(ROWS * s.bytes_per_row for s in compare_settings(four, deep, CODECS))
+    least = min(ROWS * s.bytes_per_row for s in compare_ways(four, deep, ways(four, CODECS.values())))
     assert within_budget(four, deep, CODECS, rows=ROWS, budget=least).layers == "all"
     assert within_budget(four, deep, CODECS, rows=ROWS, budget=least - 1).layers == "every:2"
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from imagewam_cli.capture import LayerKV
 from imagewam_cli.cli.app import run
 from imagewam_cli.editor import PrefixKV
-from imagewam_cli.evaluation.fidelity import compare, compare_settings, layer_errors, pooled_prefix, through
+from imagewam_cli.evaluation.fidelity import compare, compare_ways, layer_errors, pooled_prefix, through, ways
 from imagewam_cli.kvcache.codec import BFLOAT16, FLOAT32
 from imagewam_cli.kvcache.compact import INT4
 from imagewam_cli.kvcache.reader import CacheReader
@@ -113,7 +113,7 @@ def test_equal_neighbours_lose_nothing_in_a_cell() -> None:
 
 def test_settings_are_every_codec_with_and_without_cells(prefix: PrefixKV) -> None:
     spec = spec_of(layer())
-    found = {(s.codec, s.pool): s for s in compare_settings(spec, prefix, {"fp32": FLOAT32, "bf16": BFLOAT16})}
+    found = {(s.codec, s.pool): s for s in compare_ways(spec, prefix, ways(spec, (FLOAT32, BFLOAT16)))}
     assert set(found) == {("fp32", 1), ("bf16", 1), ("fp32", 2), ("bf16", 2)}
     # K and V of 29 tokens, or of 5 and 6 cells, 16 numbers each; valid; five numbers of the index
     assert found["fp32", 1].bytes_per_row == 2 * 29 * 16 * 4 + 29 + 48
