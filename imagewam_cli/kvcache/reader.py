@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,8 +14,10 @@ from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.codec import Codec, decode_prefix, stored_parts
-from imagewam_cli.kvcache.manifest import SHARDS, TABLE, Manifest, has_checksum, read_manifest, repair_hint
+from imagewam_cli.kvcache.location import Location
+from imagewam_cli.kvcache.manifest import TABLE, Manifest, has_checksum
 from imagewam_cli.kvcache.shard import INDEX_KEYS, LoadMethod, Shard
+from imagewam_cli.kvcache.storage import manifest_at, storage_at
 from imagewam_cli.kvcache.table import FrameTable, Indices
 from imagewam_cli.registry import Registry
 
@@ -38,20 +39,20 @@ def row_index(table: FrameTable, episodes: Iterable[int], stride: int) -> RowInd
 
 
 class CacheReader:
-    """A cache folder, opened. `read(indices)` gives the prefix of any cached rows, numbered 0 .. len - 1 in build
-    order. Nothing is given that was not held against its checksum: a shard's head when the shard is first used, a row
-    when it is first read."""
+    """A cache, opened: a folder, or a URL whose files are fetched when they are first used. `read(indices)` gives the
+    prefix of any cached rows, numbered 0 .. len - 1 in build order. Nothing is given that was not held against its
+    checksum: a shard's head when the shard is first used, a row when it is first read."""
 
-    def __init__(self, folder: Path, method: LoadMethod = "mmap") -> None:
+    def __init__(self, place: Location, method: LoadMethod = "mmap") -> None:
         """Read the manifest.
 
         Raises:
             CacheError: no cache, damaged, or without a single finished shard.
         """
-        self.folder, self.method = folder, method
-        self.manifest: Manifest = read_manifest(folder)
+        self.storage, self.method = storage_at(place), method
+        self.manifest: Manifest = manifest_at(self.storage)
         if self.manifest.rows == 0:
-            raise CacheError(f"{folder} has no finished shard yet", "run the same `imagewam cache` command again")
+            raise CacheError(f"{place} has no finished shard yet", "run the same `imagewam cache` command again")
         self.codec: Codec = Registry.installed().codecs.load(self.manifest.codec)
         self._starts = np.cumsum([0] + [s.rows for s in self.manifest.shards])
         self._open: dict[int, Shard] = {}
@@ -61,7 +62,8 @@ class CacheReader:
 
     @functools.cached_property
     def table(self) -> FrameTable:
-        return FrameTable.load(self.folder / TABLE, self.manifest.files.get(TABLE, ""))
+        checksum = self.manifest.files.get(TABLE, "")
+        return FrameTable.load(self.storage.file(TABLE, checksum), checksum)
 
     @functools.cached_property
     def index(self) -> RowIndex:
@@ -70,8 +72,8 @@ class CacheReader:
         index = row_index(self.table, episodes, self.manifest.dataset.stride)
         if len(index.row) != len(self):
             raise CacheError(
-                f"{self.folder}: its table has {len(index.row)} rows for its shards, its manifest {len(self)}",
-                repair_hint(self.folder),
+                f"{self.storage.place}: its table has {len(index.row)} rows for its shards, its manifest {len(self)}",
+                self.storage.repair,
             )
         return index
 
@@ -82,11 +84,12 @@ class CacheReader:
             CacheError: missing or damaged.
         """
         checksum = self.manifest.files.get(SAMPLES)
-        if checksum is not None and not has_checksum(self.folder / SAMPLES, checksum):
-            raise CacheError(
-                f"{self.folder / SAMPLES} is missing or differs from its checksum", repair_hint(self.folder)
-            )
-        return None if checksum is None else (self.folder / SAMPLES).read_bytes()
+        if checksum is None:
+            return None
+        path = self.storage.file(SAMPLES, checksum)
+        if not has_checksum(path, checksum):
+            raise CacheError(f"{path} is missing or differs from its checksum", self.storage.repair)
+        return path.read_bytes()
 
     def read(self, indices: Indices, *, device: torch.device | str = "cpu") -> PrefixKV:
         """The decoded prefix of the rows, float32, in the order of `indices`."""
@@ -102,12 +105,12 @@ class CacheReader:
         if not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"rows are numbered 0 to {len(self) - 1}, not {indices.min()} to {indices.max()}")
         shard_of = np.searchsorted(self._starts, indices, side="right") - 1
-        opened = {int(number): self._shard(int(number)) for number in np.unique(shard_of)}
-        shard = next(iter(opened.values()))
-        arrays = shard.blank(len(indices))
-        for number, part in opened.items():
+        numbers: list[int] = np.unique(shard_of).tolist()
+        arrays = self._shard(numbers[0]).blank(len(indices))
+        for number in numbers:  # used before the next is opened: a small cache of remote files may drop it then
+            shard = self._shard(number)
             places = np.nonzero(shard_of == number)[0]
-            part.take(indices[places] - self._starts[number], arrays, places)
+            shard.take(indices[places] - self._starts[number], arrays, places)
         return shard.tensors(arrays)
 
     def decode(self, stored: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
@@ -116,9 +119,15 @@ class CacheReader:
         return decode_prefix(moved, self.manifest.spec, self.codec)
 
     def _shard(self, number: int) -> Shard:
+        if number in self._open and not self.storage.fleeting:
+            return self._open[number]
+        entry = self.manifest.shards[number]
+        path = self.storage.shard(entry)
+        renewed = self.storage.renewed()
+        if renewed:  # what is dropped takes its room until it is let go of here too
+            self._open = {other: shard for other, shard in self._open.items() if shard.path not in renewed}
         if number not in self._open:
-            entry = self.manifest.shards[number]
-            shard = Shard.open(self.folder / SHARDS / entry.file, self.method)
+            shard = Shard.open(path, self.method, self.storage.repair)
             shard.require_listed(entry.bytes, entry.checksum)
             self._require_parts(shard)
             self._require_rows(shard, number)
@@ -141,5 +150,5 @@ class CacheReader:
         for key in INDEX_KEYS:
             if not np.array_equal(shard.array(key), getattr(self.index, key)[rows]):
                 raise CacheError(
-                    f"{shard.path} holds other rows than the manifest says: {key} differs", repair_hint(self.folder)
+                    f"{shard.path} holds other rows than the manifest says: {key} differs", self.storage.repair
                 )
