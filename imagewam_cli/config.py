@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,24 @@ def load_yaml(path: Path, into: type[T]) -> T:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
     return from_dict(into, values if values is not None else {}, source=str(path))
+
+
+def size_in_bytes(text: str, source: str) -> float:
+    """Of "50GB", "800 MB", "1e9". source: what the text was given as.
+
+    Raises:
+        ConfigError: not of that form.
+    """
+    units = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "B": 1.0, "": 1.0}
+    number = text.strip().upper().rstrip("KMGTB").strip()
+    unit = text.strip().upper()[len(number) :].strip()
+    try:
+        size = float(number) * units[unit]
+    except (ValueError, KeyError):
+        raise ConfigError(f"{source} must look like 50GB, got {text!r}") from None
+    if not 0 < size < math.inf:
+        raise ConfigError(f"{source} must be more than 0, got {text!r}")
+    return size
 
 
 def from_dict(into: type[T], values: Any, *, source: str = "config", path: str = "") -> T:

@@ -15,7 +15,6 @@ from imagewam_cli.cli.options import (
     WeightsOption,
     require_at_least_one,
     require_positive,
-    size_in_bytes,
 )
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 from imagewam_cli.cli.share import share_of
@@ -27,7 +26,8 @@ def cache_command(
     context: typer.Context,
     options: EditorOptions,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the cache; by default caches/EDITOR-DATASET.")
+        str | None,
+        typer.Option("--out", help="Folder or URL (s3://...) of the cache; by default caches/EDITOR-DATASET."),
     ] = None,
     codec: Annotated[
         str, typer.Option("--codec", "--dtype", help="How numbers are stored: fp32, bf16, fp16, fp8, int8, int4.")
@@ -55,14 +55,19 @@ def cache_command(
     The same command continues an interrupted build.
 
     Example: imagewam cache --editor tiny --dataset datasets/tabletop --out caches/tiny-tabletop
+
+    Example: imagewam cache --editor tiny --dataset datasets/tabletop --out s3://bucket/caches/tiny-tabletop
     """
     if context.invoked_subcommand is not None:
         return
+    from imagewam_cli.config import size_in_bytes
     from imagewam_cli.data.augmentation import Augmentation
     from imagewam_cli.editor import TYPICAL_TEXT
     from imagewam_cli.errors import EditorError, UsageError
     from imagewam_cli.kvcache.build import BuildSettings, build_cache, plan_build
     from imagewam_cli.kvcache.economy import measure
+    from imagewam_cli.kvcache.location import location
+    from imagewam_cli.kvcache.storage import storage_at
     from imagewam_cli.registry import Registry
     from imagewam_cli.workspace import CACHES
 
@@ -94,14 +99,14 @@ def cache_command(
         return
     loaded = chosen.load()
     planned = plan_build(rows, loaded.spec, stored, build)
-    folder = out if out is not None else CACHES / chosen.name
+    folder = location(out) if out is not None else CACHES / chosen.name
     if plan:
         sample = _first_rows(rows, batch)
         _print_plan(
             planned,
-            measure(loaded, stored, sample, _existing_parent(folder)),
+            measure(loaded, stored, sample, _existing_parent(storage_at(folder).disk)),
             format,
-            None if budget is None else _choice(loaded, sample, planned.rows, size_in_bytes(budget)),
+            None if budget is None else _choice(loaded, sample, planned.rows, size_in_bytes(budget, "--budget")),
         )
         return
     if share is not None:

@@ -9,17 +9,19 @@ import typer
 
 from imagewam_cli.cli.options import FormatName, FormatOption
 from imagewam_cli.cli.output import bytes_text, output
+from imagewam_cli.kvcache.location import Location, location
 
 
 def info_command(
-    path: Annotated[Path, typer.Argument(help="A dataset, cache, run, policy or export folder.")],
+    path: Annotated[str, typer.Argument(help="A dataset, cache, run, policy or export folder, or a cache's URL.")],
     format: FormatOption = FormatName.human,
 ) -> None:
     """Tell what a folder holds.
 
     Example: imagewam info caches/tiny-tabletop
     """
-    values = describe(path)
+    place = location(path)
+    values = _cache(place) if isinstance(place, str) else describe(place)
     text = "\n".join(f"{key}: {_text(value)}" for key, value in values.items())
     output.result(values, text, format.value)
 
@@ -64,10 +66,10 @@ def _dataset(path: Path) -> dict[str, Any]:
     }
 
 
-def _cache(path: Path) -> dict[str, Any]:
-    from imagewam_cli.kvcache.manifest import read_manifest
+def _cache(place: Location) -> dict[str, Any]:
+    from imagewam_cli.kvcache.storage import manifest_at, storage_at
 
-    manifest = read_manifest(path)
+    manifest = manifest_at(storage_at(place))
     spec = manifest.spec
     return {
         "kind": "cache",

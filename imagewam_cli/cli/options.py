@@ -12,6 +12,7 @@ import typer
 from imagewam_cli.cli.output import output
 from imagewam_cli.config import from_dict
 from imagewam_cli.hardware import Hardware
+from imagewam_cli.kvcache.location import Location, location
 from imagewam_cli.workspace import newest
 
 
@@ -73,6 +74,24 @@ def existing(what: str, path: Path, advice: str) -> Path:
     return path
 
 
+def chosen_cache(text: str | None) -> Location:
+    """The cache that --cache names, a folder or a URL; without it the newest in the working folder.
+
+    Raises:
+        UsageError: no such folder. What a URL names is looked at when it is opened.
+        CacheError: there is no cache in the working folder.
+    """
+    if text is None:
+        return newest_instead_of("--cache", "cache")
+    return existing_place("--cache", text, "see `imagewam list`, or make one with `imagewam cache`")
+
+
+def existing_place(what: str, text: str, advice: str) -> Location:
+    """A folder as `existing`; a URL as it is."""
+    place = location(text)
+    return place if isinstance(place, str) else existing(what, place, advice)
+
+
 def existing_dataset(path: Path) -> Path:
     """What --dataset names; see `existing`."""
     return existing("--dataset", path, "pass the folder that contains meta/info.json; see `imagewam list`")
@@ -89,26 +108,6 @@ def _existing_weights(path: Path | None) -> Path | None:
     return path
 
 
-def size_in_bytes(text: str) -> float:
-    """Of "50GB", "800 MB", "1e9".
-
-    Raises:
-        UsageError: not of that form.
-    """
-    from imagewam_cli.errors import UsageError
-
-    units = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "B": 1.0, "": 1.0}
-    number = text.strip().upper().rstrip("KMGTB").strip()
-    unit = text.strip().upper()[len(number) :].strip()
-    try:
-        size = float(number) * units[unit]
-    except (ValueError, KeyError):
-        raise UsageError(f"--budget must look like 50GB, got {text!r}") from None
-    if not 0 < size < math.inf:
-        raise UsageError(f"--budget must be more than 0, got {text!r}")
-    return size
-
-
 class FormatName(StrEnum):
     human = "human"
     json = "json"
@@ -121,6 +120,9 @@ OffloadOption = Annotated[
     typer.Option("--offload", help="Where weights wait for their turn: none (on the device), group, sequential, disk."),
 ]
 CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the editor's denoiser.")]
+CacheOption = Annotated[
+    str | None, typer.Option("--cache", help="Folder or URL of the cache; by default the newest in caches/.")
+]
 WeightsOption = Annotated[
     Path | None,
     typer.Option(

@@ -8,15 +8,15 @@ from typing import Annotated
 import typer
 
 from imagewam_cli.cli.options import (
+    CacheOption,
     DeviceOption,
     FormatName,
     FormatOption,
     OffloadOption,
     WeightsOption,
+    chosen_cache,
     chosen_hardware,
-    existing,
     existing_policy,
-    newest_instead_of,
     require_at_least_one,
 )
 from imagewam_cli.cli.origin import cache_origin
@@ -24,7 +24,7 @@ from imagewam_cli.cli.output import output
 
 
 def report_command(
-    cache: Annotated[Path | None, typer.Option("--cache", help="The cache; by default the newest in caches/.")] = None,
+    cache: CacheOption = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="Also how much this policy's actions and loss change.")
     ] = None,
@@ -51,9 +51,7 @@ def report_command(
     from imagewam_cli.policy.policy import Policy
 
     require_at_least_one(rows=rows)
-    if cache is None:
-        cache = newest_instead_of("--cache", "cache")
-    reader = CacheReader(existing("--cache", cache, "see `imagewam list`"))
+    reader = CacheReader(chosen_cache(cache))
     hardware = chosen_hardware(device, offload, False)
     policy = None if run is None else Policy.load(existing_policy("--run", run), hardware=hardware, weights=weights)
     recorded, editor = cache_origin(reader.manifest, dataset, weights, hardware)

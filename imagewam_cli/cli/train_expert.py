@@ -11,20 +11,22 @@ import typer
 
 from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
 from imagewam_cli.cli.options import (
+    CacheOption,
     FormatName,
     FormatOption,
     WeightsOption,
+    chosen_cache,
     existing,
-    newest_instead_of,
     require_at_least_one,
 )
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
+from imagewam_cli.kvcache.location import name_of
 
 
 @takes_editor_options
 def train_expert_command(
     *,
-    cache: Annotated[Path | None, typer.Option("--cache", help="The cache; by default the newest in caches/.")] = None,
+    cache: CacheOption = None,
     online: Annotated[
         bool, typer.Option("--online", help="Without a cache: --editor encodes the rows of each step.")
     ] = False,
@@ -100,7 +102,7 @@ def train_expert_command(
     output.result(values, text, format.value)
 
 
-def _require_one_source(online: bool, cache: Path | None, options: EditorOptions, encode_batch: int | None) -> None:
+def _require_one_source(online: bool, cache: str | None, options: EditorOptions, encode_batch: int | None) -> None:
     """
     Raises:
         UsageError: a cache and --online, or options of the editor without --online.
@@ -117,16 +119,16 @@ def _require_one_source(online: bool, cache: Path | None, options: EditorOptions
         )
 
 
-def _cached(cache: Path | None) -> tuple[Any, str]:
+def _cached(cache: str | None) -> tuple[Any, str]:
     """The rows of a cache, and a name for the run."""
     from imagewam_cli.training.prefixes import CachedPrefixes
 
-    folder = cache if cache is not None else newest_instead_of("--cache", "cache")
-    source = CachedPrefixes(existing("--cache", folder, "see `imagewam list`, or make one with `imagewam cache`"))
+    place = chosen_cache(cache)
+    source = CachedPrefixes(place)
     manifest = source.reader.manifest
     if not manifest.complete:
-        output.say(f"{folder} is not finished: training on {manifest.rows} of {manifest.total_rows} rows")
-    return source, folder.resolve().name
+        output.say(f"{place} is not finished: training on {manifest.rows} of {manifest.total_rows} rows")
+    return source, name_of(place)
 
 
 def _online(options: EditorOptions, weights: Path | None, batch: int | None, dry_run: bool) -> tuple[Any, str]:

@@ -8,21 +8,21 @@ from typing import Annotated
 import typer
 
 from imagewam_cli.cli.options import (
+    CacheOption,
     DeviceOption,
     FormatName,
     FormatOption,
     OffloadOption,
     WeightsOption,
+    chosen_cache,
     chosen_hardware,
-    existing,
-    newest_instead_of,
 )
 from imagewam_cli.cli.origin import cache_origin
 from imagewam_cli.cli.output import output
 
 
 def verify_command(
-    cache: Annotated[Path | None, typer.Option("--cache", help="The cache; by default the newest in caches/.")] = None,
+    cache: CacheOption = None,
     repair: Annotated[bool, typer.Option("--repair", help="Compute what is damaged again.")] = False,
     dataset: Annotated[
         Path | None, typer.Option("--dataset", help="For --repair, where the dataset has moved.")
@@ -38,35 +38,34 @@ def verify_command(
 
     Example: imagewam cache verify --cache caches/tiny-tabletop --repair
     """
-    from imagewam_cli.kvcache.manifest import read_manifest
+    from imagewam_cli.kvcache.storage import manifest_at, storage_at
     from imagewam_cli.kvcache.verify import repair_cache, verify_cache
 
-    if cache is None:
-        cache = newest_instead_of("--cache", "cache")
-    manifest = read_manifest(existing("--cache", cache, "see `imagewam list`"))
+    place = chosen_cache(cache)
+    manifest = manifest_at(storage_at(place))
     with output.progress(manifest.rows, "row") as bar:
-        damages = verify_cache(cache, on_rows=bar.update)
-    text = "\n".join(f"{cache / damage.file}: {damage.what}" for damage in damages)
+        damages = verify_cache(place, on_rows=bar.update)
+    text = "\n".join(f"{place}/{damage.file}: {damage.what}" for damage in damages)
     unfinished = "" if manifest.complete else f"; not finished, {manifest.total_rows} rows are planned"
     changed: list[str] = []
     if damages and repair:
         output.say(text)
         source, editor = cache_origin(manifest, dataset, weights, chosen_hardware(device, offload, False))
         with output.progress(sum(e.rows for e in manifest.shards), "row") as bar:
-            changed = repair_cache(cache, damages, source, editor, on_rows=bar.update)
-        text = f"{cache}: repaired {', '.join(damage.file for damage in damages)}" + "".join(
+            changed = repair_cache(place, damages, source, editor, on_rows=bar.update)
+        text = f"{place}: repaired {', '.join(damage.file for damage in damages)}" + "".join(
             f"\n{name}: sound, but not the former bytes (another machine or library computed them)" for name in changed
         )
     values = {
-        "cache": str(cache),
+        "cache": str(place),
         "rows": manifest.rows,
         "damaged": [{"file": d.file, "what": d.what, "rows": d.rows} for d in damages],
         "repaired": bool(damages) and repair,
         "changed": changed,
     }
     output.result(
-        values, text or f"{cache}: {manifest.rows} rows, every byte as it was written{unfinished}", format.value
+        values, text or f"{place}: {manifest.rows} rows, every byte as it was written{unfinished}", format.value
     )
     if damages and not repair:
-        output.say(f"`imagewam cache verify --cache {cache} --repair` computes it again")
+        output.say(f"`imagewam cache verify --cache {place} --repair` computes it again")
         raise typer.Exit(1)

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import torch
 import xxhash
@@ -30,25 +28,22 @@ from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import CacheError, UsageError
 from imagewam_cli.kvcache.codec import Codec, LearnedCodec, stored_parts
 from imagewam_cli.kvcache.learned import CODEC, fit_codec
-from imagewam_cli.kvcache.lock import LOCK, write_lock
+from imagewam_cli.kvcache.location import Location
+from imagewam_cli.kvcache.lock import LOCK
 from imagewam_cli.kvcache.manifest import (
     INSTRUCTIONS,
     MANIFEST,
-    SHARDS,
     TABLE,
     VERSION,
     DatasetEntry,
     Manifest,
     ShardEntry,
     Share,
-    has_checksum,
     part_manifests,
-    read_manifest_file,
-    write_atomically,
-    write_manifest,
 )
-from imagewam_cli.kvcache.shard import INDEX_BYTES, Shard, ShardWriter
+from imagewam_cli.kvcache.shard import INDEX_BYTES, ShardWriter
 from imagewam_cli.kvcache.spec import KVSpec, LayerSpec
+from imagewam_cli.kvcache.storage import Storage, holds, manifest_file_at, put_manifest, storage_at
 from imagewam_cli.kvcache.table import FrameTable
 
 _SAMPLED = (8, 24, 40, 56)
@@ -125,28 +120,29 @@ def _instruction_bytes(dataset: Dataset, spec: KVSpec, codec: Codec) -> int:
 def build_cache(
     dataset: Dataset,
     editor: Editor,
-    out: Path,
+    out: Location,
     codec: Codec,
     settings: BuildSettings,
     *,
     on_rows: Callable[[int], None] = lambda rows: None,
     on_damage: Callable[[str], None] = lambda file: None,
 ) -> Manifest:
-    """Write (or go on writing) the cache `out`. `on_rows(n)` is called after each n rows, and once for those already
-    there; `on_damage(file)` for each shard that was finished and is not what it was: it is built again.
+    """Write (or go on writing) the cache `out`, a folder or a URL. `on_rows(n)` is called after each n rows, and once
+    for those already there; `on_damage(file)` for each shard that was finished and is not what it was: it is built
+    again.
 
     Raises:
         CacheError: `out` holds another cache; the message gives both values of what differs. Or somebody else writes
             there, or the disk has no room, or the editor does not keep to its own layout, or gives numbers that the
             codec cannot hold.
-        UsageError: `out` holds something that is not a cache.
+        UsageError: `out` holds something that is not a cache, or is a URL that nothing installed reaches.
     """
     plan = plan_build(dataset, editor.spec, codec, settings)
-    _refuse_foreign(out)
-    out.mkdir(parents=True, exist_ok=True)
+    storage = storage_at(out)
+    _refuse_foreign(storage)
     name = MANIFEST if settings.share is None else settings.share.manifest
-    with write_lock(out, LOCK if settings.share is None else f"{LOCK}.{name}"):
-        return _Build(dataset, editor, out, codec, settings, plan, on_rows, on_damage).run()
+    with storage.lock(LOCK if settings.share is None else f"{LOCK}.{name}"):
+        return _Build(dataset, editor, storage, codec, settings, plan, on_rows, on_damage).run()
 
 
 @contextmanager
@@ -174,35 +170,36 @@ class _Build:
         self,
         dataset: Dataset,
         editor: Editor,
-        out: Path,
+        storage: Storage,
         codec: Codec,
         settings: BuildSettings,
         plan: BuildPlan,
         on_rows: Callable[[int], None],
         on_damage: Callable[[str], None],
     ) -> None:
-        self.dataset, self.editor, self.out = dataset, editor, out
+        self.dataset, self.editor, self.storage = dataset, editor, storage
         self.settings, self.plan, self.on_rows = settings, plan, on_rows
         cut = _cut(plan)
         own = list(cut) if settings.share is None else settings.share.of(list(cut))
         self.cut = {name: cut[name] for name in own}
         self._rows = {e.index: _rows_of(e, settings) for shard in plan.shards for e in shard}
         self.name = MANIFEST if settings.share is None else settings.share.manifest
-        self.manifest, self.codec = _start(dataset, editor, out, codec, settings, plan, self.name)
-        self.kept = {entry.file: entry for entry in self.manifest.shards if _intact(out, entry)}
+        self.manifest, self.codec = _start(dataset, editor, storage, codec, settings, plan, self.name)
+        faults = storage.faults(self.manifest.entries)
+        self.kept = {entry.file: entry for entry in self.manifest.shards if entry.file not in faults}
         """Shards that are there, by name."""
         for entry in self.manifest.shards:
             if entry.file not in self.kept:
                 on_damage(entry.file)
         by_instruction = self.manifest.by_instruction
-        if by_instruction is not None and not _intact(out, by_instruction):
+        if by_instruction is not None and by_instruction.file in faults:
             on_damage(by_instruction.file)
             self.manifest = dataclasses.replace(self.manifest, by_instruction=None)
 
     def run(self) -> Manifest:
         self._write_instructions()
         missing = [name for name in self.cut if name not in self.kept]
-        _require_room(self.out, sum(self._count(name) for name in missing) * self.plan.bytes_per_row)
+        _require_room(self.storage, sum(self._count(name) for name in missing) * self.plan.bytes_per_row)
         self.manifest = dataclasses.replace(self.manifest, shards=tuple(self.kept.values()))
         for entry in self.manifest.shards:
             self.on_rows(entry.rows)
@@ -219,7 +216,7 @@ class _Build:
                 before = finishing.submit(self._finish, name, writer)
             if before is not None:
                 before.result()
-        write_manifest(self.out, self.manifest, self.name)
+        put_manifest(self.storage, self.manifest, self.name)
         return self.manifest
 
     def _write_instructions(self) -> None:
@@ -229,17 +226,10 @@ class _Build:
             return
         count = len(self.manifest.instructions)
         rows = instruction_rows(self.dataset)
-        with self._encoded(INSTRUCTIONS, rows, count, by_instruction=True) as writer:
-            entry = ShardEntry(
-                file=INSTRUCTIONS,
-                rows=count,
-                bytes=writer.bytes,
-                checksum=writer.finish(),
-                episodes=(),
-                batch=self.settings.batch,
-            )
+        writer = self._encoded(INSTRUCTIONS, rows, count, by_instruction=True)
+        entry = self._finished(INSTRUCTIONS, writer, ())
         self.manifest = dataclasses.replace(self.manifest, by_instruction=entry)
-        write_manifest(self.out, self.manifest, self.name)
+        put_manifest(self.storage, self.manifest, self.name)
 
     def _streams(self, missing: Sequence[str]) -> Iterator[tuple[str, Iterator[Row]]]:
         """Shard by shard, its rows: one stream for all, as a new one would decode a video from its beginning again."""
@@ -256,7 +246,7 @@ class _Build:
         """Encode and write the rows of a shard, all but its end."""
         numbers = {text: i for i, text in enumerate(self.manifest.instructions)}
         parts = stored_parts(self.editor.spec, self.codec, by_instruction=by_instruction)
-        writer = ShardWriter(self.out / SHARDS / name, count, parts, _writer(self.settings))
+        writer = ShardWriter(self.storage.draft(name), count, parts, _writer(self.settings))
         try:
             for batch in batches(rows, self.settings.batch):
                 writer.append(*encode_rows(self.editor, self.codec, batch, numbers, by_instruction=by_instruction))
@@ -269,19 +259,23 @@ class _Build:
 
     def _finish(self, name: str, writer: ShardWriter) -> None:
         """Make the shard durable, then known."""
+        self.kept[name] = self._finished(name, writer, self.cut[name])
+        entries = tuple(self.kept[name] for name in self.cut if name in self.kept)
+        self.manifest = dataclasses.replace(self.manifest, shards=entries)
+        put_manifest(self.storage, self.manifest, self.name)
+
+    def _finished(self, name: str, writer: ShardWriter, episodes: tuple[int, ...]) -> ShardEntry:
         with writer:
             checksum = writer.finish()
-        self.kept[name] = ShardEntry(
+        self.storage.add(name, writer.path)
+        return ShardEntry(
             file=name,
             rows=writer.rows,
             bytes=writer.bytes,
             checksum=checksum,
-            episodes=self.cut[name],
+            episodes=episodes,
             batch=self.settings.batch,
         )
-        entries = tuple(self.kept[name] for name in self.cut if name in self.kept)
-        self.manifest = dataclasses.replace(self.manifest, shards=entries)
-        write_manifest(self.out, self.manifest, self.name)
 
     def _count(self, name: str) -> int:
         return sum(self._rows[episode] for episode in self.cut[name])
@@ -348,13 +342,14 @@ def _writer(settings: BuildSettings) -> str:
     return "" if settings.share is None else settings.share.name
 
 
-def _refuse_foreign(out: Path) -> None:
+def _refuse_foreign(storage: Storage) -> None:
     """Files that are not a cache's stay alone in their folder."""
-    if not out.exists() or (out / MANIFEST).exists() or part_manifests(out):
+    names = storage.names()
+    if MANIFEST in names or part_manifests(names):
         return
     # what other parts of this cache write as they begin is no stranger
-    if any(not path.name.startswith(("manifest.", LOCK)) for path in out.iterdir()):
-        raise UsageError(f"{out} holds something that is not a cache", "choose an empty folder with --out")
+    if any(not name.startswith(("manifest.", LOCK)) for name in names):
+        raise UsageError(f"{storage.place} holds something that is not a cache", "choose an empty folder with --out")
 
 
 def dataset_entry(
@@ -378,14 +373,20 @@ def dataset_entry(
 
 
 def _start(
-    dataset: Dataset, editor: Editor, out: Path, codec: Codec, settings: BuildSettings, plan: BuildPlan, name: str
+    dataset: Dataset,
+    editor: Editor,
+    storage: Storage,
+    codec: Codec,
+    settings: BuildSettings,
+    plan: BuildPlan,
+    name: str,
 ) -> tuple[Manifest, Codec]:
     """The manifest to go on from, the one of this name that is there or a new one; and the codec, ready to encode."""
-    existing = read_manifest_file(out / name) if (out / name).exists() else None
+    existing = manifest_file_at(storage, name) if name in storage.names() else None
     table, instructions = FrameTable.of(dataset.rows(images=False))
     contents = {TABLE: table.to_bytes()}
     samples = existing.files.get(SAMPLES, "") if existing is not None else ""
-    kept = {SAMPLES: samples} if has_checksum(out / SAMPLES, samples) else {}
+    kept = {SAMPLES: samples} if holds(storage, SAMPLES, samples) else {}
     if plan.shards and not kept:
         contents[SAMPLES] = samples_bytes(dataset, settings.stride)
     fresh = Manifest(
@@ -399,18 +400,17 @@ def _start(
         total_rows=plan.rows,
     )
     if existing is not None:
-        _refuse_other(out, existing, fresh)
-        _refuse_other_cut(out, existing, plan)
+        _refuse_other(storage.place, existing, fresh)
+        _refuse_other_cut(storage.place, existing, plan)
     if isinstance(codec, LearnedCodec):
-        codec, contents[CODEC] = _learned(codec, editor, dataset, out, settings, existing)
+        codec, contents[CODEC] = _learned(codec, editor, dataset, storage, settings, existing)
         files = {**fresh.files, CODEC: xxhash.xxh3_128_hexdigest(contents[CODEC])}
         fresh = dataclasses.replace(fresh, files=files)
     if existing is None:
-        write_manifest(out, fresh, name)  # before anything else, so that a build stopped from here on is known as one
-    (out / SHARDS).mkdir(exist_ok=True)
+        put_manifest(storage, fresh, name)  # before anything else, so that a build stopped from here on is known as one
     for name, content in contents.items():
-        if not _holds(out / name, content):
-            write_atomically(out / name, content, _writer(settings))
+        if not holds(storage, name, fresh.files[name]):
+            storage.write(name, content, _writer(settings))
     return existing or fresh, codec
 
 
@@ -418,7 +418,7 @@ def _learned(
     codec: LearnedCodec,
     editor: Editor,
     dataset: Dataset,
-    out: Path,
+    storage: Storage,
     settings: BuildSettings,
     existing: Manifest | None,
 ) -> tuple[LearnedCodec, bytes]:
@@ -427,19 +427,19 @@ def _learned(
     Raises:
         CacheError: the cache has lost its file, and it cannot be made again.
     """
-    if existing is not None and has_checksum(out / CODEC, existing.files.get(CODEC, "")):
-        data = (out / CODEC).read_bytes()
+    if existing is not None and holds(storage, CODEC, existing.files.get(CODEC, "")):
+        data = storage.read(CODEC)
         return codec.restored(editor.spec, load(data)), data
     fitted, data = fit_codec(codec, editor, dataset, settings.stride)
     if existing is not None and xxhash.xxh3_128_hexdigest(data) != existing.files.get(CODEC):
         raise CacheError(
-            f"{out / CODEC} is missing or damaged, and fitting {codec.name} again here gives another",
+            f"{storage.place}/{CODEC} is missing or damaged, and fitting {codec.name} again here gives another",
             "build the cache again in another folder",
         )
     return fitted, data
 
 
-def _refuse_other(out: Path, existing: Manifest, fresh: Manifest) -> None:
+def _refuse_other(out: str, existing: Manifest, fresh: Manifest) -> None:
     """Going on with a cache of other contents would mix the two."""
     pairs = [
         ("dataset", existing.dataset.identity[:16], fresh.dataset.identity[:16]),
@@ -466,7 +466,7 @@ def _setting_pairs(existing: Manifest, fresh: Manifest) -> list[tuple[str, objec
     return [(f"setting {key!r}", there.get(key), here.get(key)) for key in sorted(there.keys() | here.keys())]
 
 
-def _refuse_other_cut(out: Path, existing: Manifest, plan: BuildPlan) -> None:
+def _refuse_other_cut(out: str, existing: Manifest, plan: BuildPlan) -> None:
     """Shards of another size share names with those of this build and would be overwritten."""
     planned = _cut(plan)
     for entry in existing.shards:
@@ -487,24 +487,11 @@ def _episodes_text(episodes: Sequence[int]) -> str:
     return f"episodes {episodes[0]} to {episodes[-1]}" if episodes else "no episode"
 
 
-def _holds(path: Path, content: bytes) -> bool:
-    return path.exists() and path.read_bytes() == content
-
-
-def _intact(out: Path, entry: ShardEntry) -> bool:
-    """Whether the shard is there, with its size and its head; its rows are for `verify` to look at."""
-    try:
-        Shard.open(out / SHARDS / entry.file).require_listed(entry.bytes, entry.checksum)
-        return True
-    except CacheError:
-        return False
-
-
-def _require_room(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(out).free
-    if needed > free:
+def _require_room(storage: Storage, needed: int) -> None:
+    free = storage.room()
+    if free is not None and needed > free:
         raise CacheError(
-            f"the cache needs {needed / 1e9:.1f} GB more, {out} has {free / 1e9:.1f} GB free",
+            f"the cache needs {needed / 1e9:.1f} GB more, {storage.place} has {free / 1e9:.1f} GB free",
             "choose another --out, a smaller --codec, or fewer --layers, --segments or rows (--stride)",
         )
 

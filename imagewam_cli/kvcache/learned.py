@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from imagewam_cli.data.spread import spread_rows
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.codec import Codec, LearnedCodec
-from imagewam_cli.kvcache.manifest import Manifest, has_checksum, repair_hint
+from imagewam_cli.kvcache.manifest import Manifest, has_checksum
 from imagewam_cli.kvcache.spec import KVSpec
+from imagewam_cli.kvcache.storage import Storage
 from imagewam_cli.registry import Registry
 
 CODEC = "codec.safetensors"
@@ -46,7 +46,7 @@ def fit_codec(codec: LearnedCodec, editor: Editor, dataset: Dataset, stride: int
     return fitted, data
 
 
-def stored_codec(folder: Path, manifest: Manifest) -> Codec:
+def stored_codec(storage: Storage, manifest: Manifest) -> Codec:
     """The codec of a cache, as it was fitted to it.
 
     Raises:
@@ -57,7 +57,8 @@ def stored_codec(folder: Path, manifest: Manifest) -> Codec:
     codec: Codec = Registry.installed().codecs.load(manifest.codec)
     if not isinstance(codec, LearnedCodec):
         return codec
-    path = folder / CODEC
-    if not has_checksum(path, manifest.files.get(CODEC, "")):
-        raise CacheError(f"{path} is missing or differs from its checksum", repair_hint(folder))
+    checksum = manifest.files.get(CODEC, "")
+    path = storage.file(CODEC, checksum)
+    if not has_checksum(path, checksum):
+        raise CacheError(f"{path} is missing or differs from its checksum", storage.repair)
     return codec.restored(manifest.spec, load(path.read_bytes()))

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,19 +163,25 @@ def read_manifest(folder: Path) -> Manifest:
         CacheError: no cache, a newer version, damaged, a shard name that leaves the folder, or parts of different
             caches.
     """
-    parts = part_manifests(folder)
-    if parts and not (folder / MANIFEST).exists():
-        return unite([(path, read_manifest_file(path)) for path in parts])
-    return read_manifest_file(folder / MANIFEST)
+    names = [path.name for path in folder.glob("manifest*.json")]
+    return whole_manifest(str(folder), names, lambda name: read_manifest_file(folder / name))
 
 
-def part_manifests(folder: Path) -> list[Path]:
-    """Of parts that were not merged, in order."""
-    return sorted(path for path in folder.glob("manifest.part-*.json") if _PART.fullmatch(path.name))
+def whole_manifest(place: str, names: Collection[str], read: Callable[[str], Manifest]) -> Manifest:
+    """As `read_manifest`, wherever the cache lies. names: of what it holds."""
+    parts = part_manifests(names)
+    if parts and MANIFEST not in names:
+        return unite([(f"{place}/{name}", read(name)) for name in parts])
+    return read(MANIFEST)
 
 
-def unite(parts: Sequence[tuple[Path, Manifest]]) -> Manifest:
-    """One manifest of the shards of all, which may overlap.
+def part_manifests(names: Collection[str]) -> list[str]:
+    """Those of parts that were not merged, in order."""
+    return sorted(name for name in names if _PART.fullmatch(name))
+
+
+def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
+    """One manifest of the shards of all, which may overlap. Each with where it stands, for messages.
 
     Raises:
         CacheError: they differ in anything but their shards, or in a shard.
@@ -215,12 +221,23 @@ def read_manifest_file(path: Path) -> Manifest:
     Raises:
         CacheError: as `read_manifest`.
     """
-    folder = path.parent
     try:
-        text = path.read_bytes()
-        values = json.loads(text)
+        return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError:
-        raise CacheError(f"{folder} is not a cache: it has no {MANIFEST}", "make one with `imagewam cache`") from None
+        raise no_cache(str(path.parent)) from None
+
+
+def no_cache(place: str) -> CacheError:
+    return CacheError(f"{place} is not a cache: it has no {MANIFEST}", "make one with `imagewam cache`")
+
+
+def parse_manifest(text: bytes, path: str) -> Manifest:
+    """
+    Raises:
+        CacheError: as `read_manifest`. path: where the text stands.
+    """
+    try:
+        values = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CacheError(f"{path} is damaged: {error}", _REBUILD) from None
     if not isinstance(values, dict):
@@ -236,7 +253,7 @@ def read_manifest_file(path: Path) -> Manifest:
     if checksum != _checksum(text, checksum):
         raise CacheError(f"{path} is damaged: it differs from its checksum", _REBUILD)
     try:
-        manifest = from_dict(Manifest, values, source=str(path))
+        manifest = from_dict(Manifest, values, source=path)
     except ConfigError as error:
         raise CacheError(f"{path} is damaged: {error.message}") from error
     for shard in manifest.entries:
@@ -263,7 +280,7 @@ def _checksum(text: bytes, stated: str) -> str:
     return xxhash.xxh3_128_hexdigest(before + _NO_CHECKSUM.encode() + after)
 
 
-def repair_hint(folder: Path) -> str:
+def repair_hint(folder: Path | str) -> str:
     """What to do about a damaged cache."""
     return f"run `imagewam cache verify --cache {folder} --repair`"
 

@@ -2,67 +2,53 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.lock import write_lock
-from imagewam_cli.kvcache.manifest import (
-    MANIFEST,
-    SHARDS,
-    Manifest,
-    has_checksum,
-    part_manifests,
-    read_manifest_file,
-    sync_folder,
-    unite,
-    write_atomically,
-    write_manifest,
-)
-from imagewam_cli.kvcache.shard import Shard
+from imagewam_cli.kvcache.location import Location
+from imagewam_cli.kvcache.manifest import MANIFEST, Manifest, part_manifests, unite
+from imagewam_cli.kvcache.storage import Storage, holds, manifest_file_at, put_manifest, storage_at
 
 
-def merge_cache(out: Path, others: Sequence[Path] = ()) -> Manifest:
-    """Unite the parts in `out`, and those in other folders, which are copied and stay as they are. The manifest comes
+def merge_cache(out: Location, others: Sequence[Location] = ()) -> Manifest:
+    """Unite the parts in `out`, and those in other places, which are copied and stay as they are. The manifest comes
     last; then the parts' own go. To do it twice, or over a finished cache, changes nothing.
 
     Raises:
         CacheError: nothing to merge, parts of different caches, or a shard that is not what its manifest says.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with write_lock(out):
-        found = [(path, read_manifest_file(path)) for folder in (out, *others) for path in _manifests(folder)]
+    target = storage_at(out)
+    with target.lock():
+        found = [
+            (storage, name, manifest_file_at(storage, name))
+            for storage in (target, *map(storage_at, others))
+            for name in _manifests(storage)
+        ]
         if not found:
-            raise CacheError(f"{out} has no part of a cache", "build parts with `imagewam cache --part i/N`")
-        manifest = unite(found)
-        for path, part in found:
-            _bring(path.parent, part, out)
-        write_manifest(out, manifest)
-        for path in part_manifests(out):
-            path.unlink()
-        sync_folder(out)
+            raise CacheError(f"{target.place} has no part of a cache", "build parts with `imagewam cache --part i/N`")
+        manifest = unite([(f"{storage.place}/{name}", part) for storage, name, part in found])
+        for storage, _, part in found:
+            _bring(storage, part, target)
+        put_manifest(target, manifest)
+        for name in part_manifests(target.names()):
+            target.delete(name)
     return manifest
 
 
-def _manifests(folder: Path) -> list[Path]:
-    whole = folder / MANIFEST
-    return [*([whole] if whole.exists() else []), *part_manifests(folder)]
+def _manifests(storage: Storage) -> list[str]:
+    names = storage.names()
+    return [*([MANIFEST] if MANIFEST in names else []), *part_manifests(names)]
 
 
-def _bring(folder: Path, part: Manifest, out: Path) -> None:
-    """Shards and files of a part, looked at before they are listed, into `out`."""
-    (out / SHARDS).mkdir(exist_ok=True)
-    for entry in part.entries:
-        shard = Shard.open(folder / SHARDS / entry.file)
-        shard.require_listed(entry.bytes, entry.checksum)
-        if folder != out:
-            temporary = out / SHARDS / f"{entry.file}.partial"
-            shutil.copyfile(shard.path, temporary)
-            temporary.replace(out / SHARDS / entry.file)
+def _bring(storage: Storage, part: Manifest, target: Storage) -> None:
+    """Shards and files of a part, looked at before they are listed, into the target."""
+    for error in storage.faults(part.entries).values():
+        raise error
+    for entry in part.entries if storage is not target else ():
+        with storage.look(entry) as path:
+            target.add(entry.file, path)
     for name, checksum in part.files.items():
-        if not has_checksum(out / name, checksum):
-            if not has_checksum(folder / name, checksum):
-                raise CacheError(f"{folder / name} is missing or damaged", "run the part's command again")
-            write_atomically(out / name, (folder / name).read_bytes())
-    sync_folder(out / SHARDS)
+        if not holds(target, name, checksum):
+            if not holds(storage, name, checksum):
+                raise CacheError(f"{storage.place}/{name} is missing or damaged", "run the part's command again")
+            target.write(name, storage.read(name))

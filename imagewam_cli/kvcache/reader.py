@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,16 +15,10 @@ from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.codec import PLACE, Codec, decode_prefix, stored_parts
 from imagewam_cli.kvcache.learned import stored_codec
-from imagewam_cli.kvcache.manifest import (
-    SHARDS,
-    TABLE,
-    Manifest,
-    ShardEntry,
-    has_checksum,
-    read_manifest,
-    repair_hint,
-)
+from imagewam_cli.kvcache.location import Location
+from imagewam_cli.kvcache.manifest import TABLE, Manifest, ShardEntry, has_checksum
 from imagewam_cli.kvcache.shard import INDEX_KEYS, LoadMethod, Shard
+from imagewam_cli.kvcache.storage import manifest_at, storage_at
 from imagewam_cli.kvcache.table import FrameTable, Indices
 
 
@@ -49,30 +42,31 @@ def row_index(table: FrameTable, episodes: Iterable[int], stride: int, variants:
 
 
 class CacheReader:
-    """A cache folder, opened. `read(indices)` gives the prefix of any cached rows, numbered 0 .. len - 1 in build
-    order. Nothing is given that was not held against its checksum: a shard's head when the shard is first used, a row
-    when it is first read."""
+    """A cache, opened: a folder, or a URL whose files are fetched when they are first used. `read(indices)` gives the
+    prefix of any cached rows, numbered 0 .. len - 1 in build order. Nothing is given that was not held against its
+    checksum: a shard's head when the shard is first used, a row when it is first read."""
 
-    def __init__(self, folder: Path, method: LoadMethod = "mmap") -> None:
+    def __init__(self, place: Location, method: LoadMethod = "mmap") -> None:
         """Read the manifest.
 
         Raises:
             CacheError: no cache, damaged, or without a single finished shard.
         """
-        self.folder, self.method = folder, method
-        self.manifest: Manifest = read_manifest(folder)
+        self.storage, self.method = storage_at(place), method
+        self.manifest: Manifest = manifest_at(self.storage)
         if self.manifest.rows == 0:
-            raise CacheError(f"{folder} has no finished shard yet", "run the same `imagewam cache` command again")
-        self.codec: Codec = stored_codec(folder, self.manifest)
+            raise CacheError(f"{place} has no finished shard yet", "run the same `imagewam cache` command again")
+        self.codec: Codec = stored_codec(self.storage, self.manifest)
         self._starts = np.cumsum([0] + [s.rows for s in self.manifest.shards])
-        self._open: dict[int, Shard] = {}
+        self._open: dict[str, Shard] = {}
 
     def __len__(self) -> int:
         return self.manifest.rows
 
     @functools.cached_property
     def table(self) -> FrameTable:
-        return FrameTable.load(self.folder / TABLE, self.manifest.files.get(TABLE, ""))
+        checksum = self.manifest.files.get(TABLE, "")
+        return FrameTable.load(self.storage.file(TABLE, checksum), checksum)
 
     @functools.cached_property
     def index(self) -> RowIndex:
@@ -82,8 +76,8 @@ class CacheReader:
         index = row_index(self.table, episodes, dataset.stride, dataset.augmentation.variants)
         if len(index.row) != len(self):
             raise CacheError(
-                f"{self.folder}: its table has {len(index.row)} rows for its shards, its manifest {len(self)}",
-                repair_hint(self.folder),
+                f"{self.storage.place}: its table has {len(index.row)} rows for its shards, its manifest {len(self)}",
+                self.storage.repair,
             )
         return index
 
@@ -94,11 +88,12 @@ class CacheReader:
             CacheError: missing or damaged.
         """
         checksum = self.manifest.files.get(SAMPLES)
-        if checksum is not None and not has_checksum(self.folder / SAMPLES, checksum):
-            raise CacheError(
-                f"{self.folder / SAMPLES} is missing or differs from its checksum", repair_hint(self.folder)
-            )
-        return None if checksum is None else (self.folder / SAMPLES).read_bytes()
+        if checksum is None:
+            return None
+        path = self.storage.file(SAMPLES, checksum)
+        if not has_checksum(path, checksum):
+            raise CacheError(f"{path} is missing or differs from its checksum", self.storage.repair)
+        return path.read_bytes()
 
     def read(self, indices: Indices, *, device: torch.device | str = "cpu") -> PrefixKV:
         """The decoded prefix of the rows, float32, in the order of `indices`."""
@@ -114,50 +109,50 @@ class CacheReader:
         if not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"rows are numbered 0 to {len(self) - 1}, not {indices.min()} to {indices.max()}")
         shard_of = np.searchsorted(self._starts, indices, side="right") - 1
-        opened = {int(number): self._shard(int(number)) for number in np.unique(shard_of)}
-        shard = next(iter(opened.values()))
-        arrays = shard.blank(len(indices))
-        for number, part in opened.items():
+        numbers: list[int] = np.unique(shard_of).tolist()
+        entries = self.manifest.shards
+        arrays = self._shard(entries[numbers[0]]).blank(len(indices))
+        for number in numbers:  # used before the next is opened: a small cache of remote files may drop it then
+            shard = self._shard(entries[number])
             places = np.nonzero(shard_of == number)[0]
-            part.take(indices[places] - self._starts[number], arrays, places)
+            shard.take(indices[places] - self._starts[number], arrays, places)
         return shard.tensors(arrays) | self._of_instructions(indices)
 
     def _of_instructions(self, indices: Indices) -> dict[str, Tensor]:
         """What is stored once for each of the rows' instructions, and which of these each row has."""
-        if self._instructions is None:
-            return {}
-        distinct, place = np.unique(self.index.instruction[indices], return_inverse=True)
-        arrays = self._instructions.blank(len(distinct))
-        self._instructions.take(distinct, arrays, np.arange(len(distinct)))
-        return self._instructions.tensors(arrays) | {PLACE: torch.from_numpy(place)}
-
-    @functools.cached_property
-    def _instructions(self) -> Shard | None:
         entry = self.manifest.by_instruction
         if entry is None:
-            return None
-        shard = self._opened(entry, by_instruction=True)
-        if not np.array_equal(shard.array("instruction"), np.arange(len(self.manifest.instructions))):
-            raise CacheError(f"{shard.path} is of other instructions than the manifest's", repair_hint(self.folder))
-        return shard
+            return {}
+        shard = self._shard(entry)
+        distinct, place = np.unique(self.index.instruction[indices], return_inverse=True)
+        arrays = shard.blank(len(distinct))
+        shard.take(distinct, arrays, np.arange(len(distinct)))
+        return shard.tensors(arrays) | {PLACE: torch.from_numpy(place)}
 
     def decode(self, stored: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
         """float32 K and V of what `gather` returned, decoded on the device: compact numbers travel, not wide ones."""
         moved = {name: tensor.to(device) for name, tensor in stored.items()}
         return decode_prefix(moved, self.manifest.spec, self.codec)
 
-    def _shard(self, number: int) -> Shard:
-        if number not in self._open:
-            shard = self._opened(self.manifest.shards[number])
-            self._require_rows(shard, number)
-            self._open[number] = shard
-        return self._open[number]
+    def _shard(self, entry: ShardEntry) -> Shard:
+        if entry.file in self._open and not self.storage.fleeting:
+            return self._open[entry.file]
+        path = self.storage.shard(entry)
+        renewed = self.storage.renewed()
+        if renewed:  # what is dropped takes its room until it is let go of here too
+            self._open = {other: shard for other, shard in self._open.items() if shard.path not in renewed}
+        if entry.file not in self._open:
+            shard = Shard.open(path, self.method, self.storage.repair)
+            shard.require_listed(entry.bytes, entry.checksum)
+            self._require_parts(shard, entry)
+            self._require_rows(shard, entry)
+            self._open[entry.file] = shard
+        return self._open[entry.file]
 
-    def _opened(self, entry: ShardEntry, *, by_instruction: bool = False) -> Shard:
+    def _require_parts(self, shard: Shard, entry: ShardEntry) -> None:
         """K and V must be those that the manifest describes, or an expert of other heads would train on them."""
-        shard = Shard.open(self.folder / SHARDS / entry.file, self.method)
-        shard.require_listed(entry.bytes, entry.checksum)
-        expected = stored_parts(self.manifest.spec, self.codec, by_instruction=by_instruction)
+        once = entry == self.manifest.by_instruction
+        expected = stored_parts(self.manifest.spec, self.codec, by_instruction=once)
         found = shard.parts()
         for name in expected.keys() | found.keys():
             if expected.get(name) != found.get(name):
@@ -165,13 +160,17 @@ class CacheReader:
                     f"{shard.path}: {name} is {found.get(name)}, the manifest says {expected.get(name)}",
                     "build the cache again in another folder",
                 )
-        return shard
 
-    def _require_rows(self, shard: Shard, number: int) -> None:
+    def _require_rows(self, shard: Shard, entry: ShardEntry) -> None:
         """The rows must be those of the manifest's episodes: a shard in another's place is sound in itself."""
-        rows = slice(int(self._starts[number]), int(self._starts[number + 1]))
-        for key in INDEX_KEYS:
-            if not np.array_equal(shard.array(key), getattr(self.index, key)[rows]):
+        if entry == self.manifest.by_instruction:
+            expected = {"instruction": np.arange(len(self.manifest.instructions))}
+        else:
+            number = self.manifest.shards.index(entry)
+            rows = slice(int(self._starts[number]), int(self._starts[number + 1]))
+            expected = {key: getattr(self.index, key)[rows] for key in INDEX_KEYS}
+        for key, values in expected.items():
+            if not np.array_equal(shard.array(key), values):
                 raise CacheError(
-                    f"{shard.path} holds other rows than the manifest says: {key} differs", repair_hint(self.folder)
+                    f"{shard.path} holds other rows than the manifest says: {key} differs", self.storage.repair
                 )

@@ -133,19 +133,21 @@ class Shard:
     """Of each array in the file."""
     head_checksum: str
     """XXH3-128 of the header and the index."""
+    repair: str
+    """What to do about damage: the hint of errors."""
     _checked: npt.NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self) -> None:
         self._checked = np.zeros(self.rows, np.bool_)
 
     @classmethod
-    def open(cls, path: Path, method: LoadMethod = "mmap") -> Shard:
-        """Read the header and map the file.
+    def open(cls, path: Path, method: LoadMethod = "mmap", repair: str | None = None) -> Shard:
+        """Read the header and map the file. repair: what to do about damage; None: what helps in a cache folder.
 
         Raises:
             CacheError: missing, or a header that does not describe this file.
         """
-        repair = repair_hint(path.parent.parent)
+        repair = repair if repair is not None else repair_hint(path.parent.parent)
         try:
             size = path.stat().st_size
             with open(path, "rb") as file:
@@ -165,17 +167,13 @@ class Shard:
             if {int(entries[name]["data_offsets"][1]) + start <= len(head) for name in _COLUMNS} != {True}:
                 raise ValueError("its index does not stand behind its header")
             offsets = {name: start + int(entry["data_offsets"][0]) for name, entry in entries.items()}
-            return cls(path, method, views, offsets, xxhash.xxh3_128_hexdigest(head))
+            return cls(path, method, views, offsets, xxhash.xxh3_128_hexdigest(head), repair)
         except FileNotFoundError:
             raise CacheError(f"{path} is missing", repair) from None
         except KeyError as error:
             raise CacheError(f"{path} is damaged: its header has no or another {error}", repair) from None
         except (ValueError, TypeError, IndexError, OverflowError, IsADirectoryError) as error:
             raise CacheError(f"{path} is damaged: {error}", repair) from None
-
-    @property
-    def _repair(self) -> str:
-        return repair_hint(self.path.parent.parent)
 
     @property
     def rows(self) -> int:
@@ -195,12 +193,12 @@ class Shard:
         """
         found = self.path.stat().st_size
         if found != size:
-            raise CacheError(f"{self.path} has {found} bytes, the manifest says {size}", self._repair)
+            raise CacheError(f"{self.path} has {found} bytes, the manifest says {size}", self.repair)
         if self.head_checksum != checksum:
             raise CacheError(
                 f"{self.path} is damaged: the checksum of its head is {self.head_checksum[:16]}…, "
                 f"the manifest says {checksum[:16]}…",
-                self._repair,
+                self.repair,
             )
 
     def array(self, name: str) -> npt.NDArray[np.generic]:
@@ -230,9 +228,7 @@ class Shard:
         damaged = rows[fresh][np.array(found, np.uint64) != self.array(CHECKSUM)[rows[fresh]]]
         if len(damaged):
             numbers = ", ".join(str(self.array("row")[row]) for row in damaged[:5])
-            raise CacheError(
-                f"{self.path} is damaged: dataset rows {numbers} differ from their checksums", self._repair
-            )
+            raise CacheError(f"{self.path} is damaged: dataset rows {numbers} differ from their checksums", self.repair)
         self._checked[rows] = True
 
     def tensors(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Tensor]:
@@ -254,7 +250,7 @@ class Shard:
             for row, place in zip(rows, places, strict=True):
                 at = self.offsets[name] + int(row) * flat.shape[1]
                 if os.preadv(file.fileno(), [flat[place].data], at) != flat.shape[1]:
-                    raise CacheError(f"{self.path} ends before its row {row}", self._repair)
+                    raise CacheError(f"{self.path} ends before its row {row}", self.repair)
 
 
 def row_checksums(parts: Sequence[Bytes], rows: Iterable[int]) -> list[int]:

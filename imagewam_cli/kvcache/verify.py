@@ -20,19 +20,10 @@ from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.build import batches, encode_rows, instruction_rows, samples_bytes
 from imagewam_cli.kvcache.codec import stored_parts
 from imagewam_cli.kvcache.learned import CODEC, fit_codec, stored_codec
-from imagewam_cli.kvcache.lock import write_lock
-from imagewam_cli.kvcache.manifest import (
-    SHARDS,
-    TABLE,
-    Manifest,
-    ShardEntry,
-    fingerprint_digest,
-    has_checksum,
-    read_manifest,
-    write_atomically,
-    write_manifest,
-)
+from imagewam_cli.kvcache.location import Location
+from imagewam_cli.kvcache.manifest import SHARDS, TABLE, Manifest, ShardEntry, fingerprint_digest
 from imagewam_cli.kvcache.shard import INDEX_KEYS, Shard, ShardWriter
+from imagewam_cli.kvcache.storage import Storage, holds, manifest_at, put_manifest, storage_at
 from imagewam_cli.kvcache.table import FrameTable
 from imagewam_cli.registry import Registry
 
@@ -46,20 +37,22 @@ class Damage:
     rows: tuple[int, ...] | None = None
 
 
-def verify_cache(folder: Path, *, on_rows: Callable[[int], None] = lambda rows: None) -> list[Damage]:
+def verify_cache(cache: Location, *, on_rows: Callable[[int], None] = lambda rows: None) -> list[Damage]:
     """Read every byte. `on_rows(n)` is called after each shard of n rows.
 
     Raises:
         CacheError: no cache, or its manifest is damaged: then nothing says what the rest should be.
     """
-    manifest = read_manifest(folder)
+    storage = storage_at(cache)
+    manifest, names = manifest_at(storage), storage.names()
     found = [
-        Damage(file=name, what="differs from its checksum" if (folder / name).exists() else "is missing")
+        Damage(file=name, what="differs from its checksum" if name in names else "is missing")
         for name, checksum in manifest.files.items()
-        if not has_checksum(folder / name, checksum)
+        if not holds(storage, name, checksum)
     ]
     for entry in manifest.entries:
-        damage = _shard_damage(folder, entry)
+        with storage.look(entry) as path:
+            damage = _shard_damage(path, entry)
         if damage is not None:
             found.append(damage)
         on_rows(entry.rows)
@@ -67,7 +60,7 @@ def verify_cache(folder: Path, *, on_rows: Callable[[int], None] = lambda rows: 
 
 
 def repair_cache(
-    folder: Path,
+    cache: Location,
     damages: Sequence[Damage],
     dataset: Dataset,
     editor: Editor,
@@ -80,25 +73,25 @@ def repair_cache(
     Raises:
         CacheError: the dataset or the editor is not the one of the cache; nothing is changed then.
     """
-    with write_lock(folder):
-        manifest = read_manifest(folder)
+    storage = storage_at(cache)
+    with storage.lock():
+        manifest = manifest_at(storage)
         require_origin(manifest, dataset, editor)
-        _repair_files(folder, manifest, damages, dataset, editor)
+        _repair_files(storage, manifest, damages, dataset, editor)
         changed = []
         for damage in damages:
             entry = next((e for e in manifest.entries if f"{SHARDS}/{e.file}" == damage.file), None)
             if entry is not None:
-                repaired = _repair_shard(folder, manifest, entry, damage, dataset, editor, on_rows)
+                repaired = _repair_shard(storage, manifest, entry, damage, dataset, editor, on_rows)
                 if repaired.checksum != entry.checksum:
                     changed.append(entry.file)
                 manifest = manifest.with_entry(repaired)
-                write_manifest(folder, manifest)
+                put_manifest(storage, manifest)
         return changed
 
 
-def _shard_damage(folder: Path, entry: ShardEntry) -> Damage | None:
+def _shard_damage(path: Path, entry: ShardEntry) -> Damage | None:
     file = f"{SHARDS}/{entry.file}"
-    path = folder / SHARDS / entry.file
     if not path.exists():
         return Damage(file=file, what="is missing")
     try:
@@ -134,7 +127,7 @@ def require_origin(manifest: Manifest, dataset: Dataset, editor: Editor) -> None
 
 
 def _repair_files(
-    folder: Path, manifest: Manifest, damages: Sequence[Damage], dataset: Dataset, editor: Editor
+    storage: Storage, manifest: Manifest, damages: Sequence[Damage], dataset: Dataset, editor: Editor
 ) -> None:
     damaged = {damage.file for damage in damages} & manifest.files.keys()
     stride = manifest.dataset.stride
@@ -147,11 +140,11 @@ def _repair_files(
         content = make[name]()
         if xxhash.xxh3_128_hexdigest(content) != manifest.files[name]:
             raise CacheError(f"the dataset gives another {name} than the cache had", "build the cache again")
-        write_atomically(folder / name, content)
+        storage.write(name, content)
 
 
 def _repair_shard(
-    folder: Path,
+    storage: Storage,
     manifest: Manifest,
     entry: ShardEntry,
     damage: Damage,
@@ -160,21 +153,15 @@ def _repair_shard(
     on_rows: Callable[[int], None],
 ) -> ShardEntry:
     """Batches as the shard was made of them, so that the same editor gives the same bytes."""
-    path = folder / SHARDS / entry.file
-    path.parent.mkdir(exist_ok=True)
-    codec = stored_codec(folder, manifest)
-    old = Shard.open(path) if damage.rows is not None else None
+    codec = stored_codec(storage, manifest)
     damaged = set(damage.rows if damage.rows is not None else range(entry.rows))
     numbers = {text: i for i, text in enumerate(manifest.instructions)}
-    once = entry == manifest.by_instruction
-    stream = (
-        instruction_rows(dataset)
-        if once
-        else augmented(
-            dataset.rows(episodes=entry.episodes, stride=manifest.dataset.stride), manifest.dataset.augmentation
-        )
-    )
-    with ShardWriter(path, entry.rows, stored_parts(manifest.spec, codec, by_instruction=once)) as writer:
+    once, origin = entry == manifest.by_instruction, manifest.dataset
+    frames = instruction_rows(dataset) if once else dataset.rows(episodes=entry.episodes, stride=origin.stride)
+    stream = frames if once else augmented(frames, origin.augmentation)
+    parts = stored_parts(manifest.spec, codec, by_instruction=once)
+    with storage.look(entry) as path, ShardWriter(storage.draft(entry.file), entry.rows, parts) as writer:
+        old = Shard.open(path) if damage.rows is not None else None
         first = 0
         for rows in batches(stream, entry.batch):
             places = range(first, first + len(rows))
@@ -185,7 +172,9 @@ def _repair_shard(
             writer.append(index, tensors)
             first += len(rows)
             on_rows(len(rows))
-        return dataclasses.replace(entry, checksum=writer.finish(), bytes=writer.bytes)
+        repaired = dataclasses.replace(entry, checksum=writer.finish(), bytes=writer.bytes)
+        storage.add(entry.file, writer.path)
+        return repaired
 
 
 def _copied(shard: Shard, places: range) -> tuple[dict[str, list[int]], dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from imagewam_cli.editor import PrefixKV
+from imagewam_cli.kvcache.location import Location
 from imagewam_cli.kvcache.manifest import TABLE, DatasetEntry, fingerprint_digest
 from imagewam_cli.kvcache.reader import CacheReader, RowIndex
 from imagewam_cli.kvcache.spec import KVSpec
@@ -21,7 +22,7 @@ class PrefixOrigin:
 
     kind: Literal["cache", "online"]
     place: str
-    """The folder of the cache, or of the dataset."""
+    """The folder or URL of the cache, or the folder of the dataset."""
     fingerprint: Mapping[str, Any]
     """Of the editor and its settings."""
     spec: KVSpec
@@ -73,18 +74,18 @@ class PrefixSource(Protocol):
 
 
 class CachedPrefixes:
-    """The rows of a cache folder."""
+    """The rows of a cache."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, place: Location) -> None:
         """
         Raises:
             CacheError: no cache, a damaged one, or one without rows.
         """
-        self.reader = CacheReader(folder)
+        self.reader = CacheReader(place)
         manifest = self.reader.manifest
         self.origin = PrefixOrigin(
             kind="cache",
-            place=str(folder.resolve()),
+            place=str(place.resolve()) if isinstance(place, Path) else place,
             fingerprint=manifest.fingerprint,
             spec=manifest.spec,
             codec=manifest.codec,

@@ -10,6 +10,7 @@ from imagewam_cli.kvcache.build import BuildSettings, build_cache
 from imagewam_cli.kvcache.codec import FLOAT32
 
 from .doubles import ArithmeticEditor, MemoryDataset
+from .stores import home, memory, s3, s3_address, store  # noqa: F401 - fixtures
 
 LENGTHS = (5, 9, 4, 1, 7)
 SETTINGS = BuildSettings(stride=2, batch=3, shard_mb=0.009)

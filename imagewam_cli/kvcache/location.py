@@ -1,0 +1,35 @@
+"""Where a cache lies, as a user writes it: a folder, or a URL of a store that fsspec reaches."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from imagewam_cli.errors import UsageError
+
+Location = Path | str
+"""A folder; or, as text, the URL of a remote store without a slash at its end."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
+
+
+def location(text: str) -> Location:
+    """A URL as such, all else as the folder of that path. A `file://` URL is the folder that it names.
+
+    Raises:
+        UsageError: a URL of nothing.
+    """
+    found = _URL.match(text)
+    if found is None:
+        return Path(text)
+    if not text[found.end() :].strip("/"):
+        raise UsageError(f"{text} names no place", "as s3://BUCKET/caches/NAME")
+    if text.startswith("file://"):
+        return Path(unquote(urlsplit(text).path))
+    return text.rstrip("/")
+
+
+def name_of(place: Location) -> str:
+    """The last part, for a run that is named after it."""
+    return place.rpartition("/")[2] if isinstance(place, str) else place.resolve().name

@@ -1,0 +1,208 @@
+"""Where a cache lies, as its writers and readers need it: a folder, or a remote store (`kvcache.remote`).
+
+Shards are written and read as local files. A folder holds them itself; a remote store takes finished ones in, and gives
+out copies.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import xxhash
+
+from imagewam_cli.config import to_dict
+from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.location import Location, location
+from imagewam_cli.kvcache.lock import LOCK, write_lock
+from imagewam_cli.kvcache.manifest import (
+    MANIFEST,
+    SHARDS,
+    Manifest,
+    ShardEntry,
+    no_cache,
+    parse_manifest,
+    repair_hint,
+    signed,
+    sync_folder,
+    whole_manifest,
+    write_atomically,
+)
+from imagewam_cli.kvcache.shard import Shard
+
+
+class Storage(Protocol):
+    """File names are those of the cache's top folder; a shard goes by its entry, or its name in `shards/`."""
+
+    place: str
+    """As the user names it."""
+    disk: Path
+    """The local folder, which need not exist, on whose disk shards are when they are read."""
+    repair: str
+    """What to do about damage that a reader finds."""
+    fleeting: bool
+    """Whether shards are copies that may be dropped: `shard` is then to be asked before each use, else once."""
+
+    def names(self) -> list[str]:
+        """What the top folder holds; nothing where there is none."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        ...
+
+    def write(self, name: str, data: bytes, writer: str = "") -> None:
+        """The file holds all of `data` or what it held before. writer: tells apart those that may write it at once."""
+        ...
+
+    def delete(self, name: str) -> None: ...
+
+    def lock(self, name: str = LOCK) -> AbstractContextManager[None]:
+        """To be held while writing.
+
+        Raises:
+            CacheError: another process writes there.
+        """
+        ...
+
+    def room(self) -> int | None:
+        """Free bytes; None where nobody knows."""
+        ...
+
+    def faults(self, entries: Sequence[ShardEntry]) -> Mapping[str, CacheError]:
+        """Of these shards those that are not as listed, by their names. Rows are for `verify` to look at."""
+        ...
+
+    def draft(self, file: str) -> Path:
+        """Where a `ShardWriter` is to write the shard, under the lock."""
+        ...
+
+    def add(self, file: str, path: Path) -> None:
+        """The finished shard at `path` is in the store when this returns. Gone from `path` if it was a draft."""
+        ...
+
+    def look(self, entry: ShardEntry) -> AbstractContextManager[Path]:
+        """The shard as it is in the store now; nothing is at the path where it is missing."""
+        ...
+
+    def file(self, name: str, checksum: str) -> Path:
+        """A file beside the shards, to be read soon. What a remote store has is held against the checksum."""
+        ...
+
+    def shard(self, entry: ShardEntry) -> Path:
+        """A shard, to be read. What a remote store has is held against the entry."""
+        ...
+
+    def renewed(self) -> Collection[Path]:
+        """Paths that are not, or no longer, the files that they were when `shard` gave them; each is told once."""
+        ...
+
+
+class LocalStorage:
+    """A folder."""
+
+    fleeting = False
+
+    def __init__(self, folder: Path) -> None:
+        self.disk, self.place, self.repair = folder, str(folder), repair_hint(folder)
+
+    def names(self) -> list[str]:
+        return [path.name for path in self.disk.iterdir()] if self.disk.exists() else []
+
+    def read(self, name: str) -> bytes:
+        return (self.disk / name).read_bytes()
+
+    def write(self, name: str, data: bytes, writer: str = "") -> None:
+        write_atomically(self.disk / name, data, writer)
+
+    def delete(self, name: str) -> None:
+        (self.disk / name).unlink()
+        sync_folder(self.disk)
+
+    @contextmanager
+    def lock(self, name: str = LOCK) -> Iterator[None]:
+        self.disk.mkdir(parents=True, exist_ok=True)
+        with write_lock(self.disk, name):
+            yield
+
+    def room(self) -> int | None:
+        return shutil.disk_usage(self.disk).free
+
+    def faults(self, entries: Sequence[ShardEntry]) -> Mapping[str, CacheError]:
+        found: dict[str, CacheError] = {}
+        for entry in entries:
+            try:
+                Shard.open(self.shard(entry)).require_listed(entry.bytes, entry.checksum)
+            except CacheError as error:
+                found[entry.file] = error
+        return found
+
+    def draft(self, file: str) -> Path:
+        (self.disk / SHARDS).mkdir(exist_ok=True)
+        return self.disk / SHARDS / file
+
+    def add(self, file: str, path: Path) -> None:
+        target = self.disk / SHARDS / file
+        if path == target:
+            return
+        temporary = self.draft(f"{file}.partial")
+        shutil.copyfile(path, temporary)
+        temporary.replace(target)
+        sync_folder(target.parent)
+
+    def look(self, entry: ShardEntry) -> AbstractContextManager[Path]:
+        return nullcontext(self.shard(entry))
+
+    def file(self, name: str, checksum: str) -> Path:
+        return self.disk / name
+
+    def shard(self, entry: ShardEntry) -> Path:
+        return self.disk / SHARDS / entry.file
+
+    def renewed(self) -> Collection[Path]:
+        return ()
+
+
+def storage_at(place: Location) -> Storage:
+    """
+    Raises:
+        UsageError: a URL that no installed package reaches.
+    """
+    place = location(place) if isinstance(place, str) else place
+    if isinstance(place, Path):
+        return LocalStorage(place)
+    from imagewam_cli.kvcache.remote import RemoteStorage
+
+    return RemoteStorage(place)
+
+
+def manifest_at(storage: Storage) -> Manifest:
+    """As `manifest.read_manifest`."""
+    return whole_manifest(storage.place, storage.names(), lambda name: manifest_file_at(storage, name))
+
+
+def manifest_file_at(storage: Storage, name: str) -> Manifest:
+    """As `manifest.read_manifest_file`."""
+    try:
+        return parse_manifest(storage.read(name), f"{storage.place}/{name}")
+    except FileNotFoundError:
+        raise no_cache(storage.place) from None
+
+
+def put_manifest(storage: Storage, manifest: Manifest, name: str = MANIFEST) -> None:
+    """Replace the manifest."""
+    storage.write(name, signed(to_dict(manifest)))
+
+
+def holds(storage: Storage, name: str, checksum: str) -> bool:
+    """Whether the file is there, with this XXH3-128 of its bytes."""
+    try:
+        return xxhash.xxh3_128_hexdigest(storage.read(name)) == checksum
+    except (FileNotFoundError, IsADirectoryError):
+        return False
