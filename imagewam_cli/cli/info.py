@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from imagewam_cli.cli.options import FormatName, FormatOption
 from imagewam_cli.cli.output import bytes_text, output
 
+if TYPE_CHECKING:
+    from imagewam_cli.kvcache.manifest import Manifest, Share
+
 
 def info_command(
     path: Annotated[Path, typer.Argument(help="A dataset, cache, run, policy or export folder.")],
     format: FormatOption = FormatName.human,
 ) -> None:
-    """Tell what a folder holds.
+    """Tell what a folder holds; of a cache also whether it is finished, in parts, or damaged.
+
+    Damage is looked for in sizes and the heads of files; `imagewam cache verify` reads every byte.
 
     Example: imagewam info caches/tiny-tabletop
     """
@@ -31,18 +37,27 @@ def describe(path: Path) -> dict[str, Any]:
         UsageError: nothing that imagewam knows.
     """
     from imagewam_cli.errors import UsageError
-    from imagewam_cli.workspace import CACHE_MARKER, ONNX_MARKER, POLICY_MARKER, RUN_MARKER
-
-    describers = (
-        ("meta/info.json", _dataset),
-        (CACHE_MARKER, _cache),
-        (RUN_MARKER, _run),
-        (ONNX_MARKER, _onnx),
-        (POLICY_MARKER, _policy),
+    from imagewam_cli.workspace import (
+        CACHE_MARKER,
+        DATASET_MARKER,
+        ONNX_MARKER,
+        PART_MARKER,
+        POLICY_MARKER,
+        RUN_MARKER,
+        marker_of,
     )
-    for marker, describer in describers:
-        if (path / marker).exists():
-            return describer(path)
+
+    describers = {
+        DATASET_MARKER: _dataset,
+        CACHE_MARKER: _cache,
+        PART_MARKER: _cache,
+        RUN_MARKER: _run,
+        ONNX_MARKER: _onnx,
+        POLICY_MARKER: _policy,
+    }
+    marker = marker_of(path)
+    if marker is not None:
+        return describers[marker](path)
     if not path.exists():
         raise UsageError(f"{path} does not exist", "see `imagewam list`")
     raise UsageError(f"{path} is no dataset, cache, run, policy or export", "see `imagewam list`")
@@ -65,9 +80,11 @@ def _dataset(path: Path) -> dict[str, Any]:
 
 
 def _cache(path: Path) -> dict[str, Any]:
-    from imagewam_cli.kvcache.manifest import read_manifest
+    from imagewam_cli.kvcache.manifest import Share, part_manifests, read_manifest, read_manifest_file
+    from imagewam_cli.kvcache.verify import verify_cache
 
-    manifest = read_manifest(path)
+    manifest, damages = read_manifest(path), verify_cache(path, rows=False)
+    parts = {Share.named(part.name): read_manifest_file(part).rows for part in part_manifests(path)}
     spec = manifest.spec
     return {
         "kind": "cache",
@@ -76,6 +93,9 @@ def _cache(path: Path) -> dict[str, Any]:
         "rows": manifest.rows,
         "of": manifest.total_rows,
         "complete": manifest.complete,
+        "parts": {f"{share.index}/{share.count}": rows for share, rows in parts.items()},
+        "damage": [f"{damage.file}: {damage.what}" for damage in damages],
+        "next": _advice(path, manifest, list(parts), bool(damages)),
         "bytes": sum(s.bytes for s in manifest.shards),
         "shards": len(manifest.shards),
         "codec": manifest.codec,
@@ -86,6 +106,21 @@ def _cache(path: Path) -> dict[str, Any]:
         "layers": [f"{layer.name} {layer.heads}x{layer.head_dim}, {layer.tokens} tokens" for layer in spec.layers],
         "fingerprint": manifest.digest,
     }
+
+
+def _advice(path: Path, manifest: Manifest, parts: Sequence[Share], damaged: bool) -> list[str]:
+    """What to do about a cache that is damaged, not finished, or in parts."""
+    from imagewam_cli.kvcache.manifest import repair_hint
+
+    advice = [repair_hint(path)] if damaged else []
+    absent = (
+        [f"{i}/{parts[0].count}" for i in range(parts[0].count) if i not in {p.index for p in parts}] if parts else []
+    )
+    if not manifest.complete:
+        missing = f"{manifest.total_rows - manifest.rows} rows are missing: "
+        begun = f"no part {', '.join(absent)} is there; " if absent else ""
+        advice.append(f"{missing}{begun}the same `imagewam cache` command goes on")
+    return advice + ([f"`imagewam cache merge {path}` unites the parts"] if parts else [])
 
 
 def _run(path: Path) -> dict[str, Any]:

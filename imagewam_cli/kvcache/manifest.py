@@ -31,7 +31,7 @@ TABLE = "table.safetensors"
 SHARDS = "shards"
 CHECKSUM = "checksum"
 _NO_CHECKSUM = 32 * "0"
-_PART = re.compile(r"manifest\.part-\d{5}-of-\d{5}\.json")
+_PART = re.compile(r"manifest\.part-(\d{5})-of-(\d{5})\.json")
 _REBUILD = "build the cache again into another folder"
 
 
@@ -122,6 +122,18 @@ class Share:
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
             raise UsageError(f"there is no part {self.index} of {self.count}", "parts of N are 0/N to N-1/N")
+
+    @classmethod
+    def named(cls, manifest: str) -> Share:
+        """The part whose shards are listed in the file of this name.
+
+        Raises:
+            ValueError: the name is no part's.
+        """
+        found = _PART.fullmatch(manifest)
+        if found is None:
+            raise ValueError(f"{manifest} is not the name of a part's manifest")
+        return cls(index=int(found[1]), count=int(found[2]))
 
     @property
     def manifest(self) -> str:

@@ -6,16 +6,13 @@ import errno
 import gc
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from imagewam_cli import __version__
 from imagewam_cli.cli import app
-from imagewam_cli.cli.cache import _seconds_per_row
 from imagewam_cli.cli.output import bytes_text, seconds_text, table
-from imagewam_cli.testing.dataset import MemoryDataset
 
 IMPORT = ["import", "--editor", "flux2-klein-base-4b", "--robot", "libero"]
 
@@ -208,15 +205,6 @@ def test_memory_of_editors_is_told_for_caching_and_for_acting(capsys: pytest.Cap
         assert editor["memory_bytes"] == width * caching
     head = run(capsys, "editors")[1].splitlines()[0].split()
     assert head[head.index("caching") + 1] == "acting"
-
-
-def test_a_planned_time_ends_with_numbers_in_main_memory() -> None:
-    """On a device of its own `encode` returns before it has computed."""
-    given: list[str] = []
-    prefix = SimpleNamespace(to=given.append)
-    editor = SimpleNamespace(encode=lambda images, instructions: prefix)
-    assert _seconds_per_row(editor, MemoryDataset((3,)), 2) >= 0
-    assert given == ["cpu"] * 3
 
 
 def test_plugins_as_json(capsys: pytest.CaptureFixture[str]) -> None:
