@@ -17,6 +17,7 @@ from imagewam_cli.cli.options import (
     require_positive,
     size_in_bytes,
 )
+from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 from imagewam_cli.cli.share import share_of
 
@@ -70,7 +71,8 @@ def cache_command(
     share = share_of(part, os.environ)
     build = BuildSettings(stride=options.stride, batch=batch, shard_mb=shard_mb, share=share)
     chosen = choose_editor(options, weights, trial="--plan" if plan else None)
-    rows = chosen.dataset
+    rows, folder = chosen.dataset, out if out is not None else CACHES / chosen.name
+    require_writable(folder)
     try:
         chosen.kind.require_weights(chosen.entry, weights)
     except EditorError as error:
@@ -84,7 +86,6 @@ def cache_command(
         return
     loaded = chosen.load()
     planned = plan_build(rows, loaded.spec, stored, build)
-    folder = out if out is not None else CACHES / chosen.name
     if plan:
         sample = _first_rows(rows, batch)
         _print_plan(

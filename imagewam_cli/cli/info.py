@@ -149,5 +149,5 @@ def _onnx(path: Path) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(str(v) for v in value)
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        return ", ".join(str(v) for v in value) or "none"
+    return (", ".join(f"{k} {v}" for k, v in value.items()) or "none") if isinstance(value, dict) else str(value)

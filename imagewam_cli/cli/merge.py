@@ -25,7 +25,9 @@ def merge_command(
     from imagewam_cli.kvcache.merge import merge_cache
 
     folders = [existing("folder", path, "name the --out of the parts") for path in others or []]
-    manifest = merge_cache(existing("folder", cache, "name the --out of the parts"), folders)
+    if not folders:
+        existing("folder", cache, "name the --out of the parts")
+    manifest = merge_cache(cache, folders)
     values = {"cache": str(cache), "rows": manifest.rows, "of": manifest.total_rows, "shards": len(manifest.shards)}
     missing = "" if manifest.complete else f"; {manifest.total_rows - manifest.rows} rows are missing"
     text = f"{cache}: {manifest.rows} rows in {len(manifest.shards)} shards{missing}"

@@ -50,6 +50,15 @@ def _manifests(folder: Path) -> list[Path]:
     return [*([whole] if whole.exists() else []), *part_manifests(folder)]
 
 
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f"{target.name}.partial")
+    try:
+        shutil.copyfile(source, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _bring(folder: Path, part: Manifest, out: Path) -> None:
     """Shards and files of a part, looked at before they are listed, into `out`."""
     (out / SHARDS).mkdir(exist_ok=True)
@@ -57,9 +66,7 @@ def _bring(folder: Path, part: Manifest, out: Path) -> None:
         shard = Shard.open(folder / SHARDS / entry.file)
         shard.require_listed(entry.bytes, entry.checksum)
         if folder != out:
-            temporary = out / SHARDS / f"{entry.file}.partial"
-            shutil.copyfile(shard.path, temporary)
-            temporary.replace(out / SHARDS / entry.file)
+            _copy(shard.path, out / SHARDS / entry.file)
     for name, checksum in part.files.items():
         if not has_checksum(out / name, checksum):
             if not has_checksum(folder / name, checksum):
