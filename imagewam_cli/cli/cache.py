@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from imagewam_cli.cli.options import (
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 from imagewam_cli.cli.share import share_of
+
+if TYPE_CHECKING:
+    from imagewam_cli.kvcache.build import BuildPlan
 
 
 @takes_editor_options
@@ -58,7 +61,7 @@ def cache_command(
         return
     from imagewam_cli.editor import TYPICAL_TEXT
     from imagewam_cli.errors import EditorError, UsageError
-    from imagewam_cli.kvcache.build import BuildSettings, build_cache, plan_build
+    from imagewam_cli.kvcache.build import BuildSettings, build_cache, plan_build, require_continuable
     from imagewam_cli.kvcache.economy import measure
     from imagewam_cli.registry import Registry
     from imagewam_cli.workspace import CACHES
@@ -67,12 +70,15 @@ def cache_command(
     require_positive(shard_mb=shard_mb)
     if budget is not None and not plan:
         raise UsageError("--budget is for --plan", "add --plan")
+    within = None if budget is None else size_in_bytes(budget)
     stored = Registry.installed().codecs.load(codec)
     share = share_of(part, os.environ)
     build = BuildSettings(stride=options.stride, batch=batch, shard_mb=shard_mb, share=share)
     chosen = choose_editor(options, weights, trial="--plan" if plan else None)
     rows, folder = chosen.dataset, out if out is not None else CACHES / chosen.name
     require_writable(folder)
+    if not plan:
+        require_continuable(rows, chosen.entry.name, folder, stored, build)
     try:
         chosen.kind.require_weights(chosen.entry, weights)
     except EditorError as error:
@@ -92,18 +98,23 @@ def cache_command(
             planned,
             measure(loaded, stored, sample, _existing_parent(folder)),
             format,
-            None if budget is None else _choice(loaded, sample, planned.rows, size_in_bytes(budget)),
+            None if within is None else _choice(loaded, sample, planned.rows, within),
         )
         return
-    if share is not None:
-        output.say(f"part {share.index} of {share.count}; `imagewam cache merge {folder}` unites them")
-    output.say(
-        f"{folder}: {planned.rows} rows, {bytes_text(planned.bytes_per_row)} each, "
-        f"{bytes_text(planned.total_bytes)} in all"
-    )
+
+    def say(started: BuildPlan) -> None:
+        if share is not None:
+            output.say(f"part {share.index} of {share.count}; `imagewam cache merge {folder}` unites them")
+        output.say(
+            f"{folder}: {started.rows} rows, {bytes_text(started.bytes_per_row)} each, "
+            f"{bytes_text(started.total_bytes)} in all"
+        )
+
     with output.progress(planned.rows, "row") as bar:
         bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row", refresh=False)
-        manifest = build_cache(rows, loaded, folder, stored, build, on_rows=bar.update, on_damage=_say_damage)
+        manifest = build_cache(
+            rows, loaded, folder, stored, build, on_start=say, on_rows=bar.update, on_damage=_say_damage
+        )
     values = {
         "cache": str(folder),
         "rows": manifest.rows,

@@ -110,11 +110,13 @@ def build_cache(
     codec: Codec,
     settings: BuildSettings,
     *,
+    on_start: Callable[[BuildPlan], None] = lambda plan: None,
     on_rows: Callable[[int], None] = lambda rows: None,
     on_damage: Callable[[str], None] = lambda file: None,
 ) -> Manifest:
-    """Write (or go on writing) the cache `out`. `on_rows(n)` is called after each n rows, and once for those already
-    there; `on_damage(file)` for each shard that was finished and is not what it was: it is built again.
+    """Write (or go on writing) the cache `out`. `on_start(plan)` is called once nothing was refused; `on_rows(n)` after
+    each n rows, and once for those already there; `on_damage(file)` for each shard that was finished and is not what it
+    was: it is built again.
 
     Raises:
         CacheError: `out` holds another cache; the message gives both values of what differs. Or somebody else writes
@@ -127,7 +129,25 @@ def build_cache(
     out.mkdir(parents=True, exist_ok=True)
     name = MANIFEST if settings.share is None else settings.share.manifest
     with write_lock(out, LOCK if settings.share is None else f"{LOCK}.{name}"):
-        return _Build(dataset, editor, out, codec, settings, plan, on_rows, on_damage).run()
+        build = _Build(dataset, editor, out, codec, settings, plan, on_rows, on_damage)
+        on_start(plan)
+        return build.run()
+
+
+def require_continuable(
+    dataset: Dataset, editor: str, out: Path, codec: Codec, settings: BuildSettings
+) -> Manifest | None:
+    """What a build into `out` would go on with, looked at before the editor of that name is loaded; None: nothing.
+
+    Raises:
+        CacheError, UsageError: `build_cache` would refuse it, whatever the editor's weights and settings are.
+    """
+    _refuse_foreign(out)
+    existing = _existing(out, settings)
+    if existing is not None:
+        here = (dataset.info.identity, settings.stride, codec.name, editor)
+        _refuse_differing(out, _known_pairs(existing, here))
+    return existing
 
 
 @contextmanager
@@ -283,6 +303,13 @@ def _refuse_foreign(out: Path) -> None:
         raise UsageError(f"{out} holds something that is not a cache", "choose an empty folder with --out")
 
 
+def _existing(out: Path, settings: BuildSettings) -> Manifest | None:
+    """What is built into `out`: this build's own manifest, or another part's, or the whole's, whose files it shares."""
+    own = MANIFEST if settings.share is None else settings.share.manifest
+    found = (path for path in (out / own, out / MANIFEST, *part_manifests(out)) if path.exists())
+    return next((read_manifest_file(path) for path in found), None)
+
+
 def dataset_entry(dataset: Dataset, cameras: Sequence[str], stride: int) -> DatasetEntry:
     """What is written down of a dataset of which every `stride`-th frame is taken. cameras: those that are seen."""
     info = dataset.info
@@ -304,7 +331,8 @@ def _start(
     dataset: Dataset, editor: Editor, out: Path, codec: Codec, settings: BuildSettings, plan: BuildPlan, name: str
 ) -> Manifest:
     """The manifest to go on from: the one of this name that is there, or a new one."""
-    existing = read_manifest_file(out / name) if (out / name).exists() else None
+    there = _existing(out, settings)
+    existing = there if (out / name).exists() else None
     table, instructions = FrameTable.of(dataset.rows(images=False))
     contents = {TABLE: table.to_bytes()}
     samples = existing.files.get(SAMPLES, "") if existing is not None else ""
@@ -321,10 +349,10 @@ def _start(
         files=kept | {name: xxhash.xxh3_128_hexdigest(content) for name, content in contents.items()},
         total_rows=plan.rows,
     )
-    if existing is not None:
-        _refuse_other(out, existing, fresh)
-        _refuse_other_cut(out, existing, plan)
-    else:
+    if there is not None:
+        _refuse_other(out, there, fresh)
+        _refuse_other_cut(out, there, plan)
+    if existing is None:
         write_manifest(out, fresh, name)  # first of all, so that a build stopped from here on is known as one
     (out / SHARDS).mkdir(exist_ok=True)
     for name, content in contents.items():
@@ -335,17 +363,30 @@ def _start(
 
 def _refuse_other(out: Path, existing: Manifest, fresh: Manifest) -> None:
     """Going on with a cache of other contents would mix the two."""
+    here = (fresh.dataset.identity, fresh.dataset.stride, fresh.codec, fresh.fingerprint.get("editor"))
     pairs = [
-        ("dataset", existing.dataset.identity[:16], fresh.dataset.identity[:16]),
-        ("stride", existing.dataset.stride, fresh.dataset.stride),
-        ("codec", existing.codec, fresh.codec),
-        ("editor", existing.fingerprint.get("editor"), fresh.fingerprint.get("editor")),
+        *_known_pairs(existing, here),
         ("editor weights", str(existing.fingerprint.get("weights"))[:16], str(fresh.fingerprint.get("weights"))[:16]),
         *_setting_pairs(existing, fresh),
         ("editor recipe", existing.fingerprint.get("recipe"), fresh.fingerprint.get("recipe")),
         ("prefix layout", existing.spec, fresh.spec),
         ("states or actions", existing.files.get(TABLE), fresh.files[TABLE]),
     ]
+    _refuse_differing(out, pairs)
+
+
+def _known_pairs(existing: Manifest, here: tuple[str, int, str, object]) -> list[tuple[str, object, object]]:
+    """What can be compared without the editor's weights. here: dataset, stride, codec and editor of this build."""
+    dataset, stride, codec, editor = here
+    return [
+        ("dataset", existing.dataset.identity[:16], dataset[:16]),
+        ("stride", existing.dataset.stride, stride),
+        ("codec", existing.codec, codec),
+        ("editor", existing.fingerprint.get("editor"), editor),
+    ]
+
+
+def _refuse_differing(out: Path, pairs: Sequence[tuple[str, object, object]]) -> None:
     for what, there, here in pairs:
         if there != here:
             raise CacheError(

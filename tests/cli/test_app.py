@@ -57,7 +57,7 @@ def test_every_command_shows_an_example(capsys: pytest.CaptureFixture[str], comm
         (["record", "--env", "tabeltop", "--out", "x"], "unknown environment 'tabeltop'", "did you mean 'tabletop'?"),
         (["record", "--episodes", "0", "--out", "x"], "cannot record 0 episodes", "at least one"),
         (["record", "--codec", "vp9", "--out", "x"], "unknown codec 'vp9'", "choose one of"),
-        (["cache", "--dtype", "int3"], "unknown codec 'int3'", ""),
+        (["cache", "--dtype", "int3"], "unknown codec 'int3'", "choose one of: bf16, fp16, fp32, fp8, int4, int8"),
         (["eval", "--policy", "random", "--video", "avi"], "unknown kind of picture 'avi'", ""),
         (["eval", "--policy", "random", "--split", "tset"], "unknown split 'tset'", "did you mean 'test'?"),
         (["info", "nowhere"], "nowhere does not exist", "imagewam list"),
