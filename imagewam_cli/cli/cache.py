@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from imagewam_cli.cli.auto_layers import auto_count, recorded_layers
+from imagewam_cli.cli.budget_table import budget_text, choice_values, choices_within
 from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
 from imagewam_cli.cli.options import (
     FormatName,
@@ -46,7 +48,7 @@ def cache_command(
         typer.Option("--part", help="Build part i of N, as 0/3; SLURM arrays and torchrun give it by themselves."),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", help="With --plan: the best setting within so many bytes, as 50GB.")
+        str | None, typer.Option("--budget", help="With --plan: settings within so many bytes, as 50GB.")
     ] = None,
     weights: WeightsOption = None,
     format: FormatOption = FormatName.human,
@@ -77,18 +79,21 @@ def cache_command(
     chosen = choose_editor(options, weights, trial="--plan" if plan else None)
     rows, folder = chosen.dataset, out if out is not None else CACHES / chosen.name
     require_writable(folder)
+    count = auto_count(options.layers)
     if not plan:
-        require_continuable(rows, chosen.entry.name, folder, stored, build)
+        there = require_continuable(rows, chosen.entry.name, folder, stored, build)
+        if there is not None and count is not None:
+            chosen = chosen.with_layers(recorded_layers(folder, there, count))
     try:
         chosen.kind.require_weights(chosen.entry, weights)
     except EditorError as error:
-        described = chosen.kind.describe(chosen.entry, chosen.settings) if plan else None
+        described = chosen.kind.describe(chosen.entry, chosen.settings) if plan and count is None else None
         if described is None:
             raise
         output.say(
             f"{error.message}: without them the time is not known, and trimmed text counts as {TYPICAL_TEXT} tokens"
         )
-        _print_plan(plan_build(rows, described, stored, build), None, format, None)
+        _print_plan(plan_build(rows, described, stored, build), None, format, layers=chosen.settings.layers)
         return
     loaded = chosen.load()
     planned = plan_build(rows, loaded.spec, stored, build)
@@ -98,7 +103,9 @@ def cache_command(
             planned,
             measure(loaded, stored, sample, _existing_parent(folder)),
             format,
-            None if within is None else _choice(loaded, sample, planned.rows, within),
+            within=within,
+            choices=None if within is None else choices_within(loaded, sample, planned.rows, within),
+            layers=loaded.settings.layers,
         )
         return
 
@@ -140,21 +147,10 @@ def _existing_parent(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 
-def _choice(editor: Any, sample: list[Any], rows: int, budget: float) -> Any:
-    """The best setting within the budget, by what this sample loses."""
-    import torch
-
-    from imagewam_cli.evaluation.budget import within_budget
-    from imagewam_cli.registry import Registry
-
-    codecs = Registry.installed().codecs
-    exact = editor.encode([r.images for r in sample], [r.instruction for r in sample]).to("cpu", torch.float32)
-    loaded = {entry.name: codecs.load(entry.name) for entry in codecs}
-    return within_budget(editor.spec, exact, loaded, rows=rows, budget=budget)
-
-
-def _print_plan(plan: Any, economy: Any, format: FormatName, choice: Any) -> None:
-    """economy: None where there are no weights to measure with."""
+def _print_plan(
+    plan: Any, economy: Any, format: FormatName, *, layers: str, within: float | None = None, choices: Any = None
+) -> None:
+    """economy: None where there are no weights to measure with; choices: within that many bytes."""
     from imagewam_cli.config import to_dict
     from imagewam_cli.kvcache.economy import verdict
 
@@ -162,6 +158,7 @@ def _print_plan(plan: Any, economy: Any, format: FormatName, choice: Any) -> Non
     values: dict[str, Any] = {
         "rows": plan.rows,
         "shards": len(plan.shards),
+        "layers": layers,
         "bytes_per_row": plan.bytes_per_row,
         "total_bytes": plan.total_bytes,
         "seconds_per_row": None if economy is None else economy.forward,
@@ -178,10 +175,7 @@ def _print_plan(plan: Any, economy: Any, format: FormatName, choice: Any) -> Non
             f"reading and computing a row take equally long at {bytes_text(economy.break_even_bytes)}",
             verdict(economy),
         ]
-    if choice is not None:
-        values["choice"] = to_dict(choice)
-        lines.append(
-            f"within the budget: {choice.options}: {bytes_text(choice.bytes_per_row)} per row, "
-            f"{bytes_text(choice.total_bytes)} in all, error of attention {100 * choice.attention:.2f} %"
-        )
+    if choices is not None and within is not None:
+        values |= choice_values(choices)
+        lines.append(budget_text(choices, within))
     output.result(values, "\n".join(lines), format.value)

@@ -103,9 +103,9 @@ def size_in_bytes(text: str) -> float:
     try:
         size = float(number) * units[unit]
     except (ValueError, KeyError):
-        raise UsageError(f"--budget must look like 50GB, got {text!r}") from None
+        raise UsageError(f"--budget must look like 50GB, got {text!r}", "a number, then KB, MB, GB or TB") from None
     if not 0 < size < math.inf:
-        raise UsageError(f"--budget must be more than 0, got {text!r}")
+        raise UsageError(f"--budget must be more than 0, got {text!r}", "leave it out to see what one setting takes")
     return size
 
 

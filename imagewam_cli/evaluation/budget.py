@@ -1,14 +1,19 @@
-"""The setting that loses least of those that a budget of bytes has room for."""
+"""Which settings a budget of bytes has room for, and which of them to take.
+
+Errors of attention compare codecs, where layers and tokens are the same. Between fewer tokens and fewer layers there is
+no common measure: a layer that is left out has no error, and the expert loses a block with it. So the order is a rule:
+first precision goes, then places (pooling), and layers only where nothing fits with all of them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from imagewam_cli.editor import PrefixKV
-from imagewam_cli.errors import UsageError
-from imagewam_cli.evaluation.fidelity import compare_settings
+from imagewam_cli.evaluation.fidelity import POOLS, compare_settings
 from imagewam_cli.kvcache.codec import Codec
 from imagewam_cli.kvcache.spec import KVSpec, select_layers
 
@@ -32,36 +37,48 @@ class Choice:
         return f"--codec {self.codec} --pool {self.pool} --layers {self.layers}"
 
 
-def within_budget(spec: KVSpec, exact: PrefixKV, codecs: Mapping[str, Codec], *, rows: int, budget: float) -> Choice:
-    """The least error of attention that fits; layers are left out only where nothing fits with all of them.
+def choices(
+    spec: KVSpec, exact: PrefixKV, codecs: Mapping[str, Codec], *, rows: int, layers: str = "all", pool: int = 1
+) -> tuple[Choice, ...]:
+    """Every codec with every pooling and thinning, in the order in which they are to be taken where they fit.
 
-    spec, exact: of a sample that is not pooled; budget: bytes for `rows` rows.
-
-    Raises:
-        UsageError: nothing fits; says what the smallest needs.
+    spec, exact: of a sample; rows: of the cache. layers, pool: that the sample was made with; where these are not the
+    defaults, they are the user's choice and stay.
     """
-    smallest: Choice | None = None
-    for layers in _THINNINGS:
-        kept = select_layers(layers, len(spec.layers))
+    found = []
+    for thinning, kept in _thinned(spec, layers):
         thin = dataclasses.replace(spec, layers=tuple(spec.layers[i] for i in kept))
         prefix = PrefixKV(tuple(exact.layers[i] for i in kept), exact.valid if thin.valid_tokens else None)
-        choices = [
+        tried = [
             Choice(
-                codec=found.codec,
-                pool=found.pool,
-                layers=layers,
-                bytes_per_row=found.bytes_per_row,
-                total_bytes=rows * found.bytes_per_row,
-                attention=found.attention,
+                codec=setting.codec,
+                pool=pool if pool != 1 else setting.pool,
+                layers=thinning,
+                bytes_per_row=setting.bytes_per_row,
+                total_bytes=rows * setting.bytes_per_row,
+                attention=setting.attention,
             )
-            for found in compare_settings(thin, prefix, codecs)
+            for setting in compare_settings(thin, prefix, codecs, pools=POOLS if pool == 1 else (1,))
         ]
-        fitting = [choice for choice in choices if choice.total_bytes <= budget]
-        if fitting:
-            return min(fitting, key=lambda choice: (choice.attention, choice.total_bytes))
-        smallest = min([*choices, *([smallest] if smallest else [])], key=lambda choice: choice.total_bytes)
-    assert smallest is not None
-    raise UsageError(
-        f"nothing fits {budget / 1e9:.3g} GB: {smallest.options} still needs {smallest.total_bytes / 1e9:.3g} GB",
-        "raise --budget, or take fewer rows with --stride",
-    )
+        found += sorted(tried, key=lambda choice: (choice.pool, choice.attention, choice.total_bytes))
+    return tuple(found)
+
+
+def fitting(tried: Sequence[Choice], budget: float) -> tuple[Choice, ...]:
+    """Those of `choices` that are no larger than `budget` bytes; the first is the one to take."""
+    return tuple(choice for choice in tried if choice.total_bytes <= budget)
+
+
+def best_codecs(tried: Sequence[Choice]) -> tuple[Choice, ...]:
+    """Of each pooling and thinning the first."""
+    return tuple(next(same) for _, same in groupby(tried, key=lambda choice: (choice.layers, choice.pool)))
+
+
+def _thinned(spec: KVSpec, layers: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Each set of layers once, under its first name."""
+    everything = tuple(range(len(spec.layers)))
+    if layers != "all":
+        yield layers, everything
+        return
+    named = {select_layers(name, len(spec.layers)): name for name in reversed(_THINNINGS)}
+    yield from ((name, kept) for kept, name in reversed(named.items()))

@@ -36,7 +36,8 @@ from imagewam_cli.training.objective import flow_loss
 
 _QUERIES = 32
 """Of each row and layer."""
-_POOLS = (1, 2)
+POOLS = (1, 2)
+"""Cells that are tried."""
 _BATCH = 8
 
 T = TypeVar("T", "LayerErrors", "SettingErrors", "PolicyChange")
@@ -106,7 +107,7 @@ def evaluate_fidelity(
         stored = reader.read(numbers)
         exact = editor.encode([r.images for r in few], [r.instruction for r in few]).to("cpu", torch.float32)
         layers.append(compare(spec, exact, stored))
-        settings.append(compare_settings(spec, exact, codecs, pools=_POOLS if unpooled else (1,)))
+        settings.append(compare_settings(spec, exact, codecs, pools=POOLS if unpooled else (1,)))
         if policy is not None:
             changes.append(policy_change(policy, few, exact, stored))
         on_rows(len(few))
@@ -165,7 +166,7 @@ def compare(spec: KVSpec, exact: PrefixKV, stored: PrefixKV) -> tuple[LayerError
 
 
 def compare_settings(
-    spec: KVSpec, exact: PrefixKV, codecs: Mapping[str, Codec], *, pools: Sequence[int] = _POOLS
+    spec: KVSpec, exact: PrefixKV, codecs: Mapping[str, Codec], *, pools: Sequence[int] = POOLS
 ) -> tuple[SettingErrors, ...]:
     """Every codec, with picture tokens in cells of each size. spec, exact: of prefixes that are not pooled."""
     found = []

@@ -159,3 +159,46 @@ def test_a_folder_of_something_else_is_refused_before_the_editor_is_loaded(
     monkeypatch.setattr("imagewam_cli.cli.editor_options.ChosenEditor.load", lambda _: pytest.fail("loaded"))
     assert run([*small, "--out", str(tmp_path)]) == 2
     assert "holds something that is not a cache" in capsys.readouterr().err
+
+
+def test_a_plan_within_a_budget_shows_every_way_to_fit_and_marks_one(
+    small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*small, "--plan", "--budget", "400 kB", "--format", "json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["choice"] == plan["choices"][0]
+    assert all(choice["total_bytes"] <= 400_000 for choice in plan["choices"])
+    assert {choice["layers"] for choice in plan["choices"]} == {"all", "every:2", "every:4"}
+    assert run([*small, "--plan", "--budget", "400kB"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (marked,) = [line.split() for line in lines if "<- take this" in line]
+    best = plan["choice"]
+    assert marked[:3] == [best["codec"], str(best["pool"]), best["layers"]]
+    assert lines[-1] == f"--codec {best['codec']} --pool {best['pool']} --layers {best['layers']}"
+    ways = {(choice["layers"], choice["pool"]) for choice in plan["choices"]}
+    head = next(i for i, line in enumerate(lines) if line.startswith("codec"))
+    assert len(lines[head + 1 : -1]) == len(ways)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message", "hint"),
+    [
+        ("50XB", "--budget must look like 50GB, got '50XB'", "a number, then"),
+        ("much", "--budget must look like 50GB, got 'much'", "a number, then"),
+        ("-5GB", "--budget must be more than 0, got '-5GB'", "leave it out"),
+        ("nan", "--budget must be more than 0, got 'nan'", "leave it out"),
+        ("1kB", "nothing fits 1.0 kB: --codec int4 --pool 2 --layers every:4 still needs", "raise --budget"),
+    ],
+)
+def test_a_budget_that_cannot_be_kept_is_refused(
+    small: list[str], capsys: pytest.CaptureFixture[str], budget: str, message: str, hint: str
+) -> None:
+    assert run(["-q", *small, "--plan", "--budget", budget]) == 2
+    problem, advice = capsys.readouterr().err.strip().splitlines()
+    assert message in problem
+    assert hint in advice
+
+
+def test_a_budget_is_for_a_plan(capsys: pytest.CaptureFixture[str], small: list[str]) -> None:
+    assert run([*small, "--budget", "1GB"]) == 2
+    assert "--budget is for --plan" in capsys.readouterr().err
