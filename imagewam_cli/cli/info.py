@@ -113,9 +113,9 @@ def _advice(path: Path, manifest: Manifest, parts: Sequence[Share], damaged: boo
     from imagewam_cli.kvcache.manifest import repair_hint
 
     advice = [repair_hint(path)] if damaged else []
-    absent = (
-        [f"{i}/{parts[0].count}" for i in range(parts[0].count) if i not in {p.index for p in parts}] if parts else []
-    )
+    counts = {part.count for part in parts}
+    every = {f"{i}/{count}" for count in counts for i in range(count)} if len(counts) == 1 else set()
+    absent = sorted(every - {f"{part.index}/{part.count}" for part in parts})
     if not manifest.complete:
         missing = f"{manifest.total_rows - manifest.rows} rows are missing: "
         begun = f"no part {', '.join(absent)} is there; " if absent else ""

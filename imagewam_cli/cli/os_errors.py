@@ -26,7 +26,7 @@ def os_error_of(error: BaseException) -> OSError | None:
 
 def explained(error: OSError) -> tuple[str, str | None]:
     """The line and the hint; None where there is no advice to give."""
-    place = str(error.filename or "")
+    place = str(error.filename2 or error.filename or "")
     if error.errno in _FULL:
         return "the disk is full", "free some space; the same command then goes on from here"
     if error.errno == errno.EFBIG:
@@ -38,7 +38,7 @@ def explained(error: OSError) -> tuple[str, str | None]:
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return f"a file is in the way of a folder: {place}".rstrip(": "), _ELSEWHERE
     if error.errno == errno.EISDIR:
-        return f"a folder is in the way of a file: {place}".rstrip(": "), _ELSEWHERE
+        return f"a folder is in the way of a file: {place}".rstrip(": "), f"move it away, or {_ELSEWHERE}"
     return f"{error.strerror or error}: {place}".rstrip(": "), None
 
 

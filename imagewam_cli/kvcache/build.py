@@ -27,7 +27,7 @@ from imagewam_cli.data.types import Dataset, EpisodeInfo, Row
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import CacheError, UsageError
 from imagewam_cli.kvcache.codec import Codec, stored_parts
-from imagewam_cli.kvcache.lock import LOCK, write_lock
+from imagewam_cli.kvcache.lock import LOCK, part_lock, write_lock
 from imagewam_cli.kvcache.manifest import (
     MANIFEST,
     SHARDS,
@@ -128,7 +128,7 @@ def build_cache(
     _refuse_foreign(out)
     out.mkdir(parents=True, exist_ok=True)
     name = MANIFEST if settings.share is None else settings.share.manifest
-    with write_lock(out, LOCK if settings.share is None else f"{LOCK}.{name}"):
+    with write_lock(out, LOCK if settings.share is None else part_lock(name)):
         build = _Build(dataset, editor, out, codec, settings, plan, on_rows, on_damage)
         on_start(plan)
         return build.run()

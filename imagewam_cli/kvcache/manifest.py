@@ -172,9 +172,10 @@ def unite(parts: Sequence[tuple[Path, Manifest]]) -> Manifest:
     """
     first_path, first = parts[0]
     shards: dict[str, ShardEntry] = {}
+    shard_of: dict[int, str] = {}
     for path, manifest in parts:
         there, here = (_flat(to_dict(dataclasses.replace(m, shards=()))) for m in (first, manifest))
-        for key in there.keys() | here.keys():
+        for key in {**there, **here}:
             if there.get(key) != here.get(key):
                 raise CacheError(
                     f"{first_path} and {path} are of different caches: {key} is {there.get(key)} and {here.get(key)}",
@@ -183,6 +184,12 @@ def unite(parts: Sequence[tuple[Path, Manifest]]) -> Manifest:
         for entry in manifest.shards:
             if shards.setdefault(entry.file, entry) != entry:
                 raise CacheError(f"{path} has another {entry.file} than the parts before it", "build one of them again")
+            for episode in entry.episodes:
+                if shard_of.setdefault(episode, entry.file) != entry.file:
+                    raise CacheError(
+                        f"{path} has episode {episode} in {entry.file}, a part before it in {shard_of[episode]}",
+                        "build all parts with the same --shard-mb",
+                    )
     return dataclasses.replace(first, shards=tuple(shards[name] for name in sorted(shards)))
 
 
@@ -204,7 +211,7 @@ def read_manifest_file(path: Path) -> Manifest:
     try:
         text = path.read_bytes()
         values = json.loads(text)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise CacheError(f"{folder} is not a cache: it has no {MANIFEST}", "make one with `imagewam cache`") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CacheError(f"{path} is damaged: {error}", _REBUILD) from None
@@ -223,10 +230,10 @@ def read_manifest_file(path: Path) -> Manifest:
     try:
         manifest = from_dict(Manifest, values, source=str(path))
     except ConfigError as error:
-        raise CacheError(f"{path} is damaged: {error.message}") from error
+        raise CacheError(f"{path} is damaged: {error.message}", _REBUILD) from error
     for shard in manifest.shards:
         if Path(shard.file).name != shard.file or shard.file in ("", ".."):
-            raise CacheError(f"{path} names the shard {shard.file!r}, which is not a plain file name")
+            raise CacheError(f"{path} names the shard {shard.file!r}, which is not a plain file name", _REBUILD)
     return manifest
 
 

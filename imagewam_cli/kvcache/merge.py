@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.lock import write_lock
+from imagewam_cli.kvcache.lock import part_lock, write_lock
 from imagewam_cli.kvcache.manifest import (
     MANIFEST,
     SHARDS,
@@ -28,10 +29,14 @@ def merge_cache(out: Path, others: Sequence[Path] = ()) -> Manifest:
     last; then the parts' own go. To do it twice, or over a finished cache, changes nothing.
 
     Raises:
-        CacheError: nothing to merge, parts of different caches, or a shard that is not what its manifest says.
+        CacheError: nothing to merge, parts of different caches, a part in `out` that is being built, or a shard that
+            is not what its manifest says.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with write_lock(out):
+    with _made(out), ExitStack() as locks:
+        locks.enter_context(write_lock(out))
+        own = part_manifests(out)
+        for path in own:
+            locks.enter_context(write_lock(out, part_lock(path.name)))
         found = [(path, read_manifest_file(path)) for folder in (out, *others) for path in _manifests(folder)]
         if not found:
             raise CacheError(f"{out} has no part of a cache", "build parts with `imagewam cache --part i/N`")
@@ -39,10 +44,22 @@ def merge_cache(out: Path, others: Sequence[Path] = ()) -> Manifest:
         for path, part in found:
             _bring(path.parent, part, out)
         write_manifest(out, manifest)
-        for path in part_manifests(out):
+        for path in own:
             path.unlink()
         sync_folder(out)
     return manifest
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder; one that was made for nothing goes again."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _manifests(folder: Path) -> list[Path]:

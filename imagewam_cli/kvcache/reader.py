@@ -37,6 +37,22 @@ def row_index(table: FrameTable, episodes: Iterable[int], stride: int) -> RowInd
     return RowIndex(row=row, episode=episode, frame=frame, instruction=table.instruction[row])
 
 
+def codec_of(folder: Path, manifest: Manifest) -> Codec:
+    """The codec that a cache's numbers were stored with.
+
+    Raises:
+        CacheError: it is not installed.
+    """
+    codecs = Registry.installed().codecs
+    if manifest.codec not in codecs:
+        raise CacheError(
+            f"{folder} stores numbers as {manifest.codec!r}, which nothing installed can read",
+            "install the plugin that it was built with; see `imagewam plugins --hook codecs`",
+        )
+    found: Codec = codecs.load(manifest.codec)
+    return found
+
+
 class CacheReader:
     """A cache folder, opened. `read(indices)` gives the prefix of any cached rows, numbered 0 .. len - 1 in build
     order. Nothing is given that was not held against its checksum: a shard's head when the shard is first used, a row
@@ -52,7 +68,7 @@ class CacheReader:
         self.manifest: Manifest = read_manifest(folder)
         if self.manifest.rows == 0:
             raise CacheError(f"{folder} has no finished shard yet", "run the same `imagewam cache` command again")
-        self.codec: Codec = Registry.installed().codecs.load(self.manifest.codec)
+        self.codec = codec_of(folder, self.manifest)
         self._starts = np.cumsum([0] + [s.rows for s in self.manifest.shards])
         self._open: dict[int, Shard] = {}
 

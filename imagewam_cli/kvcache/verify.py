@@ -17,7 +17,7 @@ from imagewam_cli.data.types import Dataset
 from imagewam_cli.editor import Editor
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.build import batches, encode_rows, samples_bytes
-from imagewam_cli.kvcache.codec import Codec, stored_parts
+from imagewam_cli.kvcache.codec import stored_parts
 from imagewam_cli.kvcache.lock import write_lock
 from imagewam_cli.kvcache.manifest import (
     SHARDS,
@@ -30,9 +30,9 @@ from imagewam_cli.kvcache.manifest import (
     write_atomically,
     write_manifest,
 )
+from imagewam_cli.kvcache.reader import codec_of
 from imagewam_cli.kvcache.shard import INDEX_KEYS, Shard, ShardWriter
 from imagewam_cli.kvcache.table import FrameTable
-from imagewam_cli.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ def _repair_shard(
     """Batches as the shard was made of them, so that the same editor gives the same bytes."""
     path = folder / SHARDS / entry.file
     path.parent.mkdir(exist_ok=True)
-    codec: Codec = Registry.installed().codecs.load(manifest.codec)
+    codec = codec_of(folder, manifest)
     old = Shard.open(path) if damage.rows is not None else None
     damaged = set(damage.rows if damage.rows is not None else range(entry.rows))
     numbers = {text: i for i, text in enumerate(manifest.instructions)}
