@@ -70,6 +70,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def dump_yaml(config: Any) -> str:
+    """The configuration as YAML that `load_yaml` reads back."""
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 

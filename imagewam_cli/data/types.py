@@ -63,6 +63,7 @@ class Row:
     images: Mapping[str, UInt8Image] = field(default_factory=dict)
 
     def observation(self) -> Observation:
+        """What a policy would see there."""
         return Observation(images=self.images, state=self.state, instruction=self.instruction)
 
 
@@ -96,10 +97,12 @@ class DatasetInfo:
 
     @property
     def state_dim(self) -> int:
+        """Numbers of a state."""
         return len(self.state_names)
 
     @property
     def action_dim(self) -> int:
+        """Numbers of an action."""
         return len(self.action_names)
 
 
@@ -107,7 +110,9 @@ class Dataset(Protocol):
     """A recorded dataset: metadata at once, rows as a stream. Memory does not grow with the number of episodes."""
 
     @property
-    def info(self) -> DatasetInfo: ...
+    def info(self) -> DatasetInfo:
+        """What the metadata says."""
+        ...
 
     def episodes(self) -> Sequence[EpisodeInfo]:
         """All episodes in order."""

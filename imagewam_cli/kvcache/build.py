@@ -76,6 +76,7 @@ class BuildPlan:
 
     @property
     def total_bytes(self) -> int:
+        """Of all rows, the headers of the files aside."""
         return self.rows * self.bytes_per_row
 
 

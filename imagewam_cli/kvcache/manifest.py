@@ -68,6 +68,8 @@ class DatasetEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
+    """What a cache is: see docs/cache-format.md. It grows by one shard at a time."""
+
     version: int
     fingerprint: Mapping[str, Any]
     spec: KVSpec
@@ -88,6 +90,7 @@ class Manifest:
 
     @property
     def complete(self) -> bool:
+        """Whether every planned row is there."""
         return self.rows == self.total_rows
 
     @property

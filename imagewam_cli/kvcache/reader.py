@@ -77,6 +77,11 @@ class CacheReader:
 
     @functools.cached_property
     def table(self) -> FrameTable:
+        """States and actions of every dataset frame.
+
+        Raises:
+            CacheError: missing or damaged.
+        """
         return FrameTable.load(self.folder / TABLE, self.manifest.files.get(TABLE, ""))
 
     @functools.cached_property

@@ -58,10 +58,12 @@ class ExpertData:
 
     @property
     def state_dim(self) -> int:
+        """Numbers of a state."""
         return int(self.source.table.state.shape[1])
 
     @property
     def action_dim(self) -> int:
+        """Numbers of an action."""
         return int(self.source.table.action.shape[1])
 
     def batch(self, indices: Indices) -> Batch:
