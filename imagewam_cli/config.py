@@ -49,9 +49,11 @@ def size_in_bytes(text: str, source: str) -> float:
     try:
         size = float(number) * units[unit]
     except (ValueError, KeyError):
-        raise ConfigError(f"{source} must look like 50GB, got {text!r}") from None
+        raise ConfigError(f"{source} must look like 50GB, got {text!r}", "a number, then KB, MB, GB or TB") from None
     if not 0 < size < math.inf:
-        raise ConfigError(f"{source} must be more than 0, got {text!r}")
+        raise ConfigError(
+            f"{source} must be more than 0, got {text!r}", f"leave {source} out where nothing is to be limited"
+        )
     return size
 
 
@@ -89,6 +91,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def dump_yaml(config: Any) -> str:
+    """The configuration as YAML that `load_yaml` reads back."""
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 

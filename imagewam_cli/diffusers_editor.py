@@ -34,19 +34,17 @@ from imagewam_cli.editor import (
     WeightsIdentity,
 )
 from imagewam_cli.editor_defaults import EditorDefaults
-from imagewam_cli.errors import CaptureError, EditorError, PluginError, UsageError
+from imagewam_cli.errors import EditorError, PluginError, UsageError
 from imagewam_cli.fetch import downloaded
 from imagewam_cli.hardware import CPU, Hardware
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.spec import (
-    BlockKind,
     KVSpec,
     LayerSpec,
     Mode,
     RopeSpec,
     Segment,
     SegmentSpec,
-    TokenPositions,
     select_layers,
 )
 from imagewam_cli.pipeline_folder import (
@@ -62,6 +60,7 @@ from imagewam_cli.pipeline_folder import (
 from imagewam_cli.placement import Placement
 from imagewam_cli.pooling import pooled, pooled_layer, pooled_segment
 from imagewam_cli.text_states import Prompt, Text, TextStates, with_token
+from imagewam_cli.token_layout import joined, split, validity
 
 GREY = 128
 """Every pixel of a blank picture."""
@@ -310,9 +309,9 @@ class DiffusersEditor(Editor):
         valid: Tensor | None = None
         for layer in self._kept(self.denoiser, self.settings, text=text_valid.shape[1]):
             kept = self._wanted(layer, recorded[layer.name])
-            k, v = _joined([pooled(kv, segment, size, rope) for segment, kv in kept])
+            k, v = joined([pooled(kv, segment, size, rope) for segment, kv in kept])
             if any(segment.name == "text" for segment, _ in kept):
-                valid = _validity([pooled_segment(segment, size) for segment, _ in kept], text_valid)
+                valid = validity([pooled_segment(segment, size) for segment, _ in kept], text_valid)
                 hidden = ~valid[:, :, None, None]
                 k, v = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
             layers.append(LayerKV(k, v))
@@ -321,7 +320,7 @@ class DiffusersEditor(Editor):
     def _wanted(self, layer: LayerSpec, kv: LayerKV) -> list[tuple[SegmentSpec, LayerKV]]:
         """The wanted segments of a layer, each with its keys and values."""
         assert self.settings.segments is not None
-        parts = zip(layer.segments, _split(layer, kv.k), _split(layer, kv.v), strict=True)
+        parts = zip(layer.segments, split(layer, kv.k), split(layer, kv.v), strict=True)
         return [(segment, LayerKV(k, v)) for segment, k, v in parts if segment.name in self.settings.segments]
 
     @classmethod
@@ -419,86 +418,3 @@ def _built(kind: Any, config: str) -> Any:
 
     with torch.device("meta"), no_init_weights():
         return kind.from_config(json.loads(config))
-
-
-def joint_layers(transformer: Any, segments: Sequence[SegmentSpec]) -> tuple[LayerSpec, ...]:
-    """Every attention layer of a diffusers joint transformer, in which all layers attend to all segments: its double
-    blocks, then its single ones where it has any."""
-    kinds: tuple[tuple[str, BlockKind], ...] = (
-        ("transformer_blocks", "sequential"),
-        ("single_transformer_blocks", "parallel"),
-    )
-    config = transformer.config
-    return tuple(
-        LayerSpec(
-            name=f"{blocks}.{i}.attn",
-            block=kind,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_attention_heads,
-            head_dim=config.attention_head_dim,
-            segments=tuple(segments),
-        )
-        for blocks, kind in kinds
-        for i in range(len(getattr(transformer, blocks, ())))
-    )
-
-
-def picture_segment(
-    name: Segment, size: tuple[int, int], pixels: int, positions: TokenPositions | None = None
-) -> SegmentSpec:
-    """Tokens of a picture of (height, width) pixels, each `pixels` wide and high; partial ones at the edge count."""
-    rows, columns = (-(-side // pixels) for side in size)
-    return SegmentSpec(name=name, tokens=rows * columns, grid=(rows, columns), positions=positions)
-
-
-def reference_sizes(settings: PrefixSettings) -> tuple[tuple[int, int], ...]:
-    """(height, width) in pixels of each reference picture that the cameras make, all equal: one each, or one of all.
-
-    settings: resolved.
-    """
-    assert settings.image_size is not None
-    height, width = settings.image_size
-    count = len(settings.cameras) if settings.camera_layout == "separate" else 1
-    return ((height, width // count),) * count
-
-
-def target_noise(shape: Sequence[int], like: Tensor) -> Tensor:
-    """The seeded noise that stands in place of a target: (B, ...) with the same noise in every row.
-
-    Drawn on the CPU in float32, so that it is the same on every device and in every dtype and batch.
-    """
-    noise = torch.randn(tuple(shape[1:]), generator=torch.Generator().manual_seed(0))
-    return noise.expand(tuple(shape)).to(like)
-
-
-def flow_target(reference: Tensor, timestep: float) -> Tensor:
-    """What stands in place of a target at a noise level, for editors trained by flow matching: (1 - t) x + t noise.
-
-    reference: tokens or latents (B, ...) of the current picture, which stands for the target while none is known; at
-    t = 1 it is noise alone, as where a pipeline starts.
-    """
-    noise = target_noise(reference.shape, reference)
-    return noise if timestep == 1.0 else (1 - timestep) * reference + timestep * noise
-
-
-def _validity(segments: Sequence[SegmentSpec], text_valid: Tensor) -> Tensor:
-    """bool (B, P): which tokens of a layer count."""
-    batch = text_valid.shape[0]
-    return torch.cat(
-        [text_valid if s.name == "text" else text_valid.new_ones(batch, s.tokens) for s in segments], dim=1
-    )
-
-
-def _joined(parts: Sequence[LayerKV]) -> tuple[Tensor, Tensor]:
-    """Keys and values of segments side by side."""
-    if len(parts) == 1:
-        return parts[0].k, parts[0].v
-    return torch.cat([part.k for part in parts], dim=1), torch.cat([part.v for part in parts], dim=1)
-
-
-def _split(layer: LayerSpec, tokens: Tensor) -> tuple[Tensor, ...]:
-    """The layer's tokens (B, tokens, ...), segment by segment."""
-    if tokens.shape[1] != layer.tokens:
-        sizes = " + ".join(f"{s.tokens} {s.name}" for s in layer.segments)
-        raise CaptureError(f"layer {layer.name} attends to {tokens.shape[1]} tokens, its plugin says {sizes}")
-    return torch.split(tokens, [s.tokens for s in layer.segments], dim=1)

@@ -100,9 +100,11 @@ class PrefixKV:
 
     @property
     def batch(self) -> int:
+        """Rows."""
         return int(self.layers[0].k.shape[0])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> PrefixKV:
+        """The same on another device, K and V in another dtype where one is given."""
         valid = None if self.valid is None else self.valid.to(device)
         return PrefixKV(tuple(type(kv)(kv.k.to(device, dtype), kv.v.to(device, dtype)) for kv in self.layers), valid)
 

@@ -78,9 +78,10 @@ class SimulationError(ImagewamError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """A hint for a mistyped name: the closest valid one, or the list of all of them."""
+    """A hint for a mistyped name: the closest valid one, or the list of all where none or several are closest."""
     valid = sorted(choices)
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    if close:
+    close = difflib.get_close_matches(name, valid, n=2, cutoff=0.5)
+    likeness = [difflib.SequenceMatcher(a=found, b=name).ratio() for found in close]
+    if close and likeness.count(likeness[0]) == 1:
         return f"did you mean {close[0]!r}?"
     return "choose one of: " + ", ".join(valid) if valid else "none is installed; see `imagewam plugins`"

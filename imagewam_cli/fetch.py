@@ -72,6 +72,7 @@ class FetchPlan:
 
     @property
     def total_bytes(self) -> int:
+        """Of all files, present or not."""
         return sum(f.bytes for f in self.files)
 
     @property

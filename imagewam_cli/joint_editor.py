@@ -25,12 +25,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imagewam_cli.diffusers_editor import DiffusersEditor, flow_target, joint_layers, picture_segment
+from imagewam_cli.diffusers_editor import DiffusersEditor
+from imagewam_cli.edit_target import flow_target
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
 from imagewam_cli.kvcache.positions import segment_ids
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, Segment, SegmentSpec, TokenPositions
 from imagewam_cli.text_states import Text
+from imagewam_cli.token_layout import joint_layers, picture_segment
 
 PIXELS_PER_TOKEN = 16
 """Width and height of a token's piece of a picture: latents of 8 pixels, two by two."""

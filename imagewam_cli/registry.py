@@ -68,6 +68,7 @@ class Catalog(Generic[E]):
         return name in self._owners
 
     def names(self) -> list[str]:
+        """Of the usable entries, sorted."""
         return [entry.name for entry in self]
 
     def claims(self) -> list[tuple[str, E]]:
@@ -139,6 +140,7 @@ class Registry:
     @classmethod
     @functools.cache
     def installed(cls) -> Registry:
+        """The one of this process: every plugin is imported when it is first asked for."""
         registry = cls()
         registry.load_entry_points()
         return registry
@@ -160,22 +162,27 @@ class Registry:
 
     @property
     def editors(self) -> Catalog[EditorEntry]:
+        """What `imagewam_editors` hooks add."""
         return self._catalog("editors")
 
     @property
     def exporters(self) -> Catalog[ExporterEntry]:
+        """What `imagewam_exporters` hooks add."""
         return self._catalog("exporters")
 
     @property
     def environments(self) -> Catalog[EnvironmentEntry]:
+        """What `imagewam_environments` hooks add."""
         return self._catalog("environments")
 
     @property
     def dataset_formats(self) -> Catalog[DatasetFormatEntry]:
+        """What `imagewam_dataset_formats` hooks add."""
         return self._catalog("dataset_formats")
 
     @property
     def codecs(self) -> Catalog[CodecEntry]:
+        """What `imagewam_codecs` hooks add."""
         return self._catalog("codecs")
 
     def status(self) -> list[PluginStatus]:

@@ -30,9 +30,11 @@ class Prompt:
 
     @property
     def bytes(self) -> int:
+        """Of memory."""
         return self.states.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
 
     def to(self, device: torch.device) -> Prompt:
+        """The same on another device."""
         pooled = None if self.pooled is None else self.pooled.to(device)
         return dataclasses.replace(self, states=self.states.to(device), pooled=pooled)
 

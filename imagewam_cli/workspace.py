@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +13,22 @@ DATASETS, CACHES, RUNS, EXPORTS = (Path(name) for name in ("datasets", "caches",
 DEMONSTRATIONS = DATASETS / "tabletop"
 
 CACHE_MARKER, RUN_MARKER, POLICY_MARKER, ONNX_MARKER = "manifest.json", "run.json", "policy.json", "onnx.json"
+DATASET_MARKER, PART_MARKER = "meta/info.json", "manifest.part-*.json"
+"""PART_MARKER: of a cache whose parts were not merged."""
+
+_KINDS = {
+    DATASET_MARKER: "dataset",
+    CACHE_MARKER: "cache",
+    PART_MARKER: "cache",
+    RUN_MARKER: "run",
+    ONNX_MARKER: "export",
+    POLICY_MARKER: "export",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A cache, run or export in the working folder."""
+    """A dataset, cache, run or export."""
 
     kind: str
     path: Path
@@ -23,30 +36,30 @@ class Item:
     modified: float
 
 
-def items(root: Path = Path()) -> list[Item]:
-    """Everything made by imagewam under the default folders, newest first."""
-    markers = [
-        ("dataset", DATASETS, "meta/info.json"),
-        ("cache", CACHES, CACHE_MARKER),
-        ("run", RUNS, RUN_MARKER),
-        ("export", EXPORTS, ONNX_MARKER),
-        ("export", EXPORTS, POLICY_MARKER),
-    ]
+def marker_of(folder: Path) -> str | None:
+    """What tells of what kind the folder is: one of the markers; None: nothing that imagewam knows."""
+    return next((marker for marker in _KINDS if any(folder.glob(marker))), None)
+
+
+def items(*roots: Path) -> list[Item]:
+    """Everything made by imagewam that is one of the folders, or lies in one of them or in its default folders, newest
+    first. Without roots: of the working folder."""
     found: dict[Path, Item] = {}
-    for kind, folder, marker in markers:
-        for path in sorted((root / folder).glob(f"*/{marker}")):
-            home = (root / folder) / path.relative_to(root / folder).parts[0]
-            found.setdefault(home, Item(kind=kind, path=home, bytes=folder_size(home), modified=path.stat().st_mtime))
+    for folder in (folder for root in roots or (Path(),) for folder in _candidates(root)):
+        marker = marker_of(folder)
+        if marker is not None and folder not in found:
+            modified = max(path.stat().st_mtime for path in folder.glob(marker))
+            found[folder] = Item(kind=_KINDS[marker], path=folder, bytes=folder_size(folder), modified=modified)
     return sorted(found.values(), key=lambda item: -item.modified)
 
 
 def newest(kind: str) -> Path:
-    """The newest item of that kind.
+    """The newest cache in caches/, or run in runs/.
 
     Raises:
         CacheError, RunError: there is none; says how to make one.
     """
-    for item in items():
+    for item in items(CACHES if kind == "cache" else RUNS):
         if item.kind == kind:
             return item.path
     if kind == "cache":
@@ -57,4 +70,13 @@ def newest(kind: str) -> Path:
 
 
 def folder_size(folder: Path) -> int:
+    """Bytes of the files in it and below."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def _candidates(root: Path) -> Iterator[Path]:
+    if marker_of(root) is not None:
+        yield root
+        return
+    for folder in (root, *(root / name for name in (DATASETS, CACHES, RUNS, EXPORTS))):
+        yield from (child for child in sorted(folder.glob("*")) if os.access(child, os.R_OK | os.X_OK))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from typing import Annotated, Any, cast
 
@@ -27,6 +26,7 @@ from imagewam_cli.cli import (
     train_expert,
     verify,
 )
+from imagewam_cli.cli.os_errors import explained, os_error_of
 from imagewam_cli.cli.output import output
 from imagewam_cli.errors import ImagewamError
 from imagewam_cli.hardware import is_out_of_memory
@@ -108,11 +108,10 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         output.say("stopped; the same command goes on from here")
         return 130
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _report(error, "the disk is full", "free some space; the same command then goes on from here", 1)
-        return _report(error, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), None, 1)
     except Exception as error:  # noqa: BLE001 - the one boundary: a bug is said in one line too
+        refused = os_error_of(error)
+        if refused is not None:
+            return _report(error, *explained(refused), 1)
         if is_out_of_memory(error):
             reason = str(error).partition("\n")[0].partition(". ")[0]
             return _report(error, f"memory is full: {reason}".rstrip(": "), _LESS_MEMORY, 1)

@@ -22,6 +22,7 @@ from imagewam_cli.cli.options import (
     existing_policy,
     newest_instead_of,
 )
+from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import output
 
 _SHEET_ROWS = 8
@@ -69,6 +70,8 @@ def attention_command(
         policy = newest_instead_of("--policy", "run")
     _refuse_onnx(existing_policy("--policy", policy))
     existing_dataset(dataset)  # before the policy is loaded for nothing
+    folder = out if out is not None else policy / "attention" / dataset.resolve().name
+    require_writable(folder)
     acting = Policy.load(policy, hardware=chosen_hardware(device, offload, compile), weights=weights)
     recorded = open_dataset(dataset, KeyMap(cameras=acting.cameras))
     held_out = held_out_episodes(find_bundle(policy), recorded)
@@ -81,7 +84,6 @@ def attention_command(
         result, glances = evaluate_attention(
             acting, recorded, rows=rows, target=target.value, held_out=held_out, on_rows=bar.update
         )
-    folder = out if out is not None else policy / "attention" / dataset.resolve().name
     _write(folder, result, glances)
     of = f"{result.episodes} held-out episodes" if result.held_out else f"{result.episodes} episodes"
     left_out = f", {result.still} more left out: nothing changes in them" if result.still else ""

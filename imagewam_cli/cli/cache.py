@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from imagewam_cli.cli.auto_layers import auto_count, recorded_layers
+from imagewam_cli.cli.budget_table import budget_text, choice_values, choices_within
 from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
 from imagewam_cli.cli.options import (
     FormatName,
@@ -16,8 +18,12 @@ from imagewam_cli.cli.options import (
     require_at_least_one,
     require_positive,
 )
+from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 from imagewam_cli.cli.share import share_of
+
+if TYPE_CHECKING:
+    from imagewam_cli.kvcache.build import BuildPlan
 
 
 @takes_editor_options
@@ -45,7 +51,7 @@ def cache_command(
         typer.Option("--part", help="Build part i of N, as 0/3; SLURM arrays and torchrun give it by themselves."),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", help="With --plan: the best setting within so many bytes, as 50GB.")
+        str | None, typer.Option("--budget", help="With --plan: settings within so many bytes, as 50GB.")
     ] = None,
     weights: WeightsOption = None,
     format: FormatOption = FormatName.human,
@@ -64,7 +70,7 @@ def cache_command(
     from imagewam_cli.data.augmentation import Augmentation
     from imagewam_cli.editor import TYPICAL_TEXT
     from imagewam_cli.errors import EditorError, UsageError
-    from imagewam_cli.kvcache.build import BuildSettings, build_cache, plan_build
+    from imagewam_cli.kvcache.build import BuildSettings, build_cache, plan_build, require_continuable
     from imagewam_cli.kvcache.economy import measure
     from imagewam_cli.kvcache.location import location
     from imagewam_cli.kvcache.storage import storage_at
@@ -75,6 +81,7 @@ def cache_command(
     require_positive(shard_mb=shard_mb)
     if budget is not None and not plan:
         raise UsageError("--budget is for --plan", "add --plan")
+    within = None if budget is None else size_in_bytes(budget, "--budget")
     stored = Registry.installed().codecs.load(codec)
     share = share_of(part, os.environ)
     build = BuildSettings(
@@ -85,39 +92,53 @@ def cache_command(
         share=share,
     )
     chosen = choose_editor(options, weights, trial="--plan" if plan else None)
-    rows = chosen.dataset
+    rows, folder = chosen.dataset, location(out) if out is not None else CACHES / chosen.name
+    require_writable(storage_at(folder).disk)
+    count = auto_count(options.layers)
+    if not plan:
+        there = require_continuable(rows, chosen.entry.name, folder, stored, build)
+        if there is not None and count is not None:
+            chosen = chosen.with_layers(recorded_layers(folder, there, count))
     try:
         chosen.kind.require_weights(chosen.entry, weights)
     except EditorError as error:
-        described = chosen.kind.describe(chosen.entry, chosen.settings) if plan else None
+        described = chosen.kind.describe(chosen.entry, chosen.settings) if plan and count is None else None
         if described is None:
             raise
         output.say(
             f"{error.message}: without them the time is not known, and trimmed text counts as {TYPICAL_TEXT} tokens"
         )
-        _print_plan(plan_build(rows, described, stored, build), None, format, None)
+        _print_plan(plan_build(rows, described, stored, build), None, format, layers=chosen.settings.layers)
         return
     loaded = chosen.load()
     planned = plan_build(rows, loaded.spec, stored, build)
-    folder = location(out) if out is not None else CACHES / chosen.name
     if plan:
         sample = _first_rows(rows, batch)
         _print_plan(
             planned,
             measure(loaded, stored, sample, _existing_parent(storage_at(folder).disk)),
             format,
-            None if budget is None else _choice(loaded, sample, planned.rows, size_in_bytes(budget, "--budget")),
+            within=within,
+            choices=None
+            if within is None
+            else choices_within(loaded, rows, options.stride, sample, planned.rows, within),
+            layers=loaded.settings.layers,
         )
         return
-    if share is not None:
-        output.say(f"part {share.index} of {share.count}; `imagewam cache merge {folder}` unites them")
-    output.say(
-        f"{folder}: {planned.rows} rows, {bytes_text(planned.bytes_per_row)} each, "
-        f"{bytes_text(planned.total_bytes)} in all"
-    )
+
+    def say(started: BuildPlan) -> None:
+        if share is not None:
+            output.say(f"part {share.index} of {share.count}; `imagewam cache merge {folder}` unites them")
+        output.say(
+            f"{folder}: {started.rows} rows, {bytes_text(started.bytes_per_row)} each, "
+            f"{bytes_text(started.total_bytes)} in all"
+        )
+
     with output.progress(planned.rows, "row") as bar:
         bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row", refresh=False)
-        manifest = build_cache(rows, loaded, folder, stored, build, on_rows=bar.update, on_damage=_say_damage)
+        manifest = build_cache(
+            rows, loaded, folder, stored, build, on_start=say, on_rows=bar.update, on_damage=_say_damage
+        )
     values = {
         "cache": str(folder),
         "rows": manifest.rows,
@@ -143,21 +164,10 @@ def _existing_parent(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 
-def _choice(editor: Any, sample: list[Any], rows: int, budget: float) -> Any:
-    """The best setting within the budget, by what this sample loses."""
-    import torch
-
-    from imagewam_cli.evaluation.budget import within_budget
-    from imagewam_cli.registry import Registry
-
-    codecs = Registry.installed().codecs
-    exact = editor.encode([r.images for r in sample], [r.instruction for r in sample]).to("cpu", torch.float32)
-    loaded = {entry.name: codecs.load(entry.name) for entry in codecs}
-    return within_budget(editor.spec, exact, loaded, rows=rows, budget=budget)
-
-
-def _print_plan(plan: Any, economy: Any, format: FormatName, choice: Any) -> None:
-    """economy: None where there are no weights to measure with."""
+def _print_plan(
+    plan: Any, economy: Any, format: FormatName, *, layers: str, within: float | None = None, choices: Any = None
+) -> None:
+    """economy: None where there are no weights to measure with; choices: within that many bytes."""
     from imagewam_cli.config import to_dict
     from imagewam_cli.kvcache.economy import verdict
 
@@ -165,6 +175,7 @@ def _print_plan(plan: Any, economy: Any, format: FormatName, choice: Any) -> Non
     values: dict[str, Any] = {
         "rows": plan.rows,
         "shards": len(plan.shards),
+        "layers": layers,
         "bytes_per_row": plan.bytes_per_row,
         "total_bytes": plan.total_bytes,
         "seconds_per_row": None if economy is None else economy.forward,
@@ -181,10 +192,7 @@ def _print_plan(plan: Any, economy: Any, format: FormatName, choice: Any) -> Non
             f"reading and computing a row take equally long at {bytes_text(economy.break_even_bytes)}",
             verdict(economy),
         ]
-    if choice is not None:
-        values["choice"] = to_dict(choice)
-        lines.append(
-            f"within the budget: {choice.options}: {bytes_text(choice.bytes_per_row)} per row, "
-            f"{bytes_text(choice.total_bytes)} in all, error of attention {100 * choice.attention:.2f} %"
-        )
+    if choices is not None and within is not None:
+        values |= choice_values(choices)
+        lines.append(budget_text(choices, within))
     output.result(values, "\n".join(lines), format.value)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from imagewam_cli.cli.auto_layers import auto_count, measured_layers
 from imagewam_cli.cli.options import (
     CompileOption,
     DeviceOption,
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from imagewam_cli.editor import Editor, PrefixSettings
     from imagewam_cli.hardware import Hardware
     from imagewam_cli.hookspecs import EditorEntry
-
-
-_AUTO = "auto:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,27 +144,15 @@ class ChosenEditor:
                 self.entry, settings, instructions=instructions, weights=self.weights, hardware=self.hardware
             )
 
-        choice = self.settings.layers
-        if not choice.startswith(_AUTO):
+        count = auto_count(self.settings.layers)
+        if count is None:
             return load(self.settings)
-        layers = self._measured(load(dataclasses.replace(self.settings, layers="all")), choice)
-        return load(dataclasses.replace(self.settings, layers=layers))
+        layers = measured_layers(load(self.with_layers("all").settings), self.dataset, count)
+        return load(self.with_layers(layers).settings)
 
-    def _measured(self, editor: Editor, choice: str) -> str:
-        """The layers that `auto:K` comes to, said aloud."""
-        from imagewam_cli.errors import UsageError
-        from imagewam_cli.evaluation.layer_choice import measure_layers
-
-        count = choice.removeprefix(_AUTO)
-        if not count.isdigit():
-            raise UsageError(f"--layers {choice}: auto needs a number of layers", "as --layers auto:4")
-        found = measure_layers(editor, self.dataset, int(count))
-        layers = ",".join(str(i) for i in found.kept)
-        output.say(
-            f"--layers {choice}: {layers} (error of a linear predictor {found.errors[-1]:.3f}, "
-            f"{found.errors[0]:.3f} with all {len(editor.spec.layers)})"
-        )
-        return layers
+    def with_layers(self, layers: str) -> ChosenEditor:
+        """The same, with other layers."""
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, layers=layers))
 
 
 def choose_editor(options: EditorOptions, weights: Path | None, *, trial: str | None = None) -> ChosenEditor:
@@ -184,6 +170,7 @@ def choose_editor(options: EditorOptions, weights: Path | None, *, trial: str | 
     from imagewam_cli.errors import UsageError
     from imagewam_cli.registry import Registry
 
+    auto_count(options.layers)  # refused before demonstrations are recorded
     editors, name = Registry.installed().editors, options.editor or "tiny"
     kind, entry = editors.load(name), editors.get(name)
     hardware = chosen_hardware(options.device, options.offload, options.compile)

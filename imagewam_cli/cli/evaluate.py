@@ -22,6 +22,7 @@ from imagewam_cli.cli.options import (
     listed,
     newest_instead_of,
 )
+from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import output
 from imagewam_cli.hardware import Hardware
 
@@ -126,6 +127,10 @@ def _closed_loop(
         if wanted not in known:
             raise UnknownNameError("split", wanted, known)
     splits = tuple(split) if split else tuple(s for s in known if s != "train")
+    folder = (
+        out if out is not None else _results_folder(name, env + ("-other-instructions" if other_instructions else ""))
+    )
+    require_writable(folder)
     acting = _policy(name, make, weights, hardware)
     if execute is not None and acting is not None:
         acting.execute = execute
@@ -141,9 +146,6 @@ def _closed_loop(
             other_instructions=other_instructions,
             on_episode=lambda _episode: bar.update(),
         )
-    folder = (
-        out if out is not None else _results_folder(name, env + ("-other-instructions" if other_instructions else ""))
-    )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "result.json", dump_json(to_dict(result)).encode())
     if "sheet" in pictures:
@@ -176,11 +178,12 @@ def _open_loop(
 
     if name in BASELINES:
         raise UsageError(f"the baseline {name!r} needs a simulator", "leave --dataset out, or name a trained policy")
+    folder = out if out is not None else _results_folder(name, dataset.resolve().name)
+    require_writable(folder)
     policy: Any = load_policy(Path(name), hardware=hardware, weights=weights)
     rows = open_dataset(dataset, KeyMap(cameras=tuple(policy.cameras)))
     chosen = [e.index for e in rows.episodes()][:episodes]
     result = open_loop(policy, rows, horizon=policy.horizon, episodes=chosen)
-    folder = out if out is not None else _results_folder(name, dataset.resolve().name)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "open_loop.json", dump_json(to_dict(result)).encode())
     try:

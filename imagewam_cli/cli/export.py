@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from imagewam_cli.cli.options import FormatName, WeightsOption, existing_policy, newest_instead_of
+from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output
 
 
@@ -30,6 +31,7 @@ def export_command(
         run = newest_instead_of("--run", "run")
     exporter = Registry.installed().exporters.load(to)()
     folder = out if out is not None else EXPORTS / f"{run.resolve().name}-{to}"
+    require_writable(folder.parent)
     written = exporter.export(find_bundle(existing_policy("--run", run)), folder, weights=weights)
     lines = [f"{folder}:"]
     lines += [f"  {name}  {bytes_text(size)}" for name, size in written.files.items()]

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from imagewam_cli.cli.options import DeviceOption, FormatName, FormatOption, WeightsOption, existing
+from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output
 
 
@@ -63,10 +64,12 @@ def import_command(
             names = ", ".join(chosen.cameras)
             raise UsageError(f"{robot} has {len(chosen.cameras)} cameras, not {len(camera)}", f"name these: {names}")
         chosen = dataclasses.replace(chosen, cameras=tuple(camera))
+    folder = out if out is not None else EXPORTS / checkpoint.stem
+    require_writable(folder.parent)
     imported = import_policy(
         checkpoint,
         stats,
-        out if out is not None else EXPORTS / checkpoint.stem,
+        folder,
         editor=editor,
         robot=chosen,
         train=read_train_config(config) if config is not None else TrainSettings(),

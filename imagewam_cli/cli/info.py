@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,12 +12,17 @@ from imagewam_cli.cli.options import FormatName, FormatOption
 from imagewam_cli.cli.output import bytes_text, output
 from imagewam_cli.kvcache.location import Location, location
 
+if TYPE_CHECKING:
+    from imagewam_cli.kvcache.manifest import Manifest, Share
+
 
 def info_command(
     path: Annotated[str, typer.Argument(help="A dataset, cache, run, policy or export folder, or a cache's URL.")],
     format: FormatOption = FormatName.human,
 ) -> None:
-    """Tell what a folder holds.
+    """Tell what a folder holds; of a cache also whether it is finished, in parts, or damaged.
+
+    Damage is looked for in sizes and the heads of files; `imagewam cache verify` reads every byte.
 
     Example: imagewam info caches/tiny-tabletop
     """
@@ -33,18 +39,27 @@ def describe(path: Path) -> dict[str, Any]:
         UsageError: nothing that imagewam knows.
     """
     from imagewam_cli.errors import UsageError
-    from imagewam_cli.workspace import CACHE_MARKER, ONNX_MARKER, POLICY_MARKER, RUN_MARKER
-
-    describers = (
-        ("meta/info.json", _dataset),
-        (CACHE_MARKER, _cache),
-        (RUN_MARKER, _run),
-        (ONNX_MARKER, _onnx),
-        (POLICY_MARKER, _policy),
+    from imagewam_cli.workspace import (
+        CACHE_MARKER,
+        DATASET_MARKER,
+        ONNX_MARKER,
+        PART_MARKER,
+        POLICY_MARKER,
+        RUN_MARKER,
+        marker_of,
     )
-    for marker, describer in describers:
-        if (path / marker).exists():
-            return describer(path)
+
+    describers = {
+        DATASET_MARKER: _dataset,
+        CACHE_MARKER: _cache,
+        PART_MARKER: _cache,
+        RUN_MARKER: _run,
+        ONNX_MARKER: _onnx,
+        POLICY_MARKER: _policy,
+    }
+    marker = marker_of(path)
+    if marker is not None:
+        return describers[marker](path)
     if not path.exists():
         raise UsageError(f"{path} does not exist", "see `imagewam list`")
     raise UsageError(f"{path} is no dataset, cache, run, policy or export", "see `imagewam list`")
@@ -67,9 +82,13 @@ def _dataset(path: Path) -> dict[str, Any]:
 
 
 def _cache(place: Location) -> dict[str, Any]:
-    from imagewam_cli.kvcache.storage import manifest_at, storage_at
+    from imagewam_cli.kvcache.manifest import Share, part_manifests
+    from imagewam_cli.kvcache.storage import manifest_at, manifest_file_at, storage_at
+    from imagewam_cli.kvcache.verify import verify_cache
 
-    manifest = manifest_at(storage_at(place))
+    storage = storage_at(place)
+    manifest, damages = manifest_at(storage), verify_cache(place, rows=False)
+    parts = {Share.named(name): manifest_file_at(storage, name).rows for name in part_manifests(storage.names())}
     spec = manifest.spec
     return {
         "kind": "cache",
@@ -78,6 +97,9 @@ def _cache(place: Location) -> dict[str, Any]:
         "rows": manifest.rows,
         "of": manifest.total_rows,
         "complete": manifest.complete,
+        "parts": {f"{share.index}/{share.count}": rows for share, rows in parts.items()},
+        "damage": [f"{damage.file}: {damage.what}" for damage in damages],
+        "next": _advice(place, manifest, list(parts), bool(damages)),
         "bytes": sum(s.bytes for s in manifest.shards),
         "shards": len(manifest.shards),
         "codec": manifest.codec,
@@ -88,6 +110,21 @@ def _cache(place: Location) -> dict[str, Any]:
         "layers": [f"{layer.name} {layer.heads}x{layer.head_dim}, {layer.tokens} tokens" for layer in spec.layers],
         "fingerprint": manifest.digest,
     }
+
+
+def _advice(place: Location, manifest: Manifest, parts: Sequence[Share], damaged: bool) -> list[str]:
+    """What to do about a cache that is damaged, not finished, or in parts."""
+    from imagewam_cli.kvcache.manifest import repair_hint
+
+    advice = [repair_hint(place)] if damaged else []
+    counts = {part.count for part in parts}
+    every = {f"{i}/{count}" for count in counts for i in range(count)} if len(counts) == 1 else set()
+    absent = sorted(every - {f"{part.index}/{part.count}" for part in parts})
+    if not manifest.complete:
+        missing = f"{manifest.total_rows - manifest.rows} rows are missing: "
+        begun = f"no part {', '.join(absent)} is there; " if absent else ""
+        advice.append(f"{missing}{begun}the same `imagewam cache` command goes on")
+    return advice + ([f"`imagewam cache merge {place}` unites the parts"] if parts else [])
 
 
 def _run(path: Path) -> dict[str, Any]:
@@ -116,5 +153,5 @@ def _onnx(path: Path) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(str(v) for v in value)
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        return ", ".join(str(v) for v in value) or "none"
+    return (", ".join(f"{k} {v}" for k, v in value.items()) or "none") if isinstance(value, dict) else str(value)

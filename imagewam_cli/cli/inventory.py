@@ -7,16 +7,21 @@ from typing import Annotated
 
 import typer
 
-from imagewam_cli.cli.options import FormatName, FormatOption
+from imagewam_cli.cli.options import FormatName, FormatOption, existing
 from imagewam_cli.cli.output import bytes_text, output, table
 
 
 def list_command(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Look in these folders; by default in the working folder.")
+    ] = None,
     delete: Annotated[Path | None, typer.Option("--delete", help="Delete this one, after asking.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     format: FormatOption = FormatName.human,
 ) -> None:
-    """List what datasets/, caches/, runs/ and exports/ of this folder hold, with sizes; deleting one asks first.
+    """List datasets, caches, runs and exports in a folder and in its datasets/, caches/, runs/ and exports/.
+
+    Deleting one asks first.
 
     Example: imagewam list --delete caches/tiny-tabletop
     """
@@ -25,7 +30,7 @@ def list_command(
     from imagewam_cli.errors import UsageError
     from imagewam_cli.workspace import items
 
-    found = items()
+    found = items(*(existing("the folder", folder, "see `imagewam list`") for folder in folders or ()))
     if delete is not None:
         item = next((i for i in found if i.path.resolve() == delete.resolve()), None)
         if item is None:
@@ -39,6 +44,12 @@ def list_command(
     text = table(["kind", "path", "size"], [[i.kind, str(i.path), bytes_text(i.bytes)] for i in found])
     output.result(
         values,
-        text if found else "nothing in datasets/, caches/, runs/ and exports/ yet; try `imagewam cache --editor tiny`",
+        text if found else f"nothing {_places(folders)}; try `imagewam cache --editor tiny`",
         format.value,
     )
+
+
+def _places(folders: list[Path] | None) -> str:
+    if not folders:
+        return "in this folder, its datasets/, caches/, runs/ and exports/ yet"
+    return "of imagewam's in " + ", ".join(str(folder) for folder in folders)

@@ -21,10 +21,13 @@ def merge_command(
 
     Example: imagewam cache merge caches/tiny-tabletop
     """
+    from imagewam_cli.kvcache.location import location
     from imagewam_cli.kvcache.merge import merge_cache
 
-    first, *rest = (existing_place("folder", text, "name the --out of the parts") for text in (cache, *(others or [])))
-    manifest = merge_cache(first, rest)
+    places = [existing_place("folder", text, "name the --out of the parts") for text in others or []]
+    # where parts come from elsewhere, the folder they are brought to need not be there yet
+    target = location(cache) if places else existing_place("folder", cache, "name the --out of the parts")
+    manifest = merge_cache(target, places)
     values = {"cache": str(cache), "rows": manifest.rows, "of": manifest.total_rows, "shards": len(manifest.shards)}
     missing = "" if manifest.complete else f"; {manifest.total_rows - manifest.rows} rows are missing"
     text = f"{cache}: {manifest.rows} rows in {len(manifest.shards)} shards{missing}"

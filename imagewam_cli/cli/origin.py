@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imagewam_cli.cli.options import existing_dataset
+from imagewam_cli.cli.options import existing, existing_dataset
 
 if TYPE_CHECKING:
     from imagewam_cli.data.types import Dataset
@@ -24,11 +24,21 @@ def cache_origin(
         DatasetError, EditorError: they are not there.
     """
     from imagewam_cli.data.formats import open_dataset
+    from imagewam_cli.errors import CacheError
     from imagewam_cli.kvcache.verify import require_origin
     from imagewam_cli.registry import Registry
 
-    source = open_dataset(existing_dataset(dataset or Path(manifest.dataset.path)), manifest.dataset.keys)
     editors, name = Registry.installed().editors, str(manifest.fingerprint["editor"])
+    if name not in editors:
+        raise CacheError(
+            f"the cache was made with the editor {name!r}, which is not installed",
+            "install its plugin; see `imagewam plugins --hook editors`",
+        )
+    if dataset is None:
+        path = existing("the cache's dataset", Path(manifest.dataset.path), "say with --dataset where it has moved")
+    else:
+        path = existing_dataset(dataset)
+    source = open_dataset(path, manifest.dataset.keys)
     editor = editors.load(name).load(
         editors.get(name),
         manifest.settings,

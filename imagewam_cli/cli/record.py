@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from imagewam_cli.cli.options import EnvOption, SeedOption
+from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import output
 
 
@@ -39,6 +40,7 @@ def record_demonstrations(out: Path, env: str, episodes: int, seed: int, codec: 
         raise UnknownNameError("codec", codec, codecs)
     if episodes < 1:
         raise UsageError(f"cannot record {episodes} episodes", "ask for at least one")
+    require_writable(out.parent)
     make = Registry.installed().environments.load(env)
     with output.progress(episodes, "episode") as bar:
         frames = record(

@@ -20,6 +20,7 @@ from imagewam_cli.cli.options import (
     require_at_least_one,
 )
 from imagewam_cli.cli.origin import cache_origin
+from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import output
 
 
@@ -46,11 +47,14 @@ def report_command(
     """
     from imagewam_cli.config import to_dict
     from imagewam_cli.evaluation.fidelity import evaluate_fidelity, table
-    from imagewam_cli.evaluation.plots import plot_fidelity
+    from imagewam_cli.evaluation.plots import plot_fidelity, require_suffix
     from imagewam_cli.kvcache.reader import CacheReader
     from imagewam_cli.policy.policy import Policy
 
     require_at_least_one(rows=rows)
+    if plot is not None:
+        require_suffix(plot)
+        require_writable(plot.parent)
     reader = CacheReader(chosen_cache(cache))
     hardware = chosen_hardware(device, offload, False)
     policy = None if run is None else Policy.load(existing_policy("--run", run), hardware=hardware, weights=weights)

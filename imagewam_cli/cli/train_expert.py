@@ -19,6 +19,7 @@ from imagewam_cli.cli.options import (
     existing,
     require_at_least_one,
 )
+from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 from imagewam_cli.kvcache.location import name_of
 
@@ -70,6 +71,8 @@ def train_expert_command(
         existing("--config", config, "pass a YAML recipe; docs/training.md has one")
     assignments = [*(set_ or []), *([f"expert.init={init}"] if init is not None else [])]
     recipe = _recipe(config, {"steps": steps, "batch": batch, "seed": seed}, assignments)
+    if not dry_run:
+        require_writable(out if out is not None else RUNS)
     if online:
         source, name = _online(options, weights, encode_batch, dry_run)
     else:

@@ -60,6 +60,7 @@ class FieldStats:
 
     @property
     def dim(self) -> int:
+        """Numbers of the field."""
         return len(self.min)
 
     def to_dict(self) -> dict[str, list[float]]:
@@ -256,6 +257,7 @@ class Normalizer:
 
     @property
     def dim(self) -> int:
+        """Numbers of the field."""
         return self.stats.dim
 
     @cached_property

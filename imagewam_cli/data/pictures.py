@@ -53,6 +53,7 @@ class PictureFile:
         return [{camera: taken[camera][i] for camera in self._record.names or ()} for i in range(len(rows))]
 
     def close(self) -> None:
+        """Give the disk back."""
         self._rows = None
         self._file.close()
 

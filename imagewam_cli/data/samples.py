@@ -29,9 +29,11 @@ class Samples:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Samples:
+        """The observations of these rows."""
         return cls(observations=tuple(row.observation() for row in rows))
 
     def to_bytes(self) -> bytes:
+        """The file that `load` reads."""
         from safetensors.numpy import save
 
         cameras = self.observations[0].images

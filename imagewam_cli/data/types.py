@@ -65,6 +65,7 @@ class Row:
     """Which view of the frame: 0 is as it was recorded, others are augmented (`imagewam_cli.data.augmentation`)."""
 
     def observation(self) -> Observation:
+        """What a policy would see there."""
         return Observation(images=self.images, state=self.state, instruction=self.instruction)
 
 
@@ -98,10 +99,12 @@ class DatasetInfo:
 
     @property
     def state_dim(self) -> int:
+        """Numbers of a state."""
         return len(self.state_names)
 
     @property
     def action_dim(self) -> int:
+        """Numbers of an action."""
         return len(self.action_names)
 
 
@@ -109,7 +112,9 @@ class Dataset(Protocol):
     """A recorded dataset: metadata at once, rows as a stream. Memory does not grow with the number of episodes."""
 
     @property
-    def info(self) -> DatasetInfo: ...
+    def info(self) -> DatasetInfo:
+        """What the metadata says."""
+        ...
 
     def episodes(self) -> Sequence[EpisodeInfo]:
         """All episodes in order."""

@@ -1,14 +1,21 @@
-"""The setting that loses least of those that a budget of bytes has room for."""
+"""Which settings a budget of bytes has room for, and which of them to take.
+
+Errors of attention compare codecs, where layers and tokens are the same. Between fewer tokens and fewer layers there is
+no common measure: a layer that is left out has no error, and the expert loses a block with it. So the order is a rule:
+first precision goes, then places (pooling), and layers only where nothing fits with all of them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from imagewam_cli.editor import PrefixKV
-from imagewam_cli.errors import UsageError
-from imagewam_cli.evaluation.fidelity import compare_ways, ways
+from imagewam_cli.evaluation.fidelity import POOLS, layer_errors_of, ways
+from imagewam_cli.kvcache.build import bytes_per_row
 from imagewam_cli.kvcache.codec import Codec
 from imagewam_cli.kvcache.spec import KVSpec, select_layers
 
@@ -32,36 +39,58 @@ class Choice:
         return f"--codec {self.codec} --pool {self.pool} --layers {self.layers}"
 
 
-def within_budget(spec: KVSpec, exact: PrefixKV, codecs: Mapping[str, Codec], *, rows: int, budget: float) -> Choice:
-    """The least error of attention that fits; layers are left out only where nothing fits with all of them.
+def choices(
+    spec: KVSpec,
+    exact: PrefixKV,
+    codecs: Mapping[str, Codec],
+    *,
+    rows: int,
+    samples: Sequence[PrefixKV] = (),
+    layers: str = "all",
+    pool: int = 1,
+) -> tuple[Choice, ...]:
+    """Every codec with every pooling and thinning, in the order in which they are to be taken where they fit.
 
-    spec, exact: of a sample that is not pooled; budget: bytes for `rows` rows.
-
-    Raises:
-        UsageError: nothing fits; says what the smallest needs.
+    spec, exact: of a few rows; rows: of the cache; samples: other rows, for codecs that are fitted to some. layers,
+    pool: that the rows were made with; where these are not the defaults, they are the user's choice and stay.
     """
-    smallest: Choice | None = None
-    for layers in _THINNINGS:
-        kept = select_layers(layers, len(spec.layers))
-        thin = dataclasses.replace(spec, layers=tuple(spec.layers[i] for i in kept))
-        prefix = PrefixKV(tuple(exact.layers[i] for i in kept), exact.valid if thin.valid_tokens else None)
-        choices = [
-            Choice(
-                codec=found.codec,
-                pool=found.pool,
-                layers=layers,
-                bytes_per_row=found.bytes_per_row,
-                total_bytes=rows * found.bytes_per_row,
-                attention=found.attention,
+    tried = ways(spec, codecs.values(), samples, pools=POOLS if pool == 1 else (1,))
+    errors = [[e.attention for e in of_way] for of_way in layer_errors_of(spec, exact, tried)]
+    found = []
+    for thinning, kept in _thinned(spec, layers):
+        of_thinning = []
+        for way, of_layers in zip(tried, errors, strict=True):
+            thin = dataclasses.replace(way.spec, layers=tuple(way.spec.layers[i] for i in kept))
+            size = bytes_per_row(thin, way.codec)
+            of_thinning.append(
+                Choice(
+                    codec=way.codec.name,
+                    pool=pool if pool != 1 else way.pool,
+                    layers=thinning,
+                    bytes_per_row=size,
+                    total_bytes=rows * size,
+                    attention=statistics.fmean(of_layers[i] for i in kept),
+                )
             )
-            for found in compare_ways(thin, prefix, ways(thin, codecs.values()))
-        ]
-        fitting = [choice for choice in choices if choice.total_bytes <= budget]
-        if fitting:
-            return min(fitting, key=lambda choice: (choice.attention, choice.total_bytes))
-        smallest = min([*choices, *([smallest] if smallest else [])], key=lambda choice: choice.total_bytes)
-    assert smallest is not None
-    raise UsageError(
-        f"nothing fits {budget / 1e9:.3g} GB: {smallest.options} still needs {smallest.total_bytes / 1e9:.3g} GB",
-        "raise --budget, or take fewer rows with --stride",
-    )
+        found += sorted(of_thinning, key=lambda choice: (choice.pool, choice.attention, choice.total_bytes))
+    return tuple(found)
+
+
+def fitting(tried: Sequence[Choice], budget: float) -> tuple[Choice, ...]:
+    """Those of `choices` that are no larger than `budget` bytes; the first is the one to take."""
+    return tuple(choice for choice in tried if choice.total_bytes <= budget)
+
+
+def best_codecs(tried: Sequence[Choice]) -> tuple[Choice, ...]:
+    """Of each pooling and thinning the first."""
+    return tuple(next(same) for _, same in groupby(tried, key=lambda choice: (choice.layers, choice.pool)))
+
+
+def _thinned(spec: KVSpec, layers: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Each set of layers once, under its first name."""
+    everything = tuple(range(len(spec.layers)))
+    if layers != "all":
+        yield layers, everything
+        return
+    named = {select_layers(name, len(spec.layers)): name for name in reversed(_THINNINGS)}
+    yield from ((name, kept) for kept, name in reversed(named.items()))

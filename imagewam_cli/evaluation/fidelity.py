@@ -38,7 +38,8 @@ from imagewam_cli.training.objective import flow_loss
 
 _QUERIES = 32
 """Of each row and layer."""
-_POOLS = (1, 2)
+POOLS = (1, 2)
+"""Cells that are tried."""
 _BATCH = 8
 
 T = TypeVar("T", "LayerErrors", "SettingErrors", "PolicyChange")
@@ -104,7 +105,7 @@ def evaluate_fidelity(
     unpooled = reader.manifest.settings.pool == 1
     codecs = [Registry.installed().codecs.load(entry.name) for entry in Registry.installed().codecs]
     samples = sample_prefixes(editor, dataset, reader.manifest.dataset.stride)
-    tried = ways(spec, codecs, samples, pools=_POOLS if unpooled else (1,))
+    tried = ways(spec, codecs, samples, pools=POOLS if unpooled else (1,))
     layers, settings, changes = [], [], []
     for numbers, few in _picked(reader, dataset, places):
         stored = reader.read(numbers)
@@ -180,7 +181,7 @@ class Way:
 
 
 def ways(
-    spec: KVSpec, codecs: Iterable[Codec], samples: Sequence[PrefixKV] = (), *, pools: Sequence[int] = _POOLS
+    spec: KVSpec, codecs: Iterable[Codec], samples: Sequence[PrefixKV] = (), *, pools: Sequence[int] = POOLS
 ) -> list[Way]:
     """Every codec, with picture tokens in cells of each size. spec, samples: of prefixes that are not pooled; without
     samples, codecs that are fitted to some are left out."""
@@ -199,21 +200,23 @@ def ways(
     return found
 
 
-def compare_ways(spec: KVSpec, exact: PrefixKV, tried: Sequence[Way]) -> tuple[SettingErrors, ...]:
-    """spec, exact: of prefixes that are not pooled."""
+def layer_errors_of(spec: KVSpec, exact: PrefixKV, tried: Sequence[Way]) -> list[tuple[LayerErrors, ...]]:
+    """Of each way, layer by layer. spec, exact: of prefixes that are not pooled."""
     kept = {pool: pooled_prefix(spec, exact, pool)[1] for pool in {way.pool for way in tried}}
-    found = []
-    for way in tried:
-        errors = [e.attention for e in compare(spec, exact, through(way.codec, way.spec, kept[way.pool]))]
-        found.append(
-            SettingErrors(
-                codec=way.codec.name,
-                pool=way.pool,
-                bytes_per_row=bytes_per_row(way.spec, way.codec),
-                attention=float(np.mean(errors)),
-            )
+    return [compare(spec, exact, through(way.codec, way.spec, kept[way.pool])) for way in tried]
+
+
+def compare_ways(spec: KVSpec, exact: PrefixKV, tried: Sequence[Way]) -> tuple[SettingErrors, ...]:
+    """As `layer_errors_of`, the mean over layers."""
+    return tuple(
+        SettingErrors(
+            codec=way.codec.name,
+            pool=way.pool,
+            bytes_per_row=bytes_per_row(way.spec, way.codec),
+            attention=float(np.mean([e.attention for e in errors])),
         )
-    return tuple(found)
+        for way, errors in zip(tried, layer_errors_of(spec, exact, tried), strict=True)
+    )
 
 
 def through(codec: Codec, spec: KVSpec, prefix: PrefixKV) -> PrefixKV:

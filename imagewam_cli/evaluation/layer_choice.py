@@ -70,8 +70,7 @@ def choose_layers(
     Raises:
         UsageError: `keep` is none of 1 .. the number of layers, or the rows are of a single episode.
     """
-    if not 1 <= keep <= len(kernels):
-        raise UsageError(f"auto:{keep}: the editor has {len(kernels)} layers", f"choose auto:1 to auto:{len(kernels)}")
+    _require_layers(len(kernels), keep)
     folds = _folds(episodes)
     base, targets = _kernel(state.astype(np.float32)), (actions - actions.mean(0)) / max(float(actions.std()), 1e-12)
 
@@ -97,6 +96,10 @@ def measure_layers(
     Raises:
         UsageError: as `choose_layers`.
     """
+    wanted = _sampled(dataset, stride)
+    shown = sorted({episode for episode, _ in wanted})
+    _require_layers(len(editor.spec.layers), keep)  # before anything is computed
+    _folds(shown)
     table, _ = FrameTable.of(dataset.rows(images=False))
     sketches, rows = LayerSketches(), []
     for few in batches(spread_rows(dataset, episodes=_EPISODES, rows=_ROWS, stride=stride), _BATCH):
@@ -108,6 +111,27 @@ def measure_layers(
     return choose_layers(
         sketches.kernels(), state, np.stack(chunks).astype(np.float64), [r.episode for r in rows], keep
     )
+
+
+def sample_rows(dataset: Dataset, stride: int = 1) -> int:
+    """How many rows `measure_layers` looks at."""
+    return len(_sampled(dataset, stride))
+
+
+def _sampled(dataset: Dataset, stride: int) -> set[tuple[int, int]]:
+    """(episode, frame), evenly spaced."""
+    episodes = dataset.episodes()
+    few = min(_EPISODES, len(episodes))
+    return {
+        (e.index, int(frame))
+        for e in (episodes[i * len(episodes) // few] for i in range(few))
+        for frame in np.linspace(0, (e.length - 1) // stride, _ROWS).round().astype(int) * stride
+    }
+
+
+def _require_layers(count: int, keep: int) -> None:
+    if not 1 <= keep <= count:
+        raise UsageError(f"auto:{keep}: the editor has {count} layers", f"choose auto:1 to auto:{count}")
 
 
 def _sketched(flat: torch.Tensor, seed: int) -> npt.NDArray[np.float32]:

@@ -181,8 +181,16 @@ def _plain(axes: Any, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Any, path: Path) -> None:
+def require_suffix(path: Path) -> None:
+    """
+    Raises:
+        UsageError: the suffix of `path` is not one of `SUFFIXES`.
+    """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"cannot plot to {path.name}", "end the name in one of " + ", ".join(SUFFIXES))
+
+
+def _save(figure: Any, path: Path) -> None:
+    require_suffix(path)
     with replacing(path) as temporary:
         figure.savefig(temporary)

@@ -39,6 +39,7 @@ class TimeEmbedding(nn.Module):
         self.out_layer = nn.Linear(hidden, hidden, bias=False)
 
     def forward(self, t: Tensor) -> Tensor:
+        """t (B,) in [0, 1] -> (B, hidden)."""
         angles = (1000.0 * t).float()[:, None] * self.frequencies  # 1000 t in t's own precision, as published
         sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).to(t.dtype)
         out: Tensor = self.out_layer(F.silu(self.in_layer(sinusoid.to(self.in_layer.weight.dtype))))
@@ -53,6 +54,7 @@ class Modulation(nn.Module):
         self.lin = nn.Linear(hidden, 3 * sets * hidden, bias=False)
 
     def forward(self, vec: Tensor) -> tuple[Tensor, ...]:
+        """vec (B, hidden)."""
         return tuple(self.lin(F.silu(vec))[:, None, :].chunk(self.lin.out_features // vec.shape[-1], dim=-1))
 
 
@@ -64,12 +66,15 @@ class HeadNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., head size) -> the same shape."""
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
         return normed.to(x.dtype) * self.scale
 
 
 class QKNorm(nn.Module):
+    """One norm for queries, one for keys."""
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.query_norm = HeadNorm(size)
@@ -106,6 +111,10 @@ class SequentialBlock(nn.Module):
         prefix: LayerKV | None,
         valid: Tensor | None,
     ) -> Tensor:
+        """x (B N, T, hidden) -> the same shape.
+
+        modulation: six of (B N, 1, hidden); prefix: this layer's, of B rows, with `valid` (B, P).
+        """
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation
         attention = self.img_attn
         q, k, v = _heads(attention.qkv(_modulated(x, shift, scale)), attention.layer, attention.norm, rotary)
@@ -136,6 +145,10 @@ class ParallelBlock(nn.Module):
         prefix: LayerKV | None,
         valid: Tensor | None,
     ) -> Tensor:
+        """x (B N, T, hidden) -> the same shape.
+
+        modulation: three of (B N, 1, hidden); prefix: this layer's, of B rows, with `valid` (B, P).
+        """
         shift, scale, gate = modulation
         fused = self.linear1(_modulated(x, shift, scale))
         qkv, mlp = torch.split(fused, [self.attention_rows, 2 * self.inner], dim=-1)
@@ -149,6 +162,7 @@ class SwiGLU(nn.Module):
     """SiLU(first half) * second half."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., 2 n) -> (..., n)."""
         first, second = x.chunk(2, dim=-1)
         return F.silu(first) * second
 
@@ -162,6 +176,7 @@ class Head(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden, 2 * hidden, bias=False))
 
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+        """x (B, T, hidden), vec (B, hidden) -> (B, T, out)."""
         shift, scale = self.adaLN_modulation(vec)[:, None, :].chunk(2, dim=-1)
         out: Tensor = self.linear(_modulated(x, shift, scale))
         return out

@@ -156,6 +156,7 @@ def to_bfloat16(model: nn.Module) -> None:
 
 
 def parameter_count(model: nn.Module) -> int:
+    """Numbers in all parameters."""
     return sum(p.numel() for p in model.parameters())
 
 

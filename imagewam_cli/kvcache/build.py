@@ -29,7 +29,7 @@ from imagewam_cli.errors import CacheError, UsageError
 from imagewam_cli.kvcache.codec import Codec, LearnedCodec, stored_parts
 from imagewam_cli.kvcache.learned import CODEC, fit_codec
 from imagewam_cli.kvcache.location import Location
-from imagewam_cli.kvcache.lock import LOCK
+from imagewam_cli.kvcache.lock import LOCK, part_lock
 from imagewam_cli.kvcache.manifest import (
     INSTRUCTIONS,
     MANIFEST,
@@ -78,6 +78,7 @@ class BuildPlan:
 
     @property
     def total_bytes(self) -> int:
+        """Of all rows and instructions, the headers of the files aside."""
         return self.rows * self.bytes_per_row + self.instruction_bytes
 
 
@@ -124,12 +125,13 @@ def build_cache(
     codec: Codec,
     settings: BuildSettings,
     *,
+    on_start: Callable[[BuildPlan], None] = lambda plan: None,
     on_rows: Callable[[int], None] = lambda rows: None,
     on_damage: Callable[[str], None] = lambda file: None,
 ) -> Manifest:
-    """Write (or go on writing) the cache `out`, a folder or a URL. `on_rows(n)` is called after each n rows, and once
-    for those already there; `on_damage(file)` for each shard that was finished and is not what it was: it is built
-    again.
+    """Write (or go on writing) the cache `out`, a folder or a URL. `on_start(plan)` is called once nothing was refused;
+    `on_rows(n)` after each n rows, and once for those already there; `on_damage(file)` for each shard that was finished
+    and is not what it was: it is built again.
 
     Raises:
         CacheError: `out` holds another cache; the message gives both values of what differs. Or somebody else writes
@@ -141,8 +143,27 @@ def build_cache(
     storage = storage_at(out)
     _refuse_foreign(storage)
     name = MANIFEST if settings.share is None else settings.share.manifest
-    with storage.lock(LOCK if settings.share is None else f"{LOCK}.{name}"):
-        return _Build(dataset, editor, storage, codec, settings, plan, on_rows, on_damage).run()
+    with storage.lock(LOCK if settings.share is None else part_lock(name)):
+        build = _Build(dataset, editor, storage, codec, settings, plan, on_rows, on_damage)
+        on_start(plan)
+        return build.run()
+
+
+def require_continuable(
+    dataset: Dataset, editor: str, out: Location, codec: Codec, settings: BuildSettings
+) -> Manifest | None:
+    """What a build into `out` would go on with, looked at before the editor of that name is loaded; None: nothing.
+
+    Raises:
+        CacheError, UsageError: `build_cache` would refuse it, whatever the editor's weights and settings are.
+    """
+    storage = storage_at(out)
+    _refuse_foreign(storage)
+    existing = _existing(storage, settings)
+    if existing is not None:
+        here = (dataset.info.identity, settings.stride, settings.augmentation, codec.name, editor)
+        _refuse_differing(storage.place, _known_pairs(existing, here))
+    return existing
 
 
 @contextmanager
@@ -352,6 +373,13 @@ def _refuse_foreign(storage: Storage) -> None:
         raise UsageError(f"{storage.place} holds something that is not a cache", "choose an empty folder with --out")
 
 
+def _existing(storage: Storage, settings: BuildSettings) -> Manifest | None:
+    """What is built there: this build's own manifest, or another part's, or the whole's, whose files it shares."""
+    own, names = MANIFEST if settings.share is None else settings.share.manifest, storage.names()
+    found = (name for name in (own, MANIFEST, *part_manifests(names)) if name in names)
+    return next((manifest_file_at(storage, name) for name in found), None)
+
+
 def dataset_entry(
     dataset: Dataset, cameras: Sequence[str], stride: int, augmentation: Augmentation = AS_RECORDED
 ) -> DatasetEntry:
@@ -382,7 +410,8 @@ def _start(
     name: str,
 ) -> tuple[Manifest, Codec]:
     """The manifest to go on from, the one of this name that is there or a new one; and the codec, ready to encode."""
-    existing = manifest_file_at(storage, name) if name in storage.names() else None
+    there = _existing(storage, settings)
+    existing = there if name in storage.names() else None
     table, instructions = FrameTable.of(dataset.rows(images=False))
     contents = {TABLE: table.to_bytes()}
     samples = existing.files.get(SAMPLES, "") if existing is not None else ""
@@ -399,11 +428,11 @@ def _start(
         files=kept | {name: xxhash.xxh3_128_hexdigest(content) for name, content in contents.items()},
         total_rows=plan.rows,
     )
-    if existing is not None:
-        _refuse_other(storage.place, existing, fresh)
-        _refuse_other_cut(storage.place, existing, plan)
+    if there is not None:
+        _refuse_other(storage.place, there, fresh)
+        _refuse_other_cut(storage.place, there, plan)
     if isinstance(codec, LearnedCodec):
-        codec, contents[CODEC] = _learned(codec, editor, dataset, storage, settings, existing)
+        codec, contents[CODEC] = _learned(codec, editor, dataset, storage, settings, there)
         files = {**fresh.files, CODEC: xxhash.xxh3_128_hexdigest(contents[CODEC])}
         fresh = dataclasses.replace(fresh, files=files)
     if existing is None:
@@ -441,18 +470,40 @@ def _learned(
 
 def _refuse_other(out: str, existing: Manifest, fresh: Manifest) -> None:
     """Going on with a cache of other contents would mix the two."""
+    here = (
+        fresh.dataset.identity,
+        fresh.dataset.stride,
+        fresh.dataset.augmentation,
+        fresh.codec,
+        fresh.fingerprint.get("editor"),
+    )
     pairs = [
-        ("dataset", existing.dataset.identity[:16], fresh.dataset.identity[:16]),
-        ("stride", existing.dataset.stride, fresh.dataset.stride),
-        ("augmentation", existing.dataset.augmentation, fresh.dataset.augmentation),
-        ("codec", existing.codec, fresh.codec),
-        ("editor", existing.fingerprint.get("editor"), fresh.fingerprint.get("editor")),
+        *_known_pairs(existing, here),
         ("editor weights", str(existing.fingerprint.get("weights"))[:16], str(fresh.fingerprint.get("weights"))[:16]),
         *_setting_pairs(existing, fresh),
         ("editor recipe", existing.fingerprint.get("recipe"), fresh.fingerprint.get("recipe")),
         ("prefix layout", existing.spec, fresh.spec),
         ("states or actions", existing.files.get(TABLE), fresh.files[TABLE]),
     ]
+    _refuse_differing(out, pairs)
+
+
+def _known_pairs(
+    existing: Manifest, here: tuple[str, int, Augmentation, str, object]
+) -> list[tuple[str, object, object]]:
+    """What can be compared without the editor's weights. here: dataset, stride, augmentation, codec and editor of this
+    build."""
+    dataset, stride, augmentation, codec, editor = here
+    return [
+        ("dataset", existing.dataset.identity[:16], dataset[:16]),
+        ("stride", existing.dataset.stride, stride),
+        ("augmentation", existing.dataset.augmentation, augmentation),
+        ("codec", existing.codec, codec),
+        ("editor", existing.fingerprint.get("editor"), editor),
+    ]
+
+
+def _refuse_differing(out: str, pairs: Sequence[tuple[str, object, object]]) -> None:
     for what, there, here in pairs:
         if there != here:
             raise CacheError(

@@ -28,6 +28,7 @@ class Part:
 
     @property
     def row_bytes(self) -> int:
+        """Of one row."""
         return prod(self.shape) * self.dtype.itemsize
 
 
@@ -35,7 +36,9 @@ class Codec(Protocol):
     """encode and decode work on K and V of one layer, (N, P, H_kv, D). Both run wherever their tensors are."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As the manifest and --codec have it."""
+        ...
 
     def parts(self, layer: LayerSpec) -> Mapping[str, Part]:
         """What is stored of a layer, by names of the codec's own."""

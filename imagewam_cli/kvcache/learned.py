@@ -50,11 +50,17 @@ def stored_codec(storage: Storage, manifest: Manifest) -> Codec:
     """The codec of a cache, as it was fitted to it.
 
     Raises:
-        CacheError: its file is missing or damaged.
+        CacheError: it is not installed, or its file is missing or damaged.
     """
     from safetensors.torch import load
 
-    codec: Codec = Registry.installed().codecs.load(manifest.codec)
+    codecs = Registry.installed().codecs
+    if manifest.codec not in codecs:
+        raise CacheError(
+            f"{storage.place} stores numbers as {manifest.codec!r}, which nothing installed can read",
+            "install the plugin that it was built with; see `imagewam plugins --hook codecs`",
+        )
+    codec: Codec = codecs.load(manifest.codec)
     if not isinstance(codec, LearnedCodec):
         return codec
     checksum = manifest.files.get(CODEC, "")

@@ -17,6 +17,11 @@ from imagewam_cli.errors import CacheError
 LOCK = ".lock"
 
 
+def part_lock(manifest: str) -> str:
+    """The lock of who builds the part of a cache that this manifest lists."""
+    return f"{LOCK}.{manifest}"
+
+
 @contextmanager
 def write_lock(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Hold the folder for writing.

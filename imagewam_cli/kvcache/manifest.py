@@ -34,7 +34,7 @@ INSTRUCTIONS = "instructions.safetensors"
 SHARDS = "shards"
 CHECKSUM = "checksum"
 _NO_CHECKSUM = 32 * "0"
-_PART = re.compile(r"manifest\.part-\d{5}-of-\d{5}\.json")
+_PART = re.compile(r"manifest\.part-(\d{5})-of-(\d{5})\.json")
 _REBUILD = "build the cache again into another folder"
 
 
@@ -73,6 +73,8 @@ class DatasetEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
+    """What a cache is: see docs/cache-format.md. It grows by one shard at a time."""
+
     version: int
     fingerprint: Mapping[str, Any]
     spec: KVSpec
@@ -106,6 +108,7 @@ class Manifest:
 
     @property
     def complete(self) -> bool:
+        """Whether every planned row is there."""
         return self.rows == self.total_rows
 
     @property
@@ -140,6 +143,18 @@ class Share:
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
             raise UsageError(f"there is no part {self.index} of {self.count}", "parts of N are 0/N to N-1/N")
+
+    @classmethod
+    def named(cls, manifest: str) -> Share:
+        """The part whose shards are listed in the file of this name.
+
+        Raises:
+            ValueError: the name is no part's.
+        """
+        found = _PART.fullmatch(manifest)
+        if found is None:
+            raise ValueError(f"{manifest} is not the name of a part's manifest")
+        return cls(index=int(found[1]), count=int(found[2]))
 
     @property
     def name(self) -> str:
@@ -188,11 +203,12 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
     """
     first_path, first = parts[0]
     shards: dict[str, ShardEntry] = {}
+    shard_of: dict[int, str] = {}
     for path, manifest in parts:
         there, here = (
             _flat(to_dict(dataclasses.replace(m, shards=(), by_instruction=None))) for m in (first, manifest)
         )
-        for key in there.keys() | here.keys():
+        for key in {**there, **here}:
             if there.get(key) != here.get(key):
                 raise CacheError(
                     f"{first_path} and {path} are of different caches: {key} is {there.get(key)} and {here.get(key)}",
@@ -201,6 +217,12 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
         for entry in manifest.entries:
             if shards.setdefault(entry.file, entry) != entry:
                 raise CacheError(f"{path} has another {entry.file} than the parts before it", "build one of them again")
+            for episode in entry.episodes:
+                if shard_of.setdefault(episode, entry.file) != entry.file:
+                    raise CacheError(
+                        f"{path} has episode {episode} in {entry.file}, a part before it in {shard_of[episode]}",
+                        "build all parts with the same --shard-mb",
+                    )
     by_instruction = shards.pop(INSTRUCTIONS, None)
     return dataclasses.replace(
         first, shards=tuple(shards[name] for name in sorted(shards)), by_instruction=by_instruction
@@ -223,11 +245,12 @@ def read_manifest_file(path: Path) -> Manifest:
     """
     try:
         return parse_manifest(path.read_bytes(), str(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise no_cache(str(path.parent)) from None
 
 
 def no_cache(place: str) -> CacheError:
+    """For a place without a manifest."""
     return CacheError(f"{place} is not a cache: it has no {MANIFEST}", "make one with `imagewam cache`")
 
 
@@ -255,10 +278,10 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
     try:
         manifest = from_dict(Manifest, values, source=path)
     except ConfigError as error:
-        raise CacheError(f"{path} is damaged: {error.message}") from error
+        raise CacheError(f"{path} is damaged: {error.message}", _REBUILD) from error
     for shard in manifest.entries:
         if Path(shard.file).name != shard.file or shard.file in ("", ".."):
-            raise CacheError(f"{path} names the shard {shard.file!r}, which is not a plain file name")
+            raise CacheError(f"{path} names the shard {shard.file!r}, which is not a plain file name", _REBUILD)
     return manifest
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.location import Location
+from imagewam_cli.kvcache.lock import part_lock
 from imagewam_cli.kvcache.manifest import MANIFEST, Manifest, part_manifests, unite
 from imagewam_cli.kvcache.storage import Storage, holds, manifest_file_at, put_manifest, storage_at
 
@@ -15,10 +17,15 @@ def merge_cache(out: Location, others: Sequence[Location] = ()) -> Manifest:
     last; then the parts' own go. To do it twice, or over a finished cache, changes nothing.
 
     Raises:
-        CacheError: nothing to merge, parts of different caches, or a shard that is not what its manifest says.
+        CacheError: nothing to merge, parts of different caches, a part in `out` that is being built, or a shard that
+            is not what its manifest says.
     """
     target = storage_at(out)
-    with target.lock():
+    with ExitStack() as locks:
+        locks.enter_context(target.lock())
+        own = part_manifests(target.names())
+        for name in own:
+            locks.enter_context(target.lock(part_lock(name)))
         found = [
             (storage, name, manifest_file_at(storage, name))
             for storage in (target, *map(storage_at, others))
@@ -30,7 +37,7 @@ def merge_cache(out: Location, others: Sequence[Location] = ()) -> Manifest:
         for storage, _, part in found:
             _bring(storage, part, target)
         put_manifest(target, manifest)
-        for name in part_manifests(target.names()):
+        for name in own:
             target.delete(name)
     return manifest
 

@@ -65,6 +65,11 @@ class CacheReader:
 
     @functools.cached_property
     def table(self) -> FrameTable:
+        """States and actions of every dataset frame.
+
+        Raises:
+            CacheError: missing or damaged.
+        """
         checksum = self.manifest.files.get(TABLE, "")
         return FrameTable.load(self.storage.file(TABLE, checksum), checksum)
 

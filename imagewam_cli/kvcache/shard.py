@@ -177,6 +177,7 @@ class Shard:
 
     @property
     def rows(self) -> int:
+        """How many it has."""
         return len(self.views[CHECKSUM][0])
 
     @property

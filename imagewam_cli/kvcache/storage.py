@@ -127,9 +127,14 @@ class LocalStorage:
 
     @contextmanager
     def lock(self, name: str = LOCK) -> Iterator[None]:
+        new = not self.disk.exists()
         self.disk.mkdir(parents=True, exist_ok=True)
-        with write_lock(self.disk, name):
-            yield
+        try:
+            with write_lock(self.disk, name):
+                yield
+        finally:
+            if new and not any(self.disk.iterdir()):  # made for nothing
+                self.disk.rmdir()
 
     def room(self) -> int | None:
         return shutil.disk_usage(self.disk).free
@@ -152,8 +157,11 @@ class LocalStorage:
         if path == target:
             return
         temporary = self.draft(f"{file}.partial")
-        shutil.copyfile(path, temporary)
-        temporary.replace(target)
+        try:
+            shutil.copyfile(path, temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
         sync_folder(target.parent)
 
     def look(self, entry: ShardEntry) -> AbstractContextManager[Path]:

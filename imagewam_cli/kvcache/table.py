@@ -82,6 +82,7 @@ class FrameTable:
             raise CacheError(f"{path} is damaged: {error}", repair_hint(path.parent)) from None
 
     def to_bytes(self) -> bytes:
+        """The file that `load` reads."""
         from safetensors.numpy import save
 
         data: bytes = save({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
@@ -102,9 +103,19 @@ class FrameTable:
         return action_chunk(actions, frame, horizon)
 
     def actions_of(self, episode: int) -> Float32Array:
+        """(L, A) in robot units, of the whole episode.
+
+        Raises:
+            CacheError: there is no such episode.
+        """
         return self.action[self._span(episode)]
 
     def states_of(self, episode: int) -> Float32Array:
+        """(L, S) in robot units, of the whole episode.
+
+        Raises:
+            CacheError: there is no such episode.
+        """
         return self.state[self._span(episode)]
 
     def _span(self, episode: int) -> slice:

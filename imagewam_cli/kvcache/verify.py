@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +37,11 @@ class Damage:
     rows: tuple[int, ...] | None = None
 
 
-def verify_cache(cache: Location, *, on_rows: Callable[[int], None] = lambda rows: None) -> list[Damage]:
-    """Read every byte. `on_rows(n)` is called after each shard of n rows.
+def verify_cache(
+    cache: Location, *, rows: bool = True, on_rows: Callable[[int], None] = lambda rows: None
+) -> list[Damage]:
+    """Read every byte. `on_rows(n)` is called after each shard of n rows. rows: False looks at files, sizes and the
+    heads of shards only, a thousandth of the bytes or so, and of a remote store at sizes.
 
     Raises:
         CacheError: no cache, or its manifest is damaged: then nothing says what the rest should be.
@@ -50,9 +53,13 @@ def verify_cache(cache: Location, *, on_rows: Callable[[int], None] = lambda row
         for name, checksum in manifest.files.items()
         if not holds(storage, name, checksum)
     ]
+    faults = {} if rows else storage.faults(manifest.entries)
     for entry in manifest.entries:
-        with storage.look(entry) as path:
-            damage = _shard_damage(path, entry)
+        if rows:
+            with storage.look(entry) as path:
+                damage = _shard_damage(path, entry)
+        else:
+            damage = _fault(entry, faults)
         if damage is not None:
             found.append(damage)
         on_rows(entry.rows)
@@ -88,6 +95,13 @@ def repair_cache(
                 manifest = manifest.with_entry(repaired)
                 put_manifest(storage, manifest)
         return changed
+
+
+def _fault(entry: ShardEntry, faults: Mapping[str, CacheError]) -> Damage | None:
+    """Of a shard that is not as listed, seen from outside."""
+    if entry.file not in faults:
+        return None
+    return Damage(file=f"{SHARDS}/{entry.file}", what=faults[entry.file].message.rpartition(f"{entry.file} ")[2])
 
 
 def _shard_damage(path: Path, entry: ShardEntry) -> Damage | None:

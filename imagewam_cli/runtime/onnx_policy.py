@@ -38,11 +38,19 @@ class Observed(Protocol):
     """What the policy looks at: camera -> uint8 (H, W, 3), state (S,) in robot units, and what to do."""
 
     @property
-    def images(self) -> Mapping[str, npt.NDArray[np.uint8]]: ...
+    def images(self) -> Mapping[str, npt.NDArray[np.uint8]]:
+        """Camera -> uint8 (H, W, 3)."""
+        ...
+
     @property
-    def state(self) -> Float32Array: ...
+    def state(self) -> Float32Array:
+        """float32 (S,) in robot units."""
+        ...
+
     @property
-    def instruction(self) -> str: ...
+    def instruction(self) -> str:
+        """What is to be done."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -60,10 +60,12 @@ class ExpertData:
 
     @property
     def state_dim(self) -> int:
+        """Numbers of a state."""
         return int(self.source.table.state.shape[1])
 
     @property
     def action_dim(self) -> int:
+        """Numbers of an action."""
         return int(self.source.table.action.shape[1])
 
     def batch(self, indices: Indices) -> Batch:
@@ -95,10 +97,10 @@ class ExpertData:
                 yield np.sort(order[i * size : (i + 1) * size])
             epoch, skip = epoch + 1, 0
 
-    def needed(self, first_step: int, last_step: int) -> Indices:
+    def needed(self, first_step: int, last_step: int, *, validation: bool = True) -> Indices:
         """Every row that the batches of steps [first_step, last_step) or the validation hold."""
         needed = np.zeros(self.source.origin.rows, dtype=np.bool_)
-        needed[self.validation_rows] = True
+        needed[self.validation_rows] = validation
         for indices in islice(self.order(first_step), last_step - first_step):
             needed[indices] = True
             if needed[self.train_rows].all():

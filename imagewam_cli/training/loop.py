@@ -182,7 +182,8 @@ class Trainer:
 
     def dry_run(self, measured_steps: int = 3) -> DryRun:
         """Parameters, memory, steps and time, from a few real steps; no run is written."""
-        with self.source.prepared(self.data.needed(0, measured_steps), Path(tempfile.gettempdir())):
+        needed = self.data.needed(0, measured_steps, validation=False)
+        with self.source.prepared(needed, Path(tempfile.gettempdir())):
             started = time.monotonic()
             for step, batch in enumerate(self.data.batches(0, measured_steps)):
                 if step == 1:

@@ -26,6 +26,7 @@ class MetricLog:
             self._board = SummaryWriter(folder / "tensorboard", purge_step=first_step)
 
     def add(self, step: int, **values: float) -> None:
+        """One record, handed to the operating system before this returns."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._board is not None:

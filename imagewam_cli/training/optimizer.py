@@ -45,10 +45,12 @@ class ExpertOptimizer:
                 group["lr"] = rate
 
     def zero_grad(self) -> None:
+        """Forget the gradients."""
         for part in self._parts:
             part.zero_grad(set_to_none=True)
 
     def step(self) -> None:
+        """Change the parameters by their gradients."""
         for part in self._parts:
             part.step()
 

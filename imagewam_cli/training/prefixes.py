@@ -43,7 +43,9 @@ class PrefixSource(Protocol):
     """Rows numbered 0 .. origin.rows - 1, in the dataset's order."""
 
     @property
-    def origin(self) -> PrefixOrigin: ...
+    def origin(self) -> PrefixOrigin:
+        """What the prefixes are, and of which rows."""
+        ...
 
     @property
     def index(self) -> RowIndex:

@@ -35,6 +35,8 @@ class ExpertRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowRecipe:
+    """Flow matching: the schedule's shift, Euler steps when acting, and draws per row."""
+
     shift: float = 2.0
     """Published: 5."""
     inference_steps: int = 10
@@ -49,6 +51,9 @@ class FlowRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecipe:
+    """How weights change. warmup_fraction: of the steps; final_fraction: of the learning rate, where it ends; ema: what
+    the averaged weights keep of themselves in a step."""
+
     name: Literal["muon", "adamw"] = "muon"
     """muon: for the matrices of the blocks, AdamW for the rest. Published: adamw."""
     learning_rate: float = 3e-3
@@ -79,6 +84,8 @@ class PolicyRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
+    """Everything that decides a run's numbers, besides its prefixes; `config.yaml` of a run."""
+
     steps: int = 1500
     batch: int = 64
     seed: int = 0

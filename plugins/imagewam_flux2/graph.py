@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from imagewam_cli.capture import LayerKV, record
-from imagewam_cli.diffusers_editor import reference_sizes
 from imagewam_cli.editor import PrefixGraph, PrefixKV, PrefixSettings
 from imagewam_cli.errors import ExportError
+from imagewam_cli.token_layout import reference_sizes
 from imagewam_flux2.layout import picture_ids, picture_segments
 from imagewam_flux2.tokens import FluxTokens, text_ids
 

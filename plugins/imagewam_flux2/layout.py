@@ -12,10 +12,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from imagewam_cli.diffusers_editor import picture_segment, reference_sizes
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.kvcache.positions import segment_ids
 from imagewam_cli.kvcache.spec import Segment, SegmentSpec, TokenPositions
+from imagewam_cli.token_layout import picture_segment, reference_sizes
 from imagewam_flux2.tokens import REFERENCE_T, TARGET_T
 
 PIXELS_PER_TOKEN = 16

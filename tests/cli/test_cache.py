@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,98 @@ def test_kinds_of_tokens_may_be_set_apart_by_spaces(capsys: pytest.CaptureFixtur
         assert run(["cache", "--dataset", str(tabletop), "--plan", "--segments", segments, "--format", "json"]) == 0
         plans.append(json.loads(capsys.readouterr().out)["bytes_per_row"])
     assert plans[0] == plans[1]
+
+
+@pytest.fixture
+def small(tabletop: Path, tiny_weights: Path) -> list[str]:
+    """As `tiny_cache` was built."""
+    rows = ["--dataset", str(tabletop), "--weights", str(tiny_weights), "--image-size", "64x64"]
+    return ["cache", *rows, "--stride", "4", "--codec", "fp32", "--batch", "8", "--shard-mb", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "hint", "loads"),
+    [
+        (["--stride", "5"], "another stride: it has 4, this build has 5", "choose another folder", False),
+        (["--codec", "int8"], "another codec: it has fp32, this build has int8", "choose another folder", False),
+        (["--editor", "flux2-klein-4b"], "another editor: it has tiny", "choose another folder", False),
+        (["--shard-mb", "1"], "cut into other shards", "use the same --shard-mb", True),
+        (["--layers", "0"], "another setting 'layers': it has all, this build has 0", "choose another folder", True),
+    ],
+)
+@pytest.mark.parametrize("parts", [False, True])
+def test_what_does_not_go_on_with_the_cache_is_refused_before_anything_is_said(
+    small: list[str],
+    tiny_cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: list[str],
+    message: str,
+    hint: str,
+    loads: bool,
+    parts: bool,
+) -> None:
+    out = Path(shutil.copytree(tiny_cache, tmp_path / "cache"))
+    if parts:
+        (out / "manifest.json").rename(out / "manifest.part-00001-of-00003.json")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    if not loads:
+        monkeypatch.setattr("imagewam_cli.cli.editor_options.ChosenEditor.load", lambda _: pytest.fail("loaded"))
+    assert run([*small, "--out", str(out), *change, *(["--part", "0/3"] if parts else [])]) == 1
+    problem, advice = capsys.readouterr().err.strip().splitlines()
+    assert message in problem
+    assert hint in advice
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_of_something_else_is_refused_before_the_editor_is_loaded(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "precious").touch()
+    monkeypatch.setattr("imagewam_cli.cli.editor_options.ChosenEditor.load", lambda _: pytest.fail("loaded"))
+    assert run([*small, "--out", str(tmp_path)]) == 2
+    assert "holds something that is not a cache" in capsys.readouterr().err
+
+
+def test_a_plan_within_a_budget_shows_every_way_to_fit_and_marks_one(
+    small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*small, "--plan", "--budget", "400 kB", "--format", "json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["choice"] == plan["choices"][0]
+    assert all(choice["total_bytes"] <= 400_000 for choice in plan["choices"])
+    assert {choice["layers"] for choice in plan["choices"]} == {"all", "every:2", "every:4"}
+    assert run([*small, "--plan", "--budget", "400kB"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (marked,) = [line.split() for line in lines if "<- take this" in line]
+    best = plan["choice"]
+    assert marked[:3] == [best["codec"], str(best["pool"]), best["layers"]]
+    assert lines[-1] == f"--codec {best['codec']} --pool {best['pool']} --layers {best['layers']}"
+    ways = {(choice["layers"], choice["pool"]) for choice in plan["choices"]}
+    head = next(i for i, line in enumerate(lines) if line.startswith("codec"))
+    assert len(lines[head + 1 : -1]) == len(ways)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message", "hint"),
+    [
+        ("50XB", "--budget must look like 50GB, got '50XB'", "a number, then"),
+        ("much", "--budget must look like 50GB, got 'much'", "a number, then"),
+        ("-5GB", "--budget must be more than 0, got '-5GB'", "leave --budget out"),
+        ("nan", "--budget must be more than 0, got 'nan'", "leave --budget out"),
+        ("1kB", "nothing fits 1.0 kB: --codec pca0.5 --pool 2 --layers every:4 still needs", "raise --budget"),
+    ],
+)
+def test_a_budget_that_cannot_be_kept_is_refused(
+    small: list[str], capsys: pytest.CaptureFixture[str], budget: str, message: str, hint: str
+) -> None:
+    assert run(["-q", *small, "--plan", "--budget", budget]) == 2
+    problem, advice = capsys.readouterr().err.strip().splitlines()
+    assert message in problem
+    assert hint in advice
+
+
+def test_a_budget_is_for_a_plan(capsys: pytest.CaptureFixture[str], small: list[str]) -> None:
+    assert run([*small, "--budget", "1GB"]) == 2
+    assert "--budget is for --plan" in capsys.readouterr().err

@@ -151,3 +151,14 @@ def test_wrong_usage_is_one_line(
     assert message in lines[0]
     assert len(lines) <= 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_decodes_the_pictures_of_its_own_steps_alone(
+    source: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three steps of two rows; the twenty and more rows for validation are only counted."""
+    arguments = [*source, "--dry-run", "--format", "json", *SMALL, "--batch", "2", "--set", "validation_fraction=0.4"]
+    assert app.run(["train-expert", *arguments]) == 0
+    printed = capsys.readouterr()
+    assert "decoding the pictures of 6 rows" in printed.err
+    assert json.loads(printed.out)["validation_rows"] > 6

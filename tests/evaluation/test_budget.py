@@ -1,4 +1,4 @@
-"""`evaluation.budget`: the least error that fits, and layers only where they must go."""
+"""`evaluation.budget`: precision goes first, then places, then layers; errors are compared where they can be."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 
 from imagewam_cli.editor import PrefixKV
-from imagewam_cli.errors import UsageError
-from imagewam_cli.evaluation.budget import within_budget
+from imagewam_cli.evaluation.budget import best_codecs, choices, fitting
 from imagewam_cli.evaluation.fidelity import compare_ways, ways
 from imagewam_cli.kvcache.codec import BFLOAT16, FLOAT32
 from imagewam_cli.kvcache.compact import INT4
+from imagewam_cli.kvcache.principal import PCA2
+from imagewam_cli.kvcache.spec import KVSpec
 
 from .test_fidelity import layer, prefix, spec_of
 
@@ -20,24 +21,61 @@ CODECS = {"fp32": FLOAT32, "bf16": BFLOAT16, "int4": INT4}
 ROWS = 1000
 
 
-def test_more_room_loses_less_until_nothing_is_lost(prefix: PrefixKV) -> None:
-    spec = spec_of(layer())
-    sizes = sorted(ROWS * s.bytes_per_row for s in compare_ways(spec, prefix, ways(spec, CODECS.values())))
-    errors = [within_budget(spec, prefix, CODECS, rows=ROWS, budget=size).attention for size in sizes]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] == 0.0
-    for size in sizes:
-        assert within_budget(spec, prefix, CODECS, rows=ROWS, budget=size).total_bytes <= size
+@pytest.fixture
+def deep(prefix: PrefixKV) -> tuple[KVSpec, PrefixKV]:
+    """Five layers."""
+    layers = tuple(dataclasses.replace(layer(), name=name) for name in "abcde")
+    return dataclasses.replace(spec_of(layer()), layers=layers), PrefixKV(prefix.layers * 5, prefix.valid)
 
 
-def test_layers_go_only_where_nothing_fits_with_all_of_them(prefix: PrefixKV) -> None:
-    four = dataclasses.replace(spec_of(layer()), layers=tuple(dataclasses.replace(layer(), name=n) for n in "abcd"))
-    deep = PrefixKV(prefix.layers * 4, prefix.valid)
-    least = min(ROWS * s.bytes_per_row for s in compare_ways(four, deep, ways(four, CODECS.values())))
-    assert within_budget(four, deep, CODECS, rows=ROWS, budget=least).layers == "all"
-    assert within_budget(four, deep, CODECS, rows=ROWS, budget=least - 1).layers == "every:2"
+def test_each_setting_is_what_storing_so_costs(deep: tuple[KVSpec, PrefixKV]) -> None:
+    found = {(c.codec, c.pool): c for c in choices(*deep, CODECS, rows=ROWS) if c.layers == "all"}
+    for setting in compare_ways(*deep, ways(deep[0], CODECS.values())):
+        choice = found[setting.codec, setting.pool]
+        assert (choice.bytes_per_row, choice.total_bytes) == (setting.bytes_per_row, ROWS * setting.bytes_per_row)
+        assert choice.attention == setting.attention
 
 
-def test_what_nothing_fits_is_told_with_the_least(prefix: PrefixKV) -> None:
-    with pytest.raises(UsageError, match=r"nothing fits 1e-09 GB: --codec int4 --pool 2 --layers every:\d still needs"):
-        within_budget(spec_of(layer()), prefix, CODECS, rows=ROWS, budget=1)
+def test_codecs_that_are_fitted_are_tried_where_there_are_rows_to_fit_them_to(deep: tuple[KVSpec, PrefixKV]) -> None:
+    codecs = {**CODECS, "pca2": PCA2}
+    assert "pca2" not in {c.codec for c in choices(*deep, codecs, rows=ROWS)}
+    found = [c for c in choices(*deep, codecs, rows=ROWS, samples=[deep[1]]) if c.codec == "pca2"]
+    assert len(found) == 8
+    assert all(0 < c.attention < 1 for c in found)
+
+
+def test_precision_goes_first_then_places_then_layers(deep: tuple[KVSpec, PrefixKV]) -> None:
+    tried = choices(*deep, CODECS, rows=ROWS)
+    order = [(layers, pool) for layers in ("all", "every:2", "every:4", "every:8") for pool in (1, 2)]
+    assert [(c.layers, c.pool) for c in best_codecs(tried)] == order
+    sizes = {(c.codec, c.pool, c.layers): c.total_bytes for c in tried}
+    for room, expected in (
+        (("fp32", 1, "all"), ("fp32", 1, "all")),
+        (("bf16", 1, "all"), ("bf16", 1, "all")),
+        (("int4", 1, "all"), ("int4", 1, "all")),
+        (("int4", 2, "all"), ("int4", 2, "all")),
+        (("int4", 1, "every:4"), ("int4", 2, "every:2")),
+        (("int4", 2, "every:4"), ("int4", 2, "every:4")),
+    ):
+        first = fitting(tried, sizes[room])[0]
+        assert (first.codec, first.pool, first.layers) == expected
+    less_precise = fitting(tried, sizes["int4", 1, "all"])
+    assert any(c.attention < less_precise[0].attention for c in less_precise if c.layers != "all"), "no common measure"
+
+
+def test_everything_that_fits_is_given_and_nothing_else(deep: tuple[KVSpec, PrefixKV]) -> None:
+    tried = choices(*deep, CODECS, rows=ROWS)
+    for budget in {c.total_bytes for c in tried}:
+        found = fitting(tried, budget)
+        assert set(found) == {c for c in tried if c.total_bytes <= budget}
+    assert fitting(tried, min(c.total_bytes for c in tried) - 1) == ()
+
+
+def test_equal_sets_of_layers_are_tried_once(prefix: PrefixKV) -> None:
+    assert {c.layers for c in choices(spec_of(layer()), prefix, CODECS, rows=ROWS)} == {"all"}
+
+
+def test_what_the_user_chose_stays(deep: tuple[KVSpec, PrefixKV]) -> None:
+    found = choices(*deep, CODECS, rows=ROWS, layers="0,1,4,5,9", pool=3)
+    assert {(c.layers, c.pool) for c in found} == {("0,1,4,5,9", 3)}
+    assert found[0].options == "--codec fp32 --pool 3 --layers 0,1,4,5,9"

@@ -15,7 +15,8 @@ from diffusers import (
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from imagewam_cli.diffusers_editor import DiffusersEditor, target_noise
+from imagewam_cli.diffusers_editor import DiffusersEditor
+from imagewam_cli.edit_target import target_noise
 
 TEXT_TOKENS = 77
 

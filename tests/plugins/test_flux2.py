@@ -20,7 +20,7 @@ from PIL import Image
 from plugins.flux2_folder import build
 from torch import Tensor
 
-from imagewam_cli.diffusers_editor import target_noise
+from imagewam_cli.edit_target import target_noise
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.errors import UsageError
 from imagewam_cli.export.description import prefix_inputs

@@ -11,11 +11,11 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor, nn
 
-from imagewam_cli.diffusers_editor import joint_layers
 from imagewam_cli.expert.flow import FlowSchedule, add_noise, velocity
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig, masked_flow_loss
 from imagewam_cli.kvcache.spec import RopeSpec, SegmentSpec
 from imagewam_cli.text_states import Text
+from imagewam_cli.token_layout import joint_layers
 from imagewam_flux2.joint import JointBatch, joint_step, video_flow_loss
 from imagewam_flux2.release import Flux2Release
 from imagewam_flux2.tokens import ACTION_T, REFERENCE_T, TARGET_T, FluxTokens, image_ids, text_ids

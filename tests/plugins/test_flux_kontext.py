@@ -19,7 +19,7 @@ from PIL import Image
 from plugins.joint_reference import Observer, attention_mask, largest_difference, prefix_mask
 from plugins.joint_tests import JointEditorTests
 
-from imagewam_cli.diffusers_editor import target_noise
+from imagewam_cli.edit_target import target_noise
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.registry import Registry

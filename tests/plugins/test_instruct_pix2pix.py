@@ -23,7 +23,7 @@ from PIL import Image
 from plugins.instruct_pix2pix_folder import TEXT_TOKENS, assert_trained_timestep, build, watch_projections
 from safetensors.torch import load_file
 
-from imagewam_cli.diffusers_editor import target_noise
+from imagewam_cli.edit_target import target_noise
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.export.onnx import OnnxExporter

@@ -22,7 +22,7 @@ from plugins.joint_reference import Observer, attention_mask, largest_difference
 from plugins.joint_tests import JointEditorTests
 from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 
-from imagewam_cli.diffusers_editor import target_noise
+from imagewam_cli.edit_target import target_noise
 from imagewam_cli.editor import PrefixKV, PrefixSettings
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.registry import Registry

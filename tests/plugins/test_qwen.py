@@ -23,7 +23,7 @@ from PIL import Image
 from plugins.qwen_folder import build
 from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 
-from imagewam_cli.diffusers_editor import target_noise
+from imagewam_cli.edit_target import target_noise
 from imagewam_cli.editor import PrefixKV, PrefixSettings
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.expert.attention import Rotary

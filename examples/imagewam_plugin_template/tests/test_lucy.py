@@ -12,7 +12,7 @@ from imagewam_template.tiny import LATENTS, build
 from PIL import Image
 from torch import Tensor
 
-from imagewam_cli.diffusers_editor import target_noise
+from imagewam_cli.edit_target import target_noise
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
 from imagewam_cli.rotary import rotary_tables, rotate
 from imagewam_cli.testing.contract import EditorContract

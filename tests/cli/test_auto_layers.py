@@ -1,0 +1,110 @@
+"""`imagewam cache --layers auto:K`: measured once, written down, and taken from there by a build that goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from imagewam_cli.cli.app import run
+from imagewam_cli.evaluation.layer_choice import LayerChoice
+from imagewam_cli.kvcache.manifest import read_manifest
+
+MEASURE = "imagewam_cli.evaluation.layer_choice.measure_layers"
+
+
+@pytest.fixture
+def small(tabletop: Path, tiny_weights: Path) -> list[str]:
+    rows = ["--dataset", str(tabletop), "--weights", str(tiny_weights), "--image-size", "64x64"]
+    return ["cache", *rows, "--stride", "8", "--shard-mb", "0.1"]
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measurement that cannot be mistaken for what any other choice of layers gives."""
+    result = LayerChoice(kept=(0, 2), removed=(1,), errors=(0.5, 0.4))
+    monkeypatch.setattr(MEASURE, lambda *_, **__: result)
+
+
+def test_the_plan_the_build_and_the_manifest_have_the_same_layers(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*small, "--layers", "auto:2", "--plan", "--format", "json"]) == 0
+    printed = capsys.readouterr()
+    plan = json.loads(printed.out)
+    assert f"--layers auto:2: {plan['layers']} (error of a linear predictor" in printed.err
+    assert run([*small, "--layers", "auto:2", "--out", str(tmp_path / "cache")]) == 0
+    manifest = read_manifest(tmp_path / "cache")
+    assert (manifest.settings.layers, len(manifest.spec.layers)) == (plan["layers"], 2)
+    assert run([*small, "--layers", plan["layers"], "--out", str(tmp_path / "cache")]) == 0, "it is the same cache"
+
+
+def test_a_build_that_goes_on_measures_nothing(
+    small: list[str],
+    chosen: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "cache"
+    build = ["-q", *small, "--layers", "auto:2", "--out", str(out)]
+    assert run([*build, "--part", "0/2"]) == 0
+    monkeypatch.setattr(MEASURE, lambda *_, **__: pytest.fail("measured again"))
+    shard = next((out / "shards").iterdir())
+    whole = shard.read_bytes()
+    shard.unlink()
+    assert run([*build, "--part", "0/2"]) == 0, "the same part"
+    assert shard.read_bytes() == whole
+    assert run([*build, "--part", "1/2"]) == 0, "the other part"
+    assert run(["-q", "cache", "merge", str(out)]) == 0
+    capsys.readouterr()
+    assert run(build[1:]) == 0
+    assert "--layers auto:2: 0,2, as the cache has them" in capsys.readouterr().err
+    assert read_manifest(out).settings.layers == "0,2"
+
+
+def test_another_number_than_the_caches_is_refused_before_the_editor_is_loaded(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "cache"
+    assert run(["-q", *small, "--layers", "0,2", "--out", str(out)]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("imagewam_cli.cli.editor_options.ChosenEditor.load", lambda _: pytest.fail("loaded"))
+    assert run([*small, "--layers", "auto:1", "--out", str(out)]) == 1
+    problem, advice = capsys.readouterr().err.splitlines()
+    assert "is a cache of 2 layers (--layers 0,2), this build would choose 1" in problem
+    assert "--layers auto:2" in advice
+
+
+@pytest.mark.parametrize("value", ["auto:", "auto:x", "auto:0", "auto:-1", "auto:²"])
+def test_what_is_no_number_of_layers_is_refused_before_anything_is_opened(
+    value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["cache", "--layers", value]) == 2
+    problem, advice = capsys.readouterr().err.splitlines()
+    assert f"--layers {value}: auto needs a number of layers" in problem
+    assert "--layers auto:4" in advice
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_layers_than_there_are_are_refused_before_a_row_is_encoded(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = "imagewam_cli.diffusers_editor.DiffusersEditor.encode"
+    monkeypatch.setattr(encode, lambda *_: pytest.fail("encoded"))
+    assert run([*small, "--layers", "auto:99", "--out", str(tmp_path / "cache")]) == 2
+    problem, advice = capsys.readouterr().err.splitlines()
+    assert "auto:99: the editor has 3 layers" in problem
+    assert "auto:1 to auto:3" in advice
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_has_to_be_measured_needs_weights(
+    tabletop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    arguments = ["cache", "--editor", "instruct-pix2pix", "--dataset", str(tabletop), "--layers", "auto:2", "--plan"]
+    assert run(arguments) == 1
+    assert "run `imagewam fetch instruct-pix2pix`" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""`imagewam info` and `imagewam list` on caches that are whole, broken, or in parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagewam_cli.cli.app import run
+from imagewam_cli.kvcache.manifest import SHARDS, Share, read_manifest, write_manifest
+
+
+@pytest.fixture
+def copy(tiny_cache: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_cache, tmp_path / "caches" / "tiny"))
+
+
+@pytest.fixture
+def parts(copy: Path) -> Path:
+    """The cache as two of its three workers left it, the second with one shard to go."""
+    manifest = read_manifest(copy)
+    listed = (manifest.shards[:1], manifest.shards[1:2])
+    for i, shards in enumerate(listed):
+        name = Share(index=i, count=3).manifest
+        write_manifest(copy, dataclasses.replace(manifest, shards=shards), name)
+    (copy / "manifest.json").unlink()
+    return copy
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    assert run([*arguments, "--format", "json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_whole_cache_needs_nothing(tiny_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(capsys, "info", str(tiny_cache))
+    assert found["complete"]
+    assert (found["parts"], found["damage"], found["next"]) == ({}, [], [])
+
+
+def test_parts_are_named_with_what_is_missing(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(capsys, "info", str(parts))
+    rows = [entry.rows for entry in read_manifest(parts).shards]
+    assert found["parts"] == {"0/3": rows[0], "1/3": rows[1]}
+    assert (found["rows"], found["complete"]) == (sum(rows), False)
+    goes_on, merge = found["next"]
+    assert f"{found['of'] - sum(rows)} rows are missing: no part 2/3 is there" in goes_on
+    assert f"imagewam cache merge {parts}" in merge
+
+
+@pytest.mark.parametrize("how", ["gone", "short", "swapped", "head", "table"])
+def test_cheap_damage_is_found_and_repair_is_named(copy: Path, capsys: pytest.CaptureFixture[str], how: str) -> None:
+    first, second, *_ = (copy / SHARDS / entry.file for entry in read_manifest(copy).shards)
+    data = first.read_bytes()
+    if how == "gone":
+        first.unlink()
+    elif how == "short":
+        first.write_bytes(data[:-1])
+    elif how == "head":
+        first.write_bytes(data[:20] + bytes([data[20] ^ 1]) + data[21:])
+    elif how == "swapped":
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(data)
+    else:
+        (copy / "table.safetensors").write_bytes(b"")
+    assert run(["info", str(copy)]) == 0
+    out = capsys.readouterr().out
+    damage = next(line for line in out.splitlines() if line.startswith("damage: "))
+    assert ("table.safetensors" if how == "table" else f"{SHARDS}/{first.name}") in damage
+    assert (f"{SHARDS}/{second.name}" in damage) == (how == "swapped")
+    assert f"imagewam cache verify --cache {copy} --repair" in out
+
+
+def test_caches_are_listed_wherever_they_lie(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    for folders, expected in (
+        ((), "caches/tiny"),
+        ((str(tmp_path),), str(parts)),
+        ((str(parts.parent),), str(parts)),
+        ((str(parts),), str(parts)),
+        ((str(parts), str(parts.parent)), str(parts)),
+    ):
+        assert [(i["kind"], i["path"]) for i in told(capsys, "list", *folders)] == [("cache", expected)]
+    assert told(capsys, "list", "elsewhere") == []
+    assert run(["list", "nowhere"]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
+    parts.rename("beside")
+    assert [i["path"] for i in told(capsys, "list")] == ["beside"]

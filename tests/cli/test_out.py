@@ -1,0 +1,146 @@
+"""Commands that write, where nothing can be written: one line, exit code 1, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import zeros
+
+from imagewam_cli.cli.app import run
+from imagewam_cli.cli.os_errors import explained, os_error_of, require_writable
+
+SMALL = ["--steps", "2", "--batch", "8", "--set", "expert.hidden=32", "--set", "expert.horizon=4"]
+SMALL += ["--set", "policy.execute=2", "--set", "flow.inference_steps=2"]
+LIMITS = {
+    "record": 3000,
+    "cache": 100_000,
+    "train-expert": 100_000,
+    "eval": 200,
+    "open-loop": 200,
+    "bundle": 100_000,
+    "report": 8000,
+    "merge": 100_000,
+}
+"""Bytes that a file may have: less than the largest one of each command."""
+
+
+@pytest.fixture(scope="module")
+def inputs(tabletop: Path, tiny_weights: Path, tiny_cache: Path, policy_folder: Path) -> dict[str, list[str]]:
+    """Each command without its --out."""
+    weights, policy = ["--weights", str(tiny_weights)], str(policy_folder)
+    rows = ["--dataset", str(tabletop), *weights, "--image-size", "64x64", "--stride", "4"]
+    return {
+        "record": ["record", "--episodes", "1", "--codec", "none", "--out"],
+        "cache": ["cache", *rows, "--shard-mb", "0.5", "--out"],
+        "train-expert": ["train-expert", "--cache", str(tiny_cache), *SMALL, "--out"],
+        "eval": ["eval", "--policy", "random", "--episodes", "1", "--max-steps", "1", "--out"],
+        "open-loop": ["eval", "--policy", policy, *weights, "--dataset", str(tabletop), "--episodes", "1", "--out"],
+        "bundle": ["export", "--run", policy, *weights, "--format", "bundle", "--out"],
+        "report": ["cache", "report", "--cache", str(tiny_cache), *weights, "--rows", "1", "--plot"],
+    }
+
+
+@contextmanager
+def no_larger_file_than(size: int) -> Iterator[None]:
+    """A disk that is full in the middle of a file, to everything in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def place(folder: Path, command: str) -> Path:
+    return folder / "plot.png" if command == "report" else folder
+
+
+@pytest.mark.parametrize("command", [name for name in LIMITS if name != "merge"])
+def test_a_file_in_the_way_is_told_and_kept(
+    inputs: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    assert run(["-q", *inputs[command], str(place(tmp_path / "file" / "new", command))]) == 1
+    problem, advice = capsys.readouterr().err.splitlines()
+    assert problem == f"error: a file is in the way of a folder: {tmp_path / 'file'}"
+    assert "--out" in advice
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "precious")]
+
+
+@pytest.mark.parametrize("command", [name for name in LIMITS if name != "merge"])
+def test_a_disk_that_ends_within_a_file_leaves_no_part_of_it(
+    inputs: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    arguments = ["-q", *inputs[command], str(place(tmp_path / "new", command))]
+    with no_larger_file_than(LIMITS[command]):
+        assert run(arguments) == 1
+    problem, _ = capsys.readouterr().err.splitlines()
+    assert "does not allow so large a file" in problem
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in left if "partial" in path.name or path.name.startswith(".")]
+    assert all(path.stat().st_size < LIMITS[command] for path in left), "nothing that stopped at the limit"
+    assert run(arguments) == 0
+
+
+def test_a_merge_that_finds_no_room_goes_on_later(
+    tiny_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["-q", "cache", "merge", str(tmp_path / "new"), str(tiny_cache)]
+    with no_larger_file_than(LIMITS["merge"]):
+        assert run(arguments) == 1
+    assert "so large a file" in capsys.readouterr().err
+    assert [path for path in (tmp_path / "new").rglob("*") if path.is_file()] == []
+    assert run(arguments) == 0
+    for name in ("manifest.json", "table.safetensors", "shards/shard-00001.safetensors"):
+        assert (tmp_path / "new" / name).read_bytes() == (tiny_cache / name).read_bytes()
+
+
+def test_a_full_disk_in_rust_is_one_too(tmp_path: Path) -> None:
+    with no_larger_file_than(100), pytest.raises(SafetensorError) as caught:
+        save_file({"x": zeros(100)}, tmp_path / "x")
+    refused = os_error_of(caught.value)
+    assert refused is not None
+    assert refused.errno == errno.EFBIG
+    assert os_error_of(SafetensorError("No such file or directory (os error 2)")) is None
+    assert os_error_of(ValueError("no")) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "line", "advice"),
+    [
+        (errno.ENOSPC, "the disk is full", "the same command then goes on"),
+        (errno.EACCES, "Permission denied: there", "--out"),
+        (errno.EROFS, "the disk can only be read: there", "--out"),
+        (errno.EISDIR, "a folder is in the way of a file: there", "--out"),
+    ],
+)
+def test_each_refusal_has_its_line(number: int, line: str, advice: str) -> None:
+    message, hint = explained(OSError(number, os.strerror(number), "there"))
+    assert message == line
+    assert advice in (hint or "")
+
+
+def test_what_there_is_no_advice_for_is_told_as_the_system_says_it() -> None:
+    error = OSError(errno.EPIPE, os.strerror(errno.EPIPE))
+    assert explained(error) == ("Broken pipe", None)
+
+
+def test_folders_are_looked_at_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_writable(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError):
+        require_writable(tmp_path / "a" / "b")
+    monkeypatch.setattr(os, "statvfs", lambda *_: SimpleNamespace(f_flag=os.ST_RDONLY))
+    with pytest.raises(OSError, match="Read-only") as caught:
+        require_writable(tmp_path / "a" / "b")
+    assert caught.value.filename == str(tmp_path)
