@@ -19,6 +19,7 @@ from imagewam_cli.cli.options import (
 )
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 from imagewam_cli.cli.share import share_of
+from imagewam_cli.cli.workers import EngineName, EngineOption, Hiring, ThreadsOption, WorkersOption, opened_maker
 
 
 @takes_editor_options
@@ -41,6 +42,9 @@ def cache_command(
         str | None,
         typer.Option("--part", help="Build part i of N, as 0/3; SLURM arrays and torchrun give it by themselves."),
     ] = None,
+    workers: WorkersOption = None,
+    engine: EngineOption = EngineName.processes,
+    threads: ThreadsOption = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="With --plan: the best setting within so many bytes, as 50GB.")
     ] = None,
@@ -57,13 +61,15 @@ def cache_command(
         return
     from imagewam_cli.editor import TYPICAL_TEXT
     from imagewam_cli.errors import EditorError, UsageError
-    from imagewam_cli.kvcache.build import BuildSettings, build_cache, plan_build
+    from imagewam_cli.kvcache.build import BuildSettings, build_with, plan_build
     from imagewam_cli.kvcache.economy import measure
     from imagewam_cli.registry import Registry
     from imagewam_cli.workspace import CACHES
 
     require_at_least_one(stride=options.stride, batch=batch)
     require_positive(shard_mb=shard_mb)
+    hiring = Hiring(workers=workers, engine=engine, threads=threads)
+    hiring.require_sound(plan=plan)
     if budget is not None and not plan:
         raise UsageError("--budget is for --plan", "add --plan")
     stored = Registry.installed().codecs.load(codec)
@@ -82,11 +88,10 @@ def cache_command(
         )
         _print_plan(plan_build(rows, described, stored, build), None, format, None)
         return
-    loaded = chosen.load()
-    planned = plan_build(rows, loaded.spec, stored, build)
     folder = out if out is not None else CACHES / chosen.name
     if plan:
-        sample = _first_rows(rows, batch)
+        loaded, sample = chosen.load(), _first_rows(rows, batch)
+        planned = plan_build(rows, loaded.spec, stored, build)
         _print_plan(
             planned,
             measure(loaded, stored, sample, _existing_parent(folder)),
@@ -96,13 +101,15 @@ def cache_command(
         return
     if share is not None:
         output.say(f"part {share.index} of {share.count}; `imagewam cache merge {folder}` unites them")
-    output.say(
-        f"{folder}: {planned.rows} rows, {bytes_text(planned.bytes_per_row)} each, "
-        f"{bytes_text(planned.total_bytes)} in all"
-    )
-    with output.progress(planned.rows, "row") as bar:
-        bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row", refresh=False)
-        manifest = build_cache(rows, loaded, folder, stored, build, on_rows=bar.update, on_damage=_say_damage)
+    with opened_maker(hiring, chosen, folder, codec, build) as maker:
+        planned = plan_build(rows, maker.spec, stored, build)
+        output.say(
+            f"{folder}: {planned.rows} rows, {bytes_text(planned.bytes_per_row)} each, "
+            f"{bytes_text(planned.total_bytes)} in all"
+        )
+        with output.progress(planned.rows, "row") as bar:
+            bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row", refresh=False)
+            manifest = build_with(maker, rows, folder, stored, build, on_rows=bar.update, on_damage=_say_damage)
     values = {
         "cache": str(folder),
         "rows": manifest.rows,

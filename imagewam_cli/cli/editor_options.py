@@ -137,20 +137,24 @@ class ChosenEditor:
 
     def load(self) -> Editor:
         """Ready for every instruction of the dataset."""
+        return self.settled()._load()
+
+    def settled(self) -> ChosenEditor:
+        """With the layers that `auto:K` comes to, which are measured with an editor that is loaded for it."""
+        choice = self.settings.layers
+        if not choice.startswith(_AUTO):
+            return self
+        every = dataclasses.replace(self, settings=dataclasses.replace(self.settings, layers="all"))
+        layers = self._measured(every._load(), choice)
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, layers=layers))
+
+    def _load(self) -> Editor:
         from imagewam_cli.kvcache.build import instructions_of
 
         instructions = instructions_of(self.dataset)
-
-        def load(settings: PrefixSettings) -> Editor:
-            return self.kind.load(
-                self.entry, settings, instructions=instructions, weights=self.weights, hardware=self.hardware
-            )
-
-        choice = self.settings.layers
-        if not choice.startswith(_AUTO):
-            return load(self.settings)
-        layers = self._measured(load(dataclasses.replace(self.settings, layers="all")), choice)
-        return load(dataclasses.replace(self.settings, layers=layers))
+        return self.kind.load(
+            self.entry, self.settings, instructions=instructions, weights=self.weights, hardware=self.hardware
+        )
 
     def _measured(self, editor: Editor, choice: str) -> str:
         """The layers that `auto:K` comes to, said aloud."""

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import xxhash
@@ -103,6 +104,34 @@ def bytes_per_row(spec: KVSpec, codec: Codec) -> int:
     return sum(part.row_bytes for part in stored_parts(spec, codec).values()) + INDEX_BYTES
 
 
+class ShardMaker(Protocol):
+    """What computes shards: an editor of this process (`ShardBuilder`), or workers that have one each (`engines`)."""
+
+    @property
+    def spec(self) -> KVSpec:
+        """Of the editor."""
+        ...
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Of the editor."""
+        ...
+
+    def make(
+        self,
+        names: Sequence[str],
+        instructions: Sequence[str],
+        *,
+        on_finished: Callable[[ShardEntry], None],
+        on_rows: Callable[[int], None],
+    ) -> None:
+        """Make the shards of these names, whole and durable.
+
+        instructions: the dataset's, as the manifest numbers them; on_finished: called for each shard, in any order;
+        on_rows(n): after each n rows. It ends, also by an exception, when nothing of it writes any more.
+        """
+        ...
+
+
 def build_cache(
     dataset: Dataset,
     editor: Editor,
@@ -122,12 +151,27 @@ def build_cache(
             codec cannot hold.
         UsageError: `out` holds something that is not a cache.
     """
-    plan = plan_build(dataset, editor.spec, codec, settings)
+    maker = ShardBuilder(dataset, editor, out, codec, settings)
+    return build_with(maker, dataset, out, codec, settings, on_rows=on_rows, on_damage=on_damage)
+
+
+def build_with(
+    maker: ShardMaker,
+    dataset: Dataset,
+    out: Path,
+    codec: Codec,
+    settings: BuildSettings,
+    *,
+    on_rows: Callable[[int], None] = lambda rows: None,
+    on_damage: Callable[[str], None] = lambda file: None,
+) -> Manifest:
+    """`build_cache`, by whatever makes the shards; this process holds the lock and writes all but the shards."""
+    plan = plan_build(dataset, maker.spec, codec, settings)
     _refuse_foreign(out)
     out.mkdir(parents=True, exist_ok=True)
     name = MANIFEST if settings.share is None else settings.share.manifest
     with write_lock(out, LOCK if settings.share is None else f"{LOCK}.{name}"):
-        return _Build(dataset, editor, out, codec, settings, plan, on_rows, on_damage).run()
+        return _Build(maker, dataset, out, codec, settings, plan, on_rows, on_damage).run()
 
 
 @contextmanager
@@ -149,12 +193,12 @@ def _one_worker() -> Iterator[ThreadPoolExecutor]:
 
 
 class _Build:
-    """One build under its lock. A finished shard is made durable beside the computation of the next."""
+    """One build under its lock."""
 
     def __init__(
         self,
+        maker: ShardMaker,
         dataset: Dataset,
-        editor: Editor,
         out: Path,
         codec: Codec,
         settings: BuildSettings,
@@ -162,14 +206,11 @@ class _Build:
         on_rows: Callable[[int], None],
         on_damage: Callable[[str], None],
     ) -> None:
-        self.dataset, self.editor, self.out, self.codec = dataset, editor, out, codec
-        self.settings, self.plan, self.on_rows = settings, plan, on_rows
-        cut = _cut(plan)
-        own = list(cut) if settings.share is None else settings.share.of(list(cut))
-        self.cut = {name: cut[name] for name in own}
+        self.maker, self.out, self.plan, self.on_rows = maker, out, plan, on_rows
+        self.cut = own_cut(plan, settings)
         self._rows = {e.index: _rows_of(e, settings.stride) for shard in plan.shards for e in shard}
         self.name = MANIFEST if settings.share is None else settings.share.manifest
-        self.manifest = _start(dataset, editor, out, codec, settings, plan, self.name)
+        self.manifest = _start(dataset, maker, out, codec, settings, plan, self.name)
         self.kept = {entry.file: entry for entry in self.manifest.shards if _intact(out, entry)}
         """Shards that are there, by name."""
         for entry in self.manifest.shards:
@@ -178,55 +219,94 @@ class _Build:
 
     def run(self) -> Manifest:
         missing = [name for name in self.cut if name not in self.kept]
-        _require_room(self.out, sum(self._count(name) for name in missing) * self.plan.bytes_per_row)
+        rows = sum(self._rows[episode] for name in missing for episode in self.cut[name])
+        _require_room(self.out, rows * self.plan.bytes_per_row)
         self.manifest = dataclasses.replace(self.manifest, shards=tuple(self.kept.values()))
         for entry in self.manifest.shards:
             self.on_rows(entry.rows)
+        self.maker.make(missing, self.manifest.instructions, on_finished=self._list, on_rows=self.on_rows)
+        write_manifest(self.out, self.manifest, self.name)
+        return self.manifest
+
+    def _list(self, entry: ShardEntry) -> None:
+        """A durable shard becomes known."""
+        self.kept[entry.file] = entry
+        entries = tuple(self.kept[name] for name in self.cut if name in self.kept)
+        self.manifest = dataclasses.replace(self.manifest, shards=entries)
+        write_manifest(self.out, self.manifest, self.name)
+
+
+class ShardBuilder:
+    """Shards by name, with an editor of this process: a `ShardMaker`. A finished shard is made durable beside the
+    computation of the next, so `on_finished` is called in another thread."""
+
+    def __init__(self, dataset: Dataset, editor: Editor, out: Path, codec: Codec, settings: BuildSettings) -> None:
+        self.dataset, self.editor, self.out, self.codec, self.settings = dataset, editor, out, codec, settings
+        plan = plan_build(dataset, editor.spec, codec, settings)
+        self.cut = own_cut(plan, settings)
+        self._rows = {e.index: _rows_of(e, settings.stride) for shard in plan.shards for e in shard}
+
+    @property
+    def spec(self) -> KVSpec:
+        return self.editor.spec
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        return self.editor.fingerprint()
+
+    def make(
+        self,
+        names: Sequence[str],
+        instructions: Sequence[str],
+        *,
+        on_finished: Callable[[ShardEntry], None],
+        on_rows: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        """As `ShardMaker.make`; names: in the order of the dataset."""
+        numbers = {text: i for i, text in enumerate(instructions)}
         with _one_worker() as finishing:
             before: Future[None] | None = None
-            for name, rows in self._streams(missing):
-                writer = self._encoded(name, rows)
+            for name, rows in self._streams(names):
+                writer = self._encoded(name, rows, numbers, on_rows)
                 try:
                     if before is not None:
                         before.result()
                 except BaseException:
                     writer.close()
                     raise
-                before = finishing.submit(self._finish, name, writer)
+                before = finishing.submit(self._finish, name, writer, on_finished)
             if before is not None:
                 before.result()
-        write_manifest(self.out, self.manifest, self.name)
-        return self.manifest
 
-    def _streams(self, missing: Sequence[str]) -> Iterator[tuple[str, Iterator[Row]]]:
+    def _streams(self, names: Sequence[str]) -> Iterator[tuple[str, Iterator[Row]]]:
         """Shard by shard, its rows: one stream for all, as a new one would decode a video from its beginning again."""
-        shard_of = {episode: name for name in missing for episode in self.cut[name]}
-        rows = self.dataset.rows(episodes=list(shard_of), stride=self.settings.stride) if missing else iter(())
+        shard_of = {episode: name for name in names for episode in self.cut[name]}
+        rows = self.dataset.rows(episodes=list(shard_of), stride=self.settings.stride) if names else iter(())
         # grouped, not counted: a group ends when the row after it was read, so the checks at an episode's end have run
         groups = itertools.groupby(rows, key=lambda row: shard_of[row.episode])
-        for name in missing:
+        for name in names:
             given, group = next(groups, (None, iter(())))
             yield name, group if given == name else iter(())
 
-    def _encoded(self, name: str, rows: Iterator[Row]) -> ShardWriter:
+    def _encoded(
+        self, name: str, rows: Iterator[Row], numbers: Mapping[str, int], on_rows: Callable[[int], None]
+    ) -> ShardWriter:
         """Encode and write the rows of a shard, all but its end."""
-        numbers = {text: i for i, text in enumerate(self.manifest.instructions)}
-        count = self._count(name)
+        count = sum(self._rows[episode] for episode in self.cut[name])
         writer = ShardWriter(self.out / SHARDS / name, count, stored_parts(self.editor.spec, self.codec))
         try:
             for batch in batches(rows, self.settings.batch):
                 writer.append(*encode_rows(self.editor, self.codec, batch, numbers))
-                self.on_rows(len(batch))
+                on_rows(len(batch))
         except BaseException:
             writer.close()
             raise
         return writer
 
-    def _finish(self, name: str, writer: ShardWriter) -> None:
+    def _finish(self, name: str, writer: ShardWriter, on_finished: Callable[[ShardEntry], None]) -> None:
         """Make the shard durable, then known."""
         with writer:
             checksum = writer.finish()
-        self.kept[name] = ShardEntry(
+        entry = ShardEntry(
             file=name,
             rows=writer.rows,
             bytes=writer.bytes,
@@ -234,12 +314,7 @@ class _Build:
             episodes=self.cut[name],
             batch=self.settings.batch,
         )
-        entries = tuple(self.kept[name] for name in self.cut if name in self.kept)
-        self.manifest = dataclasses.replace(self.manifest, shards=entries)
-        write_manifest(self.out, self.manifest, self.name)
-
-    def _count(self, name: str) -> int:
-        return sum(self._rows[episode] for episode in self.cut[name])
+        on_finished(entry)
 
 
 def encode_rows(
@@ -301,7 +376,7 @@ def dataset_entry(dataset: Dataset, cameras: Sequence[str], stride: int) -> Data
 
 
 def _start(
-    dataset: Dataset, editor: Editor, out: Path, codec: Codec, settings: BuildSettings, plan: BuildPlan, name: str
+    dataset: Dataset, maker: ShardMaker, out: Path, codec: Codec, settings: BuildSettings, plan: BuildPlan, name: str
 ) -> Manifest:
     """The manifest to go on from: the one of this name that is there, or a new one."""
     existing = read_manifest_file(out / name) if (out / name).exists() else None
@@ -313,10 +388,10 @@ def _start(
         contents[SAMPLES] = samples_bytes(dataset, settings.stride)
     fresh = Manifest(
         version=VERSION,
-        fingerprint=editor.fingerprint(),
-        spec=editor.spec,
+        fingerprint=maker.fingerprint(),
+        spec=maker.spec,
         codec=codec.name,
-        dataset=dataset_entry(dataset, editor.spec.cameras, settings.stride),
+        dataset=dataset_entry(dataset, maker.spec.cameras, settings.stride),
         instructions=instructions,
         files=kept | {name: xxhash.xxh3_128_hexdigest(content) for name, content in contents.items()},
         total_rows=plan.rows,
@@ -369,6 +444,13 @@ def _refuse_other_cut(out: Path, existing: Manifest, plan: BuildPlan) -> None:
                 f"this build would put {_episodes_text(planned.get(entry.file, ()))} there",
                 "use the same --shard-mb as before, or choose another folder with --out",
             )
+
+
+def own_cut(plan: BuildPlan, settings: BuildSettings) -> dict[str, tuple[int, ...]]:
+    """File name -> episodes of each shard that this build makes, in the order of the dataset."""
+    cut = _cut(plan)
+    own = list(cut) if settings.share is None else settings.share.of(list(cut))
+    return {name: cut[name] for name in own}
 
 
 def _cut(plan: BuildPlan) -> dict[str, tuple[int, ...]]:
