@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,8 +109,13 @@ def _workers(hiring: Hiring, recipe: BuildRecipe) -> Workers:
     from imagewam_cli.kvcache.engines.ray_actors import RayWorkers
 
     if hiring.engine is EngineName.ray:
-        gpus = recipe.hardware.device.startswith("cuda")
-        return RayWorkers(recipe, gpus=gpus, count=hiring.workers, threads=hiring.threads)
+        return RayWorkers(
+            recipe,
+            address=os.environ.get("RAY_ADDRESS") or None,
+            gpus=recipe.hardware.device.startswith("cuda"),
+            count=hiring.workers,
+            threads=hiring.threads,
+        )
     count = hiring.workers or 1
     return ProcessWorkers(recipe, count, hiring.threads or max(1, torch.get_num_threads() // count))
 

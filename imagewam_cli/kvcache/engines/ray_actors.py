@@ -1,4 +1,4 @@
-"""Workers as actors of a Ray cluster: of the one at RAY_ADDRESS, or of one on this machine that ends with the build.
+"""Workers as actors of a Ray cluster: of one that runs, or of one on this machine that ends with the build.
 
 Every node needs imagewam, and sees the dataset and the cache's folder under the same paths.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -23,6 +24,8 @@ from imagewam_cli.kvcache.manifest import ShardEntry
 
 _OBJECTS = 100 * 2**20
 """Bytes of a local cluster's object store: entries of shards are all that passes through it."""
+_ANSWERING = 5.0
+"""Seconds that a cluster may take to accept a connection."""
 _STOPPING = 10.0
 """Seconds that a stopped actor of a cluster may take to be gone."""
 
@@ -30,9 +33,18 @@ _STOPPING = 10.0
 class RayWorkers:
     """The engine `ray`: see `crew.Workers`."""
 
-    def __init__(self, recipe: Recipe, *, gpus: bool, count: int | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        address: str | None = None,
+        gpus: bool = False,
+        count: int | None = None,
+        threads: int | None = None,
+    ) -> None:
         """
         Args:
+            address: of the cluster, as RAY_ADDRESS has it; None: start one on this machine.
             gpus: whether the editor runs on them.
             count: by default as many as the cluster has GPUs, or one without `gpus`.
             threads: torch's, of each actor; by default the cluster's cores, or on this machine torch's own number,
@@ -40,14 +52,13 @@ class RayWorkers:
 
         Raises:
             UsageError: Ray is not installed, or there is no GPU.
-            CacheError: there is no cluster at RAY_ADDRESS.
+            CacheError: there is no cluster at the address.
         """
         self._ray = _installed()
         self._recipe = recipe
         self._actors: dict[int, Any] = {}
         self._pending: dict[Any, int] = {}
         self._ours = not self._ray.is_initialized()
-        address = os.environ.get("RAY_ADDRESS")
         if self._ours:
             _connect(self._ray, address)
         try:
@@ -113,8 +124,8 @@ class _Actor:
         with ThreadPoolExecutor(max_workers=1) as thread:
             made = thread.submit(self._worker.make, names, finished.put)
             made.add_done_callback(lambda _: finished.put(None))
-            for entry in iter(finished.get, None):
-                yield entry  # not `yield from`: Ray sends into a generator, which this iterator does not take
+            while (entry := finished.get()) is not None:
+                yield entry
             made.result()
 
 
@@ -128,17 +139,31 @@ def _installed() -> ModuleType:
 
 def _connect(ray: ModuleType, address: str | None) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address:
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            raise CacheError(
-                f"there is no Ray cluster at RAY_ADDRESS={address}: {reason}", "unset it to use this machine alone"
-            ) from None
+    if address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECTS, **quiet)
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECTS, **quiet)
+    try:
+        _require_listening(address)
+        ray.init(address=address, **quiet)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CacheError(
+            f"no Ray cluster lets us in at {address}: {reason}",
+            "RAY_ADDRESS is its head's address, RAY_AUTH_TOKEN its token if it asks for one; without RAY_ADDRESS the "
+            "actors run on this machine",
+        ) from None
+
+
+def _require_listening(address: str) -> None:
+    """Ray itself would knock for minutes. An address may also be a word, like auto.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_ANSWERING).close()
 
 
 def _options(resources: dict[str, float], count: int | None, *, gpus: bool, alone: bool) -> tuple[int, dict[str, Any]]:
