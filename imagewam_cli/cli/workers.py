@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -96,10 +96,19 @@ def opened_maker(
             torch.set_num_threads(hiring.threads)
         yield ShardBuilder(chosen.dataset, chosen.load(), out, Registry.installed().codecs.load(codec), build)
         return
-    workers = _workers(hiring, _recipe(chosen.settled(), out, codec, build))
-    output.say(f"loading the editor in {workers.count} workers")
-    with Crew(workers, out=out, identity=chosen.dataset.info.identity, on_news=output.say) as crew:
-        yield crew
+    recipe = _recipe(chosen.settled(), out, codec, build)
+    with _silent_stdout() if hiring.engine is EngineName.ray else nullcontext():
+        workers = _workers(hiring, recipe)
+        output.say(f"loading the editor in {workers.count} workers")
+        with Crew(workers, out=out, identity=chosen.dataset.info.identity, on_news=output.say) as crew:
+            yield crew
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Ray prints there when an actor dies; it is for the result."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def _workers(hiring: Hiring, recipe: BuildRecipe) -> Workers:

@@ -351,10 +351,11 @@ def instructions_of(dataset: Dataset) -> tuple[str, ...]:
 
 def _refuse_foreign(out: Path) -> None:
     """Files that are not a cache's stay alone in their folder."""
-    if not out.exists() or (out / MANIFEST).exists() or part_manifests(out):
+    if not out.exists():
         return
-    # what other parts of this cache write as they begin is no stranger
-    if any(not path.name.startswith(("manifest.", LOCK)) for path in out.iterdir()):
+    # a manifest is looked for afterwards: other parts that begin meanwhile write theirs before anything else
+    strange = any(not path.name.startswith(("manifest.", LOCK)) for path in out.iterdir())
+    if strange and not (out / MANIFEST).exists() and not part_manifests(out):
         raise UsageError(f"{out} holds something that is not a cache", "choose an empty folder with --out")
 
 
@@ -402,9 +403,10 @@ def _start(
     else:
         write_manifest(out, fresh, name)  # first of all, so that a build stopped from here on is known as one
     (out / SHARDS).mkdir(exist_ok=True)
-    for name, content in contents.items():
-        if not _holds(out / name, content):
-            write_atomically(out / name, content)
+    with write_lock(out, f"{LOCK}.files", wait=True):  # parts that start together write the same files
+        for name, content in contents.items():
+            if not _holds(out / name, content):
+                write_atomically(out / name, content)
     return existing or fresh
 
 
