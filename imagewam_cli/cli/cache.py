@@ -56,6 +56,8 @@ def cache_command(
     The same command continues an interrupted build.
 
     Example: imagewam cache --editor tiny --dataset datasets/tabletop --out caches/tiny-tabletop
+
+    On four GPUs: imagewam cache --editor tiny --dataset datasets/tabletop --workers 4 --device cuda
     """
     if context.invoked_subcommand is not None:
         return
