@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import os
 import signal
@@ -99,12 +100,13 @@ class Campaign:
 
     def _at_once(self, way: str, out: Path) -> list[str]:
         children = [self._started(way, out, index) for index in range(self.parts)]
-        middle, killed = self.parts // 2, []
+        middle = self.parts // 2
+        victims: dict[int, Callable[[], None]] = {middle: lambda: os.kill(children[middle], signal.SIGKILL)}
+        killed = [f"part {middle}"]
         if way == "workers":
-            self._when_it_has_a_shard(out, 0, lambda: _kill_worker(children[0], way))
+            victims[0] = lambda: _kill_worker(children[0], way)
             killed.append("a worker of part 0")
-        self._when_it_has_a_shard(out, middle, lambda: os.kill(children[middle], signal.SIGKILL))
-        killed.append(f"part {middle}")
+        self._with_their_first_shard(out, victims)
         ended = [_ended(child) for child in children]
         if not os.WIFSIGNALED(ended[middle]) or any(e for i, e in enumerate(ended) if i != middle):
             raise SystemExit(f"{way}: a build failed, or ended before it could be killed")
@@ -117,19 +119,22 @@ class Campaign:
         for index in range(self.parts):
             child = self._started(way, out, index)
             if index == middle:
-                self._when_it_has_a_shard(out, index, lambda child=child: _kill_worker(child, way))
+                self._with_their_first_shard(out, {index: functools.partial(_kill_worker, child, way)})
             if _ended(child):
                 raise SystemExit(f"{way}: part {index} failed")
         return [f"an actor of part {middle}"]
 
-    def _when_it_has_a_shard(self, out: Path, index: int, act: Callable[[], None]) -> None:
-        manifest = out / Share(index=index, count=self.parts).manifest
-        until = time.monotonic() + 120
-        while not (manifest.exists() and read_manifest_file(manifest).shards):
+    def _with_their_first_shard(self, out: Path, acts: dict[int, Callable[[], None]]) -> None:
+        """For each of these parts, when it has finished a shard."""
+        waiting, until = dict(acts), time.monotonic() + 120
+        while waiting:
             if time.monotonic() > until:
-                raise SystemExit(f"part {index} has no shard after two minutes")
+                raise SystemExit(f"parts {sorted(waiting)} have no shard after two minutes")
+            for index in list(waiting):
+                manifest = out / Share(index=index, count=self.parts).manifest
+                if manifest.exists() and read_manifest_file(manifest).shards:
+                    waiting.pop(index)()
             time.sleep(0.002)
-        act()
 
     def _started(self, way: str, out: Path, index: int) -> int:
         child = os.fork()
