@@ -7,8 +7,10 @@ Every error that a user can cause carries a `hint`: what to do next. The command
 
 from __future__ import annotations
 
+import copyreg
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class ImagewamError(Exception):
@@ -20,6 +22,10 @@ class ImagewamError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as it is, whatever arguments its class takes: workers send errors to the process that tells them."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class UsageError(ImagewamError):

@@ -133,11 +133,13 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+SMALL = PrefixSettings(cameras=("top",), image_size=(64, 64))
+
+
 def tiny(dataset: Dataset) -> Editor:
     """The embedded editor on pictures of 64 pixels, for a small cache."""
     editors = Registry.installed().editors
-    settings = PrefixSettings(cameras=("top",), image_size=(64, 64))
-    editor: Editor = editors.load("tiny").load(editors.get("tiny"), settings, instructions=instructions_of(dataset))
+    editor: Editor = editors.load("tiny").load(editors.get("tiny"), SMALL, instructions=instructions_of(dataset))
     return editor
 
 

@@ -21,6 +21,7 @@ from imagewam_cli.cli.options import (
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 from imagewam_cli.cli.share import share_of
+from imagewam_cli.cli.workers import EngineName, EngineOption, Hiring, ThreadsOption, WorkersOption, opened_maker
 
 if TYPE_CHECKING:
     from imagewam_cli.kvcache.build import BuildPlan
@@ -50,6 +51,9 @@ def cache_command(
         str | None,
         typer.Option("--part", help="Build part i of N, as 0/3; SLURM arrays and torchrun give it by themselves."),
     ] = None,
+    workers: WorkersOption = None,
+    engine: EngineOption = EngineName.processes,
+    threads: ThreadsOption = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="With --plan: settings within so many bytes, as 50GB.")
     ] = None,
@@ -63,6 +67,8 @@ def cache_command(
     Example: imagewam cache --editor tiny --dataset datasets/tabletop --out caches/tiny-tabletop
 
     Example: imagewam cache --editor tiny --dataset datasets/tabletop --out s3://bucket/caches/tiny-tabletop
+
+    On four GPUs: imagewam cache --editor tiny --dataset datasets/tabletop --workers 4 --device cuda
     """
     if context.invoked_subcommand is not None:
         return
@@ -70,7 +76,7 @@ def cache_command(
     from imagewam_cli.data.augmentation import Augmentation
     from imagewam_cli.editor import TYPICAL_TEXT
     from imagewam_cli.errors import EditorError, UsageError
-    from imagewam_cli.kvcache.build import BuildSettings, build_cache, plan_build, require_continuable
+    from imagewam_cli.kvcache.build import BuildSettings, build_with, plan_build, require_continuable
     from imagewam_cli.kvcache.economy import measure
     from imagewam_cli.kvcache.location import location
     from imagewam_cli.kvcache.storage import storage_at
@@ -79,6 +85,8 @@ def cache_command(
 
     require_at_least_one(stride=options.stride, batch=batch, variants=variants)
     require_positive(shard_mb=shard_mb)
+    hiring = Hiring(workers=workers, engine=engine, threads=threads)
+    hiring.require_sound(plan=plan)
     if budget is not None and not plan:
         raise UsageError("--budget is for --plan", "add --plan")
     within = None if budget is None else size_in_bytes(budget, "--budget")
@@ -110,10 +118,9 @@ def cache_command(
         )
         _print_plan(plan_build(rows, described, stored, build), None, format, layers=chosen.settings.layers)
         return
-    loaded = chosen.load()
-    planned = plan_build(rows, loaded.spec, stored, build)
     if plan:
-        sample = _first_rows(rows, batch)
+        loaded, sample = chosen.load(), _first_rows(rows, batch)
+        planned = plan_build(rows, loaded.spec, stored, build)
         _print_plan(
             planned,
             measure(loaded, stored, sample, _existing_parent(storage_at(folder).disk)),
@@ -134,11 +141,13 @@ def cache_command(
             f"{bytes_text(started.total_bytes)} in all"
         )
 
-    with output.progress(planned.rows, "row") as bar:
-        bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row", refresh=False)
-        manifest = build_cache(
-            rows, loaded, folder, stored, build, on_start=say, on_rows=bar.update, on_damage=_say_damage
-        )
+    with opened_maker(hiring, chosen, folder, codec, build) as maker:
+        planned = plan_build(rows, maker.spec, stored, build)
+        with output.progress(planned.rows, "row") as bar:
+            bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row", refresh=False)
+            manifest = build_with(
+                maker, rows, folder, stored, build, on_start=say, on_rows=bar.update, on_damage=_say_damage
+            )
     values = {
         "cache": str(folder),
         "rows": manifest.rows,

@@ -135,24 +135,29 @@ class ChosenEditor:
 
     def load(self) -> Editor:
         """Ready for every instruction of the dataset."""
-        from imagewam_cli.kvcache.build import instructions_of
+        return self.settled()._load()
 
-        instructions = instructions_of(self.dataset)
-
-        def load(settings: PrefixSettings) -> Editor:
-            return self.kind.load(
-                self.entry, settings, instructions=instructions, weights=self.weights, hardware=self.hardware
-            )
-
+    def settled(self) -> ChosenEditor:
+        """With the layers that `auto:K` comes to, which are measured with an editor that is loaded for it."""
         count = auto_count(self.settings.layers)
         if count is None:
-            return load(self.settings)
-        layers = measured_layers(load(self.with_layers("all").settings), self.dataset, count)
-        return load(self.with_layers(layers).settings)
+            return self
+        return self.with_layers(measured_layers(self.with_layers("all")._load(), self.dataset, count))
 
     def with_layers(self, layers: str) -> ChosenEditor:
         """The same, with other layers."""
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, layers=layers))
+
+    def _load(self) -> Editor:
+        from imagewam_cli.kvcache.build import instructions_of
+
+        return self.kind.load(
+            self.entry,
+            self.settings,
+            instructions=instructions_of(self.dataset),
+            weights=self.weights,
+            hardware=self.hardware,
+        )
 
 
 def choose_editor(options: EditorOptions, weights: Path | None, *, trial: str | None = None) -> ChosenEditor:

@@ -8,12 +8,14 @@ what was computed before it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, Protocol
 
 import torch
 import xxhash
@@ -29,7 +31,7 @@ from imagewam_cli.errors import CacheError, UsageError
 from imagewam_cli.kvcache.codec import Codec, LearnedCodec, stored_parts
 from imagewam_cli.kvcache.learned import CODEC, fit_codec
 from imagewam_cli.kvcache.location import Location
-from imagewam_cli.kvcache.lock import LOCK, part_lock
+from imagewam_cli.kvcache.lock import FILES_LOCK, LOCK, part_lock
 from imagewam_cli.kvcache.manifest import (
     INSTRUCTIONS,
     MANIFEST,
@@ -118,6 +120,35 @@ def _instruction_bytes(dataset: Dataset, spec: KVSpec, codec: Codec) -> int:
     return len(instructions_of(dataset)) * (sum(part.row_bytes for part in parts.values()) + INDEX_BYTES)
 
 
+class ShardMaker(Protocol):
+    """What computes shards: an editor of this process (`ShardBuilder`), or workers that have one each (`engines`)."""
+
+    @property
+    def spec(self) -> KVSpec:
+        """Of the editor."""
+        ...
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Of the editor."""
+        ...
+
+    def make(
+        self,
+        names: Sequence[str],
+        instructions: Sequence[str],
+        *,
+        on_finished: Callable[[ShardEntry], None],
+        on_rows: Callable[[int], None],
+    ) -> None:
+        """Make the shards of these names, whole and durable. `CODEC` alone is the file of a codec that is fitted, and
+        has to be there before any shard; `INSTRUCTIONS` alone the shard of what follows from these.
+
+        instructions: the dataset's, as the manifest numbers them; on_finished: called for each shard, in any order;
+        on_rows(n): after each n rows. It ends, also by an exception, when nothing of it writes any more.
+        """
+        ...
+
+
 def build_cache(
     dataset: Dataset,
     editor: Editor,
@@ -139,12 +170,28 @@ def build_cache(
             codec cannot hold.
         UsageError: `out` holds something that is not a cache, or is a URL that nothing installed reaches.
     """
-    plan = plan_build(dataset, editor.spec, codec, settings)
+    maker = ShardBuilder(dataset, editor, out, codec, settings)
+    return build_with(maker, dataset, out, codec, settings, on_start=on_start, on_rows=on_rows, on_damage=on_damage)
+
+
+def build_with(
+    maker: ShardMaker,
+    dataset: Dataset,
+    out: Location,
+    codec: Codec,
+    settings: BuildSettings,
+    *,
+    on_start: Callable[[BuildPlan], None] = lambda plan: None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+    on_damage: Callable[[str], None] = lambda file: None,
+) -> Manifest:
+    """`build_cache`, by whatever makes the shards; this process holds the lock and writes all but the shards."""
+    plan = plan_build(dataset, maker.spec, codec, settings)
     storage = storage_at(out)
     _refuse_foreign(storage)
     name = MANIFEST if settings.share is None else settings.share.manifest
     with storage.lock(LOCK if settings.share is None else part_lock(name)):
-        build = _Build(dataset, editor, storage, codec, settings, plan, on_rows, on_damage)
+        build = _Build(maker, dataset, storage, codec, settings, plan, on_rows, on_damage)
         on_start(plan)
         return build.run()
 
@@ -185,12 +232,12 @@ def _one_worker() -> Iterator[ThreadPoolExecutor]:
 
 
 class _Build:
-    """One build under its lock. A finished shard is made durable beside the computation of the next."""
+    """One build under its lock."""
 
     def __init__(
         self,
+        maker: ShardMaker,
         dataset: Dataset,
-        editor: Editor,
         storage: Storage,
         codec: Codec,
         settings: BuildSettings,
@@ -198,108 +245,185 @@ class _Build:
         on_rows: Callable[[int], None],
         on_damage: Callable[[str], None],
     ) -> None:
-        self.dataset, self.editor, self.storage = dataset, editor, storage
+        self.maker, self.dataset, self.storage, self.codec = maker, dataset, storage, codec
         self.settings, self.plan, self.on_rows = settings, plan, on_rows
-        cut = _cut(plan)
-        own = list(cut) if settings.share is None else settings.share.of(list(cut))
-        self.cut = {name: cut[name] for name in own}
+        self.cut = own_cut(plan, settings)
         self._rows = {e.index: _rows_of(e, settings) for shard in plan.shards for e in shard}
         self.name = MANIFEST if settings.share is None else settings.share.manifest
-        self.manifest, self.codec = _start(dataset, editor, storage, codec, settings, plan, self.name)
+        self.manifest = _start(dataset, maker, storage, codec, settings, plan, self.name)
         faults = storage.faults(self.manifest.entries)
+        for file in faults:
+            on_damage(file)
         self.kept = {entry.file: entry for entry in self.manifest.shards if entry.file not in faults}
         """Shards that are there, by name."""
-        for entry in self.manifest.shards:
-            if entry.file not in self.kept:
-                on_damage(entry.file)
-        by_instruction = self.manifest.by_instruction
-        if by_instruction is not None and by_instruction.file in faults:
-            on_damage(by_instruction.file)
+        if self.manifest.by_instruction is not None and self.manifest.by_instruction.file in faults:
             self.manifest = dataclasses.replace(self.manifest, by_instruction=None)
 
     def run(self) -> Manifest:
-        self._write_instructions()
+        with self.storage.lock(FILES_LOCK, wait=True):  # parts that start together need the same ones
+            self._fit_codec()
+            self._make_instructions()
         missing = [name for name in self.cut if name not in self.kept]
-        _require_room(self.storage, sum(self._count(name) for name in missing) * self.plan.bytes_per_row)
+        rows = sum(self._rows[episode] for name in missing for episode in self.cut[name])
+        _require_room(self.storage, rows * self.plan.bytes_per_row)
         self.manifest = dataclasses.replace(self.manifest, shards=tuple(self.kept.values()))
         for entry in self.manifest.shards:
             self.on_rows(entry.rows)
+        self.maker.make(missing, self.manifest.instructions, on_finished=self._list, on_rows=self.on_rows)
+        put_manifest(self.storage, self.manifest, self.name)
+        return self.manifest
+
+    def _fit_codec(self) -> None:
+        """The file of a codec that is fitted, where it is not there.
+
+        Raises:
+            CacheError: shards were encoded by one that is lost.
+        """
+        if not isinstance(self.codec, LearnedCodec):
+            return
+        checksum = self.manifest.files.get(CODEC, self._others_codec())
+        if not holds(self.storage, CODEC, checksum):
+            found = self._made(CODEC).checksum
+            if self.kept and found != checksum:
+                raise CacheError(
+                    f"{self.storage.place}/{CODEC} is missing or damaged, and fitting {self.codec.name} again here "
+                    "gives another",
+                    "build the cache again in another folder",
+                )
+            checksum = found
+        self.manifest = dataclasses.replace(self.manifest, files={**self.manifest.files, CODEC: checksum})
+        put_manifest(self.storage, self.manifest, self.name)
+
+    def _others_codec(self) -> str:
+        """Its checksum in another part."""
+        others = (manifest_file_at(self.storage, name) for name in part_manifests(self.storage.names()))
+        return next((other.files[CODEC] for other in others if CODEC in other.files), "")
+
+    def _make_instructions(self) -> None:
+        """The shard of what follows from the instructions alone, where there is such a layer."""
+        parts = stored_parts(self.maker.spec, self.codec, by_instruction=True)
+        if parts and self.manifest.by_instruction is None:
+            self.manifest = dataclasses.replace(self.manifest, by_instruction=self._made(INSTRUCTIONS))
+            put_manifest(self.storage, self.manifest, self.name)
+
+    def _made(self, name: str) -> ShardEntry:
+        found: list[ShardEntry] = []
+        self.maker.make([name], self.manifest.instructions, on_finished=found.append, on_rows=lambda rows: None)
+        return found[0]
+
+    def _list(self, entry: ShardEntry) -> None:
+        """A durable shard becomes known."""
+        self.kept[entry.file] = entry
+        entries = tuple(self.kept[name] for name in self.cut if name in self.kept)
+        self.manifest = dataclasses.replace(self.manifest, shards=entries)
+        put_manifest(self.storage, self.manifest, self.name)
+
+
+class ShardBuilder:
+    """Shards by name, with an editor of this process: a `ShardMaker`. A finished shard is made durable beside the
+    computation of the next, so `on_finished` is called in another thread."""
+
+    def __init__(self, dataset: Dataset, editor: Editor, out: Location, codec: Codec, settings: BuildSettings) -> None:
+        self.dataset, self.editor, self.codec, self.settings = dataset, editor, codec, settings
+        self.storage = storage_at(out)
+        plan = plan_build(dataset, editor.spec, codec, settings)
+        self.cut = own_cut(plan, settings)
+        self._rows = {e.index: _rows_of(e, settings) for shard in plan.shards for e in shard}
+
+    @property
+    def spec(self) -> KVSpec:
+        return self.editor.spec
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        return self.editor.fingerprint()
+
+    def make(
+        self,
+        names: Sequence[str],
+        instructions: Sequence[str],
+        *,
+        on_finished: Callable[[ShardEntry], None],
+        on_rows: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        """As `ShardMaker.make`; names: in the order of the dataset."""
+        if tuple(names) == (CODEC,):
+            on_finished(self._fitted())
+            return
+        numbers = {text: i for i, text in enumerate(instructions)}
         with _one_worker() as finishing:
             before: Future[None] | None = None
-            for name, rows in self._streams(missing):
-                writer = self._encoded(name, rows, self._count(name))
+            for name, rows in self._streams(names):
+                writer = self._encoded(name, rows, numbers, on_rows)
                 try:
                     if before is not None:
                         before.result()
                 except BaseException:
                     writer.close()
                     raise
-                before = finishing.submit(self._finish, name, writer)
+                before = finishing.submit(self._finish, name, writer, on_finished)
             if before is not None:
                 before.result()
-        put_manifest(self.storage, self.manifest, self.name)
-        return self.manifest
 
-    def _write_instructions(self) -> None:
-        """The shard of what follows from the instructions alone, where there is such a layer."""
-        parts = stored_parts(self.editor.spec, self.codec, by_instruction=True)
-        if not parts or self.manifest.by_instruction is not None:
-            return
-        count = len(self.manifest.instructions)
-        rows = instruction_rows(self.dataset)
-        writer = self._encoded(INSTRUCTIONS, rows, count, by_instruction=True)
-        entry = self._finished(INSTRUCTIONS, writer, ())
-        self.manifest = dataclasses.replace(self.manifest, by_instruction=entry)
-        put_manifest(self.storage, self.manifest, self.name)
+    def _fitted(self) -> ShardEntry:
+        """Fit the codec and write its file."""
+        assert isinstance(self.codec, LearnedCodec)
+        self._ready, data = fit_codec(self.codec, self.editor, self.dataset, self.settings.stride)
+        self.storage.write(CODEC, data)
+        checksum = xxhash.xxh3_128_hexdigest(data)
+        return ShardEntry(file=CODEC, rows=0, bytes=len(data), checksum=checksum, episodes=(), batch=0)
 
-    def _streams(self, missing: Sequence[str]) -> Iterator[tuple[str, Iterator[Row]]]:
+    @functools.cached_property
+    def _ready(self) -> Codec:
+        """The codec, ready to encode."""
+        if not isinstance(self.codec, LearnedCodec):
+            return self.codec
+        return self.codec.restored(self.spec, load(self.storage.read(CODEC)))
+
+    def _streams(self, names: Sequence[str]) -> Iterator[tuple[str, Iterator[Row]]]:
         """Shard by shard, its rows: one stream for all, as a new one would decode a video from its beginning again."""
-        shard_of = {episode: name for name in missing for episode in self.cut[name]}
-        rows = self.dataset.rows(episodes=list(shard_of), stride=self.settings.stride) if missing else iter(())
+        if tuple(names) == (INSTRUCTIONS,):
+            yield INSTRUCTIONS, instruction_rows(self.dataset)
+            return
+        shard_of = {episode: name for name in names for episode in self.cut[name]}
+        rows = self.dataset.rows(episodes=list(shard_of), stride=self.settings.stride) if names else iter(())
         # grouped, not counted: a group ends when the row after it was read, so the checks at an episode's end have run
         views = augmented(rows, self.settings.augmentation)
         groups = itertools.groupby(views, key=lambda row: shard_of[row.episode])
-        for name in missing:
+        for name in names:
             given, group = next(groups, (None, iter(())))
             yield name, group if given == name else iter(())
 
-    def _encoded(self, name: str, rows: Iterator[Row], count: int, *, by_instruction: bool = False) -> ShardWriter:
+    def _encoded(
+        self, name: str, rows: Iterator[Row], numbers: Mapping[str, int], on_rows: Callable[[int], None]
+    ) -> ShardWriter:
         """Encode and write the rows of a shard, all but its end."""
-        numbers = {text: i for i, text in enumerate(self.manifest.instructions)}
-        parts = stored_parts(self.editor.spec, self.codec, by_instruction=by_instruction)
-        writer = ShardWriter(self.storage.draft(name), count, parts, _writer(self.settings))
+        once = name == INSTRUCTIONS
+        count = len(numbers) if once else sum(self._rows[episode] for episode in self.cut[name])
+        parts = stored_parts(self.spec, self._ready, by_instruction=once)
+        writer = ShardWriter(self.storage.draft(name), count, parts)
         try:
             for batch in batches(rows, self.settings.batch):
-                writer.append(*encode_rows(self.editor, self.codec, batch, numbers, by_instruction=by_instruction))
-                if not by_instruction:
-                    self.on_rows(len(batch))
+                writer.append(*encode_rows(self.editor, self._ready, batch, numbers, by_instruction=once))
+                on_rows(len(batch))
         except BaseException:
             writer.close()
             raise
         return writer
 
-    def _finish(self, name: str, writer: ShardWriter) -> None:
+    def _finish(self, name: str, writer: ShardWriter, on_finished: Callable[[ShardEntry], None]) -> None:
         """Make the shard durable, then known."""
-        self.kept[name] = self._finished(name, writer, self.cut[name])
-        entries = tuple(self.kept[name] for name in self.cut if name in self.kept)
-        self.manifest = dataclasses.replace(self.manifest, shards=entries)
-        put_manifest(self.storage, self.manifest, self.name)
-
-    def _finished(self, name: str, writer: ShardWriter, episodes: tuple[int, ...]) -> ShardEntry:
         with writer:
             checksum = writer.finish()
         self.storage.add(name, writer.path)
-        return ShardEntry(
+        entry = ShardEntry(
             file=name,
             rows=writer.rows,
             bytes=writer.bytes,
             checksum=checksum,
-            episodes=episodes,
+            episodes=self.cut.get(name, ()),
             batch=self.settings.batch,
         )
-
-    def _count(self, name: str) -> int:
-        return sum(self._rows[episode] for episode in self.cut[name])
+        on_finished(entry)
 
 
 def encode_rows(
@@ -358,18 +482,12 @@ def instruction_rows(dataset: Dataset) -> Iterator[Row]:
     return (row for row in dataset.rows(episodes=episodes) if row.row in wanted)
 
 
-def _writer(settings: BuildSettings) -> str:
-    """Parts write some of the same files, perhaps at the same time."""
-    return "" if settings.share is None else settings.share.name
-
-
 def _refuse_foreign(storage: Storage) -> None:
     """Files that are not a cache's stay alone in their folder."""
-    names = storage.names()
-    if MANIFEST in names or part_manifests(names):
-        return
-    # what other parts of this cache write as they begin is no stranger
-    if any(not name.startswith(("manifest.", LOCK)) for name in names):
+    # a manifest is looked for afterwards: other parts that begin meanwhile write theirs before anything else
+    strange = any(not name.startswith(("manifest.", LOCK)) for name in storage.names())
+    names = storage.names() if strange else []
+    if strange and MANIFEST not in names and not part_manifests(names):
         raise UsageError(f"{storage.place} holds something that is not a cache", "choose an empty folder with --out")
 
 
@@ -402,14 +520,14 @@ def dataset_entry(
 
 def _start(
     dataset: Dataset,
-    editor: Editor,
+    maker: ShardMaker,
     storage: Storage,
     codec: Codec,
     settings: BuildSettings,
     plan: BuildPlan,
     name: str,
-) -> tuple[Manifest, Codec]:
-    """The manifest to go on from, the one of this name that is there or a new one; and the codec, ready to encode."""
+) -> Manifest:
+    """The manifest to go on from: the one of this name that is there, or a new one."""
     there = _existing(storage, settings)
     existing = there if name in storage.names() else None
     table, instructions = FrameTable.of(dataset.rows(images=False))
@@ -420,10 +538,10 @@ def _start(
         contents[SAMPLES] = samples_bytes(dataset, settings.stride)
     fresh = Manifest(
         version=VERSION,
-        fingerprint=editor.fingerprint(),
-        spec=editor.spec,
+        fingerprint=maker.fingerprint(),
+        spec=maker.spec,
         codec=codec.name,
-        dataset=dataset_entry(dataset, editor.spec.cameras, settings.stride, settings.augmentation),
+        dataset=dataset_entry(dataset, maker.spec.cameras, settings.stride, settings.augmentation),
         instructions=instructions,
         files=kept | {name: xxhash.xxh3_128_hexdigest(content) for name, content in contents.items()},
         total_rows=plan.rows,
@@ -431,41 +549,13 @@ def _start(
     if there is not None:
         _refuse_other(storage.place, there, fresh)
         _refuse_other_cut(storage.place, there, plan)
-    if isinstance(codec, LearnedCodec):
-        codec, contents[CODEC] = _learned(codec, editor, dataset, storage, settings, there)
-        files = {**fresh.files, CODEC: xxhash.xxh3_128_hexdigest(contents[CODEC])}
-        fresh = dataclasses.replace(fresh, files=files)
     if existing is None:
-        put_manifest(storage, fresh, name)  # before anything else, so that a build stopped from here on is known as one
-    for name, content in contents.items():
-        if not holds(storage, name, fresh.files[name]):
-            storage.write(name, content, _writer(settings))
-    return existing or fresh, codec
-
-
-def _learned(
-    codec: LearnedCodec,
-    editor: Editor,
-    dataset: Dataset,
-    storage: Storage,
-    settings: BuildSettings,
-    existing: Manifest | None,
-) -> tuple[LearnedCodec, bytes]:
-    """The codec as this cache has it, or fitted to it, and its file.
-
-    Raises:
-        CacheError: the cache has lost its file, and it cannot be made again.
-    """
-    if existing is not None and holds(storage, CODEC, existing.files.get(CODEC, "")):
-        data = storage.read(CODEC)
-        return codec.restored(editor.spec, load(data)), data
-    fitted, data = fit_codec(codec, editor, dataset, settings.stride)
-    if existing is not None and xxhash.xxh3_128_hexdigest(data) != existing.files.get(CODEC):
-        raise CacheError(
-            f"{storage.place}/{CODEC} is missing or damaged, and fitting {codec.name} again here gives another",
-            "build the cache again in another folder",
-        )
-    return fitted, data
+        put_manifest(storage, fresh, name)  # first of all, so that a build stopped from here on is known as one
+    with storage.lock(FILES_LOCK, wait=True):  # parts that start together write the same files
+        for name, content in contents.items():
+            if not holds(storage, name, fresh.files[name]):
+                storage.write(name, content)
+    return existing or fresh
 
 
 def _refuse_other(out: str, existing: Manifest, fresh: Manifest) -> None:
@@ -527,6 +617,12 @@ def _refuse_other_cut(out: str, existing: Manifest, plan: BuildPlan) -> None:
                 f"this build would put {_episodes_text(planned.get(entry.file, ()))} there",
                 "use the same --shard-mb as before, or choose another folder with --out",
             )
+
+
+def own_cut(plan: BuildPlan, settings: BuildSettings) -> dict[str, tuple[int, ...]]:
+    """File name -> episodes of each shard that is this build's to make."""
+    cut = _cut(plan)
+    return cut if settings.share is None else {name: cut[name] for name in settings.share.of(list(cut))}
 
 
 def _cut(plan: BuildPlan) -> dict[str, tuple[int, ...]]:

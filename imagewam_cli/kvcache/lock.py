@@ -15,6 +15,8 @@ from pathlib import Path
 from imagewam_cli.errors import CacheError
 
 LOCK = ".lock"
+FILES_LOCK = f"{LOCK}.files"
+"""Of the files that all parts of a cache have in common; held for a moment."""
 
 
 def part_lock(manifest: str) -> str:
@@ -23,14 +25,14 @@ def part_lock(manifest: str) -> str:
 
 
 @contextmanager
-def write_lock(folder: Path, name: str = LOCK) -> Iterator[None]:
-    """Hold the folder for writing.
+def write_lock(folder: Path, name: str = LOCK, *, wait: bool = False) -> Iterator[None]:
+    """Hold the folder for writing. wait: for another process to let go of it, where it holds it for a moment.
 
     Raises:
         CacheError: another process writes there; says which.
     """
     path = folder / name
-    descriptor = _locked(path)
+    descriptor = _locked(path, wait)
     try:
         holder = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.truncate(descriptor, 0)
@@ -41,11 +43,11 @@ def write_lock(folder: Path, name: str = LOCK) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, wait: bool) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             holder = _holder(descriptor)
             os.close(descriptor)

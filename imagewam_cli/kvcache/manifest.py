@@ -157,13 +157,9 @@ class Share:
         return cls(index=int(found[1]), count=int(found[2]))
 
     @property
-    def name(self) -> str:
-        return f"part-{self.index:05d}-of-{self.count:05d}"
-
-    @property
     def manifest(self) -> str:
         """The file that lists the part's shards."""
-        return f"manifest.{self.name}.json"
+        return f"manifest.part-{self.index:05d}-of-{self.count:05d}.json"
 
     def of(self, names: Sequence[str]) -> list[str]:
         """Which of these are its own: consecutive ones, so that a worker decodes few videos."""
@@ -209,7 +205,8 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
             _flat(to_dict(dataclasses.replace(m, shards=(), by_instruction=None))) for m in (first, manifest)
         )
         for key in {**there, **here}:
-            if there.get(key) != here.get(key):
+            begun = key.startswith("files.") and not (key in there and key in here)  # a part that has only begun
+            if there.get(key) != here.get(key) and not begun:
                 raise CacheError(
                     f"{first_path} and {path} are of different caches: {key} is {there.get(key)} and {here.get(key)}",
                     "merge what the same command built",
@@ -225,7 +222,10 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
                     )
     by_instruction = shards.pop(INSTRUCTIONS, None)
     return dataclasses.replace(
-        first, shards=tuple(shards[name] for name in sorted(shards)), by_instruction=by_instruction
+        first,
+        files={name: checksum for _, manifest in parts for name, checksum in manifest.files.items()},
+        shards=tuple(shards[name] for name in sorted(shards)),
+        by_instruction=by_instruction,
     )
 
 
@@ -313,10 +313,9 @@ def has_checksum(path: Path, checksum: str) -> bool:
     return path.is_file() and xxhash.xxh3_128_hexdigest(path.read_bytes()) == checksum
 
 
-def write_atomically(path: Path, data: bytes, writer: str = "") -> None:
-    """The file holds all of `data` or what it held before; a power cut leaves one of the two. writer: a name that
-    others who may write the same file at the same time do not have."""
-    temporary = partial_path(path, writer)
+def write_atomically(path: Path, data: bytes) -> None:
+    """The file holds all of `data` or what it held before; a power cut leaves one of the two."""
+    temporary = path.with_name(path.name + ".partial")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -326,11 +325,6 @@ def write_atomically(path: Path, data: bytes, writer: str = "") -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
-
-
-def partial_path(path: Path, writer: str = "") -> Path:
-    """Where a file is written before it has its name. A writer that begins again finds what it left there."""
-    return path.with_name(".".join(filter(None, (path.name, writer, "partial"))))
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ what the next reader gets. Nothing is renamed there. There is no lock between ma
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ import xxhash
 from imagewam_cli.errors import CacheError, UsageError
 from imagewam_cli.kvcache.copies import Copies, copies_limit, copies_root
 from imagewam_cli.kvcache.location import name_of
-from imagewam_cli.kvcache.lock import LOCK, write_lock
+from imagewam_cli.kvcache.lock import FILES_LOCK, LOCK, write_lock
 from imagewam_cli.kvcache.manifest import SHARDS, ShardEntry, repair_hint
 from imagewam_cli.kvcache.shard import Shard
 
@@ -56,7 +57,7 @@ class RemoteStorage:
         self._made: set[str] = set()
         root, name = copies_root(), f"{name_of(url)}-{xxhash.xxh3_64_hexdigest(url.encode())}"
         self.disk = root / name
-        self._drafts = self.disk / "drafts"
+        self._drafts = self.disk / f"drafts.{os.getpid()}"
         self._copies = Copies(root, name, copies_limit())
 
     def names(self) -> list[str]:
@@ -67,7 +68,7 @@ class RemoteStorage:
             data: bytes = self._fs.cat_file(f"{self._root}/{name}")
             return data
 
-    def write(self, name: str, data: bytes, writer: str = "") -> None:
+    def write(self, name: str, data: bytes) -> None:
         with _explained(self._at(name)):
             self._fs.pipe_file(f"{self._root}/{name}", data)
 
@@ -76,18 +77,19 @@ class RemoteStorage:
             self._fs.rm_file(f"{self._root}/{name}")
 
     @contextmanager
-    def lock(self, name: str = LOCK) -> Iterator[None]:
+    def lock(self, name: str = LOCK, *, wait: bool = False) -> Iterator[None]:
         """Keeps out other processes of this machine alone."""
         self.disk.mkdir(parents=True, exist_ok=True)
-        with write_lock(self.disk, name):
-            self._drafts = self.disk / f"drafts{name}"
-            shutil.rmtree(self._drafts, ignore_errors=True)  # a killed writer's
-            self._drafts.mkdir()
+        with write_lock(self.disk, name, wait=wait):
+            for drafts in self.disk.glob("drafts.*"):
+                if not _alive(int(drafts.suffix[1:])):
+                    shutil.rmtree(drafts, ignore_errors=True)
             try:
                 self._make(self._root)
                 yield
             finally:
-                shutil.rmtree(self._drafts, ignore_errors=True)
+                if name != FILES_LOCK:
+                    shutil.rmtree(self._drafts, ignore_errors=True)
 
     def room(self) -> int | None:
         return None
@@ -104,6 +106,7 @@ class RemoteStorage:
         return found
 
     def draft(self, file: str) -> Path:
+        self._drafts.mkdir(parents=True, exist_ok=True)
         return self._drafts / file
 
     def add(self, file: str, path: Path) -> None:
@@ -188,6 +191,16 @@ class RemoteStorage:
 
     def _shard_at(self, file: str) -> str:
         return f"{self.place}/{SHARDS}/{file}"
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _file_system(url: str) -> tuple[Any, str]:

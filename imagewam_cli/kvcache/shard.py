@@ -28,7 +28,7 @@ from torch import Tensor
 
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.codec import Part
-from imagewam_cli.kvcache.manifest import partial_path, repair_hint, sync_folder
+from imagewam_cli.kvcache.manifest import repair_hint, sync_folder
 
 INDEX_KEYS = ("row", "episode", "frame", "instruction", "variant")
 CHECKSUM = "checksum"
@@ -57,13 +57,18 @@ _NAMES = {torch_type: name for name, (_, torch_type) in _DTYPES.items()}
 _MAX_HEADER = 16 * 2**20
 
 
+def partial_of(path: Path) -> Path:
+    """What a shard is called until it is whole."""
+    return path.with_name(path.name + ".partial")
+
+
 class ShardWriter:
     """Writes a shard piece by piece, in the memory of a piece; it is there, whole, after `finish`, or not at all."""
 
-    def __init__(self, path: Path, rows: int, parts: Mapping[str, Part], writer: str = "") -> None:
-        """rows: that will come; parts: the tensors behind the index; writer: as for `write_atomically`."""
+    def __init__(self, path: Path, rows: int, parts: Mapping[str, Part]) -> None:
+        """rows: that will come; parts: the tensors behind the index."""
         self.path, self.rows = path, rows
-        self._temporary = partial_path(path, writer)
+        self._temporary = partial_of(path)
         self._parts, self._written = _aligned(parts), 0
         self._header, self._offsets, self.bytes = _header(self._parts, rows)
         self._columns: dict[str, list[int]] = {name: [] for name in _COLUMNS}

@@ -57,14 +57,14 @@ class Storage(Protocol):
         """
         ...
 
-    def write(self, name: str, data: bytes, writer: str = "") -> None:
-        """The file holds all of `data` or what it held before. writer: tells apart those that may write it at once."""
+    def write(self, name: str, data: bytes) -> None:
+        """The file holds all of `data` or what it held before."""
         ...
 
     def delete(self, name: str) -> None: ...
 
-    def lock(self, name: str = LOCK) -> AbstractContextManager[None]:
-        """To be held while writing.
+    def lock(self, name: str = LOCK, *, wait: bool = False) -> AbstractContextManager[None]:
+        """To be held while writing. wait: for another process to let go of it, where it holds it for a moment.
 
         Raises:
             CacheError: another process writes there.
@@ -80,7 +80,7 @@ class Storage(Protocol):
         ...
 
     def draft(self, file: str) -> Path:
-        """Where a `ShardWriter` is to write the shard, under the lock."""
+        """Where a `ShardWriter` is to write the shard: under the lock, or for a process that holds it."""
         ...
 
     def add(self, file: str, path: Path) -> None:
@@ -118,19 +118,19 @@ class LocalStorage:
     def read(self, name: str) -> bytes:
         return (self.disk / name).read_bytes()
 
-    def write(self, name: str, data: bytes, writer: str = "") -> None:
-        write_atomically(self.disk / name, data, writer)
+    def write(self, name: str, data: bytes) -> None:
+        write_atomically(self.disk / name, data)
 
     def delete(self, name: str) -> None:
         (self.disk / name).unlink()
         sync_folder(self.disk)
 
     @contextmanager
-    def lock(self, name: str = LOCK) -> Iterator[None]:
+    def lock(self, name: str = LOCK, *, wait: bool = False) -> Iterator[None]:
         new = not self.disk.exists()
         self.disk.mkdir(parents=True, exist_ok=True)
         try:
-            with write_lock(self.disk, name):
+            with write_lock(self.disk, name, wait=wait):
                 yield
         finally:
             if new and not any(self.disk.iterdir()):  # made for nothing

@@ -26,3 +26,9 @@ def test_flipped_bits_are_found() -> None:
     assert "   30  verify: found" in printed
     assert "   30  reader: found" in printed
     assert "0 missed" in printed
+
+
+def test_killed_parts_that_are_merged_are_the_single_build() -> None:
+    printed = run("parts.py", "--ways", "parts", "--parts", "2", "--episodes", "6")
+    assert "parts: part 1 killed; all " in printed
+    assert "are the single build's" in printed

@@ -1,0 +1,190 @@
+"""Is a cache that many workers built, some of them killed, the single build, byte for byte?
+
+    python examples/robustness/parts.py --ways parts workers ray
+
+Builds a small cache with `tiny` in one process, then again in parts, each in a process of its own:
+
+parts    all parts at once; the middle one gets SIGKILL when it has finished a shard, and is run again
+workers  the same with two worker processes in each part; a worker of the first part gets SIGKILL too
+ray      one part after the other, with two Ray actors in each; an actor of the middle part gets SIGKILL
+
+Merges the parts and compares every file. Prints what was killed and compared; exit code 1 where something differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+from kills import SMALL, tiny
+
+from imagewam_cli.data.formats import open_dataset
+from imagewam_cli.data.types import KeyMap
+from imagewam_cli.editor import Editor
+from imagewam_cli.hardware import CPU
+from imagewam_cli.kvcache.build import BuildSettings, build_cache, build_with
+from imagewam_cli.kvcache.engines.crew import Crew, Workers
+from imagewam_cli.kvcache.engines.processes import ProcessWorkers
+from imagewam_cli.kvcache.engines.ray_actors import RayWorkers
+from imagewam_cli.kvcache.engines.worker import BuildRecipe
+from imagewam_cli.kvcache.manifest import Share, read_manifest_file
+from imagewam_cli.kvcache.merge import merge_cache
+from imagewam_cli.kvcache.verify import verify_cache
+from imagewam_cli.registry import Registry
+from imagewam_cli.sim.record import record
+from imagewam_cli.sim.tabletop.env import TabletopEnvironment
+
+SETTINGS = BuildSettings(stride=4, batch=4, shard_mb=1.0)
+CODEC = "int8"
+WORKERS = {
+    "workers": lambda recipe: ProcessWorkers(recipe, 2, 1),
+    "ray": lambda recipe: RayWorkers(recipe, count=2, threads=1),
+}
+COMMANDS = {"workers": "spawn_main", "ray": "ray::_Actor"}
+"""What tells a worker's process from others."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ways", nargs="+", choices=["parts", "workers", "ray"], default=["parts", "workers", "ray"])
+    parser.add_argument("--parts", type=int, default=3)
+    parser.add_argument("--episodes", type=int, default=12)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # a forked process has none of its parent's threads
+    with tempfile.TemporaryDirectory() as scratch:
+        record(TabletopEnvironment(), Path(scratch) / "dataset", arguments.episodes, video_codec=None)
+        campaign = Campaign(Path(scratch), arguments.parts)
+        different = [way for way in arguments.ways if not campaign.same(way)]
+    sys.exit(int(bool(different)))
+
+
+class Campaign:
+    """The single build, and others to hold against it."""
+
+    def __init__(self, scratch: Path, parts: int) -> None:
+        self.scratch, self.parts = scratch, parts
+        self.dataset = open_dataset(scratch / "dataset")
+        self.editor: Editor = tiny(self.dataset)
+        self.codec = Registry.installed().codecs.load(CODEC)
+        build_cache(self.dataset, self.editor, scratch / "single", self.codec, SETTINGS)
+        self.expected = _files(scratch / "single")
+
+    def same(self, way: str) -> bool:
+        """Whether the merged parts are the single build; said aloud."""
+        if way == "ray" and importlib.util.find_spec("ray") is None:
+            print("ray: not installed, left out")
+            return True
+        out = self.scratch / way
+        killed = self._in_turn(way, out) if way == "ray" else self._at_once(way, out)
+        merge_cache(out)
+        found = _files(out)
+        differing = sorted(n for n in found.keys() | self.expected.keys() if found.get(n) != self.expected.get(n))
+        if differing or verify_cache(out):
+            print(f"{way}: {', '.join(killed)} killed; DIFFERENT: {', '.join(differing)}", flush=True)
+            return False
+        size = sum(len(content) for content in found.values())
+        print(f"{way}: {', '.join(killed)} killed; all {len(found)} files, {size} bytes, are the single build's")
+        return True
+
+    def _at_once(self, way: str, out: Path) -> list[str]:
+        children = [self._started(way, out, index) for index in range(self.parts)]
+        middle = self.parts // 2
+        victims: dict[int, Callable[[], None]] = {middle: lambda: os.kill(children[middle], signal.SIGKILL)}
+        killed = [f"part {middle}"]
+        if way == "workers":
+            victims[0] = lambda: _kill_worker(children[0], way)
+            killed.append("a worker of part 0")
+        self._with_their_first_shard(out, victims)
+        ended = [_ended(child) for child in children]
+        if not os.WIFSIGNALED(ended[middle]) or any(e for i, e in enumerate(ended) if i != middle):
+            raise SystemExit(f"{way}: a build failed, or ended before it could be killed")
+        if _ended(self._started(way, out, middle)):
+            raise SystemExit(f"{way}: part {middle} could not be continued")
+        return killed
+
+    def _in_turn(self, way: str, out: Path) -> list[str]:
+        middle = self.parts // 2
+        for index in range(self.parts):
+            child = self._started(way, out, index)
+            if index == middle:
+                self._with_their_first_shard(out, {index: functools.partial(_kill_worker, child, way)})
+            if _ended(child):
+                raise SystemExit(f"{way}: part {index} failed")
+        return [f"an actor of part {middle}"]
+
+    def _with_their_first_shard(self, out: Path, acts: dict[int, Callable[[], None]]) -> None:
+        """For each of these parts, when it has finished a shard."""
+        waiting, until = dict(acts), time.monotonic() + 120
+        while waiting:
+            if time.monotonic() > until:
+                raise SystemExit(f"parts {sorted(waiting)} have no shard after two minutes")
+            for index in list(waiting):
+                manifest = out / Share(index=index, count=self.parts).manifest
+                if manifest.exists() and read_manifest_file(manifest).shards:
+                    waiting.pop(index)()
+            time.sleep(0.002)
+
+    def _started(self, way: str, out: Path, index: int) -> int:
+        child = os.fork()
+        if child:
+            return child
+        try:
+            self._build(way, out, dataclasses.replace(SETTINGS, share=Share(index=index, count=self.parts)))
+            os._exit(0)
+        except BaseException as error:  # noqa: BLE001 - the parent is to see any failure as one
+            print(f"{way}, part {index}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def _build(self, way: str, out: Path, settings: BuildSettings) -> None:
+        if way == "parts":
+            build_cache(self.dataset, self.editor, out, self.codec, settings)
+            return
+        recipe = BuildRecipe(
+            dataset=self.dataset.info.root,
+            keys=KeyMap(),
+            editor="tiny",
+            prefix=SMALL,
+            weights=None,
+            hardware=CPU,
+            out=out,
+            codec=CODEC,
+            settings=settings,
+        )
+        workers: Workers = WORKERS[way](recipe)
+        with Crew(workers, out=out, identity=self.dataset.info.identity) as crew:
+            build_with(crew, self.dataset, out, self.codec, settings)
+
+
+def _kill_worker(builder: int, way: str) -> None:
+    """The first of them that is found."""
+    for process in psutil.Process(builder).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if COMMANDS[way] in " ".join(process.cmdline()):
+                process.kill()
+                return
+    raise SystemExit(f"{way}: no worker was left to kill")
+
+
+def _ended(child: int) -> int:
+    _, status = os.waitpid(child, 0)
+    return status
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+if __name__ == "__main__":
+    main()

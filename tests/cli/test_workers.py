@@ -1,0 +1,117 @@
+"""`imagewam cache --workers`, and the parts that SLURM and torchrun tell, through the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from imagewam_cli.cli.app import run
+
+FEW = ["--stride", "40", "--layers", "0", "--image-size", "64x64"]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """As before: the option is for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def left_of(group: int) -> list[str]:
+    """Commands of a process group that still run; multiprocessing's own tracker takes a moment to see the end."""
+    until = time.monotonic() + 5
+    while True:
+        left = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                    left.append(" ".join(process.cmdline()))
+        if not left or time.monotonic() > until:
+            return left
+        time.sleep(0.05)
+
+
+def test_two_workers_stopped_by_ctrl_c_and_started_again_make_the_single_build(
+    tabletop: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    options = ["--dataset", str(tabletop), "--weights", str(tiny_weights), "--image-size", "64x64", "--stride", "2"]
+    command = ["-q", "cache", *options, "--codec", "pca1", "--batch", "4", "--shard-mb", "0.02", "--threads", "1"]
+    out = tmp_path / "cache"
+    started = [sys.executable, "-m", "imagewam_cli", *command, "--out", str(out), "--workers", "2"]
+    with subprocess.Popen(started, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        while not (out / "manifest.json").exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said == "", "a quiet command is quiet"
+    assert left_of(process.pid) == []
+    assert not [name for name in files(out) if name.endswith(".partial") or ".lock" in name]
+    assert run([*command, "--out", str(out), "--workers", "2"]) == 0
+    assert run([*command, "--out", str(tmp_path / "single")]) == 0
+    assert files(out) == files(tmp_path / "single")
+
+
+def test_slurm_and_torchrun_tell_their_processes_the_parts(
+    tabletop: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--dataset", str(tabletop), "--weights", str(tiny_weights), *FEW, "--shard-mb", "0.01"]
+    command = ["-q", "cache", *options, "--out"]
+    out = str(tmp_path / "cache")
+    for environment in (
+        {"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "2"},
+        {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "WORLD_SIZE": "2"},
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            assert run([*command, out]) == 0
+    names = {path.name for path in Path(out).glob("manifest*")}
+    assert names == {"manifest.part-00000-of-00002.json", "manifest.part-00001-of-00002.json"}
+    assert run(["-q", "cache", "merge", out]) == 0
+    assert run([*command, str(tmp_path / "single")]) == 0
+    assert files(Path(out)) == files(tmp_path / "single")
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        (["--workers", "0"], "--workers must be at least 1, got 0", "leave it out"),
+        (["--threads", "0"], "--threads must be at least 1, got 0", "leave it out"),
+        (["--workers", "2", "--plan"], "--workers and --engine are for building", "--plan measures one process"),
+        (["--engine", "ray", "--plan"], "--workers and --engine are for building", "--plan measures one process"),
+        (["--engine", "foo"], "'foo' is not one of 'processes', 'ray'", "Usage"),
+        (["--engine", "ray"], "--engine ray needs ray, which is not installed", "pip install 'imagewam[ray]'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tabletop: Path,
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+    hint: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run(["cache", "--dataset", str(tabletop), "--out", str(tmp_path / "cache"), *options]) == 2
+    problem, advice = capsys.readouterr().err.strip().splitlines()
+    assert message in problem
+    assert hint in advice
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,39 @@
+"""A build by several workers, whatever runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagewam_cli.kvcache.build import build_with
+from imagewam_cli.kvcache.codec import FLOAT32
+from imagewam_cli.kvcache.engines.crew import Crew, Workers
+from imagewam_cli.kvcache.manifest import Manifest
+from kvcache.conftest import LENGTHS, SETTINGS
+from kvcache.doubles import MemoryDataset
+
+from .recipes import ArithmeticRecipe
+
+Build = Callable[..., Manifest]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[..., ArithmeticRecipe]:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    return lambda **values: ArithmeticRecipe(out=tmp_path / "cache", marks=marks, **values)
+
+
+@pytest.fixture
+def build_by(tmp_path: Path) -> Build:
+    """`build_by(workers)` into `tmp_path / "cache"`, the build of `built`."""
+
+    def build(workers: Workers, *, on_news: Callable[[str], None] = lambda line: None, **options: Any) -> Manifest:
+        dataset, out = MemoryDataset(LENGTHS), tmp_path / "cache"
+        with Crew(workers, out=out, identity=dataset.info.identity, on_news=on_news) as crew:
+            return build_with(crew, dataset, out, FLOAT32, SETTINGS, **options)
+
+    return build
