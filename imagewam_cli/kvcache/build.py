@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -26,7 +27,7 @@ from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.data.types import Dataset, EpisodeInfo, Row
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import CacheError, UsageError
-from imagewam_cli.kvcache.codec import Codec, stored_parts
+from imagewam_cli.kvcache.codec import Codec, all_finite, stored_parts
 from imagewam_cli.kvcache.lock import LOCK, write_lock
 from imagewam_cli.kvcache.manifest import (
     MANIFEST,
@@ -148,6 +149,14 @@ def _one_worker() -> Iterator[ThreadPoolExecutor]:
             raise interrupted
 
 
+def _ahead(rows: Iterator[Row], count: int, reading: Executor) -> Iterator[Row]:
+    """The rows; the next `count` of them are read while one is used."""
+    waiting = deque(reading.submit(next, rows, None) for _ in range(count))
+    while (row := waiting.popleft().result()) is not None:
+        waiting.append(reading.submit(next, rows, None))
+        yield row
+
+
 class _Build:
     """One build under its lock. A finished shard is made durable beside the computation of the next."""
 
@@ -182,10 +191,10 @@ class _Build:
         self.manifest = dataclasses.replace(self.manifest, shards=tuple(self.kept.values()))
         for entry in self.manifest.shards:
             self.on_rows(entry.rows)
-        with _one_worker() as finishing:
+        with _one_worker() as reading, _one_worker() as writing, _one_worker() as finishing:
             before: Future[None] | None = None
-            for name, rows in self._streams(missing):
-                writer = self._encoded(name, rows)
+            for name, rows in self._streams(missing, reading):
+                writer = self._encoded(name, rows, writing)
                 try:
                     if before is not None:
                         before.result()
@@ -198,27 +207,33 @@ class _Build:
         write_manifest(self.out, self.manifest, self.name)
         return self.manifest
 
-    def _streams(self, missing: Sequence[str]) -> Iterator[tuple[str, Iterator[Row]]]:
+    def _streams(self, missing: Sequence[str], reading: Executor) -> Iterator[tuple[str, Iterator[Row]]]:
         """Shard by shard, its rows: one stream for all, as a new one would decode a video from its beginning again."""
         shard_of = {episode: name for name in missing for episode in self.cut[name]}
         rows = self.dataset.rows(episodes=list(shard_of), stride=self.settings.stride) if missing else iter(())
         # grouped, not counted: a group ends when the row after it was read, so the checks at an episode's end have run
-        groups = itertools.groupby(rows, key=lambda row: shard_of[row.episode])
+        groups = itertools.groupby(_ahead(rows, self.settings.batch, reading), key=lambda row: shard_of[row.episode])
         for name in missing:
             given, group = next(groups, (None, iter(())))
             yield name, group if given == name else iter(())
 
-    def _encoded(self, name: str, rows: Iterator[Row]) -> ShardWriter:
-        """Encode and write the rows of a shard, all but its end."""
+    def _encoded(self, name: str, rows: Iterator[Row], writing: Executor) -> ShardWriter:
+        """Encode and write the rows of a shard, all but its end; a batch is written while the next one is computed."""
         numbers = {text: i for i, text in enumerate(self.manifest.instructions)}
         count = self._count(name)
         writer = ShardWriter(self.out / SHARDS / name, count, stored_parts(self.editor.spec, self.codec))
+        before: Future[None] | None = None
         try:
             for batch in batches(rows, self.settings.batch):
-                writer.append(*encode_rows(self.editor, self.codec, batch, numbers))
+                encoded = encode_rows(self.editor, self.codec, batch, numbers)
+                if before is not None:
+                    before.result()
+                before = writing.submit(writer.append, *encoded)
                 self.on_rows(len(batch))
+            if before is not None:
+                before.result()
         except BaseException:
-            writer.close()
+            writing.submit(writer.close)  # behind what is being written
             raise
         return writer
 
@@ -414,7 +429,7 @@ def samples_bytes(dataset: Dataset, stride: int) -> bytes:
 
 def _require_held(stored: Mapping[str, Tensor], kv: LayerKV, layer: LayerSpec, codec: Codec) -> None:
     for tensor in stored.values():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+        if tensor.is_floating_point() and not all_finite(tensor):
             greatest = max(float(x.abs().max()) for x in (kv.k, kv.v))
             raise CacheError(
                 f"layer {layer.name}: numbers up to {greatest:.3g} do not fit {codec.name}",
@@ -436,7 +451,7 @@ def check_prefix(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:
             given = tuple(values.shape)
             if given != expected:
                 raise CacheError(f"layer {layer.name}: the editor gave {part} of {given}, its spec says {expected}")
-            if not bool(torch.isfinite(values).all()):
+            if not all_finite(values):
                 raise CacheError(f"layer {layer.name}: the editor gave {part} with numbers that are not finite")
     if prefix.valid is not None and tuple(prefix.valid.shape) != (rows, spec.valid_tokens):
         raise CacheError(

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import functools
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.buffers import Buffers
 from imagewam_cli.kvcache.codec import Codec, decode_prefix, stored_parts
 from imagewam_cli.kvcache.manifest import SHARDS, TABLE, Manifest, has_checksum, read_manifest, repair_hint
 from imagewam_cli.kvcache.shard import INDEX_KEYS, LoadMethod, Shard
 from imagewam_cli.kvcache.table import FrameTable, Indices
 from imagewam_cli.registry import Registry
+
+_OPEN_SHARDS = 512
+"""At most so many are mapped and described in memory: a cache may have tens of thousands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,25 +47,47 @@ def row_index(table: FrameTable, episodes: Iterable[int], stride: int) -> RowInd
 
 class CacheReader:
     """A cache folder, opened. `read(indices)` gives the prefix of any cached rows, numbered 0 .. len - 1 in build
-    order. Nothing is given that was not held against its checksum: a shard's head when the shard is first used, a row
-    when it is first read."""
+    order. Nothing is given that was not held against its checksum: a shard's head when the shard is opened, a row
+    when it is first read.
 
-    def __init__(self, folder: Path, method: LoadMethod = "mmap") -> None:
-        """Read the manifest.
+    Threads may share a reader. Pickled, it is opened again where it is unpickled, as the workers of a
+    `torch.utils.data.DataLoader` do.
+    """
+
+    def __init__(self, folder: Path, method: LoadMethod = "mmap", *, open_shards: int = _OPEN_SHARDS) -> None:
+        """Read the manifest. open_shards: those used longest ago are closed when there are more.
 
         Raises:
             CacheError: no cache, damaged, or without a single finished shard.
         """
-        self.folder, self.method = folder, method
-        self.manifest: Manifest = read_manifest(folder)
-        if self.manifest.rows == 0:
+        manifest = read_manifest(folder)
+        if manifest.rows == 0:
             raise CacheError(f"{folder} has no finished shard yet", "run the same `imagewam cache` command again")
-        self.codec: Codec = Registry.installed().codecs.load(self.manifest.codec)
-        self._starts = np.cumsum([0] + [s.rows for s in self.manifest.shards])
-        self._open: dict[int, Shard] = {}
+        self._set_up(folder, method, open_shards, manifest)
+
+    def _set_up(self, folder: Path, method: LoadMethod, open_shards: int, manifest: Manifest) -> None:
+        self.folder, self.method, self.manifest = folder, method, manifest
+        self.codec: Codec = Registry.installed().codecs.load(manifest.codec)
+        self._starts = np.cumsum([0, *self.shard_rows])
+        self._most_open = open_shards
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._checked: dict[int, npt.NDArray[np.bool_]] = {}
+        """Of each shard that was opened, its rows that were checked: they outlast its closing."""
+        self._buffers, self._opening = Buffers(), threading.Lock()
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.folder, self.method, self._most_open, self.manifest
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._set_up(*state)
 
     def __len__(self) -> int:
         return self.manifest.rows
+
+    @property
+    def shard_rows(self) -> tuple[int, ...]:
+        """How many rows each shard has, in the order of the rows."""
+        return tuple(shard.rows for shard in self.manifest.shards)
 
     @functools.cached_property
     def table(self) -> FrameTable:
@@ -102,12 +132,11 @@ class CacheReader:
         if not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"rows are numbered 0 to {len(self) - 1}, not {indices.min()} to {indices.max()}")
         shard_of = np.searchsorted(self._starts, indices, side="right") - 1
-        opened = {int(number): self._shard(int(number)) for number in np.unique(shard_of)}
-        shard = next(iter(opened.values()))
-        arrays = shard.blank(len(indices))
-        for number, part in opened.items():
+        shard = self._shard(int(shard_of[0]))
+        arrays = shard.blank(len(indices), self._buffers.empty)
+        for number in np.unique(shard_of):
             places = np.nonzero(shard_of == number)[0]
-            part.take(indices[places] - self._starts[number], arrays, places)
+            self._shard(int(number)).take(indices[places] - self._starts[number], arrays, places)
         return shard.tensors(arrays)
 
     def decode(self, stored: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
@@ -116,14 +145,22 @@ class CacheReader:
         return decode_prefix(moved, self.manifest.spec, self.codec)
 
     def _shard(self, number: int) -> Shard:
-        if number not in self._open:
-            entry = self.manifest.shards[number]
-            shard = Shard.open(self.folder / SHARDS / entry.file, self.method)
-            shard.require_listed(entry.bytes, entry.checksum)
-            self._require_parts(shard)
-            self._require_rows(shard, number)
-            self._open[number] = shard
-        return self._open[number]
+        with self._opening:
+            if number not in self._open:
+                self._open[number] = self._opened(number)
+                if len(self._open) > self._most_open:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(number)
+            return self._open[number]
+
+    def _opened(self, number: int) -> Shard:
+        entry = self.manifest.shards[number]
+        shard = Shard.open(self.folder / SHARDS / entry.file, self.method)
+        shard.require_listed(entry.bytes, entry.checksum)
+        self._require_parts(shard)
+        self._require_rows(shard, number)
+        shard.checked = self._checked.setdefault(number, shard.checked)
+        return shard
 
     def _require_parts(self, shard: Shard) -> None:
         """K and V must be those that the manifest describes, or an expert of other heads would train on them."""
