@@ -174,6 +174,10 @@ class _Mode(TorchFunctionMode):
             for f in (self._enter, self._leave, handle)
         )
 
+    def forget(self) -> None:
+        """What it holds refers to it in turn: K and V would stay in memory until Python looks for such circles."""
+        del self.enter, self.leave, self.handle
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in self.functions:
             return func(*args, **(kwargs or {}))
@@ -221,6 +225,7 @@ def _intercept_calls(model: nn.Module, names: Sequence[str], functions: Sequence
     finally:
         for hook in handles:
             hook.remove()
+        mode.forget()
 
 
 def _module(model: nn.Module, name: str) -> nn.Module | None:

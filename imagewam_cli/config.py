@@ -7,6 +7,7 @@ valid key.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -65,7 +66,7 @@ def from_dict(into: type[T], values: Any, *, source: str = "config", path: str =
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: {path or 'the top level'} must be a mapping, got {type(values).__name__}")
-    hints = typing.get_type_hints(into)
+    hints = _type_hints(into)  # type: ignore[arg-type]
     names = [f.name for f in dataclasses.fields(into) if f.init]  # type: ignore[arg-type]
     arguments = {}
     for key, value in values.items():
@@ -108,6 +109,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value
+
+
+@functools.cache
+def _type_hints(into: type) -> dict[str, Any]:
+    """They are compiled anew with each look; a manifest has thousands of values of one type."""
+    return typing.get_type_hints(into)
 
 
 def _required(into: Any, name: str) -> bool:

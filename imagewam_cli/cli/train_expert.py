@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,11 @@ from imagewam_cli.cli.options import (
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 from imagewam_cli.kvcache.location import name_of
+
+
+class LoadName(StrEnum):
+    mmap = "mmap"
+    read = "read"
 
 
 @takes_editor_options
@@ -48,6 +54,10 @@ def train_expert_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print parameters, memory, steps and time; train nothing.")
     ] = False,
+    load: Annotated[
+        LoadName | None,
+        typer.Option("--load", help="How the cache's files are read; read: for network file systems. [default: mmap]"),
+    ] = None,
     encode_batch: Annotated[
         int | None, typer.Option("--encode-batch", help="With --online: rows per forward of the editor; 16.")
     ] = None,
@@ -66,7 +76,7 @@ def train_expert_command(
     from imagewam_cli.training.loop import Trainer
     from imagewam_cli.workspace import RUNS
 
-    _require_one_source(online, cache, options, encode_batch)
+    _require_one_source(online, cache, options, encode_batch, load)
     if config is not None:
         existing("--config", config, "pass a YAML recipe; docs/training.md has one")
     assignments = [*(set_ or []), *([f"expert.init={init}"] if init is not None else [])]
@@ -76,7 +86,7 @@ def train_expert_command(
     if online:
         source, name = _online(options, weights, encode_batch, dry_run)
     else:
-        source, name = _cached(cache)
+        source, name = _cached(cache, load if load is not None else LoadName.mmap)
     trainer = Trainer(source, recipe, _editor_weights(source, recipe, weights))
     if dry_run:
         _print_dry_run(trainer.dry_run(), format)
@@ -105,15 +115,19 @@ def train_expert_command(
     output.result(values, text, format.value)
 
 
-def _require_one_source(online: bool, cache: str | None, options: EditorOptions, encode_batch: int | None) -> None:
+def _require_one_source(
+    online: bool, cache: str | None, options: EditorOptions, encode_batch: int | None, load: LoadName | None
+) -> None:
     """
     Raises:
-        UsageError: a cache and --online, or options of the editor without --online.
+        UsageError: a cache, or how to read one, and --online, or options of the editor without --online.
     """
     from imagewam_cli.errors import UsageError
 
     if online and cache is not None:
         raise UsageError("--online trains without a cache", "leave out --cache or --online")
+    if online and load is not None:
+        raise UsageError("--load is for a cache, --online trains without one", "leave out --load or --online")
     given = [*options.given(), *(["--encode-batch"] if encode_batch is not None else [])]
     if given and not online:
         raise UsageError(
@@ -122,12 +136,12 @@ def _require_one_source(online: bool, cache: str | None, options: EditorOptions,
         )
 
 
-def _cached(cache: str | None) -> tuple[Any, str]:
+def _cached(cache: str | None, load: LoadName) -> tuple[Any, str]:
     """The rows of a cache, and a name for the run."""
     from imagewam_cli.training.prefixes import CachedPrefixes
 
     place = chosen_cache(cache)
-    source = CachedPrefixes(place)
+    source = CachedPrefixes(place, load.value)
     manifest = source.reader.manifest
     if not manifest.complete:
         output.say(f"{place} is not finished: training on {manifest.rows} of {manifest.total_rows} rows")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -28,7 +29,7 @@ from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.data.types import Dataset, EpisodeInfo, Row
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import CacheError, UsageError
-from imagewam_cli.kvcache.codec import Codec, LearnedCodec, stored_parts
+from imagewam_cli.kvcache.codec import Codec, LearnedCodec, all_finite, stored_parts
 from imagewam_cli.kvcache.learned import CODEC, fit_codec
 from imagewam_cli.kvcache.location import Location
 from imagewam_cli.kvcache.lock import FILES_LOCK, LOCK, part_lock
@@ -231,6 +232,14 @@ def _one_worker() -> Iterator[ThreadPoolExecutor]:
             raise interrupted
 
 
+def _ahead(rows: Iterator[Row], count: int, reading: Executor) -> Iterator[Row]:
+    """The rows; the next `count` of them are read while one is used."""
+    waiting = deque(reading.submit(next, rows, None) for _ in range(count))
+    while (row := waiting.popleft().result()) is not None:
+        waiting.append(reading.submit(next, rows, None))
+        yield row
+
+
 class _Build:
     """One build under its lock."""
 
@@ -350,10 +359,10 @@ class ShardBuilder:
             on_finished(self._fitted())
             return
         numbers = {text: i for i, text in enumerate(instructions)}
-        with _one_worker() as finishing:
+        with _one_worker() as reading, _one_worker() as writing, _one_worker() as finishing:
             before: Future[None] | None = None
-            for name, rows in self._streams(names):
-                writer = self._encoded(name, rows, numbers, on_rows)
+            for name, rows in self._streams(names, reading):
+                writer = self._encoded(name, rows, numbers, writing, on_rows)
                 try:
                     if before is not None:
                         before.result()
@@ -379,7 +388,7 @@ class ShardBuilder:
             return self.codec
         return self.codec.restored(self.spec, load(self.storage.read(CODEC)))
 
-    def _streams(self, names: Sequence[str]) -> Iterator[tuple[str, Iterator[Row]]]:
+    def _streams(self, names: Sequence[str], reading: Executor) -> Iterator[tuple[str, Iterator[Row]]]:
         """Shard by shard, its rows: one stream for all, as a new one would decode a video from its beginning again."""
         if tuple(names) == (INSTRUCTIONS,):
             yield INSTRUCTIONS, instruction_rows(self.dataset)
@@ -388,25 +397,37 @@ class ShardBuilder:
         rows = self.dataset.rows(episodes=list(shard_of), stride=self.settings.stride) if names else iter(())
         # grouped, not counted: a group ends when the row after it was read, so the checks at an episode's end have run
         views = augmented(rows, self.settings.augmentation)
-        groups = itertools.groupby(views, key=lambda row: shard_of[row.episode])
+        ahead = _ahead(views, self.settings.batch, reading)
+        groups = itertools.groupby(ahead, key=lambda row: shard_of[row.episode])
         for name in names:
             given, group = next(groups, (None, iter(())))
             yield name, group if given == name else iter(())
 
     def _encoded(
-        self, name: str, rows: Iterator[Row], numbers: Mapping[str, int], on_rows: Callable[[int], None]
+        self,
+        name: str,
+        rows: Iterator[Row],
+        numbers: Mapping[str, int],
+        writing: Executor,
+        on_rows: Callable[[int], None],
     ) -> ShardWriter:
-        """Encode and write the rows of a shard, all but its end."""
+        """Encode and write the rows of a shard, all but its end; a batch is written while the next one is computed."""
         once = name == INSTRUCTIONS
         count = len(numbers) if once else sum(self._rows[episode] for episode in self.cut[name])
         parts = stored_parts(self.spec, self._ready, by_instruction=once)
         writer = ShardWriter(self.storage.draft(name), count, parts)
+        before: Future[None] | None = None
         try:
             for batch in batches(rows, self.settings.batch):
-                writer.append(*encode_rows(self.editor, self._ready, batch, numbers, by_instruction=once))
+                encoded = encode_rows(self.editor, self._ready, batch, numbers, by_instruction=once)
+                if before is not None:
+                    before.result()
+                before = writing.submit(writer.append, *encoded)
                 on_rows(len(batch))
+            if before is not None:
+                before.result()
         except BaseException:
-            writer.close()
+            writing.submit(writer.close)  # behind what is being written
             raise
         return writer
 
@@ -655,7 +676,7 @@ def samples_bytes(dataset: Dataset, stride: int) -> bytes:
 
 def _require_held(stored: Mapping[str, Tensor], kv: LayerKV, layer: LayerSpec, codec: Codec) -> None:
     for tensor in stored.values():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+        if tensor.is_floating_point() and not all_finite(tensor):
             greatest = max(float(x.abs().max()) for x in (kv.k, kv.v))
             raise CacheError(
                 f"layer {layer.name}: numbers up to {greatest:.3g} do not fit {codec.name}",
@@ -677,7 +698,7 @@ def check_prefix(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:
             given = tuple(values.shape)
             if given != expected:
                 raise CacheError(f"layer {layer.name}: the editor gave {part} of {given}, its spec says {expected}")
-            if not bool(torch.isfinite(values).all()):
+            if not all_finite(values):
                 raise CacheError(f"layer {layer.name}: the editor gave {part} with numbers that are not finite")
     if prefix.valid is not None and tuple(prefix.valid.shape) != (rows, spec.valid_tokens):
         raise CacheError(

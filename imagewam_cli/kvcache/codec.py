@@ -106,6 +106,14 @@ PLACE = "instruction.place"
 """(N,) int64: which of the instructions that are stored beside them the rows have."""
 
 
+def all_finite(x: Tensor) -> bool:
+    """Whether every number is: NaN or an infinity would be the least or the greatest, found in one pass."""
+    if x.dtype == torch.float8_e4m3fn:  # its only other numbers are NaN, all ones behind the sign
+        return bool((x.view(torch.uint8) & 0x7F).max() < 0x7F)
+    low, high = torch.aminmax(x)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
 def stored_parts(spec: KVSpec, codec: Codec, *, by_instruction: bool = False) -> dict[str, Part]:
     """The tensors of a shard behind its index, by name. by_instruction: of the shard that has a row per instruction."""
     parts = {

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from imagewam_cli.capture import LayerKV
@@ -65,14 +64,18 @@ class GroupedIntegers:
 
     def decode(self, stored: Mapping[str, Tensor], layer: LayerSpec, *, rope: RopeSpec | None = None) -> LayerKV:
         k, v = self._unpacked(stored["k"]), self._unpacked(stored["v"])
-        k = k * self._spread(stored["k.step"], 1, k.shape[1]) + self._spread(stored["k.low"], 1, k.shape[1])
+        self._scale(k, stored["k.step"], stored["k.low"], 1)
+        self._scale(v.flatten(2), stored["v.step"], stored["v.low"], 2)
         ids = _ids(layer, rope)
-        if ids is not None and rope is not None:
-            k = rotate_keys(k, ids, rope)
-        flat = v.flatten(2)
-        channels = flat.shape[2]
-        flat = flat * self._spread(stored["v.step"], 2, channels) + self._spread(stored["v.low"], 2, channels)
-        return LayerKV(k, flat.reshape(v.shape))
+        return LayerKV(k if ids is None or rope is None else rotate_keys(k, ids, rope), v)
+
+    def _scale(self, q: Tensor, step: Tensor, low: Tensor, axis: int) -> None:
+        """Whole numbers to x, in place. step, low: one number for each group along the axis."""
+        step, low = step.float(), low.float()
+        for i in range(step.shape[axis]):
+            first = i * self.group
+            members = q.narrow(axis, first, min(self.group, q.shape[axis] - first))
+            members.mul_(step.narrow(axis, i, 1)).add_(low.narrow(axis, i, 1))
 
     def _numbers(self, x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """x (N, A, ...), grouped along A -> whole numbers of its shape, `low` and `step` (N, groups, ...).
@@ -81,25 +84,19 @@ class GroupedIntegers:
         """
         least = x if counted is None else x.masked_fill(~counted, torch.inf)
         greatest = x if counted is None else x.masked_fill(~counted, -torch.inf)
-        low = self._groups(least, torch.inf).amin(2)
-        high = self._groups(greatest, -torch.inf).amax(2)
+        groups = range(0, x.shape[1], self.group)
+        low = torch.stack([least[:, i : i + self.group].amin(1) for i in groups], 1)
+        high = torch.stack([greatest[:, i : i + self.group].amax(1) for i in groups], 1)
         nothing = low > high  # a group of padding
         low = low.masked_fill(nothing, 0).half()
         step = ((high.masked_fill(nothing, 0) - low.float()) / (2**self.bits - 1)).half()
-        span = self._spread(step, 1, x.shape[1])
-        q = (x - self._spread(low, 1, x.shape[1])) / torch.where(span > 0, span, 1.0)
-        return q.round().clamp(0, 2**self.bits - 1).to(torch.uint8), low, step
-
-    def _groups(self, x: Tensor, fill: float) -> Tensor:
-        """(N, A, ...) -> (N, groups, group, ...)."""
-        missing = -x.shape[1] % self.group
-        if missing:
-            x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing), value=fill)
-        return x.reshape(x.shape[0], -1, self.group, *x.shape[2:])
-
-    def _spread(self, x: Tensor, axis: int, count: int) -> Tensor:
-        """One number for each of a group's members, float32."""
-        return x.float().repeat_interleave(self.group, axis).narrow(axis, 0, count)
+        lows, spans = low.float(), torch.where(step > 0, step.float(), 1.0)
+        q = torch.empty_like(x, dtype=torch.uint8)
+        for group, i in enumerate(groups):
+            members = x[:, i : i + self.group] - lows[:, group, None]
+            members.div_(spans[:, group, None]).round_().clamp_(0, 2**self.bits - 1)
+            q[:, i : i + self.group] = members
+        return q, low, step
 
     def _packed(self, q: Tensor) -> Tensor:
         """Two numbers of 4 bits in a byte, the first in the lower half."""
@@ -108,7 +105,8 @@ class GroupedIntegers:
     def _unpacked(self, stored: Tensor) -> Tensor:
         if self.bits == 8:
             return stored.float()
-        return torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2).float()
+        pairs = stored.to(torch.int16)  # little-endian: the lower byte comes first
+        return pairs.bitwise_or_(pairs << 4).bitwise_and_(0x0F0F).view(torch.uint8).float()
 
 
 def _ids(layer: LayerSpec, rope: RopeSpec | None) -> Tensor | None:
@@ -138,8 +136,18 @@ class ScaledFloat8:
         return stored
 
     def decode(self, stored: Mapping[str, Tensor], layer: LayerSpec, *, rope: RopeSpec | None = None) -> LayerKV:
-        k, v = (stored[n].float() * stored[f"{n}.scale"][:, None, :, None] for n in ("k", "v"))
+        k, v = (_from_e4m3(stored[n]).mul_(stored[f"{n}.scale"][:, None, :, None]) for n in ("k", "v"))
         return LayerKV(k, v)
+
+
+def _from_e4m3(x: Tensor) -> Tensor:
+    """float32 of finite e4m3 numbers, many times as fast as torch's own on a processor.
+
+    The bits of e4m3 (sign, 4 of exponent with bias 7, 3 of mantissa) are those of a float16 (5 with bias 15, 10) that
+    is 2^8 times less, without the first of its exponent and the last of its mantissa.
+    """
+    bits = x.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~0x4000)
+    return bits.view(torch.float16).float().mul_(2.0**8)
 
 
 INT8 = GroupedIntegers("int8", 8)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import functools
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.buffers import Buffers
 from imagewam_cli.kvcache.codec import PLACE, Codec, decode_prefix, stored_parts
 from imagewam_cli.kvcache.learned import stored_codec
 from imagewam_cli.kvcache.location import Location
@@ -20,6 +26,9 @@ from imagewam_cli.kvcache.manifest import TABLE, Manifest, ShardEntry, has_check
 from imagewam_cli.kvcache.shard import INDEX_KEYS, LoadMethod, Shard
 from imagewam_cli.kvcache.storage import manifest_at, storage_at
 from imagewam_cli.kvcache.table import FrameTable, Indices
+
+_OPEN_SHARDS = 512
+"""At most so many are mapped and described in memory: a cache may have tens of thousands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +53,47 @@ def row_index(table: FrameTable, episodes: Iterable[int], stride: int, variants:
 class CacheReader:
     """A cache, opened: a folder, or a URL whose files are fetched when they are first used. `read(indices)` gives the
     prefix of any cached rows, numbered 0 .. len - 1 in build order. Nothing is given that was not held against its
-    checksum: a shard's head when the shard is first used, a row when it is first read."""
+    checksum: a shard's head when the shard is opened, a row when it is first read.
 
-    def __init__(self, place: Location, method: LoadMethod = "mmap") -> None:
-        """Read the manifest.
+    Threads may share a reader. Pickled, it is opened again where it is unpickled, as the workers of a
+    `torch.utils.data.DataLoader` do.
+    """
+
+    def __init__(self, place: Location, method: LoadMethod = "mmap", *, open_shards: int = _OPEN_SHARDS) -> None:
+        """Read the manifest. open_shards: those used longest ago are closed when there are more.
 
         Raises:
             CacheError: no cache, damaged, or without a single finished shard.
         """
-        self.storage, self.method = storage_at(place), method
-        self.manifest: Manifest = manifest_at(self.storage)
-        if self.manifest.rows == 0:
+        manifest = manifest_at(storage_at(place))
+        if manifest.rows == 0:
             raise CacheError(f"{place} has no finished shard yet", "run the same `imagewam cache` command again")
-        self.codec: Codec = stored_codec(self.storage, self.manifest)
-        self._starts = np.cumsum([0] + [s.rows for s in self.manifest.shards])
-        self._open: dict[str, Shard] = {}
+        self._set_up(place, method, open_shards, manifest)
+
+    def _set_up(self, place: Location, method: LoadMethod, open_shards: int, manifest: Manifest) -> None:
+        self.storage, self.method, self.manifest = storage_at(place), method, manifest
+        self.codec: Codec = stored_codec(self.storage, manifest)
+        self._place = place
+        self._starts = np.cumsum([0, *self.shard_rows])
+        self._most_open = open_shards
+        self._open: OrderedDict[str, Shard] = OrderedDict()
+        self._checked: dict[Path, npt.NDArray[np.bool_]] = {}
+        """Of each file that was opened, its rows that were checked: they outlast its closing."""
+        self._buffers, self._opening = Buffers(), threading.Lock()
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._place, self.method, self._most_open, self.manifest
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._set_up(*state)
 
     def __len__(self) -> int:
         return self.manifest.rows
+
+    @property
+    def shard_rows(self) -> tuple[int, ...]:
+        """How many rows each shard has, in the order of the rows."""
+        return tuple(shard.rows for shard in self.manifest.shards)
 
     @functools.cached_property
     def table(self) -> FrameTable:
@@ -116,7 +148,7 @@ class CacheReader:
         shard_of = np.searchsorted(self._starts, indices, side="right") - 1
         numbers: list[int] = np.unique(shard_of).tolist()
         entries = self.manifest.shards
-        arrays = self._shard(entries[numbers[0]]).blank(len(indices))
+        arrays = self._shard(entries[numbers[0]]).blank(len(indices), self._buffers.empty)
         for number in numbers:  # used before the next is opened: a small cache of remote files may drop it then
             shard = self._shard(entries[number])
             places = np.nonzero(shard_of == number)[0]
@@ -140,19 +172,28 @@ class CacheReader:
         return decode_prefix(moved, self.manifest.spec, self.codec)
 
     def _shard(self, entry: ShardEntry) -> Shard:
-        if entry.file in self._open and not self.storage.fleeting:
+        with self._opening:
+            if entry.file not in self._open or self.storage.fleeting:
+                self._reopen(entry)
+            self._open.move_to_end(entry.file)
             return self._open[entry.file]
+
+    def _reopen(self, entry: ShardEntry) -> None:
         path = self.storage.shard(entry)
-        renewed = self.storage.renewed()
-        if renewed:  # what is dropped takes its room until it is let go of here too
-            self._open = {other: shard for other, shard in self._open.items() if shard.path not in renewed}
-        if entry.file not in self._open:
-            shard = Shard.open(path, self.method, self.storage.repair)
-            shard.require_listed(entry.bytes, entry.checksum)
-            self._require_parts(shard, entry)
-            self._require_rows(shard, entry)
-            self._open[entry.file] = shard
-        return self._open[entry.file]
+        for renewed in self.storage.renewed():  # what is dropped takes its room until it is let go of here too
+            self._checked.pop(renewed, None)
+            for other in [name for name, shard in self._open.items() if shard.path == renewed]:
+                del self._open[other]
+        if entry.file in self._open:
+            return
+        shard = Shard.open(path, self.method, self.storage.repair)
+        shard.require_listed(entry.bytes, entry.checksum)
+        self._require_parts(shard, entry)
+        self._require_rows(shard, entry)
+        shard.checked = self._checked.setdefault(path, shard.checked)
+        self._open[entry.file] = shard
+        if len(self._open) > self._most_open:
+            self._open.popitem(last=False)
 
     def _require_parts(self, shard: Shard, entry: ShardEntry) -> None:
         """K and V must be those that the manifest describes, or an expert of other heads would train on them."""

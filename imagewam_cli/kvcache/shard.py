@@ -11,9 +11,12 @@ of the head, the head has one of every row, so each byte is covered, and a row c
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -27,6 +30,7 @@ import xxhash
 from torch import Tensor
 
 from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.buffers import Bytes
 from imagewam_cli.kvcache.codec import Part
 from imagewam_cli.kvcache.manifest import repair_hint, sync_folder
 
@@ -38,7 +42,6 @@ INDEX_BYTES = 8 * (len(INDEX_KEYS) + 1)
 LoadMethod = Literal["mmap", "read"]
 """mmap: pages come as they are touched, and stay shared. read: plain reads, which network file systems serve better."""
 
-Bytes = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
 
 _DTYPES: dict[str, tuple[npt.DTypeLike, torch.dtype]] = {
@@ -55,6 +58,9 @@ _DTYPES: dict[str, tuple[npt.DTypeLike, torch.dtype]] = {
 _COLUMNS = {**dict.fromkeys(INDEX_KEYS, Part((), torch.int64)), CHECKSUM: Part((), torch.uint64)}
 _NAMES = {torch_type: name for name, (_, torch_type) in _DTYPES.items()}
 _MAX_HEADER = 16 * 2**20
+_ALIGNMENT = 64
+_AT_ONCE = 2**22
+"""Bytes of rows that are copied before they are checked: while the processor's cache still holds them."""
 
 
 def partial_of(path: Path) -> Path:
@@ -140,10 +146,11 @@ class Shard:
     """XXH3-128 of the header and the index."""
     repair: str
     """What to do about damage: the hint of errors."""
-    _checked: npt.NDArray[np.bool_] = field(init=False)
+    checked: npt.NDArray[np.bool_] = field(init=False)
+    """Rows that were held against their checksums, (N,); may be handed on to a shard that is opened again."""
 
     def __post_init__(self) -> None:
-        self._checked = np.zeros(self.rows, np.bool_)
+        self.checked = np.zeros(self.rows, np.bool_)
 
     @classmethod
     def open(cls, path: Path, method: LoadMethod = "mmap", repair: str | None = None) -> Shard:
@@ -162,7 +169,8 @@ class Shard:
                 header = json.loads(file.read(length))
             if not isinstance(header, dict):
                 raise ValueError("its header is not a mapping")
-            mapped, start = np.memmap(path, mode="r", dtype=np.uint8), 8 + length
+            # as a plain array: a slice of a memmap costs ten times that of an array
+            mapped, start = np.asarray(np.memmap(path, mode="r", dtype=np.uint8)), 8 + length
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
             views = {name: _view(mapped, start, entry) for name, entry in entries.items()}
             counts = {len(array) for array, _ in views.values()}
@@ -185,7 +193,7 @@ class Shard:
         """How many it has."""
         return len(self.views[CHECKSUM][0])
 
-    @property
+    @functools.cached_property
     def names(self) -> list[str]:
         """Of the tensors behind the index, in the file's order."""
         behind = [name for name in self.views if name not in INDEX_KEYS and name != CHECKSUM]
@@ -215,9 +223,16 @@ class Shard:
         """The tensors behind the index, as the file has them."""
         return {name: Part(self.views[name][0].shape[1:], self.views[name][1]) for name in self.names}
 
-    def blank(self, rows: int) -> dict[str, npt.NDArray[np.generic]]:
-        """Arrays for `rows` rows, by name."""
-        return {name: np.empty((rows, *self.array(name).shape[1:]), self.array(name).dtype) for name in self.names}
+    def blank(self, rows: int, memory: Callable[[int], Bytes] | None = None) -> dict[str, npt.NDArray[np.generic]]:
+        """Arrays for `rows` rows, by name, side by side in one piece of memory. memory: gives so many bytes."""
+        sizes = {name: rows * part.row_bytes for name, part in self.parts().items()}
+        steps = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values()]
+        whole = (memory or _empty)(sum(steps))
+        starts = np.cumsum([0, *steps]).tolist()
+        return {
+            name: whole[start : start + size].view(self.array(name).dtype).reshape(rows, *self.array(name).shape[1:])
+            for (name, size), start in zip(sizes.items(), starts, strict=False)
+        }
 
     def take(self, rows: Rows, into: Mapping[str, npt.NDArray[np.generic]], places: Rows) -> None:
         """Copy the given rows to these places of arrays as `blank` gives them; check those that had not been.
@@ -225,17 +240,17 @@ class Shard:
         Raises:
             CacheError: names the dataset's rows that are damaged.
         """
-        for name in self.names:
-            self._copy(name, rows, into[name], places)
-        fresh = ~self._checked[rows]
-        if not fresh.any():
-            return
-        found = row_checksums([_flat(into[name]) for name in self.names], places[fresh])
-        damaged = rows[fresh][np.array(found, np.uint64) != self.array(CHECKSUM)[rows[fresh]]]
-        if len(damaged):
+        out = [_flat(into[name]) for name in self.names]
+        at_once = max(1, _AT_ONCE // max(1, sum(part.shape[1] for part in out)))
+        damaged: list[int] = []
+        with self._copier() as copy:
+            for begin, end in _neighbours(places, at_once):
+                here, place = rows[begin:end], int(places[begin])
+                copy(here, [part[place : place + len(here)] for part in out])
+                damaged += self._check(out, here, place)
+        if damaged:
             numbers = ", ".join(str(self.array("row")[row]) for row in damaged[:5])
             raise CacheError(f"{self.path} is damaged: dataset rows {numbers} differ from their checksums", self.repair)
-        self._checked[rows] = True
 
     def tensors(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Tensor]:
         """The same memory in the dtypes that numpy does not have."""
@@ -247,25 +262,62 @@ class Shard:
         found = np.array(row_checksums(parts, range(self.rows)), np.uint64)
         return np.nonzero(found != self.array(CHECKSUM))[0].astype(np.int64)
 
-    def _copy(self, name: str, rows: Rows, out: npt.NDArray[np.generic], places: Rows) -> None:
+    def _check(self, out: Sequence[Bytes], rows: Rows, place: int) -> list[int]:
+        """Which of these rows, copied to `place` on, are damaged."""
+        fresh = np.nonzero(~self.checked[rows])[0]
+        if not len(fresh):
+            return []
+        found = np.array(row_checksums(out, (place + fresh).tolist()), np.uint64)
+        sound = found == self.array(CHECKSUM)[rows[fresh]]
+        self.checked[rows[fresh[sound]]] = True
+        return rows[fresh[~sound]].tolist()  # type: ignore[no-any-return]
+
+    @contextmanager
+    def _copier(self) -> Iterator[Callable[[Rows, Sequence[Bytes]], None]]:
+        """Copies rows of the tensors of `names` to (rows, bytes) each."""
         if self.method == "mmap":
-            out[places] = self.array(name)[rows]
+            yield self._copy
             return
-        flat = _flat(out)
         with open(self.path, "rb", buffering=0) as file:
-            for row, place in zip(rows, places, strict=True):
-                at = self.offsets[name] + int(row) * flat.shape[1]
-                if os.preadv(file.fileno(), [flat[place].data], at) != flat.shape[1]:
-                    raise CacheError(f"{self.path} ends before its row {row}", self.repair)
+            yield functools.partial(self._copy_from, file.fileno())
+
+    def _copy(self, rows: Rows, out: Sequence[Bytes]) -> None:
+        for name, part in zip(self.names, out, strict=True):
+            # the rows are there; to clip spares numpy a copy of the output, which it makes in case they are not
+            np.take(_flat(self.array(name)), rows, 0, part, "clip")
+
+    def _copy_from(self, file: int, rows: Rows, out: Sequence[Bytes]) -> None:
+        runs = [(int(rows[begin]), begin, end) for begin, end in _neighbours(rows, len(rows))]
+        for name, part in zip(self.names, out, strict=True):
+            start, size, view = self.offsets[name], part.shape[1], part.reshape(-1).data
+            for row, begin, end in runs:
+                self._read(file, start + row * size, view[begin * size : end * size])
+
+    def _read(self, file: int, at: int, out: memoryview) -> None:
+        """All of it: the system gives at most 2 GB at once."""
+        while out:
+            count = os.preadv(file, [out], at)
+            if not count:
+                raise CacheError(f"{self.path} ends before its byte {at}", self.repair)
+            out, at = out[count:], at + count
+
+
+def _neighbours(numbers: Rows, most: int) -> Iterator[tuple[int, int]]:
+    """[begin, end) of numbers that each are one more than the one before, at most `most` at a time."""
+    breaks = np.nonzero(np.diff(numbers) != 1)[0] + 1
+    for begin, end in itertools.pairwise([0, *breaks.tolist(), len(numbers)]):
+        for i in range(begin, end, most):
+            yield i, min(end, i + most)
 
 
 def row_checksums(parts: Sequence[Bytes], rows: Iterable[int]) -> list[int]:
     """XXH3-64 of these rows' bytes, part after part. parts: (N, bytes) each, rows contiguous."""
+    views = [(part.reshape(-1).data, part.shape[1]) for part in parts]
     sums = []
     for i in rows:
         digest = xxhash.xxh3_64()
-        for part in parts:
-            digest.update(part[i].data)
+        for view, size in views:
+            digest.update(view[i * size : (i + 1) * size])
         sums.append(digest.intdigest())
     return sums
 
@@ -293,6 +345,10 @@ def _bytes_of(tensor: Tensor, part: Part, rows: int) -> Bytes:
     if tuple(tensor.shape) != (rows, *part.shape) or tensor.dtype != part.dtype:
         raise ValueError(f"a tensor is {tensor.dtype} {tuple(tensor.shape)}, {part} of {rows} rows was announced")
     return tensor.reshape(-1).view(torch.uint8).reshape(rows, part.row_bytes).numpy()
+
+
+def _empty(size: int) -> Bytes:
+    return np.empty(size, np.uint8)
 
 
 def _flat(array: npt.NDArray[np.generic]) -> Bytes:

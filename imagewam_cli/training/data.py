@@ -6,6 +6,7 @@ have seen.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from imagewam_cli.data.normalization import NormalizationMode, Normalizer, Runni
 from imagewam_cli.data.splits import split_episodes
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.order import epoch_order
 from imagewam_cli.kvcache.table import Indices
 from imagewam_cli.training.prefixes import PrefixSource
 from imagewam_cli.training.recipe import TrainRecipe
@@ -35,6 +37,20 @@ class Batch:
     actions: Tensor
     is_pad: Tensor
     row: Indices
+
+
+class Waited(Iterator[Batch]):
+    """Batches, and how long was waited for them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches, self.seconds = batches, 0.0
+
+    def __next__(self) -> Batch:
+        started = time.monotonic()
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.monotonic() - started
 
 
 class ExpertData:
@@ -92,7 +108,13 @@ class ExpertData:
         per_epoch = len(self.train_rows) // size
         epoch, skip = divmod(first_step, per_epoch)
         while True:
-            order = np.random.default_rng([self.recipe.seed, epoch]).permutation(self.train_rows)
+            order = epoch_order(
+                self.train_rows,
+                self.source.shard_rows,
+                shuffle=self.recipe.shuffle,
+                seed=self.recipe.seed,
+                epoch=epoch,
+            )
             for i in range(skip, per_epoch):
                 yield np.sort(order[i * size : (i + 1) * size])
             epoch, skip = epoch + 1, 0

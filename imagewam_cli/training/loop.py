@@ -10,6 +10,7 @@ continued run gives the same numbers as an uninterrupted one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import time
@@ -31,7 +32,7 @@ from imagewam_cli.expert.model import ActionExpert, ExpertConfig, parameter_coun
 from imagewam_cli.kvcache.manifest import settings_of, write_atomically
 from imagewam_cli.policy.bundle import BundleParts, EditorReference, PolicyConfig, write_bundle
 from imagewam_cli.training.checkpoint import load_checkpoint, save_checkpoint
-from imagewam_cli.training.data import Batch, ExpertData
+from imagewam_cli.training.data import Batch, ExpertData, Waited
 from imagewam_cli.training.metrics import MetricLog
 from imagewam_cli.training.objective import Validation, flow_loss, validate
 from imagewam_cli.training.optimizer import ExpertOptimizer
@@ -120,13 +121,19 @@ class Trainer:
         with MetricLog(folder, first) as log, self.source.prepared(needed, folder):
             started = time.monotonic()
             on_step(first, {})
-            for step, batch in enumerate(self.data.batches(first, recipe.steps), start=first):
+            batches = Waited(self.data.batches(first, recipe.steps))
+            for step, batch in enumerate(batches, start=first):
                 loss = self.step(step, batch)
                 done = step + 1
                 values: dict[str, float] = {}
                 if done % recipe.log_every == 0 or done == recipe.steps:
                     seconds = (time.monotonic() - started) / (done - first)
-                    values = {"loss": loss, "learning_rate": recipe.learning_rate(step), "seconds_per_step": seconds}
+                    values = {
+                        "loss": loss,
+                        "learning_rate": recipe.learning_rate(step),
+                        "seconds_per_step": seconds,
+                        "wait_seconds_per_step": batches.seconds / (done - first),
+                    }
                 if done % recipe.validate_every == 0 or done == recipe.steps:
                     validation = self.validate()
                     if validation is not None:
@@ -206,6 +213,8 @@ class Trainer:
     def _open(self, folder: Path) -> None:
         """Start the run's folder, or check that it is this run's."""
         identity = _identity(self.source.origin) | {"precision": "bfloat16" if self._bfloat16 else "float32"}
+        if self.recipe.shuffle == "shards":  # a cache of the same rows may be cut otherwise, and the order with it
+            identity["shards"] = hashlib.sha256(str(self.source.shard_rows).encode()).hexdigest()[:16]
         if (folder / RUN_MARKER).exists():
             _refuse_other_origin(folder, identity)
         elif folder.exists() and any(path.name != f"{RUN_MARKER}.partial" for path in folder.iterdir()):

@@ -65,6 +65,10 @@ class OnlinePrefixes:
         self._place = np.full(len(self.index.row), -1)
         """Of each row in the file of pictures; -1 where it is not there."""
 
+    @property
+    def shard_rows(self) -> tuple[int, ...]:
+        return (self.origin.rows,)
+
     def samples(self) -> bytes | None:
         return samples_bytes(self.dataset, self._stride)
 

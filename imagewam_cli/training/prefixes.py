@@ -12,6 +12,7 @@ from imagewam_cli.editor import PrefixKV
 from imagewam_cli.kvcache.location import Location
 from imagewam_cli.kvcache.manifest import TABLE, DatasetEntry, fingerprint_digest
 from imagewam_cli.kvcache.reader import CacheReader, RowIndex
+from imagewam_cli.kvcache.shard import LoadMethod
 from imagewam_cli.kvcache.spec import KVSpec
 from imagewam_cli.kvcache.table import FrameTable, Indices
 
@@ -57,6 +58,11 @@ class PrefixSource(Protocol):
         """States and actions of every dataset frame."""
         ...
 
+    @property
+    def shard_rows(self) -> tuple[int, ...]:
+        """Rows of each file that rows are stored in, in their order; all of them where they are not stored."""
+        ...
+
     def samples(self) -> bytes | None:
         """A file of `imagewam_cli.data.samples`, which a policy keeps; None where there is none."""
         ...
@@ -78,12 +84,13 @@ class PrefixSource(Protocol):
 class CachedPrefixes:
     """The rows of a cache."""
 
-    def __init__(self, place: Location) -> None:
-        """
+    def __init__(self, place: Location, load: LoadMethod = "mmap") -> None:
+        """load: how the shards are read; the rows are the same.
+
         Raises:
             CacheError: no cache, a damaged one, or one without rows.
         """
-        self.reader = CacheReader(place)
+        self.reader = CacheReader(place, load)
         manifest = self.reader.manifest
         self.origin = PrefixOrigin(
             kind="cache",
@@ -104,6 +111,10 @@ class CachedPrefixes:
     def table(self) -> FrameTable:
         return self.reader.table
 
+    @property
+    def shard_rows(self) -> tuple[int, ...]:
+        return self.reader.shard_rows
+
     def samples(self) -> bytes | None:
         return self.reader.samples()
 
@@ -114,5 +125,5 @@ class CachedPrefixes:
         return nullcontext()
 
     def gather(self, indices: Indices) -> Callable[[], PrefixKV]:
-        stored = self.reader.gather(indices)
-        return lambda: self.reader.decode(stored)
+        prefix = self.reader.read(indices)
+        return lambda: prefix

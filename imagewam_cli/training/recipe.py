@@ -93,6 +93,9 @@ class TrainRecipe:
     validation_rows: int = 128
     episodes: int | None = None
     """Use only the first N training episodes."""
+    shuffle: Literal["rows", "shards"] = "rows"
+    """rows: all rows of an epoch among each other. shards: those of four shards at a time, which a cache larger than
+    memory needs, or each row is read from the disk by itself."""
     normalize_action: NormalizationMode = "min_max"
     normalize_state: NormalizationMode = "min_max"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

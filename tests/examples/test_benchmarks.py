@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.sampler import integrate
+from imagewam_cli.kvcache.build import BuildSettings, build_cache, instructions_of
+from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.registry import Registry
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
@@ -144,3 +148,114 @@ def test_a_cache_is_won_back_when_its_build_is_saved() -> None:
     # a pass of 100 rows takes 10 s from the cache and 25 s online: 15 s saved each
     assert script["won_back"](build, 10.0, 4.0) == pytest.approx(2.0)
     assert script["won_back"](build, 4.0, 4.0) is None
+
+
+SMALL_TINY = ["--size", "64", "--batch", "4"]
+
+
+@pytest.fixture
+def recorded_once(tabletop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five demonstrations that are there, wherever a script would record some."""
+    from imagewam_cli.sim import record
+
+    def copied(environment: object, folder: Path, episodes: int) -> None:
+        shutil.copytree(tabletop, folder)
+
+    monkeypatch.setattr(record, "record", copied)
+
+
+def test_a_build_is_measured_against_the_editor_alone(
+    tabletop: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    options = ["--dataset", str(tabletop), "--weights", str(tiny_weights), *SMALL_TINY, "--stride", "20"]
+    options += ["--shard-mb", "0.1", "--repetitions", "1"]
+    run = {"monkeypatch": monkeypatch, "capsys": capsys}
+    text = output_of("builder", *options, **run)
+    assert "| forward | " in text
+    assert "| build | " in text
+    result = json.loads(output_of("builder", *options, "--json", **run))
+    assert result["share"] == pytest.approx(result["seconds"]["forward"] / result["seconds"]["build"])
+
+
+def test_the_bare_forward_has_the_batches_of_the_build(tabletop: Path, load_tiny: Any, tmp_path: Path) -> None:
+    script = runpy.run_path(str(BENCHMARKS / "builder.py"))
+    dataset = open_dataset(tabletop)
+    editor, codec = load_tiny(instructions_of(dataset)), Registry.installed().codecs.load("bf16")
+    settings = BuildSettings(stride=4, batch=4, shard_mb=0.5)
+    expected = [[r.row for r in batch] for batch in script["decoded"](dataset, editor, codec, settings)]
+    seen: list[int] = []
+    encode = editor.encode
+    editor.encode = lambda images, texts: (seen.append(len(images)), encode(images, texts))[1]
+    build_cache(dataset, editor, tmp_path / "cache", codec, settings)
+    assert [len(batch) for batch in expected] == seen
+    assert [row for batch in expected for row in batch] == CacheReader(tmp_path / "cache").index.row.tolist()
+
+
+def test_builder_of_released_sizes_runs(tmp_path: Path, tabletop: Path, monkeypatch: Any, capsys: Any) -> None:
+    options = ["--editor", "instruct-pix2pix", "--random", str(tmp_path), "--small", "--compute-dtype", "float32"]
+    options += ["--dataset", str(tabletop), "--stride", "40", "--batch", "4", "--repetitions", "1", "--json"]
+    assert json.loads(output_of("builder", *options, monkeypatch=monkeypatch, capsys=capsys))["rows"] >= 5
+
+
+def test_the_memory_of_a_build_is_told(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    options = ["--rows", "30", "--weights", str(tiny_weights), "--json"]
+    found = json.loads(output_of("builder_memory", *options, monkeypatch=monkeypatch, capsys=capsys))
+    (build,) = found["builds"]
+    assert 20 <= build["rows"] <= 80
+    assert 1e8 < build["peak_bytes"] < 4e9
+    assert found["growth_bytes"] == 0
+
+
+def test_the_greatest_memory_is_not_forgotten() -> None:
+    peak_bytes = runpy.run_path(str(BENCHMARKS / "builder_memory.py"))["peak_bytes"]
+    before = peak_bytes()
+    held = [b"x" * 300_000_000 for _ in range(2)]
+    held.clear()
+    after = peak_bytes()
+    held.append(b"x" * 1_000_000)
+    assert before <= after == peak_bytes()
+    assert after > 600e6
+
+
+@pytest.mark.usefixtures("recorded_once")
+def test_reading_is_measured_against_plain_reads(
+    tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    options = ["--weights", str(tiny_weights), *SMALL_TINY, "--codecs", "bf16", "int4", "--repetitions", "1"]
+    found = json.loads(output_of("reader", *options, "--json", monkeypatch=monkeypatch, capsys=capsys))
+    assert [one["cache"] for one in found["caches"]] == ["bf16", "int4"]
+    ways = ["plain read", *(f"{o}, {e} epoch" for e in ("first", "later") for o in ("sequential", "random"))]
+    for one in found["caches"]:
+        assert list(one["seconds"]) == [*ways, "random, later epoch, decoded"]
+        assert one["shares"]["plain read"] == 1
+        assert one["bytes"] % one["rows"] == 0
+
+
+def test_a_cache_that_is_there_is_read(tiny_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    options = ["--cache", str(tiny_cache), "--load", "read", "--repetitions", "1", "--batch", "8"]
+    assert "| random, later epoch | " in output_of("reader", *options, monkeypatch=monkeypatch, capsys=capsys)
+
+
+@pytest.mark.usefixtures("recorded_once")
+def test_waiting_is_a_share_of_the_steps(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    options = ["--weights", str(tiny_weights), *SMALL_TINY, "--stride", "20", "--steps", "3", "--repetitions", "1"]
+    found = json.loads(output_of("waiting", *options, "--json", monkeypatch=monkeypatch, capsys=capsys))
+    assert list(found["codecs"]) == ["bf16", "int4"]
+    for one in found["codecs"].values():
+        assert one["share"] == pytest.approx(one["wait_seconds_per_step"] / one["seconds_per_step"])
+        assert 0 < one["share"] < 1
+
+
+def test_draws_are_compared_at_equal_times(
+    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    options = ["--cache", str(tiny_cache), "--batch", "4", "--draws", "1", "3", "--seconds", "0.2"]
+    run = {"monkeypatch": monkeypatch, "capsys": capsys}
+    assert "| planned s | 1 draws | 3 draws |" in output_of("draws", *options, **run)
+    plot = tmp_path / "draws.png"
+    found = json.loads(output_of("draws", *options, "--plot", str(plot), "--json", **run))
+    assert [r["draws"] for r in found["runs"]] == [1, 3]
+    for r in found["runs"]:
+        assert len(r["points"]) == 5
+        assert r["points"][-1]["step"] == r["steps"]
+    assert plot.read_bytes().startswith(b"\x89PNG")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from imagewam_cli.capture import LayerKV
-from imagewam_cli.kvcache.compact import FLOAT8, INT4, INT8, GroupedIntegers
+from imagewam_cli.kvcache.compact import FLOAT8, INT4, INT8, GroupedIntegers, _from_e4m3
 from imagewam_cli.kvcache.positions import layer_ids, rotate_keys
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec, TokenPositions
 
@@ -151,3 +151,32 @@ def test_keys_are_stored_as_they_were_before_their_rotation() -> None:
     found = INT4.decode(INT4.encode(LayerKV(k, k), layer, rope=rope), layer, rope=rope).k
     assert torch.allclose(found, k, atol=5e-3), "what float16 makes of them"
     assert float((INT4.decode(INT4.encode(LayerKV(k, k), layer), layer).k - k).abs().max()) > 0.05
+
+
+@pytest.mark.parametrize("codec", [INT8, INT4, GroupedIntegers("int4", 4, group=32)])
+def test_numbers_come_back_as_the_format_says_to_the_bit(codec: GroupedIntegers, kv: LayerKV) -> None:
+    """x = low + q * step in float32, each operation rounded, from the stored bytes alone."""
+    stored = {name: tensor.numpy() for name, tensor in codec.encode(kv, LAYER).items()}
+    found = codec.decode({name: torch.from_numpy(x) for name, x in stored.items()}, LAYER)
+
+    def numbers(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        halves = packed if codec.bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(4, TOKENS, HEADS, SIZE)
+        return halves.astype(np.float32)
+
+    def spread(name: str, axis: int, count: int) -> npt.NDArray[np.float32]:
+        return np.repeat(stored[name].astype(np.float32), codec.group, axis).take(range(count), axis)
+
+    k = numbers(stored["k"]) * spread("k.step", 1, TOKENS) + spread("k.low", 1, TOKENS)
+    v = numbers(stored["v"]).reshape(4, TOKENS, -1)
+    v = v * spread("v.step", 2, HEADS * SIZE) + spread("v.low", 2, HEADS * SIZE)
+    np.testing.assert_array_equal(found.k.numpy(), k)
+    np.testing.assert_array_equal(found.v.numpy(), v.reshape(4, TOKENS, HEADS, SIZE))
+
+
+def test_every_finite_e4m3_number_is_read_as_torch_reads_it() -> None:
+    every = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(torch.float8_e4m3fn)
+    expected = every.float()
+    finite = expected.isfinite()
+    assert finite.sum() == 254
+    found = _from_e4m3(every)
+    assert torch.equal(found[finite].view(torch.int32), expected[finite].view(torch.int32))

@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from imagewam_cli.kvcache.positions import layer_ids, rotate_keys, unrotate
+from imagewam_cli.kvcache.positions import layer_ids, rotate_keys, tables, unrotate
 from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec, TokenPositions
+from imagewam_cli.rotary import rotate
 
 ROPE = RopeSpec(axes=(4, 4), theta=100.0, action_axis=1, action_ids=(0, 0))
 TEXT = SegmentSpec(name="text", tokens=3, positions=TokenPositions(origin=(0.0, 7.0), moves=((1,),)))
@@ -53,3 +54,16 @@ def test_rounded_angles_are_other_angles() -> None:
     assert ids is not None
     rounded = dataclasses.replace(ROPE, rounding="published-bf16")
     assert not torch.allclose(rotate_keys(k, ids, rounded), rotate_keys(k, ids, ROPE), atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3, 8), (1, 7, 1, 32), (3, 1, 2, 6)])
+def test_keys_are_turned_to_the_bits_of_the_experts_rotation(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    k = 100 * torch.randn(shape, generator=generator)
+    k[:, :, :, ::3] = 0.0
+    rope = RopeSpec(axes=(shape[-1],), theta=100.0, action_axis=0, action_ids=(0,))
+    ids = 1000 * torch.randn(shape[1], 1, generator=generator)
+    expected = rotate(k, *tables(ids, rope))
+    assert torch.equal(rotate_keys(k, ids, rope).view(torch.int32), expected.view(torch.int32))
+    swapped = k.transpose(0, 2).contiguous().transpose(0, 2)  # as some editors give them
+    assert torch.equal(rotate_keys(swapped, ids, rope), expected)

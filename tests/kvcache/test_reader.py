@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache import shard
 from imagewam_cli.kvcache.build import BuildSettings, build_cache
 from imagewam_cli.kvcache.codec import BFLOAT16, FLOAT16, FLOAT32, CastCodec
 from imagewam_cli.kvcache.manifest import signed
@@ -155,10 +158,44 @@ def test_one_flipped_bit_does_not_pass(built: Path, tmp_path: Path, method: Any)
         reader.read(np.arange(11))
 
 
+@pytest.mark.parametrize("method", ["mmap", "read"])
+def test_few_shards_stay_open_and_their_rows_stay_checked(
+    built: Path, monkeypatch: pytest.MonkeyPatch, method: Any
+) -> None:
+    hashed: list[int] = []
+    hash_rows = shard.row_checksums
+
+    def counted(parts: Any, rows: Any) -> list[int]:
+        hashed.extend(rows)
+        return hash_rows(parts, rows)
+
+    monkeypatch.setattr(shard, "row_checksums", counted)
+    expected, reader = everything(built), CacheReader(built, method, open_shards=2)
+    for _ in range(3):
+        assert torch.equal(reader.read(np.arange(ROWS)).layers[0].k, expected["layer.0.k"])
+        assert len(reader._open) == 2
+    assert len(hashed) == ROWS
+
+
+def test_a_batch_that_is_held_is_not_overwritten_by_the_next(built: Path) -> None:
+    reader, expected = CacheReader(built), everything(built)["layer.0.k"]
+    held = [reader.read(np.array([i])).layers[0].k for i in range(ROWS)]
+    assert all(torch.equal(k, expected[i : i + 1]) for i, k in enumerate(held))
+
+
+def test_threads_share_a_reader(built: Path) -> None:
+    reader, expected = CacheReader(built, open_shards=1), everything(built)["layer.1.v"]
+    orders = [np.random.default_rng(i).permutation(ROWS) for i in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        for rows, prefix in zip(orders, pool.map(reader.read, orders), strict=True):
+            assert torch.equal(prefix.layers[1].v, expected[rows])
+
+
 def test_a_growing_cache_is_readable_after_each_shard(tmp_path: Path) -> None:
     folder, readable = tmp_path / "cache", []
 
     def look(rows: int) -> None:
+        time.sleep(0.05)  # as an editor takes its time, and the disk has it
         done = json.loads((folder / "manifest.json").read_text())["shards"]
         if done:
             reader = CacheReader(folder)

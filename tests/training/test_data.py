@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from imagewam_cli.data.types import Row
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.build import BuildSettings, build_cache
 from imagewam_cli.kvcache.codec import FLOAT32
-from imagewam_cli.training.data import ExpertData, Indices
+from imagewam_cli.training.data import Batch, ExpertData, Indices, Waited
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, PolicyRecipe, TrainRecipe
 
@@ -45,6 +48,20 @@ class TestOrder:
     def test_the_order_is_the_same_for_the_same_seed(self, source: CachedPrefixes, recipe: TrainRecipe) -> None:
         one, two = (taken(ExpertData(source, recipe), 0, 12) for _ in range(2))
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+    def test_a_cache_larger_than_memory_is_read_a_few_shards_at_a_time(
+        self, tmp_path: Path, recipe: TrainRecipe
+    ) -> None:
+        build_cache(MemoryDataset([4] * 20), ArithmeticEditor(), tmp_path / "c", FLOAT32, BuildSettings(shard_mb=0.001))
+        source = CachedPrefixes(tmp_path / "c")
+        assert source.shard_rows == (4,) * 20
+        data = ExpertData(source, dataclasses.replace(recipe, shuffle="shards", batch=1))  # 16 episodes are trained on
+        read = [int(rows[0]) for rows in taken(data, 0, 64)]
+        assert sorted(read) == data.train_rows.tolist()
+        window = -(-4 * 64 // 20)  # as four of the shards have of these rows
+        for start in range(0, 64, window):
+            assert len({row // 4 for row in read[start : start + window]}) <= 5
+        assert read[20:30] == [int(rows[0]) for rows in taken(data, 20, 10)]
 
     def test_another_seed_is_another_order(self, source: CachedPrefixes, recipe: TrainRecipe) -> None:
         data = ExpertData(source, recipe)
@@ -161,6 +178,27 @@ class TestBatch:
         data = ExpertData(source, dataclasses.replace(recipe, batch=7, validation_rows=3))
         read = {int(i) for rows in taken(data, first, last - first) for i in rows}
         assert data.needed(first, last).tolist() == sorted(read | set(data.validation_rows.tolist()))
+
+    def test_plain_reads_give_the_batches_of_a_map(
+        self, source: CachedPrefixes, cache: Path, recipe: TrainRecipe
+    ) -> None:
+        plain = ExpertData(CachedPrefixes(cache, "read"), recipe)
+        for there, here in zip(ExpertData(source, recipe).batches(0, 7), plain.batches(0, 7), strict=True):
+            assert there.row.tolist() == here.row.tolist()
+            for one, two in zip(there.prefix.layers, here.prefix.layers, strict=True):
+                assert torch.equal(one.k, two.k)
+                assert torch.equal(one.v, two.v)
+
+    def test_the_time_that_was_waited_is_counted(self, data: ExpertData) -> None:
+        def slow() -> Iterator[Batch]:
+            for batch in data.batches(0, 2):
+                time.sleep(0.05)
+                yield batch
+
+        waited = Waited(slow())
+        for _ in waited:
+            time.sleep(0.2)
+        assert 0.1 <= waited.seconds < 0.3
 
     def test_no_steps_left_are_no_batches(self, data: ExpertData) -> None:
         assert list(data.batches(12, 12)) == []

@@ -63,7 +63,9 @@ def result_of(run: Path) -> dict[str, Any]:
         if path.is_file()
     }
     found["result"] = (run / "result.json").read_bytes()
-    found["metrics"] = [{k: v for k, v in r.items() if k != "seconds_per_step"} for r in read_metrics(log_of(run))]
+    found["metrics"] = [
+        {k: v for k, v in r.items() if not k.endswith("seconds_per_step")} for r in read_metrics(log_of(run))
+    ]
     return found
 
 
@@ -372,6 +374,19 @@ class TestNonFinite:
 
 
 class TestRefusal:
+    def test_a_run_shard_by_shard_is_not_continued_on_other_shards(
+        self, cache: Path, dataset: MemoryDataset, recipe: TrainRecipe, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "other"
+        build_cache(dataset, ArithmeticEditor(), other, FLOAT32, BuildSettings(shard_mb=0.01))
+        short = dataclasses.replace(recipe, steps=2)
+        for shuffle in ("rows", "shards"):
+            by = dataclasses.replace(short, shuffle=shuffle)
+            Trainer(CachedPrefixes(cache), by).train(tmp_path / shuffle)
+        Trainer(CachedPrefixes(other), short).train(tmp_path / "rows")
+        with pytest.raises(RunError, match="is another run: its shards is"):
+            Trainer(CachedPrefixes(other), by).train(tmp_path / "shards")
+
     @pytest.mark.parametrize(
         ("key", "change"),
         [

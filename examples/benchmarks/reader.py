@@ -1,0 +1,154 @@
+"""How fast are rows read from a cache, against plain reads of its files? Aim: at least 80 % of their bytes a second.
+
+    python examples/benchmarks/reader.py
+    python examples/benchmarks/reader.py --cache caches/mine
+
+Everything is in the page cache, so that this is about the reader and not about the disk. Per codec: the shards' bytes
+by `read()` into memory of a batch's size that is used again; then batches by `CacheReader.gather`, sequential and
+random, in the first epoch (shards opened, rows held against their checksums) and in a later one (every row has been);
+and gathered and decoded to float32. Without --cache, `tiny` builds a cache of recorded demonstrations per codec.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from timing import interleaved, machine
+
+from imagewam_cli.data.formats import open_dataset
+from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.kvcache.build import BuildSettings, build_cache, instructions_of
+from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.kvcache.shard import LoadMethod
+from imagewam_cli.kvcache.table import Indices
+from imagewam_cli.registry import Registry
+from imagewam_cli.sim.record import record
+from imagewam_cli.sim.tabletop.env import TabletopEnvironment
+
+PLAIN, DECODED = "plain read", "random, later epoch, decoded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Of one cache: what an epoch's batches hold, and median seconds of reading them in each way."""
+
+    name: str
+    rows: int
+    bytes: int
+    seconds: dict[str, float]
+
+    def share(self, way: str) -> float:
+        """Of the rate of plain reads."""
+        return self.seconds[PLAIN] / self.seconds[way]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, help="a cache that is there, instead of one per codec")
+    parser.add_argument("--codecs", nargs="+", default=["bf16", "fp8", "int8", "int4"])
+    parser.add_argument("--rows", type=int, default=1024, help="about how many, without --cache")
+    parser.add_argument("--weights", type=Path, help="a diffusers folder instead of tiny's own weights")
+    parser.add_argument("--size", type=int, help="height and width that the editor sees; by default its own")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--load", choices=get_args(LoadMethod), default="mmap")
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = [arguments.cache] if arguments.cache else built(arguments, Path(scratch))
+        found = [measure(folder, arguments.batch, arguments.load, arguments.repetitions) for folder in folders]
+    if arguments.json:
+        values = [
+            {"cache": one.name, "rows": one.rows, "bytes": one.bytes, "seconds": one.seconds, "shares": shares(one)}
+            for one in found
+        ]
+        print(json.dumps({"machine": machine(), "load": arguments.load, "caches": values}, indent=2))
+        return
+    print(f"{machine()}; batches of {arguments.batch} rows, --load {arguments.load}")
+    for one in found:
+        print("\n" + table(one))
+
+
+def measure(folder: Path, batch: int, load: LoadMethod, repetitions: int) -> Measured:
+    reader = CacheReader(folder, load)
+    _ = reader.index
+    sequential = list(cut(np.arange(len(reader)), batch))
+    shuffled = np.random.default_rng(0).permutation(len(reader))
+    random = [np.sort(rows) for rows in cut(shuffled, batch)]
+    size = sum(x.nbytes for x in reader.gather(np.arange(1)).values())
+    buffer = np.empty(min(batch, len(reader)) * size, np.uint8)
+
+    def first(order: Sequence[Indices]) -> Callable[[], None]:
+        return lambda: gather(CacheReader(folder, load), order)
+
+    calls: dict[str, Callable[[], object]] = {
+        PLAIN: lambda: plain(folder, buffer),
+        "sequential, first epoch": first(sequential),
+        "random, first epoch": first(random),
+        "sequential, later epoch": lambda: gather(reader, sequential),
+        "random, later epoch": lambda: gather(reader, random),
+        DECODED: lambda: [reader.read(rows) for rows in random],
+    }
+    seconds = interleaved(calls, repetitions)
+    return Measured(name=reader.manifest.codec, rows=len(reader), bytes=size * len(reader), seconds=seconds)
+
+
+def cut(rows: Indices, batch: int) -> Iterator[Indices]:
+    for i in range(0, len(rows), batch):
+        yield rows[i : i + batch]
+
+
+def gather(reader: CacheReader, order: Sequence[Indices]) -> None:
+    for rows in order:
+        reader.gather(rows)
+
+
+def plain(folder: Path, buffer: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
+    for path in sorted((folder / "shards").iterdir()):
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer.data):
+                pass
+
+
+def shares(one: Measured) -> dict[str, float]:
+    return {way: one.share(way) for way in one.seconds}
+
+
+def table(one: Measured) -> str:
+    """A Markdown table: rates, and their share of the plain reads'."""
+    lines = [
+        f"| {one.name}, {one.bytes / one.rows / 1e3:.0f} kB a row | rows/s | MB/s | / {PLAIN} |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {way} | {one.rows / s:.0f} | {one.bytes / s / 1e6:.0f} | {one.share(way):.2f} |"
+        for way, s in one.seconds.items()
+    ]
+    return "\n".join(lines)
+
+
+def built(arguments: argparse.Namespace, scratch: Path) -> list[Path]:
+    """A cache for each codec, of the same rows."""
+    record(TabletopEnvironment(), scratch / "dataset", max(1, round(arguments.rows / 38)))  # frames of one, about
+    dataset, installed = open_dataset(scratch / "dataset"), Registry.installed()
+    size = (arguments.size, arguments.size) if arguments.size else None
+    editor = installed.editors.load("tiny").load(
+        installed.editors.get("tiny"),
+        PrefixSettings(cameras=tuple(dataset.info.cameras), image_size=size),
+        instructions=instructions_of(dataset),
+        weights=arguments.weights,
+    )
+    for codec in arguments.codecs:
+        build_cache(dataset, editor, scratch / codec, installed.codecs.load(codec), BuildSettings())
+    return [scratch / codec for codec in arguments.codecs]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Memory for rows that are read batch after batch."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Buffers:
+    """Gives memory, and has it back when nothing that was made of it is left: no array, no tensor.
+
+    Pages that are new to a process cost more than the copy into them. At most `kept` buffers wait for their next use.
+    """
+
+    def __init__(self, kept: int = 2) -> None:
+        self._kept = kept
+        self._free: list[Bytes] = []
+
+    def empty(self, size: int) -> Bytes:
+        """`size` bytes of any content."""
+        owner = self._fitting(size)
+        # arrays and tensors made of `lent` refer to it and not to `owner`: numpy follows arrays to the owner of the
+        # memory, but stops at another kind of object
+        lent = np.frombuffer(owner.data, np.uint8)
+        weakref.finalize(lent, self._back, owner).atexit = False
+        return lent[:size]
+
+    def _fitting(self, size: int) -> Bytes:
+        try:
+            owner = self._free.pop()
+        except IndexError:
+            return np.empty(size, np.uint8)
+        return owner if size <= len(owner) <= 2 * size else np.empty(size, np.uint8)
+
+    def _back(self, owner: Bytes) -> None:
+        if len(self._free) < self._kept:
+            self._free.append(owner)
