@@ -56,8 +56,10 @@ def load_tiny(tiny_weights: Path) -> Any:
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory, tabletop: Path, load_tiny: Any) -> Path:
     """Every fourth frame of `tabletop` through the small editor, float32, one shard per episode or so."""
     from imagewam_cli.data.formats import open_dataset
-    from imagewam_cli.kvcache.build import BuildSettings, build_cache, instructions_of
+    from imagewam_cli.kvcache.build import build_cache
     from imagewam_cli.kvcache.codec import FLOAT32
+    from imagewam_cli.kvcache.encoding import instructions_of
+    from imagewam_cli.kvcache.plan import BuildSettings
 
     dataset = open_dataset(tabletop)
     folder = tmp_path_factory.mktemp("caches") / "tiny"

@@ -68,7 +68,9 @@ def in_a_process(folder: Path, rows: int) -> dict[str, Any]:
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.editor import PrefixSettings
-    from imagewam_cli.kvcache.build import BuildSettings, build_cache, instructions_of
+    from imagewam_cli.kvcache.build import build_cache
+    from imagewam_cli.kvcache.encoding import instructions_of
+    from imagewam_cli.kvcache.plan import BuildSettings
     from imagewam_cli.registry import Registry
 
     dataset, installed = open_dataset(folder / "dataset"), Registry.installed()

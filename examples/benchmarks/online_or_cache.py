@@ -25,7 +25,9 @@ from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editor import Editor, PrefixSettings
 from imagewam_cli.hardware import Hardware
-from imagewam_cli.kvcache.build import BuildSettings, build_cache, instructions_of
+from imagewam_cli.kvcache.build import build_cache
+from imagewam_cli.kvcache.encoding import instructions_of
+from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.registry import Registry
 from imagewam_cli.sim.record import record
 from imagewam_cli.sim.tabletop.env import TabletopEnvironment

@@ -24,7 +24,9 @@ from timing import interleaved, machine
 
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.editor import PrefixSettings
-from imagewam_cli.kvcache.build import BuildSettings, build_cache, instructions_of
+from imagewam_cli.kvcache.build import build_cache
+from imagewam_cli.kvcache.encoding import instructions_of
+from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.kvcache.shard import LoadMethod
 from imagewam_cli.kvcache.table import Indices

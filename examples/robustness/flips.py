@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.build import BuildSettings, build_cache
+from imagewam_cli.kvcache.build import build_cache
+from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.kvcache.verify import verify_cache
 from imagewam_cli.registry import Registry

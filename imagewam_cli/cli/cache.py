@@ -24,7 +24,7 @@ from imagewam_cli.cli.share import share_of
 from imagewam_cli.cli.workers import EngineName, EngineOption, Hiring, ThreadsOption, WorkersOption, opened_maker
 
 if TYPE_CHECKING:
-    from imagewam_cli.kvcache.build import BuildPlan
+    from imagewam_cli.kvcache.plan import BuildPlan
 
 
 @takes_editor_options
@@ -76,9 +76,10 @@ def cache_command(
     from imagewam_cli.data.augmentation import Augmentation
     from imagewam_cli.editor import TYPICAL_TEXT
     from imagewam_cli.errors import EditorError, UsageError
-    from imagewam_cli.kvcache.build import BuildSettings, build_with, plan_build, require_continuable
+    from imagewam_cli.kvcache.build import build_with, require_continuable
     from imagewam_cli.kvcache.economy import measure
     from imagewam_cli.kvcache.location import location
+    from imagewam_cli.kvcache.plan import BuildSettings, plan_build
     from imagewam_cli.kvcache.storage import storage_at
     from imagewam_cli.registry import Registry
     from imagewam_cli.workspace import CACHES

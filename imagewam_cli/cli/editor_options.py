@@ -149,7 +149,7 @@ class ChosenEditor:
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, layers=layers))
 
     def _load(self) -> Editor:
-        from imagewam_cli.kvcache.build import instructions_of
+        from imagewam_cli.kvcache.encoding import instructions_of
 
         return self.kind.load(
             self.entry,

@@ -17,10 +17,11 @@ from imagewam_cli.cli.output import output
 
 if TYPE_CHECKING:
     from imagewam_cli.cli.editor_options import ChosenEditor
-    from imagewam_cli.kvcache.build import BuildSettings, ShardMaker
     from imagewam_cli.kvcache.engines.crew import Workers
     from imagewam_cli.kvcache.engines.worker import BuildRecipe
     from imagewam_cli.kvcache.location import Location
+    from imagewam_cli.kvcache.plan import BuildSettings
+    from imagewam_cli.kvcache.shard_builder import ShardMaker
 
 
 class EngineName(StrEnum):
@@ -88,8 +89,8 @@ def opened_maker(
     """
     import torch
 
-    from imagewam_cli.kvcache.build import ShardBuilder
     from imagewam_cli.kvcache.engines.crew import Crew
+    from imagewam_cli.kvcache.shard_builder import ShardBuilder
     from imagewam_cli.registry import Registry
 
     if hiring.alone:

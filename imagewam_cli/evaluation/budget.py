@@ -15,8 +15,8 @@ from itertools import groupby
 
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.evaluation.fidelity import POOLS, layer_errors_of, ways
-from imagewam_cli.kvcache.build import bytes_per_row
 from imagewam_cli.kvcache.codec import Codec
+from imagewam_cli.kvcache.plan import bytes_per_row
 from imagewam_cli.kvcache.spec import KVSpec, select_layers
 
 _THINNINGS = ("all", "every:2", "every:4", "every:8")

@@ -24,9 +24,10 @@ from imagewam_cli.errors import UsageError
 from imagewam_cli.evaluation.tables import aligned
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.sampler import integrate
-from imagewam_cli.kvcache.build import batches, bytes_per_row
 from imagewam_cli.kvcache.codec import Codec, LearnedCodec
+from imagewam_cli.kvcache.encoding import batches
 from imagewam_cli.kvcache.learned import fitted_to, sample_prefixes
+from imagewam_cli.kvcache.plan import bytes_per_row
 from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec
 from imagewam_cli.kvcache.table import Indices

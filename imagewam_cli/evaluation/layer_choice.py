@@ -20,7 +20,7 @@ from imagewam_cli.data.spread import spread_rows
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import UsageError
-from imagewam_cli.kvcache.build import batches
+from imagewam_cli.kvcache.encoding import batches
 from imagewam_cli.kvcache.table import FrameTable
 
 Float64Array = npt.NDArray[np.float64]

@@ -1,36 +1,20 @@
-"""Building a cache: dataset rows through an editor into shards.
-
-Episodes are grouped into shards beforehand, from the dataset's metadata alone, so that an interrupted build goes on at
-the first shard that is missing and ends with the same bytes as an undisturbed one: a shard's content does not depend on
-what was computed before it.
-"""
+"""Building a cache: one build under its lock, the manifest that it goes on from, and what it refuses to go on with."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
 
-import torch
 import xxhash
-from safetensors.torch import load
-from torch import Tensor
 
-from imagewam_cli.capture import LayerKV
-from imagewam_cli.data.augmentation import AS_RECORDED, Augmentation, augmented
-from imagewam_cli.data.samples import SAMPLES, Samples
-from imagewam_cli.data.types import Dataset, EpisodeInfo, Row
-from imagewam_cli.editor import Editor, PrefixKV
+from imagewam_cli.data.augmentation import AS_RECORDED, Augmentation
+from imagewam_cli.data.samples import SAMPLES
+from imagewam_cli.data.types import Dataset
+from imagewam_cli.editor import Editor
 from imagewam_cli.errors import CacheError, UsageError
-from imagewam_cli.kvcache.codec import Codec, LearnedCodec, all_finite, stored_parts
-from imagewam_cli.kvcache.learned import CODEC, fit_codec
+from imagewam_cli.kvcache.codec import Codec, LearnedCodec, stored_parts
+from imagewam_cli.kvcache.encoding import samples_bytes
+from imagewam_cli.kvcache.learned import CODEC
 from imagewam_cli.kvcache.location import Location
 from imagewam_cli.kvcache.lock import FILES_LOCK, LOCK, part_lock
 from imagewam_cli.kvcache.manifest import (
@@ -41,113 +25,12 @@ from imagewam_cli.kvcache.manifest import (
     DatasetEntry,
     Manifest,
     ShardEntry,
-    Share,
     part_manifests,
 )
-from imagewam_cli.kvcache.shard import INDEX_BYTES, ShardWriter
-from imagewam_cli.kvcache.spec import KVSpec, LayerSpec
+from imagewam_cli.kvcache.plan import BuildPlan, BuildSettings, cut_of, own_cut, plan_build, row_count
+from imagewam_cli.kvcache.shard_builder import ShardBuilder, ShardMaker
 from imagewam_cli.kvcache.storage import Storage, holds, manifest_file_at, put_manifest, storage_at
 from imagewam_cli.kvcache.table import FrameTable
-
-_SAMPLED = (8, 24, 40, 56)
-"""Which of the first rows are kept with their pictures."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildSettings:
-    """How a cache is cut and computed; `stride` and `augmentation` say which rows it has."""
-
-    stride: int = 1
-    augmentation: Augmentation = AS_RECORDED
-    batch: int = 16
-    shard_mb: float = 256.0
-    share: Share | None = None
-    """Build only this part of the shards; the other parts are other workers'."""
-
-    def __post_init__(self) -> None:
-        if self.stride < 1 or self.batch < 1 or self.shard_mb <= 0:
-            raise UsageError("stride and batch must be at least 1, the shard size positive")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildPlan:
-    """What a build will write: episodes per shard, rows, bytes."""
-
-    shards: tuple[tuple[EpisodeInfo, ...], ...]
-    rows: int
-    bytes_per_row: int
-    instruction_bytes: int
-    """Of what is stored once for each instruction, all together."""
-
-    @property
-    def total_bytes(self) -> int:
-        """Of all rows and instructions, the headers of the files aside."""
-        return self.rows * self.bytes_per_row + self.instruction_bytes
-
-
-def plan_build(dataset: Dataset, spec: KVSpec, codec: Codec, settings: BuildSettings) -> BuildPlan:
-    """Group the episodes into shards of about `shard_mb`."""
-    row_bytes = bytes_per_row(spec, codec)
-    shards: list[tuple[EpisodeInfo, ...]] = []
-    current: list[EpisodeInfo] = []
-    size = 0
-    for episode in dataset.episodes():
-        episode_bytes = _rows_of(episode, settings) * row_bytes
-        if current and size + episode_bytes > settings.shard_mb * 1e6:
-            shards.append(tuple(current))
-            current, size = [], 0
-        current.append(episode)
-        size += episode_bytes
-    if current:
-        shards.append(tuple(current))
-    rows = sum(_rows_of(e, settings) for shard in shards for e in shard)
-    return BuildPlan(
-        shards=tuple(shards),
-        rows=rows,
-        bytes_per_row=row_bytes,
-        instruction_bytes=_instruction_bytes(dataset, spec, codec),
-    )
-
-
-def bytes_per_row(spec: KVSpec, codec: Codec) -> int:
-    """Bytes that a row takes in a shard: K and V, a byte per token for `valid`, and the index."""
-    return sum(part.row_bytes for part in stored_parts(spec, codec).values()) + INDEX_BYTES
-
-
-def _instruction_bytes(dataset: Dataset, spec: KVSpec, codec: Codec) -> int:
-    parts = stored_parts(spec, codec, by_instruction=True)
-    if not parts:
-        return 0
-    return len(instructions_of(dataset)) * (sum(part.row_bytes for part in parts.values()) + INDEX_BYTES)
-
-
-class ShardMaker(Protocol):
-    """What computes shards: an editor of this process (`ShardBuilder`), or workers that have one each (`engines`)."""
-
-    @property
-    def spec(self) -> KVSpec:
-        """Of the editor."""
-        ...
-
-    def fingerprint(self) -> Mapping[str, Any]:
-        """Of the editor."""
-        ...
-
-    def make(
-        self,
-        names: Sequence[str],
-        instructions: Sequence[str],
-        *,
-        on_finished: Callable[[ShardEntry], None],
-        on_rows: Callable[[int], None],
-    ) -> None:
-        """Make the shards of these names, whole and durable. `CODEC` alone is the file of a codec that is fitted, and
-        has to be there before any shard; `INSTRUCTIONS` alone the shard of what follows from these.
-
-        instructions: the dataset's, as the manifest numbers them; on_finished: called for each shard, in any order;
-        on_rows(n): after each n rows. It ends, also by an exception, when nothing of it writes any more.
-        """
-        ...
 
 
 def build_cache(
@@ -214,32 +97,6 @@ def require_continuable(
     return existing
 
 
-@contextmanager
-def _one_worker() -> Iterator[ThreadPoolExecutor]:
-    """Ends when the worker has ended, however often Ctrl-C is pressed: the lock is not to go while it writes."""
-    worker = ThreadPoolExecutor(max_workers=1)
-    try:
-        yield worker
-    finally:
-        interrupted: KeyboardInterrupt | None = None
-        while True:
-            try:
-                worker.shutdown(wait=True)
-                break
-            except KeyboardInterrupt as again:
-                interrupted = again
-        if interrupted is not None:
-            raise interrupted
-
-
-def _ahead(rows: Iterator[Row], count: int, reading: Executor) -> Iterator[Row]:
-    """The rows; the next `count` of them are read while one is used."""
-    waiting = deque(reading.submit(next, rows, None) for _ in range(count))
-    while (row := waiting.popleft().result()) is not None:
-        waiting.append(reading.submit(next, rows, None))
-        yield row
-
-
 class _Build:
     """One build under its lock."""
 
@@ -257,7 +114,7 @@ class _Build:
         self.maker, self.dataset, self.storage, self.codec = maker, dataset, storage, codec
         self.settings, self.plan, self.on_rows = settings, plan, on_rows
         self.cut = own_cut(plan, settings)
-        self._rows = {e.index: _rows_of(e, settings) for shard in plan.shards for e in shard}
+        self._rows = {e.index: row_count(e, settings) for shard in plan.shards for e in shard}
         self.name = MANIFEST if settings.share is None else settings.share.manifest
         self.manifest = _start(dataset, maker, storage, codec, settings, plan, self.name)
         faults = storage.faults(self.manifest.entries)
@@ -326,181 +183,6 @@ class _Build:
         entries = tuple(self.kept[name] for name in self.cut if name in self.kept)
         self.manifest = dataclasses.replace(self.manifest, shards=entries)
         put_manifest(self.storage, self.manifest, self.name)
-
-
-class ShardBuilder:
-    """Shards by name, with an editor of this process: a `ShardMaker`. A finished shard is made durable beside the
-    computation of the next, so `on_finished` is called in another thread."""
-
-    def __init__(self, dataset: Dataset, editor: Editor, out: Location, codec: Codec, settings: BuildSettings) -> None:
-        self.dataset, self.editor, self.codec, self.settings = dataset, editor, codec, settings
-        self.storage = storage_at(out)
-        plan = plan_build(dataset, editor.spec, codec, settings)
-        self.cut = own_cut(plan, settings)
-        self._rows = {e.index: _rows_of(e, settings) for shard in plan.shards for e in shard}
-
-    @property
-    def spec(self) -> KVSpec:
-        return self.editor.spec
-
-    def fingerprint(self) -> Mapping[str, Any]:
-        return self.editor.fingerprint()
-
-    def make(
-        self,
-        names: Sequence[str],
-        instructions: Sequence[str],
-        *,
-        on_finished: Callable[[ShardEntry], None],
-        on_rows: Callable[[int], None] = lambda rows: None,
-    ) -> None:
-        """As `ShardMaker.make`; names: in the order of the dataset."""
-        if tuple(names) == (CODEC,):
-            on_finished(self._fitted())
-            return
-        numbers = {text: i for i, text in enumerate(instructions)}
-        with _one_worker() as reading, _one_worker() as writing, _one_worker() as finishing:
-            before: Future[None] | None = None
-            for name, rows in self._streams(names, reading):
-                writer = self._encoded(name, rows, numbers, writing, on_rows)
-                try:
-                    if before is not None:
-                        before.result()
-                except BaseException:
-                    writer.close()
-                    raise
-                before = finishing.submit(self._finish, name, writer, on_finished)
-            if before is not None:
-                before.result()
-
-    def _fitted(self) -> ShardEntry:
-        """Fit the codec and write its file."""
-        assert isinstance(self.codec, LearnedCodec)
-        self._ready, data = fit_codec(self.codec, self.editor, self.dataset, self.settings.stride)
-        self.storage.write(CODEC, data)
-        checksum = xxhash.xxh3_128_hexdigest(data)
-        return ShardEntry(file=CODEC, rows=0, bytes=len(data), checksum=checksum, episodes=(), batch=0)
-
-    @functools.cached_property
-    def _ready(self) -> Codec:
-        """The codec, ready to encode."""
-        if not isinstance(self.codec, LearnedCodec):
-            return self.codec
-        return self.codec.restored(self.spec, load(self.storage.read(CODEC)))
-
-    def _streams(self, names: Sequence[str], reading: Executor) -> Iterator[tuple[str, Iterator[Row]]]:
-        """Shard by shard, its rows: one stream for all, as a new one would decode a video from its beginning again."""
-        if tuple(names) == (INSTRUCTIONS,):
-            yield INSTRUCTIONS, instruction_rows(self.dataset)
-            return
-        shard_of = {episode: name for name in names for episode in self.cut[name]}
-        rows = self.dataset.rows(episodes=list(shard_of), stride=self.settings.stride) if names else iter(())
-        # grouped, not counted: a group ends when the row after it was read, so the checks at an episode's end have run
-        views = augmented(rows, self.settings.augmentation)
-        ahead = _ahead(views, self.settings.batch, reading)
-        groups = itertools.groupby(ahead, key=lambda row: shard_of[row.episode])
-        for name in names:
-            given, group = next(groups, (None, iter(())))
-            yield name, group if given == name else iter(())
-
-    def _encoded(
-        self,
-        name: str,
-        rows: Iterator[Row],
-        numbers: Mapping[str, int],
-        writing: Executor,
-        on_rows: Callable[[int], None],
-    ) -> ShardWriter:
-        """Encode and write the rows of a shard, all but its end; a batch is written while the next one is computed."""
-        once = name == INSTRUCTIONS
-        count = len(numbers) if once else sum(self._rows[episode] for episode in self.cut[name])
-        parts = stored_parts(self.spec, self._ready, by_instruction=once)
-        writer = ShardWriter(self.storage.draft(name), count, parts)
-        before: Future[None] | None = None
-        try:
-            for batch in batches(rows, self.settings.batch):
-                encoded = encode_rows(self.editor, self._ready, batch, numbers, by_instruction=once)
-                if before is not None:
-                    before.result()
-                before = writing.submit(writer.append, *encoded)
-                on_rows(len(batch))
-            if before is not None:
-                before.result()
-        except BaseException:
-            writing.submit(writer.close)  # behind what is being written
-            raise
-        return writer
-
-    def _finish(self, name: str, writer: ShardWriter, on_finished: Callable[[ShardEntry], None]) -> None:
-        """Make the shard durable, then known."""
-        with writer:
-            checksum = writer.finish()
-        self.storage.add(name, writer.path)
-        entry = ShardEntry(
-            file=name,
-            rows=writer.rows,
-            bytes=writer.bytes,
-            checksum=checksum,
-            episodes=self.cut.get(name, ()),
-            batch=self.settings.batch,
-        )
-        on_finished(entry)
-
-
-def encode_rows(
-    editor: Editor, codec: Codec, rows: Sequence[Row], numbers: Mapping[str, int], *, by_instruction: bool = False
-) -> tuple[dict[str, list[int]], dict[str, Tensor]]:
-    """The index columns of these rows, and their tensors as `stored_parts` names them. numbers: of the instructions;
-    by_instruction: the tensors that are stored once for each of these.
-
-    Raises:
-        CacheError: the editor does not keep to its layout, or the codec cannot hold its numbers.
-    """
-    prefix = editor.encode([r.images for r in rows], [r.instruction for r in rows])
-    check_prefix(prefix, editor.spec, len(rows))
-    tensors = stored_tensors(prefix, editor.spec, codec, by_instruction=by_instruction)
-    index = {
-        "row": [r.row for r in rows],
-        "episode": [r.episode for r in rows],
-        "frame": [r.frame for r in rows],
-        "instruction": [numbers[r.instruction] for r in rows],
-        "variant": [r.variant for r in rows],
-    }
-    return index, tensors
-
-
-def stored_tensors(prefix: PrefixKV, spec: KVSpec, codec: Codec, *, by_instruction: bool = False) -> dict[str, Tensor]:
-    """The prefix as `stored_parts` names its tensors, on the CPU.
-
-    Raises:
-        CacheError: the codec cannot hold its numbers.
-    """
-    tensors: dict[str, Tensor] = {}
-    for i, (kv, layer) in enumerate(zip(prefix.layers, spec.layers, strict=True)):
-        if layer.by_instruction != by_instruction:
-            continue
-        stored = codec.encode(kv, layer, rope=spec.rope, valid=prefix.valid)
-        _require_held(stored, kv, layer, codec)
-        tensors |= {f"layer.{i}.{name}": tensor.cpu() for name, tensor in stored.items()}
-    if spec.valid_tokens and spec.valid_by_instruction == by_instruction:
-        everywhere = torch.ones(prefix.batch, spec.valid_tokens, dtype=torch.bool)
-        tensors["valid"] = everywhere if prefix.valid is None else prefix.valid.cpu()
-    return tensors
-
-
-def instructions_of(dataset: Dataset) -> tuple[str, ...]:
-    """The distinct instructions, in order of appearance."""
-    return tuple(dict.fromkeys(row.instruction for row in dataset.rows(images=False)))
-
-
-def instruction_rows(dataset: Dataset) -> Iterator[Row]:
-    """The first row that each distinct instruction is given with, in order of appearance."""
-    first: dict[str, Row] = {}
-    for row in dataset.rows(images=False):
-        first.setdefault(row.instruction, row)
-    wanted = {row.row for row in first.values()}
-    episodes = list(dict.fromkeys(row.episode for row in first.values()))
-    return (row for row in dataset.rows(episodes=episodes) if row.row in wanted)
 
 
 def _refuse_foreign(storage: Storage) -> None:
@@ -630,7 +312,7 @@ def _setting_pairs(existing: Manifest, fresh: Manifest) -> list[tuple[str, objec
 
 def _refuse_other_cut(out: str, existing: Manifest, plan: BuildPlan) -> None:
     """Shards of another size share names with those of this build and would be overwritten."""
-    planned = _cut(plan)
+    planned = cut_of(plan)
     for entry in existing.shards:
         if planned.get(entry.file) != entry.episodes:
             raise CacheError(
@@ -638,17 +320,6 @@ def _refuse_other_cut(out: str, existing: Manifest, plan: BuildPlan) -> None:
                 f"this build would put {_episodes_text(planned.get(entry.file, ()))} there",
                 "use the same --shard-mb as before, or choose another folder with --out",
             )
-
-
-def own_cut(plan: BuildPlan, settings: BuildSettings) -> dict[str, tuple[int, ...]]:
-    """File name -> episodes of each shard that is this build's to make."""
-    cut = _cut(plan)
-    return cut if settings.share is None else {name: cut[name] for name in settings.share.of(list(cut))}
-
-
-def _cut(plan: BuildPlan) -> dict[str, tuple[int, ...]]:
-    """File name -> episodes of each shard."""
-    return {f"shard-{i:05d}.safetensors": tuple(e.index for e in shard) for i, shard in enumerate(plan.shards)}
 
 
 def _episodes_text(episodes: Sequence[int]) -> str:
@@ -662,57 +333,3 @@ def _require_room(storage: Storage, needed: int) -> None:
             f"the cache needs {needed / 1e9:.1f} GB more, {storage.place} has {free / 1e9:.1f} GB free",
             "choose another --out, a smaller --codec, or fewer --layers, --segments or rows (--stride)",
         )
-
-
-def _rows_of(episode: EpisodeInfo, settings: BuildSettings) -> int:
-    return -(-episode.length // settings.stride) * settings.augmentation.variants
-
-
-def samples_bytes(dataset: Dataset, stride: int) -> bytes:
-    """The file of samples: a few of the first rows, with their pictures."""
-    first = list(islice(dataset.rows(stride=stride), _SAMPLED[-1] + 1))
-    return Samples.of([first[i] for i in _SAMPLED if i < len(first)] or first[-1:]).to_bytes()
-
-
-def _require_held(stored: Mapping[str, Tensor], kv: LayerKV, layer: LayerSpec, codec: Codec) -> None:
-    for tensor in stored.values():
-        if tensor.is_floating_point() and not all_finite(tensor):
-            greatest = max(float(x.abs().max()) for x in (kv.k, kv.v))
-            raise CacheError(
-                f"layer {layer.name}: numbers up to {greatest:.3g} do not fit {codec.name}",
-                "store them with another --codec, in another folder",
-            )
-
-
-def check_prefix(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:
-    """Stop an editor that does not keep to its own layout, before it fills a disk or a model learns from it.
-
-    Raises:
-        CacheError: names the layer, what was given and what the layout says.
-    """
-    if len(prefix.layers) != len(spec.layers):
-        raise CacheError(f"the editor gave {len(prefix.layers)} layers, its spec says {len(spec.layers)}")
-    for kv, layer in zip(prefix.layers, spec.layers, strict=True):
-        expected = (rows, layer.tokens, layer.kv_heads, layer.head_dim)
-        for part, values in (("K", kv.k), ("V", kv.v)):
-            given = tuple(values.shape)
-            if given != expected:
-                raise CacheError(f"layer {layer.name}: the editor gave {part} of {given}, its spec says {expected}")
-            if not all_finite(values):
-                raise CacheError(f"layer {layer.name}: the editor gave {part} with numbers that are not finite")
-    if prefix.valid is not None and tuple(prefix.valid.shape) != (rows, spec.valid_tokens):
-        raise CacheError(
-            f"the editor gave `valid` of {tuple(prefix.valid.shape)}, its spec says {(rows, spec.valid_tokens)}"
-        )
-
-
-def batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    """Consecutive rows, `size` at a time."""
-    batch: list[Row] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from imagewam_cli.data.types import Row
 from imagewam_cli.editor import Editor, PrefixKV
-from imagewam_cli.kvcache.build import bytes_per_row, stored_tensors
 from imagewam_cli.kvcache.codec import PLACE, Codec, decode_prefix, stored_parts
+from imagewam_cli.kvcache.encoding import stored_tensors
 from imagewam_cli.kvcache.learned import fitted_to
+from imagewam_cli.kvcache.plan import bytes_per_row
 from imagewam_cli.kvcache.shard import INDEX_KEYS, Shard, ShardWriter
 
 _SAMPLE_BYTES = 64e6

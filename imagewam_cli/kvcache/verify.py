@@ -17,8 +17,8 @@ from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editor import Editor
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.build import batches, encode_rows, instruction_rows, samples_bytes
 from imagewam_cli.kvcache.codec import stored_parts
+from imagewam_cli.kvcache.encoding import batches, encode_rows, instruction_rows, samples_bytes
 from imagewam_cli.kvcache.learned import CODEC, fit_codec, stored_codec
 from imagewam_cli.kvcache.location import Location
 from imagewam_cli.kvcache.manifest import SHARDS, TABLE, Manifest, ShardEntry, fingerprint_digest

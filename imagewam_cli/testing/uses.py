@@ -19,9 +19,11 @@ from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.expert.blocks import ParallelBlock, QKNorm, SequentialBlock
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
 from imagewam_cli.export.description import prefix_inputs
-from imagewam_cli.kvcache.build import BuildSettings, build_cache, instructions_of, plan_build
+from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.codec import FLOAT32
+from imagewam_cli.kvcache.encoding import instructions_of
 from imagewam_cli.kvcache.manifest import SHARDS
+from imagewam_cli.kvcache.plan import BuildSettings, plan_build
 from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.kvcache.spec import LayerSpec
 from imagewam_cli.policy.loading import prefix_arrays

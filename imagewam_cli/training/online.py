@@ -19,7 +19,8 @@ from imagewam_cli.data.pictures import PictureFile, picture_bytes
 from imagewam_cli.data.types import Dataset, UInt8Image
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import DatasetError, UsageError
-from imagewam_cli.kvcache.build import check_prefix, dataset_entry, samples_bytes
+from imagewam_cli.kvcache.build import dataset_entry
+from imagewam_cli.kvcache.encoding import check_prefix, samples_bytes
 from imagewam_cli.kvcache.reader import row_index
 from imagewam_cli.kvcache.table import FrameTable, Indices
 from imagewam_cli.training.prefixes import PrefixOrigin

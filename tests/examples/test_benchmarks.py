@@ -17,7 +17,9 @@ from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.sampler import integrate
-from imagewam_cli.kvcache.build import BuildSettings, build_cache, instructions_of
+from imagewam_cli.kvcache.build import build_cache
+from imagewam_cli.kvcache.encoding import instructions_of
+from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.registry import Registry
 

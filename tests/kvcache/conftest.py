@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from imagewam_cli.kvcache.build import BuildSettings, build_cache
+from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.codec import FLOAT32
+from imagewam_cli.kvcache.plan import BuildSettings
 
 from .doubles import ArithmeticEditor, MemoryDataset
 from .stores import home, memory, s3, s3_address, store  # noqa: F401 - fixtures

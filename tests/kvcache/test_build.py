@@ -19,9 +19,11 @@ from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError, DatasetError, UsageError
-from imagewam_cli.kvcache.build import BuildSettings, build_cache, bytes_per_row, instructions_of, plan_build
+from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.codec import BFLOAT16, FLOAT16, FLOAT32, CastCodec
+from imagewam_cli.kvcache.encoding import instructions_of
 from imagewam_cli.kvcache.manifest import read_manifest
+from imagewam_cli.kvcache.plan import BuildSettings, bytes_per_row, plan_build
 from imagewam_cli.kvcache.reader import CacheReader
 
 from .conftest import CUT, LENGTHS, SETTINGS

@@ -15,12 +15,13 @@ from imagewam_cli.capture import LayerKV
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.build import build_cache, bytes_per_row, plan_build
+from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.codec import FLOAT32, Codec
 from imagewam_cli.kvcache.compact import INT8
 from imagewam_cli.kvcache.economy import measure
 from imagewam_cli.kvcache.manifest import INSTRUCTIONS, SHARDS, Share
 from imagewam_cli.kvcache.merge import merge_cache
+from imagewam_cli.kvcache.plan import bytes_per_row, plan_build
 from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.kvcache.shard import INDEX_KEYS
 from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, SegmentSpec

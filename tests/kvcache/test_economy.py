@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from imagewam_cli.kvcache.build import bytes_per_row
 from imagewam_cli.kvcache.compact import INT4
 from imagewam_cli.kvcache.economy import Economy, measure, verdict
+from imagewam_cli.kvcache.plan import bytes_per_row
 
 from .doubles import ArithmeticEditor, MemoryDataset
 

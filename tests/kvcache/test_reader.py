@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache import shard
-from imagewam_cli.kvcache.build import BuildSettings, build_cache
+from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.codec import BFLOAT16, FLOAT16, FLOAT32, CastCodec
 from imagewam_cli.kvcache.manifest import signed
+from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.kvcache.verify import verify_cache
 

@@ -11,8 +11,9 @@ import torch
 
 from imagewam_cli.data.augmentation import AS_RECORDED, Augmentation, augmented
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.build import build_cache, plan_build
+from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.codec import FLOAT32
+from imagewam_cli.kvcache.plan import plan_build
 from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.kvcache.verify import repair_cache, verify_cache
 from imagewam_cli.training.data import ExpertData

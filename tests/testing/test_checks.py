@@ -22,7 +22,7 @@ from imagewam_cli.editor import CameraLayout, Editor, PrefixGraph, PrefixKV, Pre
 from imagewam_cli.errors import UsageError
 from imagewam_cli.expert import blocks
 from imagewam_cli.hookspecs import EditorEntry
-from imagewam_cli.kvcache.build import BuildPlan
+from imagewam_cli.kvcache.plan import BuildPlan
 from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec
 from imagewam_cli.registry import Registry
 from imagewam_cli.testing import layout, numbers, uses

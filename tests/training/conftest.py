@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from kvcache.doubles import ArithmeticEditor, MemoryDataset
 
-from imagewam_cli.kvcache.build import BuildSettings, build_cache
+from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.codec import FLOAT32
+from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, FlowRecipe, OptimizerRecipe, PolicyRecipe, TrainRecipe
 

@@ -15,8 +15,9 @@ from kvcache.doubles import ArithmeticEditor, MemoryDataset
 
 from imagewam_cli.data.types import Row
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.build import BuildSettings, build_cache
+from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.codec import FLOAT32
+from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.training.data import Batch, ExpertData, Indices, Waited
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, PolicyRecipe, TrainRecipe

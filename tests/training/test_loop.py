@@ -22,9 +22,10 @@ from imagewam_cli.cli import app
 from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import NonFiniteLossError, RunError, UsageError
-from imagewam_cli.kvcache.build import BuildSettings, build_cache
+from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.codec import BFLOAT16, FLOAT32
 from imagewam_cli.kvcache.manifest import read_manifest, write_manifest
+from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.policy.bundle import read_bundle
 from imagewam_cli.training import loop

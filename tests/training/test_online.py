@@ -19,8 +19,9 @@ from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.data.types import Row
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import CacheError, DatasetError, NonFiniteLossError, RunError, UsageError
-from imagewam_cli.kvcache.build import BuildSettings, build_cache
+from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.codec import FLOAT32
+from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.training.held_out import held_out_episodes
 from imagewam_cli.training.loop import Trainer
 from imagewam_cli.training.online import OnlinePrefixes

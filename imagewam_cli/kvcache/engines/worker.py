@@ -14,9 +14,11 @@ from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import KeyMap
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.hardware import Hardware
-from imagewam_cli.kvcache.build import BuildSettings, ShardBuilder, instructions_of
+from imagewam_cli.kvcache.encoding import instructions_of
 from imagewam_cli.kvcache.location import Location
 from imagewam_cli.kvcache.manifest import ShardEntry
+from imagewam_cli.kvcache.plan import BuildSettings
+from imagewam_cli.kvcache.shard_builder import ShardBuilder
 from imagewam_cli.kvcache.spec import KVSpec
 from imagewam_cli.registry import Registry
 

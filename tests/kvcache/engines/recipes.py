@@ -13,8 +13,9 @@ import numpy as np
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError, UnknownNameError
-from imagewam_cli.kvcache.build import ShardBuilder, instructions_of
 from imagewam_cli.kvcache.codec import FLOAT32
+from imagewam_cli.kvcache.encoding import instructions_of
+from imagewam_cli.kvcache.shard_builder import ShardBuilder
 from kvcache.conftest import LENGTHS, SETTINGS
 from kvcache.doubles import ArithmeticEditor, MemoryDataset
 
