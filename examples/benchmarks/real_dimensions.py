@@ -2,10 +2,13 @@
 
     python examples/benchmarks/real_dimensions.py --editor instruct-pix2pix --out real --rows 32 --compute-dtype float32
     python examples/benchmarks/real_dimensions.py --editor flux2-klein-4b --out real --rows 2
+    python examples/benchmarks/real_dimensions.py --editor flux2-klein-4b --out real --rows 2 --codecs int4 pca1
 
 Writes a pipeline folder with random weights (2 GB and 8 GB, kept for a second run), and encodes rows with it in a
 process of its own. Denoiser and VAE have the released sizes; a text encoder has the released depth and width of its
-states, but narrow layers, and the tokenizer is a small one: neither takes part in a row.
+states, but narrow layers, and the tokenizer is a small one: neither takes part in a row. Pictures are scenes of the
+tabletop. With --codecs also what each makes of the last rows: bytes, and the error of attention; those that are fitted
+are fitted to twelve other rows.
 """
 
 from __future__ import annotations
@@ -17,19 +20,24 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.editor import Editor, PrefixKV, PrefixSettings
+from imagewam_cli.evaluation.fidelity import compare_ways, ways
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.registry import Registry
+from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 
 SIZES = {"instruct-pix2pix": (256, 256), "flux2-klein-4b": (224, 448)}
 """(height, width): a square picture; two cameras of LIBERO side by side."""
 SMALL_SIZES = {"instruct-pix2pix": (128, 128), "flux2-klein-4b": (32, 64)}
+_FITTED = 12
+"""Rows that codecs are fitted to."""
 INSTRUCTION = "put the red block on the blue zone"
 
 
@@ -40,6 +48,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--compute-dtype", choices=["float32", "bfloat16", "float16"], help="by default the editor's")
+    parser.add_argument("--codecs", nargs="+", default=[], help="also the error of attention that these make")
     parser.add_argument("--small", action="store_true", help="tiny sizes: whether it runs, not how fast")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -49,7 +58,8 @@ def main() -> None:
         settings = PrefixSettings(
             image_size=size, cameras=("top",), text_padding="trim", compute_dtype=arguments.compute_dtype
         )
-        print(json.dumps(measure(arguments.editor, folder, settings, arguments.rows, arguments.batch)))
+        found = measure(arguments.editor, folder, settings, arguments.rows, arguments.batch, arguments.codecs)
+        print(json.dumps(found))
         return
     if not (folder / "model_index.json").exists():
         entry = Registry.installed().editors.get(arguments.editor)
@@ -71,23 +81,28 @@ def report(found: dict[str, Any]) -> str:
         f"{found['rows']} rows in {found['seconds']:.1f} s: {found['rows'] / found['seconds']:.2f} rows/s\n"
         f"a row: {found['row_bytes'] / 1e6:.2f} MB, as its layout says\n"
         f"greatest memory: {found['peak_bytes'] / 1e9:.2f} GB"
+        + "".join(
+            f"\n{codec}: {size / 1e6:.2f} MB a row, error of attention {100 * error:.1f} %"
+            for codec, (size, error) in found["codecs"].items()
+        )
     )
 
 
-def measure(name: str, folder: Path, settings: PrefixSettings, rows: int, batch: int) -> dict[str, Any]:
+def measure(
+    name: str, folder: Path, settings: PrefixSettings, rows: int, batch: int, codecs: Sequence[str]
+) -> dict[str, Any]:
     """Load the editor and encode rows; K and V are counted as the editor computes them."""
-    import numpy as np
-
     editors, size = Registry.installed().editors, settings.image_size
     assert size is not None
     started = time.perf_counter()
     editor = editors.load(name).load(editors.get(name), settings, instructions=(INSTRUCTION,), weights=folder)
     loaded = time.perf_counter()
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    counts = [min(batch, rows - start) for start in range(0, rows, batch)]
-    for count in counts:
-        prefix = editor.encode([{"top": picture}] * count, [INSTRUCTION] * count)
+    pictures = scenes(rows)
+    groups = [pictures[start : start + batch] for start in range(0, rows, batch)]
+    for group in groups:
+        prefix = encoded(editor, group)
     seconds = time.perf_counter() - loaded
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     held = sum(x.nbytes for kv in prefix.layers for x in (kv.k, kv.v))
     weights = sum(p.nbytes for m in editor.part.values() if isinstance(m, torch.nn.Module) for p in m.parameters())
     return {
@@ -100,10 +115,30 @@ def measure(name: str, folder: Path, settings: PrefixSettings, rows: int, batch:
         "load_seconds": loaded - started,
         "rows": rows,
         "seconds": seconds,
-        "row_bytes": held // counts[-1],
+        "row_bytes": held // len(groups[-1]),
         "said_bytes": editor.spec.bytes_per_row(prefix.layers[0].k.element_size()),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "peak_bytes": peak,
+        "codecs": errors(editor, prefix, codecs) if codecs else {},
     }
+
+
+def scenes(count: int, first: int = 0) -> list[UInt8Image]:
+    """The tabletop as its camera sees it, of so many seeds from `first` on."""
+    environment = TabletopEnvironment()
+    return [environment.reset(first + i, "train").images["top"] for i in range(count)]
+
+
+def encoded(editor: Editor, pictures: Sequence[UInt8Image]) -> PrefixKV:
+    return editor.encode([{"top": picture} for picture in pictures], [INSTRUCTION] * len(pictures))
+
+
+def errors(editor: Editor, prefix: PrefixKV, names: Sequence[str]) -> dict[str, tuple[int, float]]:
+    """Codec -> bytes of a row, and the error of attention, the mean over layers."""
+    codecs = [Registry.installed().codecs.load(name) for name in names]
+    samples = [encoded(editor, [picture]) for picture in scenes(_FITTED, first=1000)]
+    exact = prefix.to("cpu", torch.float32)
+    found = compare_ways(editor.spec, exact, ways(editor.spec, codecs, samples, pools=(1,)))
+    return {x.codec: (x.bytes_per_row, x.attention) for x in found}
 
 
 def random_model(kind: Any, config: Any, dtype: torch.dtype) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,11 +19,13 @@ from imagewam_cli.cli.options import (
     require_positive,
 )
 from imagewam_cli.cli.os_errors import require_writable
-from imagewam_cli.cli.output import bytes_text, output, seconds_text
+from imagewam_cli.cli.output import bytes_text, output
+from imagewam_cli.cli.plan import RECOMMENDED, first_rows, plan_result
 from imagewam_cli.cli.share import share_of
 from imagewam_cli.cli.workers import EngineName, EngineOption, Hiring, ThreadsOption, WorkersOption, opened_maker
 
 if TYPE_CHECKING:
+    from imagewam_cli.kvcache.codec import Codec
     from imagewam_cli.kvcache.plan import BuildPlan
 
 
@@ -37,7 +39,12 @@ def cache_command(
         typer.Option("--out", help="Folder or URL (s3://...) of the cache; by default caches/EDITOR-DATASET."),
     ] = None,
     codec: Annotated[
-        str, typer.Option("--codec", "--dtype", help="How numbers are stored: fp32, bf16, fp16, fp8, int8, int4.")
+        str,
+        typer.Option(
+            "--codec",
+            "--dtype",
+            help="How numbers are stored: fp32, bf16, fp16, fp8, int8, int4, pca2, pca1, pca0.5; see docs/cache.md.",
+        ),
     ] = "bf16",
     batch: Annotated[int, typer.Option("--batch", help="Rows per forward pass.")] = 16,
     shard_mb: Annotated[float, typer.Option("--shard-mb", help="About how large a shard becomes.")] = 256.0,
@@ -117,21 +124,20 @@ def cache_command(
         output.say(
             f"{error.message}: without them the time is not known, and trimmed text counts as {TYPICAL_TEXT} tokens"
         )
-        _print_plan(plan_build(rows, described, stored, build), None, format, layers=chosen.settings.layers)
+        plans = [plan_build(rows, described, codec, build) for codec in _with_recommended(stored)]
+        output.result(*plan_result(plans, [], layers=chosen.settings.layers), format.value)
         return
     if plan:
-        loaded, sample = chosen.load(), _first_rows(rows, batch)
-        planned = plan_build(rows, loaded.spec, stored, build)
-        _print_plan(
-            planned,
-            measure(loaded, stored, sample, _existing_parent(storage_at(folder).disk)),
-            format,
-            within=within,
-            choices=None
-            if within is None
-            else choices_within(loaded, rows, options.stride, sample, planned.rows, within),
-            layers=loaded.settings.layers,
-        )
+        loaded, sample = chosen.load(), first_rows(rows, batch)
+        codecs = _with_recommended(stored)
+        plans = [plan_build(rows, loaded.spec, codec, build) for codec in codecs]
+        economies = measure(loaded, codecs, sample, _existing_parent(storage_at(folder).disk))
+        values, text = plan_result(plans, economies, layers=loaded.settings.layers)
+        if within is not None:
+            found = choices_within(loaded, rows, options.stride, sample, plans[0].rows, within)
+            values |= choice_values(found)
+            text += f"\n{budget_text(found, within)}"
+        output.result(values, text, format.value)
         return
 
     def say(started: BuildPlan) -> None:
@@ -163,46 +169,14 @@ def _say_damage(file: str) -> None:
     output.say(f"{file} was missing or damaged and is computed again")
 
 
-def _first_rows(dataset: Any, batch: int) -> list[Any]:
-    from itertools import islice
+def _with_recommended(codec: Codec) -> list[Codec]:
+    """The codec that was asked for, and the one that is planned beside it."""
+    from imagewam_cli.registry import Registry
 
-    return list(islice(dataset.rows(episodes=[dataset.episodes()[0].index]), batch))
+    recommended: Codec = Registry.installed().codecs.load(RECOMMENDED)
+    return [codec] if codec.name == RECOMMENDED else [codec, recommended]
 
 
 def _existing_parent(folder: Path) -> Path:
     """Where something can be tried out on the disk that the folder is going to be on."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-
-
-def _print_plan(
-    plan: Any, economy: Any, format: FormatName, *, layers: str, within: float | None = None, choices: Any = None
-) -> None:
-    """economy: None where there are no weights to measure with; choices: within that many bytes."""
-    from imagewam_cli.config import to_dict
-    from imagewam_cli.kvcache.economy import verdict
-
-    seconds = 0.0 if economy is None else (economy.forward + economy.write) * plan.rows
-    values: dict[str, Any] = {
-        "rows": plan.rows,
-        "shards": len(plan.shards),
-        "layers": layers,
-        "bytes_per_row": plan.bytes_per_row,
-        "total_bytes": plan.total_bytes,
-        "seconds_per_row": None if economy is None else economy.forward,
-        "seconds": None if economy is None else seconds,
-    }
-    lines = [
-        f"{plan.rows} rows in {len(plan.shards)} shards",
-        f"{bytes_text(plan.bytes_per_row)} per row, {bytes_text(plan.total_bytes)} in all",
-    ]
-    if economy is not None:
-        values["economy"] = to_dict(economy) | {"pays": economy.pays, "passes": economy.passes}
-        lines += [
-            f"{1000 * economy.forward:.1f} ms per row on this machine, about {seconds_text(seconds)}",
-            f"reading and computing a row take equally long at {bytes_text(economy.break_even_bytes)}",
-            verdict(economy),
-        ]
-    if choices is not None and within is not None:
-        values |= choice_values(choices)
-        lines.append(budget_text(choices, within))
-    output.result(values, "\n".join(lines), format.value)

@@ -66,13 +66,19 @@ class Economy:
         return self.row_bytes * self.forward / self.read
 
 
-def measure(editor: Editor, codec: Codec, rows: Sequence[Row], folder: Path) -> Economy:
-    """rows: one batch, as a build would take it, of which fewer are looked at where a forward is slow; folder: on the
-    disk that the cache is for. Leaves nothing there."""
+def measure(editor: Editor, codecs: Sequence[Codec], rows: Sequence[Row], folder: Path) -> list[Economy]:
+    """Of each codec. rows: one batch, as a build would take it, of which fewer are looked at where a forward is slow;
+    folder: on the disk that the cache is for. Leaves nothing there."""
     rows = rows[: max(1, int(_FORWARD_SECONDS / _seconds(lambda: _prefix(editor, rows[:1]))))]
     prefix = _prefix(editor, rows)
-    codec = fitted_to(codec, editor.spec, [prefix])
     forward = min(_seconds(lambda: _prefix(editor, rows)) for _ in range(_FORWARDS)) / len(rows)
+    return [_of_codec(editor, codec, rows, prefix, forward, folder) for codec in codecs]
+
+
+def _of_codec(
+    editor: Editor, codec: Codec, rows: Sequence[Row], prefix: PrefixKV, forward: float, folder: Path
+) -> Economy:
+    codec = fitted_to(codec, editor.spec, [prefix])
     numbers = {text: i for i, text in enumerate(dict.fromkeys(row.instruction for row in rows))}
     started = time.perf_counter()
     tensors = stored_tensors(prefix, editor.spec, codec)

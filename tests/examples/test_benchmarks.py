@@ -81,7 +81,7 @@ def test_bytes_of_a_row_are_those_of_its_layout(tmp_path: Path) -> None:
     name = "instruct-pix2pix"
     script["PIPELINES"][name](Registry.installed().editors.get(name), tmp_path / name, True)
     settings = PrefixSettings(image_size=script["SMALL_SIZES"][name], cameras=("top",), compute_dtype="float32")
-    found = script["measure"](name, tmp_path / name, settings, rows=3, batch=2)
+    found = script["measure"](name, tmp_path / name, settings, rows=3, batch=2, codecs=())
     assert found["row_bytes"] == found["said_bytes"] > 0
     assert found["peak_bytes"] > found["weight_bytes"] > 0
 
@@ -90,10 +90,13 @@ def test_rows_are_measured_in_a_process_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     options = ("--editor", "flux2-klein-4b", "--out", str(tmp_path), "--rows", "3", "--batch", "2", "--small")
+    options = (*options, "--codecs", "int4", "pca1")
     text = output_of("real_dimensions", *options, monkeypatch=monkeypatch, capsys=capsys)
     assert text.startswith("flux2-klein-4b, bfloat16, ")
     assert "3 rows in " in text
     assert "as its layout says" in text
+    errors = {line.partition(":")[0]: line for line in text.splitlines() if "error of attention" in line}
+    assert list(errors) == ["int4", "pca1"]
 
 
 def test_a_row_of_other_bytes_is_a_failure() -> None:

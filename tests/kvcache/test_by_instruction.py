@@ -135,7 +135,8 @@ def test_without_it_nothing_is_read(tmp_path: Path) -> None:
 
 def test_what_a_row_costs_is_measured_too(tmp_path: Path) -> None:
     rows = list(MemoryDataset(LENGTHS).rows())[:4]
-    assert measure(CrossAttention(), INT8, rows, tmp_path).decode > 0
+    (found,) = measure(CrossAttention(), [INT8], rows, tmp_path)
+    assert found.decode > 0
 
 
 def test_a_layer_that_holds_a_picture_does_not_follow_from_the_instruction() -> None:

@@ -9,6 +9,7 @@ import pytest
 from imagewam_cli.kvcache.compact import INT4
 from imagewam_cli.kvcache.economy import Economy, measure, verdict
 from imagewam_cli.kvcache.plan import bytes_per_row
+from imagewam_cli.kvcache.principal import PCA1
 
 from .doubles import ArithmeticEditor, MemoryDataset
 
@@ -46,7 +47,7 @@ def test_at_the_break_even_a_row_is_read_as_fast_as_it_is_computed() -> None:
 def test_it_measures_a_real_shard_and_leaves_nothing(tmp_path: Path) -> None:
     rows = list(MemoryDataset((5, 4)).rows())
     editor = ArithmeticEditor()
-    found = measure(editor, INT4, rows, tmp_path)
-    assert found.row_bytes == bytes_per_row(editor.spec, INT4)
-    assert min(found.forward, found.write, found.read, found.decode) > 0
+    for found, codec in zip(measure(editor, [INT4, PCA1], rows, tmp_path), (INT4, PCA1), strict=True):
+        assert found.row_bytes == bytes_per_row(editor.spec, codec)
+        assert min(found.forward, found.write, found.read, found.decode) > 0
     assert not list(tmp_path.iterdir())
