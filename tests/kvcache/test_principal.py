@@ -6,8 +6,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
@@ -232,6 +234,54 @@ def test_bits_go_where_they_gain_most() -> None:
     assert _allocated(errors, 2).tolist() == [2] * 8 + [0] * 16
     assert _allocated(errors, 5)[:8].tolist() == [3] * 8
     assert int(_allocated(errors, 100).max()) == 8
+
+
+@pytest.mark.parametrize(("heads", "size"), [(3, 16), (5, 128)])
+def test_the_documented_format_is_enough_for_another_reader(heads: int, size: int) -> None:
+    """docs/cache-format.md, followed in numpy: one block of three heads, and three blocks of two, two and one."""
+    x = layer(heads, size, rope=False)
+    layout = spec(x, rope=None)
+    fitted = PCA1.fitted(layout, [prefix(layout.layers, 8, 0, inner=24)])
+    given = prefix(layout.layers, 2, 1, inner=24)
+    codes = fitted.encode(given.layers[0], x)["codes"].numpy()
+    expected = fitted.decode({"codes": torch.from_numpy(codes)}, x)
+    state = {name: tensor.numpy() for name, tensor in fitted.state().items()}
+    at = 0
+    for number, segment in enumerate(x.segments):
+        own = {name.removeprefix(f"a/{number}/"): t for name, t in state.items() if name.startswith(f"a/{number}/")}
+        numbers = read_as_documented(codes[:, at : at + segment.tokens], own)
+        first = 0
+        for block in range(sum(name.startswith("block.") for name in own)):
+            width = len(own[f"block.{block}"])
+            few = slice(first // (2 * size), (first + width) // (2 * size))
+            k, v = np.split(numbers[..., first : first + width], 2, axis=-1)
+            for found, tensor in ((k, expected.k), (v, expected.v)):
+                there = tensor[:, at : at + segment.tokens, few].numpy()
+                assert np.allclose(found.reshape(there.shape), there, atol=1e-4)
+            first += width
+        assert first == 2 * heads * size
+        at += segment.tokens
+
+
+def read_as_documented(codes: npt.NDArray[np.uint8], state: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+    """(N, P, B) -> (N, P, 2 G D)."""
+    bits = state["bits"]
+    q = np.zeros((*codes.shape[:2], len(bits)), np.int64)
+    at = 0
+    for plane in range(int(bits.max())):
+        count = int((bits > plane).sum())
+        packed = codes[..., at : at + count // 8]
+        q[..., :count] += np.unpackbits(packed, axis=-1, bitorder="little").astype(np.int64) << plane
+        at += count // 8
+    sizes = [len(state[f"block.{b}"]) for b in range(sum(name.startswith("block.") for name in state))]
+    y = np.zeros((*codes.shape[:2], sum(sizes)))
+    y[..., state["order"]] = (q - 2.0 ** (bits - 1) + 0.5) * state["step"]
+    out, first = np.zeros_like(y), 0
+    for b, size in enumerate(sizes):
+        turned = y[..., first : first + size] @ state[f"block.{b}"].astype(np.float64).T
+        out[..., first : first + size] = turned * np.repeat(state["scale"], size // 2)
+        first += size
+    return out + state["mean"]
 
 
 class TestCache:
