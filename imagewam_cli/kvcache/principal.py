@@ -59,18 +59,20 @@ class SegmentBasis:
     def codes(self, x: Tensor) -> Tensor:
         """(P, C) -> (P, A) uint8, from 0 to 2^bits - 1."""
         parts = [part @ inward for part, inward in zip(self._split(x - self.mean), self._inward, strict=True)]
-        turned = torch.cat(parts, dim=1)[:, self._places.argsort()]
+        turned = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)[:, self._places.argsort()]
         half = 2.0 ** (self.bits - 1)
         return (turned.floor() + half).clamp(min=torch.zeros_like(half), max=2 * half - 1).to(torch.uint8)
 
-    def numbers(self, codes: Tensor) -> Tensor:
-        """(N, P, A) uint8 -> (N, P, C) float32."""
-        middle = codes.float() + (0.5 - 2.0 ** (self.bits - 1))
+    def numbers(self, codes: Tensor) -> list[Tensor]:
+        """(M, A) uint8 -> of each block (M, size) float32."""
+        q = codes.float()
         if len(self.blocks) > 1:
-            middle = middle[..., self._places]
-        counts = [len(outward) for outward in self._outward]
-        parts = zip(torch.split(middle, counts, dim=-1), self._outward, strict=True)
-        return torch.cat([part @ outward for part, outward in parts], dim=-1) + self.mean
+            q = q[:, self._places]
+        parts = torch.split(q, [len(outward) for outward in self._outward], dim=1)
+        return [
+            torch.addmm(lowest, part, outward)
+            for part, outward, lowest in zip(parts, self._outward, self._lowest, strict=True)
+        ]
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         return torch.split(x, [len(block) for block in self.blocks], dim=-1)
@@ -110,6 +112,16 @@ class SegmentBasis:
         return [
             (axes * self._spread(len(axes))[:, None] * self.step[own]).T
             for axes, own in zip(self._axes, self._of_blocks, strict=True)
+        ]
+
+    @functools.cached_property
+    def _lowest(self) -> list[Tensor]:
+        """(size,) of each block: the numbers that codes of zero stand for."""
+        middle = 0.5 - 2.0 ** (self.bits - 1)
+        means = self._split(self.mean)
+        return [
+            mean + middle[own] @ outward
+            for mean, own, outward in zip(means, self._of_blocks, self._outward, strict=True)
         ]
 
     def _spread(self, size: int) -> Tensor:
@@ -182,10 +194,18 @@ class PrincipalComponents:
 
     def decode(self, stored: Mapping[str, Tensor], layer: LayerSpec, *, rope: RopeSpec | None = None) -> LayerKV:
         codes = stored["codes"]
-        pieces = torch.split(codes, [s.tokens for s in layer.segments], dim=1)
-        segments = self._of(layer, codes.device)
-        numbers = [basis.numbers(_unpacked(piece, basis.bits)) for basis, piece in zip(segments, pieces, strict=True)]
-        k, v = _apart(torch.cat(numbers, dim=1), layer)
+        shape = (len(codes), layer.tokens, layer.kv_heads, layer.head_dim)
+        k, v = (torch.empty(shape, device=codes.device) for _ in range(2))
+        tokens = [s.tokens for s in layer.segments]
+        pieces = zip(*(torch.split(x, tokens, dim=1) for x in (codes, k, v)), strict=True)
+        for basis, (piece, k_piece, v_piece) in zip(self._of(layer, codes.device), pieces, strict=True):
+            numbers = basis.numbers(_unpacked(piece, basis.bits).flatten(0, 1))
+            first = 0
+            for block in numbers:
+                halves = block.reshape(len(codes), piece.shape[1], 2, -1, layer.head_dim)
+                heads = slice(first, first + halves.shape[3])
+                k_piece[:, :, heads], v_piece[:, :, heads] = halves[:, :, 0], halves[:, :, 1]
+                first = heads.stop
         ids = None if rope is None else layer_ids(layer)
         return LayerKV(k if ids is None or rope is None else rotate_keys(k, ids, rope), v)
 
@@ -213,15 +233,6 @@ def _beside(k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
     counts = [size // (2 * layer.head_dim) for size in _heads(layer)]
     pairs = zip(torch.split(k, counts, dim=-2), torch.split(v, counts, dim=-2), strict=True)
     return torch.cat([x.flatten(-2) for pair in pairs for x in pair], dim=-1)
-
-
-def _apart(x: Tensor, layer: LayerSpec) -> tuple[Tensor, Tensor]:
-    """The inverse of `_beside`."""
-    blocks = [
-        block.reshape(*block.shape[:-1], 2, -1, layer.head_dim) for block in torch.split(x, _heads(layer), dim=-1)
-    ]
-    k, v = (torch.cat([block.select(-3, i) for block in blocks], dim=-2) for i in (0, 1))
-    return k, v
 
 
 def _rows(kv: LayerKV, layer: LayerSpec, rope: RopeSpec | None) -> Iterator[tuple[Tensor, ...]]:

@@ -28,7 +28,6 @@ from imagewam_cli.kvcache.principal import (
     PrincipalComponents,
     SegmentBasis,
     _allocated,
-    _apart,
     _beside,
     _packed,
     _unpacked,
@@ -211,13 +210,14 @@ def test_numbers_that_never_change_come_back() -> None:
     assert torch.allclose(found.v, constant.layers[0].v, atol=1e-6)
 
 
-def test_heads_are_laid_side_by_side_and_apart_again() -> None:
-    for heads, size in ((3, 16), (5, 128), (2, 300)):
-        x = layer(heads, size)
-        k, v = torch.randn(2, 2, 7, heads, size)
-        side = _beside(k, v, x)
-        assert side.shape == (2, 7, 2 * heads * size)
-        assert all(torch.equal(a, b) for a, b in zip(_apart(side, x), (k, v), strict=True))
+@pytest.mark.parametrize(("heads", "size", "together"), [(3, 16, 3), (5, 128, 2), (2, 300, 1)])
+def test_blocks_hold_k_of_a_few_heads_then_v_of_them(heads: int, size: int, together: int) -> None:
+    k, v = torch.randn(2, 2, 7, heads, size)
+    side = _beside(k, v, layer(heads, size))
+    assert side.shape == (2, 7, 2 * heads * size)
+    assert torch.equal(side[..., : together * size], k[:, :, :together].flatten(2))
+    assert torch.equal(side[..., together * size : 2 * together * size], v[:, :, :together].flatten(2))
+    assert torch.equal(side[..., -size:], v[:, :, -1])
 
 
 def test_planes_of_bits_come_back() -> None:
