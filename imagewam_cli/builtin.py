@@ -62,7 +62,7 @@ def imagewam_codecs() -> list[CodecEntry]:
         CodecEntry(name="int4", summary="half a byte, grouped as int8", load="imagewam_cli.kvcache.compact:INT4"),
         CodecEntry(
             name="pca2",
-            summary="2 bits: principal axes of the dataset's rows",
+            summary="an eighth of bf16: principal axes of the dataset's rows",
             load="imagewam_cli.kvcache.principal:PCA2",
         ),
         CodecEntry(name="pca1", summary="a sixteenth of bf16, as pca2", load="imagewam_cli.kvcache.principal:PCA1"),

@@ -341,7 +341,7 @@ def _places_of_bits(like: Tensor) -> Tensor:
     return torch.arange(8, dtype=torch.uint8, device=like.device)
 
 
-PCA2 = PrincipalComponents("pca2", 2.0)
+PCA2 = PrincipalComponents("pca2", 1.875)
 PCA1 = PrincipalComponents("pca1", 0.9375)
-"""A little less than a bit, so that a row with its index takes a sixteenth of bf16."""
+"""A little less than a bit, so that a row with its index takes no more than a sixteenth of bf16."""
 PCA_HALF = PrincipalComponents("pca0.5", 0.46875)

@@ -157,7 +157,8 @@ def test_independent_gaussian_numbers_get_the_error_of_their_bits() -> None:
         )
         for n in (256, 32)
     )
-    (found,) = back(PCA2.fitted(layout, [fit]), layout, given)
+    two_bits = PrincipalComponents("two", 2.0)
+    (found,) = back(two_bits.fitted(layout, [fit]), layout, given)
     squared = (found.k - given.layers[0].k).square().mean()
     assert float(squared) == pytest.approx(0.1188, rel=0.06)
 
