@@ -39,7 +39,7 @@ from imagewam_cli.kvcache.engines.crew import Crew, Workers
 from imagewam_cli.kvcache.engines.processes import ProcessWorkers
 from imagewam_cli.kvcache.engines.ray_actors import RayWorkers
 from imagewam_cli.kvcache.engines.worker import BuildRecipe
-from imagewam_cli.kvcache.manifest import Share, read_manifest_file
+from imagewam_cli.kvcache.manifest import Share, parse_manifest
 from imagewam_cli.kvcache.merge import merge_cache
 from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.kvcache.verify import verify_cache
@@ -133,7 +133,7 @@ class Campaign:
                 raise SystemExit(f"parts {sorted(waiting)} have no shard after two minutes")
             for index in list(waiting):
                 manifest = out / Share(index=index, count=self.parts).manifest
-                if manifest.exists() and read_manifest_file(manifest).shards:
+                if manifest.exists() and parse_manifest(manifest.read_bytes(), str(manifest)).shards:
                     waiting.pop(index)()
             time.sleep(0.002)
 

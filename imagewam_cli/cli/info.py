@@ -82,13 +82,15 @@ def _dataset(path: Path) -> dict[str, Any]:
 
 
 def _cache(place: Location) -> dict[str, Any]:
-    from imagewam_cli.kvcache.manifest import Share, part_manifests
-    from imagewam_cli.kvcache.storage import manifest_at, manifest_file_at, storage_at
+    from imagewam_cli.kvcache.manifest import MANIFEST, Share
+    from imagewam_cli.kvcache.storage import manifest_at, manifests_at, storage_at
     from imagewam_cli.kvcache.verify import verify_cache
 
     storage = storage_at(place)
     manifest, damages = manifest_at(storage), verify_cache(place, rows=False)
-    parts = {Share.named(name): manifest_file_at(storage, name).rows for name in part_manifests(storage.names())}
+    listings = dict(manifests_at(storage))
+    merged = listings.pop(MANIFEST, None) is not None
+    parts = {Share.named(name): part.rows for name, part in listings.items()}
     spec = manifest.spec
     return {
         "kind": "cache",
@@ -99,7 +101,7 @@ def _cache(place: Location) -> dict[str, Any]:
         "complete": manifest.complete,
         "parts": {f"{share.index}/{share.count}": rows for share, rows in parts.items()},
         "damage": [f"{damage.file}: {damage.what}" for damage in damages],
-        "next": _advice(place, manifest, list(parts), bool(damages)),
+        "next": _advice(place, manifest, list(parts), merged=merged, damaged=bool(damages)),
         "bytes": sum(s.bytes for s in manifest.shards),
         "shards": len(manifest.shards),
         "codec": manifest.codec,
@@ -112,13 +114,14 @@ def _cache(place: Location) -> dict[str, Any]:
     }
 
 
-def _advice(place: Location, manifest: Manifest, parts: Sequence[Share], damaged: bool) -> list[str]:
-    """What to do about a cache that is damaged, not finished, or in parts."""
+def _advice(place: Location, manifest: Manifest, parts: Sequence[Share], *, merged: bool, damaged: bool) -> list[str]:
+    """What to do about a cache that is damaged, not finished, or in parts. merged: some parts may have been before."""
     from imagewam_cli.kvcache.manifest import repair_hint
 
     advice = [repair_hint(place)] if damaged else []
     counts = {part.count for part in parts}
-    every = {f"{i}/{count}" for count in counts for i in range(count)} if len(counts) == 1 else set()
+    known = len(counts) == 1 and not merged
+    every = {f"{i}/{count}" for count in counts for i in range(count)} if known else set()
     absent = sorted(every - {f"{part.index}/{part.count}" for part in parts})
     if not manifest.complete:
         missing = f"{manifest.total_rows - manifest.rows} rows are missing: "

@@ -25,8 +25,13 @@ def share_of(text: str | None, environment: Mapping[str, str]) -> Share | None:
         return Share(index=int(index), count=int(count))
     if "SLURM_ARRAY_TASK_ID" in environment and "SLURM_ARRAY_TASK_COUNT" in environment:
         first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{k}", d)) for k, d in (("MIN", "0"), ("STEP", "1")))
-        place = (int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step
-        return Share(index=place, count=int(environment["SLURM_ARRAY_TASK_COUNT"]))
+        task, tasks = int(environment["SLURM_ARRAY_TASK_ID"]), int(environment["SLURM_ARRAY_TASK_COUNT"])
+        if (task - first) // step >= tasks or (tasks == 1 and task > 0):
+            raise UsageError(
+                f"SLURM's array is task {task} of {tasks}: which part of how many that is cannot be told",
+                "give --part i/N, also where one task of an array runs again",
+            )
+        return Share(index=(task - first) // step, count=tasks)
     if "TORCHELASTIC_RUN_ID" in environment:
         return Share(index=int(environment["RANK"]), count=int(environment["WORLD_SIZE"]))
     return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import xxhash
 
@@ -14,10 +15,10 @@ from imagewam_cli.editor import Editor
 from imagewam_cli.errors import CacheError, UsageError
 from imagewam_cli.kvcache.codec import Codec, LearnedCodec, stored_parts
 from imagewam_cli.kvcache.encoding import samples_bytes
-from imagewam_cli.kvcache.learned import CODEC
 from imagewam_cli.kvcache.location import Location
 from imagewam_cli.kvcache.lock import FILES_LOCK, LOCK, part_lock
 from imagewam_cli.kvcache.manifest import (
+    CODEC,
     INSTRUCTIONS,
     MANIFEST,
     TABLE,
@@ -25,11 +26,12 @@ from imagewam_cli.kvcache.manifest import (
     DatasetEntry,
     Manifest,
     ShardEntry,
+    Share,
     part_manifests,
 )
 from imagewam_cli.kvcache.plan import BuildPlan, BuildSettings, cut_of, own_cut, plan_build, row_count
 from imagewam_cli.kvcache.shard_builder import ShardBuilder, ShardMaker
-from imagewam_cli.kvcache.storage import Storage, holds, manifest_file_at, put_manifest, storage_at
+from imagewam_cli.kvcache.storage import Storage, holds, lock_whole, manifest_at, manifests_at, put_manifest, storage_at
 from imagewam_cli.kvcache.table import FrameTable
 
 
@@ -74,7 +76,7 @@ def build_with(
     storage = storage_at(out)
     _refuse_foreign(storage)
     name = MANIFEST if settings.share is None else settings.share.manifest
-    with storage.lock(LOCK if settings.share is None else part_lock(name)):
+    with lock_whole(storage) if settings.share is None else storage.lock(part_lock(name)):
         build = _Build(maker, dataset, storage, codec, settings, plan, on_rows, on_damage)
         on_start(plan)
         return build.run()
@@ -90,11 +92,11 @@ def require_continuable(
     """
     storage = storage_at(out)
     _refuse_foreign(storage)
-    existing = _existing(storage, settings)
-    if existing is not None:
+    there = _united(storage)
+    if there is not None:
         here = (dataset.info.identity, settings.stride, settings.augmentation, codec.name, editor)
-        _refuse_differing(storage.place, _known_pairs(existing, here))
-    return existing
+        _refuse_differing(storage.place, _known_pairs(there, here))
+    return there
 
 
 class _Build:
@@ -116,7 +118,11 @@ class _Build:
         self.cut = own_cut(plan, settings)
         self._rows = {e.index: row_count(e, settings) for shard in plan.shards for e in shard}
         self.name = MANIFEST if settings.share is None else settings.share.manifest
-        self.manifest = _start(dataset, maker, storage, codec, settings, plan, self.name)
+        with _beginning(storage, settings):
+            there = _united(storage)
+            self.manifest = _start(dataset, maker, storage, codec, settings, plan, there, self.name)
+        self.encoded = there is not None and len(there.shards) > 0
+        """Whether there are shards, of other parts too."""
         faults = storage.faults(self.manifest.entries)
         for file in faults:
             on_damage(file)
@@ -147,30 +153,35 @@ class _Build:
         """
         if not isinstance(self.codec, LearnedCodec):
             return
-        checksum = self.manifest.files.get(CODEC, self._others_codec())
+        there = _united(self.storage)
+        checksum = "" if there is None else there.files.get(CODEC, "")
         if not holds(self.storage, CODEC, checksum):
             found = self._made(CODEC).checksum
-            if self.kept and found != checksum:
+            if self.encoded and found != checksum:
                 raise CacheError(
                     f"{self.storage.place}/{CODEC} is missing or damaged, and fitting {self.codec.name} again here "
                     "gives another",
                     "build the cache again in another folder",
                 )
             checksum = found
-        self.manifest = dataclasses.replace(self.manifest, files={**self.manifest.files, CODEC: checksum})
-        put_manifest(self.storage, self.manifest, self.name)
-
-    def _others_codec(self) -> str:
-        """Its checksum in another part."""
-        others = (manifest_file_at(self.storage, name) for name in part_manifests(self.storage.names()))
-        return next((other.files[CODEC] for other in others if CODEC in other.files), "")
+        files = dict(sorted({**self.manifest.files, CODEC: checksum}.items()))
+        self._change(dataclasses.replace(self.manifest, files=files))
 
     def _make_instructions(self) -> None:
-        """The shard of what follows from the instructions alone, where there is such a layer."""
-        parts = stored_parts(self.maker.spec, self.codec, by_instruction=True)
-        if parts and self.manifest.by_instruction is None:
-            self.manifest = dataclasses.replace(self.manifest, by_instruction=self._made(INSTRUCTIONS))
-            put_manifest(self.storage, self.manifest, self.name)
+        """The shard of what follows from the instructions alone, where there is such a layer and nobody made it."""
+        if not stored_parts(self.maker.spec, self.codec, by_instruction=True):
+            return
+        there = _united(self.storage)
+        made = None if there is None else there.by_instruction
+        if made is None or self.storage.faults([made]):
+            made = self._made(INSTRUCTIONS)
+        self._change(dataclasses.replace(self.manifest, by_instruction=made))
+
+    def _change(self, manifest: Manifest) -> None:
+        """Where it is a change."""
+        if manifest != self.manifest:
+            self.manifest = manifest
+            put_manifest(self.storage, manifest, self.name)
 
     def _made(self, name: str) -> ShardEntry:
         found: list[ShardEntry] = []
@@ -194,11 +205,24 @@ def _refuse_foreign(storage: Storage) -> None:
         raise UsageError(f"{storage.place} holds something that is not a cache", "choose an empty folder with --out")
 
 
-def _existing(storage: Storage, settings: BuildSettings) -> Manifest | None:
-    """What is built there: this build's own manifest, or another part's, or the whole's, whose files it shares."""
-    own, names = MANIFEST if settings.share is None else settings.share.manifest, storage.names()
-    found = (name for name in (own, MANIFEST, *part_manifests(names)) if name in names)
-    return next((manifest_file_at(storage, name) for name in found), None)
+def _united(storage: Storage) -> Manifest | None:
+    """What is there of the cache, by the whole's manifest and all parts'."""
+    return manifest_at(storage) if manifests_at(storage) else None
+
+
+@contextmanager
+def _beginning(storage: Storage, settings: BuildSettings) -> Iterator[None]:
+    """While it looks at what is there and says that it is there itself. A part is refused where the whole is written,
+    or a part of another number, which may have the same shards."""
+    if settings.share is None:
+        yield
+        return
+    with storage.lock(FILES_LOCK, wait=True), storage.lock(LOCK):
+        for name in part_manifests(storage.names()):
+            if Share.named(name).count != settings.share.count:
+                with storage.lock(part_lock(name)):
+                    pass
+        yield
 
 
 def dataset_entry(
@@ -228,16 +252,14 @@ def _start(
     codec: Codec,
     settings: BuildSettings,
     plan: BuildPlan,
+    there: Manifest | None,
     name: str,
 ) -> Manifest:
-    """The manifest to go on from: the one of this name that is there, or a new one."""
-    there = _existing(storage, settings)
-    existing = there if name in storage.names() else None
+    """The manifest to go on from, with what is there of its shards already. there: all that is there of the cache."""
     table, instructions = FrameTable.of(dataset.rows(images=False))
     contents = {TABLE: table.to_bytes()}
-    samples = existing.files.get(SAMPLES, "") if existing is not None else ""
-    kept = {SAMPLES: samples} if holds(storage, SAMPLES, samples) else {}
-    if plan.shards and not kept:
+    kept = {} if there is None else {n: c for n, c in there.files.items() if n != TABLE and holds(storage, n, c)}
+    if plan.shards and SAMPLES not in kept:
         contents[SAMPLES] = samples_bytes(dataset, settings.stride)
     fresh = Manifest(
         version=VERSION,
@@ -246,19 +268,21 @@ def _start(
         codec=codec.name,
         dataset=dataset_entry(dataset, maker.spec.cameras, settings.stride, settings.augmentation),
         instructions=instructions,
-        files=kept | {name: xxhash.xxh3_128_hexdigest(content) for name, content in contents.items()},
+        files=dict(sorted((kept | {n: xxhash.xxh3_128_hexdigest(content) for n, content in contents.items()}).items())),
         total_rows=plan.rows,
     )
     if there is not None:
         _refuse_other(storage.place, there, fresh)
         _refuse_other_cut(storage.place, there, plan)
-    if existing is None:
+        own = own_cut(plan, settings)
+        shards = tuple(entry for entry in there.shards if entry.file in own)
+        fresh = dataclasses.replace(fresh, shards=shards, by_instruction=there.by_instruction)
+    if name not in storage.names():
         put_manifest(storage, fresh, name)  # first of all, so that a build stopped from here on is known as one
-    with storage.lock(FILES_LOCK, wait=True):  # parts that start together write the same files
-        for name, content in contents.items():
-            if not holds(storage, name, fresh.files[name]):
-                storage.write(name, content)
-    return existing or fresh
+    for file, content in contents.items():
+        if not holds(storage, file, fresh.files[file]):
+            storage.write(file, content)
+    return fresh
 
 
 def _refuse_other(out: str, existing: Manifest, fresh: Manifest) -> None:

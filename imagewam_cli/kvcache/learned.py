@@ -9,12 +9,10 @@ from imagewam_cli.data.types import Dataset
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.codec import Codec, LearnedCodec
-from imagewam_cli.kvcache.manifest import Manifest, has_checksum
+from imagewam_cli.kvcache.manifest import CODEC, Manifest, has_checksum
 from imagewam_cli.kvcache.spec import KVSpec
 from imagewam_cli.kvcache.storage import Storage
 from imagewam_cli.registry import Registry
-
-CODEC = "codec.safetensors"
 
 _ROWS_OF_EPISODE = 4
 _FEWEST, _MOST = 8, 128

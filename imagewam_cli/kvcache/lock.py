@@ -45,6 +45,7 @@ def write_lock(folder: Path, name: str = LOCK, *, wait: bool = False) -> Iterato
 
 def _locked(path: Path, wait: bool) -> int:
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)  # another process may have made it, and removed it, for nothing
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

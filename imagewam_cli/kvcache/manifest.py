@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,15 @@ from imagewam_cli.kvcache.spec import KVSpec
 VERSION = 2
 MANIFEST = "manifest.json"
 TABLE = "table.safetensors"
+CODEC = "codec.safetensors"
+"""Of a codec that is fitted to the cache's rows."""
 INSTRUCTIONS = "instructions.safetensors"
 """Beside the shards, and one itself."""
 SHARDS = "shards"
 CHECKSUM = "checksum"
 _NO_CHECKSUM = 32 * "0"
 _PART = re.compile(r"manifest\.part-(\d{5})-of-(\d{5})\.json")
+_ONE_FIT = "machines fit a codec unalike: start one part first, and the others when codec.safetensors is there"
 _REBUILD = "build the cache again into another folder"
 
 
@@ -83,7 +86,7 @@ class Manifest:
     instructions: tuple[str, ...]
     """Distinct instructions; a shard's rows name theirs by index."""
     files: Mapping[str, str]
-    """XXH3-128 of the files beside the shards, by name."""
+    """XXH3-128 of the files beside the shards, by name, in its order."""
     total_rows: int
     """Rows that the finished cache has."""
     shards: tuple[ShardEntry, ...] = ()
@@ -167,28 +170,14 @@ class Share:
         return list(names[first:last])
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a cache folder; of its parts together, where they were not merged yet.
-
-    Raises:
-        CacheError: no cache, a newer version, damaged, a shard name that leaves the folder, or parts of different
-            caches.
-    """
-    names = [path.name for path in folder.glob("manifest*.json")]
-    return whole_manifest(str(folder), names, lambda name: read_manifest_file(folder / name))
-
-
-def whole_manifest(place: str, names: Collection[str], read: Callable[[str], Manifest]) -> Manifest:
-    """As `read_manifest`, wherever the cache lies. names: of what it holds."""
-    parts = part_manifests(names)
-    if parts and MANIFEST not in names:
-        return unite([(f"{place}/{name}", read(name)) for name in parts])
-    return read(MANIFEST)
-
-
 def part_manifests(names: Collection[str]) -> list[str]:
     """Those of parts that were not merged, in order."""
     return sorted(name for name in names if _PART.fullmatch(name))
+
+
+def manifest_names(names: Collection[str]) -> list[str]:
+    """Of a cache's manifests: the whole's, where there is one, then those of parts."""
+    return [*([MANIFEST] if MANIFEST in names else []), *part_manifests(names)]
 
 
 def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
@@ -201,15 +190,13 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
     shards: dict[str, ShardEntry] = {}
     shard_of: dict[int, str] = {}
     for path, manifest in parts:
-        there, here = (
-            _flat(to_dict(dataclasses.replace(m, shards=(), by_instruction=None))) for m in (first, manifest)
-        )
+        there, here = _content(first), _content(manifest)
         for key in {**there, **here}:
             begun = key.startswith("files.") and not (key in there and key in here)  # a part that has only begun
             if there.get(key) != here.get(key) and not begun:
                 raise CacheError(
                     f"{first_path} and {path} are of different caches: {key} is {there.get(key)} and {here.get(key)}",
-                    "merge what the same command built",
+                    _ONE_FIT if key == f"files.{CODEC}" else "merge what the same command built",
                 )
         for entry in manifest.entries:
             if shards.setdefault(entry.file, entry) != entry:
@@ -223,10 +210,16 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
     by_instruction = shards.pop(INSTRUCTIONS, None)
     return dataclasses.replace(
         first,
-        files={name: checksum for _, manifest in parts for name, checksum in manifest.files.items()},
+        files=dict(sorted({name: c for _, manifest in parts for name, c in manifest.files.items()}.items())),
         shards=tuple(shards[name] for name in sorted(shards)),
         by_instruction=by_instruction,
     )
+
+
+def _content(manifest: Manifest) -> dict[str, Any]:
+    """What parts of one cache have in common; where the dataset and the weights lay is not part of it."""
+    values = _flat(to_dict(dataclasses.replace(manifest, shards=(), by_instruction=None)))
+    return {key: value for key, value in values.items() if key not in ("dataset.path", "fingerprint.revision")}
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -238,26 +231,16 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def read_manifest_file(path: Path) -> Manifest:
-    """
-    Raises:
-        CacheError: as `read_manifest`.
-    """
-    try:
-        return parse_manifest(path.read_bytes(), str(path))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise no_cache(str(path.parent)) from None
-
-
 def no_cache(place: str) -> CacheError:
     """For a place without a manifest."""
     return CacheError(f"{place} is not a cache: it has no {MANIFEST}", "make one with `imagewam cache`")
 
 
 def parse_manifest(text: bytes, path: str) -> Manifest:
-    """
+    """path: where the text stands.
+
     Raises:
-        CacheError: as `read_manifest`. path: where the text stands.
+        CacheError: a newer version, damaged, or a name that leaves the folder.
     """
     try:
         values = json.loads(text)
@@ -279,15 +262,10 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
         manifest = from_dict(Manifest, values, source=path)
     except ConfigError as error:
         raise CacheError(f"{path} is damaged: {error.message}", _REBUILD) from error
-    for shard in manifest.entries:
-        if Path(shard.file).name != shard.file or shard.file in ("", ".."):
-            raise CacheError(f"{path} names the shard {shard.file!r}, which is not a plain file name", _REBUILD)
+    for name in (*(entry.file for entry in manifest.entries), *manifest.files):
+        if Path(name).name != name or name in ("", ".."):
+            raise CacheError(f"{path} names the file {name!r}, which is not a plain file name", _REBUILD)
     return manifest
-
-
-def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST) -> None:
-    """Replace the manifest atomically."""
-    write_atomically(folder / name, signed(to_dict(manifest)))
 
 
 def signed(values: Mapping[str, Any]) -> bytes:
@@ -329,7 +307,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make renames in the folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    sync_file(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Make its content durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.location import Location
-from imagewam_cli.kvcache.lock import part_lock
-from imagewam_cli.kvcache.manifest import MANIFEST, Manifest, part_manifests, unite
-from imagewam_cli.kvcache.storage import Storage, holds, manifest_file_at, put_manifest, storage_at
+from imagewam_cli.kvcache.manifest import Manifest, part_manifests, unite
+from imagewam_cli.kvcache.storage import Storage, holds, lock_whole, manifests_at, put_manifest, storage_at
 
 
 def merge_cache(out: Location, others: Sequence[Location] = ()) -> Manifest:
@@ -21,15 +19,12 @@ def merge_cache(out: Location, others: Sequence[Location] = ()) -> Manifest:
             is not what its manifest says.
     """
     target = storage_at(out)
-    with ExitStack() as locks:
-        locks.enter_context(target.lock())
+    with lock_whole(target):
         own = part_manifests(target.names())
-        for name in own:
-            locks.enter_context(target.lock(part_lock(name)))
         found = [
-            (storage, name, manifest_file_at(storage, name))
+            (storage, name, manifest)
             for storage in (target, *map(storage_at, others))
-            for name in _manifests(storage)
+            for name, manifest in manifests_at(storage)
         ]
         if not found:
             raise CacheError(f"{target.place} has no part of a cache", "build parts with `imagewam cache --part i/N`")
@@ -40,11 +35,6 @@ def merge_cache(out: Location, others: Sequence[Location] = ()) -> Manifest:
         for name in own:
             target.delete(name)
     return manifest
-
-
-def _manifests(storage: Storage) -> list[str]:
-    names = storage.names()
-    return [*([MANIFEST] if MANIFEST in names else []), *part_manifests(names)]
 
 
 def _bring(storage: Storage, part: Manifest, target: Storage) -> None:

@@ -144,6 +144,10 @@ class PrincipalComponents:
     bits: float
     bases: Mapping[tuple[str, int], SegmentBasis] = field(default_factory=dict)
     """By layer's name and segment's place."""
+    _moved: dict[torch.device, dict[tuple[str, int], SegmentBasis]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    """The same on other devices, with the matrices that they have made there."""
 
     def parts(self, layer: LayerSpec) -> dict[str, Part]:
         return {"codes": Part((layer.tokens, self._token_bytes(layer)), torch.uint8)}
@@ -210,7 +214,8 @@ class PrincipalComponents:
         return LayerKV(k if ids is None or rope is None else rotate_keys(k, ids, rope), v)
 
     def _of(self, layer: LayerSpec, device: torch.device) -> list[SegmentBasis]:
-        return [self.bases[layer.name, place].to(device) for place in range(len(layer.segments))]
+        moved, places = self._moved.setdefault(device, {}), range(len(layer.segments))
+        return [moved.setdefault(key, self.bases[key].to(device)) for key in ((layer.name, place) for place in places)]
 
     def _token_bytes(self, layer: LayerSpec) -> int:
         return max(1, int(self.bits * 2 * layer.kv_heads * layer.head_dim / 8))

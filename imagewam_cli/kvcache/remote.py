@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ from imagewam_cli.kvcache.lock import FILES_LOCK, LOCK, write_lock
 from imagewam_cli.kvcache.manifest import SHARDS, ShardEntry, repair_hint
 from imagewam_cli.kvcache.shard import Shard
 
+_HOST = socket.gethostname()
 _PACKAGES = {"s3": "imagewam[s3]", "s3a": "imagewam[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 """What to install for the commonest stores; fsspec's own message says it of the others."""
 _FAILURES = (
@@ -57,7 +59,7 @@ class RemoteStorage:
         self._made: set[str] = set()
         root, name = copies_root(), f"{name_of(url)}-{xxhash.xxh3_64_hexdigest(url.encode())}"
         self.disk = root / name
-        self._drafts = self.disk / f"drafts.{os.getpid()}"
+        self._drafts = self.disk / f"drafts.{_HOST}.{os.getpid()}"
         self._copies = Copies(root, name, copies_limit())
 
     def names(self) -> list[str]:
@@ -81,7 +83,7 @@ class RemoteStorage:
         """Keeps out other processes of this machine alone."""
         self.disk.mkdir(parents=True, exist_ok=True)
         with write_lock(self.disk, name, wait=wait):
-            for drafts in self.disk.glob("drafts.*"):
+            for drafts in self.disk.glob(f"drafts.{_HOST}.*"):  # other hosts may share this folder
                 if not _alive(int(drafts.suffix[1:])):
                     shutil.rmtree(drafts, ignore_errors=True)
             try:

@@ -18,9 +18,10 @@ from imagewam_cli.data.types import Dataset, Row
 from imagewam_cli.editor import Editor
 from imagewam_cli.kvcache.codec import Codec, LearnedCodec, stored_parts
 from imagewam_cli.kvcache.encoding import batches, encode_rows, instruction_rows
-from imagewam_cli.kvcache.learned import CODEC, fit_codec
+from imagewam_cli.kvcache.learned import fit_codec
 from imagewam_cli.kvcache.location import Location
 from imagewam_cli.kvcache.manifest import (
+    CODEC,
     INSTRUCTIONS,
     ShardEntry,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -17,18 +17,21 @@ import xxhash
 from imagewam_cli.config import to_dict
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.location import Location, location
-from imagewam_cli.kvcache.lock import LOCK, write_lock
+from imagewam_cli.kvcache.lock import LOCK, part_lock, write_lock
 from imagewam_cli.kvcache.manifest import (
     MANIFEST,
     SHARDS,
     Manifest,
     ShardEntry,
+    manifest_names,
     no_cache,
     parse_manifest,
+    part_manifests,
     repair_hint,
     signed,
+    sync_file,
     sync_folder,
-    whole_manifest,
+    unite,
     write_atomically,
 )
 from imagewam_cli.kvcache.shard import Shard
@@ -113,7 +116,7 @@ class LocalStorage:
         self.disk, self.place, self.repair = folder, str(folder), repair_hint(folder)
 
     def names(self) -> list[str]:
-        return [path.name for path in self.disk.iterdir()] if self.disk.exists() else []
+        return [path.name for path in self.disk.iterdir()] if self.disk.is_dir() else []
 
     def read(self, name: str) -> bytes:
         return (self.disk / name).read_bytes()
@@ -133,8 +136,9 @@ class LocalStorage:
             with write_lock(self.disk, name, wait=wait):
                 yield
         finally:
-            if new and not any(self.disk.iterdir()):  # made for nothing
-                self.disk.rmdir()
+            if new:
+                with suppress(OSError):  # unless it was made for nothing
+                    self.disk.rmdir()
 
     def room(self) -> int | None:
         return shutil.disk_usage(self.disk).free
@@ -159,6 +163,7 @@ class LocalStorage:
         temporary = self.draft(f"{file}.partial")
         try:
             shutil.copyfile(path, temporary)
+            sync_file(temporary)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -190,17 +195,45 @@ def storage_at(place: Location) -> Storage:
     return RemoteStorage(place)
 
 
+def read_manifest(place: Location) -> Manifest:
+    """The manifest of a cache; together with those of its parts that were not merged yet.
+
+    Raises:
+        CacheError: no cache, a newer version, damaged, a name that leaves the folder, or parts of different caches.
+        UsageError: a URL that no installed package reaches.
+    """
+    return manifest_at(storage_at(place))
+
+
 def manifest_at(storage: Storage) -> Manifest:
-    """As `manifest.read_manifest`."""
-    return whole_manifest(storage.place, storage.names(), lambda name: manifest_file_at(storage, name))
+    """As `read_manifest`."""
+    found = manifests_at(storage) or manifests_at(storage)  # what was listed may have been merged meanwhile
+    if not found:
+        raise no_cache(storage.place)
+    return unite([(f"{storage.place}/{name}", manifest) for name, manifest in found])
 
 
-def manifest_file_at(storage: Storage, name: str) -> Manifest:
-    """As `manifest.read_manifest_file`."""
-    try:
-        return parse_manifest(storage.read(name), f"{storage.place}/{name}")
-    except FileNotFoundError:
-        raise no_cache(storage.place) from None
+def manifests_at(storage: Storage) -> list[tuple[str, Manifest]]:
+    """The whole's, where there is one, and those of parts."""
+    found = []
+    for name in manifest_names(storage.names()):
+        with suppress(FileNotFoundError, IsADirectoryError):
+            found.append((name, parse_manifest(storage.read(name), f"{storage.place}/{name}")))
+    return found
+
+
+@contextmanager
+def lock_whole(storage: Storage) -> Iterator[None]:
+    """Hold the cache and each of its parts for writing.
+
+    Raises:
+        CacheError: somebody writes one of them.
+    """
+    with ExitStack() as locks:
+        locks.enter_context(storage.lock())
+        for name in part_manifests(storage.names()):
+            locks.enter_context(storage.lock(part_lock(name)))
+        yield
 
 
 def put_manifest(storage: Storage, manifest: Manifest, name: str = MANIFEST) -> None:

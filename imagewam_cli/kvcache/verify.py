@@ -19,11 +19,11 @@ from imagewam_cli.editor import Editor
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.codec import stored_parts
 from imagewam_cli.kvcache.encoding import batches, encode_rows, instruction_rows, samples_bytes
-from imagewam_cli.kvcache.learned import CODEC, fit_codec, stored_codec
+from imagewam_cli.kvcache.learned import fit_codec, stored_codec
 from imagewam_cli.kvcache.location import Location
-from imagewam_cli.kvcache.manifest import SHARDS, TABLE, Manifest, ShardEntry, fingerprint_digest
+from imagewam_cli.kvcache.manifest import CODEC, SHARDS, TABLE, Manifest, ShardEntry, fingerprint_digest
 from imagewam_cli.kvcache.shard import INDEX_KEYS, Shard, ShardWriter
-from imagewam_cli.kvcache.storage import Storage, holds, manifest_at, put_manifest, storage_at
+from imagewam_cli.kvcache.storage import Storage, holds, lock_whole, manifest_at, manifests_at, put_manifest, storage_at
 from imagewam_cli.kvcache.table import FrameTable
 from imagewam_cli.registry import Registry
 
@@ -81,7 +81,7 @@ def repair_cache(
         CacheError: the dataset or the editor is not the one of the cache; nothing is changed then.
     """
     storage = storage_at(cache)
-    with storage.lock():
+    with lock_whole(storage):
         manifest = manifest_at(storage)
         require_origin(manifest, dataset, editor)
         _repair_files(storage, manifest, damages, dataset, editor)
@@ -92,8 +92,10 @@ def repair_cache(
                 repaired = _repair_shard(storage, manifest, entry, damage, dataset, editor, on_rows)
                 if repaired.checksum != entry.checksum:
                     changed.append(entry.file)
+                for name, listing in manifests_at(storage):
+                    if entry in listing.entries:
+                        put_manifest(storage, listing.with_entry(repaired), name)
                 manifest = manifest.with_entry(repaired)
-                put_manifest(storage, manifest)
         return changed
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from imagewam_cli.cli.app import run
 from imagewam_cli.evaluation.layer_choice import LayerChoice
-from imagewam_cli.kvcache.manifest import read_manifest
+from imagewam_cli.kvcache.storage import read_manifest
 
 MEASURE = "imagewam_cli.evaluation.layer_choice.measure_layers"
 

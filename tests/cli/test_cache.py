@@ -11,8 +11,8 @@ import pytest
 
 from imagewam_cli.cli.app import run
 from imagewam_cli.editor import PrefixSettings
-from imagewam_cli.kvcache.manifest import read_manifest
 from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.kvcache.storage import read_manifest
 from imagewam_cli.registry import Registry
 
 

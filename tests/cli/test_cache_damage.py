@@ -12,7 +12,8 @@ import pytest
 
 from imagewam_cli.cli.app import run
 from imagewam_cli.kvcache.lock import part_lock, write_lock
-from imagewam_cli.kvcache.manifest import CHECKSUM, MANIFEST, SHARDS, read_manifest, signed
+from imagewam_cli.kvcache.manifest import CHECKSUM, MANIFEST, SHARDS, signed
+from imagewam_cli.kvcache.storage import read_manifest
 
 TRAIN = ["--steps", "1", "--batch", "60", "--set", "expert.hidden=16", "--set", "expert.horizon=4"]
 TRAIN += ["--set", "policy.execute=2", "--set", "flow.inference_steps=1"]
@@ -121,7 +122,7 @@ def signed_again(cache: Path, change: Callable[[dict[str, Any]], None]) -> None:
     ("change", "problem", "hint"),
     [
         (lambda v: v.update(version=3), "has version 3; this imagewam reads version 2", "upgrade imagewam"),
-        (lambda v: v["shards"][1].update(file="../../x"), "names the shard '../../x'", "into another folder"),
+        (lambda v: v["shards"][1].update(file="../../x"), "names the file '../../x'", "into another folder"),
         (lambda v: v.pop("spec"), "is damaged", "into another folder"),
     ],
 )

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from imagewam_cli.cli.app import run
-from imagewam_cli.kvcache.manifest import SHARDS, Share, read_manifest, write_manifest
+from imagewam_cli.kvcache.manifest import SHARDS, Share
+from imagewam_cli.kvcache.storage import put_manifest, read_manifest, storage_at
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def parts(copy: Path) -> Path:
     listed = (manifest.shards[:1], manifest.shards[1:2])
     for i, shards in enumerate(listed):
         name = Share(index=i, count=3).manifest
-        write_manifest(copy, dataclasses.replace(manifest, shards=shards), name)
+        put_manifest(storage_at(copy), dataclasses.replace(manifest, shards=shards), name)
     (copy / "manifest.json").unlink()
     return copy
 

@@ -29,6 +29,20 @@ def test_share(text: str | None, environment: dict[str, str], expected: Share | 
     assert share_of(text, environment) == expected
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_COUNT": "1"},
+        {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "3"},
+    ],
+    ids=["--array=2", "--array=1,5,9"],
+)
+def test_an_array_with_gaps_does_not_tell_the_part(environment: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="cannot be told") as error:
+        share_of(None, environment)
+    assert "--part i/N" in str(error.value.hint)
+
+
 @pytest.mark.parametrize("text", ["1", "a/b", "1/", "/3", "-1/3", "3/3"])
 def test_what_is_no_part_is_refused(text: str) -> None:
     with pytest.raises(UsageError):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from imagewam_cli.kvcache.manifest import read_manifest
+from imagewam_cli.kvcache.storage import read_manifest
 from imagewam_cli.testing.checks import CHECKS
 
 TEMPLATE = Path(__file__).parents[2] / "examples" / "imagewam_plugin_template"

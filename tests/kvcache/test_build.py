@@ -22,9 +22,9 @@ from imagewam_cli.errors import CacheError, DatasetError, UsageError
 from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.codec import BFLOAT16, FLOAT16, FLOAT32, CastCodec
 from imagewam_cli.kvcache.encoding import instructions_of
-from imagewam_cli.kvcache.manifest import read_manifest
 from imagewam_cli.kvcache.plan import BuildSettings, bytes_per_row, plan_build
 from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.kvcache.storage import read_manifest
 
 from .conftest import CUT, LENGTHS, SETTINGS
 from .doubles import INSTRUCTIONS, ArithmeticEditor, MemoryDataset, numbers, seen

@@ -20,11 +20,10 @@ from imagewam_cli.kvcache.manifest import (
     Manifest,
     ShardEntry,
     fingerprint_digest,
-    read_manifest,
     signed,
     write_atomically,
-    write_manifest,
 )
+from imagewam_cli.kvcache.storage import put_manifest, read_manifest, storage_at
 
 from .doubles import ArithmeticEditor
 from .test_shard import out_of_space
@@ -65,19 +64,19 @@ def edit(folder: Path, **values: Any) -> None:
 
 
 def test_a_manifest_is_read_back_as_it_was_written(tmp_path: Path, manifest: Manifest) -> None:
-    write_manifest(tmp_path, manifest)
+    put_manifest(storage_at(tmp_path), manifest)
     assert read_manifest(tmp_path) == manifest
 
 
 def test_its_checksum_is_of_its_text_with_zeros_in_the_place(tmp_path: Path, manifest: Manifest) -> None:
-    write_manifest(tmp_path, manifest)
+    put_manifest(storage_at(tmp_path), manifest)
     text = (tmp_path / MANIFEST).read_text()
     checksum = json.loads(text)["checksum"]
     assert checksum == xxhash.xxh3_128_hexdigest(text.replace(checksum, 32 * "0").encode())
 
 
 def test_any_changed_byte_is_found(tmp_path: Path, manifest: Manifest) -> None:
-    write_manifest(tmp_path, manifest)
+    put_manifest(storage_at(tmp_path), manifest)
     path = tmp_path / MANIFEST
     whole = path.read_bytes()
     for i in range(len(whole)):
@@ -96,7 +95,7 @@ def test_rows_are_those_of_the_finished_shards(manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("version", [3, 1, 0, "2", None])
 def test_another_version_is_refused_with_both_values(tmp_path: Path, manifest: Manifest, version: Any) -> None:
-    write_manifest(tmp_path, manifest)
+    put_manifest(storage_at(tmp_path), manifest)
     edit(tmp_path, version=version, added_by_a_newer_version=1)
     with pytest.raises(CacheError) as error:
         read_manifest(tmp_path)
@@ -112,7 +111,15 @@ def test_another_version_is_refused_with_both_values(tmp_path: Path, manifest: M
 )
 def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, manifest: Manifest, name: str) -> None:
     shard = dataclasses.replace(manifest.shards[0], file=name)
-    write_manifest(tmp_path, dataclasses.replace(manifest, shards=(shard,)))
+    put_manifest(storage_at(tmp_path), dataclasses.replace(manifest, shards=(shard,)))
+    with pytest.raises(CacheError, match="not a plain file name") as error:
+        read_manifest(tmp_path)
+    assert repr(name) in error.value.message
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "deeper/evil", "..", ".", ""])
+def test_a_file_outside_the_folder_is_refused(tmp_path: Path, manifest: Manifest, name: str) -> None:
+    put_manifest(storage_at(tmp_path), dataclasses.replace(manifest, files={**manifest.files, name: "0" * 32}))
     with pytest.raises(CacheError, match="not a plain file name") as error:
         read_manifest(tmp_path)
     assert repr(name) in error.value.message
@@ -144,7 +151,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 def test_a_wrong_value_is_refused_with_its_key(
     tmp_path: Path, manifest: Manifest, values: dict[str, Any], said: str
 ) -> None:
-    write_manifest(tmp_path, manifest)
+    put_manifest(storage_at(tmp_path), manifest)
     edit(tmp_path, **values)
     with pytest.raises(CacheError, match="is damaged") as error:
         read_manifest(tmp_path)
@@ -167,7 +174,7 @@ def test_where_the_weights_came_from_does_not_change_the_digest() -> None:
 
 
 def test_the_digest_survives_the_way_through_json(tmp_path: Path, manifest: Manifest) -> None:
-    write_manifest(tmp_path, manifest)
+    put_manifest(storage_at(tmp_path), manifest)
     assert read_manifest(tmp_path).digest == fingerprint_digest(ArithmeticEditor().fingerprint())
 
 

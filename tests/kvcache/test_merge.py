@@ -3,30 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from imagewam_cli.capture import LayerKV
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.editor import PrefixKV, WeightsIdentity
 from imagewam_cli.errors import CacheError, UsageError
 from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.codec import FLOAT32
-from imagewam_cli.kvcache.manifest import Share, read_manifest
+from imagewam_cli.kvcache.codec import FLOAT32, Codec
+from imagewam_cli.kvcache.manifest import CODEC, Share
 from imagewam_cli.kvcache.merge import merge_cache
+from imagewam_cli.kvcache.principal import PCA2
 from imagewam_cli.kvcache.reader import CacheReader
-from imagewam_cli.kvcache.verify import verify_cache
+from imagewam_cli.kvcache.storage import read_manifest
+from imagewam_cli.kvcache.verify import repair_cache, verify_cache
 
 from .conftest import LENGTHS, SETTINGS
 from .doubles import ArithmeticEditor, MemoryDataset
 from .test_build import files, stop_after
 
 
-def build_part(out: Path, index: int, count: int = 3, editor: ArithmeticEditor | None = None) -> ArithmeticEditor:
+def build_part(
+    out: Path, index: int, count: int = 3, editor: ArithmeticEditor | None = None, codec: Codec = FLOAT32
+) -> ArithmeticEditor:
     worker = editor or ArithmeticEditor()
-    settings = dataclasses.replace(SETTINGS, share=Share(index=index, count=count))
-    build_cache(MemoryDataset(LENGTHS), worker, out, FLOAT32, settings)
+    shard_mb = SETTINGS.shard_mb if codec is FLOAT32 else 0.0009
+    settings = dataclasses.replace(SETTINGS, share=Share(index=index, count=count), shard_mb=shard_mb)
+    build_cache(MemoryDataset(LENGTHS), worker, out, codec, settings)
     return worker
+
+
+class Elsewhere(ArithmeticEditor):
+    """On a machine that computes other last bits, with the weights from another place."""
+
+    def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
+        exact = super().encode(images, instructions)
+        return PrefixKV(tuple(LayerKV(kv.k * (1 + 1e-6), kv.v) for kv in exact.layers), exact.valid)
+
+    @property
+    def weights(self) -> WeightsIdentity:
+        return dataclasses.replace(super().weights, revision="main")
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
@@ -87,6 +109,109 @@ def test_merging_what_is_there_first_and_the_rest_later(built: Path, tmp_path: P
     assert merge_cache(out).complete
     merge_cache(out)
     assert files(out) == files(built)
+
+
+def test_readers_see_what_was_merged_and_what_came_after(built: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    build_part(out, 0)
+    merge_cache(out)
+    build_part(out, 1)
+    build_part(out, 2)
+    assert CacheReader(out).manifest.complete
+    build_cache(MemoryDataset(LENGTHS), editor := ArithmeticEditor(), out, FLOAT32, SETTINGS)
+    assert editor.encoded == 0, "the whole's own command finds nothing left to do"
+    merge_cache(out)
+    assert files(out) == files(built)
+
+
+def test_a_fitted_codec_is_everybodys_and_survives_a_rerun_elsewhere(tmp_path: Path) -> None:
+    """Its fit there would give other axes, and every shard be undecodable."""
+    out = tmp_path / "cache"
+    for index in range(2):
+        build_part(out, index, 2, codec=PCA2)
+    merge_cache(out)
+    before = files(out)
+    assert build_part(out, 0, 2, Elsewhere(), PCA2).encoded == 0
+    assert files(out)[CODEC] == before[CODEC]
+    merge_cache(out)
+    assert files(out) == before
+
+
+def test_parts_of_machines_that_compute_unalike_share_one_codec(tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    build_part(out, 0, 2, codec=PCA2)
+    codec = files(out)[CODEC]
+    build_part(out, 1, 2, Elsewhere(), PCA2)
+    assert files(out)[CODEC] == codec
+    assert merge_cache(out).complete
+    assert verify_cache(out) == []
+
+
+def test_where_the_dataset_and_the_weights_lay_is_no_difference(tmp_path: Path) -> None:
+    out, dataset = tmp_path / "cache", MemoryDataset(LENGTHS)
+    build_part(out, 0, 2)
+    dataset.info = dataclasses.replace(dataset.info, root=Path("elsewhere"))
+    settings = dataclasses.replace(SETTINGS, share=Share(index=1, count=2))
+    build_cache(dataset, Elsewhere(), out, FLOAT32, settings)
+    assert len(CacheReader(out)) == 15
+    assert merge_cache(out).complete
+
+
+def test_parts_that_were_repaired_can_be_merged(tmp_path: Path) -> None:
+    """To other bytes, as another machine gives them."""
+    out = tmp_path / "cache"
+    for index in range(2):
+        build_part(out, index, 2)
+    path = out / "shards" / "shard-00000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert repair_cache(out, verify_cache(out), MemoryDataset(LENGTHS), Elsewhere()) == [path.name]
+    merge_cache(out)
+    assert verify_cache(out) == []
+
+
+def test_what_is_merged_from_elsewhere_is_durable_before_it_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(2):
+        build_part(tmp_path / str(index), index, 2)
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    merge_cache(tmp_path / "cache", [tmp_path / "0", tmp_path / "1"])
+    shards = [f"shard-0000{i}.safetensors.partial" for i in range(4)]
+    assert [name for name in synced if name in shards] == shards
+    assert synced.index("manifest.json.partial") > max(synced.index(name) for name in shards)
+
+
+def test_the_whole_and_its_parts_are_not_written_at_once(tmp_path: Path) -> None:
+    """Nor parts of another number, nor a merge: each would write the other's shards."""
+    out = tmp_path / "cache"
+
+    def meanwhile(rows: int) -> None:
+        for other in (0, 1):
+            with pytest.raises(CacheError, match="is being written by"):
+                build_part(out, other, 2)
+        with pytest.raises(CacheError, match="is being written by"):
+            merge_cache(out)
+
+    build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), out, FLOAT32, SETTINGS, on_rows=meanwhile)
+    shutil.rmtree(out)
+
+    def beside_a_part(rows: int) -> None:
+        with pytest.raises(CacheError, match="is being written by"):
+            build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), out, FLOAT32, SETTINGS)
+        with pytest.raises(CacheError, match="is being written by"):
+            build_part(out, 0, 2)
+
+    settings = dataclasses.replace(SETTINGS, share=Share(index=0, count=3))
+    build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), out, FLOAT32, settings, on_rows=beside_a_part)
 
 
 def test_parts_of_different_editors_are_refused_with_what_differs(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.codec import LearnedCodec
 from imagewam_cli.kvcache.compact import INT4
-from imagewam_cli.kvcache.learned import CODEC
+from imagewam_cli.kvcache.manifest import CODEC
 from imagewam_cli.kvcache.positions import layer_ids, rotate_keys
 from imagewam_cli.kvcache.principal import (
     PCA1,

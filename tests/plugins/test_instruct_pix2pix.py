@@ -27,7 +27,7 @@ from imagewam_cli.edit_target import target_noise
 from imagewam_cli.editor import PrefixSettings
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.export.onnx import OnnxExporter
-from imagewam_cli.kvcache.manifest import read_manifest
+from imagewam_cli.kvcache.storage import read_manifest
 from imagewam_cli.policy.loading import load_policy
 from imagewam_cli.registry import Registry
 from imagewam_instruct_pix2pix.editor import InstructPix2PixEditor, unet_layers

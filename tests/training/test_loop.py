@@ -24,9 +24,9 @@ from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import NonFiniteLossError, RunError, UsageError
 from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.codec import BFLOAT16, FLOAT32
-from imagewam_cli.kvcache.manifest import read_manifest, write_manifest
 from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.kvcache.storage import put_manifest, read_manifest, storage_at
 from imagewam_cli.policy.bundle import read_bundle
 from imagewam_cli.training import loop
 from imagewam_cli.training.loop import Trainer
@@ -428,10 +428,10 @@ class TestRefusal:
     ) -> None:
         growing = shutil.copytree(cache, tmp_path / "growing")
         finished = read_manifest(growing)
-        write_manifest(growing, dataclasses.replace(finished, shards=finished.shards[:-1]))
+        put_manifest(storage_at(growing), dataclasses.replace(finished, shards=finished.shards[:-1]))
         rows = len(CacheReader(growing))
         Trainer(CachedPrefixes(growing), dataclasses.replace(recipe, steps=1)).train(tmp_path / "run")
-        write_manifest(growing, finished)
+        put_manifest(storage_at(growing), finished)
         with pytest.raises(RunError, match=f"its rows is {rows}, this one's {EPISODES * LENGTH}"):
             Trainer(CachedPrefixes(growing), dataclasses.replace(recipe, steps=1)).train(tmp_path / "run")
 

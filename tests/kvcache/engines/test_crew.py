@@ -13,7 +13,7 @@ import pytest
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.engines.crew import Crew, Died, Event, Finished, Free, Ready
 from imagewam_cli.kvcache.engines.worker import Recipe, Worker
-from imagewam_cli.kvcache.manifest import read_manifest
+from imagewam_cli.kvcache.storage import read_manifest
 from kvcache.conftest import CUT, LENGTHS
 from kvcache.doubles import MemoryDataset
 from kvcache.test_build import files, stop_after
