@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imagewam_cli.cli.auto_layers import auto_count, recorded_layers
-from imagewam_cli.cli.budget_table import budget_text, choice_values, choices_within
 from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
 from imagewam_cli.cli.options import (
     FormatName,
@@ -20,12 +19,13 @@ from imagewam_cli.cli.options import (
 )
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output
-from imagewam_cli.cli.plan import RECOMMENDED, first_rows, plan_result
+from imagewam_cli.cli.plan import plan_of
 from imagewam_cli.cli.share import share_of
 from imagewam_cli.cli.workers import EngineName, EngineOption, Hiring, ThreadsOption, WorkersOption, opened_maker
 
 if TYPE_CHECKING:
-    from imagewam_cli.kvcache.codec import Codec
+    from imagewam_cli.kvcache.location import Location
+    from imagewam_cli.kvcache.manifest import Share
     from imagewam_cli.kvcache.plan import BuildPlan
 
 
@@ -81,10 +81,8 @@ def cache_command(
         return
     from imagewam_cli.config import size_in_bytes
     from imagewam_cli.data.augmentation import Augmentation
-    from imagewam_cli.editor import TYPICAL_TEXT
-    from imagewam_cli.errors import EditorError, UsageError
+    from imagewam_cli.errors import UsageError
     from imagewam_cli.kvcache.build import build_with, require_continuable
-    from imagewam_cli.kvcache.economy import measure
     from imagewam_cli.kvcache.location import location
     from imagewam_cli.kvcache.plan import BuildSettings, plan_build
     from imagewam_cli.kvcache.storage import storage_at
@@ -110,73 +108,45 @@ def cache_command(
     chosen = choose_editor(options, weights, trial="--plan" if plan else None)
     rows, folder = chosen.dataset, location(out) if out is not None else CACHES / chosen.name
     require_writable(storage_at(folder).disk)
-    count = auto_count(options.layers)
-    if not plan:
-        there = require_continuable(rows, chosen.entry.name, folder, stored, build)
-        if there is not None and count is not None:
-            chosen = chosen.with_layers(recorded_layers(folder, there, count))
-    try:
-        chosen.kind.require_weights(chosen.entry, weights)
-    except EditorError as error:
-        described = chosen.kind.describe(chosen.entry, chosen.settings) if plan and count is None else None
-        if described is None:
-            raise
-        output.say(
-            f"{error.message}: without them the time is not known, and trimmed text counts as {TYPICAL_TEXT} tokens"
-        )
-        plans = [plan_build(rows, described, codec, build) for codec in _with_recommended(stored)]
-        output.result(*plan_result(plans, [], layers=chosen.settings.layers), format.value)
-        return
     if plan:
-        loaded, sample = chosen.load(), first_rows(rows, batch)
-        codecs = _with_recommended(stored)
-        plans = [plan_build(rows, loaded.spec, codec, build) for codec in codecs]
-        economies = measure(loaded, codecs, sample, _existing_parent(storage_at(folder).disk))
-        values, text = plan_result(plans, economies, layers=loaded.settings.layers)
-        if within is not None:
-            found = choices_within(loaded, rows, options.stride, sample, plans[0].rows, within)
-            values |= choice_values(found)
-            text += f"\n{budget_text(found, within)}"
-        output.result(values, text, format.value)
+        output.result(*plan_of(chosen, stored, build, storage_at(folder).disk, within), format.value)
         return
-
-    def say(started: BuildPlan) -> None:
-        if share is not None:
-            output.say(f"part {share.index} of {share.count}; `imagewam cache merge {folder}` unites them")
-        output.say(
-            f"{folder}: {started.rows} rows, {bytes_text(started.bytes_per_row)} each, "
-            f"{bytes_text(started.total_bytes)} in all"
-        )
-
+    there = require_continuable(rows, chosen.entry.name, folder, stored, build)
+    count = auto_count(options.layers)
+    if there is not None and count is not None:
+        chosen = chosen.with_layers(recorded_layers(folder, there, count))
+    chosen.kind.require_weights(chosen.entry, weights)
     with opened_maker(hiring, chosen, folder, codec, build) as maker:
         planned = plan_build(rows, maker.spec, stored, build)
         with output.progress(planned.rows, "row") as bar:
             bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row", refresh=False)
             manifest = build_with(
-                maker, rows, folder, stored, build, on_start=say, on_rows=bar.update, on_damage=_say_damage
+                maker,
+                rows,
+                folder,
+                stored,
+                build,
+                on_start=partial(_say_start, folder, share),
+                on_rows=bar.update,
+                on_damage=_say_damage,
             )
     values = {
         "cache": str(folder),
         "rows": manifest.rows,
         "shards": len(manifest.shards),
-        "bytes": sum(s.bytes for s in manifest.shards),
+        "bytes": sum(s.bytes for s in manifest.entries),
         "fingerprint": manifest.digest,
     }
     output.result(values, f"{folder}: {manifest.rows} rows in {len(manifest.shards)} shards", format.value)
 
 
+def _say_start(place: Location, share: Share | None, plan: BuildPlan) -> None:
+    if share is not None:
+        output.say(f"part {share.index} of {share.count}; `imagewam cache merge {place}` unites them")
+    output.say(
+        f"{place}: {plan.rows} rows, {bytes_text(plan.bytes_per_row)} each, {bytes_text(plan.total_bytes)} in all"
+    )
+
+
 def _say_damage(file: str) -> None:
     output.say(f"{file} was missing or damaged and is computed again")
-
-
-def _with_recommended(codec: Codec) -> list[Codec]:
-    """The codec that was asked for, and the one that is planned beside it."""
-    from imagewam_cli.registry import Registry
-
-    recommended: Codec = Registry.installed().codecs.load(RECOMMENDED)
-    return [codec] if codec.name == RECOMMENDED else [codec, recommended]
-
-
-def _existing_parent(folder: Path) -> Path:
-    """Where something can be tried out on the disk that the folder is going to be on."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())

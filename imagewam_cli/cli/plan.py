@@ -4,23 +4,89 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagewam_cli.cli.output import bytes_text, seconds_text
+from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 if TYPE_CHECKING:
+    from imagewam_cli.cli.editor_options import ChosenEditor
     from imagewam_cli.data.types import Dataset, Row
+    from imagewam_cli.kvcache.codec import Codec
     from imagewam_cli.kvcache.economy import Economy
-    from imagewam_cli.kvcache.plan import BuildPlan
+    from imagewam_cli.kvcache.plan import BuildPlan, BuildSettings
+    from imagewam_cli.kvcache.spec import KVSpec
 
 RECOMMENDED = "pca1"
 """The codec that is planned beside the one that was asked for: a sixteenth of bf16, with the error of int4
 (docs/cache.md)."""
 
 
-def first_rows(dataset: Dataset, batch: int) -> list[Row]:
+def plan_of(
+    chosen: ChosenEditor, codec: Codec, build: BuildSettings, disk: Path, budget: float | None
+) -> tuple[dict[str, Any], str]:
+    """Values and text. disk: the folder, which need not exist, on whose disk the cache will be read; budget: bytes.
+
+    Raises:
+        EditorError: the weights are not there, and the layout is not known without them.
+        UsageError: nothing fits the budget.
+    """
+    from imagewam_cli.cli.budget_table import budget_text, choice_values, choices_within
+    from imagewam_cli.kvcache.economy import measure
+    from imagewam_cli.kvcache.plan import plan_build
+
+    rows, codecs = chosen.dataset, _with_recommended(codec)
+    spec = _spec_without_weights(chosen)
+    if spec is not None:
+        plans = [plan_build(rows, spec, each, build) for each in codecs]
+        return plan_result(plans, [], layers=chosen.settings.layers)
+    editor, sample = chosen.load(), _first_rows(rows, build.batch)
+    plans = [plan_build(rows, editor.spec, each, build) for each in codecs]
+    economies = measure(editor, codecs, sample, _existing_parent(disk))
+    values, text = plan_result(plans, economies, layers=editor.settings.layers)
+    if budget is not None:
+        found = choices_within(editor, rows, build.stride, sample, plans[0].rows, budget)
+        values |= choice_values(found)
+        text += f"\n{budget_text(found, budget)}"
+    return values, text
+
+
+def _spec_without_weights(chosen: ChosenEditor) -> KVSpec | None:
+    """Where the weights are not on this machine, the layout without them, and a line about it; None: they are."""
+    from imagewam_cli.cli.auto_layers import auto_count
+    from imagewam_cli.editor import TYPICAL_TEXT
+    from imagewam_cli.errors import EditorError
+
+    try:
+        chosen.kind.require_weights(chosen.entry, chosen.weights)
+    except EditorError as error:
+        auto = auto_count(chosen.settings.layers) is not None
+        described = None if auto else chosen.kind.describe(chosen.entry, chosen.settings)
+        if described is None:
+            raise
+        output.say(
+            f"{error.message}: without them the time is not known, and trimmed text counts as {TYPICAL_TEXT} tokens"
+        )
+        return described
+    return None
+
+
+def _with_recommended(codec: Codec) -> list[Codec]:
+    """The codec that was asked for, and the one that is planned beside it."""
+    from imagewam_cli.registry import Registry
+
+    recommended: Codec = Registry.installed().codecs.load(RECOMMENDED)
+    return [codec] if codec.name == RECOMMENDED else [codec, recommended]
+
+
+def _first_rows(dataset: Dataset, batch: int) -> list[Row]:
     """A batch to measure with."""
     return list(islice(dataset.rows(episodes=[dataset.episodes()[0].index]), batch))
+
+
+def _existing_parent(folder: Path) -> Path:
+    """Where something can be tried out on the disk that the folder is going to be on."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 
 def plan_result(plans: Sequence[BuildPlan], economies: Sequence[Economy], *, layers: str) -> tuple[dict[str, Any], str]:
