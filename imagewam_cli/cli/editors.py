@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from imagewam_cli.cli.options import FormatName, FormatOption
 from imagewam_cli.cli.output import bytes_text, output, table
+from imagewam_cli.cli.plan import RECOMMENDED
 
 if TYPE_CHECKING:
     from imagewam_cli.hookspecs import EditorEntry
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _SIZES = {
     "bytes_per_row": "a row",
-    "bytes_per_row_every_4": "every:4",
+    "bytes_per_row_recommended": RECOMMENDED,
     "memory_bytes": "caching",
     "memory_bytes_acting": "acting",
 }
@@ -29,7 +29,7 @@ _SIZES = {
 def editors_command(format: FormatOption = FormatName.human) -> None:
     """List the editors that are installed, and what a row of their prefix would take.
 
-    Bytes are of one row at the editor's own size and settings, in 16 bits: all layers, and every fourth of them.
+    Bytes are of one row at the editor's own size and settings, in 16 bits and with the recommended codec.
     Caching and acting are what the weights take in the editor's own dtype. Acting: all parts. Caching: the text
     encoders, or denoiser and VAE, whichever is more, as the former go once all instructions are read; all parts where
     the encoder sees the picture too. Access is what public pages say (in JSON: which); `imagewam fetch` finds out.
@@ -78,6 +78,8 @@ def _row(entry: EditorEntry, editors: Catalog[EditorEntry]) -> dict[str, Any]:
     from imagewam_cli.config import to_dict
     from imagewam_cli.editor import PrefixSettings
     from imagewam_cli.errors import PluginError
+    from imagewam_cli.kvcache.plan import bytes_per_row
+    from imagewam_cli.registry import Registry
 
     spec: KVSpec | None = None
     memory: int | None = None
@@ -89,13 +91,13 @@ def _row(entry: EditorEntry, editors: Catalog[EditorEntry]) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - foreign code: an editor that fails is listed all the same
         reason = error.message if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         output.say(f"{entry.name} ({entry.load}): {reason}")
-    thin = spec and dataclasses.replace(spec, layers=spec.layers[::4])
+    recommended = Registry.installed().codecs.load(RECOMMENDED)
     return {
         **to_dict(entry),
         "parameters": entry.parameters,
         "layers": spec and len(spec.layers),
         "bytes_per_row": spec and spec.bytes_per_row(2),
-        "bytes_per_row_every_4": thin and thin.bytes_per_row(2),
+        "bytes_per_row_recommended": spec and bytes_per_row(spec, recommended),
         "memory_bytes": memory,
         "memory_bytes_acting": acting,
     }
