@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imagewam_cli.capture import LayerKV
+from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import UsageError
 from imagewam_cli.kvcache.positions import rotate_keys, segment_ids, unrotate
-from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, SegmentSpec, TokenPositions
+from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec, SegmentSpec, TokenPositions
 
 
 def pooled_layer(layer: LayerSpec, size: int, rope: RopeSpec | None) -> LayerSpec:
@@ -72,6 +73,38 @@ def pooled(kv: LayerKV, segment: SegmentSpec, size: int, rope: RopeSpec | None) 
         plain = cell_means(unrotate(kv.k, segment_ids(segment), rope), segment.grid, size)
         k = rotate_keys(plain, segment_ids(pooled_segment(segment, size)), rope)
     return LayerKV(k.to(kv.k.dtype), v.to(kv.v.dtype))
+
+
+def pooled_prefix(spec: KVSpec, prefix: PrefixKV, size: int) -> tuple[KVSpec, PrefixKV]:
+    """The layout and the prefix with their pictures in cells of `size` x `size` tokens.
+
+    Raises:
+        UsageError: as `pooled_layer`.
+    """
+    layers = tuple(pooled_layer(layer, size, spec.rope) for layer in spec.layers)
+    kept = tuple(
+        LayerKV(*(torch.cat(parts, dim=1) for parts in zip(*_pooled_parts(kv, layer, size, spec.rope), strict=True)))
+        for kv, layer in zip(prefix.layers, spec.layers, strict=True)
+    )
+    valid = prefix.valid
+    holding = next((layer for layer in spec.layers if layer.holds_text), None)
+    if valid is not None and holding is not None:
+        pieces = torch.split(valid, [s.tokens for s in holding.segments], dim=1)
+        valid = torch.cat(
+            [
+                piece if s.grid is None else piece.new_ones(len(piece), pooled_segment(s, size).tokens)
+                for s, piece in zip(holding.segments, pieces, strict=True)
+            ],
+            dim=1,
+        )
+    return dataclasses.replace(spec, layers=layers), PrefixKV(kept, valid)
+
+
+def _pooled_parts(kv: LayerKV, layer: LayerSpec, size: int, rope: RopeSpec | None) -> list[tuple[Tensor, Tensor]]:
+    sizes = [s.tokens for s in layer.segments]
+    pieces = zip(layer.segments, torch.split(kv.k, sizes, dim=1), torch.split(kv.v, sizes, dim=1), strict=True)
+    found = [pooled(LayerKV(k, v), segment, size, rope) for segment, k, v in pieces]
+    return [(x.k, x.v) for x in found]
 
 
 def cell_means(tokens: Tensor, grid: tuple[int, int], size: int) -> Tensor:

@@ -1,10 +1,13 @@
 """Is every changed byte of a cache found, and does none reach training?
 
     python examples/robustness/flips.py --flips 1000
+    python examples/robustness/flips.py --flips 1000 --editor instruct-pix2pix --codec pca1
 
 Flips one bit at a random place of a small cache's files (drawn evenly over all bytes, and a share evenly over the
 files, since shards have nearly all bytes), lets `verify` look, reads every row as training does, and puts the byte
-back. A few flips also go through the command line. Prints the counts; exit code 1 where a flip was missed.
+back. A few flips also go through the command line. With instruct-pix2pix (small, with random weights) the cache has a
+file of what follows from the instruction, with pca1 that of a codec that is fitted. Prints the counts; exit code 1
+where a flip was missed.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from kills import EDITORS
 
+from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.plan import BuildSettings
@@ -34,10 +39,11 @@ def main() -> None:
     parser.add_argument("--flips", type=int, default=1000)
     parser.add_argument("--command-line", type=int, default=20, help="flips that go through `imagewam` too")
     parser.add_argument("--codec", default="int8")
+    parser.add_argument("--editor", choices=list(EDITORS), default="tiny")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        cache = _built(Path(scratch), arguments.codec)
+        cache = _built(Path(scratch), arguments.codec, arguments.editor)
         sys.exit(campaign(cache, arguments.flips, arguments.command_line, random.Random(arguments.seed)))
 
 
@@ -98,15 +104,12 @@ def _command_finds(cache: Path) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 1
 
 
-def _built(scratch: Path, codec: str) -> Path:
-    from kills import tiny
-
-    from imagewam_cli.data.formats import open_dataset
-
+def _built(scratch: Path, codec: str, name: str) -> Path:
     record(TabletopEnvironment(), scratch / "dataset", 3, video_codec=None)
     dataset = open_dataset(scratch / "dataset")
     settings = BuildSettings(stride=8, batch=4, shard_mb=0.5)
-    build_cache(dataset, tiny(dataset), scratch / "cache", Registry.installed().codecs.load(codec), settings)
+    editor = EDITORS[name](dataset, scratch / "weights")
+    build_cache(dataset, editor, scratch / "cache", Registry.installed().codecs.load(codec), settings)
     return scratch / "cache"
 
 

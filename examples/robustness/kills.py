@@ -1,17 +1,21 @@
 """Is a cache the same, to the bit, however often and whenever its build is killed?
 
     python examples/robustness/kills.py --kills 200
+    python examples/robustness/kills.py --kills 200 --editor instruct-pix2pix --codec pca1
 
-Builds a small cache with `tiny` undisturbed; then again and again in a process that gets SIGKILL at a random moment,
-drawn evenly over the length of a build, and is started anew until the build is done. Processes are forked from one that
-has loaded the editor, so that no kill is spent on the start of an interpreter. Prints how many kills met which phase,
-and how many caches differed from the undisturbed one (exit code 1 where one did).
+Builds a small cache undisturbed; then again and again in a process that gets SIGKILL at a random moment, drawn evenly
+over the length of a build, and is started anew until the build is done. Files that are written once, in a moment that
+would seldom be drawn, get a kill each when they are begun and when they are there: that of a codec that is fitted, and
+that of what follows from the instruction, which instruct-pix2pix has (small, with random weights). Processes are forked
+from one that has loaded the editor, so that no kill is spent on the start of an interpreter. Prints how many kills met
+which phase, and how many caches differed from the undisturbed one (exit code 1 where one did).
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import hashlib
 import os
 import random
@@ -29,6 +33,8 @@ from imagewam_cli.data.types import Dataset
 from imagewam_cli.editor import Editor, PrefixSettings
 from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.encoding import instructions_of
+from imagewam_cli.kvcache.learned import CODEC
+from imagewam_cli.kvcache.manifest import INSTRUCTIONS, SHARDS
 from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.kvcache.verify import verify_cache
 from imagewam_cli.registry import Registry
@@ -41,6 +47,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--episodes", type=int, default=3)
     parser.add_argument("--codec", default="int8")
+    parser.add_argument("--editor", choices=list(EDITORS), default="tiny")
     parser.add_argument("--shard-mb", type=float, default=1.0)
     parser.add_argument("--stride", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
@@ -49,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         record(TabletopEnvironment(), Path(scratch) / "dataset", arguments.episodes, video_codec=None)
         dataset = open_dataset(Path(scratch) / "dataset")
-        editor = tiny(dataset)
+        editor = EDITORS[arguments.editor](dataset, Path(scratch) / "weights")
         settings = BuildSettings(stride=arguments.stride, batch=4, shard_mb=arguments.shard_mb)
         codec = Registry.installed().codecs.load(arguments.codec)
 
@@ -68,10 +75,15 @@ def campaign(build: Callable[[Path], None], scratch: Path, kills: int, rng: rand
     print(f"an undisturbed build takes {seconds:.2f} s", flush=True)
     phases: collections.Counter[str] = collections.Counter()
     caches = different = 0
+    rare = [f"{file}{end}" for file in RARE if (whole / file).exists() for end in (".partial", "")]
     while phases.total() < kills:
         out = scratch / f"cache-{caches}"
-        while phases.total() < kills and _killed(build, out, rng.uniform(0, seconds)):
-            phases[_phase(out)] += 1
+        if caches < len(rare):
+            if _killed(build, out, (out / rare[caches]).exists):
+                phases[f"5 as soon as there is {rare[caches]}"] += 1
+        else:
+            while phases.total() < kills and _killed(build, out, _in(rng.uniform(0, seconds))):
+                phases[_phase(out)] += 1
         _finish(build, out)
         caches += 1
         different += _digest(out) != expected or bool(verify_cache(out))
@@ -81,8 +93,14 @@ def campaign(build: Callable[[Path], None], scratch: Path, kills: int, rng: rand
     return int(different > 0)
 
 
-def _killed(build: Callable[[Path], None], out: Path, after: float) -> bool:
-    """Whether the build was still running when it was killed."""
+def _in(seconds: float) -> Callable[[], bool]:
+    """Whether it is so late."""
+    until = time.perf_counter() + seconds
+    return lambda: time.perf_counter() >= until
+
+
+def _killed(build: Callable[[Path], None], out: Path, due: Callable[[], bool]) -> bool:
+    """Whether the build was still running when it was due to be killed."""
     child = os.fork()
     if child == 0:
         try:
@@ -90,9 +108,13 @@ def _killed(build: Callable[[Path], None], out: Path, after: float) -> bool:
             os._exit(0)
         except BaseException:  # noqa: BLE001 - the parent is to see any failure as one
             os._exit(1)
-    time.sleep(after)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    ended, status = 0, 0
+    while not ended and not due():
+        time.sleep(0.0002)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
         raise SystemExit("a build failed")
     return os.WIFSIGNALED(status)
@@ -118,8 +140,14 @@ def _phase(out: Path) -> str:
     names = [path.name for path in out.rglob("*")]
     if "manifest.json.partial" in names:
         return "3 while a manifest is written"
+    manifest = (out / "manifest.json").read_text()
+    for file in (CODEC, INSTRUCTIONS):
+        if f"{file}.partial" in names:
+            return f"0a within {file}"
+        if file in names and file not in manifest:
+            return f"0b {file} is there, the manifest does not know of it"
     writing = [name for name in names if name.startswith("shard-") and name.endswith(".partial")]
-    listed = (out / "manifest.json").read_text().count('"file"')
+    listed = manifest.count('"shard-')
     whole = len([name for name in names if name.startswith("shard-")]) - len(writing)
     if whole > listed:
         return "2 a shard is there, the manifest does not know of it"
@@ -136,13 +164,33 @@ def _digest(folder: Path) -> str:
 
 
 SMALL = PrefixSettings(cameras=("top",), image_size=(64, 64))
+RARE = (CODEC, f"{SHARDS}/{INSTRUCTIONS}")
+"""Files of a cache that are written once, before the shards of its rows."""
 
 
-def tiny(dataset: Dataset) -> Editor:
-    """The embedded editor on pictures of 64 pixels, for a small cache."""
+def tiny(dataset: Dataset, weights: Path | None = None) -> Editor:
+    """The embedded editor on pictures of 64 pixels, for a small cache; weights: not needed, it has its own."""
     editors = Registry.installed().editors
     editor: Editor = editors.load("tiny").load(editors.get("tiny"), SMALL, instructions=instructions_of(dataset))
     return editor
+
+
+def instruct_pix2pix(dataset: Dataset, weights: Path) -> Editor:
+    """Its first layers, two of self-attention and two of cross-attention; weights: where a small pipeline of random
+    weights is written."""
+    sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+    from real_dimensions import PIPELINES
+
+    editors, name = Registry.installed().editors, "instruct-pix2pix"
+    PIPELINES[name](editors.get(name), weights, True)
+    settings = dataclasses.replace(SMALL, segments=("text", "target"), layers="0,1,2,3", compute_dtype="float32")
+    editor: Editor = editors.load(name).load(
+        editors.get(name), settings, instructions=instructions_of(dataset), weights=weights
+    )
+    return editor
+
+
+EDITORS = {"tiny": tiny, "instruct-pix2pix": instruct_pix2pix}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from imagewam_cli.cli.options import (
     chosen_hardware,
     existing_dataset,
     existing_policy,
+    from_home,
     newest_instead_of,
 )
 from imagewam_cli.cli.os_errors import require_writable
@@ -35,16 +36,18 @@ class TargetName(StrEnum):
 
 
 def attention_command(
-    dataset: Annotated[Path, typer.Option("--dataset", help="Recorded episodes to look at.")],
+    dataset: Annotated[Path, typer.Option("--dataset", callback=from_home, help="Recorded episodes to look at.")],
     policy: Annotated[
-        Path | None, typer.Option("--policy", help="A run or bundle folder; by default the newest run.")
+        Path | None,
+        typer.Option("--policy", callback=from_home, help="A run or bundle folder; by default the newest run."),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", help="Frames to look at, spread over the episodes.")] = 32,
     target: Annotated[
         TargetName, typer.Option("--target", help="Compare with the frame after the chunk, or with the episode's end.")
     ] = TargetName.horizon,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of numbers and pictures; by default beside the policy.")
+        Path | None,
+        typer.Option("--out", callback=from_home, help="Folder of numbers and pictures; by default beside the policy."),
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "cpu",

@@ -25,6 +25,7 @@ def choices_within(
 
     from imagewam_cli.errors import UsageError
     from imagewam_cli.evaluation.budget import choices, fitting
+    from imagewam_cli.kvcache.encoding import instructions_of
     from imagewam_cli.kvcache.learned import sample_prefixes
     from imagewam_cli.registry import Registry
 
@@ -37,6 +38,7 @@ def choices_within(
         exact,
         codecs,
         rows=rows,
+        instructions=len(instructions_of(dataset)),
         samples=sample_prefixes(editor, dataset, stride),
         layers=settings.layers,
         pool=settings.pool,

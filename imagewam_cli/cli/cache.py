@@ -134,7 +134,7 @@ def cache_command(
         "cache": str(folder),
         "rows": manifest.rows,
         "shards": len(manifest.shards),
-        "bytes": sum(s.bytes for s in manifest.entries),
+        "bytes": sum(entry.bytes for entry in manifest.entries),
         "fingerprint": manifest.digest,
     }
     output.result(values, f"{folder}: {manifest.rows} rows in {len(manifest.shards)} shards", format.value)

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from imagewam_cli.cli.options import from_home
+
 
 def demo_command(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("imagewam-demo"),
+    out: Annotated[Path, typer.Option("--out", callback=from_home, help="Folder of the demo.")] = Path("imagewam-demo"),
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="Demonstrations to record.")] = 1200,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps.")] = 1000,
     scenes: Annotated[int, typer.Option("--scenes", min=1, help="Scenes per split to evaluate on.")] = 50,

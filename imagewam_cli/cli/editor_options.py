@@ -19,6 +19,7 @@ from imagewam_cli.cli.options import (
     OffloadOption,
     chosen_hardware,
     existing_dataset,
+    from_home,
     listed,
     size_of,
 )
@@ -40,7 +41,9 @@ class EditorOptions:
     ] = None
     dataset: Annotated[
         Path | None,
-        typer.Option("--dataset", help="A LeRobot dataset; without it, embedded demonstrations are recorded."),
+        typer.Option(
+            "--dataset", callback=from_home, help="A LeRobot dataset; without it, embedded demonstrations are recorded."
+        ),
     ] = None
     mode: Annotated[str | None, typer.Option("--mode", help="prefix or denoise; by default the editor's.")] = None
     timestep: Annotated[float | None, typer.Option("--timestep", help="In [0, 1]; by default the editor's.")] = None

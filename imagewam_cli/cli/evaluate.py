@@ -19,6 +19,7 @@ from imagewam_cli.cli.options import (
     chosen_hardware,
     existing_dataset,
     existing_policy,
+    from_home,
     listed,
     newest_instead_of,
 )
@@ -36,7 +37,10 @@ def eval_command(
     ] = None,
     env: EnvOption = "tabletop",
     dataset: Annotated[
-        Path | None, typer.Option("--dataset", help="Compare with recorded actions instead of running a simulator.")
+        Path | None,
+        typer.Option(
+            "--dataset", callback=from_home, help="Compare with recorded actions instead of running a simulator."
+        ),
     ] = None,
     episodes: Annotated[int, typer.Option("--episodes", help="Scenes per split (or episodes of the dataset).")] = 50,
     split: Annotated[
@@ -50,7 +54,8 @@ def eval_command(
     ] = False,
     video: Annotated[str | None, typer.Option("--video", help="sheet, gif or mp4 (several with commas).")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the results; by default beside the policy.")
+        Path | None,
+        typer.Option("--out", callback=from_home, help="Folder of the results; by default beside the policy."),
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "cpu",
@@ -69,7 +74,7 @@ def eval_command(
     hardware = chosen_hardware(device, offload, compile)
     name = policy if policy is not None else str(newest_instead_of("--policy", "run"))
     if name not in BASELINES:
-        existing_policy("--policy", Path(name))
+        name = str(existing_policy("--policy", Path(name)))
     if dataset is not None:
         _open_loop(
             name=name,

@@ -7,15 +7,19 @@ from typing import Annotated
 
 import typer
 
-from imagewam_cli.cli.options import FormatName, WeightsOption, existing_policy, newest_instead_of
+from imagewam_cli.cli.options import FormatName, WeightsOption, existing_policy, from_home, newest_instead_of
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output
 
 
 def export_command(
-    run: Annotated[Path | None, typer.Option("--run", help="The run; by default the newest in runs/.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", callback=from_home, help="The run; by default the newest in runs/.")
+    ] = None,
     to: Annotated[str, typer.Option("--format", help="What to write: onnx, bundle, or a plugin's format.")] = "onnx",
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; by default exports/RUN-FORMAT.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", callback=from_home, help="Folder to write; by default exports/RUN-FORMAT.")
+    ] = None,
     weights: WeightsOption = None,
     report: Annotated[FormatName, typer.Option("--report", help="How to print the result.")] = FormatName.human,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from imagewam_cli.cli.options import FormatName, FormatOption
+from imagewam_cli.cli.options import FormatName, FormatOption, from_home
 from imagewam_cli.cli.output import bytes_text, output
 
 
@@ -18,8 +18,12 @@ def fetch_command(
         list[str] | None, typer.Option("--include", help="Patterns of files, instead of what the plugin reads.")
     ] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Patterns of files to leave out.")] = None,
-    local_dir: Annotated[Path | None, typer.Option("--local-dir", help="A folder instead of the Hub's cache.")] = None,
-    cache_dir: Annotated[Path | None, typer.Option("--cache-dir", help="Another place for the Hub's cache.")] = None,
+    local_dir: Annotated[
+        Path | None, typer.Option("--local-dir", callback=from_home, help="A folder instead of the Hub's cache.")
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option("--cache-dir", callback=from_home, help="Another place for the Hub's cache.")
+    ] = None,
     token: Annotated[str | None, typer.Option("--token", help="Instead of that of `hf auth login`.")] = None,
     max_workers: Annotated[int, typer.Option("--max-workers", min=1, help="Files at a time.")] = 8,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be downloaded.")] = False,

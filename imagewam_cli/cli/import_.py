@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from imagewam_cli.cli.options import DeviceOption, FormatName, FormatOption, WeightsOption, existing
+from imagewam_cli.cli.options import DeviceOption, FormatName, FormatOption, WeightsOption, existing, from_home
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output
 
@@ -19,12 +19,13 @@ class RoundingName(StrEnum):
 
 
 def import_command(
-    checkpoint: Annotated[Path, typer.Argument(help="The model.pt of a published policy.")],
+    checkpoint: Annotated[Path, typer.Argument(callback=from_home, help="The model.pt of a published policy.")],
     editor: Annotated[str, typer.Option("--editor", help="The editor that it was trained on.")],
     robot: Annotated[str, typer.Option("--robot", help="libero or robotwin: cameras, normalisation, grippers.")],
-    stats: Annotated[Path, typer.Option("--stats", help="Its dataset_stats.json.")],
+    stats: Annotated[Path, typer.Option("--stats", callback=from_home, help="Its dataset_stats.json.")],
     config: Annotated[
-        Path | None, typer.Option("--config", help="Its train_config.yaml; without it, the published defaults.")
+        Path | None,
+        typer.Option("--config", callback=from_home, help="Its train_config.yaml; without it, the published defaults."),
     ] = None,
     camera: Annotated[
         list[str] | None, typer.Option("--camera", help="Your names of the cameras, in the robot's order.")
@@ -34,7 +35,8 @@ def import_command(
         typer.Option("--rounding", help="How positions and times are rounded; by default as it was trained."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the policy; by default exports/CHECKPOINT.")
+        Path | None,
+        typer.Option("--out", callback=from_home, help="Folder of the policy; by default exports/CHECKPOINT."),
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "cpu",

@@ -102,7 +102,7 @@ def _cache(place: Location) -> dict[str, Any]:
         "parts": {f"{share.index}/{share.count}": rows for share, rows in parts.items()},
         "damage": [f"{damage.file}: {damage.what}" for damage in damages],
         "next": _advice(place, manifest, list(parts), merged=merged, damaged=bool(damages)),
-        "bytes": sum(s.bytes for s in manifest.shards),
+        "bytes": sum(entry.bytes for entry in manifest.entries),
         "shards": len(manifest.shards),
         "codec": manifest.codec,
         "mode": spec.mode,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from imagewam_cli.cli.options import FormatName, FormatOption, existing
+from imagewam_cli.cli.options import FormatName, FormatOption, existing, from_home
 from imagewam_cli.cli.output import bytes_text, output, table
 
 
@@ -15,7 +15,9 @@ def list_command(
     folders: Annotated[
         list[Path] | None, typer.Argument(help="Look in these folders; by default in the working folder.")
     ] = None,
-    delete: Annotated[Path | None, typer.Option("--delete", help="Delete this one, after asking.")] = None,
+    delete: Annotated[
+        Path | None, typer.Option("--delete", callback=from_home, help="Delete this one, after asking.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     format: FormatOption = FormatName.human,
 ) -> None:

@@ -12,7 +12,7 @@ import typer
 from imagewam_cli.cli.output import output
 from imagewam_cli.config import from_dict
 from imagewam_cli.hardware import Hardware
-from imagewam_cli.kvcache.location import Location, location
+from imagewam_cli.kvcache.location import Location, expanded, location
 from imagewam_cli.workspace import newest
 
 
@@ -62,16 +62,22 @@ def require_positive(**values: float) -> None:
 
 
 def existing(what: str, path: Path, advice: str) -> Path:
-    """`path` as it was given, where something is there. what: the option or argument; advice: what to do next.
+    """The path, `~` being a home, where something is there. what: the option or argument; advice: what to do next.
 
     Raises:
         UsageError: nothing is there.
     """
     from imagewam_cli.errors import UsageError
 
-    if not path.expanduser().exists():
+    found = expanded(path)
+    if not found.exists():
         raise UsageError(f"{what} {path} does not exist", advice)
-    return path
+    return found
+
+
+def from_home(path: Path | None) -> Path | None:
+    """As `location`, for options that are paths."""
+    return None if path is None else expanded(path)
 
 
 def chosen_cache(text: str | None) -> Location:
@@ -103,9 +109,9 @@ def existing_policy(option: str, path: Path) -> Path:
 
 
 def _existing_weights(path: Path | None) -> Path | None:
-    if path is not None:
-        existing("--weights", path, "pass a diffusers folder, or leave it out: see `imagewam fetch --help`")
-    return path
+    if path is None:
+        return None
+    return existing("--weights", path, "pass a diffusers folder, or leave it out: see `imagewam fetch --help`")
 
 
 class FormatName(StrEnum):

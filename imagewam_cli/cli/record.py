@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from imagewam_cli.cli.options import EnvOption, SeedOption
+from imagewam_cli.cli.options import EnvOption, SeedOption, from_home
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import output
 
 
 def record_command(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the new dataset.")],
+    out: Annotated[Path, typer.Option("--out", callback=from_home, help="Folder of the new dataset.")],
     env: EnvOption = "tabletop",
     episodes: Annotated[int, typer.Option("--episodes", help="Demonstrations to record.")] = 200,
     seed: SeedOption = 0,

@@ -17,6 +17,7 @@ from imagewam_cli.cli.options import (
     chosen_cache,
     chosen_hardware,
     existing_policy,
+    from_home,
     require_at_least_one,
 )
 from imagewam_cli.cli.origin import cache_origin
@@ -27,13 +28,16 @@ from imagewam_cli.cli.output import output
 def report_command(
     cache: CacheOption = None,
     run: Annotated[
-        Path | None, typer.Option("--run", help="Also how much this policy's actions and loss change.")
+        Path | None,
+        typer.Option("--run", callback=from_home, help="Also how much this policy's actions and loss change."),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", help="Rows to look at, spread over the cache.")] = 32,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Picture of bytes against error, PNG, SVG or PDF.")
+        Path | None, typer.Option("--plot", callback=from_home, help="Picture of bytes against error, PNG, SVG or PDF.")
     ] = None,
-    dataset: Annotated[Path | None, typer.Option("--dataset", help="Where the dataset has moved.")] = None,
+    dataset: Annotated[
+        Path | None, typer.Option("--dataset", callback=from_home, help="Where the dataset has moved.")
+    ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "cpu",
     offload: OffloadOption = "none",

@@ -18,6 +18,7 @@ from imagewam_cli.cli.options import (
     WeightsOption,
     chosen_cache,
     existing,
+    from_home,
     require_at_least_one,
 )
 from imagewam_cli.cli.os_errors import require_writable
@@ -37,8 +38,12 @@ def train_expert_command(
     online: Annotated[
         bool, typer.Option("--online", help="Without a cache: --editor encodes the rows of each step.")
     ] = False,
-    config: Annotated[Path | None, typer.Option("--config", help="A YAML recipe; see docs/training.md.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; by default runs/CACHE.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", callback=from_home, help="A YAML recipe; see docs/training.md.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", callback=from_home, help="Folder of the run; by default runs/CACHE.")
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", help="Rows per step.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Random seed of the run.")] = None,

@@ -16,6 +16,7 @@ from imagewam_cli.cli.options import (
     WeightsOption,
     chosen_cache,
     chosen_hardware,
+    from_home,
 )
 from imagewam_cli.cli.origin import cache_origin
 from imagewam_cli.cli.output import output
@@ -25,7 +26,7 @@ def verify_command(
     cache: CacheOption = None,
     repair: Annotated[bool, typer.Option("--repair", help="Compute what is damaged again.")] = False,
     dataset: Annotated[
-        Path | None, typer.Option("--dataset", help="For --repair, where the dataset has moved.")
+        Path | None, typer.Option("--dataset", callback=from_home, help="For --repair, where the dataset has moved.")
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "cpu",

@@ -135,13 +135,13 @@ def _recipe(chosen: ChosenEditor, out: Location, codec: str, build: BuildSetting
     from imagewam_cli.kvcache.engines.worker import BuildRecipe
 
     return BuildRecipe(
-        dataset=chosen.path.expanduser().resolve(),
+        dataset=chosen.path.resolve(),
         keys=chosen.dataset.info.keys,
         editor=chosen.entry.name,
         prefix=chosen.settings,
-        weights=None if chosen.weights is None else chosen.weights.expanduser().resolve(),
+        weights=None if chosen.weights is None else chosen.weights.resolve(),
         hardware=chosen.hardware,
-        out=out.expanduser().resolve() if isinstance(out, Path) else out,
+        out=out.resolve() if isinstance(out, Path) else out,
         codec=codec,
         settings=build,
     )

@@ -11,13 +11,17 @@ from imagewam_cli.data.types import Dataset, Row
 
 def spread_rows(dataset: Dataset, *, episodes: int, rows: int, stride: int = 1) -> Iterator[Row]:
     """At most `rows` rows of each of at most `episodes` episodes, evenly spaced in both; every `stride`-th counts."""
+    wanted = spread_places(dataset, episodes=episodes, rows=rows, stride=stride)
+    stream = dataset.rows(episodes=sorted({episode for episode, _ in wanted}), stride=stride)
+    return (row for row in stream if (row.episode, row.frame) in wanted)
+
+
+def spread_places(dataset: Dataset, *, episodes: int, rows: int, stride: int = 1) -> set[tuple[int, int]]:
+    """(episode, frame) of `spread_rows`; nothing is read."""
     every = dataset.episodes()
     count = min(episodes, len(every))
-    shown = [every[i * len(every) // count] for i in range(count)]
-    wanted = {
+    return {
         (e.index, int(frame))
-        for e in shown
+        for e in (every[i * len(every) // count] for i in range(count))
         for frame in np.linspace(0, (e.length - 1) // stride, rows).round().astype(int) * stride
     }
-    stream = dataset.rows(episodes=[e.index for e in shown], stride=stride)
-    return (row for row in stream if (row.episode, row.frame) in wanted)

@@ -16,7 +16,7 @@ from itertools import groupby
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.evaluation.fidelity import POOLS, layer_errors_of, ways
 from imagewam_cli.kvcache.codec import Codec
-from imagewam_cli.kvcache.plan import bytes_per_row
+from imagewam_cli.kvcache.plan import bytes_per_instruction, bytes_per_row
 from imagewam_cli.kvcache.spec import KVSpec, select_layers
 
 _THINNINGS = ("all", "every:2", "every:4", "every:8")
@@ -45,14 +45,16 @@ def choices(
     codecs: Mapping[str, Codec],
     *,
     rows: int,
+    instructions: int,
     samples: Sequence[PrefixKV] = (),
     layers: str = "all",
     pool: int = 1,
 ) -> tuple[Choice, ...]:
     """Every codec with every pooling and thinning, in the order in which they are to be taken where they fit.
 
-    spec, exact: of a few rows; rows: of the cache; samples: other rows, for codecs that are fitted to some. layers,
-    pool: that the rows were made with; where these are not the defaults, they are the user's choice and stay.
+    spec, exact: of a few rows; rows, instructions: of the cache; samples: other rows, for codecs that are fitted to
+    some. layers, pool: that the rows were made with; where these are not the defaults, they are the user's choice and
+    stay.
     """
     tried = ways(spec, codecs.values(), samples, pools=POOLS if pool == 1 else (1,))
     errors = [[e.attention for e in of_way] for of_way in layer_errors_of(spec, exact, tried)]
@@ -68,7 +70,7 @@ def choices(
                     pool=pool if pool != 1 else way.pool,
                     layers=thinning,
                     bytes_per_row=size,
-                    total_bytes=rows * size,
+                    total_bytes=rows * size + instructions * bytes_per_instruction(thin, way.codec),
                     attention=statistics.fmean(of_layers[i] for i in kept),
                 )
             )

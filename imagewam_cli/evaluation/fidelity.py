@@ -29,10 +29,10 @@ from imagewam_cli.kvcache.encoding import batches
 from imagewam_cli.kvcache.learned import fitted_to, sample_prefixes
 from imagewam_cli.kvcache.plan import bytes_per_row
 from imagewam_cli.kvcache.reader import CacheReader
-from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec
+from imagewam_cli.kvcache.spec import KVSpec, LayerSpec
 from imagewam_cli.kvcache.table import Indices
 from imagewam_cli.policy.policy import Policy
-from imagewam_cli.pooling import pooled, pooled_layer, pooled_segment
+from imagewam_cli.pooling import pooled_layer, pooled_prefix
 from imagewam_cli.registry import Registry
 from imagewam_cli.training.data import Batch
 from imagewam_cli.training.objective import flow_loss
@@ -268,38 +268,6 @@ def table(result: FidelityResult) -> str:
             f"policy: actions change by {change.action:.4f}, loss {change.exact_loss:.4f} -> {change.stored_loss:.4f}"
         )
     return "\n\n".join(parts)
-
-
-def pooled_prefix(spec: KVSpec, prefix: PrefixKV, size: int) -> tuple[KVSpec, PrefixKV]:
-    """The layout and the prefix with their pictures in cells of `size` x `size` tokens.
-
-    Raises:
-        UsageError: as `pooled_layer`.
-    """
-    layers = tuple(pooled_layer(layer, size, spec.rope) for layer in spec.layers)
-    kept = tuple(
-        LayerKV(*(torch.cat(parts, dim=1) for parts in zip(*_pooled_parts(kv, layer, size, spec.rope), strict=True)))
-        for kv, layer in zip(prefix.layers, spec.layers, strict=True)
-    )
-    valid = prefix.valid
-    holding = next((layer for layer in spec.layers if layer.holds_text), None)
-    if valid is not None and holding is not None:
-        pieces = torch.split(valid, [s.tokens for s in holding.segments], dim=1)
-        valid = torch.cat(
-            [
-                piece if s.grid is None else piece.new_ones(len(piece), pooled_segment(s, size).tokens)
-                for s, piece in zip(holding.segments, pieces, strict=True)
-            ],
-            dim=1,
-        )
-    return dataclasses.replace(spec, layers=layers), PrefixKV(kept, valid)
-
-
-def _pooled_parts(kv: LayerKV, layer: LayerSpec, size: int, rope: RopeSpec | None) -> list[tuple[Tensor, Tensor]]:
-    sizes = [s.tokens for s in layer.segments]
-    pieces = zip(layer.segments, torch.split(kv.k, sizes, dim=1), torch.split(kv.v, sizes, dim=1), strict=True)
-    found = [pooled(LayerKV(k, v), segment, size, rope) for segment, k, v in pieces]
-    return [(x.k, x.v) for x in found]
 
 
 def _queries(k: Tensor, valid: Tensor | None) -> Tensor:

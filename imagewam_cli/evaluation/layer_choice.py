@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from imagewam_cli.data.spread import spread_rows
+from imagewam_cli.data.spread import spread_places, spread_rows
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editor import Editor, PrefixKV
 from imagewam_cli.errors import UsageError
@@ -26,7 +26,8 @@ from imagewam_cli.kvcache.table import FrameTable
 Float64Array = npt.NDArray[np.float64]
 
 _SKETCH = 1024
-_EPISODES, _ROWS, _BATCH = 48, 6, 8
+_SPREAD = {"episodes": 48, "rows": 6}
+_BATCH = 8
 _HORIZON = 10
 """Actions of the chunk."""
 _FOLDS = 5
@@ -96,13 +97,12 @@ def measure_layers(
     Raises:
         UsageError: as `choose_layers`.
     """
-    wanted = _sampled(dataset, stride)
-    shown = sorted({episode for episode, _ in wanted})
+    shown = sorted({episode for episode, _ in spread_places(dataset, **_SPREAD, stride=stride)})
     _require_layers(len(editor.spec.layers), keep)  # before anything is computed
     _folds(shown)
     table, _ = FrameTable.of(dataset.rows(images=False))
     sketches, rows = LayerSketches(), []
-    for few in batches(spread_rows(dataset, episodes=_EPISODES, rows=_ROWS, stride=stride), _BATCH):
+    for few in batches(spread_rows(dataset, **_SPREAD, stride=stride), _BATCH):
         sketches.add(editor.encode([r.images for r in few], [r.instruction for r in few]))
         rows += [dataclasses.replace(r, images={}) for r in few]
         on_rows(len(few))
@@ -115,18 +115,7 @@ def measure_layers(
 
 def sample_rows(dataset: Dataset, stride: int = 1) -> int:
     """How many rows `measure_layers` looks at."""
-    return len(_sampled(dataset, stride))
-
-
-def _sampled(dataset: Dataset, stride: int) -> set[tuple[int, int]]:
-    """(episode, frame), evenly spaced."""
-    episodes = dataset.episodes()
-    few = min(_EPISODES, len(episodes))
-    return {
-        (e.index, int(frame))
-        for e in (episodes[i * len(episodes) // few] for i in range(few))
-        for frame in np.linspace(0, (e.length - 1) // stride, _ROWS).round().astype(int) * stride
-    }
+    return len(spread_places(dataset, **_SPREAD, stride=stride))
 
 
 def _require_layers(count: int, keep: int) -> None:

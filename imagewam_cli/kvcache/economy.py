@@ -79,7 +79,6 @@ def _of_codec(
     editor: Editor, codec: Codec, rows: Sequence[Row], prefix: PrefixKV, forward: float, folder: Path
 ) -> Economy:
     codec = fitted_to(codec, editor.spec, [prefix])
-    numbers = {text: i for i, text in enumerate(dict.fromkeys(row.instruction for row in rows))}
     started = time.perf_counter()
     tensors = stored_tensors(prefix, editor.spec, codec)
     coding = (time.perf_counter() - started) / len(rows)
@@ -89,7 +88,7 @@ def _of_codec(
         path = Path(scratch) / "sample.safetensors"
         write = _written(path, editor, codec, len(rows), tensors, times) / (times * len(rows))
         read, stored = _read(path, times * len(rows))
-    stored |= _of_instructions(prefix, editor, codec, [numbers[row.instruction] for row in rows] * times)
+    stored |= _of_instructions(prefix, editor, codec, [row.instruction for row in rows], times)
     decode = _seconds(lambda: decode_prefix(stored, editor.spec, codec)) / (times * len(rows))
     return Economy(row_bytes=row_bytes, forward=forward, write=coding + write, read=read, decode=decode)
 
@@ -104,11 +103,18 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _of_instructions(prefix: PrefixKV, editor: Editor, codec: Codec, numbers: Sequence[int]) -> dict[str, Tensor]:
-    """What a reader adds to rows of instructions with these numbers: read once, it is not part of a row's cost."""
+def _of_instructions(
+    prefix: PrefixKV, editor: Editor, codec: Codec, instructions: Sequence[str], times: int
+) -> dict[str, Tensor]:
+    """What a reader adds to rows of these instructions, so many times over: read once, it is not part of a row's
+    cost."""
     if not stored_parts(editor.spec, codec, by_instruction=True):
         return {}
-    return stored_tensors(prefix, editor.spec, codec, by_instruction=True) | {PLACE: torch.tensor(numbers)}
+    distinct = list(dict.fromkeys(instructions))
+    first = [instructions.index(text) for text in distinct]
+    once = stored_tensors(prefix, editor.spec, codec, by_instruction=True)
+    places = torch.tensor([distinct.index(text) for text in instructions] * times)
+    return {name: tensor[first] for name, tensor in once.items()} | {PLACE: places}
 
 
 def _written(

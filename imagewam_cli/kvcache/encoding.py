@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
@@ -117,7 +118,10 @@ def instruction_rows(dataset: Dataset) -> Iterator[Row]:
         first.setdefault(row.instruction, row)
     wanted = {row.row for row in first.values()}
     episodes = list(dict.fromkeys(row.episode for row in first.values()))
-    return (row for row in dataset.rows(episodes=episodes) if row.row in wanted)
+    # one stream, as each would decode a video from its beginning; frames that the stride leaves out become no pictures
+    stride = math.gcd(*(row.frame for row in first.values())) or max(e.length for e in dataset.episodes())
+    rows = (row for row in dataset.rows(episodes=episodes, stride=stride) if row.row in wanted)
+    return islice(rows, len(wanted))
 
 
 def samples_bytes(dataset: Dataset, stride: int) -> bytes:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Sampler
 
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import UsageError
+from imagewam_cli.kvcache.location import location
 from imagewam_cli.kvcache.order import Remainder, Shuffle, epoch_order, stretch
 from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.kvcache.shard import LoadMethod
@@ -34,8 +35,8 @@ class PrefixDataset(Dataset[dict[str, Tensor]]):
     A worker of a DataLoader, forked or spawned, opens the cache for itself.
     """
 
-    def __init__(self, folder: Path | str, *, horizon: int = 10, load: LoadMethod = "mmap") -> None:
-        """horizon: steps of the action chunk that follows each row.
+    def __init__(self, place: Path | str, *, horizon: int = 10, load: LoadMethod = "mmap") -> None:
+        """place: a folder or a URL; horizon: steps of the action chunk that follows each row.
 
         Raises:
             CacheError: no cache, damaged, or without a single finished shard.
@@ -43,7 +44,7 @@ class PrefixDataset(Dataset[dict[str, Tensor]]):
         """
         if horizon < 1:
             raise UsageError(f"a horizon of {horizon} is no action chunk", "use at least 1")
-        self.reader, self.horizon = CacheReader(Path(folder), load), horizon
+        self.reader, self.horizon = CacheReader(location(place) if isinstance(place, str) else place, load), horizon
 
     def __len__(self) -> int:
         return len(self.reader)

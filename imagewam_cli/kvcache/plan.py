@@ -68,11 +68,12 @@ def plan_build(dataset: Dataset, spec: KVSpec, codec: Codec, settings: BuildSett
     if current:
         shards.append(tuple(current))
     rows = sum(row_count(e, settings) for shard in shards for e in shard)
+    per_instruction = bytes_per_instruction(spec, codec)
     return BuildPlan(
         shards=tuple(shards),
         rows=rows,
         bytes_per_row=row_bytes,
-        instruction_bytes=_instruction_bytes(dataset, spec, codec),
+        instruction_bytes=per_instruction * len(instructions_of(dataset)) if per_instruction else 0,
     )
 
 
@@ -81,11 +82,10 @@ def bytes_per_row(spec: KVSpec, codec: Codec) -> int:
     return sum(part.row_bytes for part in stored_parts(spec, codec).values()) + INDEX_BYTES
 
 
-def _instruction_bytes(dataset: Dataset, spec: KVSpec, codec: Codec) -> int:
+def bytes_per_instruction(spec: KVSpec, codec: Codec) -> int:
+    """Bytes that an instruction takes in the shard of what is stored once for each; 0 where there is no such shard."""
     parts = stored_parts(spec, codec, by_instruction=True)
-    if not parts:
-        return 0
-    return len(instructions_of(dataset)) * (sum(part.row_bytes for part in parts.values()) + INDEX_BYTES)
+    return sum(part.row_bytes for part in parts.values()) + INDEX_BYTES if parts else 0
 
 
 def own_cut(plan: BuildPlan, settings: BuildSettings) -> dict[str, tuple[int, ...]]:

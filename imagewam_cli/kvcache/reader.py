@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from imagewam_cli.kvcache.learned import stored_codec
 from imagewam_cli.kvcache.location import Location
 from imagewam_cli.kvcache.manifest import TABLE, Manifest, ShardEntry, has_checksum
 from imagewam_cli.kvcache.shard import INDEX_KEYS, LoadMethod, Shard
-from imagewam_cli.kvcache.storage import manifest_at, storage_at
+from imagewam_cli.kvcache.storage import Storage, manifest_at, storage_at
 from imagewam_cli.kvcache.table import FrameTable, Indices
 
 _OPEN_SHARDS = 512
@@ -55,8 +57,8 @@ class CacheReader:
     prefix of any cached rows, numbered 0 .. len - 1 in build order. Nothing is given that was not held against its
     checksum: a shard's head when the shard is opened, a row when it is first read.
 
-    Threads may share a reader. Pickled, it is opened again where it is unpickled, as the workers of a
-    `torch.utils.data.DataLoader` do.
+    Threads may share a reader. Pickled, it is opened again where it is unpickled; a forked process reaches the store
+    anew. So each worker of a `torch.utils.data.DataLoader` has its own.
     """
 
     def __init__(self, place: Location, method: LoadMethod = "mmap", *, open_shards: int = _OPEN_SHARDS) -> None:
@@ -71,15 +73,15 @@ class CacheReader:
         self._set_up(place, method, open_shards, manifest)
 
     def _set_up(self, place: Location, method: LoadMethod, open_shards: int, manifest: Manifest) -> None:
-        self.storage, self.method, self.manifest = storage_at(place), method, manifest
+        self._place, self.method, self.manifest = place, method, manifest
         self.codec: Codec = stored_codec(self.storage, manifest)
-        self._place = place
         self._starts = np.cumsum([0, *self.shard_rows])
         self._most_open = open_shards
         self._open: OrderedDict[str, Shard] = OrderedDict()
         self._checked: dict[Path, npt.NDArray[np.bool_]] = {}
         """Of each file that was opened, its rows that were checked: they outlast its closing."""
         self._buffers, self._opening = Buffers(), threading.Lock()
+        _readers.add(self)
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self._place, self.method, self._most_open, self.manifest
@@ -87,8 +89,18 @@ class CacheReader:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._set_up(*state)
 
+    def leave_parent(self) -> None:
+        """After a fork: let go of the store's client, which refuses to go on, and of a lock that may be held there."""
+        self.__dict__.pop("storage", None)
+        self._opening = threading.Lock()
+
     def __len__(self) -> int:
         return self.manifest.rows
+
+    @functools.cached_property
+    def storage(self) -> Storage:
+        """Where the files come from."""
+        return storage_at(self._place)
 
     @property
     def shard_rows(self) -> tuple[int, ...]:
@@ -220,3 +232,15 @@ class CacheReader:
                 raise CacheError(
                     f"{shard.path} holds other rows than the manifest says: {key} differs", self.storage.repair
                 )
+
+
+_readers: weakref.WeakSet[CacheReader] = weakref.WeakSet()
+"""Those of this process."""
+
+
+def _leave_parent() -> None:
+    for reader in _readers:
+        reader.leave_parent()
+
+
+os.register_at_fork(after_in_child=_leave_parent)

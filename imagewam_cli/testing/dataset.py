@@ -32,6 +32,8 @@ class MemoryDataset:
         self._size, self._instructions, self._shift = size, tuple(instructions), shift
         self.streams: list[tuple[int, ...]] = []
         """Episodes of each stream of pictures that was begun; with videos, each is a decoding from the beginning."""
+        self.pictures = 0
+        """How many were given."""
         self.info = DatasetInfo(
             root=Path("memory"),
             format="memory",
@@ -57,6 +59,7 @@ class MemoryDataset:
         for episode in self._episodes:
             if episodes is None or episode.index in episodes:
                 for frame in range(0, episode.length, stride):
+                    self.pictures += images
                     yield self._row(episode, frame, images)
 
     def _row(self, episode: EpisodeInfo, frame: int, images: bool) -> Row:

@@ -26,10 +26,12 @@ def held_out_episodes(policy: Path, dataset: Dataset) -> tuple[int, ...]:
     try:
         run = json.loads(marker.read_text(encoding="utf-8"))
         identity, stride, rows = str(run["dataset"]), int(run["stride"]), int(run["rows"])
+        variants = int(run.get("variants", 1))
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{marker} is damaged: {error}", "train the policy again") from None
     episodes = dataset.episodes()
-    if not dataset.info.identity.startswith(identity) or rows != sum(-(-e.length // stride) for e in episodes):
+    every = variants * sum(-(-e.length // stride) for e in episodes)
+    if not dataset.info.identity.startswith(identity) or rows != every:
         return ()
     recipe = load_yaml(recipe_file, TrainRecipe)
     _, held_out = split_episodes((e.index for e in episodes), recipe.validation_fraction, recipe.seed)

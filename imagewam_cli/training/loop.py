@@ -42,8 +42,8 @@ from imagewam_cli.workspace import RUN_MARKER
 
 _STEP_SEEDS = 1_000_003
 """Distance between the noise seeds of two run seeds: no run of fewer steps repeats another's noise."""
-_PLACES = ("cache", "online")
-"""Keys of run.json that say where the data lay: not what it is."""
+_UNCOMPARED = ("cache", "online", "variants")
+"""Keys of run.json that do not tell runs apart: where the data lay, and what follows from rows, dataset and stride."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +278,7 @@ def _identity(origin: PrefixOrigin) -> dict[str, Any]:
         "table": origin.table_checksum[:16],
         "codec": origin.codec,
         "stride": origin.dataset.stride,
+        "variants": origin.dataset.augmentation.variants,
         "rows": origin.rows,
     }
 
@@ -289,7 +290,7 @@ def _refuse_other_origin(folder: Path, identity: dict[str, Any]) -> None:
     except ValueError as error:
         raise RunError(f"{folder / RUN_MARKER} is damaged: {error}", "start over with --fresh") from None
     for key, value in identity.items():
-        if key not in _PLACES and there.get(key) != value:
+        if key not in _UNCOMPARED and there.get(key) != value:
             raise RunError(
                 f"{folder} is another run: its {key} is {there.get(key)}, this one's {value}",
                 "choose another folder with --out, or start over with --fresh",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plugins.instruct_pix2pix_folder import build as build_pix2pix
 
 from imagewam_cli.cli.app import run
 from imagewam_cli.editor import PrefixSettings
@@ -202,3 +203,20 @@ def test_a_budget_that_cannot_be_kept_is_refused(
 def test_a_budget_is_for_a_plan(capsys: pytest.CaptureFixture[str], small: list[str]) -> None:
     assert run([*small, "--budget", "1GB"]) == 2
     assert "--budget is for --plan" in capsys.readouterr().err
+
+
+def test_bytes_that_are_told_are_those_of_all_files(
+    capsys: pytest.CaptureFixture[str], tabletop: Path, tmp_path: Path
+) -> None:
+    """Of what is stored once for each instruction too, as in the plan."""
+    weights, out = build_pix2pix(tmp_path / "weights"), tmp_path / "cache"
+    command = ["-q", "cache", "--editor", "instruct-pix2pix", "--weights", str(weights), "--dataset", str(tabletop)]
+    command += ["--segments", "text,target", "--layers", "0,1", "--image-size", "64x64", "--stride", "40"]
+    command += ["--format", "json"]
+    assert run([*command, "--plan"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert run([*command, "--out", str(out)]) == 0
+    told = json.loads(capsys.readouterr().out)["bytes"]
+    assert told == sum(path.stat().st_size for path in (out / "shards").iterdir())
+    assert told == pytest.approx(planned["total_bytes"], rel=0.05)  # the headers of the files aside
+    assert (out / "shards" / "instructions.safetensors").stat().st_size > 0.1 * told

@@ -144,3 +144,31 @@ def test_folders_are_looked_at_before_the_work(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="Read-only") as caught:
         require_writable(tmp_path / "a" / "b")
     assert caught.value.filename == str(tmp_path)
+
+
+def test_a_home_is_a_home_in_every_option(
+    tabletop: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell leaves the `~` of `--out=~/here` to the command: it is no folder of that name, wherever it is given."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    (home / "set").symlink_to(tabletop)
+    (home / "weights").symlink_to(tiny_weights)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    for command in (
+        ["record", "--episodes=1", "--codec=none", "--out=~/recorded"],
+        ["cache", "--dataset=~/set", "--weights=~/weights", "--image-size=64x64", "--stride=40", "--out=~/cache"],
+        ["info", "~/cache"],
+        ["cache", "verify", "--cache=~/cache", "--repair", "--dataset=~/set"],
+        ["train-expert", "--cache=~/cache", *SMALL, "--out=~/run"],
+        ["eval", "--policy=~/run", "--dataset=~/set", "--weights=~/weights", "--episodes=1", "--out=~/eval"],
+        ["export", "--run=~/run", "--weights=~/weights", "--format=bundle", "--out=~/bundle"],
+        ["cache", "report", "--cache=~/cache", "--weights=~/weights", "--rows=1", "--run=~/run", "--plot=~/r.png"],
+    ):
+        assert run(["-q", *command]) == 0, command
+    made = {"recorded", "cache", "run", "eval", "bundle", "r.png"}
+    assert {path.name for path in home.iterdir()} - {"set", "weights", ".cache", ".config"} == made
+    assert list(here.iterdir()) == []
+    assert run(["-q", "info", "~nobody-of-this-name/cache"]) == 2

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from imagewam_cli.capture import LayerKV
 from imagewam_cli.cli.app import run
 from imagewam_cli.editor import PrefixKV
-from imagewam_cli.evaluation.fidelity import compare, compare_ways, layer_errors, pooled_prefix, through, ways
+from imagewam_cli.evaluation.fidelity import compare, compare_ways, layer_errors, through, ways
 from imagewam_cli.kvcache.codec import BFLOAT16, FLOAT32
 from imagewam_cli.kvcache.compact import INT4
 from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, SegmentSpec
+from imagewam_cli.pooling import pooled_prefix
 
 TEXT, GRID, HEADS, SIZE = 5, (4, 6), 2, 8
 

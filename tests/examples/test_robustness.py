@@ -15,17 +15,25 @@ def run(script: str, *options: str) -> str:
     return done.stdout
 
 
+EVERY_FILE = ("--editor", "instruct-pix2pix", "--codec", "pca1")
+"""A codec that is fitted, and layers that are stored once for each instruction: files beside the shards of rows."""
+
+
 def test_killed_builds_end_as_the_undisturbed_one() -> None:
-    printed = run("kills.py", "--kills", "8")
+    printed = run("kills.py", "--kills", "8", "--stride", "16", "--shard-mb", "0.02", *EVERY_FILE)
     assert "8 kills, " in printed
     assert " 0 of them not the undisturbed one" in printed
+    for file in ("codec.safetensors", "shards/instructions.safetensors"):
+        assert f"as soon as there is {file}\n" in printed
 
 
 def test_flipped_bits_are_found() -> None:
-    printed = run("flips.py", "--flips", "30", "--command-line", "1")
+    printed = run("flips.py", "--flips", "30", "--command-line", "1", *EVERY_FILE)
     assert "   30  verify: found" in printed
     assert "   30  reader: found" in printed
     assert "0 missed" in printed
+    for file in ("codec", "instructions", "shard-00000", "manifest.json"):
+        assert f"in {file}" in printed
 
 
 def test_killed_parts_that_are_merged_are_the_single_build() -> None:

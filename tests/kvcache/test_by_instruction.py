@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 from imagewam_cli.capture import LayerKV
-from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.cli.app import run
+from imagewam_cli.cli.budget_table import choices_within
+from imagewam_cli.data.types import Row, UInt8Image
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache import economy
 from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.codec import FLOAT32, Codec
+from imagewam_cli.kvcache.codec import FLOAT32, Codec, decode_prefix
 from imagewam_cli.kvcache.compact import INT8
-from imagewam_cli.kvcache.economy import measure
+from imagewam_cli.kvcache.encoding import instruction_rows
 from imagewam_cli.kvcache.manifest import INSTRUCTIONS, SHARDS, Share
 from imagewam_cli.kvcache.merge import merge_cache
 from imagewam_cli.kvcache.plan import bytes_per_row, plan_build
@@ -26,6 +31,7 @@ from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.kvcache.shard import INDEX_KEYS
 from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, SegmentSpec
 from imagewam_cli.kvcache.verify import repair_cache, verify_cache
+from imagewam_cli.registry import Registry
 
 from .conftest import LENGTHS, SETTINGS
 from .doubles import HEAD_DIM, HEADS, REFERENCE, TEXT, ArithmeticEditor, MemoryDataset, numbers, seen
@@ -133,10 +139,56 @@ def test_without_it_nothing_is_read(tmp_path: Path) -> None:
         CacheReader(tmp_path / "a").read(np.arange(3))
 
 
-def test_what_a_row_costs_is_measured_too(tmp_path: Path) -> None:
-    rows = list(MemoryDataset(LENGTHS).rows())[:4]
-    (found,) = measure(CrossAttention(), [INT8], rows, tmp_path)
-    assert found.decode > 0
+def test_what_a_row_costs_is_measured_on_whole_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is decoded, of two instructions, is what the editor gave."""
+    decoded: list[PrefixKV] = []
+    monkeypatch.setattr(economy, "decode_prefix", lambda *given: decoded.append(decode_prefix(*given)))
+    rows, editor = list(MemoryDataset(LENGTHS).rows())[3:7], CrossAttention()
+    assert len({row.instruction for row in rows}) == 2
+    economy.measure(editor, [FLOAT32], rows, tmp_path)
+    expected = editor.encode([row.images for row in rows], [row.instruction for row in rows])
+    for a, b in zip(decoded[0].layers, expected.layers, strict=True):
+        times = len(a.k) // len(rows)
+        assert torch.equal(a.k, b.k.repeat(times, 1, 1, 1))
+        assert torch.equal(a.v, b.v.repeat(times, 1, 1, 1))
+
+
+def test_one_picture_is_read_for_each_instruction() -> None:
+    """In one stream: with videos, each is a decoding from the beginning."""
+    dataset = MemoryDataset((6, 6, 6, 6))
+    assert [row.row for row in instruction_rows(dataset)] == [0, 6, 12]
+    assert (dataset.streams, dataset.pictures) == ([(0, 1, 2)], 3)
+
+
+def test_an_instruction_that_begins_within_an_episode_is_found() -> None:
+    class Changing(MemoryDataset):
+        def rows(self, **given: Any) -> Iterator[Row]:
+            for row in super().rows(**given):
+                yield dataclasses.replace(row, instruction="first" if row.frame < 4 else "then")
+
+    dataset = Changing((9, 9))
+    assert [(row.row, row.instruction) for row in instruction_rows(dataset)] == [(0, "first"), (4, "then")]
+    assert dataset.pictures == 2
+
+
+def test_a_budget_counts_it() -> None:
+    """Whatever is tried, with the bytes that a build with it would plan."""
+    dataset, editor = MemoryDataset(LENGTHS), CrossAttention()
+    sample = list(dataset.rows())[:4]
+    tried = [c for c in choices_within(editor, dataset, SETTINGS.stride, sample, 15, 1e9) if c.layers == "all"]
+    assert {"fp32", "int8", "pca1"} <= {choice.codec for choice in tried}
+    for choice in tried:
+        codec = Registry.installed().codecs.load(choice.codec)
+        plan = plan_build(dataset, editor.spec, codec, SETTINGS)
+        assert plan.instruction_bytes > 0
+        assert (choice.bytes_per_row, choice.total_bytes) == (plan.bytes_per_row, plan.total_bytes)
+
+
+def test_bytes_that_are_told_include_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(tmp_path)
+    assert run(["info", str(tmp_path), "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)["bytes"]
+    assert told == sum(path.stat().st_size for path in (tmp_path / SHARDS).iterdir())
 
 
 def test_a_layer_that_holds_a_picture_does_not_follow_from_the_instruction() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from imagewam_cli.kvcache import economy as economy_module
 from imagewam_cli.kvcache.compact import INT4
 from imagewam_cli.kvcache.economy import Economy, measure, verdict
 from imagewam_cli.kvcache.plan import bytes_per_row
@@ -44,10 +47,16 @@ def test_at_the_break_even_a_row_is_read_as_fast_as_it_is_computed() -> None:
     assert found.read * found.break_even_bytes / found.row_bytes == pytest.approx(found.forward)
 
 
-def test_it_measures_a_real_shard_and_leaves_nothing(tmp_path: Path) -> None:
+def test_it_measures_a_real_shard_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which everything that is timed takes one second, so that its share is one over its rows: a forward
+    and the codec have the 9 rows, the shard holds them 28 times, as 256 are the most.
+    """
+    monkeypatch.setattr(economy_module, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     rows = list(MemoryDataset((5, 4)).rows())
-    editor = ArithmeticEditor()
+    editor, stored = ArithmeticEditor(), 28 * 9
     for found, codec in zip(measure(editor, [INT4, PCA1], rows, tmp_path), (INT4, PCA1), strict=True):
         assert found.row_bytes == bytes_per_row(editor.spec, codec)
-        assert min(found.forward, found.write, found.read, found.decode) > 0
+        assert found.forward == pytest.approx(1 / 9)
+        assert found.write == pytest.approx(1 / 9 + 1 / stored)
+        assert (found.read, found.decode) == (pytest.approx(1 / stored), pytest.approx(1 / stored))
     assert not list(tmp_path.iterdir())

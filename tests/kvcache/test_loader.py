@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from imagewam_cli.kvcache.reader import CacheReader
 
 from .conftest import LENGTHS, SETTINGS
 from .doubles import MemoryDataset
+from .stores import Store
 
 ROWS, HORIZON = 15, 3
 
@@ -65,6 +68,36 @@ def test_workers_change_neither_order_nor_content(cached: PrefixDataset, workers
     for one, two in zip(alone, shared, strict=True):
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_workers_of_a_cache_in_a_store_reach_it_themselves(built: Path, s3: Store) -> None:
+    """Forked ones too, which must not use the clients of the process that they come from."""
+    s3.fs.put(str(built), s3.root, recursive=True)
+    stored, cached = PrefixDataset(f"{s3.url}/"), PrefixDataset(built)
+    order = BatchOrder(stored, batch=4)
+    stored.reader.read(np.array([0]))  # a shard and a client are open; the rest is for the workers to fetch
+    found = list(loader(stored, order, num_workers=2, multiprocessing_context="fork"))
+    for batch, rows in zip(found, order, strict=True):
+        expected = cached[rows]
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+def test_a_fork_while_a_thread_reads_is_no_deadlock(built: Path) -> None:
+    reader = CacheReader(built)
+    with reader._opening:  # as a thread does that opens a shard
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            reader.read(np.arange(ROWS))
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_place_is_a_folder_or_a_url(built: Path, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.fs.put(str(built), memory.root, recursive=True)
+    monkeypatch.setenv("HOME", str(built.parent))
+    for place in (str(built), f"~/{built.name}", built.as_uri(), memory.url):
+        assert len(PrefixDataset(place)) == ROWS
 
 
 def test_an_epoch_set_outside_reaches_workers_that_stay(cached: PrefixDataset) -> None:

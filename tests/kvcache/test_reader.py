@@ -23,6 +23,7 @@ from imagewam_cli.kvcache.codec import BFLOAT16, FLOAT16, FLOAT32, CastCodec
 from imagewam_cli.kvcache.manifest import signed
 from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.kvcache.storage import read_manifest
 from imagewam_cli.kvcache.verify import verify_cache
 
 from .conftest import LENGTHS, SETTINGS
@@ -193,12 +194,15 @@ def test_threads_share_a_reader(built: Path) -> None:
 
 
 def test_a_growing_cache_is_readable_after_each_shard(tmp_path: Path) -> None:
+    """When the first batch of a shard is computed, the one before it becomes known."""
     folder, readable = tmp_path / "cache", []
+    known = iter((0, 3, 3, 8, 11, 11))  # rows of finished shards, batch by batch: 3 | 3 + 2 | 3 | 3 + 1
 
     def look(rows: int) -> None:
-        time.sleep(0.05)  # as an editor takes its time, and the disk has it
-        done = json.loads((folder / "manifest.json").read_text())["shards"]
-        if done:
+        expected, until = next(known), time.monotonic() + 30
+        while (there := read_manifest(folder).rows) < expected and time.monotonic() < until:
+            time.sleep(0.001)  # the disk takes its time
+        if there:
             reader = CacheReader(folder)
             assert not verify_cache(folder)
             assert len(reader.index.row) == len(reader)
@@ -206,7 +210,7 @@ def test_a_growing_cache_is_readable_after_each_shard(tmp_path: Path) -> None:
             readable.append(len(reader))
 
     build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), folder, FLOAT32, SETTINGS, on_rows=look)
-    assert {3, 8} <= set(readable) <= {3, 8, 11}, "a shard becomes known while the next is computed"
+    assert readable == [3, 3, 8, 11, 11]
 
 
 def test_a_cache_without_a_finished_shard_says_so(built: Path, tmp_path: Path) -> None:

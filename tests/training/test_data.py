@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.codec import FLOAT32
 from imagewam_cli.kvcache.plan import BuildSettings
+from imagewam_cli.training import data as training_data
 from imagewam_cli.training.data import Batch, ExpertData, Indices, Waited
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, PolicyRecipe, TrainRecipe
@@ -190,16 +191,21 @@ class TestBatch:
                 assert torch.equal(one.k, two.k)
                 assert torch.equal(one.v, two.v)
 
-    def test_the_time_that_was_waited_is_counted(self, data: ExpertData) -> None:
+    def test_the_time_that_was_waited_is_counted(self, data: ExpertData, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = 100.0
+        monkeypatch.setattr(training_data, "time", SimpleNamespace(monotonic=lambda: now))
+
         def slow() -> Iterator[Batch]:
+            nonlocal now
             for batch in data.batches(0, 2):
-                time.sleep(0.05)
+                now += 3.0
                 yield batch
+            now += 0.5  # the end is waited for too
 
         waited = Waited(slow())
         for _ in waited:
-            time.sleep(0.2)
-        assert 0.1 <= waited.seconds < 0.3
+            now += 20.0
+        assert waited.seconds == 6.5
 
     def test_no_steps_left_are_no_batches(self, data: ExpertData) -> None:
         assert list(data.batches(12, 12)) == []

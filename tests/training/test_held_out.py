@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from kvcache.doubles import MemoryDataset
+from kvcache.doubles import ArithmeticEditor, MemoryDataset
 
+from imagewam_cli.data.augmentation import Augmentation
 from imagewam_cli.errors import RunError
+from imagewam_cli.kvcache.build import build_cache
+from imagewam_cli.kvcache.codec import FLOAT32
+from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.training.held_out import held_out_episodes
 from imagewam_cli.training.loop import Trainer
 from imagewam_cli.training.prefixes import CachedPrefixes
@@ -36,6 +41,21 @@ def test_they_are_those_that_the_trainer_kept(
     assert held_out_episodes(policy, dataset) == kept
     assert set(on) | set(kept) == set(range(EPISODES))
     assert kept
+
+
+def test_augmented_views_do_not_hide_them(dataset: MemoryDataset, recipe: TrainRecipe, tmp_path: Path) -> None:
+    """A run of three views of each frame has three times the dataset's rows; an older run.json does not say why."""
+    settings = BuildSettings(augmentation=Augmentation(variants=3))
+    build_cache(dataset, ArithmeticEditor(), tmp_path / "cache", FLOAT32, settings)
+    trainer = Trainer(CachedPrefixes(tmp_path / "cache"), dataclasses.replace(recipe, steps=1))
+    trainer.train(tmp_path / "run")
+    kept = held_out_episodes(tmp_path / "run" / "policy", dataset)
+    assert kept == tuple(trainer.data.validation_episodes) != ()
+    marker = tmp_path / "run" / "run.json"
+    older = {key: value for key, value in json.loads(marker.read_text()).items() if key != "variants"}
+    marker.write_text(json.dumps(older))
+    assert held_out_episodes(tmp_path / "run" / "policy", dataset) == ()
+    trainer.train(tmp_path / "run")  # and is still continued
 
 
 def test_of_other_data_nothing_is_known(

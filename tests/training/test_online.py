@@ -188,6 +188,7 @@ class TestContinuation:
             "dataset": origin.dataset.identity[:16],
             "table": origin.table_checksum[:16],
             "codec": "none",
+            "variants": 1,
             "stride": 1,
             "rows": EPISODES * LENGTH,
             "precision": "float32",
