@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,12 +54,16 @@ def test_two_workers_stopped_by_ctrl_c_and_started_again_make_the_single_build(
     command = ["-q", "cache", *options, "--codec", "pca1", "--batch", "4", "--shard-mb", "0.02", "--threads", "1"]
     out = tmp_path / "cache"
     started = [sys.executable, "-m", "imagewam_cli", *command, "--out", str(out), "--workers", "2"]
-    with subprocess.Popen(started, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
-        until = time.monotonic() + 60
-        while not (out / "manifest.json").exists() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+    for _ in range(5):  # on a busy machine the build may be done before it is stopped
+        shutil.rmtree(out, ignore_errors=True)
+        with subprocess.Popen(started, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+            until = time.monotonic() + 60
+            while not (out / "manifest.json").exists() and process.poll() is None and time.monotonic() < until:
+                time.sleep(0.005)
+            os.killpg(process.pid, signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        if process.returncode != 0:
+            break
     assert process.returncode == 130, said
     assert said == "", "a quiet command is quiet"
     assert left_of(process.pid) == []
