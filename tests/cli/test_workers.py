@@ -60,7 +60,8 @@ def test_two_workers_stopped_by_ctrl_c_and_started_again_make_the_single_build(
             until = time.monotonic() + 60
             while not (out / "manifest.json").exists() and process.poll() is None and time.monotonic() < until:
                 time.sleep(0.005)
-            os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
             _, said = process.communicate(timeout=60)
         if process.returncode != 0:
             break
