@@ -18,6 +18,13 @@ import torch
 
 from imagewam_cli.cli.app import run
 
+INTERRUPTIBLE = """
+import signal
+from imagewam_cli.cli.app import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs these tests may ignore it, and so would this
+main()
+"""
 FEW = ["--stride", "40", "--layers", "0", "--image-size", "64x64"]
 
 
@@ -53,7 +60,7 @@ def test_two_workers_stopped_by_ctrl_c_and_started_again_make_the_single_build(
     options = ["--dataset", str(tabletop), "--weights", str(tiny_weights), "--image-size", "64x64", "--stride", "2"]
     command = ["-q", "cache", *options, "--codec", "pca1", "--batch", "4", "--shard-mb", "0.02", "--threads", "1"]
     out = tmp_path / "cache"
-    started = [sys.executable, "-m", "imagewam_cli", *command, "--out", str(out), "--workers", "2"]
+    started = [sys.executable, "-c", INTERRUPTIBLE, *command, "--out", str(out), "--workers", "2"]
     for _ in range(5):  # on a busy machine the build may be done before it is stopped
         shutil.rmtree(out, ignore_errors=True)
         with subprocess.Popen(started, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
