@@ -12,7 +12,7 @@ from typing import Any
 
 from imagewam_cli.errors import ImagewamError, UsageError
 from imagewam_cli.evaluation.atomic import replacing
-from imagewam_cli.evaluation.fidelity import FidelityResult
+from imagewam_cli.evaluation.fidelity import FidelityResult, SettingErrors
 from imagewam_cli.evaluation.open_loop import OpenLoopResult
 from imagewam_cli.evaluation.statistics import Rate
 
@@ -127,7 +127,8 @@ def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], 
 
 
 def plot_fidelity(result: FidelityResult, path: Path) -> None:
-    """Bytes of a row against the relative error of attention, a point per codec, a line per size of cell.
+    """Bytes of a row against the relative error of attention, a point per setting; the line joins those than which
+    none is both smaller and more exact.
 
     Raises:
         ImagewamError: matplotlib is missing.
@@ -141,7 +142,7 @@ def plot_fidelity(result: FidelityResult, path: Path) -> None:
         axes.plot(
             [s.bytes_per_row / 1000 for s in points],
             [100 * s.attention for s in points],
-            "o-",
+            "o",
             color=color,
             label=label,
         )
@@ -153,11 +154,19 @@ def plot_fidelity(result: FidelityResult, path: Path) -> None:
                 xytext=(4, 4),
                 textcoords="offset points",
             )
+    front = [s for s in result.settings if all(t.attention > s.attention for t in result.settings if _smaller(t, s))]
+    axes.plot([s.bytes_per_row / 1000 for s in front], [100 * s.attention for s in front], color="grey", zorder=0)
     axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=0.01)
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_yscale("symlog", linthresh=0.01)  # fp32 is exact
+    axes.set_ylim(-0.004, 300 * max((s.attention for s in result.settings), default=0.01))
+    axes.margins(x=0.12)
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
     _plain(axes, "kB a row", "error of attention, %")
     _save(figure, path)
+
+
+def _smaller(one: SettingErrors, other: SettingErrors) -> bool:
+    return (one.bytes_per_row, one.attention) < (other.bytes_per_row, other.attention)
 
 
 def _figure(width: float, height: float) -> Any:
