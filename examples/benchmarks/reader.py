@@ -20,19 +20,13 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from caches import tiny_caches
 from timing import interleaved, machine
 
-from imagewam_cli.data.formats import open_dataset
-from imagewam_cli.editor import PrefixSettings
-from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.encoding import instructions_of
 from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.kvcache.reader import CacheReader
 from imagewam_cli.kvcache.shard import LoadMethod
 from imagewam_cli.kvcache.table import Indices
-from imagewam_cli.registry import Registry
-from imagewam_cli.sim.record import record
-from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 
 PLAIN, DECODED = "plain read", "random, later epoch, decoded"
 
@@ -64,7 +58,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folders = [arguments.cache] if arguments.cache else built(arguments, Path(scratch))
+        episodes = max(1, round(arguments.rows / 38))  # frames of one, about
+        given, folder = arguments.cache, Path(scratch)
+        folders = [given] if given else tiny_caches(arguments, folder, episodes, BuildSettings())
         found = [measure(folder, arguments.batch, arguments.load, arguments.repetitions) for folder in folders]
     if arguments.json:
         values = [
@@ -134,22 +130,6 @@ def table(one: Measured) -> str:
         for way, s in one.seconds.items()
     ]
     return "\n".join(lines)
-
-
-def built(arguments: argparse.Namespace, scratch: Path) -> list[Path]:
-    """A cache for each codec, of the same rows."""
-    record(TabletopEnvironment(), scratch / "dataset", max(1, round(arguments.rows / 38)))  # frames of one, about
-    dataset, installed = open_dataset(scratch / "dataset"), Registry.installed()
-    size = (arguments.size, arguments.size) if arguments.size else None
-    editor = installed.editors.load("tiny").load(
-        installed.editors.get("tiny"),
-        PrefixSettings(cameras=tuple(dataset.info.cameras), image_size=size),
-        instructions=instructions_of(dataset),
-        weights=arguments.weights,
-    )
-    for codec in arguments.codecs:
-        build_cache(dataset, editor, scratch / codec, installed.codecs.load(codec), BuildSettings())
-    return [scratch / codec for codec in arguments.codecs]
 
 
 if __name__ == "__main__":

@@ -15,16 +15,10 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from caches import tiny_caches
 from timing import machine
 
-from imagewam_cli.data.formats import open_dataset
-from imagewam_cli.editor import PrefixSettings
-from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.encoding import instructions_of
 from imagewam_cli.kvcache.plan import BuildSettings
-from imagewam_cli.registry import Registry
-from imagewam_cli.sim.record import record
-from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 from imagewam_cli.training.loop import Trainer
 from imagewam_cli.training.metrics import read_metrics
 from imagewam_cli.training.prefixes import CachedPrefixes
@@ -58,7 +52,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, dict[str, float]]:
     """Medians over the rounds, by codec."""
-    build(arguments, scratch)
+    tiny_caches(arguments, scratch, arguments.episodes, BuildSettings(stride=arguments.stride))
     taken: dict[str, list[tuple[float, float]]] = {codec: [] for codec in arguments.codecs}
     for turn in range(arguments.repetitions):
         for codec in arguments.codecs:
@@ -85,22 +79,6 @@ def train(arguments: argparse.Namespace, cache: Path, run: Path) -> tuple[float,
     Trainer(CachedPrefixes(cache), recipe).train(run)
     last = read_metrics(run / "metrics.jsonl")[-1]
     return last["seconds_per_step"], last["wait_seconds_per_step"]
-
-
-def build(arguments: argparse.Namespace, scratch: Path) -> None:
-    """A cache for each codec."""
-    record(TabletopEnvironment(), scratch / "dataset", arguments.episodes)
-    dataset, installed = open_dataset(scratch / "dataset"), Registry.installed()
-    size = (arguments.size, arguments.size) if arguments.size else None
-    editor = installed.editors.load("tiny").load(
-        installed.editors.get("tiny"),
-        PrefixSettings(cameras=tuple(dataset.info.cameras), image_size=size),
-        instructions=instructions_of(dataset),
-        weights=arguments.weights,
-    )
-    for codec in arguments.codecs:
-        settings = BuildSettings(stride=arguments.stride)
-        build_cache(dataset, editor, scratch / codec, installed.codecs.load(codec), settings)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,8 @@ def plot_fidelity(result: FidelityResult, path: Path) -> None:
     """
     figure = _figure(6.4, 4.0)
     axes = figure.add_subplot(1, 1, 1)
-    for pool, color in zip(sorted({s.pool for s in result.settings}), (_POLICY, _VALIDATION), strict=False):
+    for pool in sorted({s.pool for s in result.settings}):
+        color = _POLICY if pool == 1 else _VALIDATION
         points = [s for s in result.settings if s.pool == pool]
         label = "every token" if pool == 1 else f"cells of {pool} x {pool}"
         axes.plot(

@@ -92,10 +92,10 @@ class SegmentBasis:
     @functools.cached_property
     def _axes(self) -> list[Tensor]:
         """(size, A_b) of each block: the axes that are stored, in the order of `order`."""
-        starts = [0, *accumulate(len(block) for block in self.blocks)]
+        ends = accumulate(len(block) for block in self.blocks)
         return [
-            block.float()[:, self.order[own] - start]
-            for block, own, start in zip(self.blocks, self._of_blocks, starts, strict=False)
+            block.float()[:, self.order[own] - (end - len(block))]
+            for block, own, end in zip(self.blocks, self._of_blocks, ends, strict=True)
         ]
 
     @functools.cached_property

@@ -228,10 +228,10 @@ class Shard:
         sizes = {name: rows * part.row_bytes for name, part in self.parts().items()}
         steps = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values()]
         whole = (memory or _empty)(sum(steps))
-        starts = np.cumsum([0, *steps]).tolist()
+        starts = [end - step for end, step in zip(np.cumsum(steps).tolist(), steps, strict=True)]
         return {
             name: whole[start : start + size].view(self.array(name).dtype).reshape(rows, *self.array(name).shape[1:])
-            for (name, size), start in zip(sizes.items(), starts, strict=False)
+            for (name, size), start in zip(sizes.items(), starts, strict=True)
         }
 
     def take(self, rows: Rows, into: Mapping[str, npt.NDArray[np.generic]], places: Rows) -> None:

@@ -255,9 +255,9 @@ def test_figures_of_waiting_are_medians_over_the_rounds(monkeypatch: pytest.Monk
     """The share is the median of shares, not the share of medians."""
     measure = runpy.run_path(str(BENCHMARKS / "waiting.py"))["measure"]
     runs = iter([(1.0, 0.5), (4.0, 0.4), (2.0, 0.3)])  # seconds a step, and those waited
-    monkeypatch.setitem(measure.__globals__, "build", lambda *given: None)
+    monkeypatch.setitem(measure.__globals__, "tiny_caches", lambda *given: None)
     monkeypatch.setitem(measure.__globals__, "train", lambda *given: next(runs))
-    found = measure(argparse.Namespace(codecs=["bf16"], repetitions=3), tmp_path)
+    found = measure(argparse.Namespace(codecs=["bf16"], repetitions=3, episodes=1, stride=1), tmp_path)
     assert found == {"bf16": {"seconds_per_step": 2.0, "wait_seconds_per_step": 0.4, "share": 0.15}}
 
 

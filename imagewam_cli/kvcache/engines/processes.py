@@ -130,7 +130,7 @@ def _portable(error: Exception) -> Exception:
     """What can be sent of it, with the traceback as a note."""
     error.add_note("".join(traceback.format_exception(error)))
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(error))  # tried here, as the parent could only fail at it
     except Exception:  # noqa: BLE001 - foreign exceptions fail at this in their own ways
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
