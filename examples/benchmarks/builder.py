@@ -1,12 +1,12 @@
 """How much slower is building a cache than the editor alone? Aim: at least 95 % of the bare forward's rows a second.
 
     python examples/benchmarks/builder.py
-    python examples/benchmarks/builder.py --editor instruct-pix2pix --random real --rows 16 --batch 2
+    python examples/benchmarks/builder.py --editor instruct-pix2pix --random real --rows 10 --batch 2
 
 Every round builds a whole cache (videos decoded, numbers checked and encoded, checksums, shards flushed to disk) and
 runs the editor on the same batches, whose pictures are decoded beforehand and whose K and V are dropped. `tiny` takes
 its shipped weights; --random DIR writes a pipeline of the released sizes with random weights there, or takes the one
-that is there (instruct-pix2pix: 2 GB).
+that is there (instruct-pix2pix: 2 GB; on a CPU add --compute-dtype float32).
 """
 
 from __future__ import annotations

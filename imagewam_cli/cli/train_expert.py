@@ -77,7 +77,6 @@ def train_expert_command(
 
     Example: imagewam train-expert --online --editor tiny --dataset datasets/tabletop --set flow.draws=8
     """
-    from imagewam_cli.config import to_dict
     from imagewam_cli.training.loop import Trainer
     from imagewam_cli.workspace import RUNS
 
@@ -109,15 +108,7 @@ def train_expert_command(
                 bar.set_postfix({k.removeprefix("validation_"): f"{v:.4f}" for k, v in shown.items()}, refresh=False)
 
         result = trainer.train(folder, on_step=advance)
-    values: dict[str, Any] = {"run": str(folder), "steps": recipe.steps, "validation": None}
-    text = f"{folder}: {recipe.steps} steps; no episode was held out for validation"
-    if result is not None:
-        values["validation"] = to_dict(result) | {"ratio_to_constant": result.ratio}
-        text = (
-            f"{folder}: validation action error {result.action_error:.4f}, "
-            f"{_share(result)} the best constant chunk's {result.constant_error:.4f}"
-        )
-    output.result(values, text, format.value)
+    _print_result(folder, recipe.steps, result, format)
 
 
 def _require_one_source(
@@ -243,6 +234,21 @@ def _delete_run(folder: Path) -> None:
     if any(folder.iterdir()) and not (folder / RUN_MARKER).exists():
         raise UsageError(f"{folder} is not a run: --fresh does not delete it", "choose another folder with --out")
     shutil.rmtree(folder)
+
+
+def _print_result(folder: Path, steps: int, result: Any, format: FormatName) -> None:
+    """result: an `OpenLoopResult`, or None where no episode was held out."""
+    from imagewam_cli.config import to_dict
+
+    values: dict[str, Any] = {"run": str(folder), "steps": steps, "validation": None}
+    text = f"{folder}: {steps} steps; no episode was held out for validation"
+    if result is not None:
+        values["validation"] = to_dict(result) | {"ratio_to_constant": result.ratio}
+        text = (
+            f"{folder}: validation action error {result.action_error:.4f}, "
+            f"{_share(result)} the best constant chunk's {result.constant_error:.4f}"
+        )
+    output.result(values, text, format.value)
 
 
 def _print_dry_run(dry: Any, format: FormatName) -> None:

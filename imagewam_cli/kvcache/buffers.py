@@ -30,12 +30,11 @@ class Buffers:
         return lent[:size]
 
     def _fitting(self, size: int) -> Bytes:
-        try:
-            owner = self._free.pop()
-        except IndexError:
-            return np.empty(size, np.uint8)
-        return owner if size <= len(owner) <= 2 * size else np.empty(size, np.uint8)
+        for i, owner in enumerate(self._free):
+            if size <= len(owner) <= 2 * size:
+                return self._free.pop(i)
+        return np.empty(size, np.uint8)
 
     def _back(self, owner: Bytes) -> None:
-        if len(self._free) < self._kept:
-            self._free.append(owner)
+        """Those that came back last are kept: a size that is asked for no more leaves."""
+        self._free = [*self._free, owner][-self._kept :]

@@ -151,7 +151,7 @@ class CacheReader:
     def gather(self, indices: Indices) -> dict[str, Tensor]:
         """The rows' tensors as they are stored, by their names in the shards.
 
-        Copies and checksums, on one thread, so that it can run beside a computation without taking its processors.
+        Copies and checksums, on two threads at most, so that it can run beside a computation that needs processors.
         """
         if not len(indices):
             raise ValueError("no rows to read")

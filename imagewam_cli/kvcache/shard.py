@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -59,8 +60,10 @@ _COLUMNS = {**dict.fromkeys(INDEX_KEYS, Part((), torch.int64)), CHECKSUM: Part((
 _NAMES = {torch_type: name for name, (_, torch_type) in _DTYPES.items()}
 _MAX_HEADER = 16 * 2**20
 _ALIGNMENT = 64
-_AT_ONCE = 2**22
-"""Bytes of rows that are copied before they are checked: while the processor's cache still holds them."""
+_AT_ONCE = 2**21
+"""Bytes that are copied before they go into checksums: while the processor's caches still hold them."""
+_SHARED = 2**23
+"""From so many bytes on two threads copy: starting one takes as long as to copy a tenth of it."""
 
 
 def partial_of(path: Path) -> Path:
@@ -103,7 +106,7 @@ class ShardWriter:
             self._write(view.data, self._offsets[name] + self._written * view.shape[1])
         for name in INDEX_KEYS:
             self._columns[name] += index[name]
-        self._columns[CHECKSUM] += row_checksums(list(views.values()), range(count))
+        self._columns[CHECKSUM] += row_checksums(list(views.values()))
         self._written += count
 
     def finish(self) -> str:
@@ -241,16 +244,34 @@ class Shard:
             CacheError: names the dataset's rows that are damaged.
         """
         out = [_flat(into[name]) for name in self.names]
-        at_once = max(1, _AT_ONCE // max(1, sum(part.shape[1] for part in out)))
-        damaged: list[int] = []
-        with self._copier() as copy:
-            for begin, end in _neighbours(places, at_once):
-                here, place = rows[begin:end], int(places[begin])
-                copy(here, [part[place : place + len(here)] for part in out])
-                damaged += self._check(out, here, place)
-        if damaged:
+        if len(rows) * sum(part.shape[1] for part in out) < _SHARED:
+            damaged = self._take(rows, out, places)
+        else:
+            half = len(rows) // 2
+            with ThreadPoolExecutor(1) as helper:
+                first = helper.submit(self._take, rows[:half], out, places[:half])
+                second = self._take(rows[half:], out, places[half:])
+            damaged = np.concatenate([first.result(), second])
+        if len(damaged):
             numbers = ", ".join(str(self.array("row")[row]) for row in damaged[:5])
             raise CacheError(f"{self.path} is damaged: dataset rows {numbers} differ from their checksums", self.repair)
+
+    def _take(self, rows: Rows, out: Sequence[Bytes], places: Rows) -> Rows:
+        """Those of the rows that are damaged. out: of all tensors, in the order of `names`."""
+        fresh = ~self.checked[rows]
+        sums = [xxhash.xxh3_64() if unchecked else None for unchecked in fresh.tolist()]
+        stretches = list(_neighbours(places))
+        with self._copier() as copy:
+            for name, part in zip(self.names, out, strict=True):
+                for begin, end in _cut(stretches, _AT_ONCE // max(1, part.shape[1])):
+                    piece = part[places[begin] : places[begin] + end - begin]
+                    copy(name, rows[begin:end], piece)
+                    _go_on(sums[begin:end], piece)
+        read = rows[fresh]
+        found = np.array([one.intdigest() for one in sums if one], np.uint64)
+        sound: npt.NDArray[np.bool_] = found == self.array(CHECKSUM)[read]
+        self.checked[read[sound]] = True
+        return read[~sound]
 
     def tensors(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Tensor]:
         """The same memory in the dtypes that numpy does not have."""
@@ -259,39 +280,26 @@ class Shard:
     def damaged_rows(self) -> Rows:
         """Rows whose bytes are not those of their checksums."""
         parts = [_flat(self.array(name)) for name in self.names]
-        found = np.array(row_checksums(parts, range(self.rows)), np.uint64)
+        found = np.array(row_checksums(parts), np.uint64)
         return np.nonzero(found != self.array(CHECKSUM))[0].astype(np.int64)
 
-    def _check(self, out: Sequence[Bytes], rows: Rows, place: int) -> list[int]:
-        """Which of these rows, copied to `place` on, are damaged."""
-        fresh = np.nonzero(~self.checked[rows])[0]
-        if not len(fresh):
-            return []
-        found = np.array(row_checksums(out, (place + fresh).tolist()), np.uint64)
-        sound = found == self.array(CHECKSUM)[rows[fresh]]
-        self.checked[rows[fresh[sound]]] = True
-        return rows[fresh[~sound]].tolist()  # type: ignore[no-any-return]
-
     @contextmanager
-    def _copier(self) -> Iterator[Callable[[Rows, Sequence[Bytes]], None]]:
-        """Copies rows of the tensors of `names` to (rows, bytes) each."""
+    def _copier(self) -> Iterator[Callable[[str, Rows, Bytes], None]]:
+        """Copies rows of a tensor to memory for them."""
         if self.method == "mmap":
             yield self._copy
             return
         with open(self.path, "rb", buffering=0) as file:
             yield functools.partial(self._copy_from, file.fileno())
 
-    def _copy(self, rows: Rows, out: Sequence[Bytes]) -> None:
-        for name, part in zip(self.names, out, strict=True):
-            # the rows are there; to clip spares numpy a copy of the output, which it makes in case they are not
-            np.take(_flat(self.array(name)), rows, 0, part, "clip")
+    def _copy(self, name: str, rows: Rows, out: Bytes) -> None:
+        # the rows are there; to clip spares numpy a copy of the output, which it makes in case they are not
+        np.take(_flat(self.array(name)), rows, 0, out, "clip")
 
-    def _copy_from(self, file: int, rows: Rows, out: Sequence[Bytes]) -> None:
-        runs = [(int(rows[begin]), begin, end) for begin, end in _neighbours(rows, len(rows))]
-        for name, part in zip(self.names, out, strict=True):
-            start, size, view = self.offsets[name], part.shape[1], part.reshape(-1).data
-            for row, begin, end in runs:
-                self._read(file, start + row * size, view[begin * size : end * size])
+    def _copy_from(self, file: int, name: str, rows: Rows, out: Bytes) -> None:
+        start, size, view = self.offsets[name], out.shape[1], out.reshape(-1).data
+        for begin, end in _neighbours(rows):
+            self._read(file, start + int(rows[begin]) * size, view[begin * size : end * size])
 
     def _read(self, file: int, at: int, out: memoryview) -> None:
         """All of it: the system gives at most 2 GB at once."""
@@ -302,24 +310,33 @@ class Shard:
             out, at = out[count:], at + count
 
 
-def _neighbours(numbers: Rows, most: int) -> Iterator[tuple[int, int]]:
-    """[begin, end) of numbers that each are one more than the one before, at most `most` at a time."""
-    breaks = np.nonzero(np.diff(numbers) != 1)[0] + 1
-    for begin, end in itertools.pairwise([0, *breaks.tolist(), len(numbers)]):
-        for i in range(begin, end, most):
-            yield i, min(end, i + most)
+def _neighbours(numbers: Rows) -> Iterator[tuple[int, int]]:
+    """[begin, end) of numbers that each are one more than the one before."""
+    breaks = np.nonzero(numbers[1:] - numbers[:-1] != 1)[0] + 1
+    return itertools.pairwise([0, *breaks.tolist(), len(numbers)])
 
 
-def row_checksums(parts: Sequence[Bytes], rows: Iterable[int]) -> list[int]:
-    """XXH3-64 of these rows' bytes, part after part. parts: (N, bytes) each, rows contiguous."""
-    views = [(part.reshape(-1).data, part.shape[1]) for part in parts]
-    sums = []
-    for i in rows:
-        digest = xxhash.xxh3_64()
-        for view, size in views:
-            digest.update(view[i * size : (i + 1) * size])
-        sums.append(digest.intdigest())
-    return sums
+def _cut(stretches: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
+    """The same in pieces of at most `most`, and of at least one."""
+    for begin, end in stretches:
+        for i in range(begin, end, max(1, most)):
+            yield i, min(end, i + max(1, most))
+
+
+def row_checksums(parts: Sequence[Bytes]) -> list[int]:
+    """XXH3-64 of each row's bytes, part after part. parts: (N, bytes) each, contiguous."""
+    sums = [xxhash.xxh3_64() for _ in parts[0]]
+    for part in parts:
+        _go_on(sums, part)
+    return [one.intdigest() for one in sums]
+
+
+def _go_on(sums: Sequence[xxhash.xxh3_64 | None], rows: Bytes) -> None:
+    """Add each row's bytes to its checksum, where it has one. rows: (N, bytes), contiguous."""
+    view, size = rows.reshape(-1).data, rows.shape[1]
+    for i, one in enumerate(sums):
+        if one:
+            one.update(view[i * size : (i + 1) * size])
 
 
 def _aligned(parts: Mapping[str, Part]) -> dict[str, Part]:

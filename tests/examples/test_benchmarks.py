@@ -229,7 +229,7 @@ def test_reading_is_measured_against_plain_reads(
 ) -> None:
     options = ["--weights", str(tiny_weights), *SMALL_TINY, "--codecs", "bf16", "int4", "--repetitions", "1"]
     found = json.loads(output_of("reader", *options, "--json", monkeypatch=monkeypatch, capsys=capsys))
-    assert [one["cache"] for one in found["caches"]] == ["bf16", "int4"]
+    assert [one["name"] for one in found["caches"]] == ["bf16", "int4"]
     ways = ["plain read", *(f"{o}, {e} epoch" for e in ("first", "later") for o in ("sequential", "random"))]
     for one in found["caches"]:
         assert list(one["seconds"]) == [*ways, "random, later epoch, decoded"]
