@@ -8,6 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+ALIGNMENT = 64
+"""Bytes of a cache line. Between places that are multiples of it copies are up to twice as fast."""
+
+
+def aligned(size: int) -> Bytes:
+    """`size` bytes of any content, from a multiple of `ALIGNMENT` on."""
+    whole = np.empty(size + ALIGNMENT, np.uint8)
+    return whole[-whole.ctypes.data % ALIGNMENT :][:size]
 
 
 class Buffers:
@@ -33,7 +41,7 @@ class Buffers:
         for i, owner in enumerate(self._free):
             if size <= len(owner) <= 2 * size:
                 return self._free.pop(i)
-        return np.empty(size, np.uint8)
+        return aligned(size)
 
     def _back(self, owner: Bytes) -> None:
         """Those that came back last are kept: a size that is asked for no more leaves."""

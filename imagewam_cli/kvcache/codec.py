@@ -55,7 +55,7 @@ class Codec(Protocol):
         ...
 
     def decode(self, stored: Mapping[str, Tensor], layer: LayerSpec, *, rope: RopeSpec | None = None) -> LayerKV:
-        """float32 keys and values."""
+        """float32 keys and values. stored: each row's numbers are in one piece, the rows may stand apart."""
         ...
 
 

@@ -141,9 +141,9 @@ def _read(path: Path, rows: int) -> tuple[float, dict[str, torch.Tensor]]:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     started = time.perf_counter()
     shard, places = Shard.open(path), np.arange(rows)
-    arrays = shard.blank(rows)
-    shard.take(places, arrays, places)
-    return (time.perf_counter() - started) / rows, shard.tensors(arrays)
+    taken = shard.layout.blank(rows)
+    shard.take(places, taken, places)
+    return (time.perf_counter() - started) / rows, shard.layout.tensors(torch.from_numpy(taken))
 
 
 def verdict(economy: Economy) -> str:

@@ -50,7 +50,7 @@ class PrefixDataset(Dataset[dict[str, Tensor]]):
         return len(self.reader)
 
     def __getitem__(self, rows: Indices) -> dict[str, Tensor]:
-        """K and V of these rows as the codec stored them, by their names in the shards, and
+        """K and V of these rows as the codec stored them, for `decode`, and
 
         state (B, S), actions (B, horizon, A) float32 in robot units; is_pad bool (B, horizon), True behind an episode's
         end; row int64 (B,), the dataset's.
@@ -70,9 +70,7 @@ class PrefixDataset(Dataset[dict[str, Tensor]]):
 
     def decode(self, batch: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
         """float32 K and V of a batch, decoded on the device."""
-        return self.reader.decode(
-            {name: tensor for name, tensor in batch.items() if name not in (STATE, ACTIONS, IS_PAD, ROW)}, device=device
-        )
+        return self.reader.decode(batch, device=device)
 
 
 class BatchOrder(Sampler[Indices]):

@@ -25,10 +25,13 @@ from imagewam_cli.kvcache.codec import PLACE, Codec, decode_prefix, stored_parts
 from imagewam_cli.kvcache.learned import stored_codec
 from imagewam_cli.kvcache.location import Location
 from imagewam_cli.kvcache.manifest import TABLE, Manifest, ShardEntry, has_checksum
+from imagewam_cli.kvcache.rows import RowLayout
 from imagewam_cli.kvcache.shard import INDEX_KEYS, LoadMethod, Shard
 from imagewam_cli.kvcache.storage import Storage, manifest_at, storage_at
 from imagewam_cli.kvcache.table import FrameTable, Indices
 
+ROWS, INSTRUCTION_ROWS = "rows", "instruction.rows"
+"""Of what `CacheReader.gather` returns: the rows' bytes, and those of their instructions."""
 _OPEN_SHARDS = 512
 """At most so many are mapped and described in memory: a cache may have tens of thousands."""
 
@@ -149,7 +152,7 @@ class CacheReader:
         return self.decode(self.gather(indices), device=device)
 
     def gather(self, indices: Indices) -> dict[str, Tensor]:
-        """The rows' tensors as they are stored, by their names in the shards.
+        """The rows as they are stored, (N, bytes) uint8, for `tensors` and `decode`: fit to be sent elsewhere, whole.
 
         Copies and checksums, on two threads at most, so that it can run beside a computation that needs processors.
         """
@@ -160,12 +163,12 @@ class CacheReader:
         shard_of = np.searchsorted(self._starts, indices, side="right") - 1
         numbers: list[int] = np.unique(shard_of).tolist()
         entries = self.manifest.shards
-        arrays = self._shard(entries[numbers[0]]).blank(len(indices), self._buffers.empty)
+        rows = self._layout.blank(len(indices), self._buffers.empty)
         for number in numbers:  # used before the next is opened: a small cache of remote files may drop it then
             shard = self._shard(entries[number])
             places = np.nonzero(shard_of == number)[0]
-            shard.take(indices[places] - self._starts[number], arrays, places)
-        return shard.tensors(arrays) | self._of_instructions(indices)
+            shard.take(indices[places] - self._starts[number], rows, places)
+        return {ROWS: torch.from_numpy(rows)} | self._of_instructions(indices)
 
     def _of_instructions(self, indices: Indices) -> dict[str, Tensor]:
         """What is stored once for each of the rows' instructions, and which of these each row has."""
@@ -174,14 +177,30 @@ class CacheReader:
             return {}
         shard = self._shard(entry)
         distinct, place = np.unique(self.index.instruction[indices], return_inverse=True)
-        arrays = shard.blank(len(distinct))
-        shard.take(distinct, arrays, np.arange(len(distinct)))
-        return shard.tensors(arrays) | {PLACE: torch.from_numpy(place)}
+        rows = self._instruction_layout.blank(len(distinct))
+        shard.take(distinct, rows, np.arange(len(distinct)))
+        return {INSTRUCTION_ROWS: torch.from_numpy(rows), PLACE: torch.from_numpy(place)}
 
-    def decode(self, stored: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
+    def tensors(self, gathered: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `gather` returned by the tensors' names in the shards, in the same memory; `PLACE` says which of those
+        that are stored for instructions each row has."""
+        found = self._layout.tensors(gathered[ROWS])
+        if INSTRUCTION_ROWS in gathered:
+            found |= self._instruction_layout.tensors(gathered[INSTRUCTION_ROWS]) | {PLACE: gathered[PLACE]}
+        return found
+
+    def decode(self, gathered: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
         """float32 K and V of what `gather` returned, decoded on the device: compact numbers travel, not wide ones."""
-        moved = {name: tensor.to(device) for name, tensor in stored.items()}
-        return decode_prefix(moved, self.manifest.spec, self.codec)
+        moved = {name: gathered[name].to(device) for name in (ROWS, INSTRUCTION_ROWS, PLACE) if name in gathered}
+        return decode_prefix(self.tensors(moved), self.manifest.spec, self.codec)
+
+    @functools.cached_property
+    def _layout(self) -> RowLayout:
+        return RowLayout.of(stored_parts(self.manifest.spec, self.codec))
+
+    @functools.cached_property
+    def _instruction_layout(self) -> RowLayout:
+        return RowLayout.of(stored_parts(self.manifest.spec, self.codec, by_instruction=True))
 
     def _shard(self, entry: ShardEntry) -> Shard:
         with self._opening:
@@ -210,14 +229,15 @@ class CacheReader:
     def _require_parts(self, shard: Shard, entry: ShardEntry) -> None:
         """K and V must be those that the manifest describes, or an expert of other heads would train on them."""
         once = entry == self.manifest.by_instruction
-        expected = stored_parts(self.manifest.spec, self.codec, by_instruction=once)
-        found = shard.parts()
+        expected = (self._instruction_layout if once else self._layout).parts
+        found, again = shard.layout.parts, "build the cache again in another folder"
         for name in expected.keys() | found.keys():
             if expected.get(name) != found.get(name):
                 raise CacheError(
-                    f"{shard.path}: {name} is {found.get(name)}, the manifest says {expected.get(name)}",
-                    "build the cache again in another folder",
+                    f"{shard.path}: {name} is {found.get(name)}, the manifest says {expected.get(name)}", again
                 )
+        if list(found) != list(expected):
+            raise CacheError(f"{shard.path}: its tensors stand in another order than the format's", again)
 
     def _require_rows(self, shard: Shard, entry: ShardEntry) -> None:
         """The rows must be those of the manifest's episodes: a shard in another's place is sound in itself."""

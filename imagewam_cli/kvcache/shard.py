@@ -15,8 +15,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -31,9 +30,11 @@ import xxhash
 from torch import Tensor
 
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.buffers import Bytes
+from imagewam_cli.kvcache.buffers import ALIGNMENT, Bytes
 from imagewam_cli.kvcache.codec import Part
 from imagewam_cli.kvcache.manifest import repair_hint, sync_folder
+from imagewam_cli.kvcache.rows import RowLayout
+from imagewam_cli.kvcache.transfer import Copy, Rows, mapped_copy, plain_copy, transfer
 
 INDEX_KEYS = ("row", "episode", "frame", "instruction", "variant")
 CHECKSUM = "checksum"
@@ -43,8 +44,10 @@ INDEX_BYTES = 8 * (len(INDEX_KEYS) + 1)
 LoadMethod = Literal["mmap", "read"]
 """mmap: pages come as they are touched, and stay shared. read: plain reads, which network file systems serve better."""
 
-Rows = npt.NDArray[np.int64]
 
+_AT_ONCE: dict[LoadMethod, int] = {"mmap": 2**21, "read": 2**24}
+"""Bytes that are copied before they go into checksums: while the processor's caches still hold them. Where each read is
+a call of its own, that there be few of them counts for more."""
 _DTYPES: dict[str, tuple[npt.DTypeLike, torch.dtype]] = {
     "F32": (np.float32, torch.float32),
     "F16": (np.float16, torch.float16),
@@ -59,11 +62,6 @@ _DTYPES: dict[str, tuple[npt.DTypeLike, torch.dtype]] = {
 _COLUMNS = {**dict.fromkeys(INDEX_KEYS, Part((), torch.int64)), CHECKSUM: Part((), torch.uint64)}
 _NAMES = {torch_type: name for name, (_, torch_type) in _DTYPES.items()}
 _MAX_HEADER = 16 * 2**20
-_ALIGNMENT = 64
-_AT_ONCE = 2**21
-"""Bytes that are copied before they go into checksums: while the processor's caches still hold them."""
-_SHARED = 2**23
-"""From so many bytes on two threads copy: starting one takes as long as to copy a tenth of it."""
 
 
 def partial_of(path: Path) -> Path:
@@ -78,7 +76,7 @@ class ShardWriter:
         """rows: that will come; parts: the tensors behind the index."""
         self.path, self.rows = path, rows
         self._temporary = partial_of(path)
-        self._parts, self._written = _aligned(parts), 0
+        self._parts, self._written = RowLayout.of(parts).parts, 0
         self._header, self._offsets, self.bytes = _header(self._parts, rows)
         self._columns: dict[str, list[int]] = {name: [] for name in _COLUMNS}
         self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
@@ -145,6 +143,8 @@ class Shard:
     """Arrays over a memory map of the file."""
     offsets: dict[str, int]
     """Of each array in the file."""
+    mapped: Bytes
+    """The whole file."""
     head_checksum: str
     """XXH3-128 of the header and the index."""
     repair: str
@@ -183,7 +183,9 @@ class Shard:
             if {int(entries[name]["data_offsets"][1]) + start <= len(head) for name in _COLUMNS} != {True}:
                 raise ValueError("its index does not stand behind its header")
             offsets = {name: start + int(entry["data_offsets"][0]) for name, entry in entries.items()}
-            return cls(path, method, views, offsets, xxhash.xxh3_128_hexdigest(head), repair)
+            shard = cls(path, method, views, offsets, mapped, xxhash.xxh3_128_hexdigest(head), repair)
+            shard._require_order(len(head))
+            return shard
         except FileNotFoundError:
             raise CacheError(f"{path} is missing", repair) from None
         except KeyError as error:
@@ -191,16 +193,25 @@ class Shard:
         except (ValueError, TypeError, IndexError, OverflowError, IsADirectoryError) as error:
             raise CacheError(f"{path} is damaged: {error}", repair) from None
 
+    def _require_order(self, start: int) -> None:
+        for name, part in self.layout.parts.items():
+            if self.offsets[name] != start:
+                raise ValueError(f"{name} begins at {self.offsets[name]}, the tensor before it ends at {start}")
+            start += self.rows * part.row_bytes
+        if not self.layout.aligned:
+            raise ValueError("its narrow numbers do not stand behind its wide ones")
+
     @property
     def rows(self) -> int:
         """How many it has."""
         return len(self.views[CHECKSUM][0])
 
     @functools.cached_property
-    def names(self) -> list[str]:
-        """Of the tensors behind the index, in the file's order."""
+    def layout(self) -> RowLayout:
+        """The tensors behind the index, in the file's order."""
         behind = [name for name in self.views if name not in INDEX_KEYS and name != CHECKSUM]
-        return sorted(behind, key=lambda name: self.offsets[name])
+        behind.sort(key=lambda name: self.offsets[name])
+        return RowLayout({name: Part(self.views[name][0].shape[1:], self.views[name][1]) for name in behind})
 
     def require_listed(self, size: int, checksum: str) -> None:
         """The file must be the one that a manifest lists.
@@ -222,126 +233,66 @@ class Shard:
         """All rows of a tensor, in numpy's dtype of the same bytes."""
         return self.views[name][0]
 
-    def parts(self) -> dict[str, Part]:
-        """The tensors behind the index, as the file has them."""
-        return {name: Part(self.views[name][0].shape[1:], self.views[name][1]) for name in self.names}
-
-    def blank(self, rows: int, memory: Callable[[int], Bytes] | None = None) -> dict[str, npt.NDArray[np.generic]]:
-        """Arrays for `rows` rows, by name, side by side in one piece of memory. memory: gives so many bytes."""
-        sizes = {name: rows * part.row_bytes for name, part in self.parts().items()}
-        steps = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values()]
-        whole = (memory or _empty)(sum(steps))
-        starts = [end - step for end, step in zip(np.cumsum(steps).tolist(), steps, strict=True)]
-        return {
-            name: whole[start : start + size].view(self.array(name).dtype).reshape(rows, *self.array(name).shape[1:])
-            for (name, size), start in zip(sizes.items(), starts, strict=True)
-        }
-
-    def take(self, rows: Rows, into: Mapping[str, npt.NDArray[np.generic]], places: Rows) -> None:
-        """Copy the given rows to these places of arrays as `blank` gives them; check those that had not been.
+    def take(self, rows: Rows, into: Bytes, places: Rows) -> None:
+        """Copy the given rows to these places of memory that `layout.blank` gives; check those that had not been.
 
         Raises:
             CacheError: names the dataset's rows that are damaged.
         """
-        out = [_flat(into[name]) for name in self.names]
-        if len(rows) * sum(part.shape[1] for part in out) < _SHARED:
-            damaged = self._take(rows, out, places)
-        else:
-            half = len(rows) // 2
-            with ThreadPoolExecutor(1) as helper:
-                first = helper.submit(self._take, rows[:half], out, places[:half])
-                second = self._take(rows[half:], out, places[half:])
-            damaged = np.concatenate([first.result(), second])
-        if len(damaged):
-            numbers = ", ".join(str(self.array("row")[row]) for row in damaged[:5])
-            raise CacheError(f"{self.path} is damaged: dataset rows {numbers} differ from their checksums", self.repair)
-
-    def _take(self, rows: Rows, out: Sequence[Bytes], places: Rows) -> Rows:
-        """Those of the rows that are damaged. out: of all tensors, in the order of `names`."""
         fresh = ~self.checked[rows]
-        sums = [xxhash.xxh3_64() if unchecked else None for unchecked in fresh.tolist()]
-        stretches = list(_neighbours(places))
-        with self._copier() as copy:
-            for name, part in zip(self.names, out, strict=True):
-                for begin, end in _cut(stretches, _AT_ONCE // max(1, part.shape[1])):
-                    piece = part[places[begin] : places[begin] + end - begin]
-                    copy(name, rows[begin:end], piece)
-                    _go_on(sums[begin:end], piece)
+        try:
+            found = transfer(
+                functools.partial(self._copier, into),
+                rows,
+                into[:, : self.layout.bytes],
+                places,
+                (~fresh).tolist(),
+                _AT_ONCE[self.method],
+            )
+        except EOFError as error:
+            raise CacheError(f"{self.path} {error}", self.repair) from None
         read = rows[fresh]
-        found = np.array([one.intdigest() for one in sums if one], np.uint64)
-        sound: npt.NDArray[np.bool_] = found == self.array(CHECKSUM)[read]
+        sound: npt.NDArray[np.bool_] = np.array(found, np.uint64)[fresh] == self.array(CHECKSUM)[read]
         self.checked[read[sound]] = True
-        return read[~sound]
-
-    def tensors(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Tensor]:
-        """The same memory in the dtypes that numpy does not have."""
-        return {name: torch.from_numpy(arrays[name]).view(self.views[name][1]) for name in self.names}
+        if not sound.all():
+            numbers = ", ".join(str(self.array("row")[row]) for row in read[~sound][:5])
+            raise CacheError(f"{self.path} is damaged: dataset rows {numbers} differ from their checksums", self.repair)
 
     def damaged_rows(self) -> Rows:
         """Rows whose bytes are not those of their checksums."""
-        parts = [_flat(self.array(name)) for name in self.names]
-        found = np.array(row_checksums(parts), np.uint64)
+        found = np.array(row_checksums([_flat(self.array(name)) for name in self.layout.parts]), np.uint64)
         return np.nonzero(found != self.array(CHECKSUM))[0].astype(np.int64)
 
     @contextmanager
-    def _copier(self) -> Iterator[Callable[[str, Rows, Bytes], None]]:
-        """Copies rows of a tensor to memory for them."""
+    def _copier(self, into: Bytes) -> Iterator[Copy]:
         if self.method == "mmap":
-            yield self._copy
+            yield mapped_copy(self._blocks, into)
             return
         with open(self.path, "rb", buffering=0) as file:
-            yield functools.partial(self._copy_from, file.fileno())
+            tensors = [(place, self.offsets[name]) for name, place in self.layout.places.items()]
+            yield plain_copy(file.fileno(), tensors, into)
 
-    def _copy(self, name: str, rows: Rows, out: Bytes) -> None:
-        # the rows are there; to clip spares numpy a copy of the output, which it makes in case they are not
-        np.take(_flat(self.array(name)), rows, 0, out, "clip")
-
-    def _copy_from(self, file: int, name: str, rows: Rows, out: Bytes) -> None:
-        start, size, view = self.offsets[name], out.shape[1], out.reshape(-1).data
-        for begin, end in _neighbours(rows):
-            self._read(file, start + int(rows[begin]) * size, view[begin * size : end * size])
-
-    def _read(self, file: int, at: int, out: memoryview) -> None:
-        """All of it: the system gives at most 2 GB at once."""
-        while out:
-            count = os.preadv(file, [out], at)
-            if not count:
-                raise CacheError(f"{self.path} ends before its byte {at}", self.repair)
-            out, at = out[count:], at + count
-
-
-def _neighbours(numbers: Rows) -> Iterator[tuple[int, int]]:
-    """[begin, end) of numbers that each are one more than the one before."""
-    breaks = np.nonzero(numbers[1:] - numbers[:-1] != 1)[0] + 1
-    return itertools.pairwise([0, *breaks.tolist(), len(numbers)])
-
-
-def _cut(stretches: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
-    """The same in pieces of at most `most`, and of at least one."""
-    for begin, end in stretches:
-        for i in range(begin, end, max(1, most)):
-            yield i, min(end, i + max(1, most))
+    @functools.cached_property
+    def _blocks(self) -> list[tuple[slice, Bytes]]:
+        """Tensors that `mapped_copy` copies in one: of the same size, and neighbours in the file as in a row."""
+        blocks: list[tuple[slice, Bytes]] = []
+        parts, places = self.layout.parts, self.layout.places
+        for size, group in itertools.groupby(parts, key=lambda name: parts[name].row_bytes):
+            names = list(group)
+            begin, length = self.offsets[names[0]], len(names) * self.rows * size
+            there = self.mapped[begin : begin + length].reshape(len(names), self.rows, size).swapaxes(0, 1)
+            blocks.append((slice(places[names[0]].start, places[names[-1]].stop), there))
+        return blocks
 
 
 def row_checksums(parts: Sequence[Bytes]) -> list[int]:
     """XXH3-64 of each row's bytes, part after part. parts: (N, bytes) each, contiguous."""
     sums = [xxhash.xxh3_64() for _ in parts[0]]
     for part in parts:
-        _go_on(sums, part)
-    return [one.intdigest() for one in sums]
-
-
-def _go_on(sums: Sequence[xxhash.xxh3_64 | None], rows: Bytes) -> None:
-    """Add each row's bytes to its checksum, where it has one. rows: (N, bytes), contiguous."""
-    view, size = rows.reshape(-1).data, rows.shape[1]
-    for i, one in enumerate(sums):
-        if one:
+        view, size = part.reshape(-1).data, part.shape[1]
+        for i, one in enumerate(sums):
             one.update(view[i * size : (i + 1) * size])
-
-
-def _aligned(parts: Mapping[str, Part]) -> dict[str, Part]:
-    """Wide numbers first, so that each tensor begins at a multiple of its numbers' size."""
-    return dict(sorted(parts.items(), key=lambda item: -item[1].dtype.itemsize))
+    return [one.intdigest() for one in sums]
 
 
 def _header(parts: Mapping[str, Part], rows: int) -> tuple[bytes, dict[str, int], int]:
@@ -352,7 +303,8 @@ def _header(parts: Mapping[str, Part], rows: int) -> tuple[bytes, dict[str, int]
         entries[name] = {"dtype": _NAMES[part.dtype], "shape": [rows, *part.shape], "data_offsets": [at, end]}
         relative[name], at = at, end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    head = 8 + len(text) + rows * INDEX_BYTES
+    text += b" " * (-head % ALIGNMENT)  # so the first tensor behind the index begins at a multiple of it
     start = 8 + len(text)
     offsets = {name: start + place for name, place in relative.items()}
     return len(text).to_bytes(8, "little") + text, offsets, start + at
@@ -362,10 +314,6 @@ def _bytes_of(tensor: Tensor, part: Part, rows: int) -> Bytes:
     if tuple(tensor.shape) != (rows, *part.shape) or tensor.dtype != part.dtype:
         raise ValueError(f"a tensor is {tensor.dtype} {tuple(tensor.shape)}, {part} of {rows} rows was announced")
     return tensor.reshape(-1).view(torch.uint8).reshape(rows, part.row_bytes).numpy()
-
-
-def _empty(size: int) -> Bytes:
-    return np.empty(size, np.uint8)
 
 
 def _flat(array: npt.NDArray[np.generic]) -> Bytes:

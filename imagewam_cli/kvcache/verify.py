@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import xxhash
 from torch import Tensor
 
@@ -195,7 +196,7 @@ def _repair_shard(
 
 def _copied(shard: Shard, places: range) -> tuple[dict[str, list[int]], dict[str, Tensor]]:
     rows = np.arange(places.start, places.stop)
-    arrays = shard.blank(len(rows))
-    shard.take(rows, arrays, np.arange(len(rows)))
+    taken = shard.layout.blank(len(rows))
+    shard.take(rows, taken, np.arange(len(rows)))
     index = {name: shard.array(name)[rows].tolist() for name in INDEX_KEYS}
-    return index, shard.tensors(arrays)
+    return index, shard.layout.tensors(torch.from_numpy(taken))

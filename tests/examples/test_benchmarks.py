@@ -230,7 +230,8 @@ def test_reading_is_measured_against_plain_reads(
     options = ["--weights", str(tiny_weights), *SMALL_TINY, "--codecs", "bf16", "int4", "--repetitions", "1"]
     found = json.loads(output_of("reader", *options, "--json", monkeypatch=monkeypatch, capsys=capsys))
     assert [one["name"] for one in found["caches"]] == ["bf16", "int4"]
-    ways = ["plain read", *(f"{o}, {e} epoch" for e in ("first", "later") for o in ("sequential", "random"))]
+    ways = ["plain read", "plain read into aligned memory", "plain read, 1 MiB at a time"]
+    ways += [*(f"{o}, {e} epoch" for e in ("first", "later") for o in ("sequential", "random"))]
     for one in found["caches"]:
         assert list(one["seconds"]) == [*ways, "random, later epoch, decoded"]
         assert one["shares"]["plain read"] == 1

@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 
 from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache import shard
+from imagewam_cli.kvcache import transfer
 from imagewam_cli.kvcache.build import build_cache
 from imagewam_cli.kvcache.codec import BFLOAT16, FLOAT16, FLOAT32, CastCodec
 from imagewam_cli.kvcache.manifest import signed
 from imagewam_cli.kvcache.plan import BuildSettings
 from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.kvcache.shard import Shard
 from imagewam_cli.kvcache.storage import read_manifest
 from imagewam_cli.kvcache.verify import verify_cache
 
@@ -45,9 +46,9 @@ def everything(folder: Path) -> dict[str, torch.Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-@pytest.fixture(params=[1, shard._SHARED], ids=["two threads", "one thread"])
+@pytest.fixture(params=[1, transfer._SHARED], ids=["two threads", "one thread"])
 def _threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard, "_SHARED", request.param)
+    monkeypatch.setattr(transfer, "_SHARED", request.param)
 
 
 @pytest.mark.usefixtures("_threads")
@@ -137,6 +138,32 @@ def test_a_shard_of_other_heads_than_the_manifest_says_is_refused(built: Path, t
         CacheReader(folder).read(np.array([0]))
 
 
+def test_tensors_in_another_order_are_refused(built: Path, tmp_path: Path) -> None:
+    """K and V have the same size: a shard may be sound in itself and have each in the other's place."""
+    folder = Path(shutil.copytree(built, tmp_path / "cache"))
+    path = folder / "shards" / "shard-00000.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    k, v = header["layer.0.k"], header["layer.0.v"]
+    k["data_offsets"], v["data_offsets"] = v["data_offsets"], k["data_offsets"]
+    path.write_bytes(data[:8] + json.dumps(header, separators=(",", ":")).encode().ljust(length) + data[8 + length :])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][0]["checksum"] = Shard.open(path).head_checksum
+    resign(folder, manifest)
+    with pytest.raises(CacheError, match="its tensors stand in another order than the format's"):
+        CacheReader(folder).read(np.array([0]))
+
+
+def test_a_batch_is_one_piece_of_memory(built: Path) -> None:
+    reader, expected = CacheReader(built), everything(built)
+    gathered = reader.gather(np.array([1, 4]))
+    assert list(gathered) == ["rows"]
+    for name, tensor in reader.tensors(gathered).items():
+        assert tensor.untyped_storage().data_ptr() == gathered["rows"].untyped_storage().data_ptr()
+        assert torch.equal(tensor, expected[name][[1, 4]])
+
+
 def test_shards_in_each_others_place_are_refused(built: Path, tmp_path: Path) -> None:
     """Each is sound in itself, and here of the other's size."""
     folder = Path(shutil.copytree(built, tmp_path / "cache"))
@@ -175,13 +202,13 @@ def test_one_flipped_bit_does_not_pass(built: Path, tmp_path: Path, method: Any)
 def test_few_shards_stay_open_and_their_rows_stay_checked(
     built: Path, monkeypatch: pytest.MonkeyPatch, method: Any
 ) -> None:
-    new_checksum = Mock(wraps=xxhash.xxh3_64)
-    monkeypatch.setattr(shard.xxhash, "xxh3_64", new_checksum)
+    checksum = Mock(wraps=xxhash.xxh3_64_intdigest)
+    monkeypatch.setattr(transfer.xxhash, "xxh3_64_intdigest", checksum)
     expected, reader = everything(built), CacheReader(built, method, open_shards=2)
     for _ in range(3):
         assert torch.equal(reader.read(np.arange(ROWS)).layers[0].k, expected["layer.0.k"])
         assert len(reader._open) == 2
-    assert new_checksum.call_count == ROWS
+    assert checksum.call_count == ROWS
 
 
 def test_a_batch_that_is_held_is_not_overwritten_by_the_next(built: Path) -> None:

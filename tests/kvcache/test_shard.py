@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.codec import Part
+from imagewam_cli.kvcache.rows import RowLayout
 from imagewam_cli.kvcache.shard import INDEX_KEYS, Shard, ShardWriter
 
 ROWS = 5
@@ -49,9 +50,9 @@ def write(path: Path, tensors: dict[str, torch.Tensor], cut: int = 2) -> tuple[i
 
 
 def taken(shard: Shard, rows: list[int]) -> dict[str, torch.Tensor]:
-    arrays = shard.blank(len(rows))
-    shard.take(np.array(rows), arrays, np.arange(len(rows)))
-    return shard.tensors(arrays)
+    memory = shard.layout.blank(len(rows))
+    shard.take(np.array(rows), memory, np.arange(len(rows)))
+    return shard.layout.tensors(torch.from_numpy(memory))
 
 
 @pytest.fixture
@@ -99,6 +100,44 @@ def test_every_tensor_begins_at_a_multiple_of_its_numbers(path: Path, tensors: d
         assert shard.offsets[name] % tensor.element_size() == 0
 
 
+@pytest.mark.parametrize("rows", [1, 2, ROWS])
+def test_the_first_tensor_behind_the_index_begins_at_a_cache_line(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], rows: int
+) -> None:
+    with ShardWriter(tmp_path / "x", rows, {"layer.0.k": Part((3, 2, 4), torch.float32)}) as writer:
+        writer.append(index(range(rows)), {"layer.0.k": tensors["layer.0.k"][:rows]})
+        writer.finish()
+    assert Shard.open(tmp_path / "x").offsets["layer.0.k"] % 64 == 0
+
+
+def test_a_gap_between_tensors_is_refused(path: Path) -> None:
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    last = max(header, key=lambda name: header[name]["data_offsets"][0])
+    header[last]["data_offsets"] = [at + 4 for at in header[last]["data_offsets"]]
+    path.write_bytes(file_of(json.dumps(header).encode(), data[8 + length :] + bytes(4)))
+    with pytest.raises(CacheError, match=rf"is damaged: {last} begins at \d+, the tensor before it ends at \d+"):
+        Shard.open(path)
+
+
+def test_narrow_numbers_before_wide_ones_are_refused(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would begin in the middle of a number, in the file or in a row."""
+    monkeypatch.setattr(RowLayout, "of", RowLayout)
+    write(tmp_path / "x", {name: tensors[name] for name in ("valid", "layer.0.k")})
+    with pytest.raises(CacheError, match="its narrow numbers do not stand behind its wide ones"):
+        Shard.open(tmp_path / "x")
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_told(path: Path) -> None:
+    shard = Shard.open(path, "read")
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(CacheError, match=r"shard\.safetensors ends before its byte"):
+        taken(shard, [ROWS - 1])
+
+
 def test_size_and_checksum_are_those_of_the_file(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "shard.safetensors"
     size, checksum = write(path, tensors)
@@ -121,7 +160,7 @@ def test_taken_rows_are_those_of_safetensors(path: Path, method: Any) -> None:
 def test_a_flipped_bit_is_found_in_its_row_alone(path: Path, method: Any, name: str) -> None:
     damaged, data = 3, bytearray(path.read_bytes())
     shard = Shard.open(path)
-    data[shard.offsets[name] + damaged * shard.parts()[name].row_bytes] ^= 16
+    data[shard.offsets[name] + damaged * shard.layout.parts[name].row_bytes] ^= 16
     path.write_bytes(data)
     shard = Shard.open(path, method)
     assert shard.damaged_rows().tolist() == [damaged]

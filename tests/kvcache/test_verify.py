@@ -85,7 +85,7 @@ def test_a_file_that_is_gone_or_short_is_named_and_repaired(built: Path, copy: P
 def test_only_the_batches_with_damaged_rows_are_computed_again(built: Path, copy: Path) -> None:
     path = copy / "shards" / "shard-00001.safetensors"
     shard = Shard.open(path)
-    flip(path, shard.offsets["layer.1.k"] + 4 * shard.parts()["layer.1.k"].row_bytes)
+    flip(path, shard.offsets["layer.1.k"] + 4 * shard.layout.parts["layer.1.k"].row_bytes)
     (damage,) = verify_cache(copy)
     assert (damage.rows, damage.what) == ((4,), "1 of 5 rows differ from their checksums (dataset rows 13)")
     editor = ArithmeticEditor()
