@@ -55,7 +55,8 @@ def verify_command(
         with output.progress(sum(e.rows for e in manifest.shards), "row") as bar:
             changed = repair_cache(place, damages, source, editor, on_rows=bar.update)
         text = f"{place}: repaired {', '.join(damage.file for damage in damages)}" + "".join(
-            f"\n{name}: sound, but not the former bytes (another machine or library computed them)" for name in changed
+            f"\n{name}: sound, but not the former bytes (another machine, library or version computed them)"
+            for name in changed
         )
     values = {
         "cache": str(place),

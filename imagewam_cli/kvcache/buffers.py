@@ -26,7 +26,9 @@ class Buffers:
 
     def __init__(self, kept: int = 2) -> None:
         self._kept = kept
-        self._free: list[Bytes] = []
+        self._free: dict[int, Bytes] = {}
+        """By their addresses. What is done to it is one step each: any thread may let go of memory at any time, in the
+        midst of these methods too, so a lock would wait for itself."""
 
     def empty(self, size: int) -> Bytes:
         """`size` bytes of any content."""
@@ -38,11 +40,13 @@ class Buffers:
         return lent[:size]
 
     def _fitting(self, size: int) -> Bytes:
-        for i, owner in enumerate(self._free):
-            if size <= len(owner) <= 2 * size:
-                return self._free.pop(i)
+        for place, owner in list(self._free.items()):
+            if size <= len(owner) <= 2 * size and self._free.pop(place, None) is not None:
+                return owner
         return aligned(size)
 
     def _back(self, owner: Bytes) -> None:
         """Those that came back last are kept: a size that is asked for no more leaves."""
-        self._free = [*self._free, owner][-self._kept :]
+        self._free[owner.ctypes.data] = owner
+        for place in list(self._free)[: -self._kept]:
+            self._free.pop(place, None)

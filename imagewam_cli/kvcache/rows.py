@@ -47,7 +47,7 @@ class RowLayout:
 
     def blank(self, rows: int, memory: Callable[[int], Bytes] | None = None) -> Bytes:
         """Memory for rows, (rows, bytes and a few zeros behind them). memory: gives so many bytes, of any content."""
-        stride = -(-self.bytes // ALIGNMENT) * ALIGNMENT
+        stride = -(-max(1, self.bytes) // ALIGNMENT) * ALIGNMENT
         blank = (memory or aligned)(rows * stride).reshape(rows, stride)
         blank[:, self.bytes :] = 0
         return blank

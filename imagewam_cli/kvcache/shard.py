@@ -44,7 +44,6 @@ INDEX_BYTES = 8 * (len(INDEX_KEYS) + 1)
 LoadMethod = Literal["mmap", "read"]
 """mmap: pages come as they are touched, and stay shared. read: plain reads, which network file systems serve better."""
 
-
 _AT_ONCE: dict[LoadMethod, int] = {"mmap": 2**21, "read": 2**24}
 """Bytes that are copied before they go into checksums: while the processor's caches still hold them. Where each read is
 a call of its own, that there be few of them counts for more."""
@@ -104,7 +103,7 @@ class ShardWriter:
             self._write(view.data, self._offsets[name] + self._written * view.shape[1])
         for name in INDEX_KEYS:
             self._columns[name] += index[name]
-        self._columns[CHECKSUM] += row_checksums(list(views.values()))
+        self._columns[CHECKSUM] += row_checksums(list(views.values()), count)
         self._written += count
 
     def finish(self) -> str:
@@ -260,7 +259,7 @@ class Shard:
 
     def damaged_rows(self) -> Rows:
         """Rows whose bytes are not those of their checksums."""
-        found = np.array(row_checksums([_flat(self.array(name)) for name in self.layout.parts]), np.uint64)
+        found = np.array(row_checksums([_flat(self.array(name)) for name in self.layout.parts], self.rows), np.uint64)
         return np.nonzero(found != self.array(CHECKSUM))[0].astype(np.int64)
 
     @contextmanager
@@ -285,9 +284,10 @@ class Shard:
         return blocks
 
 
-def row_checksums(parts: Sequence[Bytes]) -> list[int]:
-    """XXH3-64 of each row's bytes, part after part. parts: (N, bytes) each, contiguous."""
-    sums = [xxhash.xxh3_64() for _ in parts[0]]
+def row_checksums(parts: Sequence[Bytes], rows: int) -> list[int]:
+    """XXH3-64 of each row's bytes, part after part. parts: (N, bytes) each, contiguous; none where all that a row has
+    follows from its instruction."""
+    sums = [xxhash.xxh3_64() for _ in range(rows)]
     for part in parts:
         view, size = part.reshape(-1).data, part.shape[1]
         for i, one in enumerate(sums):

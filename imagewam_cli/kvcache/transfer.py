@@ -1,7 +1,8 @@
 """Rows of a file into memory for them, and their checksums, piece by piece, on two threads where that is faster.
 
-Everything that takes long here runs without Python's lock: copies of many rows, and checksums of whole ones. Between
-them stands as little as possible, since two threads that meet there wait for each other longer than they work.
+What takes long here runs without Python's lock: copies of many rows, and checksums of whole ones (xxhash lets go of it
+from 64 KiB on). Between them stands as little as possible, since two threads that meet there wait for each other longer
+than they work.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ def transfer(
 ) -> list[int]:
     """Copy the rows to these places of `into`, (places, bytes); returns XXH3-64 of each that is not `checked`, 0 of the
     others. copier: gives each thread a `Copy`; at_once: bytes to copy before they go into checksums, about."""
+    if not len(rows):
+        return []
     sums, sources, targets = [0] * len(rows), rows.tolist(), places.tolist()
-    shares = deque(_shares(_runs(rows, places), _share(len(rows), at_once // into.shape[1])))
+    shares = deque(_shares(_runs(rows, places), _share(len(rows), at_once // max(1, into.shape[1]))))
 
     def work() -> None:
         with copier() as copy:
@@ -57,9 +60,12 @@ def transfer(
         work()
     else:
         other = _helper().submit(work)
-        work()
-        if not other.cancel():  # it had begun: not so where it is at work for another reader
-            other.result()
+        try:
+            work()
+        finally:
+            shares.clear()  # after an error the other has nothing more to do
+            if not other.cancel():  # it had begun: not so where it is at work for another reader
+                other.result()
     return sums
 
 
@@ -79,14 +85,14 @@ def plain_copy(file: int, tensors: Sequence[tuple[slice, int]], into: Bytes) -> 
 
     The copy raises EOFError where the file ends too soon.
     """
-    memory, stride = into.reshape(-1).data, into.shape[1]
+    memory, stride = memoryview(into).cast("B"), into.shape[1]  # type: ignore[arg-type]  # arrays are buffers
 
     def copy(row: int, place: int, count: int) -> None:
         begin, end = place * stride, (place + count) * stride
         for part, first in tensors:
-            size = part.stop - part.start
-            pieces = [memory[i : i + size] for i in range(begin + part.start, end, stride)]
-            _fill(pieces, file, first + row * size)
+            if size := part.stop - part.start:
+                pieces = [memory[i : i + size] for i in range(begin + part.start, end, stride)]
+                _fill(pieces, file, first + row * size)
 
     return copy
 

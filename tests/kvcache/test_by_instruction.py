@@ -91,6 +91,30 @@ def test_rows_come_back_whole(tmp_path: Path) -> None:
     assert torch.equal(found.valid, expected.valid)
 
 
+class TextAlone(CrossAttention):
+    """As `--segments text` leaves a UNet."""
+
+    @property
+    def spec(self) -> KVSpec:
+        return dataclasses.replace(super().spec, layers=super().spec.layers[1:])
+
+    def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
+        whole = super().encode(images, instructions)
+        return PrefixKV(whole.layers[1:], whole.valid)
+
+
+@pytest.mark.parametrize("method", ["mmap", "read"])
+def test_rows_of_which_nothing_is_stored_come_back_too(tmp_path: Path, method: Any) -> None:
+    editor = TextAlone()
+    build_cache(MemoryDataset(LENGTHS), editor, tmp_path, FLOAT32, SETTINGS)
+    assert verify_cache(tmp_path) == []
+    rows = list(MemoryDataset(LENGTHS).rows(stride=SETTINGS.stride))
+    found = CacheReader(tmp_path, method).read(np.arange(len(rows)))
+    expected = editor.encode([row.images for row in rows], [row.instruction for row in rows])
+    assert len(found.layers) == 1
+    assert torch.equal(found.layers[0].k, expected.layers[0].k)
+
+
 def test_bytes_are_those_of_the_picture_alone(tmp_path: Path) -> None:
     """By hand: K and V of 4 tokens, 2 heads, 4 numbers, 4 bytes each, and 48 bytes of index; the instruction's 8 tokens
     and their `valid` once."""

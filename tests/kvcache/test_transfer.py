@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -135,6 +136,35 @@ def test_a_forked_process_has_its_own_helper(monkeypatch: pytest.MonkeyPatch) ->
         signal.alarm(30)
         os._exit(0 if module._helper().submit(int).result() == 0 else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_after_an_error_nothing_is_copied_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SHARED", 1)
+    main, begun, copied = threading.get_ident(), threading.Event(), list[int]()
+
+    def copy(row: int, place: int, count: int) -> None:
+        if threading.get_ident() == main:
+            begun.wait(30)
+            raise OSError("the disk is gone")
+        begun.set()
+        time.sleep(0.1)
+        copied.append(row)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        transfer(lambda: nullcontext(copy), np.arange(50), np.zeros((50, 4), np.uint8), np.arange(50), [True] * 50, 1)
+    assert len(copied) <= 2
+    module._helper().submit(int).result()
+    assert len(copied) <= 2
+
+
+def test_no_rows_and_nothing_of_a_row(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    with (tmp_path / "empty").open("rb") as file:
+        copy = plain_copy(file.fileno(), [(slice(0, 0), 0)], np.zeros((4, 8), np.uint8))
+    nothing, four = np.zeros((4, 0), np.uint8), np.arange(4)
+    assert transfer(lambda: nullcontext(copy), four[:0], nothing, four[:0], [], 1) == []
+    sums = transfer(lambda: nullcontext(copy), four, nothing, four, [False] * 4, 1)
+    assert sums == [xxhash.xxh3_64_intdigest(b"")] * 4
 
 
 @pytest.mark.parametrize("given", [1, 7, 64])
