@@ -52,7 +52,7 @@ def transfer(
             for share in _popped(shares):
                 for begin, end in share:
                     copy(sources[begin], targets[begin], end - begin)
-                for i in itertools.chain.from_iterable(itertools.starmap(range, share)):
+                for i in range(share[0][0], share[-1][1]):
                     if not checked[i]:
                         sums[i] = xxhash.xxh3_64_intdigest(into[targets[i]])
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import xxhash
 from torch import Tensor
 
@@ -196,7 +195,5 @@ def _repair_shard(
 
 def _copied(shard: Shard, places: range) -> tuple[dict[str, list[int]], dict[str, Tensor]]:
     rows = np.arange(places.start, places.stop)
-    taken = shard.layout.blank(len(rows))
-    shard.take(rows, taken, np.arange(len(rows)))
     index = {name: shard.array(name)[rows].tolist() for name in INDEX_KEYS}
-    return index, shard.layout.tensors(torch.from_numpy(taken))
+    return index, shard.read(rows)

@@ -49,12 +49,6 @@ def write(path: Path, tensors: dict[str, torch.Tensor], cut: int = 2) -> tuple[i
         return writer.bytes, writer.finish()
 
 
-def taken(shard: Shard, rows: list[int]) -> dict[str, torch.Tensor]:
-    memory = shard.layout.blank(len(rows))
-    shard.take(np.array(rows), memory, np.arange(len(rows)))
-    return shard.layout.tensors(torch.from_numpy(memory))
-
-
 @pytest.fixture
 def path(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Path:
     path = tmp_path / "shard.safetensors"
@@ -135,7 +129,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_told(path: Path) -> None:
     shard = Shard.open(path, "read")
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(CacheError, match=r"shard\.safetensors ends before its byte"):
-        taken(shard, [ROWS - 1])
+        shard.read(np.array([ROWS - 1]))
 
 
 def test_size_and_checksum_are_those_of_the_file(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -148,7 +142,7 @@ def test_size_and_checksum_are_those_of_the_file(tmp_path: Path, tensors: dict[s
 @pytest.mark.parametrize("method", ["mmap", "read"])
 def test_taken_rows_are_those_of_safetensors(path: Path, method: Any) -> None:
     rows = [4, 0, 0, 3]
-    found, expected = taken(Shard.open(path, method), rows), load_file(path)
+    found, expected = Shard.open(path, method).read(np.array(rows)), load_file(path)
     assert found.keys() == expected.keys() - set(INDEX_KEYS) - {"checksum"}
     for name, tensor in found.items():
         assert tensor.dtype == expected[name].dtype
@@ -164,9 +158,9 @@ def test_a_flipped_bit_is_found_in_its_row_alone(path: Path, method: Any, name: 
     path.write_bytes(data)
     shard = Shard.open(path, method)
     assert shard.damaged_rows().tolist() == [damaged]
-    taken(shard, [0, 1, 2, 4])
+    shard.read(np.array([0, 1, 2, 4]))
     with pytest.raises(CacheError, match=r"is damaged: dataset rows 3 differ from their checksums"):
-        taken(shard, [4, 3])
+        shard.read(np.array([4, 3]))
 
 
 def test_a_write_in_pieces_is_whole(
