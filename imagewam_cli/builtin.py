@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from imagewam_cli.hookspecs import CodecEntry, DatasetFormatEntry, EnvironmentEntry, ExporterEntry, hookimpl
 
+_CODECS = "imagewam_cli.kvcache.codecs"
+
 
 @hookimpl
 def imagewam_environments() -> list[EnvironmentEntry]:
@@ -48,23 +50,21 @@ def imagewam_exporters() -> list[ExporterEntry]:
 @hookimpl
 def imagewam_codecs() -> list[CodecEntry]:
     return [
-        CodecEntry(name="fp32", summary="4 bytes a number, exact", load="imagewam_cli.kvcache.codec:FLOAT32"),
-        CodecEntry(name="bf16", summary="2 bytes, 8 bits of mantissa", load="imagewam_cli.kvcache.codec:BFLOAT16"),
-        CodecEntry(name="fp16", summary="2 bytes, 11 bits of mantissa", load="imagewam_cli.kvcache.codec:FLOAT16"),
-        CodecEntry(
-            name="fp8", summary="1 byte, e4m3, a scale for each head", load="imagewam_cli.kvcache.compact:FLOAT8"
-        ),
+        CodecEntry(name="fp32", summary="4 bytes a number, exact", load=f"{_CODECS}.cast:FLOAT32"),
+        CodecEntry(name="bf16", summary="2 bytes, 8 bits of mantissa", load=f"{_CODECS}.cast:BFLOAT16"),
+        CodecEntry(name="fp16", summary="2 bytes, 11 bits of mantissa", load=f"{_CODECS}.cast:FLOAT16"),
+        CodecEntry(name="fp8", summary="1 byte, e4m3, a scale for each head", load=f"{_CODECS}.float8:FLOAT8"),
         CodecEntry(
             name="int8",
             summary="1 byte, keys by channel, values by token, groups of 64",
-            load="imagewam_cli.kvcache.compact:INT8",
+            load=f"{_CODECS}.integer:INT8",
         ),
-        CodecEntry(name="int4", summary="half a byte, grouped as int8", load="imagewam_cli.kvcache.compact:INT4"),
+        CodecEntry(name="int4", summary="half a byte, grouped as int8", load=f"{_CODECS}.integer:INT4"),
         CodecEntry(
             name="pca2",
             summary="an eighth of bf16: principal axes of the dataset's rows",
-            load="imagewam_cli.kvcache.principal:PCA2",
+            load=f"{_CODECS}.pca:PCA2",
         ),
-        CodecEntry(name="pca1", summary="a sixteenth of bf16, as pca2", load="imagewam_cli.kvcache.principal:PCA1"),
-        CodecEntry(name="pca0.5", summary="a thirty-second, as pca2", load="imagewam_cli.kvcache.principal:PCA_HALF"),
+        CodecEntry(name="pca1", summary="a sixteenth of bf16, as pca2", load=f"{_CODECS}.pca:PCA1"),
+        CodecEntry(name="pca0.5", summary="a thirty-second, as pca2", load=f"{_CODECS}.pca:PCA_HALF"),
     ]

@@ -29,7 +29,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class EditorEntry(Entry):
-    """An image editor. `load` names a class of `imagewam_cli.editor.Editor`."""
+    """An image editor. `load` names a class of `imagewam_cli.editors.contract.Editor`."""
 
     family: str
     """The pipeline class in diffusers."""
@@ -77,7 +77,7 @@ class DatasetFormatEntry(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class CodecEntry(Entry):
-    """A way to store keys and values. `load` names a `imagewam_cli.kvcache.codec.Codec`."""
+    """A way to store keys and values. `load` names a `imagewam_cli.kvcache.codecs.contract.Codec`."""
 
 
 class Hooks:

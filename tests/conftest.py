@@ -18,9 +18,8 @@ EDITOR_CAMERA = (64, 64)
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline folder in `tiny`'s shape, untrained and smaller: one double block, two single ones, 2 heads of 32."""
-    from plugins.flux2_folder import small_pipeline
-
     from imagewam_tiny import recipe
+    from tests.support.editors.flux2 import small_pipeline
 
     folder = tmp_path_factory.mktemp("weights") / "small"
     recipe.save_pipeline(small_pipeline(text_layers=3), folder)
@@ -41,7 +40,7 @@ def tabletop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def load_tiny(tiny_weights: Path) -> Any:
     """`load_tiny(instructions, **settings)`: the small editor at 64 pixels; `weights=` names another folder."""
-    from imagewam_cli.editor import PrefixSettings
+    from imagewam_cli.editors.contract import PrefixSettings
     from imagewam_cli.registry import Registry
 
     def load(instructions: Sequence[str] = (), weights: Path = tiny_weights, **settings: Any) -> Any:
@@ -56,10 +55,10 @@ def load_tiny(tiny_weights: Path) -> Any:
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory, tabletop: Path, load_tiny: Any) -> Path:
     """Every fourth frame of `tabletop` through the small editor, float32, one shard per episode or so."""
     from imagewam_cli.data.formats import open_dataset
-    from imagewam_cli.kvcache.build import build_cache
-    from imagewam_cli.kvcache.codec import FLOAT32
-    from imagewam_cli.kvcache.encoding import instructions_of
-    from imagewam_cli.kvcache.plan import BuildSettings
+    from imagewam_cli.kvcache.building.build import build_cache
+    from imagewam_cli.kvcache.building.encoding import instructions_of
+    from imagewam_cli.kvcache.building.shard_plan import BuildSettings
+    from imagewam_cli.kvcache.codecs.cast import FLOAT32
 
     dataset = open_dataset(tabletop)
     folder = tmp_path_factory.mktemp("caches") / "tiny"
@@ -71,7 +70,7 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory, tabletop: Path, load_ti
 @pytest.fixture(scope="session")
 def policy_folder(tmp_path_factory: pytest.TempPathFactory, load_tiny: Any) -> Path:
     """A small policy of random weights on the small editor."""
-    from export.policies import small_policy
+    from tests.support.policies import small_policy
 
     return small_policy(tmp_path_factory, load_tiny)
 
@@ -79,6 +78,6 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory, load_tiny: Any) -> P
 @pytest.fixture(scope="session")
 def onnx_export(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path, tiny_weights: Path) -> Any:
     """The ONNX export of `policy_folder`."""
-    from export.policies import exported
+    from tests.support.policies import exported
 
     return exported(tmp_path_factory, policy_folder, tiny_weights)

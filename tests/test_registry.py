@@ -119,8 +119,10 @@ def test_what_a_plugins_code_raises_is_the_plugins_failure(monkeypatch: pytest.M
 
 
 def test_an_editor_class_that_lacks_a_method_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = registry_with(monkeypatch, plugin=Plugin(entry("half", load="imagewam_cli.editor:Editor")))
-    with pytest.raises(PluginError, match=r"'half' \(imagewam_cli.editor:Editor\) lacks encode, load, spec, weights"):
+    registry = registry_with(monkeypatch, plugin=Plugin(entry("half", load="imagewam_cli.editors.contract:Editor")))
+    with pytest.raises(
+        PluginError, match=r"'half' \(imagewam_cli.editors.contract:Editor\) lacks encode, load, spec, weights"
+    ):
         registry.editors.load("half")
 
 

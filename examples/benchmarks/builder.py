@@ -23,11 +23,11 @@ from timing import interleaved, machine, table
 
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import Dataset, Row
-from imagewam_cli.editor import Editor, PrefixSettings
-from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.codec import Codec
-from imagewam_cli.kvcache.encoding import batches, instructions_of
-from imagewam_cli.kvcache.plan import BuildSettings, plan_build
+from imagewam_cli.editors.contract import Editor, PrefixSettings
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.encoding import batches, instructions_of
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings, plan_build
+from imagewam_cli.kvcache.codecs.contract import Codec
 from imagewam_cli.registry import Registry
 from imagewam_cli.sim.record import record
 from imagewam_cli.sim.tabletop.env import TabletopEnvironment

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from imagewam_cli.data.formats import open_dataset
-from imagewam_cli.editor import PrefixSettings
-from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.encoding import instructions_of
-from imagewam_cli.kvcache.plan import BuildSettings
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.encoding import instructions_of
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings
 from imagewam_cli.registry import Registry
 from imagewam_cli.sim.record import record
 from imagewam_cli.sim.tabletop.env import TabletopEnvironment

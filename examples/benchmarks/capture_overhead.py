@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from timing import interleaved, machine, table
 
-from imagewam_cli.capture import attention_layers, record
+from imagewam_cli.prefix.capture import attention_layers, record
 from imagewam_cli.registry import Registry
 
 BARE, RECORDED, EARLY = "bare", "recorded", "recorded, left early"

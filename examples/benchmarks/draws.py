@@ -21,8 +21,8 @@ from online_or_cache import CACHE, POINTS, Run, demonstrations, loaded, trainer
 from timing import machine
 
 from imagewam_cli.data.formats import open_dataset
-from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.plan import BuildSettings
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings
 from imagewam_cli.registry import Registry
 from imagewam_cli.training.prefixes import CachedPrefixes
 

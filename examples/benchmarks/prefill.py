@@ -18,14 +18,14 @@ import torch
 from timing import interleaved, machine, table
 from torch import nn
 
-from imagewam_cli.capture import record
-from imagewam_cli.editor import PrefixKV
+from imagewam_cli.editors.loading.placement import compile_blocks, require_compiler
+from imagewam_cli.editors.tokens import joint_layers
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
-from imagewam_cli.kvcache.spec import LayerSpec, SegmentSpec
-from imagewam_cli.placement import compile_blocks, require_compiler
+from imagewam_cli.prefix.capture import record
+from imagewam_cli.prefix.kv import PrefixKV
+from imagewam_cli.prefix.spec import LayerSpec, SegmentSpec
 from imagewam_cli.registry import Registry
-from imagewam_cli.token_layout import joint_layers
 from imagewam_flux2.editor import Flux2Editor
 from imagewam_flux2.tokens import REFERENCE_T, image_ids, text_ids
 

@@ -28,11 +28,11 @@ import numpy as np
 from caches import tiny_caches
 from timing import interleaved, machine
 
-from imagewam_cli.kvcache.buffers import aligned
-from imagewam_cli.kvcache.plan import BuildSettings
-from imagewam_cli.kvcache.reader import CacheReader
-from imagewam_cli.kvcache.shard import LoadMethod
-from imagewam_cli.kvcache.table import Indices
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings
+from imagewam_cli.kvcache.format.buffers import aligned
+from imagewam_cli.kvcache.format.frame_table import Indices
+from imagewam_cli.kvcache.format.shard import LoadMethod
+from imagewam_cli.kvcache.reading.reader import CacheReader
 
 PLAIN, DECODED = "plain read", "random, later epoch, decoded"
 

@@ -26,10 +26,11 @@ from typing import Any
 
 import torch
 
+from imagewam_cli.cache_study.fidelity import compare_ways, ways
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editor import Editor, PrefixKV, PrefixSettings
-from imagewam_cli.evaluation.fidelity import compare_ways, ways
+from imagewam_cli.editors.contract import Editor, PrefixSettings
 from imagewam_cli.hookspecs import EditorEntry
+from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.registry import Registry
 from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 

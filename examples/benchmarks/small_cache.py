@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from imagewam_cli.evaluation.statistics import Rate
-from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.kvcache.reading.reader import CacheReader
 
 sys.path.insert(0, str(Path(__file__).parent))
 from editor_worth import imagewam

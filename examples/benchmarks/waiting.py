@@ -18,7 +18,7 @@ from pathlib import Path
 from caches import tiny_caches
 from timing import machine
 
-from imagewam_cli.kvcache.plan import BuildSettings
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings
 from imagewam_cli.training.loop import Trainer
 from imagewam_cli.training.metrics import read_metrics
 from imagewam_cli.training.prefixes import CachedPrefixes

@@ -25,18 +25,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from imagewam_cli.editor import PrefixKV, TextToken, TokenPlacement
+from imagewam_cli.editors.contract import TextToken, TokenPlacement
+from imagewam_cli.editors.text import Text, with_token
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig, to_bfloat16
 from imagewam_cli.expert.sampler import integrate
-from imagewam_cli.kvcache.spec import BlockKind, LayerSpec, RopeSpec, Rounding, SegmentSpec
 from imagewam_cli.policy.bundle import ProprioConfig
 from imagewam_cli.policy.policy import Policy
 from imagewam_cli.policy.proprio import ProprioEncoder
+from imagewam_cli.prefix.kv import PrefixKV
+from imagewam_cli.prefix.spec import BlockKind, LayerSpec, RopeSpec, Rounding, SegmentSpec
 from imagewam_cli.published.importing import import_policy
 from imagewam_cli.published.robots import ROBOTS
 from imagewam_cli.published.settings import TrainSettings
-from imagewam_cli.text_states import Text, with_token
 from imagewam_flux2.editor import Flux2Editor
 from imagewam_flux2.joint import JointBatch, joint_step
 from imagewam_flux2.release import Flux2Release

@@ -25,10 +25,10 @@ from kills import EDITORS
 
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.plan import BuildSettings
-from imagewam_cli.kvcache.reader import CacheReader
-from imagewam_cli.kvcache.verify import verify_cache
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings
+from imagewam_cli.kvcache.building.verify import verify_cache
+from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.registry import Registry
 from imagewam_cli.sim.record import record
 from imagewam_cli.sim.tabletop.env import TabletopEnvironment

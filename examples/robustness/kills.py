@@ -30,13 +30,13 @@ import torch
 
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import Dataset
-from imagewam_cli.editor import Editor, PrefixSettings
-from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.encoding import instructions_of
-from imagewam_cli.kvcache.learned import CODEC
-from imagewam_cli.kvcache.manifest import INSTRUCTIONS, SHARDS
-from imagewam_cli.kvcache.plan import BuildSettings
-from imagewam_cli.kvcache.verify import verify_cache
+from imagewam_cli.editors.contract import Editor, PrefixSettings
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.encoding import instructions_of
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings
+from imagewam_cli.kvcache.building.verify import verify_cache
+from imagewam_cli.kvcache.codecs.fitting import CODEC
+from imagewam_cli.kvcache.format.manifest import INSTRUCTIONS, SHARDS
 from imagewam_cli.registry import Registry
 from imagewam_cli.sim.record import record
 from imagewam_cli.sim.tabletop.env import TabletopEnvironment

@@ -32,17 +32,17 @@ from kills import SMALL, tiny
 
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import KeyMap
-from imagewam_cli.editor import Editor
-from imagewam_cli.hardware import CPU
-from imagewam_cli.kvcache.build import build_cache, build_with
-from imagewam_cli.kvcache.engines.crew import Crew, Workers
-from imagewam_cli.kvcache.engines.processes import ProcessWorkers
-from imagewam_cli.kvcache.engines.ray_actors import RayWorkers
-from imagewam_cli.kvcache.engines.worker import BuildRecipe
-from imagewam_cli.kvcache.manifest import Share, parse_manifest
-from imagewam_cli.kvcache.merge import merge_cache
-from imagewam_cli.kvcache.plan import BuildSettings
-from imagewam_cli.kvcache.verify import verify_cache
+from imagewam_cli.editors.contract import Editor
+from imagewam_cli.editors.loading.hardware import CPU
+from imagewam_cli.kvcache.building.build import build_cache, build_with
+from imagewam_cli.kvcache.building.merge import merge_cache
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings
+from imagewam_cli.kvcache.building.verify import verify_cache
+from imagewam_cli.kvcache.building.workers.pool import Crew, Workers
+from imagewam_cli.kvcache.building.workers.processes import ProcessWorkers
+from imagewam_cli.kvcache.building.workers.ray import RayWorkers
+from imagewam_cli.kvcache.building.workers.worker import BuildRecipe
+from imagewam_cli.kvcache.format.manifest import Share, parse_manifest
 from imagewam_cli.registry import Registry
 from imagewam_cli.sim.record import record
 from imagewam_cli.sim.tabletop.env import TabletopEnvironment

@@ -28,8 +28,8 @@ from imagewam_cli.cli import (
 )
 from imagewam_cli.cli.os_errors import explained, os_error_of
 from imagewam_cli.cli.output import output
+from imagewam_cli.editors.loading.hardware import is_out_of_memory
 from imagewam_cli.errors import ImagewamError
-from imagewam_cli.hardware import is_out_of_memory
 
 # Typer carries its own copy of click in newer versions: its exceptions are reached through the one that it exports
 _ParserError: type[Exception] = cast(Any, typer.BadParameter).__mro__[2]

@@ -61,10 +61,11 @@ def attention_command(
 
     Example: imagewam attention --policy runs/first --dataset datasets/tabletop --rows 32
     """
+    from imagewam_cli.cli.tables import attention_table
     from imagewam_cli.config import to_dict
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.data.types import KeyMap
-    from imagewam_cli.evaluation.attention import evaluate_attention, table
+    from imagewam_cli.evaluation.attention.measurement import evaluate_attention
     from imagewam_cli.policy.bundle import find_bundle
     from imagewam_cli.policy.policy import Policy
     from imagewam_cli.training.held_out import held_out_episodes
@@ -90,7 +91,7 @@ def attention_command(
     _write(folder, result, glances)
     of = f"{result.episodes} held-out episodes" if result.held_out else f"{result.episodes} episodes"
     left_out = f", {result.still} more left out: nothing changes in them" if result.still else ""
-    text = f"{table(result)}\n{result.rows} rows of {of}{left_out}\n{folder}"
+    text = f"{attention_table(result)}\n{result.rows} rows of {of}{left_out}\n{folder}"
     output.result(to_dict(result) | {"folder": str(folder)}, text, format.value)
 
 
@@ -107,9 +108,9 @@ def _refuse_onnx(policy: Path) -> None:
 def _write(folder: Path, result: Any, glances: Any) -> None:
     """All pictures are drawn aside before the first of them, and the pages of an earlier run, are replaced."""
     from imagewam_cli.config import dump_json, to_dict
-    from imagewam_cli.evaluation.attention_pictures import page, sheet
+    from imagewam_cli.evaluation.attention.pictures import page, sheet
     from imagewam_cli.evaluation.pictures import spaced, write_picture
-    from imagewam_cli.kvcache.manifest import write_atomically
+    from imagewam_cli.files import write_atomically
 
     rows = folder / "rows"
     rows.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,9 @@ from imagewam_cli.cli.output import output
 
 if TYPE_CHECKING:
     from imagewam_cli.data.types import Dataset
-    from imagewam_cli.editor import Editor
-    from imagewam_cli.kvcache.location import Location
-    from imagewam_cli.kvcache.manifest import Manifest
+    from imagewam_cli.editors.contract import Editor
+    from imagewam_cli.kvcache.format.manifest import Manifest
+    from imagewam_cli.kvcache.storage.location import Location
 
 _AUTO = "auto:"
 
@@ -55,7 +55,7 @@ def measured_layers(editor: Editor, dataset: Dataset, count: int) -> str:
     Raises:
         UsageError: there are not so many, or the dataset is too small to measure on.
     """
-    from imagewam_cli.evaluation.layer_choice import measure_layers, sample_rows
+    from imagewam_cli.cache_study.layer_selection import measure_layers, sample_rows
 
     with output.progress(sample_rows(dataset), "row") as bar:
         found = measure_layers(editor, dataset, count, on_rows=bar.update)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from imagewam_cli.cli.output import bytes_text, table
 
 if TYPE_CHECKING:
+    from imagewam_cli.cache_study.budget import Choice
     from imagewam_cli.data.types import Dataset, Row
-    from imagewam_cli.editor import Editor
-    from imagewam_cli.evaluation.budget import Choice
+    from imagewam_cli.editors.contract import Editor
 
 
 def choices_within(
@@ -23,10 +23,10 @@ def choices_within(
     """
     import torch
 
+    from imagewam_cli.cache_study.budget import choices, fitting
     from imagewam_cli.errors import UsageError
-    from imagewam_cli.evaluation.budget import choices, fitting
-    from imagewam_cli.kvcache.encoding import instructions_of
-    from imagewam_cli.kvcache.learned import sample_prefixes
+    from imagewam_cli.kvcache.building.encoding import instructions_of
+    from imagewam_cli.kvcache.codecs.fitting import sample_prefixes
     from imagewam_cli.registry import Registry
 
     entries = Registry.installed().codecs
@@ -55,7 +55,7 @@ def choices_within(
 
 def budget_text(found: Sequence[Choice], budget: float) -> str:
     """Of each pooling and thinning the codec that loses least."""
-    from imagewam_cli.evaluation.budget import best_codecs
+    from imagewam_cli.cache_study.budget import best_codecs
 
     shown = [_cells(choice, "<- take this" if choice is found[0] else "") for choice in best_codecs(found)]
     head = ["codec", "pool", "layers", "a row", "in all", "error of attention", ""]

@@ -24,9 +24,9 @@ from imagewam_cli.cli.share import share_of
 from imagewam_cli.cli.workers import EngineName, EngineOption, Hiring, ThreadsOption, WorkersOption, opened_maker
 
 if TYPE_CHECKING:
-    from imagewam_cli.kvcache.location import Location
-    from imagewam_cli.kvcache.manifest import Share
-    from imagewam_cli.kvcache.plan import BuildPlan
+    from imagewam_cli.kvcache.building.shard_plan import BuildPlan
+    from imagewam_cli.kvcache.format.manifest import Share
+    from imagewam_cli.kvcache.storage.location import Location
 
 
 @takes_editor_options
@@ -82,10 +82,10 @@ def cache_command(
     from imagewam_cli.config import size_in_bytes
     from imagewam_cli.data.augmentation import Augmentation
     from imagewam_cli.errors import UsageError
-    from imagewam_cli.kvcache.build import build_with, require_continuable
-    from imagewam_cli.kvcache.location import location
-    from imagewam_cli.kvcache.plan import BuildSettings, plan_build
-    from imagewam_cli.kvcache.storage import storage_at
+    from imagewam_cli.kvcache.building.build import build_with, require_continuable
+    from imagewam_cli.kvcache.building.shard_plan import BuildSettings, plan_build
+    from imagewam_cli.kvcache.storage.location import location
+    from imagewam_cli.kvcache.storage.manifests import storage_at
     from imagewam_cli.registry import Registry
     from imagewam_cli.workspace import CACHES
 

@@ -20,8 +20,8 @@ def demo_command(
 
     Example: imagewam demo --out imagewam-demo
     """
+    from imagewam_cli.cli.demo_steps import Demo, write_report
     from imagewam_cli.cli.output import output
-    from imagewam_cli.demo import Demo, write_report
 
     demo = Demo(folder=out, episodes=episodes, steps=steps, scenes=scenes)
     for step in demo.steps_to_do():

@@ -27,8 +27,8 @@ from imagewam_cli.cli.output import output
 
 if TYPE_CHECKING:
     from imagewam_cli.data.types import Dataset
-    from imagewam_cli.editor import Editor, PrefixSettings
-    from imagewam_cli.hardware import Hardware
+    from imagewam_cli.editors.contract import Editor, PrefixSettings
+    from imagewam_cli.editors.loading.hardware import Hardware
     from imagewam_cli.hookspecs import EditorEntry
 
 
@@ -152,7 +152,7 @@ class ChosenEditor:
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, layers=layers))
 
     def _load(self) -> Editor:
-        from imagewam_cli.kvcache.encoding import instructions_of
+        from imagewam_cli.kvcache.building.encoding import instructions_of
 
         return self.kind.load(
             self.entry,
@@ -203,7 +203,7 @@ def choose_editor(options: EditorOptions, weights: Path | None, *, trial: str | 
 
 def _settings(options: EditorOptions, cameras: tuple[str, ...]) -> PrefixSettings:
     from imagewam_cli.config import from_dict
-    from imagewam_cli.editor import PrefixSettings
+    from imagewam_cli.editors.contract import PrefixSettings
 
     size, segments = size_of(options.image_size), listed(options.segments)
     values = {

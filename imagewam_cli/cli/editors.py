@@ -13,7 +13,7 @@ from imagewam_cli.cli.plan import RECOMMENDED
 
 if TYPE_CHECKING:
     from imagewam_cli.hookspecs import EditorEntry
-    from imagewam_cli.kvcache.spec import KVSpec
+    from imagewam_cli.prefix.spec import KVSpec
     from imagewam_cli.registry import Catalog
 
 
@@ -76,9 +76,9 @@ def _nothing_collected() -> Iterator[None]:
 
 def _row(entry: EditorEntry, editors: Catalog[EditorEntry]) -> dict[str, Any]:
     from imagewam_cli.config import to_dict
-    from imagewam_cli.editor import PrefixSettings
+    from imagewam_cli.editors.contract import PrefixSettings
     from imagewam_cli.errors import PluginError
-    from imagewam_cli.kvcache.plan import bytes_per_row
+    from imagewam_cli.kvcache.building.shard_plan import bytes_per_row
     from imagewam_cli.registry import Registry
 
     spec: KVSpec | None = None

@@ -25,7 +25,7 @@ from imagewam_cli.cli.options import (
 )
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import output
-from imagewam_cli.hardware import Hardware
+from imagewam_cli.editors.loading.hardware import Hardware
 
 BASELINES = ("random", "expert")
 _SHEET_EPISODES = 16
@@ -119,11 +119,12 @@ def _closed_loop(
     hardware: Hardware,
     format: FormatName,
 ) -> None:
+    from imagewam_cli.cli.tables import closed_loop_table
     from imagewam_cli.config import dump_json, to_dict
     from imagewam_cli.errors import UnknownNameError
-    from imagewam_cli.evaluation.closed_loop import evaluate_in_simulator, table
+    from imagewam_cli.evaluation.closed_loop import evaluate_in_simulator
     from imagewam_cli.evaluation.pictures import MAX_EPISODES, contact_sheet, write_gif, write_mp4, write_picture
-    from imagewam_cli.kvcache.manifest import write_atomically
+    from imagewam_cli.files import write_atomically
     from imagewam_cli.registry import Registry
 
     make = Registry.installed().environments.load(env)
@@ -159,7 +160,9 @@ def _closed_loop(
         write_gif(folder / "rollouts.gif", rolled)
     if "mp4" in pictures:
         write_mp4(folder / "rollouts.mp4", rolled)
-    output.result(to_dict(result) | {"folder": str(folder)}, f"{table(result)}\n{folder}/result.json", format.value)
+    output.result(
+        to_dict(result) | {"folder": str(folder)}, f"{closed_loop_table(result)}\n{folder}/result.json", format.value
+    )
 
 
 def _open_loop(
@@ -172,13 +175,14 @@ def _open_loop(
     hardware: Hardware,
     format: FormatName,
 ) -> None:
+    from imagewam_cli.cli.tables import open_loop_table
     from imagewam_cli.config import dump_json, to_dict
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.data.types import KeyMap
     from imagewam_cli.errors import ImagewamError, UsageError
-    from imagewam_cli.evaluation.open_loop import open_loop, table
+    from imagewam_cli.evaluation.open_loop import open_loop
     from imagewam_cli.evaluation.plots import plot_open_loop
-    from imagewam_cli.kvcache.manifest import write_atomically
+    from imagewam_cli.files import write_atomically
     from imagewam_cli.policy.loading import load_policy
 
     if name in BASELINES:
@@ -195,7 +199,7 @@ def _open_loop(
         plot_open_loop(result, folder / "open_loop.png")
     except ImagewamError as error:  # plots are an extra; the numbers stand without them
         output.say(f"no plot: {error.message} ({error.hint})")
-    text = f"{table(result)}\n{folder}/open_loop.json"
+    text = f"{open_loop_table(result)}\n{folder}/open_loop.json"
     output.result(to_dict(result) | {"folder": str(folder)}, text, format.value)
 
 

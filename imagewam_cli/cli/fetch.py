@@ -37,7 +37,7 @@ def fetch_command(
     Example: imagewam fetch instruct-pix2pix
     """
     from imagewam_cli.config import to_dict
-    from imagewam_cli.fetch import FetchOptions, fetch, finds_itself, plan_fetch
+    from imagewam_cli.editors.loading.hub import FetchOptions, fetch, finds_itself, plan_fetch
     from imagewam_cli.registry import Registry
 
     entry = Registry.installed().editors.get(editor)

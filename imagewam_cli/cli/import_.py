@@ -49,8 +49,8 @@ def import_command(
     import dataclasses
 
     from imagewam_cli.config import to_dict
+    from imagewam_cli.editors.loading.hardware import Hardware
     from imagewam_cli.errors import UsageError
-    from imagewam_cli.hardware import Hardware
     from imagewam_cli.published.importing import import_policy
     from imagewam_cli.published.robots import robot as preset
     from imagewam_cli.published.settings import TrainSettings, read_train_config

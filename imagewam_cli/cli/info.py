@@ -10,10 +10,10 @@ import typer
 
 from imagewam_cli.cli.options import FormatName, FormatOption
 from imagewam_cli.cli.output import bytes_text, output
-from imagewam_cli.kvcache.location import Location, location
+from imagewam_cli.kvcache.storage.location import Location, location
 
 if TYPE_CHECKING:
-    from imagewam_cli.kvcache.manifest import Manifest, Share
+    from imagewam_cli.kvcache.format.manifest import Manifest, Share
 
 
 def info_command(
@@ -82,9 +82,9 @@ def _dataset(path: Path) -> dict[str, Any]:
 
 
 def _cache(place: Location) -> dict[str, Any]:
-    from imagewam_cli.kvcache.manifest import MANIFEST, Share
-    from imagewam_cli.kvcache.storage import manifest_at, manifests_at, storage_at
-    from imagewam_cli.kvcache.verify import verify_cache
+    from imagewam_cli.kvcache.building.verify import verify_cache
+    from imagewam_cli.kvcache.format.manifest import MANIFEST, Share
+    from imagewam_cli.kvcache.storage.manifests import manifest_at, manifests_at, storage_at
 
     storage = storage_at(place)
     manifest, damages = manifest_at(storage), verify_cache(place, rows=False)
@@ -116,7 +116,7 @@ def _cache(place: Location) -> dict[str, Any]:
 
 def _advice(place: Location, manifest: Manifest, parts: Sequence[Share], *, merged: bool, damaged: bool) -> list[str]:
     """What to do about a cache that is damaged, not finished, or in parts. merged: some parts may have been before."""
-    from imagewam_cli.kvcache.manifest import repair_hint
+    from imagewam_cli.kvcache.format.manifest import repair_hint
 
     advice = [repair_hint(place)] if damaged else []
     counts = {part.count for part in parts}

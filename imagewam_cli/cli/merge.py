@@ -21,8 +21,8 @@ def merge_command(
 
     Example: imagewam cache merge caches/tiny-tabletop
     """
-    from imagewam_cli.kvcache.location import location
-    from imagewam_cli.kvcache.merge import merge_cache
+    from imagewam_cli.kvcache.building.merge import merge_cache
+    from imagewam_cli.kvcache.storage.location import location
 
     places = [existing_place("folder", text, "name the --out of the parts") for text in others or []]
     # where parts come from elsewhere, the folder they are brought to need not be there yet

@@ -11,8 +11,8 @@ import typer
 
 from imagewam_cli.cli.output import output
 from imagewam_cli.config import from_dict
-from imagewam_cli.hardware import Hardware
-from imagewam_cli.kvcache.location import Location, expanded, location
+from imagewam_cli.editors.loading.hardware import Hardware
+from imagewam_cli.kvcache.storage.location import Location, expanded, location
 from imagewam_cli.workspace import newest
 
 

@@ -9,9 +9,9 @@ from imagewam_cli.cli.options import existing, existing_dataset
 
 if TYPE_CHECKING:
     from imagewam_cli.data.types import Dataset
-    from imagewam_cli.editor import Editor
-    from imagewam_cli.hardware import Hardware
-    from imagewam_cli.kvcache.manifest import Manifest
+    from imagewam_cli.editors.contract import Editor
+    from imagewam_cli.editors.loading.hardware import Hardware
+    from imagewam_cli.kvcache.format.manifest import Manifest
 
 
 def cache_origin(
@@ -25,7 +25,7 @@ def cache_origin(
     """
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.errors import CacheError
-    from imagewam_cli.kvcache.verify import require_origin
+    from imagewam_cli.kvcache.building.verify import require_origin
     from imagewam_cli.registry import Registry
 
     editors, name = Registry.installed().editors, str(manifest.fingerprint["editor"])

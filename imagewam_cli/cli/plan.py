@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 if TYPE_CHECKING:
+    from imagewam_cli.cache_study.throughput import Economy
     from imagewam_cli.cli.editor_options import ChosenEditor
     from imagewam_cli.data.types import Dataset, Row
-    from imagewam_cli.kvcache.codec import Codec
-    from imagewam_cli.kvcache.economy import Economy
-    from imagewam_cli.kvcache.plan import BuildPlan, BuildSettings
-    from imagewam_cli.kvcache.spec import KVSpec
+    from imagewam_cli.kvcache.building.shard_plan import BuildPlan, BuildSettings
+    from imagewam_cli.kvcache.codecs.contract import Codec
+    from imagewam_cli.prefix.spec import KVSpec
 
 RECOMMENDED = "pca1"
 """The codec that is planned beside the one that was asked for: a sixteenth of bf16, with the error of int4
@@ -31,9 +31,9 @@ def plan_of(
         EditorError: the weights are not there, and the layout is not known without them.
         UsageError: nothing fits the budget.
     """
+    from imagewam_cli.cache_study.throughput import measure
     from imagewam_cli.cli.budget_table import budget_text, choice_values, choices_within
-    from imagewam_cli.kvcache.economy import measure
-    from imagewam_cli.kvcache.plan import plan_build
+    from imagewam_cli.kvcache.building.shard_plan import plan_build
 
     rows, codecs = chosen.dataset, _with_recommended(codec)
     spec = _spec_without_weights(chosen)
@@ -54,7 +54,7 @@ def plan_of(
 def _spec_without_weights(chosen: ChosenEditor) -> KVSpec | None:
     """Where the weights are not on this machine, the layout without them, and a line about it; None: they are."""
     from imagewam_cli.cli.auto_layers import auto_count
-    from imagewam_cli.editor import TYPICAL_TEXT
+    from imagewam_cli.editors.contract import TYPICAL_TEXT
     from imagewam_cli.errors import EditorError
 
     try:
@@ -102,8 +102,8 @@ def plan_result(plans: Sequence[BuildPlan], economies: Sequence[Economy], *, lay
 
 
 def _one(plan: BuildPlan, economy: Economy | None) -> tuple[dict[str, Any], list[str]]:
+    from imagewam_cli.cache_study.throughput import verdict
     from imagewam_cli.config import to_dict
-    from imagewam_cli.kvcache.economy import verdict
 
     values: dict[str, Any] = {
         "rows": plan.rows,

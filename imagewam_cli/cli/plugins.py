@@ -87,7 +87,7 @@ def doctor_command(
 
     from imagewam_cli.errors import PluginError
     from imagewam_cli.testing.checks import CHECKS, examine
-    from imagewam_cli.testing.layout import mode_refusal
+    from imagewam_cli.testing.spec_checks import mode_refusal
     from imagewam_cli.testing.subject import subjects
 
     modes = subjects(

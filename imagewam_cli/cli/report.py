@@ -49,10 +49,12 @@ def report_command(
 
     Example: imagewam cache report --cache caches/tiny-tabletop --run runs/first --plot report.png
     """
+    from imagewam_cli.cache_study.fidelity import evaluate_fidelity
+    from imagewam_cli.cache_study.plot import plot_fidelity
+    from imagewam_cli.cli.tables import fidelity_table
     from imagewam_cli.config import to_dict
-    from imagewam_cli.evaluation.fidelity import evaluate_fidelity, table
-    from imagewam_cli.evaluation.plots import plot_fidelity, require_suffix
-    from imagewam_cli.kvcache.reader import CacheReader
+    from imagewam_cli.evaluation.plots import require_suffix
+    from imagewam_cli.kvcache.reading.reader import CacheReader
     from imagewam_cli.policy.policy import Policy
 
     require_at_least_one(rows=rows)
@@ -67,4 +69,4 @@ def report_command(
         result = evaluate_fidelity(reader, recorded, editor, rows=rows, policy=policy, on_rows=bar.update)
     if plot is not None:
         plot_fidelity(result, plot)
-    output.result(to_dict(result), table(result), format.value)
+    output.result(to_dict(result), fidelity_table(result), format.value)

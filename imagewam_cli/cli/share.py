@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imagewam_cli.kvcache.manifest import Share
+    from imagewam_cli.kvcache.format.manifest import Share
 
 
 def share_of(text: str | None, environment: Mapping[str, str]) -> Share | None:
@@ -16,7 +16,7 @@ def share_of(text: str | None, environment: Mapping[str, str]) -> Share | None:
         UsageError: not of that form, or no such part.
     """
     from imagewam_cli.errors import UsageError
-    from imagewam_cli.kvcache.manifest import Share
+    from imagewam_cli.kvcache.format.manifest import Share
 
     if text is not None:
         index, _, count = text.partition("/")

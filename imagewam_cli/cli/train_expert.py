@@ -23,7 +23,7 @@ from imagewam_cli.cli.options import (
 )
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
-from imagewam_cli.kvcache.location import name_of
+from imagewam_cli.kvcache.storage.location import name_of
 
 
 class LoadName(StrEnum):

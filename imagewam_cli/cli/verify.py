@@ -39,8 +39,8 @@ def verify_command(
 
     Example: imagewam cache verify --cache caches/tiny-tabletop --repair
     """
-    from imagewam_cli.kvcache.storage import manifest_at, storage_at
-    from imagewam_cli.kvcache.verify import repair_cache, verify_cache
+    from imagewam_cli.kvcache.building.verify import repair_cache, verify_cache
+    from imagewam_cli.kvcache.storage.manifests import manifest_at, storage_at
 
     place = chosen_cache(cache)
     manifest = manifest_at(storage_at(place))

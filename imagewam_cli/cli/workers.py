@@ -17,11 +17,11 @@ from imagewam_cli.cli.output import output
 
 if TYPE_CHECKING:
     from imagewam_cli.cli.editor_options import ChosenEditor
-    from imagewam_cli.kvcache.engines.crew import Workers
-    from imagewam_cli.kvcache.engines.worker import BuildRecipe
-    from imagewam_cli.kvcache.location import Location
-    from imagewam_cli.kvcache.plan import BuildSettings
-    from imagewam_cli.kvcache.shard_builder import ShardMaker
+    from imagewam_cli.kvcache.building.shard_builder import ShardMaker
+    from imagewam_cli.kvcache.building.shard_plan import BuildSettings
+    from imagewam_cli.kvcache.building.workers.pool import Workers
+    from imagewam_cli.kvcache.building.workers.worker import BuildRecipe
+    from imagewam_cli.kvcache.storage.location import Location
 
 
 class EngineName(StrEnum):
@@ -89,8 +89,8 @@ def opened_maker(
     """
     import torch
 
-    from imagewam_cli.kvcache.engines.crew import Crew
-    from imagewam_cli.kvcache.shard_builder import ShardBuilder
+    from imagewam_cli.kvcache.building.shard_builder import ShardBuilder
+    from imagewam_cli.kvcache.building.workers.pool import Crew
     from imagewam_cli.registry import Registry
 
     if hiring.alone:
@@ -116,8 +116,8 @@ def _silent_stdout() -> Iterator[None]:
 def _workers(hiring: Hiring, recipe: BuildRecipe) -> Workers:
     import torch
 
-    from imagewam_cli.kvcache.engines.processes import ProcessWorkers
-    from imagewam_cli.kvcache.engines.ray_actors import RayWorkers
+    from imagewam_cli.kvcache.building.workers.processes import ProcessWorkers
+    from imagewam_cli.kvcache.building.workers.ray import RayWorkers
 
     if hiring.engine is EngineName.ray:
         return RayWorkers(
@@ -132,7 +132,7 @@ def _workers(hiring: Hiring, recipe: BuildRecipe) -> Workers:
 
 
 def _recipe(chosen: ChosenEditor, out: Location, codec: str, build: BuildSettings) -> BuildRecipe:
-    from imagewam_cli.kvcache.engines.worker import BuildRecipe
+    from imagewam_cli.kvcache.building.workers.worker import BuildRecipe
 
     return BuildRecipe(
         dataset=chosen.path.resolve(),

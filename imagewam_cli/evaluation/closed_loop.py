@@ -65,17 +65,6 @@ def summarize(episodes: Sequence[Episode]) -> ClosedLoopResult:
     return ClosedLoopResult(splits=splits, episodes=tuple(_record(e) for e in episodes))
 
 
-def table(result: ClosedLoopResult) -> str:
-    """The result as aligned text for a terminal: a line per split, below it one per kind where it has several."""
-    lines: list[tuple[str, ...]] = [("split", "kind", "success", "rate", "95 % interval", "steps")]
-    for name, split in result.splits.items():
-        lines.append(_line(name, "all", split.total))
-        if len(split.kinds) > 1:
-            lines.extend(_line("", kind, outcome) for kind, outcome in split.kinds.items())
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(_aligned(line, widths) for line in lines)
-
-
 def evaluate_in_simulator(
     make_env: Callable[[], Environment],
     policy: ChunkPolicy | None,
@@ -162,21 +151,3 @@ def _record(episode: Episode) -> EpisodeRecord:
         success=episode.success,
         steps=episode.steps,
     )
-
-
-def _line(split: str, kind: str, outcome: Outcome) -> tuple[str, ...]:
-    rate = outcome.success
-    return (
-        split,
-        kind,
-        f"{rate.successes}/{rate.trials}",
-        f"{100 * rate.rate:.1f} %",
-        f"{100 * rate.low:.1f} - {100 * rate.high:.1f} %",
-        "-" if outcome.mean_steps is None else f"{outcome.mean_steps:.1f}",
-    )
-
-
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
-    """Names to the left, numbers to the right."""
-    cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
-    return "  ".join(cells).rstrip()

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from imagewam_cli.data.chunks import action_chunk
 from imagewam_cli.data.types import ActionChunk, Dataset, Float32Array, Observation, Row
 from imagewam_cli.errors import DatasetError, RunError, UsageError
-from imagewam_cli.evaluation.tables import aligned
 from imagewam_cli.policy.acting import ChunkPolicy
 
 Float64Array = npt.NDArray[np.float64]
@@ -152,15 +151,6 @@ def open_loop(
         per_action=_per_action(dataset.info.action_names, planned_sums, constant_sums),
         per_episode=tuple(sums.error(index) for index, sums in per_episode.items()),
     )
-
-
-def table(result: OpenLoopResult) -> str:
-    """Mean absolute error and ratio per action dimension, and over all, as aligned text for a terminal."""
-    lines = [("action", "policy", "constant", "ratio of squares")]
-    lines += [(e.name, f"{e.policy:.4g}", f"{e.constant:.4g}", f"{e.ratio:.3f}") for e in result.per_action]
-    whole = (result.policy.mean_absolute, result.constant.mean_absolute)
-    lines.append(("all", f"{whole[0]:.4g}", f"{whole[1]:.4g}", f"{result.ratio_to_constant:.3f}"))
-    return aligned(lines)
 
 
 def _episodes(policy: ChunkPolicy, dataset: Dataset, chosen: Sequence[int]) -> Iterator[tuple[int, Float32Array]]:

@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw
 
 from imagewam_cli.data.lerobot.encoder import encoder_settings
 from imagewam_cli.errors import SimulationError, UsageError
-from imagewam_cli.evaluation.atomic import replacing
 from imagewam_cli.evaluation.lettering import INK_RGB, LINE_HEIGHT, PAPER_RGB, RGB, font, wrapped
+from imagewam_cli.files import replacing
 from imagewam_cli.sim.rollout import Episode
 
 SUCCESS_RGB: RGB = (22, 148, 72)

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from imagewam_cli.errors import ImagewamError, UsageError
-from imagewam_cli.evaluation.atomic import replacing
-from imagewam_cli.evaluation.fidelity import FidelityResult, SettingErrors
 from imagewam_cli.evaluation.open_loop import OpenLoopResult
 from imagewam_cli.evaluation.statistics import Rate
+from imagewam_cli.files import replacing
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
-_POLICY = "#1f5fd0"
-_REFERENCE = "#8a8d96"
-_VALIDATION = "#d2691e"
+POLICY_COLOR = "#1f5fd0"
+REFERENCE_COLOR = "#8a8d96"
+VALIDATION_COLOR = "#d2691e"
 _MAX_COLUMNS = 4
 _DOTS_PER_INCH = 144
 
@@ -35,20 +34,20 @@ def plot_open_loop(result: OpenLoopResult, path: Path) -> None:
     names = result.action_names
     columns = min(_MAX_COLUMNS, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = _figure(3.2 * columns + 0.6, 2.4 * rows + 0.8)
+    figure = new_figure(3.2 * columns + 0.6, 2.4 * rows + 0.8)
     steps = range(1, result.horizon + 1)
     for i, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, i + 1)
         constant, policy = ([step[i] for step in errors.absolute] for errors in (result.constant, result.policy))
-        axes.plot(steps, constant, color=_REFERENCE, linestyle="--", label="constant chunk")
-        axes.plot(steps, policy, color=_POLICY, label="policy")
+        axes.plot(steps, constant, color=REFERENCE_COLOR, linestyle="--", label="constant chunk")
+        axes.plot(steps, policy, color=POLICY_COLOR, label="policy")
         axes.set_title(name, fontsize=10)
         axes.set_ylim(bottom=0)
-        _plain(axes, "step", "mean absolute error" if i % columns == 0 else "")
+        label_axes(axes, "step", "mean absolute error" if i % columns == 0 else "")
     figure.axes[0].legend(frameon=False, fontsize=8)
     title = f"{result.rows} frames of {result.episodes} episodes, ratio of squares {result.ratio_to_constant:.3f}"
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -63,18 +62,18 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
         UsageError: no record has a loss, or the suffix of `path` is not one of `SUFFIXES`.
     """
     losses = [
-        ("loss", "training", _POLICY, "-"),
-        ("validation_loss", "held-out episodes", _VALIDATION, "-"),
+        ("loss", "training", POLICY_COLOR, "-"),
+        ("validation_loss", "held-out episodes", VALIDATION_COLOR, "-"),
     ]
     errors = [
-        ("validation_constant_error", "constant chunk", _REFERENCE, "--"),
-        ("validation_action_error", "policy", _POLICY, "-"),
+        ("validation_constant_error", "constant chunk", REFERENCE_COLOR, "--"),
+        ("validation_action_error", "policy", POLICY_COLOR, "-"),
     ]
     panels = [("flow loss", losses), ("squared error of the chunk, held-out episodes", errors)]
     drawn = [(title, lines) for title, lines in panels if any(_series(metrics, key)[0] for key, *_ in lines)]
     if not drawn:
         raise UsageError("the metrics hold no loss", "plot them after the first log step of a run")
-    figure = _figure(5.0 * len(drawn), 3.4)
+    figure = new_figure(5.0 * len(drawn), 3.4)
     for place, (title, lines) in enumerate(drawn, start=1):
         axes = figure.add_subplot(1, len(drawn), place)
         for key, label, color, style in lines:
@@ -90,8 +89,8 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.set_ylim(bottom=0)
         axes.set_title(title, fontsize=10)
         axes.legend(frameon=False, fontsize=8)
-        _plain(axes, "step", "")
-    _save(figure, path)
+        label_axes(axes, "step", "")
+    save_figure(figure, path)
 
 
 def plot_success(named: Mapping[str, Rate], path: Path) -> None:
@@ -103,21 +102,21 @@ def plot_success(named: Mapping[str, Rate], path: Path) -> None:
     """
     if not named:
         raise UsageError("no success rates to plot", "evaluate a policy first")
-    figure = _figure(6.4, 0.9 + 0.45 * len(named))
+    figure = new_figure(6.4, 0.9 + 0.45 * len(named))
     axes = figure.add_subplot(1, 1, 1)
     for place, rate in enumerate(named.values()):
         share = 100 * rate.rate
         below, above = max(0.0, share - 100 * rate.low), max(0.0, 100 * rate.high - share)
-        axes.barh(place, share, height=0.6, color=_POLICY, alpha=0.85)
+        axes.barh(place, share, height=0.6, color=POLICY_COLOR, alpha=0.85)
         axes.errorbar(share, place, xerr=[[below], [above]], color="black", capsize=3, linewidth=1.2)
         axes.text(100 * rate.high + 2, place, f"{rate.successes}/{rate.trials}", va="center", fontsize=9)
     axes.set_yticks(range(len(named)), list(named))
     axes.invert_yaxis()
     axes.set_xlim(0, 115)
     axes.set_xticks(range(0, 101, 20))
-    _plain(axes, "success, %", "")
+    label_axes(axes, "success, %", "")
     axes.grid(visible=False, axis="y")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
@@ -126,51 +125,7 @@ def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], 
     return [step for step, _ in points], [value for _, value in points]
 
 
-def plot_fidelity(result: FidelityResult, path: Path) -> None:
-    """Bytes of a row against the relative error of attention, a point per setting; the line joins those than which
-    none is both smaller and more exact.
-
-    Raises:
-        ImagewamError: matplotlib is missing.
-        UsageError: the suffix of `path` is not one of `SUFFIXES`.
-    """
-    figure = _figure(6.4, 4.0)
-    axes = figure.add_subplot(1, 1, 1)
-    for pool in sorted({s.pool for s in result.settings}):
-        color = _POLICY if pool == 1 else _VALIDATION
-        points = [s for s in result.settings if s.pool == pool]
-        label = "every token" if pool == 1 else f"cells of {pool} x {pool}"
-        axes.plot(
-            [s.bytes_per_row / 1000 for s in points],
-            [100 * s.attention for s in points],
-            "o",
-            color=color,
-            label=label,
-        )
-        for s in points:
-            axes.annotate(
-                s.codec,
-                (s.bytes_per_row / 1000, 100 * s.attention),
-                fontsize=8,
-                xytext=(4, 4),
-                textcoords="offset points",
-            )
-    front = [s for s in result.settings if all(t.attention > s.attention for t in result.settings if _smaller(t, s))]
-    axes.plot([s.bytes_per_row / 1000 for s in front], [100 * s.attention for s in front], color="grey", zorder=0)
-    axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=0.01)  # fp32 is exact
-    axes.set_ylim(-0.004, 300 * max((s.attention for s in result.settings), default=0.01))
-    axes.margins(x=0.12)
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
-    _plain(axes, "kB a row", "error of attention, %")
-    _save(figure, path)
-
-
-def _smaller(one: SettingErrors, other: SettingErrors) -> bool:
-    return (one.bytes_per_row, one.attention) < (other.bytes_per_row, other.attention)
-
-
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """An empty figure of that size in inches."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -182,7 +137,7 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _plain(axes: Any, x: str, y: str) -> None:
+def label_axes(axes: Any, x: str, y: str) -> None:
     """Labels, a faint grid, and no box around."""
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
@@ -200,7 +155,7 @@ def require_suffix(path: Path) -> None:
         raise UsageError(f"cannot plot to {path.name}", "end the name in one of " + ", ".join(SUFFIXES))
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     require_suffix(path)
     with replacing(path) as temporary:
         figure.savefig(temporary)

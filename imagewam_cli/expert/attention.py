@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from imagewam_cli.capture import LayerKV
-from imagewam_cli.kvcache.spec import RopeSpec, Rounding
-from imagewam_cli.rotary import rotary_tables, rotate
+from imagewam_cli.prefix.kv import LayerKV
+from imagewam_cli.prefix.rotary import rotary_tables, rotate
+from imagewam_cli.prefix.spec import RopeSpec, Rounding
 
 
 def joint_attention(q: Tensor, k: Tensor, v: Tensor, prefix: LayerKV | None, valid: Tensor | None) -> Tensor:

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagewam_cli.capture import LayerKV
 from imagewam_cli.expert.attention import Rotary, joint_attention
-from imagewam_cli.kvcache.spec import LayerSpec
+from imagewam_cli.prefix.kv import LayerKV
+from imagewam_cli.prefix.spec import LayerSpec
 
 TIME_FREQUENCIES = 256
 EPS = 1e-6

@@ -10,7 +10,7 @@ import torch
 from imagewam_cli.config import dump_json, from_dict, to_dict
 from imagewam_cli.errors import ConfigError, RunError
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
-from imagewam_cli.kvcache.manifest import write_atomically
+from imagewam_cli.files import write_atomically
 
 CONFIG = "expert.json"
 WEIGHTS = "expert.safetensors"

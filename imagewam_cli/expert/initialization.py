@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from imagewam_cli.errors import EditorError
 from imagewam_cli.expert.model import ActionExpert
-from imagewam_cli.kvcache.spec import LayerSpec
+from imagewam_cli.prefix.spec import LayerSpec
 
 Initialization = Literal["none", "published", "repaired"]
 

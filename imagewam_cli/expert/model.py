@@ -15,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagewam_cli.capture import LayerKV
-from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import ConfigError
 from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.expert.blocks import Head, Modulation, ParallelBlock, SequentialBlock, TimeEmbedding
-from imagewam_cli.expert.places import PrefixPlaces
-from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, Rounding
+from imagewam_cli.expert.token_coordinates import PrefixPlaces
+from imagewam_cli.prefix.kv import LayerKV, PrefixKV
+from imagewam_cli.prefix.spec import LayerSpec, RopeSpec, Rounding
 
 T = TypeVar("T")
 

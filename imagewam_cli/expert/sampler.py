@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imagewam_cli.editor import PrefixKV
 from imagewam_cli.expert.flow import TRAIN_STEPS, FlowSchedule
 from imagewam_cli.expert.model import ActionExpert
+from imagewam_cli.prefix.kv import PrefixKV
 
 
 def integrate(

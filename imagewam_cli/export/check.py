@@ -11,11 +11,11 @@ import numpy.typing as npt
 import torch
 
 from imagewam_cli.data.types import Observation
-from imagewam_cli.editor import PrefixKV
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.sampler import integrate
 from imagewam_cli.policy.loading import live_prefix, prefix_arrays
 from imagewam_cli.policy.policy import Policy
+from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.runtime.onnx_policy import OnnxPolicy, run, session
 
 Array = npt.NDArray[Any]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imagewam_cli.data.normalization import CLAMP, Normalizer
-from imagewam_cli.editor import PrefixGraph
+from imagewam_cli.editors.contract import PrefixGraph
 from imagewam_cli.policy.bundle import BundleParts
 from imagewam_cli.runtime.onnx_policy import VERSION
 

@@ -1,7 +1,7 @@
 """What is traced into ONNX: modules with named inputs and outputs, and the call of torch's exporter.
 
 The expert is traced as one evaluation of its velocity (`unroll` makes the loop of it), the prefix as the editor's own
-module (`imagewam_cli.editor.PrefixGraph`). The batch and the number of tokens stay open in both.
+module (`imagewam_cli.editors.contract.PrefixGraph`). The batch and the number of tokens stay open in both.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imagewam_cli.capture import LayerKV
-from imagewam_cli.editor import PrefixGraph, PrefixKV
+from imagewam_cli.editors.contract import PrefixGraph
 from imagewam_cli.errors import ExportError
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
 from imagewam_cli.export.group_norm import SteadyGroupNorm
-from imagewam_cli.kvcache.spec import LayerSpec
+from imagewam_cli.prefix.kv import LayerKV, PrefixKV
+from imagewam_cli.prefix.spec import LayerSpec
 
 OPSET = 21
 """What onnxruntime runs well. With the fused attention and rotary operators of 23 to 25 its version 1.32 fails on open

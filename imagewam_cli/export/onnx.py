@@ -21,11 +21,11 @@ import numpy as np
 
 from imagewam_cli.config import dump_json
 from imagewam_cli.data.samples import SAMPLES, Samples
-from imagewam_cli.editor import PrefixGraph
+from imagewam_cli.editors.contract import PrefixGraph
 from imagewam_cli.errors import ExportError
 from imagewam_cli.export import TOLERANCE, ExportReport
 from imagewam_cli.export.staging import sizes, staged
-from imagewam_cli.kvcache.manifest import write_atomically
+from imagewam_cli.files import write_atomically
 from imagewam_cli.policy.bundle import EDITOR, find_bundle
 from imagewam_cli.policy.policy import Policy
 

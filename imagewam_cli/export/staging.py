@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from imagewam_cli.errors import UsageError
-from imagewam_cli.kvcache.manifest import sync_folder
+from imagewam_cli.files import sync_folder
 
 
 @contextlib.contextmanager

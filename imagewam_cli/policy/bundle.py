@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 
 from imagewam_cli.config import dump_json, from_dict, to_dict
 from imagewam_cli.data.normalization import Normalizer
-from imagewam_cli.editor import PrefixSettings, TokenPlacement
+from imagewam_cli.editors.contract import PrefixSettings, TokenPlacement
 from imagewam_cli.errors import ConfigError, DatasetError, RunError
-from imagewam_cli.kvcache.manifest import write_atomically
-from imagewam_cli.kvcache.spec import KVSpec
+from imagewam_cli.files import write_atomically
+from imagewam_cli.prefix.spec import KVSpec
 
 VERSION = 1
 POLICY = "policy.json"

@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from imagewam_cli.config import from_dict
 from imagewam_cli.data.types import Float32Array, Observation
-from imagewam_cli.editor import Editor, PrefixKV
+from imagewam_cli.editors.contract import Editor
+from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.errors import ConfigError, DatasetError, RunError
-from imagewam_cli.hardware import CPU, Hardware
-from imagewam_cli.kvcache.spec import LayerSpec
 from imagewam_cli.policy.acting import ChunkPolicy
 from imagewam_cli.policy.bundle import EDITOR, EditorReference
+from imagewam_cli.prefix.kv import PrefixKV
+from imagewam_cli.prefix.spec import LayerSpec
 from imagewam_cli.workspace import ONNX_MARKER
 
 if TYPE_CHECKING:

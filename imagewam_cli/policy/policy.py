@@ -14,18 +14,19 @@ import numpy as np
 import torch
 
 from imagewam_cli.data.types import Float32Array, Observation
-from imagewam_cli.editor import Editor, PrefixKV
+from imagewam_cli.editors.contract import Editor
+from imagewam_cli.editors.loading.hardware import CPU, Hardware
+from imagewam_cli.editors.loading.placement import require_device
 from imagewam_cli.errors import DatasetError, RunError
 from imagewam_cli.expert.checkpoint import load_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert
 from imagewam_cli.expert.sampler import initial_noise, integrate
-from imagewam_cli.hardware import CPU, Hardware
-from imagewam_cli.kvcache.manifest import fingerprint_digest
-from imagewam_cli.placement import require_device
+from imagewam_cli.kvcache.format.manifest import fingerprint_digest
 from imagewam_cli.policy.acting import ChunkPolicy
 from imagewam_cli.policy.bundle import TUNED, BundleParts, EditorReference, find_bundle, read_bundle
 from imagewam_cli.policy.proprio import ProprioEncoder, load_proprio
+from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.registry import Registry
 
 

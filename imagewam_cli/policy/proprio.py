@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from imagewam_cli.editor import TextToken
+from imagewam_cli.editors.contract import TextToken
 from imagewam_cli.errors import RunError
 from imagewam_cli.policy.bundle import PROPRIO, ProprioConfig
 

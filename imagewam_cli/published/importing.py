@@ -16,14 +16,13 @@ from torch import Tensor
 from imagewam_cli.data.normalization import FieldStats, Normalizer
 from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.data.types import Observation
-from imagewam_cli.editor import Editor, PrefixSettings
+from imagewam_cli.editors.contract import Editor, PrefixSettings
+from imagewam_cli.editors.loading.folder import require_names
+from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.errors import ConfigError, EditorError
 from imagewam_cli.expert.checkpoint import save_expert
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
 from imagewam_cli.export.staging import sizes, staged
-from imagewam_cli.hardware import CPU, Hardware
-from imagewam_cli.kvcache.spec import KVSpec, Rounding
-from imagewam_cli.pipeline_folder import require_names
 from imagewam_cli.policy.bundle import (
     PROPRIO,
     TUNED,
@@ -33,6 +32,7 @@ from imagewam_cli.policy.bundle import (
     ProprioConfig,
     write_bundle,
 )
+from imagewam_cli.prefix.spec import KVSpec, Rounding
 from imagewam_cli.published.checkpoint import Checkpoint, read_checkpoint
 from imagewam_cli.published.robots import PROMPT, Robot
 from imagewam_cli.published.settings import TrainSettings

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from imagewam_cli.data.normalization import NormalizationMode
-from imagewam_cli.editor import CameraLayout
+from imagewam_cli.editors.contract import CameraLayout
 from imagewam_cli.errors import UnknownNameError
 
 PROMPT = "A video recorded from a robot's point of view executing the following instruction: {instruction}"

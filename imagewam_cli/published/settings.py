@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from imagewam_cli.editor import TokenPlacement
+from imagewam_cli.editors.contract import TokenPlacement
 from imagewam_cli.errors import ConfigError
 
 

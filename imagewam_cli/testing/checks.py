@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from imagewam_cli.testing import layout, numbers, uses
+from imagewam_cli.testing import numbers, spec_checks, uses
 from imagewam_cli.testing.subject import ContractError, NotApplicable, Subject
 
 Check = Callable[[Subject], None]
 
 CHECKS: tuple[Check, ...] = (
-    layout.modes_of_the_entry_load,
-    layout.shapes_are_those_of_the_spec,
-    layout.pooled_shapes_are_those_of_the_spec,
-    layout.description_is_the_spec,
+    spec_checks.modes_of_the_entry_load,
+    spec_checks.shapes_are_those_of_the_spec,
+    spec_checks.pooled_shapes_are_those_of_the_spec,
+    spec_checks.description_is_the_spec,
     numbers.same_input_gives_the_same_bits,
     numbers.a_batch_is_its_rows,
     numbers.padding_changes_nothing,
@@ -32,11 +32,11 @@ CHECKS: tuple[Check, ...] = (
     numbers.another_instruction_changes_the_prefix,
     numbers.a_blank_picture_hides_everything,
     numbers.random_weights_change_the_prefix,
-    layout.segments_are_slices,
-    layout.layers_are_slices,
-    layout.prefix_mode_has_no_target,
-    layout.unknown_choices_are_refused,
-    layout.wrong_size_is_refused,
+    spec_checks.segments_are_slices,
+    spec_checks.layers_are_slices,
+    spec_checks.prefix_mode_has_no_target,
+    spec_checks.unknown_choices_are_refused,
+    spec_checks.wrong_size_is_refused,
     uses.a_cache_gives_back_what_was_encoded,
     uses.expert_attends_jointly,
     uses.graph_equals_encode,
@@ -61,7 +61,7 @@ def examine(subject: Subject) -> Iterator[Finding]:
     for check in CHECKS:
         finding = _finding(check, subject)
         yield finding
-        if check is layout.modes_of_the_entry_load and finding.result == "broken":
+        if check is spec_checks.modes_of_the_entry_load and finding.result == "broken":
             return
 
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editor import Editor, PrefixKV, PrefixSettings
+from imagewam_cli.editors.contract import Editor, PrefixSettings
+from imagewam_cli.editors.loading.hardware import Hardware
 from imagewam_cli.errors import UsageError
-from imagewam_cli.hardware import Hardware
 from imagewam_cli.hookspecs import EditorEntry
-from imagewam_cli.kvcache.spec import KVSpec, Mode, Segment
+from imagewam_cli.prefix.kv import PrefixKV
+from imagewam_cli.prefix.spec import KVSpec, Mode, Segment
 from imagewam_cli.registry import Registry
 
 SHORT = "go left"

@@ -11,22 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagewam_cli.capture import LayerKV
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editor import Editor, PrefixGraph, PrefixKV
+from imagewam_cli.editors.contract import Editor, PrefixGraph
 from imagewam_cli.errors import ConfigError, ExportError
 from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.expert.blocks import ParallelBlock, QKNorm, SequentialBlock
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
 from imagewam_cli.export.description import prefix_inputs
-from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.codec import FLOAT32
-from imagewam_cli.kvcache.encoding import instructions_of
-from imagewam_cli.kvcache.manifest import SHARDS
-from imagewam_cli.kvcache.plan import BuildSettings, plan_build
-from imagewam_cli.kvcache.reader import CacheReader
-from imagewam_cli.kvcache.spec import LayerSpec
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.encoding import instructions_of
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings, plan_build
+from imagewam_cli.kvcache.codecs.cast import FLOAT32
+from imagewam_cli.kvcache.format.manifest import SHARDS
+from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.policy.loading import prefix_arrays
+from imagewam_cli.prefix.kv import LayerKV, PrefixKV
+from imagewam_cli.prefix.spec import LayerSpec
 from imagewam_cli.testing.dataset import MemoryDataset
 from imagewam_cli.testing.subject import LONG, SHORT, ContractError, NotApplicable, Subject, require, require_equal
 
@@ -172,7 +172,7 @@ def graph_equals_encode(subject: Subject) -> None:
     encoded = _tensors(editor.encode(pictures, instructions), editor)
     names = ["valid"] if editor.spec.valid_tokens else []
     names += [f"layer.{i}.{part}" for i in range(len(editor.spec.layers)) for part in "kv"]
-    fix = "the module returns ([valid,] k_0, v_0, ...), padding zeroed; see `imagewam_cli.editor.PrefixGraph`"
+    fix = "the module returns ([valid,] k_0, v_0, ...), padding zeroed; see `imagewam_cli.editors.contract.PrefixGraph`"
     require(len(outputs) == len(names), f"the graph gives {len(outputs)} tensors, not {len(names)}", fix)
     given = dict(zip(names, (output.float() for output in outputs), strict=True))
     expected = {name: encoded[name].float() for name in names}

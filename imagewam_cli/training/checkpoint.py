@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from imagewam_cli.config import dump_json
 from imagewam_cli.errors import RunError
-from imagewam_cli.kvcache.manifest import sync_folder
+from imagewam_cli.files import sync_folder
 from imagewam_cli.training.optimizer import ExpertOptimizer
 
 _KEEP = 2

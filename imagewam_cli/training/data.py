@@ -19,10 +19,10 @@ from torch import Tensor
 
 from imagewam_cli.data.normalization import NormalizationMode, Normalizer, RunningStats
 from imagewam_cli.data.splits import split_episodes
-from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.order import epoch_order
-from imagewam_cli.kvcache.table import Indices
+from imagewam_cli.kvcache.format.frame_table import Indices
+from imagewam_cli.kvcache.reading.epoch_order import epoch_order
+from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.training.prefixes import PrefixSource
 from imagewam_cli.training.recipe import TrainRecipe
 

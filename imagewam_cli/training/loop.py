@@ -29,7 +29,8 @@ from imagewam_cli.expert.checkpoint import save_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.initialization import initialize
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig, parameter_count
-from imagewam_cli.kvcache.manifest import settings_of, write_atomically
+from imagewam_cli.files import write_atomically
+from imagewam_cli.kvcache.format.manifest import settings_of
 from imagewam_cli.policy.bundle import BundleParts, EditorReference, PolicyConfig, write_bundle
 from imagewam_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from imagewam_cli.training.data import Batch, ExpertData, Waited

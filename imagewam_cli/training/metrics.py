@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from imagewam_cli.kvcache.manifest import write_atomically
+from imagewam_cli.files import write_atomically
 
 
 class MetricLog:

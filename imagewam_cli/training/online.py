@@ -14,15 +14,15 @@ import numpy as np
 import torch
 import xxhash
 
-from imagewam_cli.capture import LayerKV
 from imagewam_cli.data.pictures import PictureFile, picture_bytes
 from imagewam_cli.data.types import Dataset, UInt8Image
-from imagewam_cli.editor import Editor, PrefixKV
+from imagewam_cli.editors.contract import Editor
 from imagewam_cli.errors import DatasetError, UsageError
-from imagewam_cli.kvcache.build import dataset_entry
-from imagewam_cli.kvcache.encoding import check_prefix, samples_bytes
-from imagewam_cli.kvcache.reader import row_index
-from imagewam_cli.kvcache.table import FrameTable, Indices
+from imagewam_cli.kvcache.building.build import dataset_entry
+from imagewam_cli.kvcache.building.encoding import check_prefix, samples_bytes
+from imagewam_cli.kvcache.format.frame_table import FrameTable, Indices
+from imagewam_cli.kvcache.reading.reader import row_index
+from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.training.prefixes import PrefixOrigin
 
 Pictures = Sequence[Mapping[str, UInt8Image]]

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from imagewam_cli.editor import PrefixKV
-from imagewam_cli.kvcache.location import Location
-from imagewam_cli.kvcache.manifest import TABLE, DatasetEntry, fingerprint_digest
-from imagewam_cli.kvcache.reader import CacheReader, RowIndex
-from imagewam_cli.kvcache.shard import LoadMethod
-from imagewam_cli.kvcache.spec import KVSpec
-from imagewam_cli.kvcache.table import FrameTable, Indices
+from imagewam_cli.kvcache.format.frame_table import FrameTable, Indices
+from imagewam_cli.kvcache.format.manifest import TABLE, DatasetEntry, fingerprint_digest
+from imagewam_cli.kvcache.format.shard import LoadMethod
+from imagewam_cli.kvcache.reading.reader import CacheReader, RowIndex
+from imagewam_cli.kvcache.storage.location import Location
+from imagewam_cli.prefix.kv import PrefixKV
+from imagewam_cli.prefix.spec import KVSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,16 +23,16 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.diffusers_editor import GREY, DiffusersEditor
-from imagewam_cli.edit_target import flow_target
-from imagewam_cli.editor import PrefixGraph, PrefixSettings
-from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
-from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
-from imagewam_cli.text_states import Prompt, Text
-from imagewam_cli.token_layout import joint_layers, reference_sizes
+from imagewam_cli.editors.contract import PrefixGraph, PrefixSettings
+from imagewam_cli.editors.defaults import EditorDefaults, ModeDefaults
+from imagewam_cli.editors.diffusers import GREY, DiffusersEditor
+from imagewam_cli.editors.target import flow_target
+from imagewam_cli.editors.text import Prompt, Text
+from imagewam_cli.editors.tokens import joint_layers, reference_sizes
+from imagewam_cli.prefix.spec import LayerSpec, RopeSpec
 from imagewam_flux2.graph import prefix_graph
-from imagewam_flux2.layout import PIXELS_PER_TOKEN, picture_ids, picture_segments, text_segment
 from imagewam_flux2.release import Flux2Release
+from imagewam_flux2.segments import PIXELS_PER_TOKEN, picture_ids, picture_segments, text_segment
 from imagewam_flux2.tokens import ACTION_T, FluxTokens, RoundedPositions
 
 

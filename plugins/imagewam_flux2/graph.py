@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from imagewam_cli.capture import LayerKV, record
-from imagewam_cli.editor import PrefixGraph, PrefixKV, PrefixSettings
+from imagewam_cli.editors.contract import PrefixGraph, PrefixSettings
+from imagewam_cli.editors.tokens import reference_sizes
 from imagewam_cli.errors import ExportError
-from imagewam_cli.token_layout import reference_sizes
-from imagewam_flux2.layout import picture_ids, picture_segments
+from imagewam_cli.prefix.capture import record
+from imagewam_cli.prefix.kv import LayerKV, PrefixKV
+from imagewam_flux2.segments import picture_ids, picture_segments
 from imagewam_flux2.tokens import FluxTokens, text_ids
 
 KeepSegments = Callable[[Mapping[str, LayerKV], Tensor], PrefixKV]
@@ -26,7 +27,7 @@ _PROBES = ("put the red block on the blue zone", "  Put\tit {there}, 2 cm  left?
 
 
 class Flux2Prefix(nn.Module):
-    """forward(image, token_ids, token_valid) -> (valid, k_0, v_0, ...), as `imagewam_cli.editor.PrefixGraph` asks."""
+    """forward(image, token_ids, token_valid) -> (valid, k_0, v_0, ...), as `PrefixGraph` asks."""
 
     def __init__(
         self,

@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagewam_cli.capture import LayerKV, record, replay
-from imagewam_cli.joint_editor import grid_ids
-from imagewam_cli.kvcache.spec import RopeSpec
-from imagewam_cli.rotary import rotary_tables
-from imagewam_cli.text_states import Text
-from imagewam_cli.token_layout import joint_layers
+from imagewam_cli.editors.joint import grid_ids
+from imagewam_cli.editors.text import Text
+from imagewam_cli.editors.tokens import joint_layers
+from imagewam_cli.prefix.capture import record, replay
+from imagewam_cli.prefix.kv import LayerKV
+from imagewam_cli.prefix.rotary import rotary_tables
+from imagewam_cli.prefix.spec import RopeSpec
 
 REFERENCE_T = 10
 """Of the first reference picture; each further one has so much more."""

@@ -1,7 +1,7 @@
 """FLUX.1-Kontext as an editor: one forward of its joint transformer over T5 states and the reference picture.
 
 Modes `prefix`, the default, and `denoise`, both at timestep 1, where editing starts, for the reasons in
-`imagewam_cli.joint_editor`: Kontext has one timestep for target and reference, and they see each other.
+`imagewam_cli.editors.joint`: Kontext has one timestep for target and reference, and they see each other.
 
 Kontext is distilled from guidance and takes its scale as an input: `GUIDANCE`, the pipeline's default.
 
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.joint_editor import JointEditor
-from imagewam_cli.text_states import Prompt, Text
+from imagewam_cli.editors.joint import JointEditor
+from imagewam_cli.editors.text import Prompt, Text
 
 GUIDANCE = 3.5
 """`guidance_scale` of the pipeline where the user gives none."""

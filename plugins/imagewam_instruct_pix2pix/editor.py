@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.diffusers_editor import DiffusersEditor
-from imagewam_cli.edit_target import target_noise
-from imagewam_cli.editor import PrefixSettings
-from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
-from imagewam_cli.kvcache.spec import LayerSpec, SegmentSpec
-from imagewam_cli.text_states import Prompt, Text
-from imagewam_cli.token_layout import picture_segment
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.defaults import EditorDefaults, ModeDefaults
+from imagewam_cli.editors.diffusers import DiffusersEditor
+from imagewam_cli.editors.target import target_noise
+from imagewam_cli.editors.text import Prompt, Text
+from imagewam_cli.editors.tokens import picture_segment
+from imagewam_cli.prefix.spec import LayerSpec, SegmentSpec
 
 _PIXELS_PER_LATENT = 8
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.text_states import Prompt, Text
+from imagewam_cli.editors.text import Prompt, Text
 from imagewam_instruct_pix2pix.editor import InstructPix2PixEditor
 
 _READERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}

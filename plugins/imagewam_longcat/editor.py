@@ -2,7 +2,7 @@
 which sees picture and instruction, and the reference picture's latents.
 
 Modes `prefix`, the default, and `denoise`, both at timestep 1, where editing starts, for the reasons in
-`imagewam_cli.joint_editor`: LongCat has one timestep for target and reference, and they see each other.
+`imagewam_cli.editors.joint`: LongCat has one timestep for target and reference, and they see each other.
 Guidance is outside the network: the conditional branch needs none.
 
 Text: the picture's tokens, then the instruction. The pipeline shows the transformer the states of all 512 positions of
@@ -25,10 +25,10 @@ from typing import Any
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.joint import JointEditor
+from imagewam_cli.editors.text import Prompt, Text
 from imagewam_cli.errors import EditorError
-from imagewam_cli.joint_editor import JointEditor
-from imagewam_cli.text_states import Prompt, Text
 from imagewam_longcat.prompt import LongCatPrompt, seen_tokens
 
 

@@ -29,14 +29,14 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.diffusers_editor import DiffusersEditor
-from imagewam_cli.edit_target import flow_target
-from imagewam_cli.editor import PrefixSettings
-from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.defaults import EditorDefaults, ModeDefaults
+from imagewam_cli.editors.diffusers import DiffusersEditor
+from imagewam_cli.editors.target import flow_target
+from imagewam_cli.editors.text import Prompt, Text
+from imagewam_cli.editors.tokens import joint_layers, picture_segment, reference_sizes
 from imagewam_cli.errors import UsageError
-from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, Segment, SegmentSpec
-from imagewam_cli.text_states import Prompt, Text
-from imagewam_cli.token_layout import joint_layers, picture_segment, reference_sizes
+from imagewam_cli.prefix.spec import LayerSpec, RopeSpec, Segment, SegmentSpec
 from imagewam_qwen.reader import PromptReader
 from imagewam_qwen.tokens import (
     ACTION_FRAME,

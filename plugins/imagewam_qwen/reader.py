@@ -1,7 +1,7 @@
 """How Qwen2.5-VL reads an instruction together with the pictures it is about: as diffusers' own pipeline asks it to.
 
 The pipeline's template, and the number of leading tokens that it drops, are asked of the pipeline. One thing that it
-leaves out is added: which tokens stand for pictures (`imagewam_cli.text_states.picture_token_types`).
+leaves out is added: which tokens stand for pictures (`imagewam_cli.editors.text.picture_token_types`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.text_states import picture_token_types
+from imagewam_cli.editors.text import picture_token_types
 from imagewam_qwen.processor import picture_tokens
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagewam_cli.joint_editor import patch_tokens
-from imagewam_cli.kvcache.spec import TokenPositions
+from imagewam_cli.editors.joint import patch_tokens
+from imagewam_cli.prefix.spec import TokenPositions
 
 PIXELS_PER_TOKEN = 16
 ACTION_FRAME = -1

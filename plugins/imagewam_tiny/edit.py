@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.sim.tabletop.edits import Edit, judge_edit, sample_edit
-from imagewam_cli.sim.tabletop.layout import Split
+from imagewam_cli.sim.tabletop.scene import Split
 from imagewam_flux2.tokens import REFERENCE_T, FluxTokens, image_ids
 from imagewam_tiny import imagewam_editors, recipe
 from imagewam_tiny.editor import WEIGHTS, TinyEditor

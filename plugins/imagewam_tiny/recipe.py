@@ -114,7 +114,7 @@ def build_tokenizer() -> Any:
 
 
 def _sentences() -> Iterator[str]:
-    from imagewam_cli.sim.tabletop.layout import sample_layout
+    from imagewam_cli.sim.tabletop.scene import sample_layout
 
     for seed in range(2000):
         yield sample_layout(seed).instruction

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from imagewam_cli.expert.flow import FlowSchedule, add_noise, velocity
 from imagewam_cli.sim.tabletop.edits import Edit, sample_edit
-from imagewam_cli.sim.tabletop.layout import sample_layout
 from imagewam_cli.sim.tabletop.render import TABLE_RGB
+from imagewam_cli.sim.tabletop.scene import sample_layout
 from imagewam_flux2.tokens import FluxTokens, image_ids
 from imagewam_tiny import recipe
 

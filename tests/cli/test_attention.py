@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from export.policies import write_policy
 from PIL import Image
 
 from imagewam_cli.cli import app
+from tests.support.policies import write_policy
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -53,7 +53,7 @@ def test_a_second_run_leaves_no_pages_of_the_first(
     (tmp_path / "rows" / "notes.txt").write_text("mine")
     before = sorted(path.name for path in (tmp_path / "rows").iterdir())
     with monkeypatch.context() as broken:
-        broken.setattr("imagewam_cli.evaluation.attention_pictures.sheet", lambda _: 1 / 0)
+        broken.setattr("imagewam_cli.evaluation.attention.pictures.sheet", lambda _: 1 / 0)
         assert run(capsys, *given, "--rows", 3)[0] == 1
     assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == before
     assert run(capsys, *given, "--rows", 3)[0] == 0

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from imagewam_cli.cache_study.layer_selection import LayerChoice
 from imagewam_cli.cli.app import run
-from imagewam_cli.evaluation.layer_choice import LayerChoice
-from imagewam_cli.kvcache.storage import read_manifest
+from imagewam_cli.kvcache.storage.manifests import read_manifest
 
-MEASURE = "imagewam_cli.evaluation.layer_choice.measure_layers"
+MEASURE = "imagewam_cli.cache_study.layer_selection.measure_layers"
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_what_is_no_number_of_layers_is_refused_before_anything_is_opened(
 def test_more_layers_than_there_are_are_refused_before_a_row_is_encoded(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = "imagewam_cli.diffusers_editor.DiffusersEditor.encode"
+    encode = "imagewam_cli.editors.diffusers.DiffusersEditor.encode"
     monkeypatch.setattr(encode, lambda *_: pytest.fail("encoded"))
     assert run([*small, "--layers", "auto:99", "--out", str(tmp_path / "cache")]) == 2
     problem, advice = capsys.readouterr().err.splitlines()

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from plugins.instruct_pix2pix_folder import build as build_pix2pix
 
 from imagewam_cli.cli.app import run
-from imagewam_cli.editor import PrefixSettings
-from imagewam_cli.kvcache.reader import CacheReader
-from imagewam_cli.kvcache.storage import read_manifest
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.kvcache.reading.reader import CacheReader
+from imagewam_cli.kvcache.storage.manifests import read_manifest
 from imagewam_cli.registry import Registry
+from tests.support.editors.instruct_pix2pix import build as build_pix2pix
 
 
 def test_a_plan_records_no_demonstrations(

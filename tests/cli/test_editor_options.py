@@ -9,8 +9,8 @@ import pytest
 import typer
 
 from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
+from imagewam_cli.editors.loading.hardware import Hardware
 from imagewam_cli.errors import ConfigError, DatasetError
-from imagewam_cli.hardware import Hardware
 
 
 def parsed(*arguments: str) -> tuple[EditorOptions, int]:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from imagewam_cli.cli.app import run
-from imagewam_cli.kvcache.manifest import SHARDS, Share
-from imagewam_cli.kvcache.storage import put_manifest, read_manifest, storage_at
+from imagewam_cli.kvcache.format.manifest import SHARDS, Share
+from imagewam_cli.kvcache.storage.manifests import put_manifest, read_manifest, storage_at
 
 
 @pytest.fixture

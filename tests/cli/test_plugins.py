@@ -12,11 +12,15 @@ from pathlib import Path
 import pytest
 
 from imagewam_cli.cli import app
-from imagewam_cli.editor import PrefixKV
 from imagewam_cli.hookspecs import EditorEntry, hookimpl
+from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.registry import Registry
 from imagewam_cli.testing import checks, subject
-from imagewam_cli.testing.layout import modes_of_the_entry_load, prefix_mode_has_no_target, shapes_are_those_of_the_spec
+from imagewam_cli.testing.spec_checks import (
+    modes_of_the_entry_load,
+    prefix_mode_has_no_target,
+    shapes_are_those_of_the_spec,
+)
 from imagewam_tiny.editor import TinyEditor
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from imagewam_cli.cli.share import share_of
 from imagewam_cli.errors import UsageError
-from imagewam_cli.kvcache.manifest import Share
+from imagewam_cli.kvcache.format.manifest import Share
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_COUNT": "5"}
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "2", "WORLD_SIZE": "4"}

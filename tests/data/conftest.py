@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .lerobot.recordings import Recording, record, write_v21, write_v30
+from tests.support.recordings import Recording, record, write_v21, write_v30
 
 
 @pytest.fixture(scope="session")

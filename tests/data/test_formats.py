@@ -13,8 +13,7 @@ import pytest
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import KeyMap
 from imagewam_cli.errors import DatasetError
-
-from .lerobot.recordings import ACTION_NAMES, CAMERAS, FPS, LENGTHS, STATE_NAMES, edit_json, record, write_v30
+from tests.support.recordings import ACTION_NAMES, CAMERAS, FPS, LENGTHS, STATE_NAMES, edit_json, record, write_v30
 
 
 @pytest.mark.parametrize(

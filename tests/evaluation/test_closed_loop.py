@@ -6,12 +6,12 @@ import json
 
 import pytest
 
+from imagewam_cli.cli.tables import closed_loop_table
 from imagewam_cli.config import dump_json, from_dict, to_dict
 from imagewam_cli.errors import UnknownNameError, UsageError
-from imagewam_cli.evaluation.closed_loop import ClosedLoopResult, evaluate_in_simulator, summarize, table
+from imagewam_cli.evaluation.closed_loop import ClosedLoopResult, evaluate_in_simulator, summarize
 from imagewam_cli.evaluation.statistics import Rate
-
-from .scenes import Deaf, Line, Obedient, episode
+from tests.support.scripted_policies import Deaf, Line, Obedient, episode
 
 EPISODES = [
     episode(True, 30, seed=0, split="test", kind="place"),
@@ -60,7 +60,7 @@ def test_nothing_rolled_out_is_an_empty_result() -> None:
 
 
 def test_the_table() -> None:
-    assert table(summarize(EPISODES)).splitlines() == [
+    assert closed_loop_table(summarize(EPISODES)).splitlines() == [
         "split    kind    success     rate   95 % interval  steps",
         "test     all         3/4   75.0 %   30.1 - 95.4 %   34.3",
         "         beside      1/1  100.0 %  20.7 - 100.0 %   40.0",

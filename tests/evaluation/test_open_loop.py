@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from imagewam_cli.cli.tables import open_loop_table
 from imagewam_cli.config import dump_json, from_dict, to_dict
 from imagewam_cli.data.types import Dataset, Float32Array, Observation, Row
 from imagewam_cli.errors import DatasetError, RunError, UsageError
-from imagewam_cli.evaluation.open_loop import OpenLoopResult, open_loop, table
+from imagewam_cli.evaluation.open_loop import OpenLoopResult, open_loop
 from imagewam_cli.policy.acting import ChunkPolicy
 
 HORIZON = 12
@@ -182,7 +183,7 @@ def test_the_result_is_json_and_reads_back(demonstrations: Dataset) -> None:
 
 def test_the_table_has_a_line_per_joint(demonstrations: Dataset) -> None:
     result = open_loop(StatePolicy(), demonstrations, horizon=3)
-    lines = table(result).splitlines()
+    lines = open_loop_table(result).splitlines()
     assert [line.split()[0] for line in lines] == ["action", "dx", "dy", "grip", "all"]
     assert lines[-1].split()[1:] == [
         f"{result.policy.mean_absolute:.4g}",

@@ -20,8 +20,7 @@ from imagewam_cli.evaluation.pictures import (
     write_mp4,
     write_picture,
 )
-
-from .scenes import episode
+from tests.support.scripted_policies import episode
 
 WIDTH, HEIGHT = 48, 32
 

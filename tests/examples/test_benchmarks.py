@@ -15,16 +15,17 @@ import pytest
 import torch
 
 from imagewam_cli.data.formats import open_dataset
-from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.sampler import integrate
-from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.encoding import instructions_of
-from imagewam_cli.kvcache.plan import BuildSettings
-from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.encoding import instructions_of
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings
+from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.registry import Registry
+from tests.support.paths import EXAMPLES
 
-BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
+BENCHMARKS = EXAMPLES / "benchmarks"
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "open_with_lerobot.py"
+from tests.support.paths import EXAMPLES
+
+EXAMPLE = EXAMPLES / "open_with_lerobot.py"
 
 
 def test_frames_are_written_with_lerobots_keys(tabletop: Path, tmp_path: Path) -> None:

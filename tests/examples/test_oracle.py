@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "published" / "oracle.py"
+from tests.support.paths import EXAMPLES
+
+SCRIPT = EXAMPLES / "published" / "oracle.py"
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,11 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from imagewam_cli.kvcache.storage import read_manifest
+from imagewam_cli.kvcache.storage.manifests import read_manifest
 from imagewam_cli.testing.checks import CHECKS
+from tests.support.paths import EXAMPLES
 
-TEMPLATE = Path(__file__).parents[2] / "examples" / "imagewam_plugin_template"
+TEMPLATE = EXAMPLES / "imagewam_plugin_template"
 EDITOR = "lucy-edit"
 
 Run = Callable[..., str]

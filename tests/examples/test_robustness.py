@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
-FOLDER = Path(__file__).parents[2] / "examples" / "robustness"
+from tests.support.paths import EXAMPLES
+
+FOLDER = EXAMPLES / "robustness"
 
 
 def run(script: str, *options: str) -> str:

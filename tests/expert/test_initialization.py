@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,16 +13,17 @@ from torch import Tensor
 from imagewam_cli.errors import EditorError
 from imagewam_cli.expert.initialization import initialize, resized
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
-from imagewam_cli.kvcache.spec import BlockKind, LayerSpec, RopeSpec, SegmentSpec
+from imagewam_cli.prefix.spec import BlockKind, LayerSpec, RopeSpec, SegmentSpec
+from tests.support.paths import FIXTURES
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "published"
+PUBLISHED = FIXTURES / "published"
 HEADS, SIZE, EDITOR, EXPERT = 3, 32, 96, 64
 WIDTH = HEADS * SIZE
 
 
 @pytest.fixture(scope="module")
 def editor() -> dict[str, Tensor]:
-    return load_file(FIXTURES / "editor.safetensors")
+    return load_file(PUBLISHED / "editor.safetensors")
 
 
 def new_expert(*names: str, hidden: int = EXPERT) -> ActionExpert:
@@ -52,7 +52,7 @@ def interpolated(x: np.ndarray, size: int, axis: int) -> np.ndarray:
 def test_published_weights(editor: dict[str, Tensor]) -> None:
     expert = new_expert()
     initialize(expert, editor, "published")
-    found, published = expert.state_dict(), load_file(FIXTURES / "action_init_every_8th_row.safetensors")
+    found, published = expert.state_dict(), load_file(PUBLISHED / "action_init_every_8th_row.safetensors")
     assert len(published) == 14
     for name, expected in published.items():
         mine = found[name][::8] if found[name].ndim == 2 else found[name]

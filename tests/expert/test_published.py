@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from imagewam_cli.capture import LayerKV
-from imagewam_cli.editor import PrefixKV
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
 from imagewam_cli.expert.sampler import integrate
-from imagewam_cli.kvcache.spec import BlockKind, LayerSpec, RopeSpec, Rounding, SegmentSpec
+from imagewam_cli.prefix.kv import LayerKV, PrefixKV
+from imagewam_cli.prefix.spec import BlockKind, LayerSpec, RopeSpec, Rounding, SegmentSpec
+from tests.support.paths import FIXTURES
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "published"
+PUBLISHED = FIXTURES / "published"
 TOLERANCE = 5e-5
 CASES = ("infer_proprio_pack_holes", "infer_shift3_20step")
 
@@ -40,7 +38,7 @@ def published_expert(horizon: int, rounding: Rounding = "exact") -> ActionExpert
         rounding=rounding,
     )
     model = ActionExpert(config)
-    model.load_state_dict(load_file(FIXTURES / "expert.safetensors"), strict=True)
+    model.load_state_dict(load_file(PUBLISHED / "expert.safetensors"), strict=True)
     return model.eval()
 
 
@@ -55,7 +53,7 @@ def published_prefix(case: dict[str, torch.Tensor]) -> PrefixKV:
 
 @pytest.mark.parametrize("name", CASES)
 def test_velocity_of_every_step(name: str) -> None:
-    case = load_file(FIXTURES / f"{name}.safetensors")
+    case = load_file(PUBLISHED / f"{name}.safetensors")
     prefix = published_prefix(case)
     expert = published_expert(horizon=case["step.x"].shape[2])
     for x, t, velocity in zip(case["step.x"], case["step.t_unit"], case["step.velocity"], strict=True):
@@ -66,7 +64,7 @@ def test_velocity_of_every_step(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_final_action(name: str) -> None:
-    case = load_file(FIXTURES / f"{name}.safetensors")
+    case = load_file(PUBLISHED / f"{name}.safetensors")
     steps = len(case["sched.timesteps"])
     expert = published_expert(horizon=case["noise.initial"].shape[1])
     schedule = FlowSchedule(shift=3.0 if "shift3" in name else 5.0)
@@ -77,7 +75,7 @@ def test_final_action(name: str) -> None:
 
 def test_published_rounding() -> None:
     """bfloat16 steps by 0.03 at the size of these velocities and actions, about 4."""
-    case = load_file(FIXTURES / "infer_proprio_pack_bf16.safetensors")
+    case = load_file(PUBLISHED / "infer_proprio_pack_bf16.safetensors")
     prefix, expert = published_prefix(case), published_expert(horizon=16, rounding="published-bf16")
     steps = len(case["step.t_unit"])
     with torch.no_grad():
@@ -97,7 +95,7 @@ def test_published_rounding() -> None:
 
 
 def test_published_rounding_of_the_times() -> None:
-    case = load_file(FIXTURES / "infer_proprio_pack_bf16.safetensors")
+    case = load_file(PUBLISHED / "infer_proprio_pack_bf16.safetensors")
     seen: list[torch.Tensor] = []
 
     def expert(x: torch.Tensor, t: torch.Tensor, state: None, prefix: None) -> torch.Tensor:
@@ -115,7 +113,7 @@ def test_published_rounding_of_the_times() -> None:
 
 
 def test_draws_of_one_prefix_equal_separate_chunks(expert: ActionExpert) -> None:
-    case = load_file(FIXTURES / f"{CASES[0]}.safetensors")
+    case = load_file(PUBLISHED / f"{CASES[0]}.safetensors")
     prefix = published_prefix(case)
     noise, t = torch.randn(3, 16, 14, generator=torch.Generator().manual_seed(1)), torch.tensor([0.9, 0.5, 0.1])
     with torch.no_grad():
@@ -125,7 +123,7 @@ def test_draws_of_one_prefix_equal_separate_chunks(expert: ActionExpert) -> None
 
 
 def test_masked_tokens_are_never_seen(expert: ActionExpert) -> None:
-    case = load_file(FIXTURES / f"{CASES[0]}.safetensors")
+    case = load_file(PUBLISHED / f"{CASES[0]}.safetensors")
     prefix = published_prefix(case)
     assert prefix.valid is not None
     assert not prefix.valid.all()
@@ -141,7 +139,7 @@ def test_masked_tokens_are_never_seen(expert: ActionExpert) -> None:
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
 def test_scheduler_grids_and_weights(shift: float) -> None:
-    published = load_file(FIXTURES / "scheduler.safetensors")
+    published = load_file(PUBLISHED / "scheduler.safetensors")
     schedule = FlowSchedule(shift=shift)
     for steps in (1, 4, 10, 20, 50):
         grid = schedule.grid(steps)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from export.policies import observation
 from imagewam_cli.errors import DatasetError, ExportError, UsageError
 from imagewam_cli.export.bundle import FILES, BundleExporter
 from imagewam_cli.policy.policy import Policy
+from tests.support.policies import observation
 
 
 def test_the_copy_is_the_policy(policy_folder: Path, tiny_weights: Path, tmp_path: Path) -> None:

@@ -12,16 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from export.policies import random_expert
-from imagewam_cli.capture import LayerKV
-from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import ExportError
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
 from imagewam_cli.expert.sampler import integrate
 from imagewam_cli.export import graphs
 from imagewam_cli.export.unroll import unroll
-from imagewam_cli.kvcache.spec import BlockKind, LayerSpec, Segment, SegmentSpec
+from imagewam_cli.prefix.kv import LayerKV, PrefixKV
+from imagewam_cli.prefix.spec import BlockKind, LayerSpec, Segment, SegmentSpec
+from tests.support.policies import random_expert
 
 SCHEDULE = FlowSchedule(shift=3.0)
 STEPS = 3

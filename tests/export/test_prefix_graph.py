@@ -11,13 +11,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from export.policies import observation
-from imagewam_cli.capture import LayerKV
 from imagewam_cli.errors import ExportError
 from imagewam_cli.export.description import prefix_inputs
 from imagewam_cli.export.graphs import Graph, trace, traced_prefix
 from imagewam_cli.policy.loading import prefix_arrays
+from imagewam_cli.prefix.kv import LayerKV
 from imagewam_cli.runtime.onnx_policy import PrefixGraph
+from tests.support.policies import observation
 
 ROWS = [observation(1, "x"), observation(2), observation(3, "put the " + "very " * 5 + "red block down, {now} ")]
 

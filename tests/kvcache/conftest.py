@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.codec import FLOAT32
-from imagewam_cli.kvcache.plan import BuildSettings
-
-from .doubles import ArithmeticEditor, MemoryDataset
-from .stores import home, memory, s3, s3_address, store  # noqa: F401 - fixtures
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings
+from imagewam_cli.kvcache.codecs.cast import FLOAT32
+from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+from tests.support.stores import home, memory, s3, s3_address, store  # noqa: F401 - fixtures
 
 LENGTHS = (5, 9, 4, 1, 7)
 SETTINGS = BuildSettings(stride=2, batch=3, shard_mb=0.009)

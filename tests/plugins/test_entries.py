@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from imagewam_cli import diffusers_editor
-from imagewam_cli.diffusers_editor import DiffusersEditor
-from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.editors import diffusers
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.diffusers import DiffusersEditor
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.registry import Registry
 
@@ -79,7 +79,7 @@ def test_entries_of_one_class_and_config_share_a_denoiser(monkeypatch: pytest.Mo
 
 
 def test_weights_are_drawn_again_once_an_editor_is_described() -> None:
-    diffusers_editor._built.cache_clear()
+    diffusers._built.cache_clear()
     editors = Registry.installed().editors
     editors.load("tiny").describe(editors.get("tiny"), PrefixSettings())
     assert torch.nn.Linear(4, 4).weight.std() > 0

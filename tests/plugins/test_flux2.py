@@ -17,19 +17,19 @@ import torch
 from diffusers import Flux2KleinPipeline
 from diffusers.models.embeddings import apply_rotary_emb
 from PIL import Image
-from plugins.flux2_folder import build
 from torch import Tensor
 
-from imagewam_cli.edit_target import target_noise
-from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import UsageError
 from imagewam_cli.export.description import prefix_inputs
 from imagewam_cli.export.graphs import traced_prefix
-from imagewam_cli.kvcache.positions import layer_ids, rotate_keys, unrotate
 from imagewam_cli.policy.loading import prefix_arrays
+from imagewam_cli.prefix.positions import layer_ids, rotate_keys, unrotate
 from imagewam_cli.registry import Registry
 from imagewam_cli.runtime.onnx_policy import PrefixGraph
 from imagewam_flux2.editor import Flux2Editor
+from tests.support.editors.flux2 import build
 
 NAME = "flux2-klein-4b"
 INSTRUCTIONS = ["put the red block on the blue zone", "go"]

@@ -11,15 +11,15 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor, nn
 
+from imagewam_cli.editors.text import Text
+from imagewam_cli.editors.tokens import joint_layers
 from imagewam_cli.expert.flow import FlowSchedule, add_noise, velocity
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig, masked_flow_loss
-from imagewam_cli.kvcache.spec import RopeSpec, SegmentSpec
-from imagewam_cli.text_states import Text
-from imagewam_cli.token_layout import joint_layers
+from imagewam_cli.prefix.spec import RopeSpec, SegmentSpec
 from imagewam_flux2.joint import JointBatch, joint_step, video_flow_loss
 from imagewam_flux2.release import Flux2Release
 from imagewam_flux2.tokens import ACTION_T, REFERENCE_T, TARGET_T, FluxTokens, image_ids, text_ids
-from plugins import published_editor as published
+from tests.support.editors import published
 
 GRID, TEXT, ROWS = (2, 3), 5, 2
 SIZES = {

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from imagewam_cli.editor import PrefixSettings, TokenPlacement
+from imagewam_cli.editors.contract import PrefixSettings, TokenPlacement
 from imagewam_cli.errors import UsageError
 from imagewam_cli.expert.model import to_bfloat16
-from imagewam_cli.kvcache.spec import RopeSpec
-from imagewam_cli.rotary import rotary_tables
+from imagewam_cli.prefix.rotary import rotary_tables
+from imagewam_cli.prefix.spec import RopeSpec
 from imagewam_flux2.editor import Flux2Editor
 from imagewam_flux2.release import Flux2Release
 from imagewam_flux2.tokens import ACTION_T, RoundedPositions, text_ids
-from plugins import published_editor as published
+from tests.support.editors import published
 
 TOLERANCE = 5e-5
 BF16_TOLERANCE = 0.07

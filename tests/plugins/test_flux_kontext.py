@@ -16,15 +16,15 @@ import pytest
 import torch
 from diffusers import FluxKontextPipeline
 from PIL import Image
-from plugins.joint_reference import Observer, attention_mask, largest_difference, prefix_mask
-from plugins.joint_tests import JointEditorTests
 
-from imagewam_cli.edit_target import target_noise
-from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.registry import Registry
 from imagewam_flux_kontext.editor import GUIDANCE, FluxKontextEditor
-from plugins import flux_kontext_folder
+from tests.support.editors import flux_kontext as flux_kontext_folder
+from tests.support.editors.joint_reference import Observer, attention_mask, largest_difference, prefix_mask
+from tests.support.editors.joint_tests import JointEditorTests
 
 NAME = "flux-kontext"
 HEIGHT, WIDTH = 32, 48

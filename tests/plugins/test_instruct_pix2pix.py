@@ -17,20 +17,20 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
-from export.policies import observation, write_policy
-from hub_server import COMMIT, Hub, serve
 from PIL import Image
-from plugins.instruct_pix2pix_folder import TEXT_TOKENS, assert_trained_timestep, build, watch_projections
 from safetensors.torch import load_file
 
-from imagewam_cli.edit_target import target_noise
-from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.export.onnx import OnnxExporter
-from imagewam_cli.kvcache.storage import read_manifest
+from imagewam_cli.kvcache.storage.manifests import read_manifest
 from imagewam_cli.policy.loading import load_policy
 from imagewam_cli.registry import Registry
 from imagewam_instruct_pix2pix.editor import InstructPix2PixEditor, unet_layers
+from tests.support.editors.instruct_pix2pix import TEXT_TOKENS, assert_trained_timestep, build, watch_projections
+from tests.support.hub_server import COMMIT, Hub, serve
+from tests.support.policies import observation, write_policy
 
 NAME = "instruct-pix2pix"
 SIZE = 32

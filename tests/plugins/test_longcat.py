@@ -18,17 +18,18 @@ import pytest
 import torch
 from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from PIL import Image
-from plugins.joint_reference import Observer, attention_mask, largest_difference, prefix_mask
-from plugins.joint_tests import JointEditorTests
 from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 
-from imagewam_cli.edit_target import target_noise
-from imagewam_cli.editor import PrefixKV, PrefixSettings
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import EditorError, UsageError
+from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.registry import Registry
 from imagewam_longcat.editor import LongCatEditor
 from imagewam_longcat.prompt import pieces
-from plugins import longcat_folder
+from tests.support.editors import longcat as longcat_folder
+from tests.support.editors.joint_reference import Observer, attention_mask, largest_difference, prefix_mask
+from tests.support.editors.joint_tests import JointEditorTests
 
 NAME = "longcat-image-edit"
 HEIGHT, WIDTH = 64, 96

@@ -20,18 +20,19 @@ from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
 from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image
-from plugins.qwen_folder import build
 from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 
-from imagewam_cli.edit_target import target_noise
-from imagewam_cli.editor import PrefixKV, PrefixSettings
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.expert.attention import Rotary
-from imagewam_cli.kvcache.positions import layer_ids, tables
+from imagewam_cli.prefix.kv import PrefixKV
+from imagewam_cli.prefix.positions import layer_ids, tables
 from imagewam_cli.registry import Registry
 from imagewam_qwen import reader
 from imagewam_qwen.editor import QwenEditor
 from imagewam_qwen.processor import PictureProcessor
+from tests.support.editors.qwen import build
 
 BASE, PLUS, CLEAN = "qwen-image-edit", "qwen-image-edit-plus", "qwen-image-edit-2511"
 HEIGHT, WIDTH = 64, 96

@@ -15,15 +15,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLInstructPix2PixPipeline, UNet2DConditionModel
 from PIL import Image
-from plugins.instruct_pix2pix_folder import TEXT_TOKENS, assert_trained_timestep, watch_projections
-from plugins.sdxl_folder import build
 
-from imagewam_cli.edit_target import target_noise
-from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.registry import Registry
 from imagewam_instruct_pix2pix.editor import unet_layers
 from imagewam_instruct_pix2pix.sdxl import SdxlInstructPix2PixEditor
+from tests.support.editors.instruct_pix2pix import TEXT_TOKENS, assert_trained_timestep, watch_projections
+from tests.support.editors.sdxl import build
 
 NAME = "sdxl-instruct-pix2pix"
 SIZE = (48, 64)

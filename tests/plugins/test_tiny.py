@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from imagewam_cli.editor import PrefixSettings
+from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.errors import EditorError, PluginError, UsageError
-from imagewam_cli.kvcache.spec import KVSpec
+from imagewam_cli.prefix.spec import KVSpec
 from imagewam_cli.registry import Registry
 from imagewam_cli.sim.tabletop.edits import sample_edit
 from imagewam_flux2.editor import Flux2Editor

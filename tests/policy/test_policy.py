@@ -16,15 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import Observation
-from imagewam_cli.diffusers_editor import DiffusersEditor
-from imagewam_cli.editor import PrefixKV
+from imagewam_cli.editors.diffusers import DiffusersEditor
 from imagewam_cli.errors import DatasetError, ImagewamError, RunError
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.sampler import integrate
-from imagewam_cli.kvcache.reader import CacheReader
+from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.policy.policy import Policy, load_editor
-
-from .conftest import EXECUTE, HORIZON, INFERENCE_STEPS
+from imagewam_cli.prefix.kv import PrefixKV
+from tests.policy.conftest import EXECUTE, HORIZON, INFERENCE_STEPS
 
 
 def count_plans(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from export.policies import observation, random_expert, write_policy
 from safetensors.torch import save_file
 
 from imagewam_cli.data.types import Observation
-from imagewam_cli.editor import TextToken
+from imagewam_cli.editors.contract import TextToken
+from imagewam_cli.editors.text import Text, with_token
 from imagewam_cli.errors import DatasetError, RunError, UsageError
 from imagewam_cli.expert.checkpoint import load_expert, save_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.sampler import initial_noise, integrate
 from imagewam_cli.policy.bundle import PROPRIO, ProprioConfig, read_bundle, write_bundle
 from imagewam_cli.policy.policy import Policy
-from imagewam_cli.text_states import Text, with_token
+from tests.support.policies import observation, random_expert, write_policy
 
 WIDTH, STATE, LENGTH = 96, 3, 24
 
@@ -73,7 +73,7 @@ def test_prefix_is_that_of_text_with_the_token(policy: Policy) -> None:
 
 
 def _run(policy: Policy, row: Observation, text: Text) -> list[Any]:
-    from imagewam_cli.capture import record
+    from imagewam_cli.prefix.capture import record
 
     editor: Any = policy.editor
     picture = editor._pixels(editor._picture(row.images))[None]

@@ -14,22 +14,22 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from safetensors.torch import load_file
 
-from imagewam_cli.capture import record
 from imagewam_cli.cli import app
 from imagewam_cli.data.types import Observation
-from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import ConfigError, EditorError, ExportError, RunError, UsageError
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert
 from imagewam_cli.expert.sampler import initial_noise, integrate
 from imagewam_cli.export.onnx import OnnxExporter
 from imagewam_cli.policy.policy import Policy
+from imagewam_cli.prefix.capture import record
+from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.published.importing import import_policy
 from imagewam_cli.published.robots import PROMPT, ROBOTS, Robot
 from imagewam_cli.published.settings import TrainSettings
 from imagewam_flux2.release import Flux2Release
 from imagewam_flux2.tokens import REFERENCE_T, image_ids, text_ids
-from published import checkpoints
+from tests.support import published_checkpoints as checkpoints
 
 TABLETOP = Robot(
     cameras=("top",),

@@ -13,8 +13,9 @@ from safetensors.numpy import load_file
 from imagewam_cli.data.normalization import NormalizationMode, Normalizer
 from imagewam_cli.errors import DatasetError
 from imagewam_cli.published.statistics import read_statistics
+from tests.support.paths import FIXTURES
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "published"
+PUBLISHED = FIXTURES / "published"
 MODES: tuple[tuple[str, NormalizationMode], ...] = (
     ("min_max", "min_max"),
     ("q01_q99", "quantile"),
@@ -24,12 +25,12 @@ MODES: tuple[tuple[str, NormalizationMode], ...] = (
 
 @pytest.fixture(scope="module")
 def published() -> dict[str, Any]:
-    return load_file(FIXTURES / "normalizer.safetensors")
+    return load_file(PUBLISHED / "normalizer.safetensors")
 
 
 @pytest.mark.parametrize(("theirs", "mode"), MODES)
 def test_normalised_values_are_the_published_ones(published: Any, theirs: str, mode: NormalizationMode) -> None:
-    state, action = (Normalizer(mode=mode, stats=s) for s in read_statistics(FIXTURES / "dataset_stats.json"))
+    state, action = (Normalizer(mode=mode, stats=s) for s in read_statistics(PUBLISHED / "dataset_stats.json"))
     for field, normalizer in (("state", state), ("action", action)):
         np.testing.assert_allclose(normalizer.scale, published[f"{theirs}.{field}.scale"], rtol=1e-5)
         np.testing.assert_allclose(normalizer.offset, published[f"{theirs}.{field}.offset"], rtol=1e-5, atol=1e-6)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from export.policies import observation
 
 from imagewam_cli.data.types import Observation
 from imagewam_cli.errors import DatasetError, RunError
@@ -17,6 +16,7 @@ from imagewam_cli.policy.loading import ExportedPolicy, load_policy
 from imagewam_cli.policy.policy import Policy
 from imagewam_cli.runtime.onnx_policy import DESCRIPTION
 from imagewam_cli.workspace import ONNX_MARKER
+from tests.support.policies import observation
 
 ROWS = [observation(41), observation(42, "put it down")]
 

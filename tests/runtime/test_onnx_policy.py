@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from export.policies import observation
 from PIL import Image
 
 from imagewam_cli.data.types import Observation
 from imagewam_cli.export import ExportReport
 from imagewam_cli.policy.policy import Policy
 from imagewam_cli.runtime.onnx_policy import ObservationError, OnnxPolicy
+from tests.support.policies import observation
 
 TOLERANCE = 1e-4
 

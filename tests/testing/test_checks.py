@@ -16,19 +16,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imagewam_cli.capture import LayerKV
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editor import CameraLayout, Editor, PrefixGraph, PrefixKV, PrefixSettings, WeightsIdentity
+from imagewam_cli.editors.contract import CameraLayout, Editor, PrefixGraph, PrefixSettings, WeightsIdentity
+from imagewam_cli.editors.text import Prompt, Text
 from imagewam_cli.errors import UsageError
 from imagewam_cli.expert import blocks
 from imagewam_cli.hookspecs import EditorEntry
-from imagewam_cli.kvcache.plan import BuildPlan
-from imagewam_cli.kvcache.spec import KVSpec, LayerSpec, RopeSpec
+from imagewam_cli.kvcache.building.shard_plan import BuildPlan
+from imagewam_cli.prefix.kv import LayerKV, PrefixKV
+from imagewam_cli.prefix.spec import KVSpec, LayerSpec, RopeSpec
 from imagewam_cli.registry import Registry
-from imagewam_cli.testing import layout, numbers, uses
+from imagewam_cli.testing import numbers, spec_checks, uses
 from imagewam_cli.testing.checks import CHECKS, Check, examine
 from imagewam_cli.testing.subject import ContractError, NotApplicable, Subject
-from imagewam_cli.text_states import Prompt, Text
 from imagewam_tiny.editor import TinyEditor
 
 _ALONE = "IMAGEWAM_TEST_ALONE"
@@ -269,13 +269,13 @@ def test_a_sound_editor_breaks_nothing(subject_of: Callable[[type[Sound]], Subje
 
 
 BROKEN = [
-    (layout.modes_of_the_entry_load, HasNoPrefix, "the entry names mode prefix, .* 'prefix' is not available"),
-    (layout.unknown_choices_are_refused, HasDenoiseToo, "mode denoise is accepted, the entry has it not"),
-    (layout.shapes_are_those_of_the_spec, LosesAToken, r"the spec says \(2, "),
-    (layout.shapes_are_those_of_the_spec, LeavesPadding, "not zero where `valid` is False"),
-    (layout.pooled_shapes_are_those_of_the_spec, PoolsNothing, "with `pool` 2 the spec of"),
-    (layout.pooled_shapes_are_those_of_the_spec, PoolsInTheSpecAlone, r"the spec says \(2, "),
-    (layout.description_is_the_spec, MisdescribesHeads, r"described layers: .*heads=3"),
+    (spec_checks.modes_of_the_entry_load, HasNoPrefix, "the entry names mode prefix, .* 'prefix' is not available"),
+    (spec_checks.unknown_choices_are_refused, HasDenoiseToo, "mode denoise is accepted, the entry has it not"),
+    (spec_checks.shapes_are_those_of_the_spec, LosesAToken, r"the spec says \(2, "),
+    (spec_checks.shapes_are_those_of_the_spec, LeavesPadding, "not zero where `valid` is False"),
+    (spec_checks.pooled_shapes_are_those_of_the_spec, PoolsNothing, "with `pool` 2 the spec of"),
+    (spec_checks.pooled_shapes_are_those_of_the_spec, PoolsInTheSpecAlone, r"the spec says \(2, "),
+    (spec_checks.description_is_the_spec, MisdescribesHeads, r"described layers: .*heads=3"),
     (numbers.same_input_gives_the_same_bits, DrawsNoise, "encoded twice: K of .* differs by up to"),
     (numbers.a_batch_is_its_rows, MixesRows, "row 0 of a batch of 3"),
     (numbers.padding_changes_nothing, SeesPadding, "padded to the length of"),
@@ -290,11 +290,11 @@ BROKEN = [
     (numbers.a_blank_picture_hides_everything, LooksThroughBlank, "with `blank_images`, two pictures"),
     (numbers.a_blank_picture_hides_everything, SeesNoPicture, "`blank_images` does nothing"),
     (numbers.random_weights_change_the_prefix, KeepsItsWeights, "gives the prefix of the trained weights"),
-    (layout.segments_are_slices, ComputesChoicesAnew, "with `segments` text alone"),
-    (layout.layers_are_slices, ComputesChoicesAnew, "with `layers` every:2"),
-    (layout.prefix_mode_has_no_target, AcceptsAnySegment, "`segments` target is accepted"),
-    (layout.unknown_choices_are_refused, AcceptsAnySegment, "`segments` sky is accepted"),
-    (layout.wrong_size_is_refused, RoundsTheSize, r"\(65, 64\) is accepted, and the spec says \(64, 64\)"),
+    (spec_checks.segments_are_slices, ComputesChoicesAnew, "with `segments` text alone"),
+    (spec_checks.layers_are_slices, ComputesChoicesAnew, "with `layers` every:2"),
+    (spec_checks.prefix_mode_has_no_target, AcceptsAnySegment, "`segments` target is accepted"),
+    (spec_checks.unknown_choices_are_refused, AcceptsAnySegment, "`segments` sky is accepted"),
+    (spec_checks.wrong_size_is_refused, RoundsTheSize, r"\(65, 64\) is accepted, and the spec says \(64, 64\)"),
     (uses.a_cache_gives_back_what_was_encoded, DrawsNoise, "row 0 of the cache"),
     (uses.expert_attends_jointly, RotatesHalf, "rope axes"),
     (uses.graph_equals_encode, ExportsAnother, "the graph beside `encode`"),
@@ -319,7 +319,7 @@ def test_nothing_more_is_asked_of_a_mode_that_is_not_there(subject_of: Callable[
 def test_an_editor_that_loads_in_no_mode_is_no_matter_of_modes(subject_of: Callable[[type[Sound]], Subject]) -> None:
     given = dataclasses.replace(subject_of(Sound), image_size=(65, 64))
     with pytest.raises(UsageError, match="image size 65x64"):
-        layout.mode_refusal(given)
+        spec_checks.mode_refusal(given)
 
 
 def test_every_check_can_fail() -> None:
@@ -335,7 +335,7 @@ def test_an_editor_that_does_not_say_where_tokens_stand_pools_nothing(
     subject_of: Callable[[type[Sound]], Subject],
 ) -> None:
     with pytest.raises(NotApplicable, match="reference tokens cannot be pooled: their keys are rotated"):
-        layout.pooled_shapes_are_those_of_the_spec(subject_of(HasPlacesOfItsOwn))
+        spec_checks.pooled_shapes_are_those_of_the_spec(subject_of(HasPlacesOfItsOwn))
 
 
 @pytest.mark.parametrize("elsewhere", [{"compute_dtype": "bfloat16"}, {"device": "cuda"}])

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kvcache.doubles import ArithmeticEditor, MemoryDataset
 
-from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.codec import FLOAT32
-from imagewam_cli.kvcache.plan import BuildSettings
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings
+from imagewam_cli.kvcache.codecs.cast import FLOAT32
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, FlowRecipe, OptimizerRecipe, PolicyRecipe, TrainRecipe
+from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
 
 EPISODES, LENGTH = 6, 8
 """With a fifth held out: 40 rows to train on, 8 to validate."""

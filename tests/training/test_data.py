@@ -11,19 +11,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from kvcache.doubles import ArithmeticEditor, MemoryDataset
 
 from imagewam_cli.data.types import Row
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.codec import FLOAT32
-from imagewam_cli.kvcache.plan import BuildSettings
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings
+from imagewam_cli.kvcache.codecs.cast import FLOAT32
 from imagewam_cli.training import data as training_data
 from imagewam_cli.training.data import Batch, ExpertData, Indices, Waited
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, PolicyRecipe, TrainRecipe
-
-from .conftest import EPISODES, LENGTH
+from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+from tests.training.conftest import EPISODES, LENGTH
 
 STEPS_PER_EPOCH = 5
 

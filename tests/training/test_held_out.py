@@ -8,19 +8,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from kvcache.doubles import ArithmeticEditor, MemoryDataset
 
 from imagewam_cli.data.augmentation import Augmentation
 from imagewam_cli.errors import RunError
-from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.codec import FLOAT32
-from imagewam_cli.kvcache.plan import BuildSettings
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings
+from imagewam_cli.kvcache.codecs.cast import FLOAT32
 from imagewam_cli.training.held_out import held_out_episodes
 from imagewam_cli.training.loop import Trainer
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import TrainRecipe
-
-from .conftest import EPISODES, LENGTH
+from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+from tests.training.conftest import EPISODES, LENGTH
 
 
 @pytest.fixture(scope="module")

@@ -15,26 +15,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kvcache.doubles import ArithmeticEditor, MemoryDataset
 from safetensors.torch import load_file
 
 from imagewam_cli.cli import app
 from imagewam_cli.data.samples import SAMPLES
-from imagewam_cli.editor import PrefixKV
 from imagewam_cli.errors import NonFiniteLossError, RunError, UsageError
-from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.codec import BFLOAT16, FLOAT32
-from imagewam_cli.kvcache.plan import BuildSettings
-from imagewam_cli.kvcache.reader import CacheReader
-from imagewam_cli.kvcache.storage import put_manifest, read_manifest, storage_at
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings
+from imagewam_cli.kvcache.codecs.cast import BFLOAT16, FLOAT32
+from imagewam_cli.kvcache.reading.reader import CacheReader
+from imagewam_cli.kvcache.storage.manifests import put_manifest, read_manifest, storage_at
 from imagewam_cli.policy.bundle import read_bundle
+from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.training import loop
 from imagewam_cli.training.loop import Trainer
 from imagewam_cli.training.metrics import read_metrics
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, FlowRecipe, TrainRecipe
-
-from .conftest import EPISODES, LENGTH
+from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+from tests.training.conftest import EPISODES, LENGTH
 
 OnStep = Callable[[int, dict[str, float]], None]
 

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from imagewam_cli.capture import LayerKV
-from imagewam_cli.editor import PrefixKV
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
+from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.training.data import Batch, ExpertData
 from imagewam_cli.training.objective import Validation, flow_loss, validate
 from imagewam_cli.training.prefixes import CachedPrefixes

@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kvcache.doubles import ArithmeticEditor, MemoryDataset
 
 from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.data.types import Row
-from imagewam_cli.editor import Editor, PrefixKV
+from imagewam_cli.editors.contract import Editor
 from imagewam_cli.errors import CacheError, DatasetError, NonFiniteLossError, RunError, UsageError
-from imagewam_cli.kvcache.build import build_cache
-from imagewam_cli.kvcache.codec import FLOAT32
-from imagewam_cli.kvcache.plan import BuildSettings
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings
+from imagewam_cli.kvcache.codecs.cast import FLOAT32
+from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.training.held_out import held_out_episodes
 from imagewam_cli.training.loop import Trainer
 from imagewam_cli.training.online import OnlinePrefixes
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import FlowRecipe, TrainRecipe
-
-from .conftest import EPISODES, LENGTH
-from .test_loop import log_of, result_of, snapshot, stop_at
+from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+from tests.training.conftest import EPISODES, LENGTH
+from tests.training.test_loop import log_of, result_of, snapshot, stop_at
 
 
 def online(editor: Editor | None = None, dataset: MemoryDataset | None = None, **options: Any) -> OnlinePrefixes:

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagewam_cli.diffusers_editor import DiffusersEditor
-from imagewam_cli.edit_target import flow_target
-from imagewam_cli.editor import PrefixSettings
-from imagewam_cli.editor_defaults import EditorDefaults, ModeDefaults
-from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec, TokenPositions
-from imagewam_cli.text_states import Prompt, Text
-from imagewam_cli.token_layout import picture_segment
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.defaults import EditorDefaults, ModeDefaults
+from imagewam_cli.editors.diffusers import DiffusersEditor
+from imagewam_cli.editors.target import flow_target
+from imagewam_cli.editors.text import Prompt, Text
+from imagewam_cli.editors.tokens import picture_segment
+from imagewam_cli.prefix.spec import LayerSpec, RopeSpec, TokenPositions
 
 PIXELS_PER_TOKEN = 32
 """The VAE makes one latent of 16 x 16 pixels, the transformer one token of 2 x 2 latents."""

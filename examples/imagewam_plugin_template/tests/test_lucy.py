@@ -12,9 +12,9 @@ from imagewam_template.tiny import LATENTS, build
 from PIL import Image
 from torch import Tensor
 
-from imagewam_cli.edit_target import target_noise
-from imagewam_cli.kvcache.spec import LayerSpec, RopeSpec
-from imagewam_cli.rotary import rotary_tables, rotate
+from imagewam_cli.editors.target import target_noise
+from imagewam_cli.prefix.rotary import rotary_tables, rotate
+from imagewam_cli.prefix.spec import LayerSpec, RopeSpec
 from imagewam_cli.testing.contract import EditorContract
 from imagewam_cli.testing.subject import SHORT, Subject
 

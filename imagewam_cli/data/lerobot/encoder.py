@@ -13,7 +13,7 @@ from typing import Any, Literal
 import av
 import numpy as np
 
-from imagewam_cli.data.lerobot.layout import VIDEO_PATH, FilePosition
+from imagewam_cli.data.lerobot.v30_schema import VIDEO_PATH, FilePosition
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.errors import DatasetError, UsageError, nearest
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from imagewam_cli.data.lerobot import layout
+from imagewam_cli.data.lerobot import v30_schema
 from imagewam_cli.data.lerobot.encoder import CameraEncoder, VideoCodec, encoder_settings
 from imagewam_cli.data.lerobot.statistics import DatasetStatistics, PictureHistogram, Statistics
 from imagewam_cli.data.types import Float32Array, UInt8Image
@@ -90,11 +90,11 @@ class LeRobotWriter:
         self._data_mb = data_files_size_in_mb
         self._video_mb = video_files_size_in_mb
         self._chunks_size = chunks_size
-        self._features = layout.info_features(
+        self._features = v30_schema.info_features(
             self._cameras, state_names, action_names, self._settings.info(fps) if self._settings else None
         )
-        self._data_schema = layout.data_schema(self._features)
-        self._episodes_schema = layout.episodes_schema(self._features)
+        self._data_schema = v30_schema.data_schema(self._features)
+        self._episodes_schema = v30_schema.episodes_schema(self._features)
 
         self._temporary: Path | None = None
         self._half_written = False
@@ -117,7 +117,7 @@ class LeRobotWriter:
             self._encoders = [
                 CameraEncoder(
                     temporary,
-                    layout.camera_key(camera),
+                    v30_schema.camera_key(camera),
                     self._settings,
                     fps=self._fps,
                     size=size,
@@ -126,9 +126,11 @@ class LeRobotWriter:
                 )
                 for camera, size in self._cameras.items()
             ]
-        self._data = _RollingParquet(temporary, layout.DATA_PATH, self._data_schema, self._data_mb, self._chunks_size)
+        self._data = _RollingParquet(
+            temporary, v30_schema.DATA_PATH, self._data_schema, self._data_mb, self._chunks_size
+        )
         self._episode_table = _RollingParquet(
-            temporary, layout.EPISODES_PATH, self._episodes_schema, self._data_mb, self._chunks_size
+            temporary, v30_schema.EPISODES_PATH, self._episodes_schema, self._data_mb, self._chunks_size
         )
         return self
 
@@ -226,7 +228,7 @@ class LeRobotWriter:
                         f"expected uint8 {(height, width, 3)}",
                         "convert the frames to uint8 RGB of the declared (height, width)",
                     )
-            pictures[layout.camera_key(camera)] = shown
+            pictures[v30_schema.camera_key(camera)] = shown
         return pictures
 
     def _columns(self, state: Float32Array, action: Float32Array, task_index: int) -> dict[str, npt.NDArray[Any]]:
@@ -234,8 +236,8 @@ class LeRobotWriter:
         length = len(state)
         frame_index = np.arange(length, dtype=np.int64)[:, None]
         return {
-            layout.STATE_KEY: state,
-            layout.ACTION_KEY: action,
+            v30_schema.STATE_KEY: state,
+            v30_schema.ACTION_KEY: action,
             "timestamp": (frame_index / self._fps).astype(np.float32),
             "frame_index": frame_index,
             "episode_index": np.full_like(frame_index, self._episodes),
@@ -300,7 +302,7 @@ class LeRobotWriter:
         self._data.close()
         self._episode_table.close()
         meta = self._temporary / "meta"
-        pq.write_table(layout.tasks_table(list(self._tasks)), meta / "tasks.parquet", compression="snappy")
+        pq.write_table(v30_schema.tasks_table(list(self._tasks)), meta / "tasks.parquet", compression="snappy")
         _write_json(meta / "stats.json", self._statistics.result())
         _write_json(meta / "info.json", self._info())
         _require_vacant(self.root)
@@ -319,8 +321,8 @@ class LeRobotWriter:
             "chunks_size": self._chunks_size,
             "data_files_size_in_mb": self._data_mb,
             "video_files_size_in_mb": self._video_mb,
-            "data_path": layout.DATA_PATH,
-            "video_path": layout.VIDEO_PATH if self._encoders else None,
+            "data_path": v30_schema.DATA_PATH,
+            "video_path": v30_schema.VIDEO_PATH if self._encoders else None,
             "robot_type": self._robot_type,
             "splits": {"train": f"0:{self._episodes}"},
         }
@@ -347,11 +349,11 @@ class _RollingParquet:
         self._schema = schema
         self._file_size_mb = file_size_mb
         self._chunks_size = chunks_size
-        self._position = layout.FilePosition()
+        self._position = v30_schema.FilePosition()
         self._writer: Any = None
         self._items = 0
 
-    def next_position(self, items: int) -> layout.FilePosition:
+    def next_position(self, items: int) -> v30_schema.FilePosition:
         """Where a table of `items` frames or episodes will go: the current file, or a new one where that is full."""
         if self._items:
             size_mb = self._path().stat().st_size / _MEGABYTE
@@ -360,7 +362,7 @@ class _RollingParquet:
                 self._position = self._position.next(self._chunks_size)
         return self._position
 
-    def write(self, table: Any, items: int) -> layout.FilePosition:
+    def write(self, table: Any, items: int) -> v30_schema.FilePosition:
         """Append `table`; returns its file."""
         position = self.next_position(items)
         if self._writer is None:

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.sim.tabletop.layout import BLOCK_HALF, SPLITS, Layout, Split, reached, sample_layout
 from imagewam_cli.sim.tabletop.render import BLOCK_RGB, BORDER_RGB, GRIPPER_RGB, TABLE_RGB, ZONE_RGB, render
+from imagewam_cli.sim.tabletop.scene import BLOCK_HALF, SPLITS, Layout, Split, reached, sample_layout
 from imagewam_cli.sim.tabletop.world import World
 
 _COLOR_TOLERANCE = 60.0

@@ -10,9 +10,9 @@ import numpy as np
 from imagewam_cli.data.types import Float32Array, Observation, UInt8Image
 from imagewam_cli.errors import SimulationError, UnknownNameError
 from imagewam_cli.sim.environment import Environment, StepResult
-from imagewam_cli.sim.tabletop.expert import expert_action
-from imagewam_cli.sim.tabletop.layout import SPLITS, sample_layout
+from imagewam_cli.sim.tabletop.demonstrator import expert_action
 from imagewam_cli.sim.tabletop.render import render
+from imagewam_cli.sim.tabletop.scene import SPLITS, sample_layout
 from imagewam_cli.sim.tabletop.world import World
 
 SIZE = 128

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.errors import UnknownNameError
-from imagewam_cli.sim.tabletop.layout import BLOCK_HALF, ZONE_HALF
+from imagewam_cli.sim.tabletop.scene import BLOCK_HALF, ZONE_HALF
 from imagewam_cli.sim.tabletop.world import World
 
 RGB = tuple[int, int, int]

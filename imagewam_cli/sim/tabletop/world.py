@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from imagewam_cli.data.types import Float32Array
-from imagewam_cli.sim.tabletop.layout import Layout, goal_of, reached
+from imagewam_cli.sim.tabletop.scene import Layout, goal_of, reached
 
 STEP = 0.03
 """Table units per control step (10 Hz) at full speed, per axis."""

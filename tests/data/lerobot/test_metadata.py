@@ -13,8 +13,7 @@ import pytest
 
 from imagewam_cli.data.lerobot.metadata import load_metadata
 from imagewam_cli.errors import DatasetError
-
-from .recordings import LENGTHS, Recording, edit_json, edit_table, record, set_column, write_v21, write_v30
+from tests.support.recordings import LENGTHS, Recording, edit_json, edit_table, record, set_column, write_v21, write_v30
 
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 TOP = "observation.images.top"

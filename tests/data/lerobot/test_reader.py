@@ -19,8 +19,7 @@ from imagewam_cli.data.lerobot import tables
 from imagewam_cli.data.lerobot.reader import LeRobotDataset
 from imagewam_cli.data.types import Dataset, KeyMap, Row
 from imagewam_cli.errors import DatasetError, UsageError
-
-from .recordings import (
+from tests.support.recordings import (
     CAMERAS,
     FPS,
     LENGTHS,

@@ -11,8 +11,7 @@ import pytest
 from imagewam_cli.data.lerobot.metadata import Episode, VideoSpan
 from imagewam_cli.data.lerobot.video import VideoCamera
 from imagewam_cli.errors import DatasetError
-
-from .recordings import decode_mp4, encode_mp4, picture
+from tests.support.recordings import decode_mp4, encode_mp4, picture
 
 SIZE = (32, 48)
 

@@ -20,8 +20,7 @@ from imagewam_cli.data.lerobot.encoder import CameraEncoder
 from imagewam_cli.data.lerobot.reader import LeRobotDataset
 from imagewam_cli.data.lerobot.writer import LeRobotWriter
 from imagewam_cli.errors import DatasetError, UsageError
-
-from .recordings import (
+from tests.support.recordings import (
     ACTION_NAMES,
     CAMERAS,
     FPS,

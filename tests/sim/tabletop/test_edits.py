@@ -9,11 +9,19 @@ import pytest
 
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.sim.tabletop.edits import judge_edit, sample_edit
-from imagewam_cli.sim.tabletop.layout import HELD_OUT_PAIRS, Layout, Split, reached, sample_layout
 from imagewam_cli.sim.tabletop.render import render
+from imagewam_cli.sim.tabletop.scene import HELD_OUT_PAIRS, Layout, Split, reached, sample_layout
 from imagewam_cli.sim.tabletop.world import World
-
-from .scenes import GREEN_ON_BLUE, PURPLE, RED, RED_LEFT_OF_PURPLE, RED_ON_YELLOW, layout, play, without_gripper
+from tests.support.scenes import (
+    GREEN_ON_BLUE,
+    PURPLE,
+    RED,
+    RED_LEFT_OF_PURPLE,
+    RED_ON_YELLOW,
+    layout,
+    play,
+    without_gripper,
+)
 
 SEEDS = range(10)
 NOWHERE = (-1.0, -1.0)

@@ -10,10 +10,9 @@ from gymnasium.utils.env_checker import check_env
 
 from imagewam_cli.errors import SimulationError, UnknownNameError
 from imagewam_cli.sim.tabletop.env import MAX_STEPS, SIZE, TabletopEnv, TabletopEnvironment
-from imagewam_cli.sim.tabletop.layout import sample_layout
 from imagewam_cli.sim.tabletop.render import render
-
-from .scenes import action
+from imagewam_cli.sim.tabletop.scene import sample_layout
+from tests.support.scenes import action
 
 
 @pytest.mark.parametrize("wrist", [False, True])

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from imagewam_cli.sim.tabletop.layout import ZONE_HALF, sample_layout
 from imagewam_cli.sim.tabletop.render import (
     BLOCK_RGB,
     BORDER_RGB,
@@ -17,9 +16,9 @@ from imagewam_cli.sim.tabletop.render import (
     ZONE_RGB,
     render,
 )
+from imagewam_cli.sim.tabletop.scene import ZONE_HALF, sample_layout
 from imagewam_cli.sim.tabletop.world import World
-
-from .scenes import BLUE_ZONE, GREEN, PURPLE, RED, RED_ON_YELLOW, YELLOW_ZONE, layout, without_gripper
+from tests.support.scenes import BLUE_ZONE, GREEN, PURPLE, RED, RED_ON_YELLOW, YELLOW_ZONE, layout, without_gripper
 
 
 def color_at(picture: np.ndarray, x: float, y: float) -> tuple[int, ...]:

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from imagewam_cli.sim.tabletop.world import BOUNDS, GRASP_RADIUS, HELD_OPENING, STEP, World
-
-from .scenes import PURPLE, RED, RED_ON_YELLOW, YELLOW_ZONE, action, layout
+from tests.support.scenes import PURPLE, RED, RED_ON_YELLOW, YELLOW_ZONE, action, layout
 
 
 @pytest.fixture

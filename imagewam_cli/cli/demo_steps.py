@@ -1,0 +1,158 @@
+"""The demonstration as data: which public commands it runs, in what order, when one is done, and the report at the
+end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imagewam_cli.config import dump_json
+from imagewam_cli.errors import ImagewamError
+from imagewam_cli.files import write_atomically
+
+_TIMES = "times.json"
+_STRIDE = 10
+"""Neighbouring frames teach little that is new: many scenes, few frames of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One command of the demo; done when its last file exists."""
+
+    name: str
+    arguments: tuple[str, ...]
+    result: Path
+    folder: Path
+
+    def run(self) -> None:
+        """Run the command in a process of its own and note how long it took.
+
+        Raises:
+            ImagewamError: it failed; its own message stands above.
+        """
+        started = time.monotonic()
+        code = subprocess.run([sys.executable, "-m", "imagewam_cli", *self.arguments], check=False).returncode
+        if code != 0:
+            raise ImagewamError(
+                f"`imagewam {self.name}` failed with exit code {code}", "the same command goes on from here"
+            )
+        times = _read(self.folder / _TIMES)
+        times[self.name] = round(time.monotonic() - started, 1)
+        write_atomically(self.folder / _TIMES, dump_json(times).encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """record > cache > train-expert > eval (policy, random, export)."""
+
+    folder: Path
+    episodes: int
+    steps: int
+    scenes: int
+
+    def commands(self) -> list[Step]:
+        """All steps in order."""
+        f = self.folder
+        dataset, cache, run, onnx = f / "dataset", f / "cache", f / "run", f / "onnx"
+        scenes = ("--env", "tabletop", "--episodes", str(self.scenes))
+        table: list[tuple[str, list[str], Path]] = [
+            (
+                "record",
+                ["record", "--env", "tabletop", "--episodes", str(self.episodes), "--out", str(dataset)],
+                dataset / "meta" / "info.json",
+            ),
+            (
+                "cache",
+                ["cache", "--editor", "tiny", "--dataset", str(dataset), "--stride", str(_STRIDE), "--out", str(cache)],
+                f / "cache.done",
+            ),
+            (
+                "train-expert",
+                ["train-expert", "--cache", str(cache), "--steps", str(self.steps), "--out", str(run)],
+                run / "result.json",
+            ),
+            (
+                "eval",
+                ["eval", "--policy", str(run), *scenes, "--video", "sheet,gif", "--out", str(f / "eval-policy")],
+                f / "eval-policy" / "result.json",
+            ),
+            (
+                "eval random",
+                ["eval", "--policy", "random", *scenes, "--split", "test", "--out", str(f / "eval-random")],
+                f / "eval-random" / "result.json",
+            ),
+            ("export", ["export", "--run", str(run), "--format", "onnx", "--out", str(onnx)], onnx / "onnx.json"),
+            (
+                "eval export",
+                ["eval", "--policy", str(onnx), *scenes, "--split", "test", "--out", str(f / "eval-onnx")],
+                f / "eval-onnx" / "result.json",
+            ),
+        ]
+        return [Step(name=n, arguments=tuple(a), result=r, folder=f) for n, a, r in table]
+
+    def steps_to_do(self) -> Iterator[Step]:
+        """The steps that are not done yet; each is looked at when its turn comes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for step in self.commands():
+            if not step.result.exists():
+                yield step
+                if step.name == "cache":
+                    step.result.touch()
+
+
+def write_report(demo: Demo) -> str:
+    """`report.md` with pictures beside it; returns the text that the terminal shows."""
+    from imagewam_cli.evaluation.plots import plot_losses
+    from imagewam_cli.training.metrics import read_metrics
+
+    f = demo.folder
+    plot_losses(read_metrics(f / "run" / "metrics.jsonl"), f / "loss.png")
+    rates = [
+        ("policy, unseen scenes", _rate(f / "eval-policy", "test")),
+        ("policy, held-out colour pairs", _rate(f / "eval-policy", "heldout")),
+        ("exported policy (ONNX), unseen scenes", _rate(f / "eval-onnx", "test")),
+        ("random policy, unseen scenes", _rate(f / "eval-random", "test")),
+    ]
+    times = _read(f / _TIMES)
+    width = max(len(name) for name, _ in rates)
+    lines = [f"{name.ljust(width)}  {text}" for name, text in rates]
+    took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in times.items())
+    files = "\n".join(
+        f"- {what}: `{path}`"
+        for what, path in [
+            ("demonstrations", f / "dataset"),
+            ("prefix cache", f / "cache"),
+            ("run and policy", f / "run"),
+            ("export", f / "onnx"),
+            ("results", f / "eval-policy" / "result.json"),
+        ]
+    )
+    report = (
+        "# imagewam demo\n\n"
+        f"{demo.episodes} demonstrations, {demo.steps} training steps, {demo.scenes} scenes each.\n\n"
+        "| success | rate (95 % interval) |\n|---|---|\n"
+        + "".join(f"| {name} | {text} |\n" for name, text in rates)
+        + f"\nTime: {took}.\n\n## Rollouts\n\n![rollouts](eval-policy/sheet.png)\n\n"
+        f"![rollouts, moving](eval-policy/rollouts.gif)\n\n## Loss\n\n![loss](loss.png)\n\n## Files\n\n{files}\n"
+    )
+    write_atomically(f / "report.md", report.encode())
+    return "\n".join(["", *lines, f"time: {took}", f"report: {f / 'report.md'}"])
+
+
+def _rate(folder: Path, split: str) -> str:
+    rate = _read(folder / "result.json")["splits"][split]["total"]["success"]
+    return (
+        f"{rate['successes']} of {rate['trials']} = {100 * rate['rate']:.0f} % "
+        f"({100 * rate['low']:.0f} to {100 * rate['high']:.0f})"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return values

@@ -1,0 +1,420 @@
+"""`DiffusersEditor`: an editor on a diffusers pipeline folder, except for what makes its family a family.
+
+A subclass says which parts it loads, which attention layers there are and what they hold, how one instruction becomes
+text states, and how pictures and text become one forward of the denoiser. Everything else is here: settings, tiling of
+cameras, text computed once per instruction, recording, choice of layers and segments, identity of the weights.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import inspect
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from imagewam_cli.data.camera_layout import composed
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.editors.contract import (
+    TYPICAL_TEXT,
+    CameraLayout,
+    Editor,
+    PrefixSettings,
+    ReleaseNames,
+    TextToken,
+    WeightsIdentity,
+)
+from imagewam_cli.editors.defaults import EditorDefaults
+from imagewam_cli.editors.loading.folder import (
+    digest,
+    load_part,
+    part_config,
+    part_tensors,
+    require_family,
+    require_names,
+    revision,
+    write_part,
+)
+from imagewam_cli.editors.loading.hardware import CPU, Hardware
+from imagewam_cli.editors.loading.hub import downloaded
+from imagewam_cli.editors.loading.placement import Placement
+from imagewam_cli.editors.text import Prompt, Text, TextStates, with_token
+from imagewam_cli.editors.tokens import joined, split, validity
+from imagewam_cli.errors import EditorError, PluginError, UsageError
+from imagewam_cli.hookspecs import EditorEntry
+from imagewam_cli.prefix.capture import record
+from imagewam_cli.prefix.kv import LayerKV, PrefixKV
+from imagewam_cli.prefix.pooling import pooled, pooled_layer, pooled_segment
+from imagewam_cli.prefix.spec import (
+    KVSpec,
+    LayerSpec,
+    Mode,
+    RopeSpec,
+    Segment,
+    SegmentSpec,
+    select_layers,
+)
+
+GREY = 128
+"""Every pixel of a blank picture."""
+
+
+class DiffusersEditor(Editor):
+    """A pipeline folder as an `Editor`. Subclasses implement the abstract methods and set the class variables; the
+    `load` of their `EditorEntry` is "module:Class"."""
+
+    defaults: ClassVar[EditorDefaults]
+    text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    """The parts that are models and read text. They go once every instruction is known and read; they stay where the
+    states of all instructions would take more memory than they do."""
+    reads_picture: ClassVar[bool] = False
+    """Whether the text encoder sees the picture too, so that text states belong to a row, not to an instruction."""
+    release: ClassVar[ReleaseNames | None] = None
+    """How the denoiser's weights are named where its family releases them in names of its own."""
+    takes_text_token: ClassVar[bool] = False
+    """Whether `run` heeds any `Text.valid`, also with gaps, so that `encode_with` can add a token."""
+
+    def __init__(
+        self,
+        entry: EditorEntry,
+        settings: PrefixSettings,
+        folder: Path,
+        *,
+        instructions: Sequence[str],
+        hardware: Hardware,
+        tuned: Path | None = None,
+    ) -> None:
+        self.entry = entry
+        self.settings = self.defaults.resolve(settings, entry.name)
+        self.dtype: torch.dtype = getattr(torch, str(self.settings.compute_dtype))
+        self._placement = Placement(
+            hardware, quantization=self.settings.quantization, random_weights=self.settings.random_weights
+        )
+        self.device = self._placement.device
+        self._folder, self._tuned = folder, tuned
+        self.part: dict[str, Any] = {}
+        """Sub-folder of the pipeline -> what it holds."""
+        classes = self.part_classes()
+        require_family(folder, entry.family, [name for name in classes if self._home(name) == folder])
+        # text encoders first: where they can go before the denoiser comes, the larger of the two must fit, not both
+        late = [
+            name for name, kind in classes.items() if issubclass(kind, nn.Module) and name not in self.text_encoders
+        ]
+        self._load_parts(name for name in classes if name not in late)
+        self._texts = TextStates(self._embed, self._text_tokens, instructions, self.device)
+        if instructions and not self.reads_picture and self._texts.read_all(self._encoder_bytes()):
+            for name in self.text_encoders:
+                del self.part[name]
+        self._load_parts(late)
+        self.prepare()
+        _ = self.layer_names  # layers that do not exist or cannot be pooled are refused here, not at the first row
+
+    @classmethod
+    def load(
+        cls,
+        entry: EditorEntry,
+        settings: PrefixSettings,
+        *,
+        instructions: Sequence[str],
+        weights: Path | None = None,
+        hardware: Hardware = CPU,
+        tuned: Path | None = None,
+    ) -> Self:
+        """From `weights`, the embedded folder, or what was fetched."""
+        folder = weights or cls.embedded or downloaded(entry)
+        return cls(entry, settings, folder, instructions=instructions, hardware=hardware, tuned=tuned)
+
+    @classmethod
+    def require_weights(cls, entry: EditorEntry, weights: Path | None = None) -> None:
+        require_family(weights or cls.embedded or downloaded(entry), entry.family, cls.part_classes())
+
+    @classmethod
+    def released_weights(cls, entry: EditorEntry, weights: Path | None = None) -> dict[str, Tensor]:
+        if cls.release is None:
+            return super().released_weights(entry, weights)
+        folder = weights or cls.embedded or downloaded(entry)
+        require_family(folder, entry.family, [entry.denoiser])
+        return cls.release.to_release(part_tensors(folder, entry.denoiser))
+
+    @classmethod
+    def write_released(
+        cls, entry: EditorEntry, released: Mapping[str, Tensor], out: Path, *, weights: Path | None = None
+    ) -> dict[str, int]:
+        if cls.release is None:
+            return super().write_released(entry, released, out, weights=weights)
+        folder = weights or cls.embedded or downloaded(entry)
+        require_family(folder, entry.family, [entry.denoiser])
+        config = part_config(folder, entry.denoiser)
+        expected = _weightless(cls.part_classes()[entry.denoiser], config).state_dict()
+        wanted = cls.release.to_release(expected)
+        sizes = cls.release.sizes(released)
+        for what, size in cls.release.sizes(wanted).items():
+            if sizes.get(what, size) != size:
+                raise EditorError(
+                    f"the checkpoint has {sizes[what]} {what}, the editor {entry.name} {size}",
+                    "choose the editor that the checkpoint was trained on",
+                )
+        require_names(released, wanted, f"the checkpoint's editor weights do not fit {entry.name}")
+        write_part(out, entry.denoiser, config, cls.release.from_release(released))
+        return sizes
+
+    @classmethod
+    def describe(cls, entry: EditorEntry, settings: PrefixSettings) -> KVSpec | None:
+        config = entry.config
+        if cls.embedded is not None:
+            config = json.loads((cls.embedded / entry.denoiser / "config.json").read_text())
+        if not config:
+            return None
+        settings, kind = cls.defaults.resolve(settings, entry.name), cls.part_classes()[entry.denoiser]
+        taken = inspect.signature(kind.__init__).parameters
+        unknown = [key for key in entry.config if key not in taken and not key.startswith("_")]
+        if unknown:  # diffusers only warns, and takes its default
+            raise PluginError(
+                f"the entry {entry.name!r} has config {unknown[0]!r}, which {kind.__name__} does not take"
+            )
+        denoiser = _weightless(kind, config)
+        text = cls.defaults.text_limit if settings.text_padding == "keep" else TYPICAL_TEXT
+        return cls._layout(entry, settings, denoiser, cls.picture_text(settings) + text)
+
+    @classmethod
+    def segments_of(cls, mode: Mode) -> tuple[Segment, ...]:
+        return cls.defaults.modes[mode].has
+
+    @classmethod
+    def camera_layouts(cls) -> tuple[CameraLayout, ...]:
+        return cls.defaults.camera_layouts
+
+    @classmethod
+    def memory_bytes(cls, entry: EditorEntry, *, acting: bool = False) -> int:
+        """Caching: the text encoders, or all other parts, whichever is more, as the former go before the latter come.
+        All parts for acting, where the encoder `reads_picture`, and (not told here) where it has to stay because
+        the states of all instructions take more memory than it does."""
+        dtype: torch.dtype = getattr(torch, cls.defaults.compute_dtype)
+        everything = sum(entry.components.values())
+        if acting or cls.reads_picture:
+            return dtype.itemsize * everything
+        reading = sum(entry.components.get(name, 0) for name in cls.text_encoders)
+        return dtype.itemsize * max(reading, everything - reading)
+
+    @staticmethod
+    @abc.abstractmethod
+    def part_classes() -> Mapping[str, Any]:
+        """Sub-folder of the pipeline -> the class with the `from_pretrained` that loads it."""
+
+    @classmethod
+    @abc.abstractmethod
+    def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+        """Every attention layer in the order of the calls, with all the segments of the mode of `settings` (resolved),
+        for `text` text tokens. The denoiser may be on the meta device."""
+
+    @classmethod
+    def picture_text(cls, settings: PrefixSettings) -> int:
+        """How many text states stand for the picture, where the text encoder `reads_picture`; told from the resolved
+        settings alone."""
+        return 0
+
+    @classmethod
+    def rope(cls, denoiser: Any) -> RopeSpec | None:
+        """How the keys are rotated; None where positions are not rotary."""
+        return None
+
+    def prepare(self) -> None:
+        """Change the parts once all are loaded, as the settings ask."""
+
+    def recipe(self) -> Mapping[str, object]:
+        """What decides the numbers besides weights and settings, as JSON has it: wording and constants that are the
+        installed diffusers' or the plugin's. Part of the fingerprint; nothing by default."""
+        return {}
+
+    @abc.abstractmethod
+    def text_tokens(self, prompt: str) -> int:
+        """How many text states `embed` gives, told without the encoder."""
+
+    @abc.abstractmethod
+    def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
+        """Text states of one prompt, padded as the settings say. picture: uint8 (H, W, 3), what the editor sees, where
+        it `reads_picture`."""
+
+    @abc.abstractmethod
+    def run(self, pictures: Tensor, text: Text) -> None:
+        """One forward of the denoiser. pictures: (B, 3, H, W) in [-1, 1]."""
+
+    @property
+    def denoiser(self) -> Any:
+        """The model whose attention is recorded."""
+        return self.part[self.entry.denoiser]
+
+    @functools.cached_property
+    def spec(self) -> KVSpec:
+        return self._layout(self.entry, self.settings, self.denoiser, self._texts.longest)
+
+    @functools.cached_property
+    def weights(self) -> WeightsIdentity:
+        return WeightsIdentity(
+            revision=revision(self._folder),
+            sha256=digest({name: self._home(name) for name in self.part_classes()}),
+        )
+
+    def fingerprint(self) -> dict[str, object]:
+        recipe = self.recipe()
+        return super().fingerprint() | ({"recipe": dict(recipe)} if recipe else {})
+
+    def prompt(self, instruction: str) -> str:
+        """The instruction in the user's template, or in the entry's: what `embed` gets."""
+        template = self.settings.prompt_template or self.entry.prompt_template
+        return template.format(instruction=instruction)
+
+    def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
+        return self._encode(images, instructions, None)
+
+    def encode_with(
+        self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str], token: TextToken
+    ) -> PrefixKV:
+        if not self.takes_text_token:
+            return super().encode_with(images, instructions, token)
+        return self._encode(images, instructions, token)
+
+    def _encode(
+        self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str], token: TextToken | None
+    ) -> PrefixKV:
+        with torch.no_grad():
+            seen = [self._picture(row) for row in images]
+            pictures = torch.stack([self._pixels(picture) for picture in seen])
+            text = self._texts.of(instructions, seen if self.reads_picture else None)
+            if token is not None:
+                text = with_token(text, token)
+            with record(self.denoiser, self.layer_names, stop_after_last=True) as recording:
+                self.run(pictures, text)
+            return self.keep_segments(recording.layers, text.valid)
+
+    @functools.cached_property
+    def layer_names(self) -> tuple[str, ...]:
+        """Of the kept layers."""
+        return tuple(layer.name for layer in self._layers(self.denoiser, self.settings, text=1))
+
+    def keep_segments(self, recorded: Mapping[str, LayerKV], text_valid: Tensor) -> PrefixKV:
+        """The wanted segments of the kept layers; what padding left is zeroed, so that equal rows are equal bytes.
+
+        recorded: by the layers' names; text_valid: bool (B, L).
+        """
+        size, rope = self.settings.pool, self._rope(self.denoiser, self.settings)
+        layers: list[LayerKV] = []
+        valid: Tensor | None = None
+        for layer in self._kept(self.denoiser, self.settings, text=text_valid.shape[1]):
+            kept = self._wanted(layer, recorded[layer.name])
+            k, v = joined([pooled(kv, segment, size, rope) for segment, kv in kept])
+            if any(segment.name == "text" for segment, _ in kept):
+                valid = validity([pooled_segment(segment, size) for segment, _ in kept], text_valid)
+                hidden = ~valid[:, :, None, None]
+                k, v = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
+            layers.append(LayerKV(k, v))
+        return PrefixKV(tuple(layers), valid)
+
+    def _wanted(self, layer: LayerSpec, kv: LayerKV) -> list[tuple[SegmentSpec, LayerKV]]:
+        """The wanted segments of a layer, each with its keys and values."""
+        assert self.settings.segments is not None
+        parts = zip(layer.segments, split(layer, kv.k), split(layer, kv.v), strict=True)
+        return [(segment, LayerKV(k, v)) for segment, k, v in parts if segment.name in self.settings.segments]
+
+    @classmethod
+    def _layout(cls, entry: EditorEntry, settings: PrefixSettings, denoiser: Any, text: int) -> KVSpec:
+        assert settings.mode is not None
+        assert settings.timestep is not None
+        assert settings.text_padding is not None
+        assert settings.image_size is not None
+        return KVSpec(
+            mode=settings.mode,
+            timestep=settings.timestep,
+            layers=cls._layers(denoiser, settings, text),
+            rope=cls._rope(denoiser, settings),
+            text_padding=settings.text_padding,
+            cameras=settings.cameras,
+            image_size=settings.image_size,
+            prompt_template=settings.prompt_template or entry.prompt_template,
+        )
+
+    @classmethod
+    def _layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+        """As `encode` gives them: the kept layers with the wanted segments, pictures pooled."""
+        assert settings.segments is not None
+        wanted = [
+            dataclasses.replace(layer, segments=tuple(s for s in layer.segments if s.name in settings.segments))
+            for layer in cls._kept(denoiser, settings, text)
+        ]
+        rope = cls._rope(denoiser, settings)
+        return tuple(pooled_layer(layer, settings.pool, rope) for layer in wanted)
+
+    @classmethod
+    def _rope(cls, denoiser: Any, settings: PrefixSettings) -> RopeSpec | None:
+        """`rope` with the rounding of the settings."""
+        assert settings.rounding is not None
+        rope = cls.rope(denoiser)
+        return None if rope is None else dataclasses.replace(rope, rounding=settings.rounding)
+
+    @classmethod
+    def _kept(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+        """The layers that hold a wanted segment, thinned as the settings say; each with all its segments."""
+        assert settings.segments is not None
+        holding = [
+            layer
+            for layer in cls.attention_layers(denoiser, settings, text)
+            if any(s.name in settings.segments for s in layer.segments)
+        ]
+        try:
+            return tuple(holding[i] for i in select_layers(settings.layers, len(holding)))
+        except ValueError as error:
+            raise UsageError(str(error), "choose them with --layers; by default all are kept") from None
+
+    def _load_parts(self, names: Iterable[str]) -> None:
+        for name in names:
+            kind, denoiser, home = self.part_classes()[name], name == self.entry.denoiser, self._home(name)
+            if denoiser or name in self.text_encoders:
+                self.part[name] = self._placement.load(home, name, kind, self.dtype, denoiser=denoiser)
+            else:
+                self.part[name] = load_part(home, name, kind, self.device, self.dtype)
+
+    def _home(self, part: str) -> Path:
+        """The folder that has this part."""
+        return self._tuned if self._tuned is not None and (self._tuned / part).is_dir() else self._folder
+
+    def _encoder_bytes(self) -> int:
+        encoders = [self.part[name] for name in self.text_encoders]
+        return sum(p.numel() * p.element_size() for encoder in encoders for p in encoder.parameters())
+
+    def _text_tokens(self, instruction: str) -> int:
+        return self.text_tokens(self.prompt(instruction))
+
+    def _embed(self, instruction: str, picture: UInt8Image | None) -> Prompt:
+        return self.embed(self.prompt(instruction), picture)
+
+    def _picture(self, images: Mapping[str, UInt8Image]) -> UInt8Image:
+        """What the editor sees: the cameras in their layout, uint8 (H, W, 3)."""
+        assert self.settings.image_size is not None
+        picture = composed(images, self.settings.cameras, self.settings.image_size, self.settings.camera_layout)
+        return np.full_like(picture, GREY) if self.settings.blank_images else picture
+
+    def _pixels(self, picture: UInt8Image) -> Tensor:
+        """uint8 (H, W, 3) -> (3, H, W) in [-1, 1]."""
+        tensor = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
+        return (tensor.float() / 127.5 - 1).to(self.device, self.dtype)  # scaled in float32, as the pipelines do
+
+
+def _weightless(kind: Any, config: Mapping[str, Any]) -> Any:
+    """A denoiser on the meta device, to be looked at and not changed: whoever asks for the same shares it."""
+    return _built(kind, json.dumps(config, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=16)
+def _built(kind: Any, config: str) -> Any:
+    """config: JSON. Drawing weights that hold no numbers would be half of the time."""
+    from diffusers.models.modeling_utils import no_init_weights
+
+    with torch.device("meta"), no_init_weights():
+        return kind.from_config(json.loads(config))

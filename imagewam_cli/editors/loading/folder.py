@@ -1,0 +1,203 @@
+"""A pipeline's folder in the diffusers format: its parts, loaded one by one, and what tells one folder from another."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imagewam_cli.config import dump_json
+from imagewam_cli.editors.loading.hardware import lack
+from imagewam_cli.editors.loading.hub import is_read
+from imagewam_cli.errors import EditorError
+
+_DAMAGED = "config.json and weights must belong together: fetch the editor again, or pass another --weights"
+
+
+def require_family(folder: Path, family: str, parts: Collection[str]) -> None:
+    """Another family's folder may have all the sub-folders, and only fails at the first row.
+
+    Raises:
+        EditorError: it is another pipeline's folder, or a part is missing.
+    """
+    if not folder.is_dir():
+        raise EditorError(f"{folder} does not exist", f"--weights takes a diffusers folder of a {family}")
+    found = _family(folder)
+    if found not in {None, family}:
+        raise EditorError(
+            f"{folder} is a {found} folder, not a {family} one",
+            "`imagewam editors --format json` tells each one's family",
+        )
+    for name in parts:
+        if not (folder / name).is_dir():
+            raise EditorError(
+                f"{folder} is not a {family} folder: it has no {name}/", f"it needs {', '.join(f'{p}/' for p in parts)}"
+            )
+
+
+def load_part(
+    folder: Path, name: str, kind: Any, device: torch.device | str | None, dtype: torch.dtype, **options: Any
+) -> Any:
+    """One part of a pipeline folder, ready to encode; nothing is trained.
+
+    kind: a class with `from_pretrained`; a model's own class, not one that guesses it. device: None leaves a model
+    where `options`, arguments of its `from_pretrained`, put it.
+
+    Raises:
+        EditorError: the part does not fit its config.
+        OSError, torch.OutOfMemoryError: the disk (of offloaded weights) or the device is full.
+    """
+    from diffusers import ModelMixin
+
+    try:
+        with _no_bars():
+            if not issubclass(kind, nn.Module):
+                return kind.from_pretrained(folder / name)
+            options |= {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype, "use_safetensors": True}
+            model, report = kind.from_pretrained(folder / name, output_loading_info=True, **options)
+    except Exception as error:  # a damaged file makes the libraries raise anything
+        if (full := lack(error)) is not None:  # no fault of the folder
+            raise full from None
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(" If you want")[0]
+        raise EditorError(f"{folder / name} cannot be loaded: {reason}", _DAMAGED) from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise EditorError(f"{folder / name} lacks {len(missing)} of its tensors, {missing[0]!r} among them", _DAMAGED)
+    return (model if device is None else model.to(device)).eval().requires_grad_(False)
+
+
+def part_config(folder: Path, name: str) -> dict[str, Any]:
+    """config.json of a part.
+
+    Raises:
+        EditorError: missing or damaged.
+    """
+    path = folder / name / "config.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise EditorError(f"{path} is missing or damaged: {error}", "fetch the editor again") from None
+    return values
+
+
+def part_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """Every weight of a part, in one file or several.
+
+    Raises:
+        EditorError: none is there, or a file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = [path for path in sorted((folder / name).glob("*.safetensors")) if is_read(path.name)]
+    if not files:
+        raise EditorError(f"{folder / name} has no weights as safetensors", "fetch the editor again")
+    try:
+        return {key: value for path in files for key, value in load_file(path).items()}
+    except SafetensorError as error:
+        raise EditorError(f"{folder / name} is damaged: {error}", "fetch the editor again") from None
+
+
+def write_part(folder: Path, name: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """A part that `load_part` reads."""
+    from safetensors.torch import save_file
+
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / name / "config.json").write_text(dump_json(config))
+    save_file({k: v.contiguous() for k, v in weights.items()}, folder / name / "diffusion_pytorch_model.safetensors")
+
+
+def require_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Names and shapes must be the same.
+
+    Raises:
+        EditorError: `what`, and the names that are missing, unknown or of another shape.
+    """
+    other = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unknown": [name for name in found if name not in expected],
+        "of another shape": other,
+    }
+    said = [f"{kind}: {', '.join(names[:8])}{_more(names)}" for kind, names in problems.items() if names]
+    if said:
+        raise EditorError(f"{what}; {'; '.join(said)}")
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 8} more" if len(names) > 8 else ""
+
+
+def randomize(model: nn.Module, seed: int) -> None:
+    """Draw the weights of a model anew, as its class initialises them."""
+    kind: Any = type(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = kind.from_config(model.config) if hasattr(kind, "from_config") else kind(model.config)
+    model.load_state_dict(fresh.state_dict())
+
+
+def revision(folder: Path) -> str | None:
+    """The commit, where the folder is a snapshot in the Hub's cache."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def digest(parts: Mapping[str, Path]) -> str:
+    """sha256 over names and contents of weight, config and tokenizer files; what else a folder holds, and where it
+    came from, makes no difference.
+
+    parts: sub-folder -> the pipeline folder that has it.
+    """
+    total = hashlib.sha256()
+    found = {
+        path.relative_to(home).as_posix(): path for part, home in parts.items() for path in (home / part).rglob("*")
+    }
+    for name, path in sorted(found.items(), key=lambda item: Path(item[0])):
+        if not is_read(path.name):
+            continue
+        blob = path.resolve().name  # in the Hub's cache a large file is a link to its own sha256
+        known = path.is_symlink() and len(blob) == 64
+        content = blob if known else _sha256(path)
+        total.update(f"{name} {content}\n".encode())
+    return total.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _family(folder: Path) -> str | None:
+    """What model_index.json names; None without one: parts alone will do."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return None
+    try:
+        found = json.loads(index.read_text())["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EditorError(f"{index} is damaged: {error}", "fetch the editor again") from error
+    return str(found)
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' progress bar: loading is part of a command that has a bar of its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,119 @@
+"""Loading the large models of an editor where `Hardware` says, by diffusers', accelerate's and torch's own means.
+
+group and sequential are diffusers' group offloading, by blocks and by leaves; disk is accelerate's. Transfers are not
+overlapped with computation: diffusers learns the order of the layers for that at the end of a first whole forward, and
+a recorded forward is left early. Compiled are the blocks that the model's class names as repeated; `capture` stays out
+of the graphs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from imagewam_cli.editors.loading.folder import load_part, randomize
+from imagewam_cli.editors.loading.hardware import Hardware
+from imagewam_cli.editors.loading.quantization import Quantization, loading_options, require_quantization
+from imagewam_cli.errors import UsageError
+
+
+def require_device(hardware: Hardware) -> torch.device:
+    """The device, if this machine has it.
+
+    Raises:
+        UsageError: it does not.
+    """
+    device = torch.device(hardware.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UsageError(f"no device {hardware.device!r} here: torch finds {found} CUDA devices", "use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("no device 'mps' here", "use --device cpu")
+    return device
+
+
+class Placement:
+    """Loads denoiser and text encoders of one editor. Keep it as long as they are used: weights on disk go with it."""
+
+    def __init__(self, hardware: Hardware, *, quantization: Quantization, random_weights: bool) -> None:
+        """
+        Raises:
+            UsageError: this machine cannot do it, or the choices exclude each other.
+        """
+        self.hardware, self.quantization, self.random_weights = hardware, quantization, random_weights
+        self.device = require_device(hardware)
+        require_quantization(quantization, self.device)
+        on_disk = hardware.offload == "disk"
+        if on_disk and (quantization != "none" or random_weights):
+            raise UsageError("weights on disk are used as they were published", "leave out --offload disk")
+        if quantization == "nf4" and hardware.offload != "none":
+            raise UsageError("weights in nf4 stay on their device", "leave out --offload, or use --quantization int8")
+        if hardware.compile:
+            require_compiler(self.device)
+        self._disk = tempfile.TemporaryDirectory(prefix="imagewam-offload-") if on_disk else None
+
+    def load(self, folder: Path, name: str, kind: Any, dtype: torch.dtype, *, denoiser: bool) -> Any:
+        """A part of a pipeline folder, ready to encode. denoiser: the part is the one whose attention is recorded."""
+        import diffusers
+        import transformers
+
+        library = diffusers if issubclass(kind, diffusers.ModelMixin) else transformers
+        options = loading_options(self.quantization, library, self.device, dtype)
+        if self._disk is not None:
+            options |= {"device_map": {"": "disk"}, "offload_folder": str(Path(self._disk.name) / name)}
+        waits = self.hardware.offload in ("group", "sequential")
+        there = None if "device_map" in options else torch.device("cpu") if waits else self.device
+        model = load_part(folder, name, kind, there, dtype, **options)
+        if self.random_weights:
+            randomize(model, seed=0)
+        if waits:
+            offload(model, self.device, blocks=denoiser and self.hardware.offload == "group")
+        if denoiser and self.hardware.compile:
+            compile_blocks(model)
+        return model
+
+
+def offload(model: nn.Module, device: torch.device, *, blocks: bool) -> None:
+    """Let weights wait in main memory and come to `device` for their turn. blocks: a whole block at a time, for models
+    whose blocks are lists right below them; else layer by layer."""
+    from diffusers.hooks import apply_group_offloading
+
+    apply_group_offloading(
+        model,
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="block_level" if blocks else "leaf_level",
+        num_blocks_per_group=1 if blocks else None,
+    )
+
+
+def compile_blocks(denoiser: Any, backend: str = "inductor") -> None:
+    """Compile what the denoiser repeats, at its first forward.
+
+    Raises:
+        UsageError: its class does not say what that is.
+    """
+    if not getattr(denoiser, "_repeated_blocks", None):
+        raise UsageError(f"{type(denoiser).__name__} does not say which of its blocks repeat", "leave --compile out")
+    denoiser.compile_repeated_blocks(backend=backend)
+
+
+def require_compiler(device: torch.device, backend: str = "inductor") -> None:
+    """Tried on one addition: a compiler that is missing would otherwise show at the first row.
+
+    Raises:
+        UsageError: this machine lacks it.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    try:
+        torch.compile(lambda x: x + 1, backend=backend)(torch.ones(8, device=device))
+    except BackendCompilerFailed as error:
+        reason = str(error.inner_exception).strip().partition("\n")[0]
+        raise UsageError(
+            f"torch cannot compile here: {reason}", "install a C++ compiler, or leave --compile out"
+        ) from None

@@ -1,0 +1,82 @@
+"""Which tokens the attention layers of an editor's family hold, and how a recording is taken apart by kind of token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.errors import CaptureError
+from imagewam_cli.prefix.kv import LayerKV
+from imagewam_cli.prefix.spec import BlockKind, LayerSpec, Segment, SegmentSpec, TokenPositions
+
+
+def joint_layers(transformer: Any, segments: Sequence[SegmentSpec]) -> tuple[LayerSpec, ...]:
+    """Every attention layer of a diffusers joint transformer, in which all layers attend to all segments: its double
+    blocks, then its single ones where it has any."""
+    kinds: tuple[tuple[str, BlockKind], ...] = (
+        ("transformer_blocks", "sequential"),
+        ("single_transformer_blocks", "parallel"),
+    )
+    config = transformer.config
+    return tuple(
+        LayerSpec(
+            name=f"{blocks}.{i}.attn",
+            block=kind,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_attention_heads,
+            head_dim=config.attention_head_dim,
+            segments=tuple(segments),
+        )
+        for blocks, kind in kinds
+        for i in range(len(getattr(transformer, blocks, ())))
+    )
+
+
+def picture_segment(
+    name: Segment, size: tuple[int, int], pixels: int, positions: TokenPositions | None = None
+) -> SegmentSpec:
+    """Tokens of a picture of (height, width) pixels, each `pixels` wide and high; partial ones at the edge count."""
+    rows, columns = (-(-side // pixels) for side in size)
+    return SegmentSpec(name=name, tokens=rows * columns, grid=(rows, columns), positions=positions)
+
+
+def reference_sizes(settings: PrefixSettings) -> tuple[tuple[int, int], ...]:
+    """(height, width) in pixels of each reference picture that the cameras make, all equal: one each, or one of all.
+
+    settings: resolved.
+    """
+    assert settings.image_size is not None
+    height, width = settings.image_size
+    count = len(settings.cameras) if settings.camera_layout == "separate" else 1
+    return ((height, width // count),) * count
+
+
+def split(layer: LayerSpec, tokens: Tensor) -> tuple[Tensor, ...]:
+    """The layer's tokens (B, tokens, ...), segment by segment.
+
+    Raises:
+        CaptureError: there are more or fewer of them than the layout says.
+    """
+    if tokens.shape[1] != layer.tokens:
+        sizes = " + ".join(f"{s.tokens} {s.name}" for s in layer.segments)
+        raise CaptureError(f"layer {layer.name} attends to {tokens.shape[1]} tokens, its plugin says {sizes}")
+    return torch.split(tokens, [s.tokens for s in layer.segments], dim=1)
+
+
+def joined(parts: Sequence[LayerKV]) -> tuple[Tensor, Tensor]:
+    """Keys and values of segments side by side."""
+    if len(parts) == 1:
+        return parts[0].k, parts[0].v
+    return torch.cat([part.k for part in parts], dim=1), torch.cat([part.v for part in parts], dim=1)
+
+
+def validity(segments: Sequence[SegmentSpec], text_valid: Tensor) -> Tensor:
+    """bool (B, P): which tokens of a layer count."""
+    batch = text_valid.shape[0]
+    return torch.cat(
+        [text_valid if s.name == "text" else text_valid.new_ones(batch, s.tokens) for s in segments], dim=1
+    )

@@ -1,0 +1,127 @@
+"""Attention maps over pictures: one page for each row, and a sheet of rows.
+
+A map lies over the picture in grey, from dark (none) to yellow (the map's greatest value), one square for each token.
+White lines go around the tokens that change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.errors import UsageError
+from imagewam_cli.evaluation.attention.maps import BoolArray, Float64Array
+from imagewam_cli.evaluation.attention.measurement import Glance
+from imagewam_cli.evaluation.lettering import INK_RGB, LINE_HEIGHT, PAPER_RGB, font, wrapped
+
+_GAP = 6
+_COLORS = np.array([(0, 0, 0), (84, 15, 109), (187, 55, 84), (249, 142, 9), (252, 255, 120)], dtype=np.float64)
+"""Of equally spaced values, dark to bright."""
+_STRENGTH = 0.8
+"""How much of the picture the brightest colour covers."""
+
+Panel = tuple[str, Image.Image]
+"""A caption and the picture below it."""
+
+
+def page(glance: Glance, width: int = 160, columns: int = 4) -> Image.Image:
+    """The row's picture, what changes, the average map, and below them the map of each layer that holds pictures.
+
+    width: of a panel, in pixels; columns: panels side by side.
+    """
+    shown = _summary(glance, width)
+    shown += [("", Image.new("RGB", shown[0][1].size, PAPER_RGB))] * (-len(shown) % columns)
+    shown += [(f"map {i}: lift {glance.lift(m):.1f}", overlay(glance, m, width)) for i, m in enumerate(glance.maps)]
+    return _pasted([(_title(glance), shown)], columns)
+
+
+def sheet(glances: Sequence[Glance], width: int = 128, beside: int = 2) -> Image.Image:
+    """The row's picture, what changes, and the average map of each row, `beside` rows side by side.
+
+    Raises:
+        UsageError: nothing to show.
+    """
+    if not glances:
+        raise UsageError("no rows to show", "measure at least two")
+    strips = [_pasted([(_title(g), _summary(g, width))], 3) for g in glances]
+    lines = math.ceil(len(strips) / beside)
+    across, down = (max(s.size[axis] for s in strips) for axis in (0, 1))
+    whole = Image.new("RGB", (beside * across, lines * down), PAPER_RGB)
+    for i, strip in enumerate(strips):
+        whole.paste(strip, (i % beside * across, i // beside * down))
+    return whole
+
+
+def overlay(glance: Glance, values: Float64Array, width: int) -> Image.Image:
+    """A map (R, C) over the row's picture."""
+    picture = np.asarray(_scaled(glance.now, width), dtype=np.float64)
+    grey = 0.6 * picture.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    cells = values / values.max()
+    rows, columns = (np.arange(picture.shape[axis]) * cells.shape[axis] // picture.shape[axis] for axis in (0, 1))
+    heat = cells[rows][:, columns]
+    share = _STRENGTH * heat[:, :, None]
+    mixed = Image.fromarray(((1 - share) * grey + share * _colored(heat)).astype(np.uint8))
+    return _outlined(mixed, glance.region(values))
+
+
+def _summary(glance: Glance, width: int) -> list[Panel]:
+    average = glance.average
+    return [
+        (f"frame {glance.row.frame}", _scaled(glance.now, width)),
+        (f"frame {glance.target_frame}", _outlined(_scaled(glance.target, width), glance.region(average))),
+        (f"attention: lift {glance.lift(average):.1f}", overlay(glance, average, width)),
+    ]
+
+
+def _title(glance: Glance) -> str:
+    return f"episode {glance.row.episode}: {glance.row.instruction}"
+
+
+def _pasted(sections: Sequence[tuple[str, Sequence[Panel]]], columns: int) -> Image.Image:
+    """Sections of a title and panels in rows of `columns`, one below the other."""
+    across, down = sections[0][1][0][1].size
+    cell = (across + _GAP, down + LINE_HEIGHT + _GAP)
+    height = sum(LINE_HEIGHT + math.ceil(len(panels) / columns) * cell[1] for _, panels in sections)
+    whole = Image.new("RGB", (columns * cell[0] + _GAP, height + _GAP), PAPER_RGB)
+    top = _GAP
+    for title, panels in sections:
+        _write(whole, (_GAP, top), title, columns * cell[0] - _GAP)
+        top += LINE_HEIGHT
+        for i, (caption, picture) in enumerate(panels):
+            left, y = _GAP + i % columns * cell[0], top + i // columns * cell[1]
+            _write(whole, (left, y), caption, across)
+            whole.paste(picture, (left, y + LINE_HEIGHT))
+        top += math.ceil(len(panels) / columns) * cell[1]
+    return whole
+
+
+def _write(onto: Image.Image, at: tuple[int, int], text: str, width: int) -> None:
+    ImageDraw.Draw(onto).text(at, wrapped(text, width, 1)[0], fill=INK_RGB, font=font())
+
+
+def _scaled(picture: UInt8Image, width: int) -> Image.Image:
+    height = max(1, round(width * picture.shape[0] / picture.shape[1]))
+    return Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _colored(heat: Float64Array) -> Float64Array:
+    """(H, W) in [0, 1] -> (H, W, 3), 0 to 255."""
+    stops = np.linspace(0, 1, len(_COLORS))
+    return np.stack([np.interp(heat, stops, _COLORS[:, channel]) for channel in range(3)], axis=-1)
+
+
+def _outlined(picture: Image.Image, region: BoolArray) -> Image.Image:
+    """The picture with lines around the region's tokens."""
+    pen, (rows, columns) = ImageDraw.Draw(picture), region.shape
+    padded = np.pad(region, 1)
+    xs = [round(i * (picture.width - 1) / columns) for i in range(columns + 1)]
+    ys = [round(i * (picture.height - 1) / rows) for i in range(rows + 1)]
+    for row, column in np.argwhere(padded[1:, :] != padded[:-1, :]).tolist():
+        pen.line((xs[column - 1], ys[row], xs[column], ys[row]), fill=PAPER_RGB)
+    for row, column in np.argwhere(padded[:, 1:] != padded[:, :-1]).tolist():
+        pen.line((xs[column], ys[row - 1], xs[column], ys[row]), fill=PAPER_RGB)
+    return picture

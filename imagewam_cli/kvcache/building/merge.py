@@ -1,0 +1,52 @@
+"""Parts of a cache, built by workers that know nothing of each other, become one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.format.manifest import Manifest, part_manifests, unite
+from imagewam_cli.kvcache.storage.contract import Storage
+from imagewam_cli.kvcache.storage.location import Location
+from imagewam_cli.kvcache.storage.manifests import holds, lock_whole, manifests_at, put_manifest, storage_at
+
+
+def merge_cache(out: Location, others: Sequence[Location] = ()) -> Manifest:
+    """Unite the parts in `out`, and those in other places, which are copied and stay as they are. The manifest comes
+    last; then the parts' own go. To do it twice, or over a finished cache, changes nothing.
+
+    Raises:
+        CacheError: nothing to merge, parts of different caches, a part in `out` that is being built, or a shard that
+            is not what its manifest says.
+    """
+    target = storage_at(out)
+    with lock_whole(target):
+        own = part_manifests(target.names())
+        found = [
+            (storage, name, manifest)
+            for storage in (target, *map(storage_at, others))
+            for name, manifest in manifests_at(storage)
+        ]
+        if not found:
+            raise CacheError(f"{target.place} has no part of a cache", "build parts with `imagewam cache --part i/N`")
+        manifest = unite([(f"{storage.place}/{name}", part) for storage, name, part in found])
+        for storage, _, part in found:
+            _bring(storage, part, target)
+        put_manifest(target, manifest)
+        for name in own:
+            target.delete(name)
+    return manifest
+
+
+def _bring(storage: Storage, part: Manifest, target: Storage) -> None:
+    """Shards and files of a part, looked at before they are listed, into the target."""
+    for error in storage.faults(part.entries).values():
+        raise error
+    for entry in part.entries if storage is not target else ():
+        with storage.look(entry) as path:
+            target.add(entry.file, path)
+    for name, checksum in part.files.items():
+        if not holds(target, name, checksum):
+            if not holds(storage, name, checksum):
+                raise CacheError(f"{storage.place}/{name} is missing or damaged", "run the part's command again")
+            target.write(name, storage.read(name))

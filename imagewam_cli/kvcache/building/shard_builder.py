@@ -1,0 +1,206 @@
+"""What computes the shards of a build, one after another, with reading and writing beside the editor."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import xxhash
+from safetensors.torch import load
+
+from imagewam_cli.data.augmentation import augmented
+from imagewam_cli.data.types import Dataset, Row
+from imagewam_cli.editors.contract import Editor
+from imagewam_cli.kvcache.building.encoding import batches, encode_rows, instruction_rows
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings, own_cut, plan_build, row_count
+from imagewam_cli.kvcache.codecs.contract import Codec, LearnedCodec
+from imagewam_cli.kvcache.codecs.fitting import fit_codec
+from imagewam_cli.kvcache.codecs.prefix import stored_parts
+from imagewam_cli.kvcache.format.manifest import (
+    CODEC,
+    INSTRUCTIONS,
+    ShardEntry,
+)
+from imagewam_cli.kvcache.format.shard import ShardWriter
+from imagewam_cli.kvcache.storage.location import Location
+from imagewam_cli.kvcache.storage.manifests import storage_at
+from imagewam_cli.prefix.spec import KVSpec
+
+
+class ShardMaker(Protocol):
+    """What computes shards: an editor of this process (`ShardBuilder`), or workers that have one each (`engines`)."""
+
+    @property
+    def spec(self) -> KVSpec:
+        """Of the editor."""
+        ...
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Of the editor."""
+        ...
+
+    def make(
+        self,
+        names: Sequence[str],
+        instructions: Sequence[str],
+        *,
+        on_finished: Callable[[ShardEntry], None],
+        on_rows: Callable[[int], None],
+    ) -> None:
+        """Make the shards of these names, whole and durable. `CODEC` alone is the file of a codec that is fitted, and
+        has to be there before any shard; `INSTRUCTIONS` alone the shard of what follows from these.
+
+        instructions: the dataset's, as the manifest numbers them; on_finished: called for each shard, in any order;
+        on_rows(n): after each n rows. It ends, also by an exception, when nothing of it writes any more.
+        """
+        ...
+
+
+class ShardBuilder:
+    """Shards by name, with an editor of this process: a `ShardMaker`. A finished shard is made durable beside the
+    computation of the next, so `on_finished` is called in another thread."""
+
+    def __init__(self, dataset: Dataset, editor: Editor, out: Location, codec: Codec, settings: BuildSettings) -> None:
+        self.dataset, self.editor, self.codec, self.settings = dataset, editor, codec, settings
+        self.storage = storage_at(out)
+        plan = plan_build(dataset, editor.spec, codec, settings)
+        self.cut = own_cut(plan, settings)
+        self._rows = {e.index: row_count(e, settings) for shard in plan.shards for e in shard}
+
+    @property
+    def spec(self) -> KVSpec:
+        return self.editor.spec
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        return self.editor.fingerprint()
+
+    def make(
+        self,
+        names: Sequence[str],
+        instructions: Sequence[str],
+        *,
+        on_finished: Callable[[ShardEntry], None],
+        on_rows: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        """As `ShardMaker.make`; names: in the order of the dataset."""
+        if tuple(names) == (CODEC,):
+            on_finished(self._fitted())
+            return
+        numbers = {text: i for i, text in enumerate(instructions)}
+        with _one_worker() as reading, _one_worker() as writing, _one_worker() as finishing:
+            before: Future[None] | None = None
+            for name, rows in self._streams(names, reading):
+                writer = self._encoded(name, rows, numbers, writing, on_rows)
+                try:
+                    if before is not None:
+                        before.result()
+                except BaseException:
+                    writer.close()
+                    raise
+                before = finishing.submit(self._finish, name, writer, on_finished)
+            if before is not None:
+                before.result()
+
+    def _fitted(self) -> ShardEntry:
+        """Fit the codec and write its file."""
+        assert isinstance(self.codec, LearnedCodec)
+        self._ready, data = fit_codec(self.codec, self.editor, self.dataset, self.settings.stride)
+        self.storage.write(CODEC, data)
+        checksum = xxhash.xxh3_128_hexdigest(data)
+        return ShardEntry(file=CODEC, rows=0, bytes=len(data), checksum=checksum, episodes=(), batch=0)
+
+    @functools.cached_property
+    def _ready(self) -> Codec:
+        """The codec, ready to encode."""
+        if not isinstance(self.codec, LearnedCodec):
+            return self.codec
+        return self.codec.restored(self.spec, load(self.storage.read(CODEC)))
+
+    def _streams(self, names: Sequence[str], reading: Executor) -> Iterator[tuple[str, Iterator[Row]]]:
+        """Shard by shard, its rows: one stream for all, as a new one would decode a video from its beginning again."""
+        if tuple(names) == (INSTRUCTIONS,):
+            yield INSTRUCTIONS, instruction_rows(self.dataset)
+            return
+        shard_of = {episode: name for name in names for episode in self.cut[name]}
+        rows = self.dataset.rows(episodes=list(shard_of), stride=self.settings.stride) if names else iter(())
+        # grouped, not counted: a group ends when the row after it was read, so the checks at an episode's end have run
+        views = augmented(rows, self.settings.augmentation)
+        ahead = _ahead(views, self.settings.batch, reading)
+        groups = itertools.groupby(ahead, key=lambda row: shard_of[row.episode])
+        for name in names:
+            given, group = next(groups, (None, iter(())))
+            yield name, group if given == name else iter(())
+
+    def _encoded(
+        self,
+        name: str,
+        rows: Iterator[Row],
+        numbers: Mapping[str, int],
+        writing: Executor,
+        on_rows: Callable[[int], None],
+    ) -> ShardWriter:
+        """Encode and write the rows of a shard, all but its end; a batch is written while the next one is computed."""
+        once = name == INSTRUCTIONS
+        count = len(numbers) if once else sum(self._rows[episode] for episode in self.cut[name])
+        parts = stored_parts(self.spec, self._ready, by_instruction=once)
+        writer = ShardWriter(self.storage.draft(name), count, parts)
+        before: Future[None] | None = None
+        try:
+            for batch in batches(rows, self.settings.batch):
+                encoded = encode_rows(self.editor, self._ready, batch, numbers, by_instruction=once)
+                if before is not None:
+                    before.result()
+                before = writing.submit(writer.append, *encoded)
+                on_rows(len(batch))
+            if before is not None:
+                before.result()
+        except BaseException:
+            writing.submit(writer.close)  # behind what is being written
+            raise
+        return writer
+
+    def _finish(self, name: str, writer: ShardWriter, on_finished: Callable[[ShardEntry], None]) -> None:
+        """Make the shard durable, then known."""
+        with writer:
+            checksum = writer.finish()
+        self.storage.add(name, writer.path)
+        entry = ShardEntry(
+            file=name,
+            rows=writer.rows,
+            bytes=writer.bytes,
+            checksum=checksum,
+            episodes=self.cut.get(name, ()),
+            batch=self.settings.batch,
+        )
+        on_finished(entry)
+
+
+@contextmanager
+def _one_worker() -> Iterator[ThreadPoolExecutor]:
+    """Ends when the worker has ended, however often Ctrl-C is pressed: the lock is not to go while it writes."""
+    worker = ThreadPoolExecutor(max_workers=1)
+    try:
+        yield worker
+    finally:
+        interrupted: KeyboardInterrupt | None = None
+        while True:
+            try:
+                worker.shutdown(wait=True)
+                break
+            except KeyboardInterrupt as again:
+                interrupted = again
+        if interrupted is not None:
+            raise interrupted
+
+
+def _ahead(rows: Iterator[Row], count: int, reading: Executor) -> Iterator[Row]:
+    """The rows; the next `count` of them are read while one is used."""
+    waiting = deque(reading.submit(next, rows, None) for _ in range(count))
+    while (row := waiting.popleft().result()) is not None:
+        waiting.append(reading.submit(next, rows, None))
+        yield row

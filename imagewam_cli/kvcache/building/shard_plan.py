@@ -1,0 +1,104 @@
+"""What a build will write, told from the dataset's metadata and the layout alone: shards, rows, bytes.
+
+Episodes are grouped into shards beforehand, so that an interrupted build goes on at the first shard that is missing and
+ends with the same bytes as an undisturbed one: a shard's content does not depend on what was computed before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from imagewam_cli.data.augmentation import AS_RECORDED, Augmentation
+from imagewam_cli.data.types import Dataset, EpisodeInfo
+from imagewam_cli.errors import UsageError
+from imagewam_cli.kvcache.building.encoding import instructions_of
+from imagewam_cli.kvcache.codecs.contract import Codec
+from imagewam_cli.kvcache.codecs.prefix import stored_parts
+from imagewam_cli.kvcache.format.manifest import (
+    Share,
+)
+from imagewam_cli.kvcache.format.shard import INDEX_BYTES
+from imagewam_cli.prefix.spec import KVSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings:
+    """How a cache is cut and computed; `stride` and `augmentation` say which rows it has."""
+
+    stride: int = 1
+    augmentation: Augmentation = AS_RECORDED
+    batch: int = 16
+    shard_mb: float = 256.0
+    share: Share | None = None
+    """Build only this part of the shards; the other parts are other workers'."""
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.batch < 1 or self.shard_mb <= 0:
+            raise UsageError("stride and batch must be at least 1, the shard size positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildPlan:
+    """What a build will write: episodes per shard, rows, bytes."""
+
+    shards: tuple[tuple[EpisodeInfo, ...], ...]
+    rows: int
+    bytes_per_row: int
+    instruction_bytes: int
+    """Of what is stored once for each instruction, all together."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all rows and instructions, the headers of the files aside."""
+        return self.rows * self.bytes_per_row + self.instruction_bytes
+
+
+def plan_build(dataset: Dataset, spec: KVSpec, codec: Codec, settings: BuildSettings) -> BuildPlan:
+    """Group the episodes into shards of about `shard_mb`."""
+    row_bytes = bytes_per_row(spec, codec)
+    shards: list[tuple[EpisodeInfo, ...]] = []
+    current: list[EpisodeInfo] = []
+    size = 0
+    for episode in dataset.episodes():
+        episode_bytes = row_count(episode, settings) * row_bytes
+        if current and size + episode_bytes > settings.shard_mb * 1e6:
+            shards.append(tuple(current))
+            current, size = [], 0
+        current.append(episode)
+        size += episode_bytes
+    if current:
+        shards.append(tuple(current))
+    rows = sum(row_count(e, settings) for shard in shards for e in shard)
+    per_instruction = bytes_per_instruction(spec, codec)
+    return BuildPlan(
+        shards=tuple(shards),
+        rows=rows,
+        bytes_per_row=row_bytes,
+        instruction_bytes=per_instruction * len(instructions_of(dataset)) if per_instruction else 0,
+    )
+
+
+def bytes_per_row(spec: KVSpec, codec: Codec) -> int:
+    """Bytes that a row takes in a shard: K and V, a byte per token for `valid`, and the index."""
+    return sum(part.row_bytes for part in stored_parts(spec, codec).values()) + INDEX_BYTES
+
+
+def bytes_per_instruction(spec: KVSpec, codec: Codec) -> int:
+    """Bytes that an instruction takes in the shard of what is stored once for each; 0 where there is no such shard."""
+    parts = stored_parts(spec, codec, by_instruction=True)
+    return sum(part.row_bytes for part in parts.values()) + INDEX_BYTES if parts else 0
+
+
+def own_cut(plan: BuildPlan, settings: BuildSettings) -> dict[str, tuple[int, ...]]:
+    """File name -> episodes of each shard that is this build's to make."""
+    cut = cut_of(plan)
+    return cut if settings.share is None else {name: cut[name] for name in settings.share.of(list(cut))}
+
+
+def cut_of(plan: BuildPlan) -> dict[str, tuple[int, ...]]:
+    """File name -> episodes of each shard."""
+    return {f"shard-{i:05d}.safetensors": tuple(e.index for e in shard) for i, shard in enumerate(plan.shards)}
+
+
+def row_count(episode: EpisodeInfo, settings: BuildSettings) -> int:
+    return -(-episode.length // settings.stride) * settings.augmentation.variants

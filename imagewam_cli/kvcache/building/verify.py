@@ -1,0 +1,207 @@
+"""Is every byte of a cache what it was when it was written, and if not, which rows have to be computed again?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from torch import Tensor
+
+from imagewam_cli.config import to_dict
+from imagewam_cli.data.augmentation import augmented
+from imagewam_cli.data.samples import SAMPLES
+from imagewam_cli.data.types import Dataset
+from imagewam_cli.editors.contract import Editor
+from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.building.encoding import batches, encode_rows, instruction_rows, samples_bytes
+from imagewam_cli.kvcache.codecs.fitting import fit_codec, stored_codec
+from imagewam_cli.kvcache.codecs.prefix import stored_parts
+from imagewam_cli.kvcache.format.frame_table import FrameTable
+from imagewam_cli.kvcache.format.manifest import CODEC, SHARDS, TABLE, Manifest, ShardEntry, fingerprint_digest
+from imagewam_cli.kvcache.format.shard import INDEX_KEYS, Shard, ShardWriter
+from imagewam_cli.kvcache.storage.contract import Storage
+from imagewam_cli.kvcache.storage.location import Location
+from imagewam_cli.kvcache.storage.manifests import (
+    holds,
+    lock_whole,
+    manifest_at,
+    manifests_at,
+    put_manifest,
+    storage_at,
+)
+from imagewam_cli.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """What is wrong with one file. rows: those of the shard that differ; None: the file as a whole."""
+
+    file: str
+    what: str
+    rows: tuple[int, ...] | None = None
+
+
+def verify_cache(
+    cache: Location, *, rows: bool = True, on_rows: Callable[[int], None] = lambda rows: None
+) -> list[Damage]:
+    """Read every byte. `on_rows(n)` is called after each shard of n rows. rows: False looks at files, sizes and the
+    heads of shards only, a thousandth of the bytes or so, and of a remote store at sizes.
+
+    Raises:
+        CacheError: no cache, or its manifest is damaged: then nothing says what the rest should be.
+    """
+    storage = storage_at(cache)
+    manifest, names = manifest_at(storage), storage.names()
+    found = [
+        Damage(file=name, what="differs from its checksum" if name in names else "is missing")
+        for name, checksum in manifest.files.items()
+        if not holds(storage, name, checksum)
+    ]
+    faults = {} if rows else storage.faults(manifest.entries)
+    for entry in manifest.entries:
+        if rows:
+            with storage.look(entry) as path:
+                damage = _shard_damage(path, entry)
+        else:
+            damage = _fault(entry, faults)
+        if damage is not None:
+            found.append(damage)
+        on_rows(entry.rows)
+    return found
+
+
+def repair_cache(
+    cache: Location,
+    damages: Sequence[Damage],
+    dataset: Dataset,
+    editor: Editor,
+    *,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> list[str]:
+    """Make what is damaged again: of a shard only the batches with damaged rows. Returns the shards whose bytes are not
+    the former ones, as where another machine computes them.
+
+    Raises:
+        CacheError: the dataset or the editor is not the one of the cache; nothing is changed then.
+    """
+    storage = storage_at(cache)
+    with lock_whole(storage):
+        manifest = manifest_at(storage)
+        require_origin(manifest, dataset, editor)
+        _repair_files(storage, manifest, damages, dataset, editor)
+        changed = []
+        for damage in damages:
+            entry = next((e for e in manifest.entries if f"{SHARDS}/{e.file}" == damage.file), None)
+            if entry is not None:
+                repaired = _repair_shard(storage, manifest, entry, damage, dataset, editor, on_rows)
+                if repaired.checksum != entry.checksum:
+                    changed.append(entry.file)
+                for name, listing in manifests_at(storage):
+                    if entry in listing.entries:
+                        put_manifest(storage, listing.with_entry(repaired), name)
+                manifest = manifest.with_entry(repaired)
+        return changed
+
+
+def _fault(entry: ShardEntry, faults: Mapping[str, CacheError]) -> Damage | None:
+    """Of a shard that is not as listed, seen from outside."""
+    if entry.file not in faults:
+        return None
+    return Damage(file=f"{SHARDS}/{entry.file}", what=faults[entry.file].message.rpartition(f"{entry.file} ")[2])
+
+
+def _shard_damage(path: Path, entry: ShardEntry) -> Damage | None:
+    file = f"{SHARDS}/{entry.file}"
+    if not path.exists():
+        return Damage(file=file, what="is missing")
+    try:
+        shard = Shard.open(path)
+        shard.require_listed(entry.bytes, entry.checksum)
+    except CacheError as error:
+        return Damage(file=file, what=error.message.removeprefix(f"{path} "))
+    rows = shard.damaged_rows()
+    if not len(rows):
+        return None
+    numbers = ", ".join(str(shard.array("row")[row]) for row in rows[:5])
+    more = ", …" if len(rows) > 5 else ""
+    what = f"{len(rows)} of {entry.rows} rows differ from their checksums (dataset rows {numbers}{more})"
+    return Damage(file=file, what=what, rows=tuple(rows.tolist()))
+
+
+def require_origin(manifest: Manifest, dataset: Dataset, editor: Editor) -> None:
+    """
+    Raises:
+        CacheError: not what the cache was made with; gives both values.
+    """
+    pairs = (
+        ("dataset", manifest.dataset.identity[:16], dataset.info.identity[:16]),
+        ("editor", manifest.digest, fingerprint_digest(editor.fingerprint())),
+        ("prefix layout", to_dict(manifest.spec), to_dict(editor.spec)),
+    )
+    for what, there, here in pairs:
+        if there != here:
+            raise CacheError(
+                f"the cache was made with another {what}: it has {there}, here it is {here}",
+                "name the one that it was made with (--dataset, --weights), or build the cache again",
+            )
+
+
+def _repair_files(
+    storage: Storage, manifest: Manifest, damages: Sequence[Damage], dataset: Dataset, editor: Editor
+) -> None:
+    damaged = {damage.file for damage in damages} & manifest.files.keys()
+    stride = manifest.dataset.stride
+    make: dict[str, Callable[[], bytes]] = {
+        TABLE: lambda: FrameTable.of(dataset.rows(images=False))[0].to_bytes(),
+        SAMPLES: lambda: samples_bytes(dataset, stride),
+        CODEC: lambda: fit_codec(Registry.installed().codecs.load(manifest.codec), editor, dataset, stride)[1],
+    }
+    for name in damaged:
+        content = make[name]()
+        if xxhash.xxh3_128_hexdigest(content) != manifest.files[name]:
+            raise CacheError(f"the dataset gives another {name} than the cache had", "build the cache again")
+        storage.write(name, content)
+
+
+def _repair_shard(
+    storage: Storage,
+    manifest: Manifest,
+    entry: ShardEntry,
+    damage: Damage,
+    dataset: Dataset,
+    editor: Editor,
+    on_rows: Callable[[int], None],
+) -> ShardEntry:
+    """Batches as the shard was made of them, so that the same editor gives the same bytes."""
+    codec = stored_codec(storage, manifest)
+    damaged = set(damage.rows if damage.rows is not None else range(entry.rows))
+    numbers = {text: i for i, text in enumerate(manifest.instructions)}
+    once, origin = entry == manifest.by_instruction, manifest.dataset
+    frames = instruction_rows(dataset) if once else dataset.rows(episodes=entry.episodes, stride=origin.stride)
+    stream = frames if once else augmented(frames, origin.augmentation)
+    parts = stored_parts(manifest.spec, codec, by_instruction=once)
+    with storage.look(entry) as path, ShardWriter(storage.draft(entry.file), entry.rows, parts) as writer:
+        old = Shard.open(path) if damage.rows is not None else None
+        first = 0
+        for rows in batches(stream, entry.batch):
+            places = range(first, first + len(rows))
+            if old is None or not damaged.isdisjoint(places):
+                index, tensors = encode_rows(editor, codec, rows, numbers, by_instruction=once)
+            else:
+                index, tensors = _copied(old, places)
+            writer.append(index, tensors)
+            first += len(rows)
+            on_rows(len(rows))
+        repaired = dataclasses.replace(entry, checksum=writer.finish(), bytes=writer.bytes)
+        storage.add(entry.file, writer.path)
+        return repaired
+
+
+def _copied(shard: Shard, places: range) -> tuple[dict[str, list[int]], dict[str, Tensor]]:
+    rows = np.arange(places.start, places.stop)
+    index = {name: shard.array(name)[rows].tolist() for name in INDEX_KEYS}
+    return index, shard.read(rows)

@@ -1,0 +1,351 @@
+"""Transform coding of keys and values: about one bit a number, at the error that `int4` has with four and a half.
+
+K and V of a token are views of one state, and states of neighbouring scenes are alike, so most of their numbers can be
+told from a few. Per segment of a layer, and per block of neighbouring heads, K and V side by side are turned to their
+principal axes, found on a sample of the dataset's own rows. Each axis is stored as a whole number of as many bits as it
+is worth: bits go, eight axes at a time, to where they lessen the squared error most (greedy allocation; Gersho and
+Gray, Vector Quantization and Signal Compression, 1992, chapter 8). Steps begin with the best for a Gaussian (Max 1960)
+and are widened where the sample has heavier tails. Rotary keys are turned back before, as in `int4`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from imagewam_cli.kvcache.format.part import Part
+from imagewam_cli.prefix.kv import LayerKV, PrefixKV
+from imagewam_cli.prefix.positions import layer_ids, rotate_keys, unrotate
+from imagewam_cli.prefix.spec import KVSpec, LayerSpec, RopeSpec
+
+_BLOCK = 512
+"""Numbers of K and V of a token that are turned together, at most, if a head has not more."""
+_GROUP = 8
+"""Neighbouring axes of as many bits: so each plane of bits fills whole bytes."""
+_MOST_BITS = 8
+_GAUSSIAN_STEPS = (1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
+"""Best steps of uniform quantisers of 1 to 8 bits, of a Gaussian's deviation."""
+_WIDENINGS = (0.7, 0.85, 1.0, 1.2, 1.5, 1.9, 2.4, 3.0, 4.0, 6.0)
+_LEAST_STEP = 1e-12
+_SAMPLE = 2048
+"""Tokens that quantisers are tried on."""
+
+
+@dataclass(frozen=True)
+class SegmentBasis:
+    """Of one segment of one layer; C = 2 G D numbers of a token, of which A axes are stored.
+
+    scale: (2,) what K and V are divided by, so that both count alike. order: (A,) which of the C axes, most bits first.
+    """
+
+    mean: Tensor
+    """(C,) float32"""
+    scale: Tensor
+    blocks: tuple[Tensor, ...]
+    """Square, float16, whose columns are the axes; their sizes add up to C."""
+    order: Tensor
+    bits: Tensor
+    """(A,) int64, of each stored axis."""
+    step: Tensor
+    """(A,) float32"""
+
+    def codes(self, x: Tensor) -> Tensor:
+        """(P, C) -> (P, A) uint8, from 0 to 2^bits - 1."""
+        parts = [part @ inward for part, inward in zip(self._split(x - self.mean), self._inward, strict=True)]
+        turned = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)[:, self._places.argsort()]
+        half = 2.0 ** (self.bits - 1)
+        return (turned.floor() + half).clamp(min=torch.zeros_like(half), max=2 * half - 1).to(torch.uint8)
+
+    def numbers(self, codes: Tensor) -> list[Tensor]:
+        """(M, A) uint8 -> of each block (M, size) float32."""
+        q = codes.float()
+        if len(self.blocks) > 1:
+            q = q[:, self._places]
+        parts = torch.split(q, [len(outward) for outward in self._outward], dim=1)
+        return [
+            torch.addmm(lowest, part, outward)
+            for part, outward, lowest in zip(parts, self._outward, self._lowest, strict=True)
+        ]
+
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(x, [len(block) for block in self.blocks], dim=-1)
+
+    @functools.cached_property
+    def _of_blocks(self) -> list[Tensor]:
+        """Which of the A stored axes are of each block, (A_b,) each."""
+        ends = torch.tensor([len(block) for block in self.blocks]).cumsum(0)
+        owner = torch.bucketize(self.order.cpu(), ends, right=True)
+        return [torch.nonzero(owner == i)[:, 0].to(self.order.device) for i in range(len(self.blocks))]
+
+    @functools.cached_property
+    def _places(self) -> Tensor:
+        """(A,) the stored axes, block after block."""
+        return torch.cat(self._of_blocks)
+
+    @functools.cached_property
+    def _axes(self) -> list[Tensor]:
+        """(size, A_b) of each block: the axes that are stored, in the order of `order`."""
+        ends = accumulate(len(block) for block in self.blocks)
+        return [
+            block.float()[:, self.order[own] - (end - len(block))]
+            for block, own, end in zip(self.blocks, self._of_blocks, ends, strict=True)
+        ]
+
+    @functools.cached_property
+    def _inward(self) -> list[Tensor]:
+        """(size, A_b) of each block: from centred numbers to multiples of a step."""
+        return [
+            axes / self._spread(len(axes))[:, None] / self.step[own]
+            for axes, own in zip(self._axes, self._of_blocks, strict=True)
+        ]
+
+    @functools.cached_property
+    def _outward(self) -> list[Tensor]:
+        """(A_b, size) of each block: the way back."""
+        return [
+            (axes * self._spread(len(axes))[:, None] * self.step[own]).T
+            for axes, own in zip(self._axes, self._of_blocks, strict=True)
+        ]
+
+    @functools.cached_property
+    def _lowest(self) -> list[Tensor]:
+        """(size,) of each block: the numbers that codes of zero stand for."""
+        middle = 0.5 - 2.0 ** (self.bits - 1)
+        means = self._split(self.mean)
+        return [
+            mean + middle[own] @ outward
+            for mean, own, outward in zip(means, self._of_blocks, self._outward, strict=True)
+        ]
+
+    def _spread(self, size: int) -> Tensor:
+        """`scale` for each number of a block: it holds K of its heads, then V of them."""
+        return self.scale.repeat_interleave(size // 2)
+
+    def to(self, device: torch.device) -> SegmentBasis:
+        if self.mean.device == device:
+            return self  # with the matrices that it has made
+        moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        blocks = tuple(block.to(device) for block in moved.pop("blocks"))
+        return SegmentBasis(blocks=blocks, **{name: tensor.to(device) for name, tensor in moved.items()})
+
+
+@dataclass(frozen=True)
+class PrincipalComponents:
+    """`bits` of each number, on average, at most. To be fitted before it encodes; its bytes are known before."""
+
+    name: str
+    bits: float
+    bases: Mapping[tuple[str, int], SegmentBasis] = field(default_factory=dict)
+    """By layer's name and segment's place."""
+    _moved: dict[torch.device, dict[tuple[str, int], SegmentBasis]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    """The same on other devices, with the matrices that they have made there."""
+
+    def parts(self, layer: LayerSpec) -> dict[str, Part]:
+        return {"codes": Part((layer.tokens, self._token_bytes(layer)), torch.uint8)}
+
+    def fitted(self, spec: KVSpec, samples: Sequence[PrefixKV]) -> PrincipalComponents:
+        """samples: prefixes of a few dozen rows of the dataset, in batches. The same on every run."""
+        bases = {}
+        for i, layer in enumerate(spec.layers):
+            kept = [
+                _tokens(prefix.layers[i], layer, spec.rope, prefix.valid if layer.holds_text else None)
+                for prefix in samples
+            ]
+            for place, segment in enumerate(zip(*kept, strict=True)):
+                bases[layer.name, place] = _fitted(torch.cat(segment), _heads(layer), self._token_bytes(layer))
+        return dataclasses.replace(self, bases=bases)
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restored` needs."""
+        return {
+            f"{layer}/{place}/{name}": tensor
+            for (layer, place), basis in self.bases.items()
+            for name, tensor in _tensors(basis)
+        }
+
+    def restored(self, spec: KVSpec, state: Mapping[str, Tensor]) -> PrincipalComponents:
+        """As it was fitted."""
+        bases = {}
+        for layer in spec.layers:
+            for place in range(len(layer.segments)):
+                prefix = f"{layer.name}/{place}/"
+                found = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+                blocks = sum(name.startswith("block.") for name in found)
+                bases[layer.name, place] = SegmentBasis(
+                    blocks=tuple(found[f"block.{i}"] for i in range(blocks)),
+                    **{name: found[name] for name in ("mean", "scale", "order", "bits", "step")},
+                )
+        return dataclasses.replace(self, bases=bases)
+
+    def encode(
+        self, kv: LayerKV, layer: LayerSpec, *, rope: RopeSpec | None = None, valid: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        segments = self._of(layer, kv.k.device)
+        packed = []
+        for row in _rows(kv, layer, rope):  # a row by itself: products of other shapes may round otherwise
+            parts = [_packed(basis.codes(x), basis.bits) for basis, x in zip(segments, row, strict=True)]
+            packed.append(torch.cat(parts))
+        return {"codes": torch.stack(packed)}
+
+    def decode(self, stored: Mapping[str, Tensor], layer: LayerSpec, *, rope: RopeSpec | None = None) -> LayerKV:
+        codes = stored["codes"]
+        shape = (len(codes), layer.tokens, layer.kv_heads, layer.head_dim)
+        k, v = (torch.empty(shape, device=codes.device) for _ in range(2))
+        tokens = [s.tokens for s in layer.segments]
+        pieces = zip(*(torch.split(x, tokens, dim=1) for x in (codes, k, v)), strict=True)
+        for basis, (piece, k_piece, v_piece) in zip(self._of(layer, codes.device), pieces, strict=True):
+            numbers = basis.numbers(_unpacked(piece, basis.bits).flatten(0, 1))
+            first = 0
+            for block in numbers:
+                halves = block.reshape(len(codes), piece.shape[1], 2, -1, layer.head_dim)
+                heads = slice(first, first + halves.shape[3])
+                k_piece[:, :, heads], v_piece[:, :, heads] = halves[:, :, 0], halves[:, :, 1]
+                first = heads.stop
+        ids = None if rope is None else layer_ids(layer)
+        return LayerKV(k if ids is None or rope is None else rotate_keys(k, ids, rope), v)
+
+    def _of(self, layer: LayerSpec, device: torch.device) -> list[SegmentBasis]:
+        moved, places = self._moved.setdefault(device, {}), range(len(layer.segments))
+        return [moved.setdefault(key, self.bases[key].to(device)) for key in ((layer.name, place) for place in places)]
+
+    def _token_bytes(self, layer: LayerSpec) -> int:
+        return max(1, int(self.bits * 2 * layer.kv_heads * layer.head_dim / 8))
+
+
+def _tensors(basis: SegmentBasis) -> Iterator[tuple[str, Tensor]]:
+    yield from ((f"block.{i}", block) for i, block in enumerate(basis.blocks))
+    yield from ((name, getattr(basis, name)) for name in ("mean", "scale", "order", "bits", "step"))
+
+
+def _heads(layer: LayerSpec) -> list[int]:
+    """Numbers of K and V in each block: of as many heads as fit."""
+    at_once = max(1, _BLOCK // (2 * layer.head_dim))
+    sizes = [min(at_once, layer.kv_heads - first) for first in range(0, layer.kv_heads, at_once)]
+    return [2 * layer.head_dim * size for size in sizes]
+
+
+def _beside(k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
+    """(..., G, D) each -> (..., 2 G D): block after block, K then V."""
+    counts = [size // (2 * layer.head_dim) for size in _heads(layer)]
+    pairs = zip(torch.split(k, counts, dim=-2), torch.split(v, counts, dim=-2), strict=True)
+    return torch.cat([x.flatten(-2) for pair in pairs for x in pair], dim=-1)
+
+
+def _rows(kv: LayerKV, layer: LayerSpec, rope: RopeSpec | None) -> Iterator[tuple[Tensor, ...]]:
+    """Row by row, each segment's numbers (P, C), keys turned back."""
+    ids = None if rope is None else layer_ids(layer)
+    k = kv.k.float() if ids is None or rope is None else unrotate(kv.k, ids, rope)
+    for row in _beside(k, kv.v.float(), layer):
+        yield torch.split(row, [s.tokens for s in layer.segments])
+
+
+def _tokens(kv: LayerKV, layer: LayerSpec, rope: RopeSpec | None, valid: Tensor | None) -> list[Tensor]:
+    """Of each segment the numbers of all tokens that are not padding, (tokens, C)."""
+    sizes = [s.tokens for s in layer.segments]
+    seen = torch.ones(kv.k.shape[:2], dtype=torch.bool) if valid is None else valid.cpu()
+    rows = [
+        [x.cpu()[mask] for x, mask in zip(row, torch.split(valid_row, sizes), strict=True)]
+        for row, valid_row in zip(_rows(kv, layer, rope), seen, strict=True)
+    ]
+    return [torch.cat(pieces) for pieces in zip(*rows, strict=True)]
+
+
+def _fitted(x: Tensor, sizes: Sequence[int], token_bytes: int) -> SegmentBasis:
+    """x: (tokens, C), C the sum of sizes."""
+    mean = x.mean(0)
+    scale = torch.stack([_size_of_half(x - mean, sizes, half) for half in (0, 1)])
+    spread = torch.cat([scale.repeat_interleave(size // 2) for size in sizes])
+    parts = torch.split((x - mean) / spread, list(sizes), dim=1)
+    blocks = tuple(torch.linalg.eigh(part.double().T @ part.double())[1].half() for part in parts)
+    turned = torch.cat([part @ block.float() for part, block in zip(parts, blocks, strict=True)], dim=1)
+    order = turned.square().mean(0).argsort(descending=True, stable=True)
+    steps, errors = _quantisers(_spaced(turned, _SAMPLE)[:, order])
+    bits = _allocated(errors, token_bytes)
+    widest_first = bits.argsort(descending=True, stable=True)
+    kept = widest_first[: int((bits > 0).sum())]
+    return SegmentBasis(mean, scale, blocks, order[kept], bits[kept], steps[bits[kept], kept])
+
+
+def _spaced(x: Tensor, count: int) -> Tensor:
+    """At most so many of the rows, evenly spaced."""
+    return x[torch.linspace(0, len(x) - 1, min(count, len(x))).long()]
+
+
+def _size_of_half(x: Tensor, sizes: Sequence[int], half: int) -> Tensor:
+    """Root mean square of K (half 0) or V (half 1) in all blocks."""
+    parts = [part.chunk(2, dim=1)[half] for part in torch.split(x, list(sizes), dim=1)]
+    return torch.cat(parts, dim=1).square().mean().sqrt().clamp(min=_LEAST_STEP)
+
+
+def _quantisers(y: Tensor) -> tuple[Tensor, Tensor]:
+    """(bits from 0 to most, C) each: the step of the least error on this sample, and that error."""
+    deviation = y.square().mean(0).sqrt()
+    steps, errors = [torch.zeros_like(deviation)], [y.square().mean(0)]
+    for bits, gaussian in enumerate(_GAUSSIAN_STEPS, start=1):
+        tried = (gaussian * deviation * torch.tensor(_WIDENINGS)[:, None]).clamp(min=_LEAST_STEP)
+        found = torch.stack([_error(y, step, bits) for step in tried])
+        best = found.argmin(0, keepdim=True)
+        steps.append(tried.gather(0, best)[0])
+        errors.append(found.gather(0, best)[0])
+    return torch.stack(steps), torch.stack(errors)
+
+
+def _error(y: Tensor, step: Tensor, bits: int) -> Tensor:
+    half = 2 ** (bits - 1)
+    held = ((y / step).floor().clamp(-half, half - 1) + 0.5) * step
+    return (held - y).square().mean(0)
+
+
+def _allocated(errors: Tensor, token_bytes: int) -> Tensor:
+    """Bits of each axis, (C,): one more for the eight axes that gain most, `token_bytes` times.
+
+    errors: (bits, C), axes of falling size.
+    """
+    count = errors.shape[1] // _GROUP
+    of_groups = errors[:, : count * _GROUP].reshape(len(errors), count, _GROUP).sum(2)
+    bits, groups = torch.zeros(count, dtype=torch.long), torch.arange(count)
+    for _ in range(min(token_bytes, _MOST_BITS * count)):
+        gain = of_groups[bits, groups] - of_groups[(bits + 1).clamp(max=_MOST_BITS), groups]
+        bits[gain.masked_fill(bits == _MOST_BITS, -torch.inf).argmax()] += 1
+    return torch.cat([bits.repeat_interleave(_GROUP), bits.new_zeros(errors.shape[1] - count * _GROUP)])
+
+
+def _planes(bits: Tensor) -> list[int]:
+    """How many axes have a lowest bit, a second, ..."""
+    return [int((bits > plane).sum()) for plane in range(int(bits.max()) if len(bits) else 0)]
+
+
+def _packed(codes: Tensor, bits: Tensor) -> Tensor:
+    """(P, A) uint8 -> (P, bytes): plane after plane, eight axes in a byte, the first in its lowest bit."""
+    planes = [(codes[:, :count] >> plane) & 1 for plane, count in enumerate(_planes(bits))]
+    eights = torch.cat(planes, dim=1).reshape(len(codes), -1, 8)
+    return (eights << _places_of_bits(codes)).sum(2, dtype=torch.uint8)
+
+
+def _unpacked(stored: Tensor, bits: Tensor) -> Tensor:
+    """(N, P, bytes) -> (N, P, A) uint8."""
+    counts = _planes(bits)
+    codes = torch.zeros((*stored.shape[:2], len(bits)), dtype=torch.uint8, device=stored.device)
+    ends = accumulate(count // 8 for count in counts)
+    for plane, (count, end) in enumerate(zip(counts, ends, strict=True)):
+        eights = (stored[..., end - count // 8 : end, None] >> _places_of_bits(stored)) & 1
+        codes[..., :count] |= eights.flatten(-2) << plane
+    return codes
+
+
+def _places_of_bits(like: Tensor) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=like.device)
+
+
+PCA2 = PrincipalComponents("pca2", 1.875)
+PCA1 = PrincipalComponents("pca1", 0.9375)
+"""A little less than a bit, so that a row with its index takes no more than a sixteenth of bf16."""
+PCA_HALF = PrincipalComponents("pca0.5", 0.46875)

@@ -1,0 +1,125 @@
+"""`table.safetensors`: states and actions of every dataset frame, small beside K and V, so that training needs only
+the cache.
+
+A cached row names its dataset frame; the chunk of actions that follows it is cut here, for whatever horizon a run
+wants.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from imagewam_cli.data.chunks import action_chunk
+from imagewam_cli.data.types import ActionChunk, Float32Array, Row
+from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.format.manifest import repair_hint
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameTable:
+    """All frames of the dataset, in dataset order.
+
+    state (N, S), action (N, A) float32 in robot units; instruction (N,) int64, numbers of the manifest's instructions;
+    first_row, length (E,) int64: where each episode lies.
+    """
+
+    state: Float32Array
+    action: Float32Array
+    instruction: Indices
+    first_row: Indices
+    length: Indices
+    episode: Indices
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> tuple[FrameTable, tuple[str, ...]]:
+        """Collect the rows of whole episodes, in order; the distinct instructions, in order of appearance."""
+        states, actions, episodes, said = [], [], [], []
+        numbers_of: dict[str, int] = {}
+        for row in rows:
+            said.append(numbers_of.setdefault(row.instruction, len(numbers_of)))
+            states.append(row.state)
+            actions.append(row.action)
+            episodes.append(row.episode)
+        numbers, starts, lengths = np.unique(np.array(episodes), return_index=True, return_counts=True)
+        table = cls(
+            state=np.stack(states).astype(np.float32),
+            action=np.stack(actions).astype(np.float32),
+            instruction=np.array(said, np.int64),
+            first_row=starts.astype(np.int64),
+            length=lengths.astype(np.int64),
+            episode=numbers.astype(np.int64),
+        )
+        return table, tuple(numbers_of)
+
+    @classmethod
+    def load(cls, path: Path, checksum: str) -> FrameTable:
+        """Read the file.
+
+        Raises:
+            CacheError: missing, damaged, or not the one with this checksum (XXH3-128).
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            data = path.read_bytes()
+            if xxhash.xxh3_128_hexdigest(data) != checksum:
+                raise ValueError("it differs from its checksum")
+            tensors = load(data)
+            return cls(**{field.name: tensors[field.name] for field in dataclasses.fields(cls)})
+        except FileNotFoundError:
+            raise CacheError(f"{path} is missing", repair_hint(path.parent)) from None
+        except (KeyError, ValueError, OSError, SafetensorError) as error:
+            raise CacheError(f"{path} is damaged: {error}", repair_hint(path.parent)) from None
+
+    def to_bytes(self) -> bytes:
+        """The file that `load` reads."""
+        from safetensors.numpy import save
+
+        data: bytes = save({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        return data
+
+    def frames(self, episodes: Iterable[int], stride: int) -> tuple[Indices, Indices, Indices]:
+        """Every `stride`-th frame of these episodes: rows of the table, episodes, and frames, (M,) each."""
+        parts = [
+            (np.arange(span.start, span.stop, stride), episode, np.arange(0, span.stop - span.start, stride))
+            for episode, span in ((episode, self._span(episode)) for episode in episodes)
+        ]
+        rows, frames = (np.concatenate([np.zeros(0, np.int64), *(part[i] for part in parts)]) for i in (0, 2))
+        return rows, np.repeat([part[1] for part in parts], [len(part[0]) for part in parts]).astype(np.int64), frames
+
+    def chunk(self, episode: int, frame: int, horizon: int) -> ActionChunk:
+        """The `horizon` actions from `frame` of `episode` on, in robot units, padded at the episode's end."""
+        actions = self.actions_of(episode)
+        return action_chunk(actions, frame, horizon)
+
+    def actions_of(self, episode: int) -> Float32Array:
+        """(L, A) in robot units, of the whole episode.
+
+        Raises:
+            CacheError: there is no such episode.
+        """
+        return self.action[self._span(episode)]
+
+    def states_of(self, episode: int) -> Float32Array:
+        """(L, S) in robot units, of the whole episode.
+
+        Raises:
+            CacheError: there is no such episode.
+        """
+        return self.state[self._span(episode)]
+
+    def _span(self, episode: int) -> slice:
+        i = int(np.searchsorted(self.episode, episode))
+        if i == len(self.episode) or self.episode[i] != episode:
+            raise CacheError(f"the cache has no episode {episode}")
+        return slice(int(self.first_row[i]), int(self.first_row[i] + self.length[i]))

@@ -1,0 +1,339 @@
+"""One shard: a safetensors file with what a codec stored of consecutive rows (docs/cache-format.md).
+
+row, episode, frame, instruction, variant   (N,) int64
+checksum                           (N,) uint64    XXH3-64 of a row's bytes in every tensor below, in the file's order
+valid                              (N, P) bool    absent where no layer holds text
+layer.{i}.{part}                   (N, ...)       parts as the codec names them; i counts the kept layers
+
+The first six stand right behind the header. They and the header are the head of the file: the manifest has a checksum
+of the head, the head has one of every row, so each byte is covered, and a row can be checked when it is first read.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+from torch import Tensor
+
+from imagewam_cli.errors import CacheError
+from imagewam_cli.files import sync_folder
+from imagewam_cli.kvcache.format.buffers import ALIGNMENT, Bytes
+from imagewam_cli.kvcache.format.manifest import repair_hint
+from imagewam_cli.kvcache.format.part import Part
+from imagewam_cli.kvcache.format.row_copy import Copy, Rows, mapped_copy, plain_copy, transfer
+from imagewam_cli.kvcache.format.row_layout import RowLayout
+
+INDEX_KEYS = ("row", "episode", "frame", "instruction", "variant")
+CHECKSUM = "checksum"
+INDEX_BYTES = 8 * (len(INDEX_KEYS) + 1)
+"""Of a row."""
+
+LoadMethod = Literal["mmap", "read"]
+"""mmap: pages come as they are touched, and stay shared. read: plain reads, which network file systems serve better."""
+
+_AT_ONCE: dict[LoadMethod, int] = {"mmap": 2**21, "read": 2**24}
+"""Bytes that are copied before they go into checksums: while the processor's caches still hold them. Where each read is
+a call of its own, that there be few of them counts for more."""
+_DTYPES: dict[str, tuple[npt.DTypeLike, torch.dtype]] = {
+    "F32": (np.float32, torch.float32),
+    "F16": (np.float16, torch.float16),
+    "BF16": (np.uint16, torch.bfloat16),  # numpy has neither: same bytes, seen as torch's type on the way out
+    "F8_E4M3": (np.uint8, torch.float8_e4m3fn),
+    "I64": (np.int64, torch.int64),
+    "U64": (np.uint64, torch.uint64),
+    "I8": (np.int8, torch.int8),
+    "U8": (np.uint8, torch.uint8),
+    "BOOL": (np.bool_, torch.bool),
+}
+_COLUMNS = {**dict.fromkeys(INDEX_KEYS, Part((), torch.int64)), CHECKSUM: Part((), torch.uint64)}
+_NAMES = {torch_type: name for name, (_, torch_type) in _DTYPES.items()}
+_MAX_HEADER = 16 * 2**20
+
+
+def partial_of(path: Path) -> Path:
+    """What a shard is called until it is whole."""
+    return path.with_name(path.name + ".partial")
+
+
+class ShardWriter:
+    """Writes a shard piece by piece, in the memory of a piece; it is there, whole, after `finish`, or not at all."""
+
+    def __init__(self, path: Path, rows: int, parts: Mapping[str, Part]) -> None:
+        """rows: that will come; parts: the tensors behind the index."""
+        self.path, self.rows = path, rows
+        self._temporary = partial_of(path)
+        self._parts, self._written = RowLayout.of(parts).parts, 0
+        self._header, self._offsets, self.bytes = _header(self._parts, rows)
+        self._columns: dict[str, list[int]] = {name: [] for name in _COLUMNS}
+        self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave nothing but what `finish` has finished."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def append(self, index: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor]) -> None:
+        """The next rows. index: the columns of `INDEX_KEYS`; tensors: by the names of `parts`, on the CPU."""
+        count = len(index["row"])
+        if self._written + count > self.rows:
+            raise self._other_count(f"more than {self.rows}")
+        views = {name: _bytes_of(tensors[name], part, count) for name, part in self._parts.items()}
+        for name, view in views.items():
+            self._write(view.data, self._offsets[name] + self._written * view.shape[1])
+        for name in INDEX_KEYS:
+            self._columns[name] += index[name]
+        self._columns[CHECKSUM] += row_checksums(list(views.values()), count)
+        self._written += count
+
+    def finish(self) -> str:
+        """Make the file durable and give it its name; returns the checksum of its head."""
+        if self._written != self.rows:
+            raise self._other_count(str(self._written))
+        columns = [np.array(self._columns[name], np.int64).tobytes() for name in INDEX_KEYS]
+        head = b"".join([self._header, *columns, np.array(self._columns[CHECKSUM], np.uint64).tobytes()])
+        self._write(memoryview(head), 0)
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(self.path)
+        sync_folder(self.path.parent)
+        return xxhash.xxh3_128_hexdigest(head)
+
+    def _write(self, data: memoryview, at: int) -> None:
+        """All of it: the system takes at most 2 GB at once, and less where the disk is nearly full."""
+        while data:
+            written = os.pwrite(self._file.fileno(), data, at)
+            data, at = data[written:], at + written
+
+    def _other_count(self, found: str) -> CacheError:
+        return CacheError(
+            f"{self.path.name} should have {self.rows} rows by the dataset's metadata, and {found} came",
+            "the dataset's metadata and its rows do not belong together",
+        )
+
+
+@dataclass
+class Shard:
+    """A shard, opened. Its rows are checked when they are first taken."""
+
+    path: Path
+    method: LoadMethod
+    views: dict[str, tuple[npt.NDArray[np.generic], torch.dtype]]
+    """Arrays over a memory map of the file."""
+    offsets: dict[str, int]
+    """Of each array in the file."""
+    mapped: Bytes
+    """The whole file."""
+    head_checksum: str
+    """XXH3-128 of the header and the index."""
+    repair: str
+    """What to do about damage: the hint of errors."""
+    checked: npt.NDArray[np.bool_] = field(init=False)
+    """Rows that were held against their checksums, (N,); may be handed on to a shard that is opened again."""
+
+    def __post_init__(self) -> None:
+        self.checked = np.zeros(self.rows, np.bool_)
+
+    @classmethod
+    def open(cls, path: Path, method: LoadMethod = "mmap", repair: str | None = None) -> Shard:
+        """Read the header and map the file. repair: what to do about damage; None: what helps in a cache folder.
+
+        Raises:
+            CacheError: missing, or a header that does not describe this file.
+        """
+        repair = repair if repair is not None else repair_hint(path.parent.parent)
+        try:
+            size = path.stat().st_size
+            with open(path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if not 2 <= length <= min(_MAX_HEADER, size - 8):
+                    raise CacheError(f"{path} is damaged: its header claims {length} bytes of {size}", repair)
+                header = json.loads(file.read(length))
+            if not isinstance(header, dict):
+                raise ValueError("its header is not a mapping")
+            # as a plain array: a slice of a memmap costs ten times that of an array
+            mapped, start = np.asarray(np.memmap(path, mode="r", dtype=np.uint8)), 8 + length
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            views = {name: _view(mapped, start, entry) for name, entry in entries.items()}
+            counts = {len(array) for array, _ in views.values()}
+            if len(counts) != 1 or any(name not in views for name in (*INDEX_KEYS, CHECKSUM)):
+                raise ValueError("its tensors are not those of a shard")
+            head = mapped[: start + INDEX_BYTES * counts.pop()].tobytes()
+            if {int(entries[name]["data_offsets"][1]) + start <= len(head) for name in _COLUMNS} != {True}:
+                raise ValueError("its index does not stand behind its header")
+            offsets = {name: start + int(entry["data_offsets"][0]) for name, entry in entries.items()}
+            shard = cls(path, method, views, offsets, mapped, xxhash.xxh3_128_hexdigest(head), repair)
+            shard._require_order(len(head))
+            return shard
+        except FileNotFoundError:
+            raise CacheError(f"{path} is missing", repair) from None
+        except KeyError as error:
+            raise CacheError(f"{path} is damaged: its header has no or another {error}", repair) from None
+        except (ValueError, TypeError, IndexError, OverflowError, IsADirectoryError) as error:
+            raise CacheError(f"{path} is damaged: {error}", repair) from None
+
+    def _require_order(self, start: int) -> None:
+        for name, part in self.layout.parts.items():
+            if self.offsets[name] != start:
+                raise ValueError(f"{name} begins at {self.offsets[name]}, the tensor before it ends at {start}")
+            start += self.rows * part.row_bytes
+        if not self.layout.aligned:
+            raise ValueError("its narrow numbers do not stand behind its wide ones")
+
+    @property
+    def rows(self) -> int:
+        """How many it has."""
+        return len(self.views[CHECKSUM][0])
+
+    @functools.cached_property
+    def layout(self) -> RowLayout:
+        """The tensors behind the index, in the file's order."""
+        behind = [name for name in self.views if name not in INDEX_KEYS and name != CHECKSUM]
+        behind.sort(key=lambda name: self.offsets[name])
+        return RowLayout({name: Part(self.views[name][0].shape[1:], self.views[name][1]) for name in behind})
+
+    def require_listed(self, size: int, checksum: str) -> None:
+        """The file must be the one that a manifest lists.
+
+        Raises:
+            CacheError: gives both values.
+        """
+        found = self.path.stat().st_size
+        if found != size:
+            raise CacheError(f"{self.path} has {found} bytes, the manifest says {size}", self.repair)
+        if self.head_checksum != checksum:
+            raise CacheError(
+                f"{self.path} is damaged: the checksum of its head is {self.head_checksum[:16]}…, "
+                f"the manifest says {checksum[:16]}…",
+                self.repair,
+            )
+
+    def array(self, name: str) -> npt.NDArray[np.generic]:
+        """All rows of a tensor, in numpy's dtype of the same bytes."""
+        return self.views[name][0]
+
+    def take(self, rows: Rows, into: Bytes, places: Rows) -> None:
+        """Copy the given rows to these places of memory that `layout.blank` gives; check those that had not been.
+
+        Raises:
+            CacheError: names the dataset's rows that are damaged.
+        """
+        fresh = ~self.checked[rows]
+        try:
+            found = transfer(
+                functools.partial(self._copier, into),
+                rows,
+                into[:, : self.layout.bytes],
+                places,
+                (~fresh).tolist(),
+                _AT_ONCE[self.method],
+            )
+        except EOFError as error:
+            raise CacheError(f"{self.path} {error}", self.repair) from None
+        read = rows[fresh]
+        sound: npt.NDArray[np.bool_] = np.array(found, np.uint64)[fresh] == self.array(CHECKSUM)[read]
+        self.checked[read[sound]] = True
+        if not sound.all():
+            numbers = ", ".join(str(self.array("row")[row]) for row in read[~sound][:5])
+            raise CacheError(f"{self.path} is damaged: dataset rows {numbers} differ from their checksums", self.repair)
+
+    def read(self, rows: Rows) -> dict[str, Tensor]:
+        """The tensors behind the index of these rows, checked as `take` does."""
+        taken = self.layout.blank(len(rows))
+        self.take(rows, taken, np.arange(len(rows)))
+        return self.layout.tensors(torch.from_numpy(taken))
+
+    def damaged_rows(self) -> Rows:
+        """Rows whose bytes are not those of their checksums."""
+        found = np.array(row_checksums([_flat(self.array(name)) for name in self.layout.parts], self.rows), np.uint64)
+        return np.nonzero(found != self.array(CHECKSUM))[0].astype(np.int64)
+
+    @contextmanager
+    def _copier(self, into: Bytes) -> Iterator[Copy]:
+        if self.method == "mmap":
+            yield mapped_copy(self._blocks, into)
+            return
+        with open(self.path, "rb", buffering=0) as file:
+            tensors = [(place, self.offsets[name]) for name, place in self.layout.places.items()]
+            yield plain_copy(file.fileno(), tensors, into)
+
+    @functools.cached_property
+    def _blocks(self) -> list[tuple[slice, Bytes]]:
+        """Tensors that `mapped_copy` copies in one: of the same size, and neighbours in the file as in a row."""
+        blocks: list[tuple[slice, Bytes]] = []
+        parts, places = self.layout.parts, self.layout.places
+        for size, group in itertools.groupby(parts, key=lambda name: parts[name].row_bytes):
+            names = list(group)
+            begin, length = self.offsets[names[0]], len(names) * self.rows * size
+            there = self.mapped[begin : begin + length].reshape(len(names), self.rows, size).swapaxes(0, 1)
+            blocks.append((slice(places[names[0]].start, places[names[-1]].stop), there))
+        return blocks
+
+
+def row_checksums(parts: Sequence[Bytes], rows: int) -> list[int]:
+    """XXH3-64 of each row's bytes, part after part. parts: (N, bytes) each, contiguous; none where all that a row has
+    follows from its instruction."""
+    sums = [xxhash.xxh3_64() for _ in range(rows)]
+    for part in parts:
+        view, size = part.reshape(-1).data, part.shape[1]
+        for i, one in enumerate(sums):
+            one.update(view[i * size : (i + 1) * size])
+    return [one.intdigest() for one in sums]
+
+
+def _header(parts: Mapping[str, Part], rows: int) -> tuple[bytes, dict[str, int], int]:
+    """The file's first bytes, where each tensor begins, and the file's size. parts: those behind the index."""
+    entries, relative, at = {}, {}, 0
+    for name, part in {**_COLUMNS, **parts}.items():
+        end = at + rows * part.row_bytes
+        entries[name] = {"dtype": _NAMES[part.dtype], "shape": [rows, *part.shape], "data_offsets": [at, end]}
+        relative[name], at = at, end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    head = 8 + len(text) + rows * INDEX_BYTES
+    text += b" " * (-head % ALIGNMENT)  # so the first tensor behind the index begins at a multiple of it
+    start = 8 + len(text)
+    offsets = {name: start + place for name, place in relative.items()}
+    return len(text).to_bytes(8, "little") + text, offsets, start + at
+
+
+def _bytes_of(tensor: Tensor, part: Part, rows: int) -> Bytes:
+    if tuple(tensor.shape) != (rows, *part.shape) or tensor.dtype != part.dtype:
+        raise ValueError(f"a tensor is {tensor.dtype} {tuple(tensor.shape)}, {part} of {rows} rows was announced")
+    return tensor.reshape(-1).view(torch.uint8).reshape(rows, part.row_bytes).numpy()
+
+
+def _flat(array: npt.NDArray[np.generic]) -> Bytes:
+    """(N, ...) -> (N, bytes)."""
+    return array.reshape(len(array), prod(array.shape[1:])).view(np.uint8)
+
+
+def _view(
+    mapped: npt.NDArray[np.uint8], start: int, entry: dict[str, object]
+) -> tuple[npt.NDArray[np.generic], torch.dtype]:
+    numpy_type, torch_type = _DTYPES[str(entry["dtype"])]
+    begin, end = (int(x) for x in entry["data_offsets"])  # type: ignore[attr-defined]
+    shape = tuple(int(x) for x in entry["shape"])  # type: ignore[attr-defined]
+    if not 0 <= begin <= end <= len(mapped) - start:
+        raise ValueError(f"a tensor ends at {end}, the file at {len(mapped) - start}")
+    return mapped[start + begin : start + end].view(numpy_type).reshape(shape), torch_type

@@ -1,0 +1,268 @@
+"""Reading a cache: random access to rows. Knows nothing of training."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from imagewam_cli.data.samples import SAMPLES
+from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.codecs.contract import Codec
+from imagewam_cli.kvcache.codecs.fitting import stored_codec
+from imagewam_cli.kvcache.codecs.prefix import PLACE, decode_prefix, stored_parts
+from imagewam_cli.kvcache.format.buffers import Buffers
+from imagewam_cli.kvcache.format.frame_table import FrameTable, Indices
+from imagewam_cli.kvcache.format.manifest import TABLE, Manifest, ShardEntry, has_checksum
+from imagewam_cli.kvcache.format.row_layout import RowLayout
+from imagewam_cli.kvcache.format.shard import INDEX_KEYS, LoadMethod, Shard
+from imagewam_cli.kvcache.storage.contract import Storage
+from imagewam_cli.kvcache.storage.location import Location
+from imagewam_cli.kvcache.storage.manifests import manifest_at, storage_at
+from imagewam_cli.prefix.kv import PrefixKV
+
+ROWS, INSTRUCTION_ROWS = "rows", "instruction.rows"
+"""Of what `CacheReader.gather` returns: the rows' bytes, and those of their instructions."""
+_OPEN_SHARDS = 512
+"""At most so many are mapped and described in memory: a cache may have tens of thousands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowIndex:
+    """Which dataset frame each cached row is: int64 (N,) each; `instruction` indexes the manifest's list, `variant`
+    counts the views of a frame."""
+
+    row: Indices
+    episode: Indices
+    frame: Indices
+    instruction: Indices
+    variant: Indices
+
+
+def row_index(table: FrameTable, episodes: Iterable[int], stride: int, variants: int = 1) -> RowIndex:
+    """Of so many views of every `stride`-th frame of these episodes."""
+    row, episode, frame = (np.repeat(column, variants) for column in table.frames(episodes, stride))
+    variant = np.arange(len(row)) % variants
+    return RowIndex(row=row, episode=episode, frame=frame, instruction=table.instruction[row], variant=variant)
+
+
+class CacheReader:
+    """A cache, opened: a folder, or a URL whose files are fetched when they are first used. `read(indices)` gives the
+    prefix of any cached rows, numbered 0 .. len - 1 in build order. Nothing is given that was not held against its
+    checksum: a shard's head when the shard is opened, a row when it is first read.
+
+    Threads may share a reader. Pickled, it is opened again where it is unpickled; a forked process reaches the store
+    anew. So each worker of a `torch.utils.data.DataLoader` has its own.
+    """
+
+    def __init__(self, place: Location, method: LoadMethod = "mmap", *, open_shards: int = _OPEN_SHARDS) -> None:
+        """Read the manifest. open_shards: those used longest ago are closed when there are more.
+
+        Raises:
+            CacheError: no cache, damaged, or without a single finished shard.
+        """
+        manifest = manifest_at(storage_at(place))
+        if manifest.rows == 0:
+            raise CacheError(f"{place} has no finished shard yet", "run the same `imagewam cache` command again")
+        self._set_up(place, method, open_shards, manifest)
+
+    def _set_up(self, place: Location, method: LoadMethod, open_shards: int, manifest: Manifest) -> None:
+        self._place, self.method, self.manifest = place, method, manifest
+        self.codec: Codec = stored_codec(self.storage, manifest)
+        self._starts = np.cumsum([0, *self.shard_rows])
+        self._most_open = open_shards
+        self._open: OrderedDict[str, Shard] = OrderedDict()
+        self._checked: dict[Path, npt.NDArray[np.bool_]] = {}
+        """Of each file that was opened, its rows that were checked: they outlast its closing."""
+        self._buffers, self._opening = Buffers(), threading.Lock()
+        _readers.add(self)
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._place, self.method, self._most_open, self.manifest
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._set_up(*state)
+
+    def leave_parent(self) -> None:
+        """After a fork: let go of the store's client, which refuses to go on, and of a lock that may be held there."""
+        self.__dict__.pop("storage", None)
+        self._opening = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    @functools.cached_property
+    def storage(self) -> Storage:
+        """Where the files come from."""
+        return storage_at(self._place)
+
+    @property
+    def shard_rows(self) -> tuple[int, ...]:
+        """How many rows each shard has, in the order of the rows."""
+        return tuple(shard.rows for shard in self.manifest.shards)
+
+    @functools.cached_property
+    def table(self) -> FrameTable:
+        """States and actions of every dataset frame.
+
+        Raises:
+            CacheError: missing or damaged.
+        """
+        checksum = self.manifest.files.get(TABLE, "")
+        return FrameTable.load(self.storage.file(TABLE, checksum), checksum)
+
+    @functools.cached_property
+    def index(self) -> RowIndex:
+        """Of all rows, from the manifest and the table: no shard is opened."""
+        episodes = [episode for shard in self.manifest.shards for episode in shard.episodes]
+        dataset = self.manifest.dataset
+        index = row_index(self.table, episodes, dataset.stride, dataset.augmentation.variants)
+        if len(index.row) != len(self):
+            raise CacheError(
+                f"{self.storage.place}: its table has {len(index.row)} rows for its shards, its manifest {len(self)}",
+                self.storage.repair,
+            )
+        return index
+
+    def samples(self) -> bytes | None:
+        """The file of samples; None where the cache has none.
+
+        Raises:
+            CacheError: missing or damaged.
+        """
+        checksum = self.manifest.files.get(SAMPLES)
+        if checksum is None:
+            return None
+        path = self.storage.file(SAMPLES, checksum)
+        if not has_checksum(path, checksum):
+            raise CacheError(f"{path} is missing or differs from its checksum", self.storage.repair)
+        return path.read_bytes()
+
+    def read(self, indices: Indices, *, device: torch.device | str = "cpu") -> PrefixKV:
+        """The decoded prefix of the rows, float32, in the order of `indices`."""
+        return self.decode(self.gather(indices), device=device)
+
+    def gather(self, indices: Indices) -> dict[str, Tensor]:
+        """The rows as they are stored, (N, bytes) uint8, for `tensors` and `decode`: fit to be sent elsewhere, whole.
+
+        Copies and checksums, on two threads at most, so that it can run beside a computation that needs processors.
+        """
+        if not len(indices):
+            raise ValueError("no rows to read")
+        if not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"rows are numbered 0 to {len(self) - 1}, not {indices.min()} to {indices.max()}")
+        shard_of = np.searchsorted(self._starts, indices, side="right") - 1
+        numbers: list[int] = np.unique(shard_of).tolist()
+        entries = self.manifest.shards
+        rows = self._layout.blank(len(indices), self._buffers.empty)
+        for number in numbers:  # used before the next is opened: a small cache of remote files may drop it then
+            shard = self._shard(entries[number])
+            places = np.nonzero(shard_of == number)[0]
+            shard.take(indices[places] - self._starts[number], rows, places)
+        return {ROWS: torch.from_numpy(rows)} | self._of_instructions(indices)
+
+    def _of_instructions(self, indices: Indices) -> dict[str, Tensor]:
+        """What is stored once for each of the rows' instructions, and which of these each row has."""
+        entry = self.manifest.by_instruction
+        if entry is None:
+            return {}
+        shard = self._shard(entry)
+        distinct, place = np.unique(self.index.instruction[indices], return_inverse=True)
+        rows = self._instruction_layout.blank(len(distinct))
+        shard.take(distinct, rows, np.arange(len(distinct)))
+        return {INSTRUCTION_ROWS: torch.from_numpy(rows), PLACE: torch.from_numpy(place)}
+
+    def tensors(self, gathered: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `gather` returned by the tensors' names in the shards, in the same memory; `PLACE` says which of those
+        that are stored for instructions each row has."""
+        found = self._layout.tensors(gathered[ROWS])
+        if INSTRUCTION_ROWS in gathered:
+            found |= self._instruction_layout.tensors(gathered[INSTRUCTION_ROWS]) | {PLACE: gathered[PLACE]}
+        return found
+
+    def decode(self, gathered: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
+        """float32 K and V of what `gather` returned, decoded on the device: compact numbers travel, not wide ones."""
+        moved = {name: gathered[name].to(device) for name in (ROWS, INSTRUCTION_ROWS, PLACE) if name in gathered}
+        return decode_prefix(self.tensors(moved), self.manifest.spec, self.codec)
+
+    @functools.cached_property
+    def _layout(self) -> RowLayout:
+        return RowLayout.of(stored_parts(self.manifest.spec, self.codec))
+
+    @functools.cached_property
+    def _instruction_layout(self) -> RowLayout:
+        return RowLayout.of(stored_parts(self.manifest.spec, self.codec, by_instruction=True))
+
+    def _shard(self, entry: ShardEntry) -> Shard:
+        with self._opening:
+            if entry.file not in self._open or self.storage.fleeting:
+                self._reopen(entry)
+            self._open.move_to_end(entry.file)
+            return self._open[entry.file]
+
+    def _reopen(self, entry: ShardEntry) -> None:
+        path = self.storage.shard(entry)
+        for renewed in self.storage.renewed():  # what is dropped takes its room until it is let go of here too
+            self._checked.pop(renewed, None)
+            for other in [name for name, shard in self._open.items() if shard.path == renewed]:
+                del self._open[other]
+        if entry.file in self._open:
+            return
+        shard = Shard.open(path, self.method, self.storage.repair)
+        shard.require_listed(entry.bytes, entry.checksum)
+        self._require_parts(shard, entry)
+        self._require_rows(shard, entry)
+        shard.checked = self._checked.setdefault(path, shard.checked)
+        self._open[entry.file] = shard
+        if len(self._open) > self._most_open:
+            self._open.popitem(last=False)
+
+    def _require_parts(self, shard: Shard, entry: ShardEntry) -> None:
+        """K and V must be those that the manifest describes, or an expert of other heads would train on them."""
+        once = entry == self.manifest.by_instruction
+        expected = (self._instruction_layout if once else self._layout).parts
+        found, again = shard.layout.parts, "build the cache again in another folder"
+        for name in expected.keys() | found.keys():
+            if expected.get(name) != found.get(name):
+                raise CacheError(
+                    f"{shard.path}: {name} is {found.get(name)}, the manifest says {expected.get(name)}", again
+                )
+        if list(found) != list(expected):
+            raise CacheError(f"{shard.path}: its tensors stand in another order than the format's", again)
+
+    def _require_rows(self, shard: Shard, entry: ShardEntry) -> None:
+        """The rows must be those of the manifest's episodes: a shard in another's place is sound in itself."""
+        if entry == self.manifest.by_instruction:
+            expected = {"instruction": np.arange(len(self.manifest.instructions))}
+        else:
+            number = self.manifest.shards.index(entry)
+            rows = slice(int(self._starts[number]), int(self._starts[number + 1]))
+            expected = {key: getattr(self.index, key)[rows] for key in INDEX_KEYS}
+        for key, values in expected.items():
+            if not np.array_equal(shard.array(key), values):
+                raise CacheError(
+                    f"{shard.path} holds other rows than the manifest says: {key} differs", self.storage.repair
+                )
+
+
+_readers: weakref.WeakSet[CacheReader] = weakref.WeakSet()
+"""Those of this process."""
+
+
+def _leave_parent() -> None:
+    for reader in _readers:
+        reader.leave_parent()
+
+
+os.register_at_fork(after_in_child=_leave_parent)

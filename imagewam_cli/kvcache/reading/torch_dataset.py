@@ -1,0 +1,169 @@
+"""A cache for training loops of one's own: `torch.utils.data` reads it, with workers, and a share for each process.
+
+    dataset = PrefixDataset(folder, horizon=10)
+    order = BatchOrder(dataset, batch=64)
+    loader = DataLoader(dataset, sampler=order, batch_size=None, num_workers=2)
+
+An item is a batch: rows are read together, which costs less than one by one and a copy. What comes from a worker is as
+small as it is stored; `PrefixDataset.decode` makes float32 of it, on the device that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from imagewam_cli.errors import UsageError
+from imagewam_cli.kvcache.format.frame_table import Indices
+from imagewam_cli.kvcache.format.shard import LoadMethod
+from imagewam_cli.kvcache.reading.epoch_order import Remainder, Shuffle, epoch_order, stretch
+from imagewam_cli.kvcache.reading.reader import CacheReader
+from imagewam_cli.kvcache.storage.location import location
+from imagewam_cli.prefix.kv import PrefixKV
+
+STATE, ACTIONS, IS_PAD, ROW = "state", "actions", "is_pad", "row"
+
+
+class PrefixDataset(Dataset[dict[str, Tensor]]):
+    """The rows of a cache, numbered 0 .. len - 1; `dataset[rows]` reads those of an array of numbers.
+
+    A worker of a DataLoader, forked or spawned, opens the cache for itself.
+    """
+
+    def __init__(self, place: Path | str, *, horizon: int = 10, load: LoadMethod = "mmap") -> None:
+        """place: a folder or a URL; horizon: steps of the action chunk that follows each row.
+
+        Raises:
+            CacheError: no cache, damaged, or without a single finished shard.
+            UsageError: a horizon below 1.
+        """
+        if horizon < 1:
+            raise UsageError(f"a horizon of {horizon} is no action chunk", "use at least 1")
+        self.reader, self.horizon = CacheReader(location(place) if isinstance(place, str) else place, load), horizon
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, rows: Indices) -> dict[str, Tensor]:
+        """K and V of these rows as the codec stored them, for `decode`, and
+
+        state (B, S), actions (B, horizon, A) float32 in robot units; is_pad bool (B, horizon), True behind an episode's
+        end; row int64 (B,), the dataset's.
+
+        Raises:
+            CacheError: damaged; names the rows.
+        """
+        index, table = self.reader.index, self.reader.table
+        places = list(zip(index.episode[rows].tolist(), index.frame[rows].tolist(), strict=True))
+        chunks = [table.chunk(episode, frame, self.horizon) for episode, frame in places]
+        return self.reader.gather(rows) | {
+            STATE: torch.from_numpy(table.state[index.row[rows]]),
+            ACTIONS: torch.from_numpy(np.stack([chunk.actions for chunk in chunks])),
+            IS_PAD: torch.from_numpy(np.stack([chunk.is_pad for chunk in chunks])),
+            ROW: torch.from_numpy(index.row[rows]),
+        }
+
+    def decode(self, batch: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
+        """float32 K and V of a batch, decoded on the device."""
+        return self.reader.decode(batch, device=device)
+
+
+class BatchOrder(Sampler[Indices]):
+    """Numbers of the rows of each batch of an epoch, for `DataLoader(..., sampler=order, batch_size=None)`.
+
+    The order is a function of (seed, epoch, rank) alone: not of the number of workers. Every row comes once an epoch
+    over all ranks, but for what `remainder` says.
+    """
+
+    def __init__(
+        self,
+        dataset: PrefixDataset,
+        *,
+        batch: int,
+        rows: Indices | None = None,
+        shuffle: Shuffle = "rows",
+        shuffle_rows: int | None = None,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        remainder: Remainder = "pad",
+    ) -> None:
+        """
+        Args:
+            batch: rows of a batch of this rank; the last one of an epoch may have fewer, but with `drop`, where it is
+                left out.
+            rows: those to read, by default all.
+            shuffle: of all rows, of `shards` a few at a time, or `none`.
+            shuffle_rows: with `shards`, how many rows are shuffled together; by default four shards'.
+            rank, world_size: by default those of `torch.distributed` where it is initialised, else 0 of 1.
+            remainder: of rows that do not divide among the ranks. pad: the first of the epoch come twice, so that all
+                ranks have as many batches. drop: rows, and batches that are not full, are left out of this epoch.
+                uneven: every row exactly once, and some ranks have a row more.
+
+        Raises:
+            UsageError: a number below 1, or no such rank.
+            IndexError: rows that the cache does not have.
+        """
+        if batch < 1 or (shuffle_rows is not None and shuffle_rows < 1):
+            raise UsageError("batch and shuffle_rows must be at least 1")
+        self.rows = np.arange(len(dataset)) if rows is None else np.unique(rows)
+        if len(self.rows) and not 0 <= self.rows[0] <= self.rows[-1] < len(dataset):
+            raise IndexError(f"rows are numbered 0 to {len(dataset) - 1}")
+        self._shard_rows = dataset.reader.shard_rows
+        self.batch, self.shuffle_rows, self.seed = batch, shuffle_rows, seed
+        self.shuffle: Shuffle = shuffle
+        self.rank, self.world_size = _place(rank, world_size)
+        self.remainder: Remainder = remainder
+        self.epoch, self._first = 0, 0
+
+    def set_epoch(self, epoch: int, *, first_batch: int = 0) -> None:
+        """The epoch that the next loop reads, from its batch `first_batch` on: where an interrupted run stood."""
+        self.epoch, self._first = epoch, first_batch
+
+    def __len__(self) -> int:
+        """Batches of the next loop."""
+        first, last = stretch(len(self.rows), self.rank, self.world_size, self.remainder)
+        return max(0, self._count(last - first) - self._first)
+
+    def __iter__(self) -> Iterator[Indices]:
+        order = self._order()
+        for i in range(self._first, self._count(len(order))):
+            # ascending within the batch, as files are read
+            yield np.sort(order[i * self.batch : (i + 1) * self.batch])
+
+    def _count(self, rows: int) -> int:
+        return rows // self.batch if self.remainder == "drop" else -(-rows // self.batch)
+
+    def _order(self) -> Indices:
+        return epoch_order(
+            self.rows,
+            self._shard_rows,
+            shuffle=self.shuffle,
+            shuffle_rows=self.shuffle_rows,
+            seed=self.seed,
+            epoch=self.epoch,
+            rank=self.rank,
+            world_size=self.world_size,
+            remainder=self.remainder,
+        )
+
+
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """
+    Raises:
+        UsageError: one without the other, or no such rank.
+    """
+    if (rank is None) != (world_size is None):
+        raise UsageError("rank and world_size belong together")
+    if rank is None or world_size is None:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return 0, 1
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if not 0 <= rank < world_size:
+        raise UsageError(f"there is no rank {rank} of {world_size}", "ranks of N are 0 to N-1")
+    return rank, world_size

@@ -1,0 +1,92 @@
+"""The manifest of a cache, wherever the cache is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import xxhash
+
+from imagewam_cli.config import to_dict
+from imagewam_cli.kvcache.format.manifest import (
+    MANIFEST,
+    Manifest,
+    manifest_names,
+    no_cache,
+    parse_manifest,
+    part_manifests,
+    signed,
+    unite,
+)
+from imagewam_cli.kvcache.storage.contract import Storage
+from imagewam_cli.kvcache.storage.local import LocalStorage
+from imagewam_cli.kvcache.storage.location import Location, location
+from imagewam_cli.kvcache.storage.lock import part_lock
+
+
+def storage_at(place: Location) -> Storage:
+    """
+    Raises:
+        UsageError: a URL that no installed package reaches.
+    """
+    place = location(place) if isinstance(place, str) else place
+    if isinstance(place, Path):
+        return LocalStorage(place)
+    from imagewam_cli.kvcache.storage.remote import RemoteStorage
+
+    return RemoteStorage(place)
+
+
+def read_manifest(place: Location) -> Manifest:
+    """The manifest of a cache; together with those of its parts that were not merged yet.
+
+    Raises:
+        CacheError: no cache, a newer version, damaged, a name that leaves the folder, or parts of different caches.
+        UsageError: a URL that no installed package reaches.
+    """
+    return manifest_at(storage_at(place))
+
+
+def manifest_at(storage: Storage) -> Manifest:
+    """As `read_manifest`."""
+    found = manifests_at(storage) or manifests_at(storage)  # what was listed may have been merged meanwhile
+    if not found:
+        raise no_cache(storage.place)
+    return unite([(f"{storage.place}/{name}", manifest) for name, manifest in found])
+
+
+def manifests_at(storage: Storage) -> list[tuple[str, Manifest]]:
+    """The whole's, where there is one, and those of parts."""
+    found = []
+    for name in manifest_names(storage.names()):
+        with suppress(FileNotFoundError, IsADirectoryError):
+            found.append((name, parse_manifest(storage.read(name), f"{storage.place}/{name}")))
+    return found
+
+
+@contextmanager
+def lock_whole(storage: Storage) -> Iterator[None]:
+    """Hold the cache and each of its parts for writing.
+
+    Raises:
+        CacheError: somebody writes one of them.
+    """
+    with ExitStack() as locks:
+        locks.enter_context(storage.lock())
+        for name in part_manifests(storage.names()):
+            locks.enter_context(storage.lock(part_lock(name)))
+        yield
+
+
+def put_manifest(storage: Storage, manifest: Manifest, name: str = MANIFEST) -> None:
+    """Replace the manifest."""
+    storage.write(name, signed(to_dict(manifest)))
+
+
+def holds(storage: Storage, name: str, checksum: str) -> bool:
+    """Whether the file is there, with this XXH3-128 of its bytes."""
+    try:
+        return xxhash.xxh3_128_hexdigest(storage.read(name)) == checksum
+    except (FileNotFoundError, IsADirectoryError):
+        return False

@@ -1,0 +1,253 @@
+"""A cache in a remote store: anything that fsspec has a file system for.
+
+Of the store is asked what object stores give: a file appears whole under its name or not at all, and once written it is
+what the next reader gets. Nothing is renamed there. There is no lock between machines.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from imagewam_cli.errors import CacheError, UsageError
+from imagewam_cli.kvcache.format.manifest import SHARDS, ShardEntry, repair_hint
+from imagewam_cli.kvcache.format.shard import Shard
+from imagewam_cli.kvcache.storage.download_cache import Copies, copies_limit, copies_root
+from imagewam_cli.kvcache.storage.location import name_of
+from imagewam_cli.kvcache.storage.lock import FILES_LOCK, LOCK, write_lock
+
+_HOST = socket.gethostname()
+_PACKAGES = {"s3": "imagewam[s3]", "s3a": "imagewam[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+"""What to install for the commonest stores; fsspec's own message says it of the others."""
+_FAILURES = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("aiohttp", "ClientError"),
+    ("httpx", "HTTPError"),
+    ("httpx2", "HTTPError"),
+    ("ftplib", "Error"),
+    ("gcsfs.retry", "HttpError"),
+    ("azure.core.exceptions", "AzureError"),
+    ("paramiko", "SSHException"),
+)
+"""What file systems raise beside OSError."""
+
+
+class RemoteStorage:
+    """A folder of a remote store; see `storage.Storage` for what the methods promise."""
+
+    fleeting = True
+
+    def __init__(self, url: str) -> None:
+        """
+        Raises:
+            UsageError: nothing installed reaches it.
+        """
+        self.place = url
+        self.repair = f"delete the copy, it is fetched again; if that does not help, {repair_hint(url)}"
+        self._fs, self._root = _file_system(url)
+        self._made: set[str] = set()
+        root, name = copies_root(), f"{name_of(url)}-{xxhash.xxh3_64_hexdigest(url.encode())}"
+        self.disk = root / name
+        self._drafts = self.disk / f"drafts.{_HOST}.{os.getpid()}"
+        self._copies = Copies(root, name, copies_limit())
+
+    def names(self) -> list[str]:
+        return list(self._listed(self._root))
+
+    def read(self, name: str) -> bytes:
+        with _explained(self._at(name), absent=True):
+            data: bytes = self._fs.cat_file(f"{self._root}/{name}")
+            return data
+
+    def write(self, name: str, data: bytes) -> None:
+        with _explained(self._at(name)):
+            self._fs.pipe_file(f"{self._root}/{name}", data)
+
+    def delete(self, name: str) -> None:
+        with _explained(self._at(name)):
+            self._fs.rm_file(f"{self._root}/{name}")
+
+    @contextmanager
+    def lock(self, name: str = LOCK, *, wait: bool = False) -> Iterator[None]:
+        """Keeps out other processes of this machine alone."""
+        self.disk.mkdir(parents=True, exist_ok=True)
+        with write_lock(self.disk, name, wait=wait):
+            for drafts in self.disk.glob(f"drafts.{_HOST}.*"):  # other hosts may share this folder
+                if not _alive(int(drafts.suffix[1:])):
+                    shutil.rmtree(drafts, ignore_errors=True)
+            try:
+                self._make(self._root)
+                yield
+            finally:
+                if name != FILES_LOCK:
+                    shutil.rmtree(self._drafts, ignore_errors=True)
+
+    def room(self) -> int | None:
+        return None
+
+    def faults(self, entries: Sequence[ShardEntry]) -> Mapping[str, CacheError]:
+        """By their sizes: more would have to be fetched."""
+        sizes = self._listed(f"{self._root}/{SHARDS}") if entries else {}
+        found = {}
+        for entry in entries:
+            size = sizes.get(entry.file)
+            if size != entry.bytes:
+                what = "is missing" if size is None else f"has {size} bytes, the manifest says {entry.bytes}"
+                found[entry.file] = CacheError(f"{self._shard_at(entry.file)} {what}", repair_hint(self.place))
+        return found
+
+    def draft(self, file: str) -> Path:
+        self._drafts.mkdir(parents=True, exist_ok=True)
+        return self._drafts / file
+
+    def add(self, file: str, path: Path) -> None:
+        self._make(f"{self._root}/{SHARDS}")  # behind the manifest: by itself it would be no cache's
+        with _explained(self._shard_at(file)):
+            self._fs.put_file(str(path), f"{self._root}/{SHARDS}/{file}")
+            self._fs.invalidate_cache(f"{self._root}/{SHARDS}")
+            size = self._fs.info(f"{self._root}/{SHARDS}/{file}")["size"]
+        if size != path.stat().st_size:
+            raise CacheError(
+                f"{self._shard_at(file)} has {size} of {path.stat().st_size} bytes after it was written",
+                "run the same command again",
+            )
+        if path.parent == self._drafts:
+            path.unlink()
+
+    @contextmanager
+    def look(self, entry: ShardEntry) -> Iterator[Path]:
+        with self._copies.temporary(entry.file) as path:
+            with suppress(FileNotFoundError):
+                self._fetch(entry.file, path)
+            yield path
+
+    def file(self, name: str, checksum: str) -> Path:
+        return self._copies.get(name, checksum, 0, partial(self._fetch_file, name, checksum))
+
+    def shard(self, entry: ShardEntry) -> Path:
+        return self._copies.get(entry.file, entry.checksum, entry.bytes, partial(self._fetch_shard, entry))
+
+    def renewed(self) -> Collection[Path]:
+        return self._copies.renewed()
+
+    def _make(self, folder: str) -> None:
+        """Where folders exist, this one; its parent must be there, for a missing parent may be a misspelt bucket."""
+        if folder in self._made:
+            return
+        with _explained(self.place), suppress(FileExistsError):
+            self._fs.mkdir(folder, create_parents=False)
+        self._made.add(folder)
+
+    def _fetch_file(self, name: str, checksum: str, path: Path) -> None:
+        try:
+            data = self.read(name)
+        except FileNotFoundError:
+            raise CacheError(f"{self._at(name)} is missing", repair_hint(self.place)) from None
+        if xxhash.xxh3_128_hexdigest(data) != checksum:
+            raise self._changed(f"{self._at(name)} differs from its checksum")
+        path.write_bytes(data)
+
+    def _fetch_shard(self, entry: ShardEntry, path: Path) -> None:
+        try:
+            self._fetch(entry.file, path)
+            Shard.open(path).require_listed(entry.bytes, entry.checksum)
+        except FileNotFoundError:
+            raise CacheError(f"{self._shard_at(entry.file)} is missing", repair_hint(self.place)) from None
+        except CacheError as error:
+            raise self._changed(error.message.replace(str(path), self._shard_at(entry.file))) from None
+
+    def _changed(self, message: str) -> CacheError:
+        return CacheError(
+            message, f"if it was being built meanwhile, run the same command again; else {repair_hint(self.place)}"
+        )
+
+    def _fetch(self, file: str, path: Path) -> None:
+        with _explained(self._shard_at(file), absent=True):
+            self._fs.get_file(f"{self._root}/{SHARDS}/{file}", str(path))
+
+    def _listed(self, folder: str) -> dict[str, int | None]:
+        """Name -> size of what is in the folder; nothing where there is none."""
+        try:
+            with _explained(self.place, absent=True):
+                self._fs.invalidate_cache(folder)
+                entries = self._fs.ls(folder, detail=True)
+        except FileNotFoundError:
+            return {}
+        paths = {str(entry["name"]).rstrip("/"): entry["size"] for entry in entries}
+        # some stores list a folder as an empty file in itself
+        return {path.rpartition("/")[2]: size for path, size in paths.items() if path != folder}
+
+    def _at(self, name: str) -> str:
+        return f"{self.place}/{name}"
+
+    def _shard_at(self, file: str) -> str:
+        return f"{self.place}/{SHARDS}/{file}"
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """What reaches the URL, and the path there."""
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    try:
+        with _explained(url, wrong=True):
+            system, path = fsspec.url_to_fs(url)
+    except ImportError as error:
+        package = _PACKAGES.get(protocol)
+        hint = f"pip install {package}" if package is not None else str(error)
+        raise UsageError(f"{url} needs a package that is not installed", hint) from None
+    except ValueError as error:
+        raise UsageError(f"{url} is no place for a cache: {error}", "as s3://BUCKET/caches/NAME") from None
+    return system, path.rstrip("/")
+
+
+@contextmanager
+def _explained(url: str, *, absent: bool = False, wrong: bool = False) -> Iterator[None]:
+    """One clear line for what a file system raises. absent, wrong: FileNotFoundError, ValueError is the caller's to
+    understand.
+
+    Raises:
+        CacheError: with the URL and the reason.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise CacheError(f"{url}: no permission: {_reason(error)}", "look at the store's credentials") from error
+    except _failures() as error:
+        no_room = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        if no_room or (absent and isinstance(error, FileNotFoundError)) or (wrong and isinstance(error, ValueError)):
+            raise
+        raise CacheError(
+            f"{url} failed: {_reason(error)}", "look at the URL, the network and the credentials; then run it again"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Of the packages that are loaded: what is not loaded raises nothing."""
+    special = (getattr(sys.modules[module], name) for module, name in _FAILURES if module in sys.modules)
+    return (OSError, ValueError, NotImplementedError, *special)

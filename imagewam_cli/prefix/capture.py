@@ -1,0 +1,250 @@
+"""Recording and replaying the keys and values of a model's attention calls, without touching the model's code.
+
+Every diffusers denoiser ends in `torch.nn.functional.scaled_dot_product_attention` under the native attention backends.
+Forward hooks on the named attention modules say which layer is running, and a torch function mode sees its call. So a
+recorded key is post-norm and post-RoPE, exactly as the softmax sees it, whatever the architecture.
+
+`record` keeps K and V of one forward. `replay` runs a forward whose attention also sees recorded K and V in front of
+its own: the joint attention of a token group with a prefix that was computed before. Other attention backends bypass
+the intercepted call; a layer that was not seen is an error. `observe` only looks: at what any torch function gives
+inside named modules, such as the weights of an attention that calls softmax by itself. A model with compiled blocks is
+recorded as well: its graphs are broken where the recorder is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from imagewam_cli.errors import CaptureError
+from imagewam_cli.prefix.kv import LayerKV
+
+_POSITIONAL = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+"""Arguments of `scaled_dot_product_attention` that may be given by position."""
+_HINT = 'use the native attention backend: model.set_attention_backend("native")'
+SOFTMAX: tuple[Callable[..., Any], ...] = (torch.softmax, F.softmax, torch.Tensor.softmax)
+"""The names under which torch has softmax."""
+
+
+@dataclass
+class Recording:
+    """What `record` filled: module name -> keys and values, in the order of the calls."""
+
+    layers: dict[str, LayerKV] = field(default_factory=dict)
+
+
+class _Finished(Exception):  # noqa: N818 - not an error: control flow out of a forward that has given all it is asked for
+    pass
+
+
+@contextlib.contextmanager
+def record(model: nn.Module, layers: Sequence[str], *, stop_after_last: bool = False) -> Iterator[Recording]:
+    """Record K and V of the attention modules named `layers` while the model runs once inside the `with` block.
+
+    stop_after_last: leave the forward as soon as the last layer is recorded; what comes after it (its MLP, the output
+        head) is never computed. The forward then returns nothing: only the recording counts.
+
+    Raises:
+        CaptureError: a layer made no attention call, or several.
+    """
+    recording = Recording()
+    remaining = set(layers)
+
+    def visit(name: str, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+        if name in recording.layers:
+            raise CaptureError(f"layer {name!r} attends more than once in a forward", "name its inner modules instead")
+        recording.layers[name] = LayerKV(k.transpose(1, 2), v.transpose(1, 2))
+        remaining.discard(name)
+        if stop_after_last and not remaining:
+            raise _Finished
+        return call(q, k, v)
+
+    try:
+        with _intercept(model, layers, visit):
+            yield recording
+    except _Finished:
+        pass
+    if remaining:
+        raise CaptureError(f"no attention call was seen in {_few(sorted(remaining))}", _HINT)
+
+
+@contextlib.contextmanager
+def replay(model: nn.Module, layers: Mapping[str, LayerKV], valid: Tensor | None = None) -> Iterator[None]:
+    """Let the named layers attend to recorded K and V in front of their own while the model runs inside the block.
+
+    valid: bool (B, P); recorded tokens marked False are not seen.
+
+    Raises:
+        CaptureError: a named layer made no attention call.
+    """
+    unseen = set(layers)
+
+    def visit(name: str, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+        unseen.discard(name)
+        prefix = layers[name]
+        k = torch.cat([prefix.k.transpose(1, 2), k], dim=2)
+        v = torch.cat([prefix.v.transpose(1, 2), v], dim=2)
+        return call(q, k, v, mask=_widened(call.mask, valid, q, k))
+
+    with _intercept(model, list(layers), visit):
+        yield
+    if unseen:
+        raise CaptureError(f"no attention call was seen in {_few(sorted(unseen))}", _HINT)
+
+
+@contextlib.contextmanager
+def observe(
+    model: nn.Module, names: Sequence[str], functions: Sequence[Callable[..., Any]], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Show `see(module name, result)` each result of the torch `functions` inside the named modules while the model
+    runs inside the `with` block. Nothing is changed; nested named modules: the innermost one.
+
+    Raises:
+        CaptureError: none of the functions was called in a named module.
+    """
+    unseen = set(names)
+
+    def handle(name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        unseen.discard(name)
+        result = func(*args, **kwargs)
+        see(name, result)
+        return result
+
+    with _intercept_calls(model, names, functions, handle):
+        yield
+    if unseen:
+        wanted = " or ".join(dict.fromkeys(f.__name__ for f in functions))
+        raise CaptureError(f"no call of {wanted} was seen in {_few(sorted(unseen))}")
+
+
+def attention_layers(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, tuple[int, int]]:
+    """Run the model once and report every module that attends: name -> (heads, head size), in the order of the
+    calls."""
+    found: dict[str, tuple[int, int]] = {}
+
+    def visit(name: str, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+        found[name] = (k.shape[1], k.shape[3])
+        return call(q, k, v)
+
+    names = [name for name, _ in model.named_modules() if name]
+    with _intercept(model, names, visit), torch.no_grad():
+        model(*args, **kwargs)
+    return found
+
+
+class _Call:
+    """The rest of one attention call: its mask and how to finish it."""
+
+    def __init__(self, func: Any, mask: Tensor | None, rest: dict[str, Any]) -> None:
+        self.func, self.mask, self.rest = func, mask, rest
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        result: Tensor = self.func(q, k, v, attn_mask=self.mask if mask is None else mask, **self.rest)
+        return result
+
+
+class _Mode(TorchFunctionMode):
+    """Hands calls of `functions` inside named modules to `handle`. It is entered with the outermost of them and left
+    with it: every torch call inside a mode costs microseconds."""
+
+    def __init__(self, functions: Sequence[Any], handle: Any) -> None:
+        super().__init__()
+        self.functions = tuple(functions)
+        self.stack: list[str] = []
+        """Named modules that are running, the innermost last."""
+        # torch.compile breaks its graphs here: traced, each layer's name would need a graph of its own, and torch gives
+        # up compiling after a few of them
+        self.enter, self.leave, self.handle = (
+            torch.compiler.disable(f)  # type: ignore[no-untyped-call]
+            for f in (self._enter, self._leave, handle)
+        )
+
+    def forget(self) -> None:
+        """What it holds refers to it in turn: K and V would stay in memory until Python looks for such circles."""
+        del self.enter, self.leave, self.handle
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in self.functions:
+            return func(*args, **(kwargs or {}))
+        return self.handle(self.stack[-1], func, args, kwargs or {})
+
+    def _enter(self, name: str, _module: nn.Module, _arguments: Any) -> None:
+        if not self.stack:
+            self.__enter__()  # type: ignore[no-untyped-call]
+        self.stack.append(name)
+
+    def _leave(self, _module: nn.Module, _arguments: Any, _output: Any) -> None:
+        self.stack.pop()
+        if not self.stack:
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _intercept(model: nn.Module, names: Sequence[str], visit: Any) -> Iterator[None]:
+    """Hand each attention call inside a named module to `visit`."""
+
+    def handle(name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        named = dict(zip(_POSITIONAL[: len(args)], args, strict=True)) | kwargs
+        q, k, v = named.pop("query"), named.pop("key"), named.pop("value")
+        return visit(name, q, k, v, _Call(func, named.pop("attn_mask", None), named))
+
+    with _intercept_calls(model, names, (F.scaled_dot_product_attention,), handle):
+        yield
+
+
+@contextlib.contextmanager
+def _intercept_calls(model: nn.Module, names: Sequence[str], functions: Sequence[Any], handle: Any) -> Iterator[None]:
+    """Hand each call of the functions inside a named module to `handle`; nested named modules: the innermost one."""
+    modules = {name: _module(model, name) for name in names}
+    missing = [name for name, module in modules.items() if module is None]
+    if missing:
+        raise CaptureError(f"the model has no module {_few(missing)}", "correct the names in attention_layers")
+    mode, handles = _Mode(functions, handle), []
+    for name, module in modules.items():
+        assert module is not None
+        handles.append(module.register_forward_pre_hook(functools.partial(mode.enter, name)))
+        # always_call: a forward that is left early must not leave its name on the stack
+        handles.append(module.register_forward_hook(mode.leave, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in handles:
+            hook.remove()
+        mode.forget()
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _widened(mask: Tensor | None, valid: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """The call's mask with columns for the prefix in front: (B, 1, Q, P + K), or None where everything is seen."""
+    if mask is None and valid is None:
+        return None
+    batch, _, queries, _ = q.shape
+    own = k.shape[2] - (valid.shape[1] if valid is not None else k.shape[2] - mask.shape[-1] if mask is not None else 0)
+    if mask is None:
+        mask = torch.ones(batch, 1, queries, own, dtype=torch.bool, device=q.device)
+    prefix = k.shape[2] - own
+    if valid is None:
+        valid = torch.ones(batch, prefix, dtype=torch.bool, device=q.device)
+    front = valid[:, None, None, :].expand(batch, mask.shape[1], queries, prefix)
+    if mask.dtype != torch.bool:
+        front = torch.zeros_like(front, dtype=mask.dtype).masked_fill(~front, float("-inf"))
+    return torch.cat([front, mask.expand(batch, mask.shape[1], queries, own)], dim=-1)
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,34 @@
+"""Rotary angles of tokens with several position axes, for the editor's keys and the expert's queries alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from imagewam_cli.prefix.spec import Rounding
+
+
+def rotary_tables(ids: Tensor, axes: Sequence[int], theta: float, rounding: Rounding) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 (T, sum(axes) / 2), of position ids (T, axes). Axis i contributes the angles
+    id_i / theta^(2 j / dim_i).
+
+    exact: in float64. published-bf16: ids, frequencies and angles in bfloat16, where integers above 256 and angles
+    above 2 pi are coarse; published checkpoints have never seen others (arXiv 2606.19531, its code).
+    """
+    dtype = torch.float64 if rounding == "exact" else torch.bfloat16
+    angles = []
+    for axis, dim in enumerate(axes):
+        exponents = torch.arange(0, dim, 2, dtype=dtype, device=ids.device) / dim
+        angles.append(ids[:, axis, None].to(dtype) * (1.0 / theta**exponents))
+    table = torch.cat(angles, dim=-1)
+    return table.cos().float(), table.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (2 j, 2 j + 1) of the last axis of x (.., T, H, D); cos, sin (T, D / 2). Float32 inside."""
+    even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    return turned.flatten(-2).to(x.dtype)

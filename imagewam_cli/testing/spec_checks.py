@@ -1,0 +1,251 @@
+"""Promises about the layout: what `spec` and `describe` say is what `encode` gives, and a choice is a slice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from imagewam_cli.errors import UsageError
+from imagewam_cli.hookspecs import EditorEntry
+from imagewam_cli.prefix.kv import PrefixKV
+from imagewam_cli.prefix.pooling import pooled_segment
+from imagewam_cli.prefix.spec import KVSpec, Mode, Segment
+from imagewam_cli.testing.subject import (
+    CAMERA,
+    LONG,
+    SHORT,
+    TWO_CAMERAS,
+    NotApplicable,
+    Subject,
+    require,
+    require_equal,
+)
+
+Parts = dict[tuple[str, str], dict[str, Tensor]]
+"""(layer, segment) -> K and V (B, tokens, H, D)."""
+
+
+def modes_of_the_entry_load(subject: Subject) -> None:
+    """every mode that the entry names is one that the class has"""
+    said = mode_refusal(subject)
+    require(
+        said is None,
+        f"the entry names mode {subject.mode}, and the class refuses it: {said}",
+        "leave it out of the entry's `modes`, or add it to the class's `defaults`",
+    )
+
+
+def mode_refusal(subject: Subject) -> str | None:
+    """What `load` says against the subject's mode; None where it accepts it.
+
+    Raises:
+        ImagewamError: it does not load in its own default mode either.
+    """
+    said = _refusal(subject)
+    if said is not None:
+        subject.load(mode=None)
+    return said
+
+
+def shapes_are_those_of_the_spec(subject: Subject) -> None:
+    """K, V and `valid` have the shapes that `spec` says, with one camera and with two"""
+    height, width = subject.size
+    _require_shapes(subject, (CAMERA,), (height, width), {"segments": subject.segments()})
+    for changes in subject.with_two_cameras((SHORT, LONG), segments=subject.segments()):
+        _require_shapes(subject, TWO_CAMERAS, (height, 2 * width), changes)
+
+
+def _require_shapes(
+    subject: Subject,
+    cameras: tuple[str, ...],
+    size: tuple[int, int],
+    changes: Mapping[str, Any],
+) -> None:
+    editor = subject.load((SHORT, LONG), **changes)
+    spec, prefix = editor.spec, editor.encode(subject.pictures(2, cameras=cameras), (SHORT, LONG))
+    fix = "correct `attention_layers` (names in the order of the calls, heads, tokens of each segment)"
+    require(spec.mode == subject.mode, f"asked for mode {subject.mode}, the spec says {spec.mode}", "see `spec`")
+    require(spec.cameras == cameras, f"asked for cameras {cameras}, the spec says {spec.cameras}", "see `spec`")
+    require(spec.image_size == size, f"asked for {size}, the spec says {spec.image_size}", "see `spec`")
+    require(
+        len(prefix.layers) == len(spec.layers), f"{len(prefix.layers)} layers, the spec says {len(spec.layers)}", fix
+    )
+    for layer, kv in zip(spec.layers, prefix.layers, strict=True):
+        said = (2, layer.tokens, layer.kv_heads, layer.head_dim)
+        for part, values in (("K", kv.k), ("V", kv.v)):
+            given = tuple(values.shape)
+            require(given == said, f"{part} of {layer.name} is {given}, the spec says {said}", fix)
+            require(bool(torch.isfinite(values).all()), f"{part} of {layer.name} is not finite", "see `run`")
+    _require_valid(prefix, spec)
+
+
+def pooled_shapes_are_those_of_the_spec(subject: Subject) -> None:
+    """with `pool` 2 a picture keeps one token for each begun 2 x 2, and K and V have the shapes that `spec` says"""
+    changes = {"segments": subject.segments()}
+    whole = subject.load((SHORT, LONG), **changes).spec
+    if not any(layer.holds_pictures for layer in whole.layers):
+        raise NotApplicable("it has no picture tokens")
+    try:
+        pooled = subject.load((SHORT, LONG), pool=2, **changes).spec
+    except UsageError as error:
+        raise NotApplicable(f"it cannot pool: {error.message}") from None
+    fix = "pool as `DiffusersEditor` does, with `imagewam_cli.prefix.pooling`, or refuse it with UsageError from `load`"
+    for before, after in zip(whole.layers, pooled.layers, strict=True):
+        halves = [pooled_segment(segment, 2) for segment in before.segments]
+        given = [(s.name, s.tokens, s.grid) for s in after.segments]
+        expected = [(s.name, s.tokens, s.grid) for s in halves]
+        require(given == expected, f"with `pool` 2 the spec of {before.name} has {given}, not {expected}", fix)
+    _require_shapes(subject, (CAMERA,), subject.size, changes | {"pool": 2})
+
+
+def _require_valid(prefix: PrefixKV, spec: KVSpec) -> None:
+    fix = "`valid` is bool (B, P) where a layer holds text, and K and V are zeroed where it is False"
+    if prefix.valid is None:
+        return
+    given = (prefix.valid.dtype, tuple(prefix.valid.shape))
+    require(given == (torch.bool, (2, spec.valid_tokens)), f"`valid` is {given}, the spec has {spec.valid_tokens}", fix)
+    for layer, kv in zip(spec.layers, prefix.layers, strict=True):
+        if layer.holds_text:
+            hidden = torch.cat([kv.k[~prefix.valid].flatten(), kv.v[~prefix.valid].flatten()])
+            require(not hidden.any(), f"K or V of {layer.name} are not zero where `valid` is False", fix)
+
+
+def description_is_the_spec(subject: Subject) -> None:
+    """`describe` says without weights what the loaded editor's `spec` says"""
+    told = subject.kind.describe(_released_as_loaded(subject), subject.settings())
+    if told is None:
+        raise NotApplicable("the entry does not tell the layout: it has no `config`")
+    told, spec = _without_text_length(told), _without_text_length(subject.load().spec)
+    for name in (f.name for f in dataclasses.fields(KVSpec)):
+        said, true = getattr(told, name), getattr(spec, name)
+        if name == "layers":
+            said, true = _first_difference(said, true)
+        require(
+            said == true,
+            f"described {name}: {said}\nloaded {name}: {true}",
+            "`attention_layers` and `rope` must depend on the denoiser's config and the settings alone",
+        )
+
+
+def _released_as_loaded(subject: Subject) -> EditorEntry:
+    """The entry with the config of the denoiser that is loaded, which may be a small one."""
+    if subject.weights is None:
+        return subject.entry
+    if subject.kind.embedded is not None:
+        raise NotApplicable("it describes the folder that comes with its plugin, and this is another one")
+    path = subject.weights / subject.entry.denoiser / "config.json"
+    if not path.is_file():
+        return subject.entry
+    return dataclasses.replace(subject.entry, config=json.loads(path.read_text(encoding="utf-8")))
+
+
+def _without_text_length(spec: KVSpec) -> KVSpec:
+    """What is known of text beforehand is only how long it may be."""
+    layers = tuple(
+        dataclasses.replace(
+            layer,
+            segments=tuple(dataclasses.replace(s, tokens=1) if s.name == "text" else s for s in layer.segments),
+        )
+        for layer in spec.layers
+    )
+    return dataclasses.replace(spec, layers=layers)
+
+
+def _first_difference(said: tuple[object, ...], true: tuple[object, ...]) -> tuple[object, object]:
+    """Instead of dozens of layers: how many there are, or the first that is another."""
+    if len(said) != len(true):
+        return f"{len(said)} of them", f"{len(true)} of them"
+    return next(((a, b) for a, b in zip(said, true, strict=True) if a != b), (said, true))
+
+
+def segments_are_slices(subject: Subject) -> None:
+    """dropping kinds of tokens (`--segments`) gives slices of the whole prefix"""
+    whole = _parts(subject, segments=subject.segments())
+    for segment in subject.segments():
+        kept = _parts(subject, segments=(segment,))
+        expected = {key: values for key, values in whole.items() if key[1] == segment}
+        _require_parts(kept, expected, f"with `segments` {segment} alone")
+
+
+def layers_are_slices(subject: Subject) -> None:
+    """choosing layers (`--layers`) gives slices of the whole prefix"""
+    whole = _parts(subject)
+    names = list(dict.fromkeys(name for name, _ in whole))
+    for choice, chosen in (("every:2", names[::2]), (str(len(names) - 1), names[-1:])):
+        expected = {key: values for key, values in whole.items() if key[0] in chosen}
+        _require_parts(_parts(subject, layers=choice), expected, f"with `layers` {choice}")
+
+
+def prefix_mode_has_no_target(subject: Subject) -> None:
+    """in mode `prefix` there are no target tokens, and `--segments target` is refused"""
+    if subject.mode != "prefix":
+        raise NotApplicable(f"the mode is {subject.mode}")
+    fix = "mode `prefix` is one forward without a target; offer what has one as mode `denoise`"
+    require("target" not in {name for _, name in _parts(subject)}, "the prefix has target tokens", fix)
+    require(_refusal(subject, segments=("target",)) is not None, "`segments` target is accepted", fix)
+
+
+def unknown_choices_are_refused(subject: Subject) -> None:
+    """a segment or mode that the editor does not have is refused, naming those that it has"""
+    fix = "raise UsageError from `load` as `EditorDefaults.resolve` does, with a hint that lists the choices"
+    unnamed = "name it in the entry's `modes`, or refuse it in `load`"
+    absent = [name for name in ("sky", *get_args(Segment)) if name not in subject.segments()]
+    for name in absent:
+        said = _refusal(subject, segments=(name,))
+        require(said is not None, f"`segments` {name} is accepted, and the editor has no such tokens", fix)
+        listed = all(segment in str(said) for segment in subject.segments())
+        require(listed, f"`segments` {name} is refused without naming {', '.join(subject.segments())}: {said}", fix)
+    for mode in get_args(Mode):
+        if mode not in subject.entry.modes:
+            require(_refusal(subject, mode=mode) is not None, f"mode {mode} is accepted, the entry has it not", unnamed)
+
+
+def wrong_size_is_refused(subject: Subject) -> None:
+    """a picture size that does not split into tokens is refused, naming the nearest that does"""
+    height, width = subject.size
+    size = (height + 1, width)
+    said = _refusal(subject, image_size=size)
+    if said is not None:
+        require(
+            f"{height}x{width}" in said,
+            f"{size[0]}x{size[1]} is refused without naming {height}x{width}, the nearest that fits: {said}",
+            "raise UsageError from `load` as `EditorDefaults.resolve` does",
+        )
+        return
+    spec = subject.load(image_size=size).spec
+    require(spec.image_size == size, f"{size} is accepted, and the spec says {spec.image_size}", "refuse it in `load`")
+
+
+def _refusal(subject: Subject, **changes: Any) -> str | None:
+    """What `load` says against these settings; None where it accepts them."""
+    try:
+        subject.load(**changes)
+    except UsageError as error:
+        return f"{error.message}; {error.hint}"
+    return None
+
+
+def _parts(subject: Subject, **changes: Any) -> Parts:
+    """The whole prefix of two rows, in pieces."""
+    editor = subject.load((SHORT, LONG), **changes)
+    prefix = editor.encode(subject.pictures(2), (SHORT, LONG))
+    parts: Parts = {}
+    for layer, kv in zip(editor.spec.layers, prefix.layers, strict=True):
+        sizes = [segment.tokens for segment in layer.segments]
+        for segment, k, v in zip(
+            layer.segments, torch.split(kv.k, sizes, dim=1), torch.split(kv.v, sizes, dim=1), strict=True
+        ):
+            parts[layer.name, segment.name] = {"K": k, "V": v}
+    return parts
+
+
+def _require_parts(given: Parts, expected: Mapping[tuple[str, str], dict[str, Tensor]], what: str) -> None:
+    fix = "what is kept must not change what is computed: record the same forward, then cut"
+    require(list(given) == list(expected), f"{what}: the prefix has {list(given)}, not {list(expected)}", fix)
+    for (layer, segment), values in expected.items():
+        require_equal(given[layer, segment], values, f"{what}: {segment} tokens of {layer}", fix)

@@ -1,0 +1,43 @@
+"""Which pictures one forward of FLUX.2 is given, in the order of their tokens, and their position ids.
+
+Text comes first, then the pictures, in the order of diffusers' pipeline: the target where there is one, then each
+reference. A target is as large as the first reference, as the pipeline makes it; it has t = 0, references have t = 10,
+20, ... in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.tokens import picture_segment, reference_sizes
+from imagewam_cli.prefix.positions import segment_ids
+from imagewam_cli.prefix.spec import Segment, SegmentSpec, TokenPositions
+from imagewam_flux2.tokens import REFERENCE_T, TARGET_T
+
+PIXELS_PER_TOKEN = 16
+
+
+def picture_segments(settings: PrefixSettings) -> tuple[SegmentSpec, ...]:
+    """The pictures of one forward, each with its own grid. settings: resolved."""
+    sizes = reference_sizes(settings)
+    target = (_picture("target", sizes[0], TARGET_T),) if settings.mode == "denoise" else ()
+    return (*target, *(_picture("reference", size, REFERENCE_T * (1 + i)) for i, size in enumerate(sizes)))
+
+
+def text_segment(tokens: int) -> SegmentSpec:
+    """Text, which counts along the last axis."""
+    return SegmentSpec(name="text", tokens=tokens, positions=TokenPositions(origin=(0.0,) * 4, moves=((3,),)))
+
+
+def picture_ids(pictures: Iterable[SegmentSpec]) -> Tensor:
+    """Position ids of their tokens one after another, float32 (tokens, 4)."""
+    return torch.cat([segment_ids(picture) for picture in pictures])
+
+
+def _picture(name: Segment, size: tuple[int, int], t: int) -> SegmentSpec:
+    positions = TokenPositions(origin=(float(t), 0.0, 0.0, 0.0), moves=((1,), (2,)))
+    return picture_segment(name, size, PIXELS_PER_TOKEN, positions)

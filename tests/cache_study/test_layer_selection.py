@@ -1,0 +1,66 @@
+"""`evaluation.layer_choice`: layers that tell of the actions stay, others go."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from imagewam_cli.cache_study.layer_selection import LayerSketches, choose_layers
+from imagewam_cli.errors import UsageError
+from imagewam_cli.prefix.kv import LayerKV, PrefixKV
+
+ROWS, LAYERS = 120, 5
+TELLING = (1, 3)
+
+
+@pytest.fixture(scope="module")
+def sample() -> tuple[LayerSketches, np.ndarray, np.ndarray, list[int]]:
+    """Two layers hold what decides the actions, each another half of it; the others hold noise."""
+    rng = np.random.default_rng(0)
+    causes = rng.normal(size=(ROWS, 2))
+    maps = rng.normal(size=(LAYERS, 2, 6, 2, 4))
+    sketches = LayerSketches()
+    kv = []
+    for i in range(LAYERS):
+        shown = causes[:, TELLING.index(i)] if i in TELLING else rng.normal(size=ROWS)
+        k, v = (torch.from_numpy((shown[:, None, None, None] * m).astype(np.float32)) for m in maps[i])
+        noise = torch.from_numpy(rng.normal(size=k.shape).astype(np.float32))
+        kv.append(LayerKV(k + 0.1 * noise, v))
+    for first in range(0, ROWS, 32):
+        sketches.add(PrefixKV(tuple(LayerKV(x.k[first : first + 32], x.v[first : first + 32]) for x in kv), None))
+    state = rng.normal(size=(ROWS, 2))
+    actions = causes @ rng.normal(size=(2, 3)) + 0.05 * rng.normal(size=(ROWS, 3))
+    return sketches, state, actions, [i // 10 for i in range(ROWS)]
+
+
+def test_layers_that_tell_of_the_actions_stay(sample: tuple[LayerSketches, np.ndarray, np.ndarray, list[int]]) -> None:
+    sketches, state, actions, episodes = sample
+    choice = choose_layers(sketches.kernels(), state, actions, episodes, 2)
+    assert choice.kept == TELLING
+    assert sorted(choice.removed) == [0, 2, 4]
+    assert choice.errors[-1] < choice.errors[0], "noise only hurt"
+    one = choose_layers(sketches.kernels(), state, actions, episodes, 1)
+    assert set(one.kept) < set(TELLING)
+    assert one.errors[-1] > 5 * choice.errors[-1], "each holds another half"
+
+
+def test_all_layers_are_kept_where_all_are_asked_for(
+    sample: tuple[LayerSketches, np.ndarray, np.ndarray, list[int]],
+) -> None:
+    sketches, state, actions, episodes = sample
+    choice = choose_layers(sketches.kernels(), state, actions, episodes, LAYERS)
+    assert (choice.kept, choice.removed) == (tuple(range(LAYERS)), ())
+
+
+@pytest.mark.parametrize("keep", [0, LAYERS + 1])
+def test_there_are_not_so_many(sample: tuple[LayerSketches, np.ndarray, np.ndarray, list[int]], keep: int) -> None:
+    sketches, state, actions, episodes = sample
+    with pytest.raises(UsageError, match=f"auto:{keep}: the editor has {LAYERS} layers"):
+        choose_layers(sketches.kernels(), state, actions, episodes, keep)
+
+
+def test_one_episode_is_too_few(sample: tuple[LayerSketches, np.ndarray, np.ndarray, list[int]]) -> None:
+    sketches, state, actions, _ = sample
+    with pytest.raises(UsageError, match="a single episode"):
+        choose_layers(sketches.kernels(), state, actions, [0] * ROWS, 2)

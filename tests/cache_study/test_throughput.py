@@ -1,0 +1,61 @@
+"""`kvcache.economy`: a verdict by arithmetic, and a real measurement that leaves nothing."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from imagewam_cli.cache_study import throughput as economy_module
+from imagewam_cli.cache_study.throughput import Economy, measure, verdict
+from imagewam_cli.kvcache.building.shard_plan import bytes_per_row
+from imagewam_cli.kvcache.codecs.integer import INT4
+from imagewam_cli.kvcache.codecs.pca import PCA1
+from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+
+
+def economy(**changed: float) -> Economy:
+    values = {"row_bytes": 5_000_000, "forward": 0.060, "write": 0.010, "read": 0.015, "decode": 0.005} | changed
+    return Economy(**values)  # type: ignore[arg-type]
+
+
+def test_a_cache_is_won_back_when_building_and_reading_took_less_than_computing() -> None:
+    """70 ms to build a row, 40 ms saved in each pass: 1.75 passes."""
+    paying = economy()
+    assert paying.passes == pytest.approx(1.75)
+    for passes, better in ((1, False), (2, True)):
+        stored = paying.forward + paying.write + passes * paying.load
+        assert (stored < passes * paying.forward) == better
+    assert verdict(paying) == (
+        "store: 5.00 MB/row reads in 20.0 ms, recomputing costs 60.0 ms; won back after 1.8 passes over the rows"
+    )
+
+
+@pytest.mark.parametrize("forward", [0.020, 0.001])
+def test_what_is_computed_as_fast_as_it_is_read_is_not_to_be_stored(forward: float) -> None:
+    losing = economy(forward=forward)
+    assert losing.passes is None
+    assert verdict(losing).startswith("do not store: 5.00 MB/row reads in 20.0 ms")
+    assert "--online" in verdict(losing)
+
+
+def test_at_the_break_even_a_row_is_read_as_fast_as_it_is_computed() -> None:
+    found = economy()
+    assert found.read * found.break_even_bytes / found.row_bytes == pytest.approx(found.forward)
+
+
+def test_it_measures_a_real_shard_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which everything that is timed takes one second, so that its share is one over its rows: a forward
+    and the codec have the 9 rows, the shard holds them 28 times, as 256 are the most.
+    """
+    monkeypatch.setattr(economy_module, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    rows = list(MemoryDataset((5, 4)).rows())
+    editor, stored = ArithmeticEditor(), 28 * 9
+    for found, codec in zip(measure(editor, [INT4, PCA1], rows, tmp_path), (INT4, PCA1), strict=True):
+        assert found.row_bytes == bytes_per_row(editor.spec, codec)
+        assert found.forward == pytest.approx(1 / 9)
+        assert found.write == pytest.approx(1 / 9 + 1 / stored)
+        assert (found.read, found.decode) == (pytest.approx(1 / stored), pytest.approx(1 / stored))
+    assert not list(tmp_path.iterdir())

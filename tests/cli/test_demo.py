@@ -1,0 +1,63 @@
+"""The main path end to end, on the embedded editor: the demo's own commands, small; then the example on its result."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from imagewam_cli.cli.demo_steps import Demo, write_report
+from tests.support.paths import EXAMPLES
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    demo = Demo(folder=tmp_path_factory.mktemp("demo") / "demo", episodes=4, steps=3, scenes=1)
+    for step in demo.steps_to_do():
+        step.run()
+    return demo
+
+
+@pytest.mark.slow
+def test_every_step_leaves_its_result_and_none_is_done_twice(finished: Demo) -> None:
+    assert all(step.result.exists() for step in finished.commands())
+    assert list(finished.steps_to_do()) == []
+
+
+@pytest.mark.slow
+def test_a_step_that_lacks_its_result_is_done_again(finished: Demo) -> None:
+    result = finished.folder / "eval-random" / "result.json"
+    kept = result.read_bytes()
+    result.unlink()
+    assert [step.name for step in finished.steps_to_do()] == ["eval random"]
+    result.write_bytes(kept)
+
+
+@pytest.mark.slow
+def test_report_says_rates_times_and_files(finished: Demo) -> None:
+    text = write_report(finished)
+    report = (finished.folder / "report.md").read_text()
+    for name in ("policy, unseen scenes", "held-out colour pairs", "ONNX", "random policy"):
+        assert name in text
+        assert name in report
+    assert (finished.folder / "loss.png").exists()
+    assert (finished.folder / "eval-policy" / "sheet.png").exists()
+
+
+@pytest.mark.slow
+def test_export_acts_as_the_policy_does(finished: Demo) -> None:
+    """One scene, rolled out with torch and with onnxruntime: the same steps."""
+    results = [json.loads((finished.folder / f / "result.json").read_text()) for f in ("eval-policy", "eval-onnx")]
+    steps = [next(e["steps"] for e in r["episodes"] if e["split"] == "test") for r in results]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.slow
+def test_example_acts(finished: Demo) -> None:
+    command = [sys.executable, str(EXAMPLES / "act.py"), str(finished.folder / "run"), "--scene", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    instruction, outcome = result.stdout.splitlines()
+    assert "zone" in instruction or "area" in instruction or " the " in instruction
+    assert "after" in outcome

@@ -1,0 +1,271 @@
+"""Where an editor runs changes no prefix; what a machine lacks is said before anything is loaded."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import Flux2Transformer2DModel
+from safetensors import SafetensorError
+from torch import nn
+
+from imagewam_cli.cli.app import run
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.loading.folder import load_part
+from imagewam_cli.editors.loading.hardware import CPU, Hardware
+from imagewam_cli.editors.loading.placement import Placement, compile_blocks, require_compiler, require_device
+from imagewam_cli.errors import EditorError, UsageError
+from imagewam_cli.kvcache.format.manifest import fingerprint_digest
+from imagewam_cli.prefix.capture import record
+from imagewam_cli.prefix.kv import LayerKV
+from imagewam_cli.registry import Registry
+
+INSTRUCTIONS = ("put the red block on the blue zone", "go")
+needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+
+
+def load(weights: Path, instructions: Sequence[str] = (), hardware: Hardware = CPU, **settings: Any) -> Any:
+    editors = Registry.installed().editors
+    chosen = PrefixSettings(image_size=(64, 64), cameras=("top",), **settings)
+    return editors.load("tiny").load(
+        editors.get("tiny"), chosen, instructions=instructions, weights=weights, hardware=hardware
+    )
+
+
+def rows(editor: Any) -> Any:
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    return editor.encode([{"top": picture}] * 2, INSTRUCTIONS)
+
+
+def difference(one: Any, other: Any) -> float:
+    pairs = zip(one.layers, other.layers, strict=True)
+    return max(float((getattr(a, x) - getattr(b, x)).abs().max()) for a, b in pairs for x in ("k", "v"))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"device": "cuda:one"}, "unknown device 'cuda:one'"),
+        ({"device": "cuda", "offload": "disk"}, "works on the CPU alone"),
+        ({"device": "mps", "offload": "group"}, "nowhere to offload to"),
+        ({"offload": "group", "compile": True}, "are not compiled"),
+    ],
+)
+def test_what_cannot_be_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Hardware(**values)
+
+
+@without_cuda
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UsageError, match="torch finds 0 CUDA devices"):
+        require_device(Hardware(device="cuda:1"))
+
+
+@without_cuda
+def test_cache_and_eval_say_so(
+    tabletop: Path, policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = ["cache", "--editor", "tiny", "--dataset", str(tabletop), "--out", str(tmp_path / "c")]
+    for command in (cache, ["eval", "--policy", str(policy_folder)]):
+        assert run([*command, "--device", "cuda"]) == 2
+        assert "error: no device 'cuda' here" in capsys.readouterr().err
+        assert run([*command, "--offload", "gruop"]) == 2
+        assert "offload is 'gruop'" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("offload", ["group", "sequential", "disk"])
+@pytest.mark.parametrize("instructions", [(), INSTRUCTIONS], ids=["live", "announced"])
+def test_a_prefix_is_the_same_wherever_weights_wait(tiny_weights: Path, offload: Any, instructions: Any) -> None:
+    plain = load(tiny_weights, instructions)
+    editor = load(tiny_weights, instructions, Hardware(offload=offload))
+    expected = rows(plain)
+    for _ in range(2):  # a forward that was left early leaves nothing behind
+        assert difference(rows(editor), expected) < 1e-5
+    assert fingerprint_digest(editor.fingerprint()) == fingerprint_digest(plain.fingerprint())
+
+
+def test_weights_wait_where_they_should(tiny_weights: Path) -> None:
+    def waits(module: nn.Module) -> bool:
+        return hasattr(module, "_diffusers_hook")
+
+    for offload, by_block in (("group", True), ("sequential", False)):
+        part = load(tiny_weights, hardware=Hardware(offload=offload)).part
+        block = part["transformer"].transformer_blocks[0]
+        assert (waits(block), waits(block.attn.to_q)) == (by_block, not by_block)
+        assert waits(part["text_encoder"].model.layers[0].self_attn.q_proj)
+    part = load(tiny_weights, hardware=Hardware(offload="disk")).part
+    for name in ("transformer", "text_encoder"):
+        assert {p.device.type for p in part[name].parameters()} == {"meta"}
+
+
+def test_random_weights_are_not_on_disk(tiny_weights: Path) -> None:
+    with pytest.raises(UsageError, match="used as they were published"):
+        load(tiny_weights, hardware=Hardware(offload="disk"), random_weights=True)
+
+
+OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+FULL = OSError(errno.ENOSPC, "No space left on device")
+FOREIGN = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+
+@pytest.mark.parametrize(
+    ("raised", "cause", "said"),
+    [
+        (OUT, None, OUT),
+        (FULL, None, FULL),
+        (OSError("Unable to load weights"), OUT, OUT),
+        (SafetensorError(FOREIGN), None, OSError),
+        (OSError("Unable to load weights"), None, EditorError),
+        (RuntimeError("size mismatch"), None, EditorError),
+    ],
+)
+def test_a_full_disk_or_device_is_no_fault_of_the_folder(
+    tmp_path: Path, raised: Exception, cause: Exception | None, said: Any
+) -> None:
+    class Part(nn.Module):
+        @classmethod
+        def from_pretrained(cls, *_: object, **__: object) -> None:
+            raise raised from cause
+
+    with pytest.raises(said if isinstance(said, type) else type(said)) as error:
+        load_part(tmp_path, "unet", Part, "cpu", torch.float32)
+    if isinstance(said, Exception):
+        assert error.value is said
+    elif said is OSError:
+        assert error.value.errno == errno.ENOSPC
+    else:
+        assert error.value.hint is not None
+        assert "fetch the editor again" in error.value.hint
+
+
+class TestCompile:
+    DOUBLE, SINGLE = 2, 10
+    """More layers than torch makes graphs of one function (8) before it gives up."""
+
+    @pytest.fixture
+    def denoiser(self) -> Any:
+        torch.manual_seed(0)
+        model = Flux2Transformer2DModel(
+            patch_size=1,
+            in_channels=8,
+            num_layers=self.DOUBLE,
+            num_single_layers=self.SINGLE,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=12,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=False,
+        )
+        return model.eval().requires_grad_(False)
+
+    def recorded(self, model: Any, *, early: bool) -> dict[str, LayerKV]:
+        names = [f"transformer_blocks.{i}.attn" for i in range(self.DOUBLE)]
+        names += [f"single_transformer_blocks.{i}.attn" for i in range(self.SINGLE)]
+        random = torch.Generator().manual_seed(1)
+        with record(model, names, stop_after_last=early) as recording:
+            model(
+                hidden_states=torch.randn(1, 6, 8, generator=random),
+                encoder_hidden_states=torch.randn(1, 5, 12, generator=random),
+                timestep=torch.zeros(1),
+                img_ids=torch.zeros(6, 4),
+                txt_ids=torch.zeros(5, 4),
+                guidance=None,
+            )
+        return recording.layers
+
+    def test_compiled_blocks_are_recorded_exactly_by_graphs_that_last(self, denoiser: Any) -> None:
+        from torch._dynamo.utils import counters
+
+        expected = self.recorded(denoiser, early=False)
+        compile_blocks(denoiser, backend="eager")
+        torch._dynamo.reset()
+        counters.clear()
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            for early in (True, False, True):
+                found = self.recorded(denoiser, early=early)
+                assert found.keys() == expected.keys()
+                for name, kv in expected.items():
+                    torch.testing.assert_close(found[name].k, kv.k, rtol=0, atol=0)
+                    torch.testing.assert_close(found[name].v, kv.v, rtol=0, atol=0)
+                graphs = counters["stats"]["unique_graphs"]
+                assert graphs > 0
+            assert self.recorded(denoiser, early=True).keys() == expected.keys()
+            assert counters["stats"]["unique_graphs"] == graphs, "a further row compiles nothing"
+
+    def test_a_model_that_names_no_blocks_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="Linear does not say which of its blocks repeat"):
+            compile_blocks(nn.Linear(1, 1))
+
+    def test_a_missing_compiler_is_one_line(self) -> None:
+        def broken(graph: Any, inputs: Any) -> Any:
+            raise RuntimeError("no compiler here")
+
+        with pytest.raises(UsageError, match="torch cannot compile here: no compiler here"):
+            require_compiler(torch.device("cpu"), backend=broken)  # type: ignore[arg-type]
+
+    def test_it_is_tried_before_anything_is_loaded(self, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing(device: torch.device) -> None:
+            raise UsageError("no compiler here")
+
+        monkeypatch.setattr("imagewam_cli.editors.loading.placement.require_compiler", missing)
+        monkeypatch.setattr("imagewam_cli.editors.diffusers.load_part", lambda *_: pytest.fail("loaded"))
+        monkeypatch.setattr("imagewam_cli.editors.loading.placement.load_part", lambda *_, **__: pytest.fail("loaded"))
+        with pytest.raises(UsageError, match="no compiler here"):
+            load(tiny_weights, hardware=Hardware(compile=True))
+
+
+class TestQuantization:
+    def test_its_package_is_asked_for(self, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("imagewam_cli.editors.loading.quantization.find_spec", lambda _: None)
+        with pytest.raises(UsageError, match="needs torchao") as error:
+            load(tiny_weights, quantization="int8")
+        assert error.value.hint == "pip install 'imagewam[quantization]'"
+
+    def test_what_needs_a_gpu_says_so(self, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("imagewam_cli.editors.loading.quantization.find_spec", lambda _: True)
+        with pytest.raises(UsageError, match="'nf4' needs a CUDA device, not cpu"):
+            load(tiny_weights, quantization="nf4")
+
+    def test_four_bits_do_not_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("imagewam_cli.editors.loading.quantization.find_spec", lambda _: True)
+        monkeypatch.setattr("imagewam_cli.editors.loading.placement.require_device", lambda _: torch.device("cuda"))
+        with pytest.raises(UsageError, match="nf4 stay on their device"):
+            Placement(Hardware(device="cuda", offload="group"), quantization="nf4", random_weights=False)
+
+    def test_random_weights_are_not_quantized(self) -> None:
+        with pytest.raises(UsageError, match="are not quantized"):
+            PrefixSettings(random_weights=True, quantization="int8")
+
+    @needs_torchao
+    def test_int8_is_every_linear_layer_within_half_a_step(self, tiny_weights: Path) -> None:
+        plain, quantized = load(tiny_weights), load(tiny_weights, quantization="int8")
+        exact, found = rows(plain), rows(quantized)
+        for name, block in (("transformer", "transformer_blocks.0.attn.to_q"), ("text_encoder", "model.layers.0.mlp")):
+            weights = dict(plain.part[name].named_parameters())
+            rounded = {k: w for k, w in quantized.part[name].named_parameters() if hasattr(w, "qdata")}
+            assert any(k.startswith(block) for k in rounded)
+            for k, w in rounded.items():
+                steps = weights[k].abs().amax(dim=1, keepdim=True) * 2 / 255
+                assert bool(((w.dequantize() - weights[k]).abs() <= 0.51 * steps).all())
+                weights[k].copy_(w.dequantize())
+        plain._texts._known.clear()
+        assert difference(found, rows(plain)) < 1e-4
+        assert difference(found, exact) > 1e-3
+        assert fingerprint_digest(plain.fingerprint()) != fingerprint_digest(quantized.fingerprint())
+
+    @needs_torchao
+    def test_quantized_weights_wait_too(self, tiny_weights: Path) -> None:
+        expected = rows(load(tiny_weights, quantization="int8"))
+        for offload in ("group", "sequential"):
+            hardware = Hardware(offload=offload)  # type: ignore[arg-type]
+            assert difference(rows(load(tiny_weights, hardware=hardware, quantization="int8")), expected) < 1e-5

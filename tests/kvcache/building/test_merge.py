@@ -1,0 +1,248 @@
+"""Parts built by workers that know nothing of each other: merged, they are the single build, byte for byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.editors.contract import WeightsIdentity
+from imagewam_cli.errors import CacheError, UsageError
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.merge import merge_cache
+from imagewam_cli.kvcache.building.verify import repair_cache, verify_cache
+from imagewam_cli.kvcache.codecs.cast import FLOAT32
+from imagewam_cli.kvcache.codecs.contract import Codec
+from imagewam_cli.kvcache.codecs.pca import PCA2
+from imagewam_cli.kvcache.format.manifest import CODEC, Share
+from imagewam_cli.kvcache.reading.reader import CacheReader
+from imagewam_cli.kvcache.storage.manifests import read_manifest
+from imagewam_cli.prefix.kv import LayerKV, PrefixKV
+from tests.kvcache.building.test_build import files, stop_after
+from tests.kvcache.conftest import LENGTHS, SETTINGS
+from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+
+
+def build_part(
+    out: Path, index: int, count: int = 3, editor: ArithmeticEditor | None = None, codec: Codec = FLOAT32
+) -> ArithmeticEditor:
+    worker = editor or ArithmeticEditor()
+    shard_mb = SETTINGS.shard_mb if codec is FLOAT32 else 0.0009
+    settings = dataclasses.replace(SETTINGS, share=Share(index=index, count=count), shard_mb=shard_mb)
+    build_cache(MemoryDataset(LENGTHS), worker, out, codec, settings)
+    return worker
+
+
+class Elsewhere(ArithmeticEditor):
+    """On a machine that computes other last bits, with the weights from another place."""
+
+    def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
+        exact = super().encode(images, instructions)
+        return PrefixKV(tuple(LayerKV(kv.k * (1 + 1e-6), kv.v) for kv in exact.layers), exact.valid)
+
+    @property
+    def weights(self) -> WeightsIdentity:
+        return dataclasses.replace(super().weights, revision="main")
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_merged_parts_are_the_single_build(built: Path, tmp_path: Path, order: tuple[int, ...]) -> None:
+    rows = [build_part(tmp_path / "cache", index).encoded for index in order]
+    assert sum(rows) == 15, "no row twice"
+    merge_cache(tmp_path / "cache")
+    assert files(tmp_path / "cache") == files(built)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7])
+def test_any_number_of_parts_gives_the_same(built: Path, tmp_path: Path, count: int) -> None:
+    for index in range(count):
+        build_part(tmp_path / "cache", index, count)
+    merge_cache(tmp_path / "cache")
+    assert files(tmp_path / "cache") == files(built)
+
+
+def test_parts_in_folders_of_their_own_are_copied(built: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / str(index) for index in range(3)]
+    for index, folder in enumerate(folders):
+        build_part(folder, index)
+    before = [files(folder) for folder in folders]
+    merge_cache(tmp_path / "cache", folders)
+    assert files(tmp_path / "cache") == files(built)
+    assert [files(folder) for folder in folders] == before
+
+
+def test_a_reader_unites_parts_on_the_fly(built: Path, tmp_path: Path) -> None:
+    for index in range(3):
+        build_part(tmp_path / "cache", index)
+    there, here = CacheReader(built), CacheReader(tmp_path / "cache")
+    assert here.manifest.complete
+    everything = np.arange(len(there))
+    for a, b in zip(there.read(everything).layers, here.read(everything).layers, strict=True):
+        assert np.array_equal(a.k.numpy(), b.k.numpy())
+    assert not verify_cache(tmp_path / "cache")
+
+
+def test_a_stopped_part_goes_on_and_a_finished_one_is_left_alone(built: Path, tmp_path: Path) -> None:
+    out, settings = tmp_path / "cache", dataclasses.replace(SETTINGS, share=Share(index=1, count=2))
+    build_part(out, 0, 2)
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), out, FLOAT32, settings, on_rows=stop_after(1))
+    assert not read_manifest(out).complete
+    build_part(out, 1, 2)
+    assert build_part(out, 0, 2).encoded == 0
+    merge_cache(out)
+    assert files(out) == files(built)
+
+
+def test_merging_what_is_there_first_and_the_rest_later(built: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    build_part(out, 0)
+    assert not merge_cache(out).complete
+    for index in (1, 2):
+        build_part(out, index)
+    assert merge_cache(out).complete
+    merge_cache(out)
+    assert files(out) == files(built)
+
+
+def test_readers_see_what_was_merged_and_what_came_after(built: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    build_part(out, 0)
+    merge_cache(out)
+    build_part(out, 1)
+    build_part(out, 2)
+    assert CacheReader(out).manifest.complete
+    build_cache(MemoryDataset(LENGTHS), editor := ArithmeticEditor(), out, FLOAT32, SETTINGS)
+    assert editor.encoded == 0, "the whole's own command finds nothing left to do"
+    merge_cache(out)
+    assert files(out) == files(built)
+
+
+def test_a_fitted_codec_is_everybodys_and_survives_a_rerun_elsewhere(tmp_path: Path) -> None:
+    """Its fit there would give other axes, and every shard be undecodable."""
+    out = tmp_path / "cache"
+    for index in range(2):
+        build_part(out, index, 2, codec=PCA2)
+    merge_cache(out)
+    before = files(out)
+    assert build_part(out, 0, 2, Elsewhere(), PCA2).encoded == 0
+    assert files(out)[CODEC] == before[CODEC]
+    merge_cache(out)
+    assert files(out) == before
+
+
+def test_parts_of_machines_that_compute_unalike_share_one_codec(tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    build_part(out, 0, 2, codec=PCA2)
+    codec = files(out)[CODEC]
+    build_part(out, 1, 2, Elsewhere(), PCA2)
+    assert files(out)[CODEC] == codec
+    assert merge_cache(out).complete
+    assert verify_cache(out) == []
+
+
+def test_where_the_dataset_and_the_weights_lay_is_no_difference(tmp_path: Path) -> None:
+    out, dataset = tmp_path / "cache", MemoryDataset(LENGTHS)
+    build_part(out, 0, 2)
+    dataset.info = dataclasses.replace(dataset.info, root=Path("elsewhere"))
+    settings = dataclasses.replace(SETTINGS, share=Share(index=1, count=2))
+    build_cache(dataset, Elsewhere(), out, FLOAT32, settings)
+    assert len(CacheReader(out)) == 15
+    assert merge_cache(out).complete
+
+
+def test_parts_that_were_repaired_can_be_merged(tmp_path: Path) -> None:
+    """To other bytes, as another machine gives them."""
+    out = tmp_path / "cache"
+    for index in range(2):
+        build_part(out, index, 2)
+    path = out / "shards" / "shard-00000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert repair_cache(out, verify_cache(out), MemoryDataset(LENGTHS), Elsewhere()) == [path.name]
+    merge_cache(out)
+    assert verify_cache(out) == []
+
+
+def test_what_is_merged_from_elsewhere_is_durable_before_it_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(2):
+        build_part(tmp_path / str(index), index, 2)
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    merge_cache(tmp_path / "cache", [tmp_path / "0", tmp_path / "1"])
+    shards = [f"shard-0000{i}.safetensors.partial" for i in range(4)]
+    assert [name for name in synced if name in shards] == shards
+    assert synced.index("manifest.json.partial") > max(synced.index(name) for name in shards)
+
+
+def test_the_whole_and_its_parts_are_not_written_at_once(tmp_path: Path) -> None:
+    """Nor parts of another number, nor a merge: each would write the other's shards."""
+    out = tmp_path / "cache"
+
+    def meanwhile(rows: int) -> None:
+        for other in (0, 1):
+            with pytest.raises(CacheError, match="is being written by"):
+                build_part(out, other, 2)
+        with pytest.raises(CacheError, match="is being written by"):
+            merge_cache(out)
+
+    build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), out, FLOAT32, SETTINGS, on_rows=meanwhile)
+    shutil.rmtree(out)
+
+    def beside_a_part(rows: int) -> None:
+        with pytest.raises(CacheError, match="is being written by"):
+            build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), out, FLOAT32, SETTINGS)
+        with pytest.raises(CacheError, match="is being written by"):
+            build_part(out, 0, 2)
+
+    settings = dataclasses.replace(SETTINGS, share=Share(index=0, count=3))
+    build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), out, FLOAT32, settings, on_rows=beside_a_part)
+
+
+def test_parts_of_different_editors_are_refused_with_what_differs(tmp_path: Path) -> None:
+    for index in range(2):
+        build_part(tmp_path / str(index), index, 2, ArithmeticEditor(timestep=0.5 * index))
+    with pytest.raises(CacheError, match=r"of different caches: .*timestep is 0\.0 and 0\.5"):
+        merge_cache(tmp_path / "cache", [tmp_path / "0", tmp_path / "1"])
+    assert not (tmp_path / "cache" / "manifest.json").exists()
+
+
+def test_a_damaged_part_is_not_merged(tmp_path: Path) -> None:
+    for index in range(3):
+        build_part(tmp_path / "cache", index)
+    (tmp_path / "cache" / "shards" / "shard-00002.safetensors").unlink()
+    with pytest.raises(CacheError, match=r"shard-00002\.safetensors is missing"):
+        merge_cache(tmp_path / "cache")
+    assert not (tmp_path / "cache" / "manifest.json").exists()
+
+
+def test_nothing_to_merge_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="has no part of a cache"):
+        merge_cache(tmp_path)
+
+
+def test_a_whole_cache_can_be_merged_with_itself(built: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(built, tmp_path / "cache"))
+    merge_cache(out)
+    assert files(out) == files(built)
+
+
+@pytest.mark.parametrize(("index", "count"), [(3, 3), (-1, 3), (0, 0)])
+def test_there_is_no_such_part(index: int, count: int) -> None:
+    with pytest.raises(UsageError, match=f"no part {index} of {count}"):
+        Share(index=index, count=count)

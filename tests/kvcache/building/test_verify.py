@@ -1,0 +1,176 @@
+"""`kvcache.verify`: every flipped byte is found, and repair gives the former bytes from few rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.verify import repair_cache, verify_cache
+from imagewam_cli.kvcache.codecs.contract import Codec
+from imagewam_cli.kvcache.codecs.integer import INT4
+from imagewam_cli.kvcache.format.manifest import MANIFEST
+from imagewam_cli.kvcache.format.shard import Shard
+from imagewam_cli.kvcache.reading.reader import CacheReader
+from imagewam_cli.prefix.spec import KVSpec
+from tests.kvcache.building.test_build import files
+from tests.kvcache.conftest import LENGTHS, SETTINGS
+from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+
+BESIDE = ["table.safetensors", "samples.safetensors"]
+
+
+@pytest.fixture
+def copy(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "cache"))
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def repaired(folder: Path, editor: ArithmeticEditor | None = None) -> list[str]:
+    return repair_cache(folder, verify_cache(folder), MemoryDataset(LENGTHS), editor or ArithmeticEditor())
+
+
+def test_an_intact_cache_has_nothing_wrong(built: Path) -> None:
+    counted: list[int] = []
+    assert verify_cache(built, on_rows=counted.append) == []
+    assert sum(counted) == 15
+
+
+def test_every_flipped_byte_is_found_and_none_is_read(copy: Path) -> None:
+    """Over all files, at places drawn from a seed. A table or a manifest that differs is refused as it is read."""
+    rng = np.random.default_rng(0)
+    for name, content in files(copy).items():
+        for place in rng.integers(0, len(content), size=25):
+            flip(copy / name, int(place))
+            if name == MANIFEST:
+                with pytest.raises(CacheError):
+                    verify_cache(copy)
+            else:
+                assert [damage.file for damage in verify_cache(copy)] == [name]
+            if name != "samples.safetensors":  # which a reader does not read
+                with pytest.raises(CacheError):
+                    read_all(copy)
+            (copy / name).write_bytes(content)
+    read_all(copy)
+
+
+def read_all(folder: Path) -> None:
+    reader = CacheReader(folder)
+    reader.read(np.arange(len(reader)))
+
+
+@pytest.mark.parametrize("name", [*BESIDE, "shards/shard-00001.safetensors"])
+@pytest.mark.parametrize("how", ["deleted", "truncated"])
+def test_a_file_that_is_gone_or_short_is_named_and_repaired(built: Path, copy: Path, name: str, how: str) -> None:
+    (copy / name).unlink() if how == "deleted" else os.truncate(copy / name, 60)
+    (damage,) = verify_cache(copy)
+    assert damage.file == name
+    assert damage.rows is None
+    assert not repaired(copy)
+    assert files(copy) == files(built)
+
+
+def test_only_the_batches_with_damaged_rows_are_computed_again(built: Path, copy: Path) -> None:
+    path = copy / "shards" / "shard-00001.safetensors"
+    shard = Shard.open(path)
+    flip(path, shard.offsets["layer.1.k"] + 4 * shard.layout.parts["layer.1.k"].row_bytes)
+    (damage,) = verify_cache(copy)
+    assert (damage.rows, damage.what) == ((4,), "1 of 5 rows differ from their checksums (dataset rows 13)")
+    editor = ArithmeticEditor()
+    assert not repaired(copy, editor)
+    assert editor.encoded == 2, "the shard's batches are of 3 and 2 rows"
+    assert files(copy) == files(built)
+
+
+def test_everything_damaged_at_once_is_repaired(built: Path, copy: Path) -> None:
+    for name in files(copy):
+        if name != MANIFEST:
+            flip(copy / name, -1)
+    assert len(verify_cache(copy)) == 2 + 4
+    assert not repaired(copy)
+    assert files(copy) == files(built)
+
+
+def test_rows_in_few_bits_are_repaired_to_the_same_bytes(tmp_path: Path) -> None:
+    codec: Codec = INT4
+    build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), tmp_path / "cache", codec, SETTINGS)
+    before = files(tmp_path / "cache")
+    flip(tmp_path / "cache" / "shards" / "shard-00000.safetensors", -1)
+    assert not repaired(tmp_path / "cache")
+    assert files(tmp_path / "cache") == before
+
+
+def test_another_result_than_before_is_told_and_sound(copy: Path) -> None:
+    """As of another library's rounding, which no fingerprint shows."""
+    path = copy / "shards" / "shard-00003.safetensors"
+    flip(path, -1)
+    other = ArithmeticEditor(
+        spoil=lambda p: dataclasses.replace(p, layers=tuple(type(kv)(kv.k * 1.5, kv.v) for kv in p.layers))
+    )
+    assert repaired(copy, other) == ["shard-00003.safetensors"]
+    assert not verify_cache(copy)
+    read_all(copy)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "editor", "what"),
+    [
+        (MemoryDataset(LENGTHS, identity="another"), ArithmeticEditor(), "dataset"),
+        (MemoryDataset(LENGTHS), ArithmeticEditor(weights="trained longer"), "editor"),
+    ],
+)
+def test_another_dataset_or_editor_repairs_nothing(
+    copy: Path, dataset: MemoryDataset, editor: ArithmeticEditor, what: str
+) -> None:
+    flip(copy / "shards" / "shard-00000.safetensors", -1)
+    before = files(copy)
+    with pytest.raises(CacheError, match=f"made with another {what}: it has .+, here it is"):
+        repair_cache(copy, verify_cache(copy), dataset, editor)
+    assert files(copy) == before
+
+
+def test_a_dataset_that_changed_unseen_does_not_replace_the_table(copy: Path) -> None:
+    flip(copy / "table.safetensors", -1)
+    before = files(copy)
+    with pytest.raises(CacheError, match=r"gives another table\.safetensors than the cache had"):
+        repair_cache(copy, verify_cache(copy), MemoryDataset(LENGTHS, shift=1.0), ArithmeticEditor())
+    assert files(copy) == before
+
+
+def test_shards_that_are_gone_with_their_folder_are_repaired(built: Path, copy: Path) -> None:
+    shutil.rmtree(copy / "shards")
+    assert len(verify_cache(copy)) == 4
+    assert not repaired(copy)
+    assert files(copy) == files(built)
+
+
+def test_a_folder_in_a_shards_place_is_one_finding_among_others(copy: Path) -> None:
+    path = copy / "shards" / "shard-00001.safetensors"
+    path.unlink()
+    path.mkdir()
+    flip(copy / "shards" / "shard-00003.safetensors", -1)
+    assert [damage.file for damage in verify_cache(copy)] == [f"shards/shard-0000{i}.safetensors" for i in (1, 3)]
+
+
+def test_another_layout_repairs_nothing(copy: Path) -> None:
+    """A plugin that learned to tell positions gives other int4 bytes for the same keys."""
+    flip(copy / "shards" / "shard-00000.safetensors", -1)
+
+    class Wider(ArithmeticEditor):
+        @property
+        def spec(self) -> KVSpec:
+            return dataclasses.replace(super().spec, image_size=(8, 8))
+
+    with pytest.raises(CacheError, match="made with another prefix layout"):
+        repair_cache(copy, verify_cache(copy), MemoryDataset(LENGTHS), Wider())

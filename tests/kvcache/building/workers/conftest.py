@@ -1,0 +1,38 @@
+"""A build by several workers, whatever runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagewam_cli.kvcache.building.build import build_with
+from imagewam_cli.kvcache.building.workers.pool import Crew, Workers
+from imagewam_cli.kvcache.codecs.cast import FLOAT32
+from imagewam_cli.kvcache.format.manifest import Manifest
+from tests.kvcache.conftest import LENGTHS, SETTINGS
+from tests.support.arithmetic_editor import MemoryDataset
+from tests.support.worker_recipes import ArithmeticRecipe
+
+Build = Callable[..., Manifest]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[..., ArithmeticRecipe]:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    return lambda **values: ArithmeticRecipe(out=tmp_path / "cache", marks=marks, **values)
+
+
+@pytest.fixture
+def build_by(tmp_path: Path) -> Build:
+    """`build_by(workers)` into `tmp_path / "cache"`, the build of `built`."""
+
+    def build(workers: Workers, *, on_news: Callable[[str], None] = lambda line: None, **options: Any) -> Manifest:
+        dataset, out = MemoryDataset(LENGTHS), tmp_path / "cache"
+        with Crew(workers, out=out, identity=dataset.info.identity, on_news=on_news) as crew:
+            return build_with(crew, dataset, out, FLOAT32, SETTINGS, **options)
+
+    return build

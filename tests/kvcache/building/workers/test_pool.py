@@ -1,0 +1,159 @@
+"""Who makes which shard, and what becomes of the shards of the dead. Workers are threads here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.building.workers.pool import Crew, Died, Event, Finished, Free, Ready
+from imagewam_cli.kvcache.building.workers.worker import Recipe, Worker
+from imagewam_cli.kvcache.storage.manifests import read_manifest
+from tests.kvcache.building.test_build import files, stop_after
+from tests.kvcache.building.workers.conftest import Build
+from tests.kvcache.conftest import CUT, LENGTHS
+from tests.support.arithmetic_editor import MemoryDataset
+from tests.support.worker_recipes import Lost, complain, lose
+
+
+class ThreadWorkers:
+    """Threads of this process: what the other engines are, without a process to start."""
+
+    def __init__(self, recipe: Recipe, count: int) -> None:
+        self.count, self._recipe = count, recipe
+        self._events: SimpleQueue[Event | BaseException] = SimpleQueue()
+        self._work: dict[int, SimpleQueue[Sequence[str]]] = {}
+        self.given: list[tuple[str, ...]] = []
+        self.stops = 0
+
+    def start(self, place: int) -> None:
+        work = self._work[place] = SimpleQueue()
+        threading.Thread(target=self._live, args=(place, work), daemon=True).start()
+
+    def give(self, place: int, names: Sequence[str]) -> None:
+        self.given.append(tuple(names))
+        self._work[place].put(names)
+
+    def wait(self) -> Event:
+        event = self._events.get(timeout=10)
+        if isinstance(event, BaseException):
+            raise event
+        return event
+
+    def stop(self) -> None:
+        self.stops += 1
+
+    def _live(self, place: int, work: SimpleQueue[Sequence[str]]) -> None:
+        try:
+            worker = Worker(self._recipe, place, 1)
+            self._events.put(Ready(place, worker.facts))
+            while True:
+                worker.make(work.get(), lambda entry: self._events.put(Finished(place, entry)))
+                self._events.put(Free(place))
+        except Lost:
+            self._events.put(Died(place, "was lost"))
+        except Exception as error:  # noqa: BLE001 - as a process's boundary
+            self._events.put(error)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_any_number_of_workers_makes_the_single_build(
+    built: Path, tmp_path: Path, recipe: Any, build_by: Build, count: int
+) -> None:
+    counted: list[int] = []
+    workers = ThreadWorkers(recipe(), count)
+    manifest = build_by(workers, on_rows=counted.append)
+    assert files(tmp_path / "cache") == files(built)
+    assert sum(counted) == manifest.rows == 15
+    assert workers.stops
+
+
+def test_runs_are_long_first_and_single_at_the_end(recipe: Any, tmp_path: Path) -> None:
+    workers = ThreadWorkers(recipe(), 2)
+    crew = Crew(workers, out=tmp_path, identity="")
+    crew._waiting = [str(i) for i in range(40)]
+    crew._workers.give = lambda place, names: workers.given.append(names)
+    while crew._waiting:
+        crew._free.append(0)
+        crew._hand_out()
+    lengths = [len(names) for names in workers.given]
+    assert lengths[:3] == [10, 7, 5]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[-3:] == [1, 1, 1]
+    assert [name for names in workers.given for name in names] == [str(i) for i in range(40)]
+
+
+@pytest.mark.parametrize("episode", [0, 1, 3, 4])
+def test_what_a_lost_worker_was_at_is_done_again(
+    built: Path, tmp_path: Path, recipe: Any, build_by: Build, episode: int
+) -> None:
+    news: list[str] = []
+    build_by(ThreadWorkers(recipe(episode=episode, times=2, happens=lose), 2), on_news=news.append)
+    assert files(tmp_path / "cache") == files(built)
+    (shard,) = [i for i, episodes in enumerate(CUT) if episode in episodes]
+    assert len(news) == 2
+    assert all(f"was lost at shard-{shard:05d}.safetensors" in line for line in news)
+
+
+def test_a_shard_that_kills_every_worker_stops_the_build_which_can_be_continued(
+    built: Path, tmp_path: Path, recipe: Any, build_by: Build
+) -> None:
+    with pytest.raises(CacheError, match=r"was lost at shard-00001\.safetensors, and so did 2 before it") as error:
+        build_by(ThreadWorkers(recipe(times=3, happens=lose), 1))
+    assert error.value.hint is not None
+    assert "--workers" in error.value.hint
+    assert not [name for name in files(tmp_path / "cache") if name.endswith((".partial", ".lock"))]
+    build_by(ThreadWorkers(recipe(), 1))
+    assert files(tmp_path / "cache") == files(built)
+
+
+def test_an_editors_error_stops_the_build_with_its_line(tmp_path: Path, recipe: Any, build_by: Build) -> None:
+    workers = ThreadWorkers(recipe(times=1, happens=complain), 1)
+    with pytest.raises(CacheError, match="out of ink") as error:
+        build_by(workers)
+    assert error.value.hint == "buy some"
+    assert workers.stops
+    assert read_manifest(tmp_path / "cache").rows == 3
+
+
+def test_a_worker_that_cannot_start_stops_the_build(recipe: Any, build_by: Build) -> None:
+    class Unloadable:
+        def open(self, place: int) -> Any:
+            raise Lost
+
+    with pytest.raises(CacheError, match="at the start of worker 0, and so did 2 before it"):
+        build_by(ThreadWorkers(Unloadable(), 1))
+
+
+@pytest.mark.parametrize("strangers", [(0,), (1,)])
+def test_workers_with_different_editors_are_refused(recipe: Any, strangers: tuple[int, ...], tmp_path: Path) -> None:
+    differing = recipe(strangers=strangers)
+    identity = MemoryDataset(LENGTHS).info.identity
+    with (
+        pytest.raises(CacheError, match=r"worker \d computes with another editor"),
+        Crew(ThreadWorkers(differing, 2), out=tmp_path, identity=identity) as crew,
+    ):
+        crew._advance()
+
+
+def test_a_worker_that_sees_another_dataset_is_refused(recipe: Any, tmp_path: Path) -> None:
+    with (
+        pytest.raises(CacheError, match="worker 0 computes with another dataset"),
+        Crew(ThreadWorkers(recipe(), 1), out=tmp_path, identity="another"),
+    ):
+        pass
+
+
+def test_ctrl_c_leaves_what_is_finished(built: Path, tmp_path: Path, recipe: Any, build_by: Build) -> None:
+    workers = ThreadWorkers(recipe(), 1)
+    with pytest.raises(KeyboardInterrupt):
+        build_by(workers, on_rows=stop_after(3))
+    assert workers.stops
+    assert read_manifest(tmp_path / "cache").rows == 3
+    build_by(ThreadWorkers(recipe(), 1))
+    assert files(tmp_path / "cache") == files(built)

@@ -1,0 +1,36 @@
+"""Real processes, really killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagewam_cli.errors import CacheError, UnknownNameError
+from imagewam_cli.kvcache.building.workers.processes import ProcessWorkers
+from tests.kvcache.building.test_build import files
+from tests.kvcache.building.workers.conftest import Build
+from tests.support.worker_recipes import kill, mistype
+
+
+def test_a_killed_worker_is_replaced_and_the_bytes_are_the_single_builds(
+    built: Path, tmp_path: Path, recipe: Any, build_by: Build
+) -> None:
+    news: list[str] = []
+    build_by(ProcessWorkers(recipe(times=1, happens=kill), 2, 1), on_news=news.append)
+    assert files(tmp_path / "cache") == files(built)
+    (line,) = news
+    assert "was killed (SIGKILL) at shard-00001.safetensors" in line
+
+
+def test_an_error_comes_back_as_it_was(tmp_path: Path, recipe: Any, build_by: Build) -> None:
+    """One whose class takes other arguments than a message, with where it happened as a note."""
+    workers = ProcessWorkers(recipe(times=1, happens=mistype), 1, 1)
+    with pytest.raises(UnknownNameError, match="unknown editor 'tinny'") as error:
+        build_by(workers)
+    assert error.value.hint == "did you mean 'tiny'?"
+    assert error.value.choices == ["tiny"]
+    assert "in mistype" in "".join(error.value.__notes__)
+    assert not isinstance(error.value, CacheError)
+    assert not [name for name in files(tmp_path / "cache") if name.endswith((".partial", ".lock"))]

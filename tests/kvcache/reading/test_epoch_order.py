@@ -1,0 +1,97 @@
+"""`kvcache.order`: every row once, in an order that (seed, epoch, rank) decide; few shards at a time where asked."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+
+from imagewam_cli.kvcache.reading.epoch_order import epoch_order, stretch
+
+SHARDS = (7, 11, 5, 9, 1, 13, 8, 10)
+ROWS = np.arange(sum(SHARDS))
+SHARD_OF = np.repeat(np.arange(len(SHARDS)), SHARDS)
+
+
+def order(rank: int = 0, world_size: int = 1, **given: Any) -> list[int]:
+    asked = {"shuffle": "rows", "seed": 0, "epoch": 0} | given
+    rows = asked.pop("rows", ROWS)
+    found: list[int] = epoch_order(rows, SHARDS, rank=rank, world_size=world_size, **asked).tolist()
+    return found
+
+
+@pytest.mark.parametrize("shuffle", ["rows", "shards", "none"])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 64, 100])
+class TestShares:
+    def test_uneven_is_every_row_exactly_once(self, shuffle: str, world_size: int) -> None:
+        parts = [order(r, world_size, shuffle=shuffle, remainder="uneven") for r in range(world_size)]
+        assert sorted([*chain(*parts)]) == ROWS.tolist()
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+    def test_padded_ranks_are_equally_long_and_have_every_row(self, shuffle: str, world_size: int) -> None:
+        parts = [order(r, world_size, shuffle=shuffle, remainder="pad") for r in range(world_size)]
+        assert {len(part) for part in parts} == {-(-len(ROWS) // world_size)}
+        read = [*chain(*parts)]
+        assert set(read) == set(ROWS.tolist())
+        assert len(read) - len(ROWS) < world_size
+
+    def test_dropped_rows_are_fewer_than_ranks_and_none_comes_twice(self, shuffle: str, world_size: int) -> None:
+        parts = [order(r, world_size, shuffle=shuffle, remainder="drop") for r in range(world_size)]
+        assert {len(part) for part in parts} == {len(ROWS) // world_size}
+        read = [*chain(*parts)]
+        assert len(set(read)) == len(read)
+
+    def test_a_stretch_is_as_long_as_the_share(self, shuffle: str, world_size: int) -> None:
+        for remainder in ("pad", "drop", "uneven"):
+            first, last = stretch(len(ROWS), world_size - 1, world_size, remainder)  # type: ignore[arg-type]
+            assert last - first == len(order(world_size - 1, world_size, shuffle=shuffle, remainder=remainder))
+
+
+@pytest.mark.parametrize("shuffle", ["rows", "shards"])
+def test_seed_epoch_and_rank_decide(shuffle: str) -> None:
+    assert order(shuffle=shuffle) == order(shuffle=shuffle)
+    others = [order(shuffle=shuffle, seed=1), order(shuffle=shuffle, epoch=1)]
+    assert order(shuffle=shuffle) not in others
+    assert others[0] != others[1]
+
+
+def test_alone_and_over_all_rows_it_is_one_permutation() -> None:
+    assert order(seed=3, epoch=4) == np.random.default_rng([3, 4]).permutation(ROWS).tolist()
+
+
+def test_every_window_holds_whole_shards_but_those_at_its_ends() -> None:
+    window = 20
+    read = order(shuffle="shards", shuffle_rows=window)
+    assert read != sorted(read)
+    for start in range(0, len(read), window):
+        inside, rest = set(read[start : start + window]), read[:start] + read[start + window :]
+        shared = set(SHARD_OF[list(inside)]) & set(SHARD_OF[rest])
+        assert len(shared) <= 2, "at most the shards that its two ends cut"
+    assert any(np.diff(SHARD_OF[read[:window]]).tolist()), "rows of its shards are mixed"
+
+
+def test_shards_come_in_another_order_each_epoch() -> None:
+    def shards(epoch: int) -> list[int]:
+        return list(dict.fromkeys(SHARD_OF[order(shuffle="shards", shuffle_rows=1, epoch=epoch)].tolist()))
+
+    assert sorted(shards(0)) == sorted(shards(1)) == list(range(len(SHARDS)))
+    assert shards(0) != shards(1)
+
+
+def test_by_default_a_window_is_four_mean_shards() -> None:
+    assert order(shuffle="shards") == order(shuffle="shards", shuffle_rows=4 * len(ROWS) // len(SHARDS))
+    assert order(shuffle="shards") != order(shuffle="shards", shuffle_rows=16)
+
+
+def test_some_rows_of_the_cache_are_these_rows_shard_by_shard() -> None:
+    some = ROWS[3::4]
+    read = order(rows=some, shuffle="shards", shuffle_rows=1)
+    assert sorted(read) == some.tolist()
+    assert len(list(dict.fromkeys(SHARD_OF[read].tolist()))) == 1 + np.count_nonzero(np.diff(SHARD_OF[read]))
+
+
+def test_no_rows_are_no_order() -> None:
+    for shuffle in ("rows", "shards", "none"):
+        assert order(rows=ROWS[:0], shuffle=shuffle) == []

@@ -1,0 +1,85 @@
+"""`kvcache.lock`: one writer, and dead writers lock nobody out."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagewam_cli.errors import CacheError
+from imagewam_cli.kvcache.building.build import build_cache
+from imagewam_cli.kvcache.building.verify import repair_cache
+from imagewam_cli.kvcache.codecs.cast import FLOAT32
+from imagewam_cli.kvcache.storage.lock import LOCK, write_lock
+from tests.kvcache.conftest import LENGTHS, SETTINGS
+from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from imagewam_cli.kvcache.storage.lock import write_lock
+with write_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holding(folder: Path) -> subprocess.Popen[str]:
+    """Another process that holds the lock."""
+    process = subprocess.Popen([sys.executable, "-c", _HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
+    process = holding(tmp_path)
+    try:
+        with pytest.raises(CacheError, match=f"being written by process {process.pid} on "), write_lock(tmp_path):
+            pass
+        assert (tmp_path / LOCK).exists()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_what_a_killed_writer_left_locks_nobody_out(tmp_path: Path) -> None:
+    process = holding(tmp_path)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / LOCK).exists()
+    with write_lock(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_gives_the_lock_back(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="within"), write_lock(tmp_path):
+        raise ValueError("within")
+    with write_lock(tmp_path):
+        pass
+
+
+def test_build_and_repair_hold_it(tmp_path: Path, built: Path) -> None:
+    folder = Path(shutil.copytree(built, tmp_path / "cache"))
+    with write_lock(folder):
+        with pytest.raises(CacheError, match="being written by process"):
+            build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), folder, FLOAT32, SETTINGS)
+        with pytest.raises(CacheError, match="being written by process"):
+            repair_cache(folder, [], MemoryDataset(LENGTHS), ArithmeticEditor())
+
+
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(CacheError, match="cannot be locked: No locks available"), write_lock(tmp_path):
+        pass

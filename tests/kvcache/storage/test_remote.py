@@ -1,0 +1,476 @@
+"""Caches in remote stores: the bytes of a local build, fetched once, never mixed, and one line for what goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from imagewam_cli.errors import CacheError, UsageError
+from imagewam_cli.kvcache.building.merge import merge_cache
+from imagewam_cli.kvcache.building.verify import repair_cache, verify_cache
+from imagewam_cli.kvcache.format.manifest import MANIFEST, Share, parse_manifest
+from imagewam_cli.kvcache.reading.reader import CacheReader
+from imagewam_cli.kvcache.storage.download_cache import copies_root
+from imagewam_cli.kvcache.storage.local import LocalStorage
+from imagewam_cli.kvcache.storage.location import Location, location, name_of
+from imagewam_cli.kvcache.storage.manifests import storage_at
+from imagewam_cli.prefix.kv import PrefixKV
+from tests.kvcache.building.test_build import build, files, stop_after
+from tests.kvcache.conftest import LENGTHS
+from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+from tests.support.paths import ROOT
+from tests.support.s3_server import BUCKET
+from tests.support.stores import Store, copies
+
+SHARD = "shards/shard-00000.safetensors"
+ROWS = (3, 5, 3, 4)
+EVERYTHING = np.arange(sum(ROWS))
+
+
+def build_part(out: Location, index: int, count: int = 3) -> ArithmeticEditor:
+    return build(out, share=Share(index=index, count=count))
+
+
+def same(one: PrefixKV, other: PrefixKV) -> bool:
+    pairs = [(x, y) for a, b in zip(one.layers, other.layers, strict=True) for x, y in ((a.k, b.k), (a.v, b.v))]
+    return all(np.array_equal(x.numpy(), y.numpy()) for x, y in pairs)
+
+
+class TestLocation:
+    @pytest.mark.parametrize("text", ["s3://bucket/a", "memory://a/b", "hf://datasets/user/name"])
+    def test_a_url_keeps_its_slashes(self, text: str) -> None:
+        assert location(text) == location(f"{text}/") == text
+
+    @pytest.mark.parametrize("text", ["caches/a", "/caches/a", "C:/a", "a:b", "s3:/a"])
+    def test_all_else_is_a_folder(self, text: str) -> None:
+        assert location(text) == Path(text)
+
+    def test_a_file_url_is_the_folder(self, built: Path) -> None:
+        storage = storage_at(f"file://{built}/")
+        assert isinstance(storage, LocalStorage)
+        assert storage.disk == built
+        assert location("file:///with%20space") == Path("/with space")
+
+    @pytest.mark.parametrize("text", ["s3://", "memory:///", "file://"])
+    def test_a_url_of_nothing_is_refused(self, text: str) -> None:
+        with pytest.raises(UsageError, match=f"^{text} names no place$"):
+            location(text)
+
+    def test_names_for_runs(self) -> None:
+        assert name_of("s3://bucket/caches/x") == name_of(Path("caches/x")) == "x"
+
+    def test_copies_are_the_users(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("IMAGEWAM_CACHE_DIR", raising=False)
+        monkeypatch.setenv("XDG_CACHE_HOME", "/user")
+        assert copies_root() == Path("/user/imagewam/caches")
+
+
+class TestBuild:
+    def test_the_bytes_are_those_of_a_local_build(self, built: Path, store: Store, home: Path) -> None:
+        build(store.url)
+        assert store.files() == files(built)
+        assert not [path for path in home.rglob("*") if path.is_file()], "nothing stays here"
+
+    @pytest.mark.parametrize("rows", [1, 3, 9, 14])
+    def test_an_interrupted_build_goes_on_where_it_was(self, built: Path, memory: Store, home: Path, rows: int) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            build(memory.url, on_rows=stop_after(rows))
+        there = parse_manifest(memory.files()[MANIFEST], MANIFEST)
+        for path in home.iterdir():
+            assert not list(path.iterdir()), "another machine may go on"
+        assert build(memory.url).encoded == 15 - there.rows
+        assert memory.files() == files(built)
+
+    def test_a_finished_one_is_left_alone(self, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        build(memory.url)
+        written = memory.log(monkeypatch, "put_file", "pipe_file")
+        assert build(memory.url).encoded == 0
+        assert written == [MANIFEST]
+
+    def test_no_manifest_ever_names_a_shard_that_is_not_there(
+        self, memory: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real, listed = memory.fs.pipe_file, []
+
+        def pipe_file(path: str, data: bytes, **options: Any) -> None:
+            if path.endswith(MANIFEST):
+                there = memory.files()
+                entries = parse_manifest(data, path).shards
+                assert [len(there[f"shards/{e.file}"]) for e in entries] == [e.bytes for e in entries]
+                listed.append(len(entries))
+            real(path, data, **options)
+
+        monkeypatch.setattr(memory.fs, "pipe_file", pipe_file)
+        build(memory.url)
+        assert listed == [0, 1, 2, 3, 4, 4]
+
+    def test_no_more_than_two_shards_are_on_this_disk(self, memory: Store, home: Path) -> None:
+        most = 0
+
+        def look(rows: int) -> None:
+            nonlocal most
+            most = max(most, len([path for path in home.rglob("*.safetensors*") if path.is_file()]))
+
+        build(memory.url, on_rows=look)
+        assert 1 <= most <= 2
+
+    @pytest.mark.parametrize("how", ["deleted", "truncated"])
+    def test_a_lost_shard_is_built_again(self, built: Path, memory: Store, how: str) -> None:
+        build(memory.url)
+        if how == "deleted":
+            memory.fs.rm_file(memory.path(SHARD))
+        else:
+            memory.put(SHARD, b"less")
+        assert build(memory.url).encoded == ROWS[0]
+        assert memory.files() == files(built)
+
+    def test_another_cache_there_is_named_and_kept(self, memory: Store) -> None:
+        build(memory.url)
+        before = memory.files()
+        with pytest.raises(CacheError, match=rf"^{memory.url} is a cache of another setting 'timestep'"):
+            build(memory.url, editor=ArithmeticEditor(timestep=0.5))
+        assert memory.files() == before
+
+    def test_what_is_not_a_cache_is_kept(self, memory: Store) -> None:
+        memory.put("notes.txt", b"mine")
+        with pytest.raises(UsageError, match="not a cache"):
+            build(memory.url)
+        assert memory.files() == {"notes.txt": b"mine"}
+
+    def test_a_folder_listed_as_a_file_in_itself_is_no_stranger(self, built: Path, s3: Store) -> None:
+        s3.fs.call_s3("put_object", Bucket=BUCKET, Key=s3.root.removeprefix(f"{BUCKET}/") + "/")
+        build(s3.url)
+        assert {name: data for name, data in s3.files().items() if name} == files(built)
+
+    def test_two_writers_on_one_machine(self, memory: Store) -> None:
+        with storage_at(memory.url).lock(), pytest.raises(CacheError, match="being written by process"):
+            build(memory.url)
+
+    def test_an_upload_that_came_out_short_is_not_listed(self, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(memory.fs, "put_file", lambda here, there: memory.fs.pipe_file(there, b"some"))
+        with pytest.raises(CacheError, match=r"shard-00000\.safetensors has 4 of \d+ bytes"):
+            build(memory.url)
+        assert parse_manifest(memory.files()[MANIFEST], MANIFEST).rows == 0
+
+    def test_a_killed_process_is_gone_on_from(self, built: Path, s3: Store, home: Path) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _BUILD_AND_WAIT, s3.url],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "two shards are there\n"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert list(home.rglob("*.partial")), "it was killed within a shard"
+        assert 3 + 5 <= parse_manifest(s3.files()[MANIFEST], MANIFEST).rows < 15
+        assert build(s3.url).encoded <= 3 + 4
+        assert s3.files() == files(built)
+        assert not [path for path in home.rglob("*") if path.is_file()]
+
+
+_BUILD_AND_WAIT = """
+import sys, time
+from imagewam_cli.kvcache.format.manifest import MANIFEST, parse_manifest
+from tests.support.stores import Store
+from tests.kvcache.building.test_build import build
+store, done = Store(sys.argv[1]), 0
+def on_rows(rows):
+    global done
+    done += rows
+    if done > 8:
+        while parse_manifest(store.fs.cat_file(store.path(MANIFEST)), MANIFEST).rows < 8:
+            time.sleep(0.01)
+        print("two shards are there", flush=True)
+        time.sleep(60)
+build(store.url, on_rows=on_rows)
+"""
+
+
+class TestParts:
+    def test_merged_they_are_the_single_build(self, built: Path, store: Store) -> None:
+        assert sum(build_part(store.url, index).encoded for index in (2, 0, 1)) == 15
+        assert CacheReader(store.url).manifest.complete, "readers unite them"
+        merge_cache(store.url)
+        assert store.files() == files(built)
+        merge_cache(store.url)
+        assert store.files() == files(built)
+
+    def test_from_folders_into_a_store_and_back(self, built: Path, memory: Store, tmp_path: Path) -> None:
+        for index in range(3):
+            build_part(tmp_path / str(index), index)
+        merge_cache(memory.url, [tmp_path / str(index) for index in range(3)])
+        assert memory.files() == files(built)
+        merge_cache(tmp_path / "back", [memory.url])
+        assert files(tmp_path / "back") == files(built)
+
+    def test_a_lost_shard_is_not_merged(self, memory: Store) -> None:
+        for index in range(3):
+            build_part(memory.url, index)
+        memory.fs.rm_file(memory.path(SHARD))
+        with pytest.raises(CacheError, match=f"^{memory.url}/{SHARD} is missing$"):
+            merge_cache(memory.url)
+        assert MANIFEST not in memory.files()
+
+
+class TestReading:
+    def test_the_numbers_are_those_of_a_folder(self, built: Path, memory: Store) -> None:
+        build(memory.url)
+        here, there = CacheReader(built), CacheReader(memory.url)
+        assert same(here.read(EVERYTHING), there.read(EVERYTHING))
+        assert here.samples() == there.samples()
+        assert np.array_equal(here.index.row, there.index.row)
+        assert np.array_equal(here.table.action, there.table.action)
+
+    def test_files_are_fetched_when_they_are_used_and_once(
+        self, store: Store, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        build(store.url)
+        fetched, read = store.log(monkeypatch, "get_file"), store.log(monkeypatch, "cat_file")
+        reader = CacheReader(store.url)
+        assert (fetched, read) == ([], [MANIFEST])
+        reader.read(np.array([0, 1]))
+        assert (fetched, read) == ([SHARD], [MANIFEST, "table.safetensors"])
+        reader.read(EVERYTHING)
+        assert len(fetched) == len(copies(home)) == 4
+        again = CacheReader(store.url)
+        again.read(EVERYTHING)
+        again.samples()
+        assert (len(fetched), read[2:]) == (4, [MANIFEST, "samples.safetensors"])
+
+    @pytest.mark.parametrize("limit", [20_000, 100])
+    def test_within_a_limit_the_least_used_go_first(
+        self, built: Path, memory: Store, home: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+    ) -> None:
+        """Shards take 7 to 10 kB: two of them are kept, or only the one in use, which is larger than the limit."""
+        build(memory.url)
+        monkeypatch.setenv("IMAGEWAM_CACHE_LIMIT", f"{limit}")
+        fetched = memory.log(monkeypatch, "get_file")
+        here, there = CacheReader(built), CacheReader(memory.url)
+        assert same(here.read(EVERYTHING), there.read(EVERYTHING))
+        kept = sum(copies(home).values())
+        assert kept <= limit or len(copies(home)) == 1
+        assert len(there._open) == len(copies(home)), "a dropped one takes no room any longer"
+        fetched.clear()
+        assert same(here.read(np.array([14])), there.read(np.array([14])))
+        assert fetched == [], "the last one is still there"
+        assert same(here.read(EVERYTHING), there.read(EVERYTHING))
+
+    def test_what_was_used_just_now_stays(self, memory: Store, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        build(memory.url)
+        first, last = SHARD, "shards/shard-00003.safetensors"
+        monkeypatch.setenv("IMAGEWAM_CACHE_LIMIT", f"{sum(len(memory.files()[name]) for name in (first, last))}")
+        reader = CacheReader(memory.url)
+        for row in (0, 8, 0, 14):  # shards 0, 2, 0, 3
+            reader.read(np.array([row]))
+        assert sorted(f"shards/{name.partition('-')[2]}" for name in copies(home)) == [first, last]
+
+    def test_a_limit_that_is_none_is_told(self, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("IMAGEWAM_CACHE_LIMIT", "much")
+        with pytest.raises(UsageError, match="IMAGEWAM_CACHE_LIMIT must look like 50GB, got 'much'"):
+            CacheReader(memory.url)
+
+    def test_a_dead_process_half_fetched_file_goes(self, memory: Store, home: Path) -> None:
+        build(memory.url)
+        reader = CacheReader(memory.url)
+        reader.read(np.array([0]))
+        folder = next(home.glob("*/copies"))
+        for name, age in (("dead.partial", 2e5), ("alive.partial", 0.0)):
+            (folder / name).write_bytes(b"half")
+            now = (folder / name).stat().st_mtime
+            os.utime(folder / name, (now - age, now - age))
+        reader.read(np.array([14]))
+        assert [path.name for path in folder.glob("*.partial")] == ["alive.partial"]
+
+    def test_two_that_fetch_at_once_both_get_it(
+        self, built: Path, memory: Store, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        build(memory.url)
+        real, both = memory.fs.get_file, threading.Barrier(2, timeout=20)
+
+        def get_file(*arguments: Any, **options: Any) -> None:
+            real(*arguments, **options)
+            both.wait()
+
+        monkeypatch.setattr(memory.fs, "get_file", get_file)
+        expected = CacheReader(built).read(np.arange(3))
+        readers = [CacheReader(memory.url) for _ in range(2)]
+        with ThreadPoolExecutor(2) as pool:
+            for found in pool.map(lambda reader: reader.read(np.arange(3)), readers):
+                assert same(found, expected)
+        assert len(list(home.glob("*/copies/*shard*"))) == 1
+
+
+class TestChange:
+    def test_a_cache_that_grew_is_seen_and_its_old_shards_are_kept(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            build(store.url, on_rows=stop_after(9))
+        before = CacheReader(store.url)
+        before.read(np.arange(len(before)))
+        build(store.url)
+        fetched = store.log(monkeypatch, "get_file")
+        after = CacheReader(store.url)
+        assert (len(before), len(after)) == (8, 15)
+        after.read(EVERYTHING)
+        assert len(fetched) == 2
+
+    def test_a_cache_built_again_never_meets_old_copies(self, built: Path, memory: Store, tmp_path: Path) -> None:
+        """Same dataset, same cut, same sizes: only the numbers differ."""
+        build(memory.url)
+        old = CacheReader(memory.url)
+        old.read(np.arange(3))
+        memory.fs.rm(memory.root, recursive=True)
+        build(memory.url, editor=another())
+        build(tmp_path / "other", editor=another())
+        new = CacheReader(memory.url).read(EVERYTHING)
+        assert same(new, CacheReader(tmp_path / "other").read(EVERYTHING))
+        assert not same(new, CacheReader(built).read(EVERYTHING))
+        assert same(old.read(np.arange(3)), CacheReader(built).read(np.arange(3)))
+        with pytest.raises(CacheError, match="the checksum of its head is") as error:
+            old.read(EVERYTHING)
+        assert error.value.message.startswith(f"{memory.url}/shards/shard-00001.safetensors is damaged")
+
+
+def another() -> ArithmeticEditor:
+    return ArithmeticEditor(weights="another", spoil=lambda p: PrefixKV(tuple(map(_doubled, p.layers)), p.valid))
+
+
+def _doubled(kv: Any) -> Any:
+    return type(kv)(2 * kv.k, 2 * kv.v)
+
+
+class TestDamage:
+    @pytest.mark.parametrize("name", [SHARD, "table.safetensors", "samples.safetensors"])
+    def test_in_the_store_it_is_found_and_repaired(self, built: Path, memory: Store, home: Path, name: str) -> None:
+        build(memory.url)
+        assert verify_cache(memory.url) == []
+        CacheReader(memory.url).read(EVERYTHING)  # sound copies do not hide it
+        memory.flip(name, -5)
+        (damage,) = verify_cache(memory.url)
+        assert damage.file == name
+        editor = ArithmeticEditor()
+        assert repair_cache(memory.url, [damage], MemoryDataset(LENGTHS), editor) == []
+        assert memory.files() == files(built)
+        assert editor.encoded == (3 if name == SHARD else 0)
+        assert not list(home.rglob("*.partial"))
+
+    def test_a_lost_shard_is_repaired(self, built: Path, memory: Store) -> None:
+        build(memory.url)
+        memory.fs.rm_file(memory.path(SHARD))
+        damages = verify_cache(memory.url)
+        assert [damage.what for damage in damages] == ["is missing"]
+        repair_cache(memory.url, damages, MemoryDataset(LENGTHS), ArithmeticEditor())
+        assert memory.files() == files(built)
+
+    @pytest.mark.parametrize("place", [60, 700])
+    def test_a_damaged_head_is_no_copy(self, memory: Store, home: Path, place: int) -> None:
+        build(memory.url)
+        memory.flip(SHARD, place)
+        with pytest.raises(CacheError, match=f"^{memory.url}/{SHARD} is damaged") as error:
+            CacheReader(memory.url).read(np.array([0]))
+        assert f"`imagewam cache verify --cache {memory.url} --repair`" in str(error.value.hint)
+        assert copies(home) == {}
+
+    def test_a_damaged_copy_is_refused_until_it_is_deleted(self, built: Path, memory: Store, home: Path) -> None:
+        build(memory.url)
+        CacheReader(memory.url).read(np.array([0]))
+        (copy,) = home.glob("*/copies/*shard*")
+        data = bytearray(copy.read_bytes())
+        data[-5] ^= 1
+        copy.write_bytes(data)
+        with pytest.raises(CacheError, match=f"^{copy} is damaged: dataset rows 4 differ") as error:
+            CacheReader(memory.url).read(EVERYTHING)
+        assert "delete the copy" in str(error.value.hint)
+        copy.unlink()
+        assert same(CacheReader(memory.url).read(EVERYTHING), CacheReader(built).read(EVERYTHING))
+
+    @pytest.mark.parametrize("name", ["table.safetensors", "samples.safetensors", SHARD])
+    def test_a_missing_file_is_named(self, memory: Store, name: str) -> None:
+        build(memory.url)
+        memory.fs.rm_file(memory.path(name))
+        reader = CacheReader(memory.url)
+        with pytest.raises(CacheError, match=f"^{memory.url}/{name} is missing$"):
+            (reader.samples if name.startswith("samples") else lambda: reader.read(np.array([0])))()
+
+    def test_a_manifest_that_differs_is_refused(self, memory: Store) -> None:
+        build(memory.url)
+        memory.flip(MANIFEST, 300)
+        with pytest.raises(CacheError, match=f"^{memory.url}/{MANIFEST} is damaged"):
+            CacheReader(memory.url)
+
+
+def refused(act: Callable[[], object]) -> str:
+    with pytest.raises(CacheError) as error:
+        act()
+    assert error.value.hint
+    assert "\n" not in error.value.message
+    return error.value.message
+
+
+class TestUnreachable:
+    def test_nothing_there(self, store: Store) -> None:
+        assert refused(lambda: CacheReader(store.url)) == f"{store.url} is not a cache: it has no {MANIFEST}"
+
+    def test_an_unknown_protocol(self, home: Path) -> None:
+        with pytest.raises(UsageError, match=r"^nosuch://a/b is no place for a cache: Protocol not known: nosuch"):
+            CacheReader("nosuch://a/b")
+
+    def test_a_package_that_is_not_installed(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "s3fs", None)
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
+        with pytest.raises(UsageError, match=r"^s3://a/b needs a package that is not installed") as error:
+            CacheReader("s3://a/b")
+        assert error.value.hint == "pip install imagewam[s3]"
+
+    def test_no_such_bucket(self, s3: Store) -> None:
+        said = refused(lambda: build("s3://elsewhere/caches/x"))
+        assert said == "s3://elsewhere/caches/x failed: The specified bucket does not exist"
+        assert not s3.fs.exists("elsewhere"), "none is made"
+
+    def test_a_server_that_does_not_answer(self, s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        type(s3.fs).clear_instance_cache()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        assert "Could not connect to the endpoint URL" in refused(lambda: CacheReader(s3.url))
+
+    def test_a_hub_that_does_not_answer(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from huggingface_hub import HfFileSystem
+
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        HfFileSystem.clear_instance_cache()
+        said = refused(lambda: CacheReader("hf://datasets/user/name/cache"))
+        assert said.startswith("hf://datasets/user/name/cache failed: ")
+        HfFileSystem.clear_instance_cache()
+
+    def test_no_credentials(self, s3: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        type(s3.fs).clear_instance_cache()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert refused(lambda: CacheReader(s3.url)) == f"{s3.url} failed: Unable to locate credentials"
+
+    def test_no_permission(self, s3: Store, s3_address: str) -> None:
+        import urllib.request
+
+        def authorize_after(actions: str) -> None:
+            url, kind = f"{s3_address}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+            urllib.request.urlopen(urllib.request.Request(url, actions.encode(), kind)).close()
+
+        build(s3.url)
+        authorize_after("0")
+        try:
+            assert refused(lambda: CacheReader(s3.url)).startswith(f"{s3.url}: no permission: ")
+        finally:
+            authorize_after("1e9")

@@ -1,0 +1,102 @@
+"""An editor that is arithmetic: small, exact, and known without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.editors.contract import Editor, PrefixSettings, WeightsIdentity
+from imagewam_cli.hookspecs import EditorEntry
+from imagewam_cli.prefix.kv import LayerKV, PrefixKV
+from imagewam_cli.prefix.spec import KVSpec, LayerSpec, RopeSpec, SegmentSpec
+from imagewam_cli.testing.dataset import INSTRUCTIONS as INSTRUCTIONS
+from imagewam_cli.testing.dataset import MemoryDataset as MemoryDataset
+
+TEXT, REFERENCE = 8, 4
+"""Tokens: the longest instruction's words, and a few for the picture."""
+HEADS, HEAD_DIM = 2, 4
+
+
+class ArithmeticEditor(Editor):
+    """K and V are sines of a number made from the picture's sum and the instruction's checksum.
+
+    spoil: what to do to a prefix before it is returned, for tests of an editor that misbehaves.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: str = "weights",
+        timestep: float = 0.0,
+        spoil: Callable[[PrefixKV], PrefixKV] = lambda prefix: prefix,
+    ) -> None:
+        self.entry = EditorEntry(name="arithmetic", summary="", load="", family="")
+        self.settings = PrefixSettings(timestep=timestep, cameras=("top",))
+        self._weights, self._spoil = weights, spoil
+        self.encoded = 0
+        """Rows that went through."""
+
+    @classmethod
+    def load(cls, entry: EditorEntry, settings: PrefixSettings, **_: object) -> Self:
+        return cls(timestep=settings.timestep or 0.0)
+
+    @property
+    def spec(self) -> KVSpec:
+        kinds = ("sequential", "parallel")
+        return KVSpec(
+            mode="prefix",
+            timestep=float(self.settings.timestep or 0.0),
+            layers=tuple(
+                LayerSpec(
+                    name=f"layer {i}",
+                    block=kind,
+                    heads=HEADS,
+                    kv_heads=HEADS,
+                    head_dim=HEAD_DIM,
+                    segments=(SegmentSpec(name="text", tokens=TEXT), SegmentSpec(name="reference", tokens=REFERENCE)),
+                )
+                for i, kind in enumerate(kinds)
+            ),
+            rope=RopeSpec(axes=(2, 2), theta=100.0, action_axis=1, action_ids=(0, 0)),
+            text_padding="trim",
+            cameras=("top",),
+            image_size=(4, 4),
+            prompt_template="{instruction}",
+        )
+
+    @property
+    def weights(self) -> WeightsIdentity:
+        sha256 = hashlib.sha256(self._weights.encode()).hexdigest()
+        return WeightsIdentity(revision=None, sha256=sha256)
+
+    def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
+        self.encoded += len(images)
+        layers = []
+        for i in range(len(self.spec.layers)):
+            k, v = zip(*(numbers(row["top"], t, i) for row, t in zip(images, instructions, strict=True)), strict=True)
+            layers.append(LayerKV(torch.from_numpy(np.stack(k)), torch.from_numpy(np.stack(v))))
+        valid = torch.from_numpy(np.stack([seen(t) for t in instructions]))
+        return self._spoil(PrefixKV(tuple(layers), valid))
+
+
+def numbers(
+    picture: UInt8Image, instruction: str, layer: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """K and V of one row, float32 (tokens, heads, head size)."""
+    shape = (TEXT + REFERENCE, HEADS, HEAD_DIM)
+    angle = float(picture.sum()) + zlib.crc32(instruction.encode()) % 1000 + 10.0 * layer
+    grid = angle + np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
+    return np.sin(grid).astype(np.float32), np.cos(grid).astype(np.float32)
+
+
+def seen(instruction: str) -> npt.NDArray[np.bool_]:
+    """bool (tokens,): one text token per word, every reference token."""
+    words = len(instruction.split())
+    return np.array([True] * words + [False] * (TEXT - words) + [True] * REFERENCE)

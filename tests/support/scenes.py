@@ -1,0 +1,57 @@
+"""One scene built by hand, for tests that need to know where everything is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from imagewam_cli.data.types import Float32Array
+from imagewam_cli.sim.tabletop.demonstrator import expert_action
+from imagewam_cli.sim.tabletop.scene import Block, Layout, Task, Zone
+from imagewam_cli.sim.tabletop.world import World
+
+RED, GREEN, PURPLE = (0.3, 0.3), (0.7, 0.3), (0.5, 0.75)
+BLUE_ZONE, YELLOW_ZONE = (0.2, 0.6), (0.8, 0.6)
+
+
+def layout(task: Task) -> Layout:
+    """A red square, a green circle, a purple triangle, a blue and a yellow zone; the gripper above in the middle."""
+    return Layout(
+        blocks=(
+            Block(color="red", shape="square", x=RED[0], y=RED[1]),
+            Block(color="green", shape="circle", x=GREEN[0], y=GREEN[1]),
+            Block(color="purple", shape="triangle", x=PURPLE[0], y=PURPLE[1]),
+        ),
+        zones=(
+            Zone(color="blue", x=BLUE_ZONE[0], y=BLUE_ZONE[1]),
+            Zone(color="yellow", x=YELLOW_ZONE[0], y=YELLOW_ZONE[1]),
+        ),
+        gripper=(0.5, 0.1),
+        task=task,
+    )
+
+
+RED_ON_YELLOW = Task(kind="place", block=0, zone=1)
+RED_ON_BLUE = Task(kind="place", block=0, zone=0)
+GREEN_ON_BLUE = Task(kind="place", block=1, zone=0)
+RED_LEFT_OF_PURPLE = Task(kind="beside", block=0, other=2, relation="left")
+
+
+def action(dx: float = 0.0, dy: float = 0.0, grip: float = 1.0) -> Float32Array:
+    return np.array([dx, dy, grip], dtype=np.float32)
+
+
+def play(world: World, steps: int, rng: np.random.Generator | None = None, noise: float = 0.0) -> World:
+    """The world after the expert has acted, at most `steps` times, with motors that err by `noise`."""
+    for _ in range(steps):
+        if world.success:
+            break
+        error = None if rng is None else noise * rng.standard_normal(2).astype(np.float32)
+        world = world.step(expert_action(world), error)
+    return world
+
+
+def without_gripper(world: World) -> World:
+    """The same world with the gripper outside the picture."""
+    return replace(world, gripper=(-1.0, -1.0))

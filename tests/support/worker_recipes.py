@@ -1,0 +1,78 @@
+"""Recipes that a worker in another process can open, with editors that fail on purpose."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from imagewam_cli.data.types import UInt8Image
+from imagewam_cli.errors import CacheError, UnknownNameError
+from imagewam_cli.kvcache.building.encoding import instructions_of
+from imagewam_cli.kvcache.building.shard_builder import ShardBuilder
+from imagewam_cli.kvcache.codecs.cast import FLOAT32
+from imagewam_cli.prefix.kv import PrefixKV
+from tests.kvcache.conftest import LENGTHS, SETTINGS
+from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+
+
+class Lost(BaseException):
+    """What stands for SIGKILL where the worker is a thread."""
+
+
+def lose() -> None:
+    raise Lost
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def complain() -> None:
+    raise CacheError("the editor is out of ink", "buy some")
+
+
+def mistype() -> None:
+    raise UnknownNameError("editor", "tinny", ["tiny"])
+
+
+class MinedEditor(ArithmeticEditor):
+    """Something happens at the first picture of an episode, for the first `times` workers that see it."""
+
+    def __init__(self, recipe: ArithmeticRecipe, *, weights: str) -> None:
+        super().__init__(weights=weights)
+        self._recipe = recipe
+        (first,) = list(MemoryDataset(LENGTHS).rows(episodes=[recipe.episode]))[:1]
+        self._picture = first.images["top"]
+
+    def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
+        if any(np.array_equal(row["top"], self._picture) for row in images):
+            before = len(list(self._recipe.marks.iterdir())) if self._recipe.times else 0
+            if before < self._recipe.times:
+                (self._recipe.marks / str(before)).touch()
+                self._recipe.happens()
+        return super().encode(images, instructions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArithmeticRecipe:
+    """The build of `conftest.built`."""
+
+    out: Path
+    marks: Path
+    """A folder with a file for each time that it happened."""
+    episode: int = 1
+    times: int = 0
+    happens: Callable[[], None] = kill
+    strangers: tuple[int, ...] = ()
+    """Workers with other weights."""
+
+    def open(self, place: int) -> tuple[ShardBuilder, Sequence[str]]:
+        dataset = MemoryDataset(LENGTHS)
+        editor = MinedEditor(self, weights="others" if place in self.strangers else "weights")
+        self.out.mkdir(parents=True, exist_ok=True)
+        return ShardBuilder(dataset, editor, self.out, FLOAT32, SETTINGS), instructions_of(dataset)
