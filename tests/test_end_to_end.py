@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.folders import files
+
 PATIENCE = 300.0
 """Seconds until a process that makes no progress counts as hung."""
 
@@ -53,10 +55,6 @@ def kill_when(reached: Callable[[], bool], *arguments: str) -> None:
         process.kill()
         process.communicate()
     assert process.returncode == -signal.SIGKILL
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -13,9 +13,8 @@ from imagewam_cli.kvcache.codecs.integer import INT4
 from imagewam_cli.kvcache.codecs.pca import PCA2
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.prefix.spec import KVSpec
-from tests.cache_study.test_fidelity import layer, prefix, spec_of
+from tests.support.one_layer import layer, spec_of
 
-__all__ = ["prefix"]
 CODECS = {"fp32": FLOAT32, "bf16": BFLOAT16, "int4": INT4}
 COUNTS = {"rows": 1000, "instructions": 3}
 

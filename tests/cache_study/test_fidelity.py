@@ -19,43 +19,7 @@ from imagewam_cli.kvcache.codecs.integer import INT4
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.prefix.pooling import pooled_prefix
-from imagewam_cli.prefix.spec import KVSpec, LayerSpec, SegmentSpec
-
-TEXT, GRID, HEADS, SIZE = 5, (4, 6), 2, 8
-
-
-def layer(*, text: bool = True) -> LayerSpec:
-    segments = (SegmentSpec(name="reference", tokens=24, grid=GRID),)
-    return LayerSpec(
-        name="a",
-        block="sequential",
-        heads=HEADS,
-        kv_heads=HEADS,
-        head_dim=SIZE,
-        segments=((SegmentSpec(name="text", tokens=TEXT),) if text else ()) + segments,
-    )
-
-
-def spec_of(one: LayerSpec) -> KVSpec:
-    return KVSpec(
-        mode="prefix",
-        timestep=0.0,
-        layers=(one,),
-        rope=None,
-        text_padding="trim",
-        cameras=("top",),
-        image_size=(64, 96),
-        prompt_template="{instruction}",
-    )
-
-
-@pytest.fixture
-def prefix() -> PrefixKV:
-    k, v = torch.randn(2, 3, TEXT + 24, HEADS, SIZE, generator=torch.Generator().manual_seed(0))
-    valid = torch.ones(3, TEXT + 24, dtype=torch.bool)
-    valid[1, 3:TEXT] = False
-    hidden = ~valid[:, :, None, None]
-    return PrefixKV((LayerKV(k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)),), valid)
+from tests.support.one_layer import HEADS, SIZE, layer, spec_of
 
 
 def test_exact_numbers_have_no_error(prefix: PrefixKV) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from imagewam_cli.cli.app import run
+from tests.support.folders import files
 
 INTERRUPTIBLE = """
 import signal
@@ -34,10 +35,6 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def left_of(group: int) -> list[str]:

@@ -7,15 +7,10 @@ from pathlib import Path
 import pytest
 
 from imagewam_cli.kvcache.building.build import build_cache
-from imagewam_cli.kvcache.building.shard_plan import BuildSettings
 from imagewam_cli.kvcache.codecs.cast import FLOAT32
+from tests.support.arithmetic_cache import LENGTHS, SETTINGS
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
 from tests.support.stores import home, memory, s3, s3_address, store  # noqa: F401 - fixtures
-
-LENGTHS = (5, 9, 4, 1, 7)
-SETTINGS = BuildSettings(stride=2, batch=3, shard_mb=0.009)
-"""Rows of 1596 bytes, 3 + 5 + 2 + 1 + 4 of them. 9000 bytes hold five, so the shards are 3 | 5 | 2 + 1 | 4."""
-CUT = ((0,), (1,), (2, 3), (4,))
 
 
 @pytest.fixture

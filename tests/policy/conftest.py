@@ -14,8 +14,7 @@ from imagewam_cli.policy.policy import Policy
 from imagewam_cli.training.loop import Trainer
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, FlowRecipe, PolicyRecipe, TrainRecipe
-
-EXECUTE, HORIZON, INFERENCE_STEPS = 3, 6, 4
+from tests.support.policies import EXECUTE, HORIZON, INFERENCE_STEPS
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from imagewam_cli.expert.sampler import integrate
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.policy.policy import Policy, load_editor
 from imagewam_cli.prefix.kv import PrefixKV
-from tests.policy.conftest import EXECUTE, HORIZON, INFERENCE_STEPS
+from tests.support.policies import EXECUTE, HORIZON, INFERENCE_STEPS
 
 
 def count_plans(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[int]:

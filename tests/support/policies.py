@@ -22,6 +22,8 @@ from imagewam_cli.sim.tabletop.scene import sample_layout
 from imagewam_cli.sim.tabletop.world import World
 
 NAMES = ("x", "y", "grip")
+EXECUTE, HORIZON, INFERENCE_STEPS = 3, 6, 4
+"""Of the run that `tests/policy` trains: actions per chunk that are executed, actions per chunk, flow steps."""
 
 
 def observation(seed: int, instruction: str | None = None) -> Observation:

@@ -15,9 +15,13 @@ from imagewam_cli.errors import CacheError, UnknownNameError
 from imagewam_cli.kvcache.building.encoding import instructions_of
 from imagewam_cli.kvcache.building.shard_builder import ShardBuilder
 from imagewam_cli.kvcache.codecs.cast import FLOAT32
+from imagewam_cli.kvcache.format.manifest import Manifest
 from imagewam_cli.prefix.kv import PrefixKV
-from tests.kvcache.conftest import LENGTHS, SETTINGS
+from tests.support.arithmetic_cache import LENGTHS, SETTINGS
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+
+Build = Callable[..., Manifest]
+"""`build_by` of the worker tests: build the cache of `built` with the given workers."""
 
 
 class Lost(BaseException):

@@ -12,9 +12,7 @@ from imagewam_cli.kvcache.codecs.cast import FLOAT32
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, FlowRecipe, OptimizerRecipe, PolicyRecipe, TrainRecipe
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
-
-EPISODES, LENGTH = 6, 8
-"""With a fifth held out: 40 rows to train on, 8 to validate."""
+from tests.support.runs import EPISODES, LENGTH
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from imagewam_cli.training.data import Batch, ExpertData, Indices, Waited
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, PolicyRecipe, TrainRecipe
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
-from tests.training.conftest import EPISODES, LENGTH
+from tests.support.runs import EPISODES, LENGTH
 
 STEPS_PER_EPOCH = 5
 

@@ -19,7 +19,7 @@ from imagewam_cli.training.loop import Trainer
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import TrainRecipe
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
-from tests.training.conftest import EPISODES, LENGTH
+from tests.support.runs import EPISODES, LENGTH
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,9 @@ from imagewam_cli.training.metrics import read_metrics
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, FlowRecipe, TrainRecipe
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
-from tests.training.conftest import EPISODES, LENGTH
-
-OnStep = Callable[[int, dict[str, float]], None]
+from tests.support.faults import stop_at
+from tests.support.folders import files
+from tests.support.runs import EPISODES, LENGTH, log_of, result_of
 
 
 @pytest.fixture(scope="session")
@@ -44,37 +43,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path, recipe: TrainRe
     folder = tmp_path_factory.mktemp("runs") / "whole"
     Trainer(CachedPrefixes(cache), recipe).train(folder)
     return folder
-
-
-def stop_at(step: int) -> OnStep:
-    def on_step(done: int, values: dict[str, float]) -> None:
-        if done == step:
-            raise KeyboardInterrupt
-
-    return on_step
-
-
-def result_of(run: Path) -> dict[str, Any]:
-    """Everything that a run computed: files by their bytes, metrics without what the clock says."""
-    found: dict[str, Any] = {
-        str(path.relative_to(run)): path.read_bytes()
-        for part in ("checkpoints", "policy")
-        for path in (run / part).rglob("*")
-        if path.is_file()
-    }
-    found["result"] = (run / "result.json").read_bytes()
-    found["metrics"] = [
-        {k: v for k, v in r.items() if not k.endswith("seconds_per_step")} for r in read_metrics(log_of(run))
-    ]
-    return found
-
-
-def log_of(run: Path) -> Path:
-    return run / "metrics.jsonl"
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 class TestContinuation:
@@ -420,7 +388,7 @@ class TestRefusal:
         with pytest.raises(RunError) as error:
             Trainer(CachedPrefixes(other), recipe).train(run)
         assert f"its {key} is {there}, this one's {here}" in error.value.message
-        assert snapshot(run) == snapshot(whole)
+        assert files(run) == files(whole)
 
     def test_a_run_on_a_part_of_the_cache_is_not_continued_on_the_whole(
         self, cache: Path, recipe: TrainRecipe, tmp_path: Path
@@ -449,7 +417,7 @@ class TestRefusal:
         with pytest.raises(RunError) as error:
             Trainer(CachedPrefixes(cache), dataclasses.replace(recipe, **change)).train(run)
         assert said in error.value.message
-        assert snapshot(run) == snapshot(whole)
+        assert files(run) == files(whole)
 
     def test_a_folder_with_something_else_is_refused_and_kept(
         self, cache: Path, recipe: TrainRecipe, tmp_path: Path
@@ -457,7 +425,7 @@ class TestRefusal:
         (tmp_path / "config.yaml").write_text("mine: true\n")
         with pytest.raises(UsageError, match="not a run"):
             Trainer(CachedPrefixes(cache), recipe).train(tmp_path)
-        assert snapshot(tmp_path) == {"config.yaml": b"mine: true\n"}
+        assert files(tmp_path) == {"config.yaml": b"mine: true\n"}
 
     def test_a_damaged_run_file_is_a_clear_error(
         self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
@@ -486,12 +454,12 @@ class TestFresh:
         (tmp_path / "photos" / "one.txt").write_text("mine")
         assert self.train(cache, tmp_path, "--fresh") == 2
         assert "not a run" in capsys.readouterr().err
-        assert snapshot(tmp_path) == {"photos/one.txt": b"mine"}
+        assert files(tmp_path) == {"photos/one.txt": b"mine"}
 
     def test_fresh_is_no_way_to_lose_the_cache(self, cache: Path, tmp_path: Path) -> None:
         copied = shutil.copytree(cache, tmp_path / "cache")
         assert self.train(copied, copied, "--fresh") == 2
-        assert snapshot(copied) == snapshot(cache)
+        assert files(copied) == files(cache)
 
 
 def weights_after(cache: Path, recipe: TrainRecipe) -> dict[str, list[float]]:

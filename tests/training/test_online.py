@@ -28,8 +28,9 @@ from imagewam_cli.training.online import OnlinePrefixes
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import FlowRecipe, TrainRecipe
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
-from tests.training.conftest import EPISODES, LENGTH
-from tests.training.test_loop import log_of, result_of, snapshot, stop_at
+from tests.support.faults import stop_at
+from tests.support.folders import files
+from tests.support.runs import EPISODES, LENGTH, log_of, result_of
 
 
 def online(editor: Editor | None = None, dataset: MemoryDataset | None = None, **options: Any) -> OnlinePrefixes:
@@ -169,7 +170,7 @@ class TestContinuation:
         run = shutil.copytree(whole, tmp_path / "run")
         with pytest.raises(RunError, match=f"another run: its {said} is "):
             Trainer(online(**options), recipe).train(run)
-        assert snapshot(run) == snapshot(whole)
+        assert files(run) == files(whole)
 
     def test_a_run_without_a_cache_does_not_go_on_with_one(
         self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path

@@ -18,52 +18,20 @@ from safetensors.torch import load_file
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.errors import CacheError, DatasetError, UsageError
-from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.encoding import instructions_of
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings, bytes_per_row, plan_build
 from imagewam_cli.kvcache.codecs.cast import BFLOAT16, FLOAT16, FLOAT32, CastCodec
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.kvcache.storage.manifests import read_manifest
 from imagewam_cli.prefix.kv import PrefixKV
-from tests.kvcache.conftest import CUT, LENGTHS, SETTINGS
-from tests.kvcache.format.test_shard import out_of_space
+from tests.support.arithmetic_cache import CUT, LENGTHS, SETTINGS, build
 from tests.support.arithmetic_editor import INSTRUCTIONS, ArithmeticEditor, MemoryDataset, numbers, seen
-
-
-def build(
-    out: Path,
-    *,
-    dataset: MemoryDataset | None = None,
-    editor: ArithmeticEditor | None = None,
-    codec: CastCodec = FLOAT32,
-    on_rows: Callable[[int], None] = lambda rows: None,
-    **settings: Any,
-) -> ArithmeticEditor:
-    editor = editor or ArithmeticEditor()
-    chosen = dataclasses.replace(SETTINGS, **settings)
-    build_cache(dataset or MemoryDataset(LENGTHS), editor, out, codec, chosen, on_rows=on_rows)
-    return editor
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+from tests.support.faults import out_of_space, stop_after
+from tests.support.folders import files
 
 
 def shards(folder: Path) -> list[dict[str, torch.Tensor]]:
     return [load_file(path) for path in sorted((folder / "shards").iterdir())]
-
-
-def stop_after(rows: int) -> Callable[[int], None]:
-    """An `on_rows` that is Ctrl-C once `rows` rows were done."""
-    done = 0
-
-    def on_rows(count: int) -> None:
-        nonlocal done
-        done += count
-        if done >= rows:
-            raise KeyboardInterrupt
-
-    return on_rows
 
 
 class Worded(ArithmeticEditor):

@@ -33,9 +33,7 @@ from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.prefix.spec import KVSpec, LayerSpec, SegmentSpec
 from imagewam_cli.registry import Registry
-from tests.kvcache.building.test_build import files
-from tests.kvcache.building.test_verify import flip
-from tests.kvcache.conftest import LENGTHS, SETTINGS
+from tests.support.arithmetic_cache import LENGTHS, SETTINGS
 from tests.support.arithmetic_editor import (
     HEAD_DIM,
     HEADS,
@@ -46,6 +44,8 @@ from tests.support.arithmetic_editor import (
     numbers,
     seen,
 )
+from tests.support.faults import flip
+from tests.support.folders import files
 
 BLANK = np.zeros((4, 4, 3), np.uint8)
 

@@ -24,9 +24,10 @@ from imagewam_cli.kvcache.format.manifest import CODEC, Share
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.kvcache.storage.manifests import read_manifest
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
-from tests.kvcache.building.test_build import files, stop_after
-from tests.kvcache.conftest import LENGTHS, SETTINGS
+from tests.support.arithmetic_cache import LENGTHS, SETTINGS
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+from tests.support.faults import stop_after
+from tests.support.folders import files
 
 
 def build_part(

@@ -19,9 +19,9 @@ from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.training.data import ExpertData
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import TrainRecipe
-from tests.kvcache.building.test_build import files
-from tests.kvcache.conftest import LENGTHS, SETTINGS
+from tests.support.arithmetic_cache import LENGTHS, SETTINGS
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+from tests.support.folders import files
 
 THREE = dataclasses.replace(SETTINGS, augmentation=Augmentation(variants=3))
 

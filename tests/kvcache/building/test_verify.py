@@ -19,9 +19,10 @@ from imagewam_cli.kvcache.format.manifest import MANIFEST
 from imagewam_cli.kvcache.format.shard import Shard
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.prefix.spec import KVSpec
-from tests.kvcache.building.test_build import files
-from tests.kvcache.conftest import LENGTHS, SETTINGS
+from tests.support.arithmetic_cache import LENGTHS, SETTINGS
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+from tests.support.faults import flip
+from tests.support.folders import files
 
 BESIDE = ["table.safetensors", "samples.safetensors"]
 
@@ -29,12 +30,6 @@ BESIDE = ["table.safetensors", "samples.safetensors"]
 @pytest.fixture
 def copy(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "cache"))
-
-
-def flip(path: Path, place: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
 
 
 def repaired(folder: Path, editor: ArithmeticEditor | None = None) -> list[str]:

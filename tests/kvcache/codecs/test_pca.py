@@ -34,10 +34,10 @@ from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.prefix.positions import layer_ids, rotate_keys
 from imagewam_cli.prefix.spec import KVSpec, LayerSpec, RopeSpec, SegmentSpec, TokenPositions
-from tests.kvcache.building.test_build import files, stop_after
-from tests.kvcache.building.test_verify import flip
-from tests.kvcache.conftest import LENGTHS, SETTINGS
+from tests.support.arithmetic_cache import LENGTHS, SETTINGS
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+from tests.support.faults import flip, stop_after
+from tests.support.folders import files
 
 TEXT, PICTURE = 6, 16
 ROPE = RopeSpec(axes=(8, 8), theta=100.0, action_axis=1, action_ids=(7, 0))

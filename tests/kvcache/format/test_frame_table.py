@@ -10,7 +10,7 @@ import pytest
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.format.frame_table import FrameTable
 from imagewam_cli.kvcache.reading.reader import CacheReader
-from tests.kvcache.conftest import LENGTHS
+from tests.support.arithmetic_cache import LENGTHS
 from tests.support.arithmetic_editor import MemoryDataset
 
 

@@ -24,8 +24,8 @@ from imagewam_cli.kvcache.format.manifest import (
     signed,
 )
 from imagewam_cli.kvcache.storage.manifests import put_manifest, read_manifest, storage_at
-from tests.kvcache.format.test_shard import out_of_space
 from tests.support.arithmetic_editor import ArithmeticEditor
+from tests.support.faults import out_of_space
 
 
 @pytest.fixture

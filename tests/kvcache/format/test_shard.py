@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from pathlib import Path
@@ -18,6 +17,7 @@ from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.format.part import Part
 from imagewam_cli.kvcache.format.row_layout import RowLayout
 from imagewam_cli.kvcache.format.shard import INDEX_KEYS, Shard, ShardWriter
+from tests.support.faults import out_of_space
 
 ROWS = 5
 
@@ -276,7 +276,3 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_half_written(
 
 def file_of(header: bytes, data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data
-
-
-def out_of_space(descriptor: int) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

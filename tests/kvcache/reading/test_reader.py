@@ -28,7 +28,7 @@ from imagewam_cli.kvcache.format.shard import Shard
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.kvcache.storage.manifests import read_manifest
 from imagewam_cli.prefix.kv import PrefixKV
-from tests.kvcache.conftest import LENGTHS, SETTINGS
+from tests.support.arithmetic_cache import LENGTHS, SETTINGS
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
 
 ROWS = 15

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from imagewam_cli.errors import UsageError
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.kvcache.reading.torch_dataset import BatchOrder, PrefixDataset
-from tests.kvcache.conftest import LENGTHS, SETTINGS
+from tests.support.arithmetic_cache import LENGTHS, SETTINGS
 from tests.support.arithmetic_editor import MemoryDataset
 from tests.support.paths import DOCS
 from tests.support.stores import Store

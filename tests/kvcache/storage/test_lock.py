@@ -18,7 +18,7 @@ from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.verify import repair_cache
 from imagewam_cli.kvcache.codecs.cast import FLOAT32
 from imagewam_cli.kvcache.storage.lock import LOCK, write_lock
-from tests.kvcache.conftest import LENGTHS, SETTINGS
+from tests.support.arithmetic_cache import LENGTHS, SETTINGS
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
 
 _HOLD = """

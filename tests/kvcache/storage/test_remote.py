@@ -25,9 +25,10 @@ from imagewam_cli.kvcache.storage.local import LocalStorage
 from imagewam_cli.kvcache.storage.location import Location, location, name_of
 from imagewam_cli.kvcache.storage.manifests import storage_at
 from imagewam_cli.prefix.kv import PrefixKV
-from tests.kvcache.building.test_build import build, files, stop_after
-from tests.kvcache.conftest import LENGTHS
+from tests.support.arithmetic_cache import LENGTHS, build
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+from tests.support.faults import stop_after
+from tests.support.folders import files
 from tests.support.paths import ROOT
 from tests.support.s3_server import BUCKET
 from tests.support.stores import Store, copies
@@ -184,7 +185,7 @@ _BUILD_AND_WAIT = """
 import sys, time
 from imagewam_cli.kvcache.format.manifest import MANIFEST, parse_manifest
 from tests.support.stores import Store
-from tests.kvcache.building.test_build import build
+from tests.support.arithmetic_cache import build
 store, done = Store(sys.argv[1]), 0
 def on_rows(rows):
     global done

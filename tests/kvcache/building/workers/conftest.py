@@ -12,11 +12,9 @@ from imagewam_cli.kvcache.building.build import build_with
 from imagewam_cli.kvcache.building.workers.pool import Crew, Workers
 from imagewam_cli.kvcache.codecs.cast import FLOAT32
 from imagewam_cli.kvcache.format.manifest import Manifest
-from tests.kvcache.conftest import LENGTHS, SETTINGS
+from tests.support.arithmetic_cache import LENGTHS, SETTINGS
 from tests.support.arithmetic_editor import MemoryDataset
-from tests.support.worker_recipes import ArithmeticRecipe
-
-Build = Callable[..., Manifest]
+from tests.support.worker_recipes import ArithmeticRecipe, Build
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.building.workers.pool import Crew, Died, Event, Finished, Free, Ready
 from imagewam_cli.kvcache.building.workers.worker import Recipe, Worker
 from imagewam_cli.kvcache.storage.manifests import read_manifest
-from tests.kvcache.building.test_build import files, stop_after
-from tests.kvcache.building.workers.conftest import Build
-from tests.kvcache.conftest import CUT, LENGTHS
+from tests.support.arithmetic_cache import CUT, LENGTHS
 from tests.support.arithmetic_editor import MemoryDataset
-from tests.support.worker_recipes import Lost, complain, lose
+from tests.support.faults import stop_after
+from tests.support.folders import files
+from tests.support.worker_recipes import Build, Lost, complain, lose
 
 
 class ThreadWorkers:

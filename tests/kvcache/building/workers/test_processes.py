@@ -9,9 +9,8 @@ import pytest
 
 from imagewam_cli.errors import CacheError, UnknownNameError
 from imagewam_cli.kvcache.building.workers.processes import ProcessWorkers
-from tests.kvcache.building.test_build import files
-from tests.kvcache.building.workers.conftest import Build
-from tests.support.worker_recipes import kill, mistype
+from tests.support.folders import files
+from tests.support.worker_recipes import Build, kill, mistype
 
 
 def test_a_killed_worker_is_replaced_and_the_bytes_are_the_single_builds(

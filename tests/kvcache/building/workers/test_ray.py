@@ -10,10 +10,9 @@ import pytest
 
 from imagewam_cli.errors import CacheError, UsageError
 from imagewam_cli.kvcache.building.workers.ray import RayWorkers, _options
-from tests.kvcache.building.test_build import files
-from tests.kvcache.building.workers.conftest import Build
+from tests.support.folders import files
 from tests.support.paths import ROOT
-from tests.support.worker_recipes import kill
+from tests.support.worker_recipes import Build, kill
 
 
 def test_a_killed_actor_is_replaced_and_the_bytes_are_the_single_builds(

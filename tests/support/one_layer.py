@@ -1,0 +1,33 @@
+"""A specification of one layer, as small as `cache_study` can measure."""
+
+from __future__ import annotations
+
+from imagewam_cli.prefix.spec import KVSpec, LayerSpec, SegmentSpec
+
+TEXT, GRID, HEADS, SIZE = 5, (4, 6), 2, 8
+"""Text tokens, reference grid, heads, and numbers per head."""
+
+
+def layer(*, text: bool = True) -> LayerSpec:
+    segments = (SegmentSpec(name="reference", tokens=24, grid=GRID),)
+    return LayerSpec(
+        name="a",
+        block="sequential",
+        heads=HEADS,
+        kv_heads=HEADS,
+        head_dim=SIZE,
+        segments=((SegmentSpec(name="text", tokens=TEXT),) if text else ()) + segments,
+    )
+
+
+def spec_of(one: LayerSpec) -> KVSpec:
+    return KVSpec(
+        mode="prefix",
+        timestep=0.0,
+        layers=(one,),
+        rope=None,
+        text_padding="trim",
+        cameras=("top",),
+        image_size=(64, 96),
+        prompt_template="{instruction}",
+    )
