@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, cast
 
 import typer
@@ -26,6 +27,7 @@ from imagewam_cli.cli import (
     train_expert,
     verify,
 )
+from imagewam_cli.cli.help import BUILD, GET, JUDGE, LOOK, SHIP, TRAIN, HelpCommand, HelpGroup
 from imagewam_cli.cli.os_errors import explained, os_error_of
 from imagewam_cli.cli.output import output
 from imagewam_cli.editors.loading.hardware import is_out_of_memory
@@ -43,7 +45,10 @@ _LESS_MEMORY = (
 app = typer.Typer(
     name="imagewam",
     help="Turn a pretrained image editor into a robot policy.\n\n"
-    "record or bring a dataset > cache the editor's prefix keys and values > train-expert > eval > export",
+    "The commands are listed in the order in which you use them. "
+    "`imagewam demo` runs the whole journey on a small built-in task.",
+    cls=HelpGroup,
+    subcommand_metavar="COMMAND",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -68,25 +73,32 @@ def _options(
     output.debug, output.quiet = debug, quiet
 
 
-_cache_app = typer.Typer(rich_markup_mode=None)
+_cache_app = typer.Typer(rich_markup_mode=None, cls=HelpGroup, subcommand_metavar="[COMMAND]")
 _cache_app.callback(invoke_without_command=True)(cache.cache_command)
-_cache_app.command("verify")(verify.verify_command)
-_cache_app.command("report")(report.report_command)
-_cache_app.command("merge")(merge.merge_command)
+_cache_app.command("verify", cls=HelpCommand)(verify.verify_command)
+_cache_app.command("report", cls=HelpCommand)(report.report_command)
+_cache_app.command("merge", cls=HelpCommand)(merge.merge_command)
 
-app.command("fetch")(fetch.fetch_command)
-app.command("record")(record.record_command)
-app.add_typer(_cache_app, name="cache")
-app.command("train-expert")(train_expert.train_expert_command)
-app.command("eval")(evaluate.eval_command)
-app.command("attention")(attention.attention_command)
-app.command("export")(export.export_command)
-app.command("import")(import_.import_command)
-app.command("demo")(demo.demo_command)
-app.command("editors")(editors.editors_command)
-app.add_typer(plugins.plugins_app, name="plugins")
-app.command("list")(inventory.list_command)
-app.command("info")(info.info_command)
+_COMMANDS: tuple[tuple[str, str, Callable[..., None] | typer.Typer], ...] = (
+    (GET, "fetch", fetch.fetch_command),
+    (GET, "import", import_.import_command),
+    (GET, "record", record.record_command),
+    (BUILD, "cache", _cache_app),
+    (TRAIN, "train-expert", train_expert.train_expert_command),
+    (JUDGE, "eval", evaluate.eval_command),
+    (JUDGE, "attention", attention.attention_command),
+    (SHIP, "export", export.export_command),
+    (LOOK, "demo", demo.demo_command),
+    (LOOK, "info", info.info_command),
+    (LOOK, "list", inventory.list_command),
+    (LOOK, "editors", editors.editors_command),
+    (LOOK, "plugins", plugins.plugins_app),
+)
+for _panel, _name, _command in _COMMANDS:
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_name, rich_help_panel=_panel)
+    else:
+        app.command(_name, cls=HelpCommand, rich_help_panel=_panel)(_command)
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from imagewam_cli.kvcache.storage.location import Location
 
 
-@takes_editor_options
+@takes_editor_options()
 def cache_command(
     *,
     context: typer.Context,

@@ -1,7 +1,8 @@
-"""The options that say which editor sees which pictures how, for the commands that compute prefixes."""
+"""Options of the commands that run an editor: which one, on which pictures, and which K and V to keep."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import typing
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imagewam_cli.cli.auto_layers import auto_count, measured_layers
+from imagewam_cli.cli.help import ADVANCED, COMPUTE, INPUT, KEEP
 from imagewam_cli.cli.options import (
     CompileOption,
     DeviceOption,
@@ -34,88 +36,200 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EditorOptions:
-    """Each field is one option of the command line."""
+    """What the user asked of the editor; each field is one option of the command line."""
 
     editor: Annotated[
-        str | None, typer.Option("--editor", help="Which editor; see `imagewam editors`; by default tiny.")
+        str | None,
+        typer.Option(
+            "--editor",
+            metavar="NAME",
+            help="Image editor, by default tiny; `imagewam editors` lists them.",
+            rich_help_panel=INPUT,
+        ),
     ] = None
     dataset: Annotated[
         Path | None,
         typer.Option(
-            "--dataset", callback=from_home, help="A LeRobot dataset; without it, embedded demonstrations are recorded."
+            "--dataset",
+            metavar="FOLDER",
+            callback=from_home,
+            help="LeRobot dataset; by default demonstrations recorded in the tabletop simulator.",
+            rich_help_panel=INPUT,
         ),
     ] = None
-    mode: Annotated[str | None, typer.Option("--mode", help="prefix or denoise; by default the editor's.")] = None
-    timestep: Annotated[float | None, typer.Option("--timestep", help="In [0, 1]; by default the editor's.")] = None
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            "--mode",
+            metavar="MODE",
+            help="How the editor runs: prefix or denoise; by default the editor's own mode.",
+            rich_help_panel=KEEP,
+        ),
+    ] = None
+    timestep: Annotated[
+        float | None,
+        typer.Option(
+            "--timestep",
+            metavar="T",
+            help="Diffusion time in [0, 1] at which K and V are captured; by default the editor's own.",
+            rich_help_panel=KEEP,
+        ),
+    ] = None
     layers: Annotated[
         str,
-        typer.Option("--layers", help="all, every:N, a list like 0,4,9, or auto:K: the K that tell most, measured."),
+        typer.Option(
+            "--layers",
+            metavar="LAYERS",
+            help="all, every:N, a list like 0,4,9, or auto:K (the K layers that best predict actions).",
+            rich_help_panel=KEEP,
+        ),
     ] = "all"
     segments: Annotated[
-        str | None, typer.Option("--segments", help="Kinds of tokens to keep: text,reference,target.")
+        str | None,
+        typer.Option(
+            "--segments",
+            metavar="NAMES",
+            help="Kinds of tokens, such as text,reference,target; by default the editor's own choice.",
+            rich_help_panel=KEEP,
+        ),
     ] = None
     pool: Annotated[
         int,
         typer.Option(
             "--pool",
-            help="Average N x N neighbouring picture tokens into one; cells at the edge hold fewer.",
             metavar="N",
+            help="Average each N x N block of picture tokens into one token.",
+            rich_help_panel=KEEP,
         ),
     ] = 1
     text_padding: Annotated[
-        str | None, typer.Option("--text-padding", help="trim or keep; by default the editor's.")
+        str | None,
+        typer.Option(
+            "--text-padding",
+            metavar="HOW",
+            help="Padding tokens of the text: trim or keep; by default the editor's own choice.",
+            rich_help_panel=KEEP,
+        ),
     ] = None
     compute_dtype: Annotated[
         str | None,
-        typer.Option("--compute-dtype", help="How the editor computes: float32, bfloat16, float16."),
+        typer.Option(
+            "--compute-dtype",
+            metavar="DTYPE",
+            help="Precision of the editor's forward pass: float32, bfloat16 or float16.",
+            rich_help_panel=COMPUTE,
+        ),
     ] = None
     quantization: Annotated[
-        str, typer.Option("--quantization", help="The editor's weights in fewer bits: none, int8, nf4.")
+        str,
+        typer.Option(
+            "--quantization",
+            metavar="KIND",
+            help="Quantize the editor's weights: none, int8 or nf4.",
+            rich_help_panel=COMPUTE,
+        ),
     ] = "none"
-    stride: Annotated[int, typer.Option("--stride", help="Keep every N-th frame.")] = 1
-    camera: Annotated[list[str] | None, typer.Option("--camera", help="Cameras to use, in order; by default all.")] = (
-        None
-    )
-    image_size: Annotated[str | None, typer.Option("--image-size", help="HEIGHTxWIDTH that the editor sees.")] = None
-    camera_layout: Annotated[
-        str | None, typer.Option("--camera-layout", help="tile, separate or head-over-wrists; by default the editor's.")
+    stride: Annotated[
+        int, typer.Option("--stride", metavar="N", help="Use every N-th frame.", rich_help_panel=INPUT)
+    ] = 1
+    camera: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--camera",
+            metavar="NAME",
+            help="Camera to use; repeat it for several, in order. By default all cameras.",
+            rich_help_panel=INPUT,
+        ),
     ] = None
-    state_key: Annotated[str, typer.Option("--state-key", help="The dataset's name for the state.")] = (
-        "observation.state"
-    )
-    action_key: Annotated[str, typer.Option("--action-key", help="The dataset's name for the action.")] = "action"
-    blank_images: Annotated[bool, typer.Option("--blank-images", help="Ablation: the editor sees a grey picture.")] = (
-        False
-    )
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Ablation: an untrained editor.")] = False
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            "--image-size",
+            metavar="HxW",
+            help="Size of the picture that the editor sees, such as 224x448 (height first).",
+            rich_help_panel=INPUT,
+        ),
+    ] = None
+    camera_layout: Annotated[
+        str | None,
+        typer.Option(
+            "--camera-layout",
+            metavar="LAYOUT",
+            help="tile, separate or head-over-wrists; by default the editor's own layout.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None
+    state_key: Annotated[
+        str,
+        typer.Option(
+            "--state-key", metavar="KEY", help="Column of the robot state in the dataset.", rich_help_panel=ADVANCED
+        ),
+    ] = "observation.state"
+    action_key: Annotated[
+        str,
+        typer.Option(
+            "--action-key", metavar="KEY", help="Column of the action in the dataset.", rich_help_panel=ADVANCED
+        ),
+    ] = "action"
+    blank_images: Annotated[
+        bool,
+        typer.Option("--blank-images", help="Ablation: replace every picture by a grey one.", rich_help_panel=ADVANCED),
+    ] = False
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights", help="Ablation: use an editor with untrained weights.", rich_help_panel=ADVANCED
+        ),
+    ] = False
     device: DeviceOption = "cpu"
     offload: OffloadOption = "none"
     compile: CompileOption = False
 
     def given(self) -> list[str]:
-        """The options that differ from what they are when left out, as they are written."""
+        """Return the options that differ from their defaults, as typed: `--pool`, `--layers`."""
         differing = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
         return ["--" + name.replace("_", "-") for name in differing]
 
 
-def takes_editor_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with the fields of `EditorOptions` as options in place of its parameter `options`."""
+def takes_editor_options(*, only_with: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace a command's parameter `options` by one option for each field of `EditorOptions`.
+
+    only_with: the option of the command without which these have no effect; the panels of the help name it.
+    """
     hints = typing.get_type_hints(EditorOptions, include_extras=True)
     shared = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-        for f in dataclasses.fields(EditorOptions)
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name] if only_with is None else _in_panel_of(only_with, hints[field.name]),
+        )
+        for field in dataclasses.fields(EditorOptions)
     ]
-    own = inspect.signature(command, eval_str=True).parameters.values()
-    parameters = [p for o in own for p in (shared if o.name == "options" else [o.replace(kind=o.KEYWORD_ONLY)])]
 
-    def expanded(**values: Any) -> None:
-        options = EditorOptions(**{p.name: values.pop(p.name) for p in shared})
-        command(options=options, **values)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        parameters = [p for o in own for p in (shared if o.name == "options" else [o.replace(kind=o.KEYWORD_ONLY)])]
 
-    expanded.__name__, expanded.__doc__ = command.__name__, command.__doc__
-    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    expanded.__annotations__ = {}
-    return expanded
+        def expanded(**values: Any) -> None:
+            options = EditorOptions(**{p.name: values.pop(p.name) for p in shared})
+            command(options=options, **values)
+
+        expanded.__name__, expanded.__doc__ = command.__name__, command.__doc__
+        # typer reads the options from the signature
+        expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        expanded.__annotations__ = {}
+        return expanded
+
+    return decorate
+
+
+def _in_panel_of(option: str, annotation: Any) -> Any:
+    """Return the annotation of an option with its panel renamed, such as "Input" to "Input, with --online"."""
+    base, info = typing.get_args(annotation)
+    moved = copy.copy(info)
+    moved.rich_help_panel = f"{info.rich_help_panel}, with {option}"
+    return Annotated[base, moved]
 
 
 @dataclass(frozen=True, kw_only=True)

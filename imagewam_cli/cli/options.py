@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from imagewam_cli.cli.help import COMPUTE, INPUT, OUTPUT
 from imagewam_cli.cli.output import output
 from imagewam_cli.config import from_dict
 from imagewam_cli.editors.loading.hardware import Hardware
@@ -119,24 +120,56 @@ class FormatName(StrEnum):
     json = "json"
 
 
-FormatOption = Annotated[FormatName, typer.Option("--format", help="How to print the result.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="Where torch computes: cpu, cuda, cuda:1, mps.")]
+FormatOption = Annotated[
+    FormatName, typer.Option("--format", help="Print the result as text or as JSON.", rich_help_panel=OUTPUT)
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", metavar="DEVICE", help="Torch device: cpu, cuda, cuda:1 or mps.", rich_help_panel=COMPUTE),
+]
 OffloadOption = Annotated[
     str,
-    typer.Option("--offload", help="Where weights wait for their turn: none (on the device), group, sequential, disk."),
+    typer.Option(
+        "--offload",
+        metavar="WHERE",
+        help="Keep idle weights off the device: none, group, sequential or disk.",
+        rich_help_panel=COMPUTE,
+    ),
 ]
-CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the editor's denoiser.")]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the editor's denoiser with torch.compile.", rich_help_panel=COMPUTE)
+]
 CacheOption = Annotated[
-    str | None, typer.Option("--cache", help="Folder or URL of the cache; by default the newest in caches/.")
+    str | None,
+    typer.Option(
+        "--cache",
+        metavar="FOLDER|URL",
+        help="The cache; by default the newest one in caches/.",
+        rich_help_panel=INPUT,
+    ),
 ]
 WeightsOption = Annotated[
     Path | None,
     typer.Option(
-        "--weights", callback=_existing_weights, help="A diffusers folder instead of the editor's own weights."
+        "--weights",
+        metavar="FOLDER",
+        callback=_existing_weights,
+        help="Diffusers folder to load instead of the editor's published weights.",
+        rich_help_panel=INPUT,
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="First scene or random seed.")]
-EnvOption = Annotated[str, typer.Option("--env", help="The simulator; see `imagewam plugins`.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, metavar="N", help="Seed of the first scene.", rich_help_panel=INPUT)
+]
+EnvOption = Annotated[
+    str,
+    typer.Option(
+        "--env",
+        metavar="NAME",
+        help="Simulator; `imagewam plugins --hook environments` lists them.",
+        rich_help_panel=INPUT,
+    ),
+]
 
 
 def chosen_hardware(device: str, offload: str, compile: bool) -> Hardware:

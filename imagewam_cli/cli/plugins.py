@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imagewam_cli.cli.help import HelpCommand, HelpGroup
 from imagewam_cli.cli.options import DeviceOption, FormatName, FormatOption, WeightsOption, size_of
 from imagewam_cli.cli.output import output
 
 if TYPE_CHECKING:
     from imagewam_cli.testing.checks import Finding
 
-plugins_app = typer.Typer(rich_markup_mode=None)
+plugins_app = typer.Typer(rich_markup_mode=None, cls=HelpGroup, subcommand_metavar="[COMMAND]")
 
 
 class HookName(StrEnum):
@@ -64,7 +65,7 @@ def plugins_command(
     output.result(values, "\n".join(lines), format.value)
 
 
-@plugins_app.command("doctor")
+@plugins_app.command("doctor", cls=HelpCommand)
 def doctor_command(
     editor: Annotated[str, typer.Argument(help="Name of the editor; see `imagewam editors`.")],
     weights: WeightsOption = None,

@@ -31,7 +31,7 @@ class LoadName(StrEnum):
     read = "read"
 
 
-@takes_editor_options
+@takes_editor_options(only_with="--online")
 def train_expert_command(
     *,
     cache: CacheOption = None,

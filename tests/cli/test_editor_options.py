@@ -17,7 +17,7 @@ def parsed(*arguments: str) -> tuple[EditorOptions, int]:
     """What a command with one option of its own was given."""
     app, seen = typer.Typer(), []
 
-    @takes_editor_options
+    @takes_editor_options()
     def command(*, options: EditorOptions, own: Annotated[int, typer.Option("--own")] = 5) -> None:
         """Command."""
         seen.append((options, own))

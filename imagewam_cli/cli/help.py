@@ -1,0 +1,109 @@
+"""How `--help` is laid out: panels of options and commands, and examples that can be copied.
+
+Plain text, equal on a terminal and in a pipe, 80 columns wide. A command's docstring is its help: the first sentence is
+the summary that lists show, and the lines below `Examples:` are printed as they are, one command each. The panel of an
+option or a command is the `rich_help_panel` that typer already has; rich itself is not imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+from typer.core import TyperCommand, TyperGroup
+
+if TYPE_CHECKING:
+    from typer._click import Command, Context, HelpFormatter
+
+ARGUMENTS, OPTIONS = "Arguments", "Options"
+INPUT = "Input"
+KEEP = "What to keep"
+RECIPE = "Recipe"
+COMPUTE = "Where it computes"
+OUTPUT = "Output"
+ADVANCED = "Advanced"
+
+GET, BUILD, TRAIN, JUDGE, SHIP, LOOK = "Get", "Build", "Train", "Judge", "Ship", "Look"
+"""The steps of the journey from weights and demonstrations to an exported policy: panels of commands."""
+
+_ORDER = (GET, BUILD, TRAIN, JUDGE, SHIP, LOOK, ARGUMENTS, INPUT, RECIPE, KEEP, COMPUTE, OUTPUT, ADVANCED)
+"""Other panels follow in the order in which the command declares them, and options without a panel come last."""
+
+_EXAMPLES = "\n\nExamples:\n"
+_MAX_COLUMN = 26
+
+
+class HelpCommand(TyperCommand):
+    """A command whose help has panels and examples."""
+
+    def format_help_text(self, ctx: Context, formatter: HelpFormatter) -> None:
+        _write_description(self, formatter)
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        _write_panels(_options(self, ctx), formatter)
+
+
+class HelpGroup(TyperGroup):
+    """A group whose help lists its commands by panel, above its own options."""
+
+    def format_help_text(self, ctx: Context, formatter: HelpFormatter) -> None:
+        _write_description(self, formatter)
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        self.format_commands(ctx, formatter)
+        _write_panels(_options(self, ctx), formatter)
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                panel = getattr(command, "rich_help_panel", None) or "Commands"
+                panels.setdefault(panel, []).append((name, summary(command)))
+        _write_panels(panels, formatter)
+
+
+def summary(command: Command) -> str:
+    """Return the first sentence of a command's help, on one line."""
+    first = inspect.cleandoc(command.help or "").partition("\n\n")[0]
+    sentence, stop, _ = " ".join(first.split()).partition(". ")
+    return sentence + stop.rstrip()
+
+
+def _write_description(command: Command, formatter: HelpFormatter) -> None:
+    text, _, examples = inspect.cleandoc(command.help or "").partition(_EXAMPLES)
+    formatter.write_paragraph()
+    with formatter.indentation():
+        formatter.write_text(text)
+    if examples:
+        with formatter.section("Examples"):
+            indent = " " * formatter.current_indent
+            for line in inspect.cleandoc(examples).splitlines():
+                formatter.write(f"{indent}{line}\n")  # not wrapped, so that it can be copied
+
+
+def _options(command: Command, ctx: Context) -> dict[str, list[tuple[str, str]]]:
+    """Return the (name, help) pairs of a command's parameters by panel."""
+    panels: dict[str, list[tuple[str, str]]] = {}
+    for parameter in command.get_params(ctx):
+        record = parameter.get_help_record(ctx)
+        if record is not None:
+            default = ARGUMENTS if parameter.param_type_name == "argument" else OPTIONS
+            panels.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
+    return panels
+
+
+def _rank(panel: str) -> int:
+    if panel == OPTIONS:
+        return len(_ORDER) + 1
+    return _ORDER.index(panel) if panel in _ORDER else len(_ORDER)
+
+
+def _write_panels(panels: dict[str, list[tuple[str, str]]], formatter: HelpFormatter) -> None:
+    """Write one section for each panel, in order, with the second column at the same place in all of them."""
+    names = [name for rows in panels.values() for name, _ in rows]
+    width = max((len(name) for name in names if len(name) <= _MAX_COLUMN), default=0)
+    for panel in sorted(panels, key=_rank):
+        rows = panels[panel]
+        with formatter.section(panel):
+            formatter.write_dl([(name.ljust(width), text) for name, text in rows], col_max=width)
