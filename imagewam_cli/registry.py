@@ -112,7 +112,9 @@ class Catalog(Generic[E]):
             raise PluginError(f"{self.kind} {name!r} cannot be loaded from {entry.load!r}: {reason}") from error
         lacking = _lacking(found)
         if lacking:
-            raise PluginError(f"{self.kind} {name!r} ({entry.load}) lacks {', '.join(lacking)}", "see docs/plugins.md")
+            raise PluginError(
+                f"{self.kind} {name!r} ({entry.load}) lacks {', '.join(lacking)}", "see docs/guide/plugins.md"
+            )
         return found
 
 

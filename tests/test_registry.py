@@ -134,7 +134,7 @@ def test_an_editor_class_without_defaults_says_so(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delattr(owner, "defaults")
     with pytest.raises(PluginError, match=r"'undecided' \(.*:Undecided\) lacks defaults") as caught:
         registry.editors.load("undecided")
-    assert caught.value.hint == "see docs/plugins.md"
+    assert caught.value.hint == "see docs/guide/plugins.md"
 
 
 def test_an_unknown_name_may_be_of_a_plugin_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def cache_command(
         typer.Option(
             "--codec",
             "--dtype",
-            help="How numbers are stored: fp32, bf16, fp16, fp8, int8, int4, pca2, pca1, pca0.5; see docs/cache.md.",
+            help="Number format: fp32, bf16, fp16, fp8, int8, int4, pca2, pca1, pca0.5 (docs/guide/caches.md).",
         ),
     ] = "bf16",
     batch: Annotated[int, typer.Option("--batch", help="Rows per forward pass.")] = 16,

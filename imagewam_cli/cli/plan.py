@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 RECOMMENDED = "pca1"
 """The codec that is planned beside the one that was asked for: a sixteenth of bf16, with the error of int4
-(docs/cache.md)."""
+(docs/guide/caches.md)."""
 
 
 def plan_of(

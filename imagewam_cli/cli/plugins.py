@@ -110,7 +110,7 @@ def doctor_command(
     output.result([asdict(f) for f in findings], "\n".join(_lines(findings)), format.value)
     broken = sum(finding.result == "broken" for finding in findings)
     if broken:
-        raise PluginError(f"{editor} breaks {broken} of {len(findings)} promises", "see docs/plugins.md")
+        raise PluginError(f"{editor} breaks {broken} of {len(findings)} promises", "see docs/guide/plugins.md")
 
 
 def _lines(findings: Sequence[Finding]) -> list[str]:

@@ -39,7 +39,7 @@ def train_expert_command(
         bool, typer.Option("--online", help="Without a cache: --editor encodes the rows of each step.")
     ] = False,
     config: Annotated[
-        Path | None, typer.Option("--config", callback=from_home, help="A YAML recipe; see docs/training.md.")
+        Path | None, typer.Option("--config", callback=from_home, help="A YAML recipe; see docs/guide/training.md.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", callback=from_home, help="Folder of the run; by default runs/CACHE.")
@@ -82,7 +82,7 @@ def train_expert_command(
 
     _require_one_source(online, cache, options, encode_batch, load)
     if config is not None:
-        existing("--config", config, "pass a YAML recipe; docs/training.md has one")
+        existing("--config", config, "pass a YAML recipe; docs/guide/training.md has one")
     assignments = [*(set_ or []), *([f"expert.init={init}"] if init is not None else [])]
     recipe = _recipe(config, {"steps": steps, "batch": batch, "seed": seed}, assignments)
     if not dry_run:

@@ -29,7 +29,8 @@ from imagewam_tiny.editor import WEIGHTS, TinyEditor
 
 EDIT_STEPS = 1
 """One step gives the mean of all pictures that may come of it; on a table, where an instruction leaves one, that is it.
-More steps draw one of them: sharper where several are right, and more often a wrong one here (docs/tiny.md)."""
+More steps draw one of them: sharper where several are right, and more often a wrong one here
+(docs/reference/tiny.md)."""
 EDIT_SHIFT = 3.0
 
 

@@ -16,7 +16,7 @@ TEXT_LAYERS = (1, 2, 3)
 MAX_TEXT_TOKENS = 64
 IMAGE_SIZE = 128
 PREFIX_TIMESTEP = 0.0
-"""The prefix is always modulated with this one timestep, in training as in use: see docs/tiny.md."""
+"""The prefix is always modulated with this one timestep, in training as in use: see docs/reference/tiny.md."""
 
 VAE_CONFIG: dict[str, Any] = {
     "block_out_channels": (16, 32, 64, 64),

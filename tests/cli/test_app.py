@@ -64,7 +64,11 @@ def test_every_command_shows_an_example(capsys: pytest.CaptureFixture[str], comm
         (["cache", "--dataset", "nowhere"], "--dataset nowhere does not exist", "meta/info.json"),
         (["cache", "--weights", "nowhere"], "--weights nowhere does not exist", "a diffusers folder"),
         (["train-expert", "--cache", "nowhere"], "--cache nowhere does not exist", "imagewam cache"),
-        (["train-expert", "--config", "nowhere.yaml"], "--config nowhere.yaml does not exist", "docs/training.md"),
+        (
+            ["train-expert", "--config", "nowhere.yaml"],
+            "--config nowhere.yaml does not exist",
+            "docs/guide/training.md",
+        ),
         (["train-expert", "--weights", "nowhere"], "--weights nowhere does not exist", "imagewam fetch"),
         (["eval", "--policy", "nowhere"], "--policy nowhere does not exist", "imagewam train-expert"),
         (["eval", "--policy", ".", "--dataset", "nowhere"], "--dataset nowhere does not exist", "imagewam list"),

@@ -75,7 +75,7 @@ class DatasetEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a cache is: see docs/cache-format.md. It grows by one shard at a time."""
+    """What a cache is: see docs/reference/cache-format.md. It grows by one shard at a time."""
 
     version: int
     fingerprint: Mapping[str, Any]

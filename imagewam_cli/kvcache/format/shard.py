@@ -1,4 +1,4 @@
-"""One shard: a safetensors file with what a codec stored of consecutive rows (docs/cache-format.md).
+"""One shard: a safetensors file with what a codec stored of consecutive rows (docs/reference/cache-format.md).
 
 row, episode, frame, instruction, variant   (N,) int64
 checksum                           (N,) uint64    XXH3-64 of a row's bytes in every tensor below, in the file's order

@@ -237,7 +237,7 @@ def test_bits_go_where_they_gain_most() -> None:
 
 @pytest.mark.parametrize(("heads", "size"), [(3, 16), (5, 128)])
 def test_the_documented_format_is_enough_for_another_reader(heads: int, size: int) -> None:
-    """docs/cache-format.md, followed in numpy: one block of three heads, and three blocks of two, two and one."""
+    """docs/reference/cache-format.md, followed in numpy: one block of three heads; three blocks of two, two and one."""
     x = layer(heads, size, rope=False)
     layout = spec(x, rope=None)
     fitted = PCA1.fitted(layout, [prefix(layout.layers, 8, 0, inner=24)])

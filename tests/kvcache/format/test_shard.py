@@ -72,7 +72,7 @@ def test_it_is_the_same_file_however_it_is_cut(tmp_path: Path, tensors: dict[str
 
 
 def test_checksums_are_those_of_the_bytes_in_the_files_order(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """As docs/cache-format.md has it, from the file alone."""
+    """As docs/reference/cache-format.md has it, from the file alone."""
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
