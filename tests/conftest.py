@@ -41,12 +41,11 @@ def tabletop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load_tiny(tiny_weights: Path) -> Any:
     """`load_tiny(instructions, **settings)`: the small editor at 64 pixels; `weights=` names another folder."""
     from imagewam_cli.editors.contract import PrefixSettings
-    from imagewam_cli.registry import Registry
+    from imagewam_cli.editors.installed import load_editor
 
     def load(instructions: Sequence[str] = (), weights: Path = tiny_weights, **settings: Any) -> Any:
-        editors = Registry.installed().editors
         chosen = PrefixSettings(**{"image_size": EDITOR_CAMERA, "cameras": ("top",)} | settings)
-        return editors.load("tiny").load(editors.get("tiny"), chosen, instructions=instructions, weights=weights)
+        return load_editor("tiny", chosen, instructions=instructions, weights=weights)
 
     return load
 

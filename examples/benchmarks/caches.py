@@ -7,6 +7,7 @@ from pathlib import Path
 
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.encoding import instructions_of
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings
@@ -20,8 +21,8 @@ def tiny_caches(arguments: argparse.Namespace, scratch: Path, episodes: int, set
     record(TabletopEnvironment(), scratch / "dataset", episodes)
     dataset, installed = open_dataset(scratch / "dataset"), Registry.installed()
     size = (arguments.size, arguments.size) if arguments.size else None
-    editor = installed.editors.load("tiny").load(
-        installed.editors.get("tiny"),
+    editor = load_editor(
+        "tiny",
         PrefixSettings(cameras=tuple(dataset.info.cameras), image_size=size),
         instructions=instructions_of(dataset),
         weights=arguments.weights,

@@ -24,6 +24,7 @@ from timing import machine
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editors.contract import Editor, PrefixSettings
+from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.loading.hardware import Hardware
 from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.encoding import instructions_of
@@ -157,16 +158,14 @@ def demonstrations(folder: Path) -> Path:
 
 
 def loaded(arguments: argparse.Namespace, dataset: Dataset) -> Editor:
-    editors = Registry.installed().editors
     size = (arguments.size, arguments.size) if arguments.size else None
-    editor: Editor = editors.load(arguments.editor).load(
-        editors.get(arguments.editor),
+    return load_editor(
+        arguments.editor,
         PrefixSettings(cameras=tuple(dataset.info.cameras), image_size=size),
         instructions=instructions_of(dataset),
         weights=arguments.weights,
         hardware=Hardware(device=arguments.device),
     )
-    return editor
 
 
 def trainer(source: PrefixSource, arguments: argparse.Namespace, draws: int) -> Trainer:

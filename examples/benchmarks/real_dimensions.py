@@ -29,6 +29,7 @@ import torch
 from imagewam_cli.cache_study.fidelity import compare_ways, ways
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editors.contract import Editor, PrefixSettings
+from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.registry import Registry
@@ -93,10 +94,10 @@ def measure(
     name: str, folder: Path, settings: PrefixSettings, rows: int, batch: int, codecs: Sequence[str]
 ) -> dict[str, Any]:
     """Load the editor and encode rows; K and V are counted as the editor computes them."""
-    editors, size = Registry.installed().editors, settings.image_size
+    size = settings.image_size
     assert size is not None
     started = time.perf_counter()
-    editor = editors.load(name).load(editors.get(name), settings, instructions=(INSTRUCTION,), weights=folder)
+    editor = load_editor(name, settings, instructions=(INSTRUCTION,), weights=folder)
     loaded = time.perf_counter()
     pictures = scenes(rows)
     groups = [pictures[start : start + batch] for start in range(0, rows, batch)]

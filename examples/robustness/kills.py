@@ -31,6 +31,7 @@ import torch
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editors.contract import Editor, PrefixSettings
+from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.encoding import instructions_of
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings
@@ -170,9 +171,7 @@ RARE = (CODEC, f"{SHARDS}/{INSTRUCTIONS}")
 
 def tiny(dataset: Dataset, weights: Path | None = None) -> Editor:
     """The embedded editor on pictures of 64 pixels, for a small cache; weights: not needed, it has its own."""
-    editors = Registry.installed().editors
-    editor: Editor = editors.load("tiny").load(editors.get("tiny"), SMALL, instructions=instructions_of(dataset))
-    return editor
+    return load_editor("tiny", SMALL, instructions=instructions_of(dataset))
 
 
 def instruct_pix2pix(dataset: Dataset, weights: Path) -> Editor:
@@ -184,10 +183,7 @@ def instruct_pix2pix(dataset: Dataset, weights: Path) -> Editor:
     editors, name = Registry.installed().editors, "instruct-pix2pix"
     PIPELINES[name](editors.get(name), weights, True)
     settings = dataclasses.replace(SMALL, segments=("text", "target"), layers="0,1,2,3", compute_dtype="float32")
-    editor: Editor = editors.load(name).load(
-        editors.get(name), settings, instructions=instructions_of(dataset), weights=weights
-    )
-    return editor
+    return load_editor(name, settings, instructions=instructions_of(dataset), weights=weights)
 
 
 EDITORS = {"tiny": tiny, "instruct-pix2pix": instruct_pix2pix}

@@ -111,11 +111,11 @@ def cache_command(
     if plan:
         output.result(*plan_of(chosen, stored, build, storage_at(folder).disk, within), format.value)
         return
-    there = require_continuable(rows, chosen.entry.name, folder, stored, build)
+    there = require_continuable(rows, chosen.kind.entry.name, folder, stored, build)
     count = auto_count(options.layers)
     if there is not None and count is not None:
         chosen = chosen.with_layers(recorded_layers(folder, there, count))
-    chosen.kind.require_weights(chosen.entry, weights)
+    chosen.kind.require_weights(weights)
     with opened_maker(hiring, chosen, folder, codec, build) as maker:
         planned = plan_build(rows, maker.spec, stored, build)
         with output.progress(planned.rows, "row") as bar:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from imagewam_cli.data.types import Dataset
     from imagewam_cli.editors.contract import Editor, PrefixSettings
     from imagewam_cli.editors.loading.hardware import Hardware
-    from imagewam_cli.hookspecs import EditorEntry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +236,7 @@ class ChosenEditor:
     """What the options come to, before any weights are loaded."""
 
     kind: type[Editor]
-    entry: EditorEntry
+    """The editor's class, bound to its entry."""
     settings: PrefixSettings
     dataset: Dataset
     path: Path
@@ -248,7 +247,7 @@ class ChosenEditor:
     @property
     def name(self) -> str:
         """EDITOR-DATASET, for a folder."""
-        return f"{self.entry.name}-{self.path.resolve().name}"
+        return f"{self.kind.entry.name}-{self.path.resolve().name}"
 
     def load(self) -> Editor:
         """Ready for every instruction of the dataset."""
@@ -269,7 +268,6 @@ class ChosenEditor:
         from imagewam_cli.kvcache.building.encoding import instructions_of
 
         return self.kind.load(
-            self.entry,
             self.settings,
             instructions=instructions_of(self.dataset),
             weights=self.weights,
@@ -289,24 +287,22 @@ def choose_editor(options: EditorOptions, weights: Path | None, *, trial: str | 
     """
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.data.types import KeyMap
+    from imagewam_cli.editors.installed import installed_editor
     from imagewam_cli.errors import UsageError
-    from imagewam_cli.registry import Registry
 
     auto_count(options.layers)  # refused before demonstrations are recorded
-    editors, name = Registry.installed().editors, options.editor or "tiny"
-    kind, entry = editors.load(name), editors.get(name)
+    kind = installed_editor(options.editor or "tiny")
     hardware = chosen_hardware(options.device, options.offload, options.compile)
     path = options.dataset
     if path is None:
         if trial is not None:
             raise UsageError(f"{trial} needs --dataset", "demonstrations are recorded to be used")
-        kind.require_weights(entry, weights)
+        kind.require_weights(weights)
         path = _demonstrations()
     keys = KeyMap(state=options.state_key, action=options.action_key, cameras=tuple(options.camera or ()))
     dataset = open_dataset(existing_dataset(path), keys)
     return ChosenEditor(
         kind=kind,
-        entry=entry,
         settings=_settings(options, tuple(dataset.info.cameras)),
         dataset=dataset,
         path=path,

@@ -14,7 +14,6 @@ from imagewam_cli.cli.plan import RECOMMENDED
 if TYPE_CHECKING:
     from imagewam_cli.hookspecs import EditorEntry
     from imagewam_cli.prefix.spec import KVSpec
-    from imagewam_cli.registry import Catalog
 
 
 _SIZES = {
@@ -42,7 +41,7 @@ def editors_command(format: FormatOption = FormatName.human) -> None:
     for name, plugins in editors.duplicates().items():
         output.say(f"{name}: claimed by the plugins {' and '.join(plugins)}, so neither is listed")
     with _nothing_collected():
-        rows = [_row(entry, editors) for entry in editors]
+        rows = [_row(entry) for entry in editors]
     lines = [
         [
             row["name"],
@@ -74,9 +73,10 @@ def _nothing_collected() -> Iterator[None]:
             gc.enable()
 
 
-def _row(entry: EditorEntry, editors: Catalog[EditorEntry]) -> dict[str, Any]:
+def _row(entry: EditorEntry) -> dict[str, Any]:
     from imagewam_cli.config import to_dict
     from imagewam_cli.editors.contract import PrefixSettings
+    from imagewam_cli.editors.installed import installed_editor
     from imagewam_cli.errors import PluginError
     from imagewam_cli.kvcache.building.shard_plan import bytes_per_row
     from imagewam_cli.registry import Registry
@@ -85,9 +85,9 @@ def _row(entry: EditorEntry, editors: Catalog[EditorEntry]) -> dict[str, Any]:
     memory: int | None = None
     acting: int | None = None
     try:
-        kind = editors.load(entry.name)
-        spec = kind.describe(entry, PrefixSettings())
-        memory, acting = kind.memory_bytes(entry), kind.memory_bytes(entry, acting=True)
+        kind = installed_editor(entry.name)
+        spec = kind.describe(PrefixSettings())
+        memory, acting = kind.memory_bytes(), kind.memory_bytes(acting=True)
     except Exception as error:  # noqa: BLE001 - foreign code: an editor that fails is listed all the same
         reason = error.message if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         output.say(f"{entry.name} ({entry.load}): {reason}")

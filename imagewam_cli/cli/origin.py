@@ -24,12 +24,13 @@ def cache_origin(
         DatasetError, EditorError: they are not there.
     """
     from imagewam_cli.data.formats import open_dataset
+    from imagewam_cli.editors.installed import load_editor
     from imagewam_cli.errors import CacheError
     from imagewam_cli.kvcache.building.verify import require_origin
     from imagewam_cli.registry import Registry
 
-    editors, name = Registry.installed().editors, str(manifest.fingerprint["editor"])
-    if name not in editors:
+    name = str(manifest.fingerprint["editor"])
+    if name not in Registry.installed().editors:
         raise CacheError(
             f"the cache was made with the editor {name!r}, which is not installed",
             "install its plugin; see `imagewam plugins --hook editors`",
@@ -39,8 +40,8 @@ def cache_origin(
     else:
         path = existing_dataset(dataset)
     source = open_dataset(path, manifest.dataset.keys)
-    editor = editors.load(name).load(
-        editors.get(name),
+    editor = load_editor(
+        name,
         manifest.settings,
         instructions=manifest.instructions,
         weights=weights,

@@ -58,10 +58,10 @@ def _spec_without_weights(chosen: ChosenEditor) -> KVSpec | None:
     from imagewam_cli.errors import EditorError
 
     try:
-        chosen.kind.require_weights(chosen.entry, chosen.weights)
+        chosen.kind.require_weights(chosen.weights)
     except EditorError as error:
         auto = auto_count(chosen.settings.layers) is not None
-        described = None if auto else chosen.kind.describe(chosen.entry, chosen.settings)
+        described = None if auto else chosen.kind.describe(chosen.settings)
         if described is None:
             raise
         output.say(

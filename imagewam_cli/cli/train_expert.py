@@ -175,8 +175,8 @@ def _share(result: Any) -> str:
 def _editor_weights(source: Any, recipe: Any, weights: Path | None) -> Any:
     """The denoiser's weights by their released names, where the expert begins with them; else None, and no editor is
     looked at."""
+    from imagewam_cli.editors.installed import installed_editor
     from imagewam_cli.errors import UsageError
-    from imagewam_cli.registry import Registry
 
     if recipe.expert.init == "none":
         return None
@@ -185,8 +185,7 @@ def _editor_weights(source: Any, recipe: Any, weights: Path | None) -> Any:
         raise UsageError(
             "the prefixes are of an untrained editor: there are no weights to begin with", "use --init none"
         )
-    editors = Registry.installed().editors
-    return editors.load(fingerprint["editor"]).released_weights(editors.get(fingerprint["editor"]), weights)
+    return installed_editor(fingerprint["editor"]).released_weights(weights)
 
 
 def _recipe(config: Path | None, options: dict[str, Any], assignments: list[str]) -> Any:

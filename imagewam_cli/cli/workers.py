@@ -137,7 +137,7 @@ def _recipe(chosen: ChosenEditor, out: Location, codec: str, build: BuildSetting
     return BuildRecipe(
         dataset=chosen.path.resolve(),
         keys=chosen.dataset.info.keys,
-        editor=chosen.entry.name,
+        editor=chosen.kind.entry.name,
         prefix=chosen.settings,
         weights=None if chosen.weights is None else chosen.weights.resolve(),
         hardware=chosen.hardware,

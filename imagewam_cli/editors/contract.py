@@ -145,19 +145,28 @@ class ReleaseNames(Protocol):
 
 
 class Editor(abc.ABC):
-    """An editor ready to encode. Construction loads weights; `spec` and `settings` are fixed from then on."""
+    """An editor ready to encode. `load` reads the weights; `spec` and `settings` are fixed from then on.
+
+    A class may serve several entries (sizes of one family). It is used through a subclass bound to one of them, which
+    `imagewam_cli.editors.installed` makes, so every method finds its entry in `cls.entry`.
+    """
 
     entry: EditorEntry
     settings: PrefixSettings
     """With every None resolved."""
     embedded: ClassVar[Path | None] = None
-    """The folder that comes with the plugin, where one does."""
+    """Folder of the weights that ship with the plugin, if any do."""
+
+    @classmethod
+    def bound_to(cls, entry: EditorEntry) -> type[Self]:
+        """Return a subclass whose `entry` is this one."""
+        names = {"entry": entry, "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+        return type(cls.__name__, (cls,), names)
 
     @classmethod
     @abc.abstractmethod
     def load(
         cls,
-        entry: EditorEntry,
         settings: PrefixSettings,
         *,
         instructions: Sequence[str],
@@ -178,7 +187,7 @@ class Editor(abc.ABC):
         """
 
     @classmethod  # noqa: B027 - an editor without files has nothing to look for
-    def require_weights(cls, entry: EditorEntry, weights: Path | None = None) -> None:
+    def require_weights(cls, weights: Path | None = None) -> None:
         """Look whether `load` will find weights, before anything is computed for it.
 
         Raises:
@@ -186,7 +195,7 @@ class Editor(abc.ABC):
         """
 
     @classmethod
-    def describe(cls, entry: EditorEntry, settings: PrefixSettings) -> KVSpec | None:
+    def describe(cls, settings: PrefixSettings) -> KVSpec | None:
         """The layout without weights, from the entry alone; None where that does not tell it. Text that is trimmed to
         the instructions counts as `TYPICAL_TEXT` tokens.
 
@@ -206,7 +215,7 @@ class Editor(abc.ABC):
         return ("tile",)
 
     @classmethod
-    def memory_bytes(cls, entry: EditorEntry, *, acting: bool = False) -> int | None:
+    def memory_bytes(cls, *, acting: bool = False) -> int | None:
         """What the weights take at most at one time, in the editor's own dtype; None where that is not known.
 
         acting: in a live policy, which may be told anything; else while caching, with all instructions known.
@@ -250,7 +259,7 @@ class Editor(abc.ABC):
         return None
 
     @classmethod
-    def released_weights(cls, entry: EditorEntry, weights: Path | None = None) -> dict[str, torch.Tensor]:
+    def released_weights(cls, weights: Path | None = None) -> dict[str, torch.Tensor]:
         """The denoiser's weights by the names of its family's release, which published experts share.
 
         weights: as in `load`.
@@ -259,11 +268,11 @@ class Editor(abc.ABC):
             UsageError: released names are not known for this editor.
             EditorError: weights missing or damaged.
         """
-        raise UsageError(f"the released names of {entry.name}'s weights are not known", "see `imagewam editors`")
+        raise UsageError(f"the released names of {cls.entry.name}'s weights are not known", "see `imagewam editors`")
 
     @classmethod
     def write_released(
-        cls, entry: EditorEntry, released: Mapping[str, torch.Tensor], out: Path, *, weights: Path | None = None
+        cls, released: Mapping[str, torch.Tensor], out: Path, *, weights: Path | None = None
     ) -> dict[str, int]:
         """Write a denoiser, given by released names, as a part of the pipeline folder `out`: a `tuned` of `load`.
 
@@ -273,7 +282,7 @@ class Editor(abc.ABC):
             UsageError: as `released_weights`.
             EditorError: another size (both numbers are named), a name that is missing, unknown or of another shape.
         """
-        raise UsageError(f"the released names of {entry.name}'s weights are not known", "see `imagewam editors`")
+        raise UsageError(f"the released names of {cls.entry.name}'s weights are not known", "see `imagewam editors`")
 
     def fingerprint(self) -> dict[str, object]:
         """What decides the numbers in a cache: editor, weights, settings. Two that are equal but for `revision`, which

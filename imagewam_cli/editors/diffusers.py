@@ -48,7 +48,6 @@ from imagewam_cli.editors.loading.placement import Placement
 from imagewam_cli.editors.text import Prompt, Text, TextStates, with_token
 from imagewam_cli.editors.tokens import joined, split, validity
 from imagewam_cli.errors import EditorError, PluginError, UsageError
-from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.prefix.capture import record
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.prefix.pooling import pooled, pooled_layer, pooled_segment
@@ -83,7 +82,6 @@ class DiffusersEditor(Editor):
 
     def __init__(
         self,
-        entry: EditorEntry,
         settings: PrefixSettings,
         folder: Path,
         *,
@@ -91,8 +89,7 @@ class DiffusersEditor(Editor):
         hardware: Hardware,
         tuned: Path | None = None,
     ) -> None:
-        self.entry = entry
-        self.settings = self.defaults.resolve(settings, entry.name)
+        self.settings = self.defaults.resolve(settings, self.entry.name)
         self.dtype: torch.dtype = getattr(torch, str(self.settings.compute_dtype))
         self._placement = Placement(
             hardware, quantization=self.settings.quantization, random_weights=self.settings.random_weights
@@ -102,7 +99,7 @@ class DiffusersEditor(Editor):
         self.part: dict[str, Any] = {}
         """Sub-folder of the pipeline -> what it holds."""
         classes = self.part_classes()
-        require_family(folder, entry.family, [name for name in classes if self._home(name) == folder])
+        require_family(folder, self.entry.family, [name for name in classes if self._home(name) == folder])
         # text encoders first: where they can go before the denoiser comes, the larger of the two must fit, not both
         late = [
             name for name, kind in classes.items() if issubclass(kind, nn.Module) and name not in self.text_encoders
@@ -119,7 +116,6 @@ class DiffusersEditor(Editor):
     @classmethod
     def load(
         cls,
-        entry: EditorEntry,
         settings: PrefixSettings,
         *,
         instructions: Sequence[str],
@@ -128,46 +124,46 @@ class DiffusersEditor(Editor):
         tuned: Path | None = None,
     ) -> Self:
         """From `weights`, the embedded folder, or what was fetched."""
-        folder = weights or cls.embedded or downloaded(entry)
-        return cls(entry, settings, folder, instructions=instructions, hardware=hardware, tuned=tuned)
+        folder = cls._weights_folder(weights)
+        return cls(settings, folder, instructions=instructions, hardware=hardware, tuned=tuned)
 
     @classmethod
-    def require_weights(cls, entry: EditorEntry, weights: Path | None = None) -> None:
-        require_family(weights or cls.embedded or downloaded(entry), entry.family, cls.part_classes())
+    def require_weights(cls, weights: Path | None = None) -> None:
+        require_family(cls._weights_folder(weights), cls.entry.family, cls.part_classes())
 
     @classmethod
-    def released_weights(cls, entry: EditorEntry, weights: Path | None = None) -> dict[str, Tensor]:
+    def released_weights(cls, weights: Path | None = None) -> dict[str, Tensor]:
         if cls.release is None:
-            return super().released_weights(entry, weights)
-        folder = weights or cls.embedded or downloaded(entry)
-        require_family(folder, entry.family, [entry.denoiser])
-        return cls.release.to_release(part_tensors(folder, entry.denoiser))
+            return super().released_weights(weights)
+        folder, denoiser = cls._weights_folder(weights), cls.entry.denoiser
+        require_family(folder, cls.entry.family, [denoiser])
+        return cls.release.to_release(part_tensors(folder, denoiser))
 
     @classmethod
     def write_released(
-        cls, entry: EditorEntry, released: Mapping[str, Tensor], out: Path, *, weights: Path | None = None
+        cls, released: Mapping[str, Tensor], out: Path, *, weights: Path | None = None
     ) -> dict[str, int]:
         if cls.release is None:
-            return super().write_released(entry, released, out, weights=weights)
-        folder = weights or cls.embedded or downloaded(entry)
-        require_family(folder, entry.family, [entry.denoiser])
-        config = part_config(folder, entry.denoiser)
-        expected = _weightless(cls.part_classes()[entry.denoiser], config).state_dict()
+            return super().write_released(released, out, weights=weights)
+        folder, denoiser = cls._weights_folder(weights), cls.entry.denoiser
+        require_family(folder, cls.entry.family, [denoiser])
+        config = part_config(folder, denoiser)
+        expected = _weightless(cls.part_classes()[denoiser], config).state_dict()
         wanted = cls.release.to_release(expected)
         sizes = cls.release.sizes(released)
         for what, size in cls.release.sizes(wanted).items():
             if sizes.get(what, size) != size:
                 raise EditorError(
-                    f"the checkpoint has {sizes[what]} {what}, the editor {entry.name} {size}",
+                    f"the checkpoint has {sizes[what]} {what}, the editor {cls.entry.name} {size}",
                     "choose the editor that the checkpoint was trained on",
                 )
-        require_names(released, wanted, f"the checkpoint's editor weights do not fit {entry.name}")
-        write_part(out, entry.denoiser, config, cls.release.from_release(released))
+        require_names(released, wanted, f"the checkpoint's editor weights do not fit {cls.entry.name}")
+        write_part(out, denoiser, config, cls.release.from_release(released))
         return sizes
 
     @classmethod
-    def describe(cls, entry: EditorEntry, settings: PrefixSettings) -> KVSpec | None:
-        config = entry.config
+    def describe(cls, settings: PrefixSettings) -> KVSpec | None:
+        entry, config = cls.entry, cls.entry.config
         if cls.embedded is not None:
             config = json.loads((cls.embedded / entry.denoiser / "config.json").read_text())
         if not config:
@@ -181,7 +177,7 @@ class DiffusersEditor(Editor):
             )
         denoiser = _weightless(kind, config)
         text = cls.defaults.text_limit if settings.text_padding == "keep" else TYPICAL_TEXT
-        return cls._layout(entry, settings, denoiser, cls.picture_text(settings) + text)
+        return cls._layout(settings, denoiser, cls.picture_text(settings) + text)
 
     @classmethod
     def segments_of(cls, mode: Mode) -> tuple[Segment, ...]:
@@ -192,15 +188,16 @@ class DiffusersEditor(Editor):
         return cls.defaults.camera_layouts
 
     @classmethod
-    def memory_bytes(cls, entry: EditorEntry, *, acting: bool = False) -> int:
+    def memory_bytes(cls, *, acting: bool = False) -> int:
         """Caching: the text encoders, or all other parts, whichever is more, as the former go before the latter come.
         All parts for acting, where the encoder `reads_picture`, and (not told here) where it has to stay because
         the states of all instructions take more memory than it does."""
         dtype: torch.dtype = getattr(torch, cls.defaults.compute_dtype)
-        everything = sum(entry.components.values())
+        parameters = cls.entry.components
+        everything = sum(parameters.values())
         if acting or cls.reads_picture:
             return dtype.itemsize * everything
-        reading = sum(entry.components.get(name, 0) for name in cls.text_encoders)
+        reading = sum(parameters.get(name, 0) for name in cls.text_encoders)
         return dtype.itemsize * max(reading, everything - reading)
 
     @staticmethod
@@ -253,7 +250,7 @@ class DiffusersEditor(Editor):
 
     @functools.cached_property
     def spec(self) -> KVSpec:
-        return self._layout(self.entry, self.settings, self.denoiser, self._texts.longest)
+        return self._layout(self.settings, self.denoiser, self._texts.longest)
 
     @functools.cached_property
     def weights(self) -> WeightsIdentity:
@@ -324,7 +321,7 @@ class DiffusersEditor(Editor):
         return [(segment, LayerKV(k, v)) for segment, k, v in parts if segment.name in self.settings.segments]
 
     @classmethod
-    def _layout(cls, entry: EditorEntry, settings: PrefixSettings, denoiser: Any, text: int) -> KVSpec:
+    def _layout(cls, settings: PrefixSettings, denoiser: Any, text: int) -> KVSpec:
         assert settings.mode is not None
         assert settings.timestep is not None
         assert settings.text_padding is not None
@@ -337,7 +334,7 @@ class DiffusersEditor(Editor):
             text_padding=settings.text_padding,
             cameras=settings.cameras,
             image_size=settings.image_size,
-            prompt_template=settings.prompt_template or entry.prompt_template,
+            prompt_template=settings.prompt_template or cls.entry.prompt_template,
         )
 
     @classmethod
@@ -371,6 +368,11 @@ class DiffusersEditor(Editor):
             return tuple(holding[i] for i in select_layers(settings.layers, len(holding)))
         except ValueError as error:
             raise UsageError(str(error), "choose them with --layers; by default all are kept") from None
+
+    @classmethod
+    def _weights_folder(cls, weights: Path | None) -> Path:
+        """Return the folder given by the user, else the embedded one, else the downloaded one."""
+        return weights or cls.embedded or downloaded(cls.entry)
 
     def _load_parts(self, names: Iterable[str]) -> None:
         for name in names:

@@ -103,11 +103,11 @@ def prefix_arrays(prefix: PrefixKV, layers: Sequence[LayerSpec]) -> dict[str, np
 
 
 def _editor(folder: Path, hardware: Hardware, weights: Path | None) -> Editor:
-    from imagewam_cli.policy.policy import load_editor
+    from imagewam_cli.policy.policy import load_policy_editor
 
     path = folder / EDITOR
     try:
         reference = from_dict(EditorReference, json.loads(path.read_text(encoding="utf-8")), source=str(path))
     except ConfigError as error:
         raise RunError(f"{path} is damaged: {error.message}", error.hint) from None
-    return load_editor(reference, hardware=hardware, weights=weights, bundle=folder)
+    return load_policy_editor(reference, hardware=hardware, weights=weights, bundle=folder)

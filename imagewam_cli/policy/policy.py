@@ -15,6 +15,7 @@ import torch
 
 from imagewam_cli.data.types import Float32Array, Observation
 from imagewam_cli.editors.contract import Editor
+from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.editors.loading.placement import require_device
 from imagewam_cli.errors import DatasetError, RunError
@@ -27,7 +28,6 @@ from imagewam_cli.policy.acting import ChunkPolicy
 from imagewam_cli.policy.bundle import TUNED, BundleParts, EditorReference, find_bundle, read_bundle
 from imagewam_cli.policy.proprio import ProprioEncoder, load_proprio
 from imagewam_cli.prefix.kv import PrefixKV
-from imagewam_cli.registry import Registry
 
 
 class Policy(ChunkPolicy):
@@ -64,7 +64,7 @@ class Policy(ChunkPolicy):
         expert = load_expert(bundle, hardware.device)
         found = parts.config.proprio
         proprio = None if found is None else load_proprio(bundle, found, hardware.device, expert.dtype)
-        editor = load_editor(parts.editor, hardware=hardware, weights=weights, bundle=bundle)
+        editor = load_policy_editor(parts.editor, hardware=hardware, weights=weights, bundle=bundle)
         return cls(parts, expert, editor, hardware.device, proprio)
 
     @property
@@ -131,7 +131,7 @@ class Policy(ChunkPolicy):
         return noise.to(self.device, self.expert.dtype)
 
 
-def load_editor(
+def load_policy_editor(
     reference: EditorReference, *, hardware: Hardware = CPU, weights: Path | None = None, bundle: Path | None = None
 ) -> Editor:
     """The editor of a policy, checked against the fingerprint that it was trained with.
@@ -141,11 +141,8 @@ def load_editor(
     Raises:
         RunError: other weights or settings; both values are given.
     """
-    catalog = Registry.installed().editors
-    kind = catalog.load(reference.name)
-    entry = catalog.get(reference.name)
-    own = {"tuned": bundle / TUNED} if bundle is not None and reference.tuned else {}
-    editor: Editor = kind.load(entry, reference.settings, instructions=(), weights=weights, hardware=hardware, **own)
+    tuned = bundle / TUNED if bundle is not None and reference.tuned else None
+    editor = load_editor(reference.name, reference.settings, weights=weights, hardware=hardware, tuned=tuned)
     found, expected = editor.fingerprint(), dict(reference.fingerprint)
     if fingerprint_digest(found) != fingerprint_digest(expected):
         different = next((k for k in {**expected, **found} if found.get(k) != expected.get(k)), "fingerprint")

@@ -16,7 +16,8 @@ from torch import Tensor
 from imagewam_cli.data.normalization import FieldStats, Normalizer
 from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.data.types import Observation
-from imagewam_cli.editors.contract import Editor, PrefixSettings
+from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.installed import installed_editor
 from imagewam_cli.editors.loading.folder import require_names
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.errors import ConfigError, EditorError
@@ -37,7 +38,6 @@ from imagewam_cli.published.checkpoint import Checkpoint, read_checkpoint
 from imagewam_cli.published.robots import PROMPT, Robot
 from imagewam_cli.published.settings import TrainSettings
 from imagewam_cli.published.statistics import read_statistics
-from imagewam_cli.registry import Registry
 
 SHIFT, NOISE_SEED = 5.0, 42
 """Of the published evaluation: every chunk starts from the same noise."""
@@ -77,25 +77,22 @@ def import_policy(
         DatasetError, ConfigError: the statistics, or the robot, have other dimensions than the checkpoint.
         UsageError: `out` holds something; the editor has no published checkpoints.
     """
-    catalog = Registry.installed().editors
-    kind, entry = catalog.load(editor), catalog.get(editor)
+    kind = installed_editor(editor)
     found = read_checkpoint(checkpoint)
     state, action = read_statistics(statistics)
     _require_dimensions(found, state, action, robot)
     rounding = rounding or ("published-bf16" if found.bfloat16 else "exact")
     settings = _prefix_settings(robot, rounding, found)
     with staged(out) as folder:
-        editor_sizes = kind.write_released(entry, found.editor, folder / TUNED, weights=weights)
-        loaded: Editor = kind.load(
-            entry, settings, instructions=(), weights=weights, hardware=hardware, tuned=folder / TUNED
-        )
+        editor_sizes = kind.write_released(found.editor, folder / TUNED, weights=weights)
+        loaded = kind.load(settings, instructions=(), weights=weights, hardware=hardware, tuned=folder / TUNED)
         config = _policy_config(robot, train, found, editor_sizes)
         expert = expert_config(found.expert, loaded.spec, config.horizon, rounding)
         save_expert(folder, expert, dict(found.expert))
         if found.proprio is not None:
             _save(folder / PROPRIO, found.proprio)
         reference = EditorReference(
-            name=entry.name,
+            name=editor,
             settings=loaded.settings,
             spec=loaded.spec,
             fingerprint=loaded.fingerprint(),

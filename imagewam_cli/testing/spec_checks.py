@@ -117,7 +117,7 @@ def _require_valid(prefix: PrefixKV, spec: KVSpec) -> None:
 
 def description_is_the_spec(subject: Subject) -> None:
     """`describe` says without weights what the loaded editor's `spec` says"""
-    told = subject.kind.describe(_released_as_loaded(subject), subject.settings())
+    told = subject.kind.bound_to(_released_as_loaded(subject)).describe(subject.settings())
     if told is None:
         raise NotApplicable("the entry does not tell the layout: it has no `config`")
     told, spec = _without_text_length(told), _without_text_length(subject.load().spec)
@@ -135,13 +135,13 @@ def description_is_the_spec(subject: Subject) -> None:
 def _released_as_loaded(subject: Subject) -> EditorEntry:
     """The entry with the config of the denoiser that is loaded, which may be a small one."""
     if subject.weights is None:
-        return subject.entry
+        return subject.kind.entry
     if subject.kind.embedded is not None:
         raise NotApplicable("it describes the folder that comes with its plugin, and this is another one")
-    path = subject.weights / subject.entry.denoiser / "config.json"
+    path = subject.weights / subject.kind.entry.denoiser / "config.json"
     if not path.is_file():
-        return subject.entry
-    return dataclasses.replace(subject.entry, config=json.loads(path.read_text(encoding="utf-8")))
+        return subject.kind.entry
+    return dataclasses.replace(subject.kind.entry, config=json.loads(path.read_text(encoding="utf-8")))
 
 
 def _without_text_length(spec: KVSpec) -> KVSpec:
@@ -201,7 +201,7 @@ def unknown_choices_are_refused(subject: Subject) -> None:
         listed = all(segment in str(said) for segment in subject.segments())
         require(listed, f"`segments` {name} is refused without naming {', '.join(subject.segments())}: {said}", fix)
     for mode in get_args(Mode):
-        if mode not in subject.entry.modes:
+        if mode not in subject.kind.entry.modes:
             require(_refusal(subject, mode=mode) is not None, f"mode {mode} is accepted, the entry has it not", unnamed)
 
 

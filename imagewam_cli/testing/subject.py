@@ -16,12 +16,11 @@ from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editors.contract import Editor, PrefixSettings
+from imagewam_cli.editors.installed import installed_editor
 from imagewam_cli.editors.loading.hardware import Hardware
 from imagewam_cli.errors import UsageError
-from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.prefix.spec import KVSpec, Mode, Segment
-from imagewam_cli.registry import Registry
 
 SHORT = "go left"
 LONG = "put the red block on the blue zone"
@@ -50,8 +49,8 @@ class NotApplicable(Exception):  # noqa: N818 - not an error: the check says not
 class Subject:
     """An editor in one of its modes, loaded as each check needs it."""
 
-    entry: EditorEntry
     kind: type[Editor]
+    """The editor's class, bound to its entry."""
     mode: Mode
     weights: Path | None = None
     """A pipeline folder instead of what came with the plugin or was fetched."""
@@ -86,7 +85,6 @@ class Subject:
         """The editor, loaded once more. With it there are no more than `kept`."""
         self._forget(len(self.loaded) - self.kept + 1)
         return self.kind.load(
-            self.entry,
             self.settings(**changes),
             instructions=instructions,
             weights=self.weights,
@@ -158,9 +156,8 @@ def subjects(name: str, **options: Any) -> list[Subject]:
         UnknownNameError: no plugin has it.
         PluginError: its code cannot be imported.
     """
-    editors = Registry.installed().editors
-    entry, kind = editors.get(name), editors.load(name)
-    return [Subject(entry=entry, kind=kind, mode=cast(Mode, mode), **options) for mode in entry.modes]
+    kind = installed_editor(name)
+    return [Subject(kind=kind, mode=cast(Mode, mode), **options) for mode in kind.entry.modes]
 
 
 def counting_tokens(prefix: PrefixKV, spec: KVSpec, row: int) -> dict[str, Tensor]:

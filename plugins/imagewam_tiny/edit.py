@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0, help="of the scenes; 0 to 63 make the sheet")
     arguments = parser.parse_args()
     (entry,) = imagewam_editors()
-    tokens = TinyEditor.load(entry, PrefixSettings(), instructions=(), weights=arguments.weights).tokens
+    tokens = TinyEditor.bound_to(entry).load(PrefixSettings(), instructions=(), weights=arguments.weights).tokens
     rates: dict[str, dict[str, float]] = {}
     splits: tuple[Split, ...] = ("test", "heldout")
     for split in splits:

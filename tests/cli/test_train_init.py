@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from imagewam_cli.cli import app
 from imagewam_cli.config import load_yaml
+from imagewam_cli.editors.installed import installed_editor
 from imagewam_cli.expert.initialization import resized
-from imagewam_cli.registry import Registry
 from imagewam_cli.training.recipe import TrainRecipe
 
 SMALL = ["--steps", "1", "--batch", "2", "--set", "expert.hidden=16", "--set", "expert.horizon=2"]
@@ -26,8 +26,7 @@ def test_run_begins_with_the_editors_weights(
     command = ["train-expert", "--cache", str(tiny_cache), "--out", str(out), "--weights", str(tiny_weights)]
     assert app.run([*command, "--init", how, *SMALL]) == 0
     assert load_yaml(out / "config.yaml", TrainRecipe).expert.init == how
-    editors = Registry.installed().editors
-    editor = editors.load("tiny").released_weights(editors.get("tiny"), tiny_weights)
+    editor = installed_editor("tiny").released_weights(tiny_weights)
     name = "double_blocks.0.img_attn.proj.weight"  # nothing fused: both ways are one
     trained = load_file(out / "policy" / "expert.safetensors")[name]
     torch.testing.assert_close(trained, resized(editor[name].float(), trained.shape), atol=1e-4, rtol=1e-3)

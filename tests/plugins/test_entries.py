@@ -8,6 +8,7 @@ import torch
 from imagewam_cli.editors import diffusers
 from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.editors.diffusers import DiffusersEditor
+from imagewam_cli.editors.installed import installed_editor
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.registry import Registry
 
@@ -47,7 +48,7 @@ def test_parameters_are_those_of_the_described_denoiser(entry: EditorEntry, kind
 
 def test_each_mode_has_a_layout_without_weights(entry: EditorEntry, kind: type[DiffusersEditor]) -> None:
     for mode in entry.modes:
-        spec = kind.describe(entry, PrefixSettings(mode=mode))  # type: ignore[arg-type]
+        spec = kind.bound_to(entry).describe(PrefixSettings(mode=mode))  # type: ignore[arg-type]
         assert spec is not None
         assert spec.mode == mode
         assert spec.layers
@@ -65,7 +66,7 @@ def test_entries_of_one_class_and_config_share_a_denoiser(monkeypatch: pytest.Mo
         kind, "attention_layers", classmethod(lambda cls, model, *rest: seen.append(model) or true(cls, model, *rest))
     )
     for entry in (*entries, entries[0]):
-        kind.describe(entry, PrefixSettings())
+        kind.bound_to(entry).describe(PrefixSettings())
     assert seen[0] is seen[1] is seen[3]
     assert seen[2] is not seen[0]
     for entry, model in zip(entries, seen, strict=False):
@@ -80,8 +81,7 @@ def test_entries_of_one_class_and_config_share_a_denoiser(monkeypatch: pytest.Mo
 
 def test_weights_are_drawn_again_once_an_editor_is_described() -> None:
     diffusers._built.cache_clear()
-    editors = Registry.installed().editors
-    editors.load("tiny").describe(editors.get("tiny"), PrefixSettings())
+    installed_editor("tiny").describe(PrefixSettings())
     assert torch.nn.Linear(4, 4).weight.std() > 0
     weight = torch.zeros(4, 4)
     torch.nn.init.ones_(weight)

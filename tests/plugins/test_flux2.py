@@ -20,13 +20,13 @@ from PIL import Image
 from torch import Tensor
 
 from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.installed import installed_editor, load_editor
 from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import UsageError
 from imagewam_cli.export.description import prefix_inputs
 from imagewam_cli.export.graphs import traced_prefix
 from imagewam_cli.policy.loading import prefix_arrays
 from imagewam_cli.prefix.positions import layer_ids, rotate_keys, unrotate
-from imagewam_cli.registry import Registry
 from imagewam_cli.runtime.onnx_policy import PrefixGraph
 from imagewam_flux2.editor import Flux2Editor
 from tests.support.editors.flux2 import build
@@ -53,12 +53,9 @@ def pipeline(folder: Path) -> Any:
 
 
 def load(folder: Path, instructions: Sequence[str] = (), **settings: Any) -> Flux2Editor:
-    editors = Registry.installed().editors
     cameras = settings.get("cameras", ("top",))
     chosen = {"image_size": (HEIGHT, WIDTH * len(cameras)), "compute_dtype": "float32", "cameras": cameras} | settings
-    editor = editors.load(NAME).load(
-        editors.get(NAME), PrefixSettings(**chosen), instructions=instructions, weights=folder
-    )
+    editor = load_editor(NAME, PrefixSettings(**chosen), instructions=instructions, weights=folder)
     assert isinstance(editor, Flux2Editor)
     return editor
 
@@ -296,9 +293,8 @@ def test_segments_are_chosen(folder: Path, segments: tuple[str, ...]) -> None:
 def test_unfit_settings_are_refused_with_the_reason(
     name: str, settings: dict[str, Any], message: str, hint: str
 ) -> None:
-    editors = Registry.installed().editors
     with pytest.raises(UsageError, match=message) as caught:
-        editors.load(name).describe(editors.get(name), PrefixSettings(**settings))
+        installed_editor(name).describe(PrefixSettings(**settings))
     assert hint in (caught.value.hint or "")
 
 

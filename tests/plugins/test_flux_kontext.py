@@ -18,6 +18,7 @@ from diffusers import FluxKontextPipeline
 from PIL import Image
 
 from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.registry import Registry
@@ -50,11 +51,8 @@ def pipeline(folder: Path) -> Any:
 
 @functools.cache
 def load(folder: Path, instructions: tuple[str, ...] = (), **settings: Any) -> FluxKontextEditor:
-    editors = Registry.installed().editors
     chosen = {"cameras": ("top",), "image_size": (HEIGHT, WIDTH), "compute_dtype": "float32"} | settings
-    editor = editors.load(NAME).load(
-        editors.get(NAME), PrefixSettings(**chosen), instructions=instructions, weights=folder
-    )
+    editor = load_editor(NAME, PrefixSettings(**chosen), instructions=instructions, weights=folder)
     assert isinstance(editor, FluxKontextEditor)
     return editor
 
@@ -151,7 +149,7 @@ def test_layers_are_known_without_weights(folder: Path) -> None:
         | {"axes_dims_rope": flux_kontext_folder.AXES},
     )
     editor = load(folder, mode="denoise")
-    assert FluxKontextEditor.describe(entry, editor.settings) == editor.spec
+    assert FluxKontextEditor.bound_to(entry).describe(editor.settings) == editor.spec
 
 
 def test_another_pipelines_folder_is_refused() -> None:

@@ -21,12 +21,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.export.onnx import OnnxExporter
 from imagewam_cli.kvcache.storage.manifests import read_manifest
 from imagewam_cli.policy.loading import load_policy
-from imagewam_cli.registry import Registry
 from imagewam_instruct_pix2pix.editor import InstructPix2PixEditor, unet_layers
 from tests.support.editors.instruct_pix2pix import TEXT_TOKENS, assert_trained_timestep, build, watch_projections
 from tests.support.hub_server import COMMIT, Hub, serve
@@ -44,11 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, instructions: tuple[str, ...] = (), **settings: Any) -> InstructPix2PixEditor:
-    editors = Registry.installed().editors
     chosen = {"cameras": ("top",), "image_size": (SIZE, SIZE), "compute_dtype": "float32"} | settings
-    editor = editors.load(NAME).load(
-        editors.get(NAME), PrefixSettings(**chosen), instructions=instructions, weights=folder
-    )
+    editor = load_editor(NAME, PrefixSettings(**chosen), instructions=instructions, weights=folder)
     assert isinstance(editor, InstructPix2PixEditor)
     return editor
 

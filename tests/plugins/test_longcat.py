@@ -21,6 +21,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 
 from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.installed import installed_editor, load_editor
 from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.prefix.kv import PrefixKV
@@ -62,11 +63,8 @@ def add_token_types(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any,
 
 @functools.cache
 def load(folder: Path, instructions: tuple[str, ...] = (), **settings: Any) -> LongCatEditor:
-    editors = Registry.installed().editors
     chosen = {"cameras": ("top",), "image_size": (HEIGHT, WIDTH), "compute_dtype": "float32"} | settings
-    editor = editors.load(NAME).load(
-        editors.get(NAME), PrefixSettings(**chosen), instructions=instructions, weights=folder
-    )
+    editor = load_editor(NAME, PrefixSettings(**chosen), instructions=instructions, weights=folder)
     assert isinstance(editor, LongCatEditor)
     return editor
 
@@ -209,12 +207,12 @@ def test_the_layout_is_known_without_weights(folder: Path, size: tuple[int, int]
         | {"axes_dims_rope": longcat_folder.AXES},
     )
     editor = load(folder, image_size=size)
-    assert LongCatEditor.describe(entry, editor.settings) == editor.spec
+    assert LongCatEditor.bound_to(entry).describe(editor.settings) == editor.spec
 
 
 def test_nothing_is_freed_so_memory_is_the_sum() -> None:
-    entry = Registry.installed().editors.get(NAME)
-    assert LongCatEditor.memory_bytes(entry) == 2 * sum(entry.components.values())
+    kind = installed_editor(NAME)
+    assert kind.memory_bytes() == 2 * sum(kind.entry.components.values())
 
 
 def test_another_pipelines_folder_is_refused() -> None:

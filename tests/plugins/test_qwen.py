@@ -23,12 +23,12 @@ from PIL import Image
 from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 
 from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.installed import installed_editor, load_editor
 from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.prefix.positions import layer_ids, tables
-from imagewam_cli.registry import Registry
 from imagewam_qwen import reader
 from imagewam_qwen.editor import QwenEditor
 from imagewam_qwen.processor import PictureProcessor
@@ -56,10 +56,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def load(folders: dict[str, Path], name: str, instructions: tuple[str, ...] = (), **settings: Any) -> QwenEditor:
     cameras = settings.setdefault("cameras", ("top",))
     chosen = {"image_size": (HEIGHT, WIDTH * len(cameras)), "compute_dtype": "float32"} | settings
-    editors = Registry.installed().editors
-    editor = editors.load(name).load(
-        editors.get(name), PrefixSettings(**chosen), instructions=instructions, weights=folders[name]
-    )
+    editor = load_editor(name, PrefixSettings(**chosen), instructions=instructions, weights=folders[name])
     assert isinstance(editor, QwenEditor)
     return editor
 
@@ -379,7 +376,6 @@ def test_actions_are_rotated_as_keys_are_where_no_token_is(folders: dict[str, Pa
 
 def test_the_released_layout_counts_the_pictures_tokens() -> None:
     """A picture of a megapixel is 64 x 64 latents' tokens; Qwen2.5-VL sees one token for each 28 x 28 pixels."""
-    editors = Registry.installed().editors
     two = {"cameras": ("top", "wrist")}
     for name, settings, text, references in (
         (BASE, {}, 37 * 37, [(64, 64)]),
@@ -387,7 +383,7 @@ def test_the_released_layout_counts_the_pictures_tokens() -> None:
         (PLUS, {**two, "camera_layout": "separate"}, 2 * 14 * 14, [(64, 64), (64, 64)]),
         (CLEAN, {**two, "image_size": (512, 1024)}, 19 * 9, [(32, 64)]),
     ):
-        spec = editors.load(name).describe(editors.get(name), PrefixSettings(**settings))  # type: ignore[arg-type]
+        spec = installed_editor(name).describe(PrefixSettings(**settings))  # type: ignore[arg-type]
         assert spec is not None
         assert len(spec.layers) == 60
         first, *rest = spec.layers[0].segments
@@ -396,8 +392,8 @@ def test_the_released_layout_counts_the_pictures_tokens() -> None:
 
 
 def test_the_encoder_stays_beside_the_denoiser() -> None:
-    entry = Registry.installed().editors.get(BASE)
-    assert QwenEditor.memory_bytes(entry) == 2 * sum(entry.components.values())
+    kind = installed_editor(BASE)
+    assert kind.memory_bytes() == 2 * sum(kind.entry.components.values())
 
 
 @pytest.mark.parametrize(

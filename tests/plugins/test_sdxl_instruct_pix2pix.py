@@ -17,9 +17,9 @@ from diffusers import DDIMScheduler, StableDiffusionXLInstructPix2PixPipeline, U
 from PIL import Image
 
 from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import EditorError, UsageError
-from imagewam_cli.registry import Registry
 from imagewam_instruct_pix2pix.editor import unet_layers
 from imagewam_instruct_pix2pix.sdxl import SdxlInstructPix2PixEditor
 from tests.support.editors.instruct_pix2pix import TEXT_TOKENS, assert_trained_timestep, watch_projections
@@ -38,11 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, instructions: Sequence[str] = (), **settings: Any) -> SdxlInstructPix2PixEditor:
-    editors = Registry.installed().editors
     chosen = {"cameras": ("top",), "image_size": SIZE, "compute_dtype": "float32"} | settings
-    editor = editors.load(NAME).load(
-        editors.get(NAME), PrefixSettings(**chosen), instructions=instructions, weights=folder
-    )
+    editor = load_editor(NAME, PrefixSettings(**chosen), instructions=instructions, weights=folder)
     assert isinstance(editor, SdxlInstructPix2PixEditor)
     return editor
 
@@ -198,8 +195,5 @@ def test_unfit_settings_are_refused_with_the_reason(
 
 
 def test_the_folder_of_the_smaller_one_is_refused(folder: Path) -> None:
-    editors = Registry.installed().editors
     with pytest.raises(EditorError, match="is a StableDiffusionXLInstructPix2PixPipeline folder, not a"):
-        editors.load("instruct-pix2pix").load(
-            editors.get("instruct-pix2pix"), PrefixSettings(), instructions=(), weights=folder
-        )
+        load_editor("instruct-pix2pix", PrefixSettings(), instructions=(), weights=folder)

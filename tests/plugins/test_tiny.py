@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.installed import installed_editor, load_editor
 from imagewam_cli.errors import EditorError, PluginError, UsageError
 from imagewam_cli.prefix.spec import KVSpec
 from imagewam_cli.registry import Registry
@@ -18,15 +19,14 @@ from imagewam_cli.sim.tabletop.edits import sample_edit
 from imagewam_flux2.editor import Flux2Editor
 from imagewam_tiny import recipe
 from imagewam_tiny.edit import judge, sheet
-from imagewam_tiny.editor import WEIGHTS, TinyEditor
+from imagewam_tiny.editor import WEIGHTS
 
 MEGABYTE = 10**6
 
 
 def load(instructions: tuple[str, ...] = (), weights: Path | None = None, **settings: object) -> Flux2Editor:
-    editors = Registry.installed().editors
     chosen = PrefixSettings(**{"cameras": ("top",)} | settings)  # type: ignore[arg-type]
-    editor = editors.load("tiny").load(editors.get("tiny"), chosen, instructions=instructions, weights=weights)
+    editor = load_editor("tiny", chosen, instructions=instructions, weights=weights)
     assert isinstance(editor, Flux2Editor)
     return editor
 
@@ -130,12 +130,11 @@ def test_cameras_are_tiled_side_by_side() -> None:
 
 
 def test_the_layout_told_without_weights_is_that_of_the_loaded_editor() -> None:
-    entry = Registry.installed().editors.get("tiny")
     for settings in (PrefixSettings(text_padding="keep"), PrefixSettings(layers="1,4", segments=("reference",))):
-        assert TinyEditor.describe(entry, settings) == TinyEditor.load(entry, settings, instructions=()).spec
+        assert installed_editor("tiny").describe(settings) == load_editor("tiny", settings).spec
 
 
 def test_a_misspelt_size_in_an_entry_is_an_error() -> None:
     entry = Registry.installed().editors.get("flux2-klein-4b")
     with pytest.raises(PluginError, match="'flux2-klein-4b' has config 'num_layrs'"):
-        Flux2Editor.describe(dataclasses.replace(entry, config={"num_layrs": 5}), PrefixSettings())
+        Flux2Editor.bound_to(dataclasses.replace(entry, config={"num_layrs": 5})).describe(PrefixSettings())

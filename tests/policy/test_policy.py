@@ -21,7 +21,7 @@ from imagewam_cli.errors import DatasetError, ImagewamError, RunError
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.sampler import integrate
 from imagewam_cli.kvcache.reading.reader import CacheReader
-from imagewam_cli.policy.policy import Policy, load_editor
+from imagewam_cli.policy.policy import Policy, load_policy_editor
 from imagewam_cli.prefix.kv import PrefixKV
 from tests.support.policies import EXECUTE, HORIZON, INFERENCE_STEPS
 
@@ -178,7 +178,7 @@ class TestRefusal:
         reference = loaded.parts.editor
         changed = dataclasses.replace(reference, settings=dataclasses.replace(reference.settings, timestep=0.5))
         with pytest.raises(RunError, match="settings is") as error:
-            load_editor(changed, weights=tiny_weights)
+            load_policy_editor(changed, weights=tiny_weights)
         assert "'timestep': 0.5" in error.value.message
         assert "'timestep': 0.0" in error.value.message
 
@@ -187,7 +187,7 @@ class TestRefusal:
     ) -> None:
         monkeypatch.setattr(DiffusersEditor, "recipe", lambda _self: {"guidance": 3.5})
         with pytest.raises(RunError, match=r"recipe is \{'guidance': 3\.5\}, the policy expects None"):
-            load_editor(loaded.parts.editor, weights=tiny_weights)
+            load_policy_editor(loaded.parts.editor, weights=tiny_weights)
 
     @pytest.mark.parametrize("name", ["policy.json", "editor.json", "expert.json", "expert.safetensors"])
     def test_a_missing_file_is_named(self, run: Path, tmp_path: Path, name: str) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.errors import UsageError
 from imagewam_cli.prefix.kv import LayerKV
 from imagewam_cli.prefix.pooling import cell_means, pooled, pooled_layer, pooled_segment
 from imagewam_cli.prefix.positions import layer_ids, unrotate
 from imagewam_cli.prefix.spec import LayerSpec, RopeSpec, SegmentSpec, TokenPositions
-from imagewam_cli.registry import Registry
 
 ROPE = RopeSpec(axes=(4, 4), theta=100.0, action_axis=1, action_ids=(0, 0))
 POSITIONS = TokenPositions(origin=(10.0, -2.0), moves=((0,), (1,)))
@@ -113,9 +113,8 @@ def test_less_than_one_is_refused(pool: int) -> None:
 
 
 def tiny(**settings: Any) -> Any:
-    editors = Registry.installed().editors
     chosen = PrefixSettings(cameras=("top",), image_size=(64, 80), **settings)
-    return editors.load("tiny").load(editors.get("tiny"), chosen, instructions=["go left", "go"])
+    return load_editor("tiny", chosen, instructions=["go left", "go"])
 
 
 def test_an_editor_gives_the_means_of_what_it_gave() -> None:

@@ -44,7 +44,7 @@ class ArithmeticEditor(Editor):
         """Rows that went through."""
 
     @classmethod
-    def load(cls, entry: EditorEntry, settings: PrefixSettings, **_: object) -> Self:
+    def load(cls, settings: PrefixSettings, **_: object) -> Self:
         return cls(timestep=settings.timestep or 0.0)
 
     @property

@@ -21,7 +21,6 @@ from imagewam_cli.editors.contract import CameraLayout, Editor, PrefixGraph, Pre
 from imagewam_cli.editors.text import Prompt, Text
 from imagewam_cli.errors import UsageError
 from imagewam_cli.expert import blocks
-from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.kvcache.building.shard_plan import BuildPlan
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.prefix.spec import KVSpec, LayerSpec, RopeSpec
@@ -58,8 +57,8 @@ class LeavesPadding(Sound):
 
 class MisdescribesHeads(Sound):
     @classmethod
-    def describe(cls, entry: EditorEntry, settings: PrefixSettings) -> KVSpec | None:
-        told = super().describe(entry, settings)
+    def describe(cls, settings: PrefixSettings) -> KVSpec | None:
+        told = super().describe(settings)
         assert told is not None
         layers = tuple(dataclasses.replace(layer, heads=layer.heads + 1) for layer in told.layers)
         return dataclasses.replace(told, layers=layers)
@@ -143,8 +142,8 @@ class _Accepts(Sound):
     """Loads with other settings than it was asked for."""
 
     @classmethod
-    def load(cls, entry: EditorEntry, settings: PrefixSettings, **options: Any) -> Any:
-        return super().load(entry, cls.bent(settings), **options)
+    def load(cls, settings: PrefixSettings, **options: Any) -> Any:
+        return super().load(cls.bent(settings), **options)
 
     @classmethod
     def bent(cls, settings: PrefixSettings) -> PrefixSettings:
@@ -260,7 +259,7 @@ def each(prefix: PrefixKV, change: Callable[[Tensor], Tensor]) -> PrefixKV:
 @pytest.fixture
 def subject_of(tiny_weights: Path) -> Callable[[type[Sound]], Subject]:
     entry = Registry.installed().editors.get("tiny")
-    return lambda kind: Subject(entry=entry, kind=kind, mode="prefix", weights=tiny_weights, image_size=(64, 64))
+    return lambda kind: Subject(kind=kind.bound_to(entry), mode="prefix", weights=tiny_weights, image_size=(64, 64))
 
 
 def test_a_sound_editor_breaks_nothing(subject_of: Callable[[type[Sound]], Subject]) -> None:
@@ -404,11 +403,11 @@ class NoPipeline(Editor):
     inner: Sound
 
     @classmethod
-    def load(cls, entry: EditorEntry, settings: PrefixSettings, **options: Any) -> Any:
+    def load(cls, settings: PrefixSettings, **options: Any) -> Any:
         editor = cls()
         chosen = settings.segments or ("reference",)
-        editor.inner = cls.sound().load(entry, dataclasses.replace(settings, segments=chosen), **options)
-        editor.entry, editor.settings = entry, editor.inner.settings
+        editor.inner = cls.sound().bound_to(cls.entry).load(dataclasses.replace(settings, segments=chosen), **options)
+        editor.settings = editor.inner.settings
         return editor
 
     @classmethod

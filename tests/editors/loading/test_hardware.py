@@ -17,6 +17,7 @@ from torch import nn
 
 from imagewam_cli.cli.app import run
 from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.loading.folder import load_part
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.editors.loading.placement import Placement, compile_blocks, require_compiler, require_device
@@ -24,7 +25,6 @@ from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.kvcache.format.manifest import fingerprint_digest
 from imagewam_cli.prefix.capture import record
 from imagewam_cli.prefix.kv import LayerKV
-from imagewam_cli.registry import Registry
 
 INSTRUCTIONS = ("put the red block on the blue zone", "go")
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
@@ -32,11 +32,8 @@ without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machin
 
 
 def load(weights: Path, instructions: Sequence[str] = (), hardware: Hardware = CPU, **settings: Any) -> Any:
-    editors = Registry.installed().editors
     chosen = PrefixSettings(image_size=(64, 64), cameras=("top",), **settings)
-    return editors.load("tiny").load(
-        editors.get("tiny"), chosen, instructions=instructions, weights=weights, hardware=hardware
-    )
+    return load_editor("tiny", chosen, instructions=instructions, weights=weights, hardware=hardware)
 
 
 def rows(editor: Any) -> Any:

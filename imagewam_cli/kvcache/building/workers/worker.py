@@ -13,6 +13,7 @@ import torch
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import KeyMap
 from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.loading.hardware import Hardware
 from imagewam_cli.kvcache.building.encoding import instructions_of
 from imagewam_cli.kvcache.building.shard_builder import ShardBuilder
@@ -49,8 +50,8 @@ class BuildRecipe:
         registry = Registry.installed()
         dataset = open_dataset(self.dataset, self.keys)
         instructions = instructions_of(dataset)
-        editor = registry.editors.load(self.editor).load(
-            registry.editors.get(self.editor),
+        editor = load_editor(
+            self.editor,
             self.prefix,
             instructions=instructions,
             weights=self.weights,
