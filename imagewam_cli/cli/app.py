@@ -21,6 +21,7 @@ from imagewam_cli.cli import (
     info,
     inventory,
     merge,
+    plan,
     plugins,
     record,
     report,
@@ -75,6 +76,7 @@ def _options(
 
 _cache_app = typer.Typer(rich_markup_mode=None, cls=HelpGroup, subcommand_metavar="[COMMAND]")
 _cache_app.callback(invoke_without_command=True)(cache.cache_command)
+_cache_app.command("plan", cls=HelpCommand)(plan.plan_command)
 _cache_app.command("verify", cls=HelpCommand)(verify.verify_command)
 _cache_app.command("report", cls=HelpCommand)(report.report_command)
 _cache_app.command("merge", cls=HelpCommand)(merge.merge_command)

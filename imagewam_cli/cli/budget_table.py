@@ -1,4 +1,4 @@
-"""`imagewam cache --plan --budget`: every setting that fits, the one to take first."""
+"""`imagewam cache plan --budget`: every setting that fits, the one to take first."""
 
 from __future__ import annotations
 

@@ -296,7 +296,9 @@ def choose_editor(options: EditorOptions, weights: Path | None, *, trial: str | 
     path = options.dataset
     if path is None:
         if trial is not None:
-            raise UsageError(f"{trial} needs --dataset", "demonstrations are recorded to be used")
+            raise UsageError(
+                f"{trial} needs --dataset", "record demonstrations with `imagewam record`, then pass their folder"
+            )
         kind.require_weights(weights)
         path = _demonstrations()
     keys = KeyMap(state=options.state_key, action=options.action_key, cameras=tuple(options.camera or ()))

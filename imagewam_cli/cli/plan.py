@@ -1,12 +1,26 @@
-"""`imagewam cache --plan`: bytes, time, and whether storing pays."""
+"""`imagewam cache plan`: bytes, time, and whether storing pays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from imagewam_cli.cli.build_options import (
+    BatchOption,
+    CacheOutOption,
+    CodecOption,
+    ShardMbOption,
+    VariantsOption,
+    build_settings,
+)
+from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
+from imagewam_cli.cli.help import KEEP
+from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption
+from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 if TYPE_CHECKING:
@@ -22,13 +36,81 @@ RECOMMENDED = "pca1"
 (docs/guide/caches.md)."""
 
 
-def plan_of(
-    chosen: ChosenEditor, codec: Codec, build: BuildSettings, disk: Path, budget: float | None
-) -> tuple[dict[str, Any], str]:
-    """Values and text. disk: the folder, which need not exist, on whose disk the cache will be read; budget: bytes.
+@takes_editor_options()
+def plan_command(
+    *,
+    options: EditorOptions,
+    out: CacheOutOption = None,
+    codec: CodecOption = "bf16",
+    batch: BatchOption = 16,
+    shard_mb: ShardMbOption = 256.0,
+    variants: VariantsOption = 1,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="SIZE",
+            help="Also list the settings that fit this size, such as 50GB, and mark the best.",
+            rich_help_panel=KEEP,
+        ),
+    ] = None,
+    weights: WeightsOption = None,
+    format: FormatOption = FormatName.human,
+) -> None:
+    """Measure the size, the time and the break-even of a cache.
+
+    Encodes a few rows, writes them to the disk that --out names and reads them back; nothing is kept.
+
+    Examples:
+        imagewam cache plan --dataset datasets/tabletop
+        imagewam cache plan --dataset datasets/tabletop --budget 50GB
+    """
+    build = build_settings(stride=options.stride, batch=batch, shard_mb=shard_mb, variants=variants, part=None)
+    print_plan(options, weights, out=out, codec=codec, build=build, budget=budget, format=format, named="cache plan")
+
+
+def print_plan(
+    options: EditorOptions,
+    weights: Path | None,
+    *,
+    out: str | None,
+    codec: str,
+    build: BuildSettings,
+    budget: str | None,
+    format: FormatName,
+    named: str,
+) -> None:
+    """Measure and print the plan of a build. named: how the user asked for it, for errors.
 
     Raises:
-        EditorError: the weights are not there, and the layout is not known without them.
+        UsageError: no dataset is named, or nothing fits the budget.
+        EditorError: the layout is unknown without the weights.
+    """
+    from imagewam_cli.config import size_in_bytes
+    from imagewam_cli.kvcache.storage.location import location
+    from imagewam_cli.kvcache.storage.manifests import storage_at
+    from imagewam_cli.registry import Registry
+    from imagewam_cli.workspace import CACHES
+
+    within = None if budget is None else size_in_bytes(budget, "--budget")
+    stored = Registry.installed().codecs.load(codec)
+    chosen = choose_editor(options, weights, trial=named)
+    disk = storage_at(location(out) if out is not None else CACHES / chosen.name).disk
+    require_writable(disk)
+    output.result(*_plan_of(chosen, stored, build, disk, within), format.value)
+
+
+def _plan_of(
+    chosen: ChosenEditor, codec: Codec, build: BuildSettings, disk: Path, budget: float | None
+) -> tuple[dict[str, Any], str]:
+    """Return the plan as JSON values and as text.
+
+    Args:
+        disk: Folder on the disk that the cache is for; it need not exist.
+        budget: Bytes that the cache may take.
+
+    Raises:
+        EditorError: the layout is unknown without the weights.
         UsageError: nothing fits the budget.
     """
     from imagewam_cli.cache_study.throughput import measure

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imagewam_cli.cli.help import COMPUTE
 from imagewam_cli.cli.options import require_at_least_one
 from imagewam_cli.cli.output import output
 
@@ -33,22 +34,28 @@ WorkersOption = Annotated[
     int | None,
     typer.Option(
         "--workers",
-        help="Build with so many processes, an editor in each; --device cuda spreads them over the GPUs. "
-        "By default one; with --engine ray one per GPU.",
         metavar="N",
+        help="Number of worker processes, each with an editor, spread over the GPUs; "
+        "by default 1, and one for each GPU with --engine ray.",
+        rich_help_panel=COMPUTE,
     ),
 ]
 EngineOption = Annotated[
     EngineName,
-    typer.Option("--engine", help="What runs the workers: processes of this machine, or a Ray cluster (RAY_ADDRESS)."),
+    typer.Option(
+        "--engine",
+        help="Run the workers on this machine, or on the Ray cluster at RAY_ADDRESS.",
+        rich_help_panel=COMPUTE,
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
         "--threads",
-        help="CPU threads of each process; by default the machine's, divided by --workers. An editor on the CPU "
-        "gives the same bytes for the same number.",
         metavar="N",
+        help="CPU threads of each worker; by default all cores divided by --workers. "
+        "On the CPU, the bytes of a cache depend on this number.",
+        rich_help_panel=COMPUTE,
     ),
 ]
 
@@ -70,7 +77,7 @@ class Hiring:
 
         require_at_least_one(**{k: v for k in ("workers", "threads") if (v := getattr(self, k)) is not None})
         if plan and (self.workers is not None or self.engine is not EngineName.processes):
-            raise UsageError("--workers and --engine are for building", "--plan measures one process: leave them out")
+            raise UsageError("--workers and --engine have no effect on a plan", "leave them out")
 
     @property
     def alone(self) -> bool:

@@ -47,7 +47,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_shows_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
-    assert f"Example: imagewam {command}" in out
+    assert (
+        f"imagewam {command} " in out.partition("\nExamples:\n")[2].partition("\n\n")[0] + out.partition("Example: ")[2]
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ def test_a_plan_records_no_demonstrations(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(["cache", "--plan"]) == 2
-    assert "--plan needs --dataset" in capsys.readouterr().err
+    for command, named in ((["cache", "plan"], "cache plan"), (["cache", "--plan"], "--plan")):
+        assert run(command) == 2
+        assert f"{named} needs --dataset" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -41,7 +42,7 @@ def test_bytes_are_planned_without_weights(
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     arguments = ["--editor", "instruct-pix2pix", "--dataset", str(tabletop), "--stride", "20", "--format", "json"]
-    assert run(["cache", *arguments, "--plan"]) == 0
+    assert run(["cache", "plan", *arguments]) == 0
     printed = capsys.readouterr()
     plan = json.loads(printed.out)
     spec = installed_editor("instruct-pix2pix").describe(PrefixSettings())
@@ -104,7 +105,7 @@ def test_a_value_that_is_refused_is_told_with_its_option(
 def test_kinds_of_tokens_may_be_set_apart_by_spaces(capsys: pytest.CaptureFixture[str], tabletop: Path) -> None:
     plans = []
     for segments in ("text,reference", " text, reference "):
-        assert run(["cache", "--dataset", str(tabletop), "--plan", "--segments", segments, "--format", "json"]) == 0
+        assert run(["cache", "plan", "--dataset", str(tabletop), "--segments", segments, "--format", "json"]) == 0
         plans.append(json.loads(capsys.readouterr().out)["bytes_per_row"])
     assert plans[0] == plans[1]
 
@@ -164,12 +165,12 @@ def test_a_folder_of_something_else_is_refused_before_the_editor_is_loaded(
 def test_a_plan_within_a_budget_shows_every_way_to_fit_and_marks_one(
     small: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run([*small, "--plan", "--budget", "400 kB", "--format", "json"]) == 0
+    assert run(["cache", "plan", *small[1:], "--budget", "400 kB", "--format", "json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["choice"] == plan["choices"][0]
     assert all(choice["total_bytes"] <= 400_000 for choice in plan["choices"])
     assert {choice["layers"] for choice in plan["choices"]} == {"all", "every:2", "every:4"}
-    assert run([*small, "--plan", "--budget", "400kB"]) == 0
+    assert run(["cache", "plan", *small[1:], "--budget", "400kB"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (marked,) = [line.split() for line in lines if "<- take this" in line]
     best = plan["choice"]
@@ -193,7 +194,7 @@ def test_a_plan_within_a_budget_shows_every_way_to_fit_and_marks_one(
 def test_a_budget_that_cannot_be_kept_is_refused(
     small: list[str], capsys: pytest.CaptureFixture[str], budget: str, message: str, hint: str
 ) -> None:
-    assert run(["-q", *small, "--plan", "--budget", budget]) == 2
+    assert run(["-q", "cache", "plan", *small[1:], "--budget", budget]) == 2
     problem, advice = capsys.readouterr().err.strip().splitlines()
     assert message in problem
     assert hint in advice
@@ -201,7 +202,27 @@ def test_a_budget_that_cannot_be_kept_is_refused(
 
 def test_a_budget_is_for_a_plan(capsys: pytest.CaptureFixture[str], small: list[str]) -> None:
     assert run([*small, "--budget", "1GB"]) == 2
-    assert "--budget is for --plan" in capsys.readouterr().err
+    assert "--budget is an option of `imagewam cache plan`" in capsys.readouterr().err
+
+
+def test_the_old_spelling_of_a_plan_prints_the_same(
+    capsys: pytest.CaptureFixture[str], tabletop: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    options = ["--editor", "instruct-pix2pix", "--dataset", str(tabletop), "--stride", "20", "--codec", "int8"]
+    printed = []
+    for command in (["cache", "plan"], ["cache", "--plan"]):
+        assert run([*command, *options]) == 0
+        printed.append(capsys.readouterr())
+    assert printed[0] == printed[1]
+    assert "rows in" in printed[0].out
+
+
+def test_an_option_before_a_sub_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["cache", "--pool", "2", "plan"]) == 2
+    problem, advice = capsys.readouterr().err.strip().splitlines()
+    assert "--pool has no effect before `plan`" in problem
+    assert "imagewam cache plan --pool" in advice
 
 
 def test_bytes_that_are_told_are_those_of_all_files(

@@ -104,8 +104,8 @@ def test_slurm_and_torchrun_tell_their_processes_the_parts(
     [
         (["--workers", "0"], "--workers must be at least 1, got 0", "leave it out"),
         (["--threads", "0"], "--threads must be at least 1, got 0", "leave it out"),
-        (["--workers", "2", "--plan"], "--workers and --engine are for building", "--plan measures one process"),
-        (["--engine", "ray", "--plan"], "--workers and --engine are for building", "--plan measures one process"),
+        (["--workers", "2", "--plan"], "--workers and --engine have no effect on a plan", "leave them out"),
+        (["--engine", "ray", "--plan"], "--workers and --engine have no effect on a plan", "leave them out"),
         (["--engine", "foo"], "'foo' is not one of 'processes', 'ray'", "Usage"),
         (["--engine", "ray"], "--engine ray needs ray, which is not installed", "pip install 'imagewam[ray]'"),
     ],
