@@ -71,11 +71,11 @@ def _require_packages() -> None:
 
 
 def _require_expressible(policy: Policy) -> None:
-    """What imported policies have beside the graphs' inputs is not part of them."""
-    config = policy.parts.config
+    """Refuse policies that do more than the graphs and the torch-free runtime can; imported policies do."""
+    transforms = policy.parts.action_transforms
     reasons = {
-        "its state is a token of the editor's text": config.proprio is not None,
-        "its grippers are sent as open or closed": bool(config.grippers),
+        "its state is a token of the editor's text": policy.parts.config.proprio is not None,
+        f"it transforms its actions ({', '.join(t.kind for t in transforms)})": bool(transforms),
         f"it computes in {policy.expert.dtype}": policy.expert.dtype.itemsize < 4,
     }
     for reason, holds in reasons.items():

@@ -1,11 +1,12 @@
-"""A policy is one folder.
+"""Read and write policy folders.
 
-policy.json           how it acts: horizon, replanning, schedule, cameras, names (`PolicyConfig`)
-expert.json           shape of the expert           expert.safetensors   its weights
-normalization.json    the normalisers of state and action, the same objects that training used
-editor.json           which editor, with which weights and settings, gives the prefix (`EditorReference`)
-proprio.safetensors   only where the state is a token of the text: its linear map
-editor/               only where the editor was trained too: the parts that stand in place of its own
+policy.json           how it acts: horizon, replanning, schedule, cameras, names (`PolicyConfig`), action transforms
+expert.json           the expert's config
+expert.safetensors    the expert's weights
+normalization.json    normalisers of state and action, the same objects that training used
+editor.json           the editor, its weights and settings (`EditorReference`)
+proprio.safetensors   linear map of the state token, if the state is a token of the text
+editor/               parts of the editor that were trained too and replace its own
 samples.safetensors   a few dataset rows with pictures, so that an export can check itself
 """
 
@@ -22,6 +23,7 @@ from imagewam_cli.data.normalization import Normalizer
 from imagewam_cli.editors.contract import PrefixSettings, TokenPlacement
 from imagewam_cli.errors import ConfigError, DatasetError, RunError
 from imagewam_cli.files import write_atomically
+from imagewam_cli.policy.action_transforms import ActionTransform, read_grippers, read_transform
 from imagewam_cli.prefix.spec import KVSpec
 
 VERSION = 1
@@ -32,12 +34,19 @@ SAMPLES = "samples.safetensors"
 PROPRIO = "proprio.safetensors"
 TUNED = "editor"
 
+_TRANSFORMS = "action_transforms"
+_GRIPPERS = "grippers"
+"""Key of older policies: indices of the action dimensions that `GripperSign` transforms."""
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProprioConfig:
-    """The state as one token of the editor's text. text_tokens: what the text before it is cut or padded to."""
+    """Settings of a robot state that is one token of the editor's text.
+
+    text_tokens: length to which the text is cut or padded before the token is added.
+    """
 
     state_dim: int
     text_width: int
@@ -47,12 +56,12 @@ class ProprioConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
-    """How a policy acts."""
+    """Settings that decide how a policy acts."""
 
     version: int = VERSION
     horizon: int
     execute: int
-    """Actions carried out before the next look."""
+    """Number of actions to execute before planning again."""
     inference_steps: int
     shift: float
     noise_seed: int
@@ -60,68 +69,73 @@ class PolicyConfig:
     cameras: tuple[str, ...]
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
-    grippers: tuple[int, ...] = ()
-    """Dimensions of the action that were learned in [0, 1], 1 open, and are sent as -1 open, 1 closed, nothing between
-    (LIBERO)."""
     proprio: ProprioConfig | None = None
-    """None: the state enters on the action side."""
+    """Settings of the state token; None if the state goes to the expert instead of the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditorReference:
-    """The editor that a policy needs. `fingerprint` is compared when it is loaded again."""
+    """The editor that a policy needs. `fingerprint` is checked whenever the editor is loaded."""
 
     name: str
     settings: PrefixSettings
     spec: KVSpec
     fingerprint: Mapping[str, Any]
     tuned: bool = False
-    """Whether the policy's `editor/` has parts that stand in place of the editor's own."""
+    """Whether the policy's `editor/` folder holds parts that replace the editor's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleParts:
-    """Everything of a policy folder but the expert."""
+    """Everything in a policy folder except the expert."""
 
     config: PolicyConfig
     editor: EditorReference
     state_normalizer: Normalizer
     action_normalizer: Normalizer
+    action_transforms: tuple[ActionTransform, ...] = ()
+    """Transforms from denormalised actions to robot commands, in order."""
 
 
 def write_bundle(folder: Path, parts: BundleParts) -> None:
-    """Write the JSON files; the expert is written by `expert.checkpoint.save_expert`."""
+    """Write the JSON files of a policy folder; `expert.checkpoint.save_expert` writes the expert."""
     folder.mkdir(parents=True, exist_ok=True)
     normalizers = {"state": parts.state_normalizer.to_dict(), "action": parts.action_normalizer.to_dict()}
     write_atomically(folder / NORMALIZATION, dump_json(normalizers).encode())
     write_atomically(folder / EDITOR, dump_json(to_dict(parts.editor)).encode())
-    write_atomically(folder / POLICY, dump_json(to_dict(parts.config)).encode())
+    policy = to_dict(parts.config)
+    if parts.action_transforms:  # left out when empty, so that an older imagewam can read the policy
+        policy[_TRANSFORMS] = [transform.to_dict() for transform in parts.action_transforms]
+    write_atomically(folder / POLICY, dump_json(policy).encode())
 
 
 def read_bundle(folder: Path) -> BundleParts:
-    """The parts of a policy folder.
+    """Read the JSON files of a policy folder.
 
     Raises:
-        RunError: a file is missing, damaged, or of a newer version.
+        RunError: a file is missing or damaged, or has another version.
     """
-    version = _json(folder / POLICY).get("version")  # first: a newer version may have other keys
+    policy = _json(folder / POLICY)
+    version = policy.get("version")  # checked first: a newer version may have other keys
     if version != VERSION:
         raise RunError(
             f"{folder / POLICY} has version {version!r}; this imagewam reads version {VERSION}", "upgrade imagewam"
         )
+    config, transforms = _policy(folder / POLICY, policy)
     return BundleParts(
-        config=_read(folder / POLICY, PolicyConfig),
+        config=config,
         editor=_read(folder / EDITOR, EditorReference),
         state_normalizer=_normalizer(folder / NORMALIZATION, "state"),
         action_normalizer=_normalizer(folder / NORMALIZATION, "action"),
+        action_transforms=transforms,
     )
 
 
 def find_bundle(path: Path) -> Path:
-    """The policy folder that `path` means: itself, or `policy/` of a run.
+    """Return the policy folder at `path`: the folder itself, or `policy/` inside a run.
 
     Raises:
-        RunError: neither.
+        RunError: `path` does not exist or holds no policy.
     """
     for folder in (path, path / "policy"):
         if (folder / POLICY).exists():
@@ -129,6 +143,19 @@ def find_bundle(path: Path) -> Path:
     if not path.exists():
         raise RunError(f"{path} does not exist", "train a policy with `imagewam train-expert`")
     raise RunError(f"{path} holds no policy: it has no {POLICY}", "train one with `imagewam train-expert`")
+
+
+def _policy(path: Path, values: dict[str, Any]) -> tuple[PolicyConfig, tuple[ActionTransform, ...]]:
+    transforms, grippers = values.pop(_TRANSFORMS, []), values.pop(_GRIPPERS, [])
+    try:
+        config = from_dict(PolicyConfig, values, source=str(path))
+        if not isinstance(transforms, list):
+            raise ConfigError(f"{_TRANSFORMS!r} must be a list, got {type(transforms).__name__}")
+        names = config.action_names
+        read = tuple(read_transform(transform, names) for transform in transforms)
+        return config, (*read_grippers(grippers, names), *read)
+    except ConfigError as error:
+        raise RunError(f"{path} is damaged: {error.message}", error.hint) from None
 
 
 def _read(path: Path, into: type[T]) -> T:
@@ -150,7 +177,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"{path} is missing", "train the policy again, or copy the whole folder") from None
+        raise RunError(f"{path} is missing", "copy the whole policy folder, or train the policy again") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
     if not isinstance(values, dict):

@@ -1,4 +1,4 @@
-"""`Policy`: a trained policy on torch. Pictures and instruction become a prefix, the expert denoises a chunk on it.
+"""`Policy`: a trained policy in torch. The editor encodes pictures and instruction, the expert denoises a chunk.
 
 policy = Policy.load("runs/my-run")
 policy.reset()
@@ -25,13 +25,14 @@ from imagewam_cli.expert.model import ActionExpert
 from imagewam_cli.expert.sampler import initial_noise, integrate
 from imagewam_cli.kvcache.format.manifest import fingerprint_digest
 from imagewam_cli.policy.acting import ChunkPolicy
+from imagewam_cli.policy.action_transforms import apply_all
 from imagewam_cli.policy.bundle import TUNED, BundleParts, EditorReference, find_bundle, read_bundle
 from imagewam_cli.policy.proprio import ProprioEncoder, load_proprio
 from imagewam_cli.prefix.kv import PrefixKV
 
 
 class Policy(ChunkPolicy):
-    """Editor, expert and normalisers, ready to act."""
+    """An editor, an expert, normalisers and action transforms, ready to act."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class Policy(ChunkPolicy):
         device: str = "cpu",
         proprio: ProprioEncoder | None = None,
     ) -> None:
-        """proprio: where the state is a token of the editor's text."""
+        """proprio: encoder of the state token, if the state is a token of the editor's text."""
         self.parts, self.expert, self.editor, self.device, self.proprio = parts, expert, editor, device, proprio
         self.execute = parts.config.execute
         self._schedule = FlowSchedule(shift=parts.config.shift)
@@ -49,14 +50,14 @@ class Policy(ChunkPolicy):
 
     @classmethod
     def load(cls, folder: Path | str, *, hardware: Hardware = CPU, weights: Path | None = None) -> Policy:
-        """The policy of a run or bundle folder.
+        """Load the policy of a run or bundle folder.
 
-        hardware: of the editor; the expert runs on the same device. weights: a diffusers folder of the editor, where
-        it is not the embedded one or in the Hub's cache.
+        hardware: where the editor runs; the expert runs on the same device. weights: a diffusers folder of the editor;
+        None: the embedded weights or those in the Hub's cache.
 
         Raises:
-            UsageError: this machine has no such device.
-            RunError: no policy there, or the editor found is not the one that the policy was trained on.
+            UsageError: this machine lacks the device.
+            RunError: the folder holds no policy, or the editor is not the one that the policy was trained with.
         """
         bundle = find_bundle(Path(folder))
         parts = read_bundle(bundle)
@@ -69,16 +70,16 @@ class Policy(ChunkPolicy):
 
     @property
     def horizon(self) -> int:
-        """Actions in a chunk."""
+        """Number of actions in a chunk."""
         return self.parts.config.horizon
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Pictures that an observation must have."""
+        """Names of the cameras that an observation must have."""
         return self.parts.config.cameras
 
     def chunks(self, observations: Sequence[Observation]) -> Float32Array:
-        """(B, T, A) in robot units."""
+        """Plan a chunk of commands for each observation, (B, T, A) in robot units."""
         state = self.normalized_state(observations)
         with torch.no_grad():
             prefix = self.prefix(observations)
@@ -87,23 +88,18 @@ class Policy(ChunkPolicy):
         return self.command(self.parts.action_normalizer.denormalize(chunk.float().cpu().numpy()))
 
     def command(self, actions: Float32Array) -> Float32Array:
-        """Grippers from [0, 1], 1 open, to -1 open, 1 closed; the rest is sent as it is.
+        """Convert actions (..., A), as a dataset records them, to commands with the policy's action transforms.
 
         Raises:
-            DatasetError: A is not the policy's.
+            DatasetError: the actions have another number of dimensions than the policy's.
         """
-        grippers, dimensions = list(self.parts.config.grippers), len(self.parts.config.action_names)
-        if not grippers:
-            return actions
-        if actions.shape[-1] != dimensions:
-            raise DatasetError(f"actions have {actions.shape[-1]} dimensions, the policy's have {dimensions}")
-        sent = actions.copy()
-        sent[..., grippers] = -np.sign(2 * actions[..., grippers] - 1)
-        return sent
+        return apply_all(self.parts.action_transforms, actions, self.parts.config.action_names)
 
     def prefix(self, observations: Sequence[Observation]) -> PrefixKV:
-        """What the editor leaves of these pictures and instructions, and of the state where it is a token of the
-        text; in the expert's precision."""
+        """Encode the observations with the editor, in the expert's precision.
+
+        The state is part of the prefix only if it is a token of the text (`proprio`).
+        """
         images, instructions = [o.images for o in observations], [o.instruction for o in observations]
         if self.proprio is None:
             prefix = self.editor.encode(images, instructions)
@@ -114,7 +110,7 @@ class Policy(ChunkPolicy):
         return prefix.to(self.device, self.expert.dtype)
 
     def normalized_state(self, observations: Sequence[Observation]) -> torch.Tensor:
-        """float32 (B, S)."""
+        """Return the normalised states, float32 (B, S)."""
         names = self.parts.config.state_names
         for o in observations:
             if o.state.shape != (len(names),):
@@ -125,7 +121,7 @@ class Policy(ChunkPolicy):
         return torch.from_numpy(self.parts.state_normalizer.normalize(states)).to(self.device)
 
     def initial_noise(self, count: int) -> torch.Tensor:
-        """(count, T, A) in the expert's precision; the same at every replan."""
+        """Return the starting noise, (count, T, A) in the expert's precision: the same at every replan."""
         config = self.parts.config
         noise = initial_noise(count, config.horizon, len(config.action_names), config.noise_seed)
         return noise.to(self.device, self.expert.dtype)

@@ -100,7 +100,11 @@ def import_policy(
         )
         normalizers = (Normalizer(mode=robot.normalization, stats=stats) for stats in (state, action))
         parts = BundleParts(
-            config=config, editor=reference, state_normalizer=next(normalizers), action_normalizer=next(normalizers)
+            config=config,
+            editor=reference,
+            state_normalizer=next(normalizers),
+            action_normalizer=next(normalizers),
+            action_transforms=robot.action_transforms,
         )
         write_bundle(folder, parts)
         (folder / SAMPLES).write_bytes(made_up_samples(robot, state).to_bytes())
@@ -201,7 +205,6 @@ def _policy_config(
         cameras=robot.cameras,
         state_names=robot.state_names,
         action_names=robot.action_names,
-        grippers=robot.grippers,
         proprio=None if found.proprio is None else _proprio_config(found.proprio, train, editor_sizes),
     )
 

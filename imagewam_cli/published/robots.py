@@ -1,4 +1,4 @@
-"""What a checkpoint does not say of its robot: cameras and their picture, normalisation, names, grippers.
+"""Robot settings that a checkpoint does not contain: cameras, image size, normalisation, names, action transforms.
 
 Source: arXiv 2606.19531, its data and evaluation code for LIBERO and RoboTwin.
 """
@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from imagewam_cli.data.normalization import NormalizationMode
 from imagewam_cli.editors.contract import CameraLayout
 from imagewam_cli.errors import UnknownNameError
+from imagewam_cli.policy.action_transforms import ActionTransform, GripperSign
 
 PROMPT = "A video recorded from a robot's point of view executing the following instruction: {instruction}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Robot:
-    """One benchmark's robot. image_size: (height, width) of the whole picture; normalization: of state and action."""
+    """The robot of one benchmark.
+
+    image_size: (height, width) of all cameras in one picture; normalization: mode for state and action.
+    """
 
     cameras: tuple[str, ...]
     camera_layout: CameraLayout
@@ -24,11 +28,11 @@ class Robot:
     normalization: NormalizationMode
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
-    grippers: tuple[int, ...]
+    action_transforms: tuple[ActionTransform, ...]
     horizon: int
     execute: int
     fps: float
-    """Nominal; nothing is computed from it."""
+    """Nominal control rate in Hz, for information only."""
 
 
 _JOINTS = tuple(f"{arm}_{part}" for arm in ("left", "right") for part in (*map(str, range(1, 7)), "gripper"))
@@ -41,7 +45,7 @@ ROBOTS = {
         normalization="min_max",
         state_names=("x", "y", "z", "rx", "ry", "rz", "finger_1", "finger_2"),
         action_names=("x", "y", "z", "rx", "ry", "rz", "gripper"),
-        grippers=(6,),
+        action_transforms=(GripperSign(["gripper"]),),
         horizon=16,
         execute=12,
         fps=20.0,
@@ -53,7 +57,7 @@ ROBOTS = {
         normalization="mean_std",
         state_names=_JOINTS,
         action_names=_JOINTS,
-        grippers=(),
+        action_transforms=(),
         horizon=16,
         execute=16,
         fps=30.0,
@@ -62,10 +66,10 @@ ROBOTS = {
 
 
 def robot(name: str) -> Robot:
-    """The preset of that name.
+    """Return the robot preset called `name`.
 
     Raises:
-        UnknownNameError: suggests the nearest.
+        UnknownNameError: there is no such preset; the error suggests the nearest.
     """
     if name not in ROBOTS:
         raise UnknownNameError("robot", name, ROBOTS)

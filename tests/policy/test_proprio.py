@@ -18,6 +18,7 @@ from imagewam_cli.errors import DatasetError, RunError, UsageError
 from imagewam_cli.expert.checkpoint import load_expert, save_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.sampler import initial_noise, integrate
+from imagewam_cli.policy.action_transforms import GripperSign
 from imagewam_cli.policy.bundle import PROPRIO, ProprioConfig, read_bundle, write_bundle
 from imagewam_cli.policy.policy import Policy
 from tests.support.policies import observation, random_expert, write_policy
@@ -140,7 +141,7 @@ def test_places_of_the_token(placement: Any, text_tokens: int, states: list[floa
 
 
 def test_grippers_are_sent_open_or_closed(policy: Policy) -> None:
-    parts = dataclasses.replace(policy.parts, config=dataclasses.replace(policy.parts.config, grippers=(2,)))
+    parts = dataclasses.replace(policy.parts, action_transforms=(GripperSign(["grip"]),))
     binary = Policy(parts, policy.expert, policy.editor, proprio=policy.proprio)
     recorded = np.array([[0.3, -0.7, 1.0], [0.3, -0.7, 0.0], [0.3, -0.7, 0.6]], dtype=np.float32)
     assert binary.command(recorded)[:, 2].tolist() == [-1.0, 1.0, -1.0]
