@@ -23,7 +23,7 @@ def first_party(editor: str, builder: str, size: tuple[int, int], **options: obj
         @classmethod
         def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
             path = tmp_path_factory.mktemp("contract") / editor
-            importlib.import_module(f"plugins.{builder}").build(path, **options)
+            importlib.import_module(f"tests.support.editors.{builder}").build(path, **options)
             return path
 
     return Contract
@@ -36,13 +36,13 @@ class TestTiny(EditorContract):
     image_size = (64, 64)
 
 
-TestFlux2 = first_party("flux2-klein-4b", "flux2_folder", (32, 32))
-TestInstructPix2Pix = first_party("instruct-pix2pix", "instruct_pix2pix_folder", (32, 32))
-TestSdxl = first_party("sdxl-instruct-pix2pix", "sdxl_folder", (32, 32))
-TestKontext = first_party("flux-kontext", "flux_kontext_folder", (32, 32))
-TestLongCat = first_party("longcat-image-edit", "longcat_folder", (32, 32))
-TestQwen = first_party("qwen-image-edit", "qwen_folder", (32, 32))
-TestQwenPlus = first_party("qwen-image-edit-plus", "qwen_folder", (32, 32), plus=True)
+TestFlux2 = first_party("flux2-klein-4b", "flux2", (32, 32))
+TestInstructPix2Pix = first_party("instruct-pix2pix", "instruct_pix2pix", (32, 32))
+TestSdxl = first_party("sdxl-instruct-pix2pix", "sdxl", (32, 32))
+TestKontext = first_party("flux-kontext", "flux_kontext", (32, 32))
+TestLongCat = first_party("longcat-image-edit", "longcat", (32, 32))
+TestQwen = first_party("qwen-image-edit", "qwen", (32, 32))
+TestQwenPlus = first_party("qwen-image-edit-plus", "qwen", (32, 32), plus=True)
 
 
 def test_every_editor_class_has_its_line() -> None:
