@@ -70,7 +70,7 @@ def judge(
     for i in range(0, len(seeds), batch):
         edits = [sample_edit(s, split, from_start=True) for s in seeds[i : i + batch]]
         edited = edit(tokens, np.stack([e.before for e in edits]), [e.instruction for e in edits], steps=steps)
-        right += [judge_edit(p, e.layout) for p, e in zip(edited, edits, strict=True)]
+        right += [judge_edit(p, e.scene) for p, e in zip(edited, edits, strict=True)]
         pictures += list(edited)
     return right, pictures
 
@@ -104,9 +104,9 @@ def main() -> None:
         seeds = range(arguments.first_seed, arguments.first_seed + arguments.scenes)
         right, pictures = judge(tokens, split, seeds, steps=arguments.steps)
         edits = [sample_edit(s, split, from_start=True) for s in seeds]
-        copies = [judge_edit(e.before, e.layout) for e in edits]
+        copies = [judge_edit(e.before, e.scene) for e in edits]
         kinds = {
-            k: [r for r, e in zip(right, edits, strict=True) if e.layout.task.kind == k] for k in ("place", "beside")
+            k: [r for r, e in zip(right, edits, strict=True) if e.scene.task.kind == k] for k in ("place", "beside")
         }
         rates[split] = {"right": float(np.mean(right)), "copy_of_input": float(np.mean(copies))} | {
             kind: float(np.mean(values)) for kind, values in kinds.items() if values

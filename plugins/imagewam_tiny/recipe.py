@@ -114,10 +114,10 @@ def build_tokenizer() -> Any:
 
 
 def _sentences() -> Iterator[str]:
-    from imagewam_cli.sim.tabletop.scene import sample_layout
+    from imagewam_cli.sim.tabletop.scene import sample_scene
 
     for seed in range(2000):
-        yield sample_layout(seed).instruction
+        yield sample_scene(seed).instruction
     for sentence in _OTHER_SENTENCES:
         yield from [sentence] * 20
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from imagewam_cli.expert.flow import FlowSchedule, add_noise, velocity
 from imagewam_cli.sim.tabletop.edits import Edit, sample_edit
 from imagewam_cli.sim.tabletop.render import TABLE_RGB
-from imagewam_cli.sim.tabletop.scene import sample_layout
+from imagewam_cli.sim.tabletop.scene import sample_scene
 from imagewam_flux2.tokens import FluxTokens, image_ids
 from imagewam_tiny import recipe
 
@@ -202,7 +202,7 @@ def _edits(config: EditorConfig, seed: int, step: int) -> list[Edit]:
 
 def _first_of_kind(kind: str, number: int) -> int:
     """The first of the seeds 100 number, 100 number + 1, ... whose task is of that kind."""
-    return next(s for s in range(100 * number, 100 * number + 100) if sample_layout(s).task.kind == kind)
+    return next(s for s in range(100 * number, 100 * number + 100) if sample_scene(s).task.kind == kind)
 
 
 def _weighted(error: Tensor, weight: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from imagewam_cli.expert.model import ActionExpert, ExpertConfig
 from imagewam_cli.export import ExportReport
 from imagewam_cli.policy.bundle import BundleParts, EditorReference, PolicyConfig, write_bundle
 from imagewam_cli.sim.tabletop.render import render
-from imagewam_cli.sim.tabletop.scene import sample_layout
+from imagewam_cli.sim.tabletop.scene import sample_scene
 from imagewam_cli.sim.tabletop.world import World
 
 NAMES = ("x", "y", "grip")
@@ -28,11 +28,11 @@ EXECUTE, HORIZON, INFERENCE_STEPS = 3, 6, 4
 
 def observation(seed: int, instruction: str | None = None) -> Observation:
     """A scene of the tabletop as its camera sees it."""
-    world = World.start(sample_layout(seed))
+    world = World.start(sample_scene(seed))
     return Observation(
         images={"top": render(world)},
         state=world.state,
-        instruction=world.layout.instruction if instruction is None else instruction,
+        instruction=world.scene.instruction if instruction is None else instruction,
     )
 
 

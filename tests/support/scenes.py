@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 
 from imagewam_cli.data.types import Float32Array
-from imagewam_cli.sim.tabletop.demonstrator import expert_action
-from imagewam_cli.sim.tabletop.scene import Block, Layout, Task, Zone
+from imagewam_cli.sim.tabletop.demonstrator import demonstrator_action
+from imagewam_cli.sim.tabletop.scene import Block, Scene, Task, Zone
 from imagewam_cli.sim.tabletop.world import World
 
 RED, GREEN, PURPLE = (0.3, 0.3), (0.7, 0.3), (0.5, 0.75)
 BLUE_ZONE, YELLOW_ZONE = (0.2, 0.6), (0.8, 0.6)
 
 
-def layout(task: Task) -> Layout:
+def scene_with(task: Task) -> Scene:
     """A red square, a green circle, a purple triangle, a blue and a yellow zone; the gripper above in the middle."""
-    return Layout(
+    return Scene(
         blocks=(
             Block(color="red", shape="square", x=RED[0], y=RED[1]),
             Block(color="green", shape="circle", x=GREEN[0], y=GREEN[1]),
@@ -48,7 +48,7 @@ def play(world: World, steps: int, rng: np.random.Generator | None = None, noise
         if world.success:
             break
         error = None if rng is None else noise * rng.standard_normal(2).astype(np.float32)
-        world = world.step(expert_action(world), error)
+        world = world.step(demonstrator_action(world), error)
     return world
 
 

@@ -1,6 +1,6 @@
 """`tabletop`: the embedded environment. A table seen from above, a gripper, blocks, zones and an instruction.
 
-    layout    scenes and tasks sampled from a seed
+    scene    scenes and tasks sampled from a seed
     world     positions, dynamics, success
     render    pictures of a world, with numpy and Pillow alone
     expert    the scripted demonstrator

@@ -15,9 +15,9 @@ _APPROACH = 0.4
 is within reach for some steps before the jaws close."""
 
 
-def expert_action(world: World) -> Float32Array:
+def demonstrator_action(world: World) -> Float32Array:
     """What to do now, float32 (3,) in [-1, 1]. A function of the world alone, so it recovers from any state."""
-    task = world.layout.task
+    task = world.scene.task
     if world.held not in (None, task.block):
         return np.array([0.0, 0.0, 1.0], dtype=np.float32)  # the wrong block: let go of it
     if world.held is None and world.success:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.sim.tabletop.render import BLOCK_RGB, BORDER_RGB, GRIPPER_RGB, TABLE_RGB, ZONE_RGB, render
-from imagewam_cli.sim.tabletop.scene import BLOCK_HALF, SPLITS, Layout, Split, reached, sample_layout
+from imagewam_cli.sim.tabletop.scene import BLOCK_HALF, SPLITS, Scene, Split, reached, sample_scene
 from imagewam_cli.sim.tabletop.world import World
 
 _COLOR_TOLERANCE = 60.0
@@ -25,32 +25,32 @@ _COLOR_TOLERANCE = 60.0
 class Edit:
     """`before` and `after`: uint8 (H, W, 3)."""
 
-    layout: Layout
+    scene: Scene
     before: UInt8Image
     after: UInt8Image
 
     @property
     def instruction(self) -> str:
-        return self.layout.instruction
+        return self.scene.instruction
 
 
 def sample_edit(seed: int, split: Split = "train", *, size: int = 128, from_start: bool = False) -> Edit:
-    """The edit of (split, seed): a moment of that layout's episode and its end. `from_start`: the episode's first
+    """The edit of (split, seed): a moment of that scene's episode and its end. `from_start`: the episode's first
     moment."""
-    layout = sample_layout(seed, split)
-    world = World.start(layout)
+    scene = sample_scene(seed, split)
+    world = World.start(scene)
     if not from_start:
         rng = np.random.default_rng([7, SPLITS.index(split), seed])
         moment = _some_moment(world, rng)
-        while reached(layout.task, moment.blocks, layout.zones):  # a block at its goal leaves nothing to edit
+        while reached(scene.task, moment.blocks, scene.zones):  # a block at its goal leaves nothing to edit
             moment = _some_moment(world, rng)
         world = moment
-    return Edit(layout=layout, before=render(world, size), after=render(world.done(), size))
+    return Edit(scene=scene, before=render(world, size), after=render(world.done(), size))
 
 
 def _some_moment(world: World, rng: np.random.Generator) -> World:
     """Before the grasp (gripper on its way or anywhere), or carrying (on its way or anywhere)."""
-    block = world.layout.task.block
+    block = world.scene.task.block
     start, goal = world.blocks[block], world.goal
     carrying = bool(rng.random() < 0.45)
     a, b = (start, goal) if carrying else (world.gripper, start)
@@ -66,25 +66,25 @@ def _some_moment(world: World, rng: np.random.Generator) -> World:
     return replace(world, blocks=blocks, gripper=at, opening=opening, held=block)
 
 
-def judge_edit(picture: UInt8Image, layout: Layout) -> bool:
+def judge_edit(picture: UInt8Image, scene: Scene) -> bool:
     """Does the picture show the task done? Reads the picture alone.
 
     Every block is found by its colour, most of its pixels in one place. The named one must lie where the task wants
     it, and
-    every other within 0.06 of where the layout has it: moving, losing or doubling another block is a wrong edit.
+    every other within 0.06 of where the scene has it: moving, losing or doubling another block is a wrong edit.
     """
     labels = _nearest_colors(picture)
-    found = [_find(labels, b.color) for b in layout.blocks]
+    found = [_find(labels, b.color) for b in scene.blocks]
     if any(f is None for f in found):
         return False
     positions = tuple((f[0], f[1]) for f in found if f is not None)
-    task = layout.task
+    task = scene.task
     moved = [
         max(abs(x - b.x), abs(y - b.y))
-        for i, ((x, y), b) in enumerate(zip(positions, layout.blocks, strict=True))
+        for i, ((x, y), b) in enumerate(zip(positions, scene.blocks, strict=True))
         if i != task.block
     ]
-    return max(moved) <= 0.06 and reached(task, positions, layout.zones)
+    return max(moved) <= 0.06 and reached(task, positions, scene.zones)
 
 
 _PALETTE = np.array(

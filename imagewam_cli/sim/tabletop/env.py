@@ -10,9 +10,9 @@ import numpy as np
 from imagewam_cli.data.types import Float32Array, Observation, UInt8Image
 from imagewam_cli.errors import SimulationError, UnknownNameError
 from imagewam_cli.sim.environment import Environment, StepResult
-from imagewam_cli.sim.tabletop.demonstrator import expert_action
+from imagewam_cli.sim.tabletop.demonstrator import demonstrator_action
 from imagewam_cli.sim.tabletop.render import render
-from imagewam_cli.sim.tabletop.scene import SPLITS, sample_layout
+from imagewam_cli.sim.tabletop.scene import SPLITS, sample_scene
 from imagewam_cli.sim.tabletop.world import World
 
 SIZE = 128
@@ -56,7 +56,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], Float32Array]):
         if split not in SPLITS:
             raise UnknownNameError("split", split, SPLITS)
         number = seed if seed is not None else int(self.np_random.integers(2**31))
-        self.world = World.start(sample_layout(number, split))
+        self.world = World.start(sample_scene(number, split))
         self._motors = np.random.default_rng([SPLITS.index(split), number, 1])
         return self._observation(), self._info()
 
@@ -87,8 +87,8 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], Float32Array]):
     def _info(self) -> dict[str, Any]:
         world = self._world()
         return {
-            "instruction": world.layout.instruction,
-            "kind": world.layout.task.kind,
+            "instruction": world.scene.instruction,
+            "kind": world.scene.task.kind,
             "success": world.success,
         }
 
@@ -120,7 +120,7 @@ class TabletopEnvironment(Environment):
         return cast(str, self._info["kind"])
 
     def demonstrate(self) -> Float32Array:
-        return expert_action(self.env._world())
+        return demonstrator_action(self.env._world())
 
     def _observation(self, values: dict[str, Any]) -> Observation:
         return Observation(images=values["images"], state=values["state"], instruction=self._info["instruction"])

@@ -67,7 +67,7 @@ class _View:
     def draw(self, world: World) -> UInt8Image:
         image = Image.new("RGB", (self.pixels, self.pixels), TABLE_RGB)
         pen = ImageDraw.Draw(image)
-        for zone in world.layout.zones:
+        for zone in world.scene.zones:
             pen.rectangle(
                 self._box(zone.x, zone.y, ZONE_HALF, ZONE_HALF),
                 fill=ZONE_RGB[zone.color],
@@ -76,7 +76,7 @@ class _View:
             )
         held_last = sorted(range(len(world.blocks)), key=lambda i: i == world.held)
         for i in held_last:
-            block, (x, y) = world.layout.blocks[i], world.blocks[i]
+            block, (x, y) = world.scene.blocks[i], world.blocks[i]
             self._block(pen, block.shape, BLOCK_RGB[block.color], x, y)
         self._gripper(pen, world)
         return np.asarray(image.reduce(_SUPERSAMPLING), dtype=np.uint8)

@@ -1,7 +1,7 @@
 """Scenes and tasks, sampled from a seed.
 
 A scene has three to five blocks of different colours, two or three coloured zones and a gripper position. A task names
-one block and where it shall go: on a zone, or beside another block. The three splits never share a layout (the split is
+one block and where it shall go: on a zone, or beside another block. The three splits never share a scene (the split is
 part of the random generator's seed), and `HELD_OUT_PAIRS` never occur outside the split `heldout`.
 """
 
@@ -76,7 +76,7 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class Scene:
     """One scene with one task. `gripper` is (x, y), `opening` that of its jaws when the episode begins."""
 
     blocks: tuple[Block, ...]
@@ -97,14 +97,14 @@ class Layout:
         return instruction(self)
 
 
-def sample_layout(seed: int, split: Split = "train") -> Layout:
-    """The layout of (split, seed); the same on every machine."""
+def sample_scene(seed: int, split: Split = "train") -> Scene:
+    """The scene of (split, seed); the same on every machine."""
     rng = np.random.default_rng([SPLITS.index(split), seed])
     while True:
-        layout = _propose(rng, held_out=split == "heldout")
-        if layout is not None:
+        scene = _propose(rng, held_out=split == "heldout")
+        if scene is not None:
             # closed jaws that hold nothing are what a missed grasp leaves: demonstrations show what to do then
-            return replace(layout, opening=float(rng.random() >= _CLOSED_SHARE))
+            return replace(scene, opening=float(rng.random() >= _CLOSED_SHARE))
 
 
 def goal_of(task: Task, blocks: tuple[tuple[float, float], ...], zones: tuple[Zone, ...]) -> tuple[float, float]:
@@ -154,19 +154,19 @@ _BESIDE_SENTENCES = (
 PHRASINGS = len(_BLOCK_WORDS) ** 2 * len(_PLACE_SENTENCES) * len(_BESIDE_SENTENCES)
 
 
-def instruction(layout: Layout) -> str:
+def instruction(scene: Scene) -> str:
     """The task in English; `task.phrasing` chooses the sentence and how the blocks are called."""
-    task = layout.task
+    task = scene.task
     rest, first_word = divmod(task.phrasing, len(_BLOCK_WORDS))
     rest, second_word = divmod(rest, len(_BLOCK_WORDS))
-    block = _call(layout.blocks[task.block], first_word)
+    block = _call(scene.blocks[task.block], first_word)
     if task.zone is not None:
         sentence = _PLACE_SENTENCES[rest % len(_PLACE_SENTENCES)]
-        return sentence.format(block=block, zone=layout.zones[task.zone].color)
+        return sentence.format(block=block, zone=scene.zones[task.zone].color)
     assert task.other is not None
     assert task.relation is not None
     sentence = _BESIDE_SENTENCES[rest % len(_BESIDE_SENTENCES)]
-    other = _call(layout.blocks[task.other], second_word)
+    other = _call(scene.blocks[task.other], second_word)
     return sentence.format(block=block, relation=_BESIDE_WORDS[task.relation], other=other)
 
 
@@ -174,7 +174,7 @@ def _call(block: Block, word: int) -> str:
     return _BLOCK_WORDS[word].format(color=block.color, shape=block.shape)
 
 
-def _propose(rng: np.random.Generator, *, held_out: bool) -> Layout | None:
+def _propose(rng: np.random.Generator, *, held_out: bool) -> Scene | None:
     """One draw; None if it is crowded, trivial, too short a way, or a pair of the wrong split."""
     zones = _place_zones(rng)
     blocks = _place_blocks(rng, zones) if zones is not None else None
@@ -193,7 +193,7 @@ def _propose(rng: np.random.Generator, *, held_out: bool) -> Layout | None:
         return None
     if any(_leg(goal, p) < 0.13 for i, p in enumerate(positions) if i != task.block):
         return None
-    return Layout(blocks=blocks, zones=zones, gripper=gripper, task=task)
+    return Scene(blocks=blocks, zones=zones, gripper=gripper, task=task)
 
 
 def _place_zones(rng: np.random.Generator) -> tuple[Zone, ...] | None:

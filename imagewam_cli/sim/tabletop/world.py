@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from imagewam_cli.data.types import Float32Array
-from imagewam_cli.sim.tabletop.scene import Layout, goal_of, reached
+from imagewam_cli.sim.tabletop.scene import Scene, goal_of, reached
 
 STEP = 0.03
 """Table units per control step (10 Hz) at full speed, per axis."""
@@ -26,9 +26,9 @@ BOUNDS = (0.04, 0.96)
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """A moment on the table. `blocks` are the centres, in the layout's order; `opening` 1 = open, 0 = closed."""
+    """A moment on the table. `blocks` are the centres, in the scene's order; `opening` 1 = open, 0 = closed."""
 
-    layout: Layout
+    scene: Scene
     blocks: tuple[tuple[float, float], ...]
     gripper: tuple[float, float]
     opening: float = 1.0
@@ -36,12 +36,12 @@ class World:
     steps: int = field(default=0, compare=False)
 
     @classmethod
-    def start(cls, layout: Layout) -> World:
+    def start(cls, scene: Scene) -> World:
         return cls(
-            layout=layout,
-            blocks=tuple((b.x, b.y) for b in layout.blocks),
-            gripper=layout.gripper,
-            opening=layout.opening,
+            scene=scene,
+            blocks=tuple((b.x, b.y) for b in scene.blocks),
+            gripper=scene.gripper,
+            opening=scene.opening,
         )
 
     @property
@@ -53,12 +53,12 @@ class World:
 
     @property
     def goal(self) -> tuple[float, float]:
-        return goal_of(self.layout.task, self.blocks, self.layout.zones)
+        return goal_of(self.scene.task, self.blocks, self.scene.zones)
 
     @property
     def success(self) -> bool:
         """The named block lies where the task wants it and the gripper has let go of it."""
-        return self.held is None and reached(self.layout.task, self.blocks, self.layout.zones)
+        return self.held is None and reached(self.scene.task, self.blocks, self.scene.zones)
 
     def step(self, action: Float32Array, noise: Float32Array | None = None) -> World:
         """The world one control step later.
@@ -87,7 +87,7 @@ class World:
     def done(self) -> World:
         """The world as a perfect demonstrator leaves it: the block on its goal, the open gripper above it."""
         goal = self.goal
-        blocks = tuple(goal if i == self.layout.task.block else p for i, p in enumerate(self.blocks))
+        blocks = tuple(goal if i == self.scene.task.block else p for i, p in enumerate(self.blocks))
         return replace(self, blocks=blocks, gripper=goal, opening=1.0, held=None)
 
     def _within_reach(self, at: tuple[float, float]) -> int | None:

@@ -8,27 +8,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from imagewam_cli.sim.tabletop.demonstrator import expert_action
+from imagewam_cli.sim.tabletop.demonstrator import demonstrator_action
 from imagewam_cli.sim.tabletop.env import MAX_STEPS, MOTOR_NOISE, SPLITS
 from imagewam_cli.sim.tabletop.render import render
-from imagewam_cli.sim.tabletop.scene import Split, sample_layout
+from imagewam_cli.sim.tabletop.scene import Split, sample_scene
 from imagewam_cli.sim.tabletop.world import GRASP_RADIUS, STEP, World
-from tests.support.scenes import GREEN, GREEN_ON_BLUE, RED, RED_ON_BLUE, RED_ON_YELLOW, action, layout, play
+from tests.support.scenes import GREEN, GREEN_ON_BLUE, RED, RED_ON_BLUE, RED_ON_YELLOW, action, play, scene_with
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_scene_is_solved_in_25_to_100_steps_whatever_the_motors_do(split: Split) -> None:
     for seed in range(60):
         for noise in (0.0, MOTOR_NOISE):
-            end = play(World.start(sample_layout(seed, split)), MAX_STEPS, np.random.default_rng(seed), noise)
+            end = play(World.start(sample_scene(seed, split)), MAX_STEPS, np.random.default_rng(seed), noise)
             assert end.success, f"{split} {seed}, noise {noise}"
             assert 25 <= end.steps < MAX_STEPS, f"{split} {seed}, noise {noise}"
 
 
 def test_actions_are_in_range() -> None:
-    world = World.start(sample_layout(3))
+    world = World.start(sample_scene(3))
     while not world.success:
-        chosen = expert_action(world)
+        chosen = demonstrator_action(world)
         assert chosen.shape == (3,)
         assert chosen.dtype == np.float32
         assert np.abs(chosen).max() <= 1
@@ -38,27 +38,30 @@ def test_actions_are_in_range() -> None:
 def test_the_same_picture_asks_for_another_action_under_another_instruction() -> None:
     """Whoever does not read the instruction cannot know where to go."""
     tasks = (RED_ON_YELLOW, GREEN_ON_BLUE)
-    worlds = [World.start(layout(task)) for task in tasks]
+    worlds = [World.start(scene_with(task)) for task in tasks]
     assert np.array_equal(render(worlds[0]), render(worlds[1]))
     assert worlds[0].state.tolist() == worlds[1].state.tolist()
-    assert worlds[0].layout.instruction != worlds[1].layout.instruction
-    to_red, to_green = (expert_action(world) for world in worlds)
+    assert worlds[0].scene.instruction != worlds[1].scene.instruction
+    to_red, to_green = (demonstrator_action(world) for world in worlds)
     assert to_red[0] < 0 < to_green[0]  # red is on the left, green on the right
     for task in tasks:
-        assert play(World.start(layout(task)), MAX_STEPS).success
+        assert play(World.start(scene_with(task)), MAX_STEPS).success
 
 
 def test_the_same_block_goes_elsewhere_under_another_instruction() -> None:
     carrying = [
-        replace(World.start(layout(task)), gripper=RED, opening=0.0, held=0) for task in (RED_ON_BLUE, RED_ON_YELLOW)
+        replace(World.start(scene_with(task)), gripper=RED, opening=0.0, held=0)
+        for task in (RED_ON_BLUE, RED_ON_YELLOW)
     ]
     assert np.array_equal(render(carrying[0]), render(carrying[1]))
-    assert [expert_action(world).tolist() for world in carrying] == [[-1, 1, -1], [1, 1, -1]]
+    assert [demonstrator_action(world).tolist() for world in carrying] == [[-1, 1, -1], [1, 1, -1]]
 
 
 def test_it_goes_straight_to_the_block_and_slows_down() -> None:
     def speed(distance: float) -> float:
-        chosen = expert_action(replace(World.start(layout(RED_ON_YELLOW)), gripper=(RED[0] - distance, RED[1])))
+        chosen = demonstrator_action(
+            replace(World.start(scene_with(RED_ON_YELLOW)), gripper=(RED[0] - distance, RED[1]))
+        )
         assert chosen[1:].tolist() == pytest.approx([0.0, 1.0], abs=1e-5)
         return float(chosen[0])
 
@@ -68,28 +71,28 @@ def test_it_goes_straight_to_the_block_and_slows_down() -> None:
 
 def test_the_block_is_within_reach_before_the_jaws_begin_to_close() -> None:
     """A policy that imitates it and closes a step early still takes the block."""
-    world = World.start(layout(RED_ON_YELLOW))
+    world = World.start(scene_with(RED_ON_YELLOW))
     within_reach = 0
-    while expert_action(world)[2] > 0:
+    while demonstrator_action(world)[2] > 0:
         within_reach += math.dist(world.gripper, RED) <= GRASP_RADIUS
-        world = world.step(expert_action(world))
+        world = world.step(demonstrator_action(world))
     assert within_reach >= 2
 
 
 def test_it_lets_go_of_a_wrong_block() -> None:
-    world = replace(World.start(layout(RED_ON_YELLOW)), gripper=GREEN, opening=0.0, held=1)
-    assert expert_action(world).tolist() == [0.0, 0.0, 1.0]
+    world = replace(World.start(scene_with(RED_ON_YELLOW)), gripper=GREEN, opening=0.0, held=1)
+    assert demonstrator_action(world).tolist() == [0.0, 0.0, 1.0]
     assert play(world, MAX_STEPS).success
 
 
 def test_it_opens_before_going_on_with_a_closed_gripper() -> None:
-    world = replace(World.start(layout(RED_ON_YELLOW)), opening=0.0)
-    assert expert_action(world).tolist() == [0.0, 0.0, 1.0]
+    world = replace(World.start(scene_with(RED_ON_YELLOW)), opening=0.0)
+    assert demonstrator_action(world).tolist() == [0.0, 0.0, 1.0]
     assert play(world, MAX_STEPS).success
 
 
 def test_it_recovers_after_the_block_was_dropped_or_knocked_away() -> None:
-    world = play(World.start(layout(RED_ON_YELLOW)), 20)
+    world = play(World.start(scene_with(RED_ON_YELLOW)), 20)
     assert world.held == 0
     dropped = world.step(action(grip=1)).step(action(grip=1))
     assert dropped.held is None

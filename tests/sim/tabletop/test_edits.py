@@ -10,7 +10,7 @@ import pytest
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.sim.tabletop.edits import judge_edit, sample_edit
 from imagewam_cli.sim.tabletop.render import render
-from imagewam_cli.sim.tabletop.scene import HELD_OUT_PAIRS, Layout, Split, reached, sample_layout
+from imagewam_cli.sim.tabletop.scene import HELD_OUT_PAIRS, Scene, Split, reached, sample_scene
 from imagewam_cli.sim.tabletop.world import World
 from tests.support.scenes import (
     GREEN_ON_BLUE,
@@ -18,8 +18,8 @@ from tests.support.scenes import (
     RED,
     RED_LEFT_OF_PURPLE,
     RED_ON_YELLOW,
-    layout,
     play,
+    scene_with,
     without_gripper,
 )
 
@@ -27,7 +27,7 @@ SEEDS = range(10)
 NOWHERE = (-1.0, -1.0)
 
 
-def done(scene: Layout) -> World:
+def done(scene: Scene) -> World:
     return World.start(scene).done()
 
 
@@ -39,25 +39,25 @@ def moved(world: World, block: int, to: tuple[float, float]) -> UInt8Image:
 def test_the_after_picture_is_right_and_the_before_picture_wrong(split: Split) -> None:
     for seed in SEEDS:
         edit = sample_edit(seed, split, from_start=True)
-        assert judge_edit(edit.after, edit.layout), f"{split} {seed}"
-        assert not judge_edit(edit.before, edit.layout), f"{split} {seed}"
+        assert judge_edit(edit.after, edit.scene), f"{split} {seed}"
+        assert not judge_edit(edit.before, edit.scene), f"{split} {seed}"
 
 
 def test_the_judge_agrees_with_the_world_at_every_moment() -> None:
     """While the block is carried over its goal the picture looks done, whether it has been let go or not."""
     for seed in SEEDS:
-        world = World.start(sample_layout(seed))
+        world = World.start(sample_scene(seed))
         for _ in range(9):
-            there = reached(world.layout.task, world.blocks, world.layout.zones)
-            assert judge_edit(render(world), world.layout) is there, f"seed {seed}, step {world.steps}"
+            there = reached(world.scene.task, world.blocks, world.scene.zones)
+            assert judge_edit(render(world), world.scene) is there, f"seed {seed}, step {world.steps}"
             world = play(world, 6)
         assert world.success
 
 
-def test_an_edit_is_of_its_layout() -> None:
+def test_an_edit_is_of_its_scene() -> None:
     edit = sample_edit(5, "test", size=64)
-    assert edit.layout == sample_layout(5, "test")
-    assert edit.instruction == edit.layout.instruction
+    assert edit.scene == sample_scene(5, "test")
+    assert edit.instruction == edit.scene.instruction
     assert edit.before.shape == edit.after.shape == (64, 64, 3)
     again = sample_edit(5, "test", size=64)
     assert np.array_equal(edit.before, again.before)
@@ -66,8 +66,8 @@ def test_an_edit_is_of_its_layout() -> None:
 
 def test_from_the_start_before_is_the_first_picture_of_the_episode() -> None:
     edit = sample_edit(5, "test", from_start=True)
-    assert np.array_equal(edit.before, render(World.start(edit.layout)))
-    assert np.array_equal(edit.after, render(done(edit.layout)))
+    assert np.array_equal(edit.before, render(World.start(edit.scene)))
+    assert np.array_equal(edit.after, render(done(edit.scene)))
 
 
 def test_other_moments_are_elsewhere_in_the_episode() -> None:
@@ -76,12 +76,12 @@ def test_other_moments_are_elsewhere_in_the_episode() -> None:
 
 
 def test_no_training_edit_shows_a_held_out_pair() -> None:
-    assert not HELD_OUT_PAIRS & {sample_edit(seed, "train", size=16).layout.pair for seed in range(100)}
+    assert not HELD_OUT_PAIRS & {sample_edit(seed, "train", size=16).scene.pair for seed in range(100)}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_a_block_that_vanished_is_wrong(seed: int) -> None:
-    scene = sample_layout(seed)
+    scene = sample_scene(seed)
     end = without_gripper(done(scene))
     assert judge_edit(render(end), scene)
     for block in range(len(scene.blocks)):
@@ -90,7 +90,7 @@ def test_a_block_that_vanished_is_wrong(seed: int) -> None:
 
 @pytest.mark.parametrize("task", [RED_ON_YELLOW, RED_LEFT_OF_PURPLE])
 def test_another_block_that_moved_is_wrong(task) -> None:  # type: ignore[no-untyped-def]
-    scene = layout(task)
+    scene = scene_with(task)
     end = without_gripper(done(scene))
     assert judge_edit(render(end), scene)
     green_moved = moved(end, 1, (0.7, 0.2))
@@ -99,19 +99,19 @@ def test_another_block_that_moved_is_wrong(task) -> None:  # type: ignore[no-unt
 
 
 def test_the_wrong_block_at_the_right_place_is_wrong() -> None:
-    scene = layout(RED_ON_YELLOW)
+    scene = scene_with(RED_ON_YELLOW)
     assert not judge_edit(moved(World.start(scene), 1, (0.8, 0.6)), scene)
 
 
 def test_the_right_block_at_another_task_s_place_is_wrong() -> None:
-    after = {task: render(done(layout(task))) for task in (RED_ON_YELLOW, RED_LEFT_OF_PURPLE, GREEN_ON_BLUE)}
+    after = {task: render(done(scene_with(task))) for task in (RED_ON_YELLOW, RED_LEFT_OF_PURPLE, GREEN_ON_BLUE)}
     for shown, picture in after.items():
         for asked in after:
-            assert judge_edit(picture, layout(asked)) is (shown == asked)
+            assert judge_edit(picture, scene_with(asked)) is (shown == asked)
 
 
 def test_a_doubled_block_is_wrong() -> None:
-    scene = layout(RED_ON_YELLOW)
+    scene = scene_with(RED_ON_YELLOW)
     end = without_gripper(done(scene))
     doubled = render(end).copy()
     before = render(without_gripper(World.start(scene)))
@@ -123,7 +123,7 @@ def test_a_doubled_block_is_wrong() -> None:
 
 
 def test_an_empty_or_noisy_picture_is_wrong() -> None:
-    scene = layout(RED_ON_YELLOW)
+    scene = scene_with(RED_ON_YELLOW)
     noise = np.random.default_rng(0).integers(0, 256, size=(128, 128, 3), dtype=np.uint8)
     assert not judge_edit(np.zeros((128, 128, 3), dtype=np.uint8), scene)
     assert not judge_edit(noise, scene)
@@ -131,7 +131,7 @@ def test_an_empty_or_noisy_picture_is_wrong() -> None:
 
 def test_the_colours_of_a_decoder_are_forgiven() -> None:
     """An image editor paints colours a little off and edges a little soft."""
-    scene = layout(RED_ON_YELLOW)
+    scene = scene_with(RED_ON_YELLOW)
     picture = render(done(scene)).astype(int)
     noise = np.random.default_rng(0).integers(-12, 13, size=picture.shape)
     assert judge_edit(np.clip(picture + noise, 0, 255).astype(np.uint8), scene)
@@ -139,6 +139,6 @@ def test_the_colours_of_a_decoder_are_forgiven() -> None:
 
 def test_a_block_in_the_gripper_is_found() -> None:
     """The gripper hides nothing of a block between its jaws."""
-    scene = layout(RED_ON_YELLOW)
+    scene = scene_with(RED_ON_YELLOW)
     assert judge_edit(render(replace(done(scene), opening=0.0)), scene)
     assert not judge_edit(render(replace(World.start(scene), gripper=PURPLE)), scene)

@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from imagewam_cli.errors import SimulationError, UnknownNameError
 from imagewam_cli.sim.tabletop.env import MAX_STEPS, SIZE, TabletopEnv, TabletopEnvironment
 from imagewam_cli.sim.tabletop.render import render
-from imagewam_cli.sim.tabletop.scene import sample_layout
+from imagewam_cli.sim.tabletop.scene import sample_scene
 from tests.support.scenes import action
 
 
@@ -31,7 +31,7 @@ def test_an_observation_is_pictures_and_state() -> None:
     for camera, picture in observation["images"].items():
         assert np.array_equal(picture, render(env.world, SIZE, camera))
     assert np.array_equal(env.render(), observation["images"]["top"])
-    scene = sample_layout(3, "test")
+    scene = sample_scene(3, "test")
     assert info == {"instruction": scene.instruction, "kind": scene.task.kind, "success": False}
     assert observation["state"].tolist() == pytest.approx([*scene.gripper, 1.0])
 
@@ -104,7 +104,7 @@ def test_the_environment_is_what_it_declares(wrist: bool) -> None:
     observation = env.reset(0, "heldout")
     assert {c: picture.shape[:2] for c, picture in observation.images.items()} == env.cameras
     assert observation.state.shape == (len(env.state_names),)
-    assert observation.instruction == sample_layout(0, "heldout").instruction
+    assert observation.instruction == sample_scene(0, "heldout").instruction
     assert env.kind() == "place"
     assert env.demonstrate().shape == (len(env.action_names),)
 

@@ -16,9 +16,9 @@ from imagewam_cli.sim.tabletop.render import (
     ZONE_RGB,
     render,
 )
-from imagewam_cli.sim.tabletop.scene import ZONE_HALF, sample_layout
+from imagewam_cli.sim.tabletop.scene import ZONE_HALF, sample_scene
 from imagewam_cli.sim.tabletop.world import World
-from tests.support.scenes import BLUE_ZONE, GREEN, PURPLE, RED, RED_ON_YELLOW, YELLOW_ZONE, layout, without_gripper
+from tests.support.scenes import BLUE_ZONE, GREEN, PURPLE, RED, RED_ON_YELLOW, YELLOW_ZONE, scene_with, without_gripper
 
 
 def color_at(picture: np.ndarray, x: float, y: float) -> tuple[int, ...]:
@@ -29,11 +29,11 @@ def color_at(picture: np.ndarray, x: float, y: float) -> tuple[int, ...]:
 
 @pytest.fixture
 def world() -> World:
-    return World.start(layout(RED_ON_YELLOW))
+    return World.start(scene_with(RED_ON_YELLOW))
 
 
 @pytest.mark.parametrize("size", [64, 128, 200])
-def test_everything_is_where_the_layout_says(world: World, size: int) -> None:
+def test_everything_is_where_the_scene_says(world: World, size: int) -> None:
     picture = render(world, size)
     assert picture.shape == (size, size, 3)
     assert picture.dtype == np.uint8
@@ -50,7 +50,7 @@ def test_a_zone_has_a_border(world: World) -> None:
 
 def test_blocks_of_sampled_scenes_are_at_their_places() -> None:
     for seed in range(20):
-        scene = sample_layout(seed)
+        scene = sample_scene(seed)
         picture = render(without_gripper(World.start(scene)))
         for block in scene.blocks:
             assert color_at(picture, block.x, block.y) == BLOCK_RGB[block.color], f"seed {seed}, {block}"

@@ -19,27 +19,27 @@ from imagewam_cli.sim.tabletop.scene import (
     SHAPES,
     ZONE_COLORS,
     ZONE_HALF,
-    Layout,
+    Scene,
     Split,
     Task,
     goal_of,
     reached,
-    sample_layout,
+    sample_scene,
 )
-from tests.support.scenes import PURPLE, RED_LEFT_OF_PURPLE, RED_ON_YELLOW, layout
+from tests.support.scenes import PURPLE, RED_LEFT_OF_PURPLE, RED_ON_YELLOW, scene_with
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 SEEDS = range(250)
 
 
 @pytest.fixture(scope="module")
-def layouts() -> dict[Split, list[Layout]]:
-    return {split: [sample_layout(seed, split) for seed in SEEDS] for split in SPLITS}
+def scenes() -> dict[Split, list[Scene]]:
+    return {split: [sample_scene(seed, split) for seed in SEEDS] for split in SPLITS}
 
 
 @pytest.fixture(scope="module")
-def everything(layouts: dict[Split, list[Layout]]) -> list[Layout]:
-    return [scene for split in SPLITS for scene in layouts[split]]
+def everything(scenes: dict[Split, list[Scene]]) -> list[Scene]:
+    return [scene for split in SPLITS for scene in scenes[split]]
 
 
 def gap(a: tuple[float, float], b: tuple[float, float]) -> float:
@@ -47,45 +47,45 @@ def gap(a: tuple[float, float], b: tuple[float, float]) -> float:
     return max(abs(a[0] - b[0]), abs(a[1] - b[1]))
 
 
-def test_a_seed_is_a_scene(layouts: dict[Split, list[Layout]]) -> None:
+def test_a_seed_is_a_scene(scenes: dict[Split, list[Scene]]) -> None:
     for split in SPLITS:
-        assert [sample_layout(seed, split) for seed in (0, 1, 100)] == [layouts[split][seed] for seed in (0, 1, 100)]
+        assert [sample_scene(seed, split) for seed in (0, 1, 100)] == [scenes[split][seed] for seed in (0, 1, 100)]
 
 
-def test_some_episodes_begin_with_closed_jaws(layouts: dict[Split, list[Layout]]) -> None:
-    for scenes in layouts.values():
-        assert {scene.opening for scene in scenes} == {0.0, 1.0}
-        assert 0.2 < sum(scene.opening == 0.0 for scene in scenes) / len(scenes) < 0.4
+def test_some_episodes_begin_with_closed_jaws(scenes: dict[Split, list[Scene]]) -> None:
+    for of_split in scenes.values():
+        assert {scene.opening for scene in of_split} == {0.0, 1.0}
+        assert 0.2 < sum(scene.opening == 0.0 for scene in of_split) / len(of_split) < 0.4
 
 
-def test_no_scene_occurs_twice_in_a_split_or_in_two(everything: list[Layout]) -> None:
+def test_no_scene_occurs_twice_in_a_split_or_in_two(everything: list[Scene]) -> None:
     assert len(set(everything)) == len(everything)
     tables = {(scene.blocks, scene.zones) for scene in everything}
     assert len(tables) == len(everything)
 
 
-def test_held_out_pairs_are_in_their_split_alone(layouts: dict[Split, list[Layout]]) -> None:
+def test_held_out_pairs_are_in_their_split_alone(scenes: dict[Split, list[Scene]]) -> None:
     for split in ("train", "test"):
-        assert not HELD_OUT_PAIRS & {scene.pair for scene in layouts[split]}
-    assert {scene.pair for scene in layouts["heldout"]} == HELD_OUT_PAIRS
+        assert not HELD_OUT_PAIRS & {scene.pair for scene in scenes[split]}
+    assert {scene.pair for scene in scenes["heldout"]} == HELD_OUT_PAIRS
 
 
-def test_the_colours_of_held_out_pairs_are_trained_apart(layouts: dict[Split, list[Layout]]) -> None:
+def test_the_colours_of_held_out_pairs_are_trained_apart(scenes: dict[Split, list[Scene]]) -> None:
     """Only their combination is new: each block colour and each zone colour is named in training."""
-    pairs = {scene.pair for scene in layouts["train"] if scene.pair is not None}
+    pairs = {scene.pair for scene in scenes["train"] if scene.pair is not None}
     assert {block for block, _ in HELD_OUT_PAIRS} <= {block for block, _ in pairs}
     assert {zone for _, zone in HELD_OUT_PAIRS} <= {zone for _, zone in pairs}
 
 
-def test_both_kinds_and_all_words_are_trained(layouts: dict[Split, list[Layout]]) -> None:
-    tasks = [scene.task for scene in layouts["train"]]
+def test_both_kinds_and_all_words_are_trained(scenes: dict[Split, list[Scene]]) -> None:
+    tasks = [scene.task for scene in scenes["train"]]
     shares = [sum(task.kind == kind for task in tasks) / len(tasks) for kind in KINDS]
     assert min(shares) > 0.2
     assert {task.relation for task in tasks} == {None, *RELATIONS}
-    assert {task.kind for scene in [layouts["heldout"]] for task in [s.task for s in scene]} == {"place"}
+    assert {task.kind for scene in [scenes["heldout"]] for task in [s.task for s in scene]} == {"place"}
 
 
-def test_three_to_five_blocks_of_different_colours(everything: list[Layout]) -> None:
+def test_three_to_five_blocks_of_different_colours(everything: list[Scene]) -> None:
     assert {len(scene.blocks) for scene in everything} == {3, 4, 5}
     for scene in everything:
         colors = [block.color for block in scene.blocks]
@@ -94,7 +94,7 @@ def test_three_to_five_blocks_of_different_colours(everything: list[Layout]) -> 
         assert all(block.shape in SHAPES for block in scene.blocks)
 
 
-def test_two_or_three_zones_of_different_colours(everything: list[Layout]) -> None:
+def test_two_or_three_zones_of_different_colours(everything: list[Scene]) -> None:
     assert {len(scene.zones) for scene in everything} == {2, 3}
     for scene in everything:
         colors = [zone.color for zone in scene.zones]
@@ -102,7 +102,7 @@ def test_two_or_three_zones_of_different_colours(everything: list[Layout]) -> No
         assert set(colors) <= set(ZONE_COLORS)
 
 
-def test_nothing_overlaps_and_everything_is_on_the_table(everything: list[Layout]) -> None:
+def test_nothing_overlaps_and_everything_is_on_the_table(everything: list[Scene]) -> None:
     for scene in everything:
         blocks, zones = [(b.x, b.y) for b in scene.blocks], [(z.x, z.y) for z in scene.zones]
         assert all(BLOCK_HALF <= c <= 1 - BLOCK_HALF for at in blocks for c in at)
@@ -112,7 +112,7 @@ def test_nothing_overlaps_and_everything_is_on_the_table(everything: list[Layout
         assert all(gap(b, z) > ZONE_HALF + BLOCK_HALF for b in blocks for z in zones), "a block starts on a zone"
 
 
-def test_no_task_is_done_at_the_start_and_every_goal_is_free(everything: list[Layout]) -> None:
+def test_no_task_is_done_at_the_start_and_every_goal_is_free(everything: list[Scene]) -> None:
     for scene in everything:
         blocks = tuple((b.x, b.y) for b in scene.blocks)
         task = scene.task
@@ -123,7 +123,7 @@ def test_no_task_is_done_at_the_start_and_every_goal_is_free(everything: list[La
         assert task.block != task.other
 
 
-def test_an_instruction_names_one_block_and_its_target(everything: list[Layout]) -> None:
+def test_an_instruction_names_one_block_and_its_target(everything: list[Scene]) -> None:
     """Colours are named in the order block, target; a shape, where one is named, is that block's."""
     for scene in everything:
         words = re.findall("|".join({*BLOCK_COLORS, *ZONE_COLORS}), scene.instruction)
@@ -135,17 +135,17 @@ def test_an_instruction_names_one_block_and_its_target(everything: list[Layout])
 
 
 def test_there_are_many_ways_to_say_it() -> None:
-    said = {layout(replace(RED_ON_YELLOW, phrasing=i)).instruction for i in range(PHRASINGS)}
+    said = {scene_with(replace(RED_ON_YELLOW, phrasing=i)).instruction for i in range(PHRASINGS)}
     assert len(said) == 3 * 6  # "red square", "red block", "red one" in six sentences
     assert all("red" in s and "yellow" in s for s in said)
-    beside = {layout(replace(RED_LEFT_OF_PURPLE, phrasing=i)).instruction for i in range(PHRASINGS)}
+    beside = {scene_with(replace(RED_LEFT_OF_PURPLE, phrasing=i)).instruction for i in range(PHRASINGS)}
     assert len(beside) == 3 * 3 * 4
     assert all(s.index("red") < s.index("left of") < s.index("purple") for s in beside)
 
 
-def test_every_phrasing_is_sampled(layouts: dict[Split, list[Layout]]) -> None:
-    assert len({scene.instruction for scene in layouts["train"]}) > 150
-    assert all(0 <= scene.task.phrasing < PHRASINGS for scene in layouts["train"])
+def test_every_phrasing_is_sampled(scenes: dict[Split, list[Scene]]) -> None:
+    assert len({scene.instruction for scene in scenes["train"]}) > 150
+    assert all(0 <= scene.task.phrasing < PHRASINGS for scene in scenes["train"])
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_every_phrasing_is_sampled(layouts: dict[Split, list[Layout]]) -> None:
     ],
 )
 def test_where_a_task_is_done(task: Task, at: tuple[float, float], expected: bool) -> None:
-    scene = layout(task)
+    scene = scene_with(task)
     blocks = (at, *((b.x, b.y) for b in scene.blocks[1:]))
     assert reached(task, blocks, scene.zones) is expected
 
@@ -170,6 +170,6 @@ def test_where_a_task_is_done(task: Task, at: tuple[float, float], expected: boo
     ("relation", "offset"), [("left", (-1, 0)), ("right", (1, 0)), ("above", (0, -1)), ("below", (0, 1))]
 )
 def test_directions_are_those_of_the_picture(relation, offset: tuple[int, int]) -> None:  # type: ignore[no-untyped-def]
-    scene = layout(replace(RED_LEFT_OF_PURPLE, relation=relation))
+    scene = scene_with(replace(RED_LEFT_OF_PURPLE, relation=relation))
     goal = goal_of(scene.task, tuple((b.x, b.y) for b in scene.blocks), scene.zones)
     assert goal == pytest.approx((PURPLE[0] + 0.18 * offset[0], PURPLE[1] + 0.18 * offset[1]))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from imagewam_cli.sim.tabletop.world import BOUNDS, GRASP_RADIUS, HELD_OPENING, STEP, World
-from tests.support.scenes import PURPLE, RED, RED_ON_YELLOW, YELLOW_ZONE, action, layout
+from tests.support.scenes import PURPLE, RED, RED_ON_YELLOW, YELLOW_ZONE, action, scene_with
 
 
 @pytest.fixture
 def world() -> World:
-    return World.start(layout(RED_ON_YELLOW))
+    return World.start(scene_with(RED_ON_YELLOW))
 
 
 def at(world: World, x: float, y: float) -> World:
