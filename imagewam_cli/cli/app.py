@@ -1,4 +1,4 @@
-"""The `imagewam` command: its commands, its global options, and the one boundary where errors become lines."""
+"""The `imagewam` command: its commands, its global options, and the one place where errors become lines."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from imagewam_cli.cli.output import output
 from imagewam_cli.editors.loading.hardware import is_out_of_memory
 from imagewam_cli.errors import ImagewamError
 
-# Typer carries its own copy of click in newer versions: its exceptions are reached through the one that it exports
+# Newer versions of typer contain their own click, so the base class is reached through an exception that typer exports
 _ParserError: type[Exception] = cast(Any, typer.BadParameter).__mro__[2]
 
-_BUG = "this is a bug; `imagewam --debug COMMAND ...` shows where"
+_BUG = "this is a bug; `imagewam --debug COMMAND ...` shows the traceback"
 _LESS_MEMORY = (
-    "an editor needs less with --offload group, --batch 1 or `cache --compute-dtype bfloat16`; "
-    "train-expert with a smaller --batch, or --encode-batch where it is --online"
+    "an editor needs less with --offload group, --batch 1 or --compute-dtype bfloat16; "
+    "train-expert needs less with a smaller --batch, or with --online and a smaller --encode-batch"
 )
 
 app = typer.Typer(
@@ -50,7 +50,7 @@ app = typer.Typer(
     "`imagewam demo` runs the whole journey on a small built-in task.",
     cls=HelpGroup,
     subcommand_metavar="COMMAND",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -65,13 +65,17 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback if a command fails.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors.")] = False,
 ) -> None:
     output.debug, output.quiet = debug, quiet
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 _cache_app = typer.Typer(rich_markup_mode=None, cls=HelpGroup, subcommand_metavar="[COMMAND]")
@@ -104,12 +108,12 @@ for _panel, _name, _command in _COMMANDS:
 
 
 def main() -> None:
-    """Run the command line; the process's exit code says how it went."""
+    """Run the command line and exit with its code."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
+    """Run one command. Return 0 for success, 1 for a failure, 2 for wrong usage and 130 for Ctrl-C."""
     output.debug = "--debug" in arguments
     try:
         result = app(args=arguments, standalone_mode=False, prog_name="imagewam")
@@ -120,9 +124,9 @@ def run(arguments: list[str]) -> int:
         parser_error, context = cast(Any, error), getattr(error, "ctx", None)
         return _report(error, parser_error.format_message(), context.get_usage() if context is not None else None, 2)
     except (KeyboardInterrupt, typer.Abort):
-        output.say("stopped; the same command goes on from here")
+        output.say("stopped; run the same command again to resume")
         return 130
-    except Exception as error:  # noqa: BLE001 - the one boundary: a bug is said in one line too
+    except Exception as error:  # noqa: BLE001 - the one boundary: a bug is one line too
         refused = os_error_of(error)
         if refused is not None:
             return _report(error, *explained(refused), 1)

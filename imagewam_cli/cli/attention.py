@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from imagewam_cli.cli.help import INPUT, OUTPUT
 from imagewam_cli.cli.options import (
     CompileOption,
     DeviceOption,
@@ -36,18 +37,47 @@ class TargetName(StrEnum):
 
 
 def attention_command(
-    dataset: Annotated[Path, typer.Option("--dataset", callback=from_home, help="Recorded episodes to look at.")],
+    dataset: Annotated[
+        Path,
+        typer.Option(
+            "--dataset",
+            metavar="FOLDER",
+            callback=from_home,
+            help="Recorded episodes to measure on.",
+            rich_help_panel=INPUT,
+        ),
+    ],
     policy: Annotated[
         Path | None,
-        typer.Option("--policy", callback=from_home, help="A run or bundle folder; by default the newest run."),
+        typer.Option(
+            "--policy",
+            metavar="FOLDER",
+            callback=from_home,
+            help="A run or a bundle; by default the newest run.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", help="Frames to look at, spread over the episodes.")] = 32,
+    rows: Annotated[
+        int,
+        typer.Option("--rows", metavar="N", help="Number of frames, spread over the episodes.", rich_help_panel=INPUT),
+    ] = 32,
     target: Annotated[
-        TargetName, typer.Option("--target", help="Compare with the frame after the chunk, or with the episode's end.")
+        TargetName,
+        typer.Option(
+            "--target",
+            help="What counts as change: the frame after the action chunk, or the end of the episode.",
+            rich_help_panel=INPUT,
+        ),
     ] = TargetName.horizon,
     out: Annotated[
         Path | None,
-        typer.Option("--out", callback=from_home, help="Folder of numbers and pictures; by default beside the policy."),
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            callback=from_home,
+            help="Folder of the numbers and pictures; by default POLICY/attention/DATASET.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "cpu",
@@ -55,11 +85,13 @@ def attention_command(
     compile: CompileOption = False,
     format: FormatOption = FormatName.human,
 ) -> None:
-    """Show where a policy's action tokens look, and measure whether they look at what is going to change.
+    """Show which parts of the picture a policy attends to.
 
-    Rows are of episodes that the policy's run held out, where it knows this dataset.
+    Measures how much of that attention falls on the pixels that are about to change. Uses the episodes that training
+    held out, if the policy was trained on this dataset.
 
-    Example: imagewam attention --policy runs/first --dataset datasets/tabletop --rows 32
+    Examples:
+        imagewam attention --policy runs/first --dataset datasets/tabletop
     """
     from imagewam_cli.cli.tables import attention_table
     from imagewam_cli.config import to_dict
@@ -73,7 +105,7 @@ def attention_command(
     if policy is None:
         policy = newest_instead_of("--policy", "run")
     _refuse_onnx(existing_policy("--policy", policy))
-    existing_dataset(dataset)  # before the policy is loaded for nothing
+    existing_dataset(dataset)  # fail before loading the policy
     folder = out if out is not None else policy / "attention" / dataset.resolve().name
     require_writable(folder)
     acting = Policy.load(policy, hardware=chosen_hardware(device, offload, compile), weights=weights)
@@ -81,7 +113,7 @@ def attention_command(
     held_out = held_out_episodes(find_bundle(policy), recorded)
     if len(held_out) < 2:
         output.say(
-            f"{len(held_out)} episodes are known to be held out: rows are of all, the policy may have trained on some"
+            f"{len(held_out)} held-out episodes are known: using all episodes, of which training may have seen some"
         )
         held_out = ()
     with output.progress(rows, "row") as bar:
@@ -90,7 +122,7 @@ def attention_command(
         )
     _write(folder, result, glances)
     of = f"{result.episodes} held-out episodes" if result.held_out else f"{result.episodes} episodes"
-    left_out = f", {result.still} more left out: nothing changes in them" if result.still else ""
+    left_out = f"; skipped {result.still} rows in which nothing changes" if result.still else ""
     text = f"{attention_table(result)}\n{result.rows} rows of {of}{left_out}\n{folder}"
     output.result(to_dict(result) | {"folder": str(folder)}, text, format.value)
 
@@ -101,12 +133,12 @@ def _refuse_onnx(policy: Path) -> None:
 
     if (policy / ONNX_MARKER).exists():
         raise UsageError(
-            f"{policy} is an ONNX export: its attention cannot be looked into", "name the run that it was exported from"
+            f"{policy} is an ONNX export, which hides its attention", "pass the run that it was exported from"
         )
 
 
 def _write(folder: Path, result: Any, glances: Any) -> None:
-    """All pictures are drawn aside before the first of them, and the pages of an earlier run, are replaced."""
+    """Write the pictures and numbers. Pages of an earlier run are replaced only after all pictures are drawn."""
     from imagewam_cli.config import dump_json, to_dict
     from imagewam_cli.evaluation.attention.pictures import page, sheet
     from imagewam_cli.evaluation.pictures import spaced, write_picture
@@ -122,7 +154,7 @@ def _write(folder: Path, result: Any, glances: Any) -> None:
         shown = spaced(len(glances), _SHEET_ROWS)
         write_picture(folder / "sheet.png", sheet([glances[i] for i in shown]))
         for path in rows.iterdir():
-            if _PAGE.fullmatch(path.name):  # the folder may hold what is not ours
+            if _PAGE.fullmatch(path.name):  # the folder may hold files of the user
                 path.unlink()
         for path in drawn.iterdir():
             path.replace(rows / path.name)

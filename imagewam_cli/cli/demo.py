@@ -1,4 +1,4 @@
-"""`imagewam demo`: the whole way, each step the public command."""
+"""`imagewam demo`: the whole journey; each step runs a public command."""
 
 from __future__ import annotations
 
@@ -7,18 +7,40 @@ from typing import Annotated
 
 import typer
 
+from imagewam_cli.cli.help import OUTPUT, RECIPE
 from imagewam_cli.cli.options import from_home
 
 
 def demo_command(
-    out: Annotated[Path, typer.Option("--out", callback=from_home, help="Folder of the demo.")] = Path("imagewam-demo"),
-    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Demonstrations to record.")] = 1200,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps.")] = 1000,
-    scenes: Annotated[int, typer.Option("--scenes", min=1, help="Scenes per split to evaluate on.")] = 50,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="FOLDER", callback=from_home, help="Folder of all results.", rich_help_panel=OUTPUT
+        ),
+    ] = Path("imagewam-demo"),
+    episodes: Annotated[
+        int,
+        typer.Option(
+            "--episodes", min=1, metavar="N", help="Number of demonstrations to record.", rich_help_panel=RECIPE
+        ),
+    ] = 1200,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, metavar="N", help="Number of training steps.", rich_help_panel=RECIPE)
+    ] = 1000,
+    scenes: Annotated[
+        int,
+        typer.Option(
+            "--scenes", min=1, metavar="N", help="Number of scenes per split to evaluate on.", rich_help_panel=RECIPE
+        ),
+    ] = 50,
 ) -> None:
-    """Record, cache, train, evaluate, export, evaluate the export; then a report. Interrupted, it continues.
+    """Run the whole journey on a small built-in task.
 
-    Example: imagewam demo --out imagewam-demo
+    Records demonstrations, caches them, trains, evaluates, exports, evaluates the export and writes a report. Run the
+    same command again to resume an interrupted demo.
+
+    Examples:
+        imagewam demo --out imagewam-demo
     """
     from imagewam_cli.cli.demo_steps import Demo, write_report
     from imagewam_cli.cli.output import output

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imagewam_cli.cli.auto_layers import auto_count, measured_layers
-from imagewam_cli.cli.help import ADVANCED, COMPUTE, INPUT, KEEP
+from imagewam_cli.cli.help import ADVANCED, COMPUTE, CONDITION, INPUT, KEEP
 from imagewam_cli.cli.options import (
     CompileOption,
     DeviceOption,
@@ -227,7 +227,7 @@ def _in_panel_of(option: str, annotation: Any) -> Any:
     """Return the annotation of an option with its panel renamed, such as "Input" to "Input, with --online"."""
     base, info = typing.get_args(annotation)
     moved = copy.copy(info)
-    moved.rich_help_panel = f"{info.rich_help_panel}, with {option}"
+    moved.rich_help_panel = f"{info.rich_help_panel}{CONDITION}{option}"
     return Annotated[base, moved]
 
 

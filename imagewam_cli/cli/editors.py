@@ -22,25 +22,27 @@ _SIZES = {
     "memory_bytes": "caching",
     "memory_bytes_acting": "acting",
 }
-"""Key of the JSON -> column of the table."""
+"""Columns of the table by their key in the JSON."""
 
 
 def editors_command(format: FormatOption = FormatName.human) -> None:
-    """List the editors that are installed, and what a row of their prefix would take.
+    """List the installed editors with their sizes and licences.
 
-    Bytes are of one row at the editor's own size and settings, in 16 bits and with the recommended codec.
-    Caching and acting are what the weights take in the editor's own dtype. Acting: all parts. Caching: the text
-    encoders, or denoiser and VAE, whichever is more, as the former go once all instructions are read; all parts where
-    the encoder sees the picture too. Access is what public pages say (in JSON: which); `imagewam fetch` finds out.
+    The columns "a row" and "pca1" are the bytes of one row at the editor's default settings, in 16 bits and with the
+    recommended codec. "caching" and "acting" are the memory of the weights while building a cache and while a policy
+    acts; caching takes less if the text encoders can be freed first. "access" is what the model's page said when the
+    editor was added; `imagewam fetch` checks it.
 
-    Example: imagewam editors --format json
+    Examples:
+        imagewam editors
+        imagewam editors --format json
     """
     from imagewam_cli.registry import Registry
 
     editors = Registry.installed().editors
     for name, plugins in editors.duplicates().items():
-        output.say(f"{name}: claimed by the plugins {' and '.join(plugins)}, so neither is listed")
-    with _nothing_collected():
+        output.say(f"{name}: not listed, because the plugins {' and '.join(plugins)} both define it")
+    with _without_garbage_collection():
         rows = [_row(entry) for entry in editors]
     lines = [
         [
@@ -60,9 +62,12 @@ def editors_command(format: FormatOption = FormatName.human) -> None:
 
 
 @contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Modules and models are hundreds of thousands of objects that stay until the end: looking for garbage among them,
-    again and again and once more at exit, would be a third of the command's time."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Suspend garbage collection.
+
+    Importing the model libraries creates hundreds of thousands of objects that live until the end; scanning them
+    repeatedly would take a third of the command's time.
+    """
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -88,7 +93,7 @@ def _row(entry: EditorEntry) -> dict[str, Any]:
         kind = installed_editor(entry.name)
         spec = kind.describe(PrefixSettings())
         memory, acting = kind.memory_bytes(), kind.memory_bytes(acting=True)
-    except Exception as error:  # noqa: BLE001 - foreign code: an editor that fails is listed all the same
+    except Exception as error:  # noqa: BLE001 - plugin code: an editor that fails is still listed
         reason = error.message if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         output.say(f"{entry.name} ({entry.load}): {reason}")
     recommended = Registry.installed().codecs.load(RECOMMENDED)

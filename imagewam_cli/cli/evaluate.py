@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from imagewam_cli.cli.help import ADVANCED, INPUT, OUTPUT
 from imagewam_cli.cli.options import (
     CompileOption,
     DeviceOption,
@@ -33,29 +34,85 @@ _SHEET_EPISODES = 16
 
 def eval_command(
     policy: Annotated[
-        str | None, typer.Option("--policy", help="A run, bundle or ONNX folder, or the baselines random and expert.")
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="FOLDER",
+            help="A run, bundle or ONNX export, or the baselines random and expert; by default the newest run.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     env: EnvOption = "tabletop",
     dataset: Annotated[
         Path | None,
         typer.Option(
-            "--dataset", callback=from_home, help="Compare with recorded actions instead of running a simulator."
+            "--dataset",
+            metavar="FOLDER",
+            callback=from_home,
+            help="Compare with the recorded actions of this dataset instead of running a simulator.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
-    episodes: Annotated[int, typer.Option("--episodes", help="Scenes per split (or episodes of the dataset).")] = 50,
+    episodes: Annotated[
+        int,
+        typer.Option(
+            "--episodes",
+            metavar="N",
+            help="Number of scenes per split, or of episodes of the dataset.",
+            rich_help_panel=INPUT,
+        ),
+    ] = 50,
     split: Annotated[
-        list[str] | None, typer.Option("--split", help="Families of scenes; by default all but train.")
+        list[str] | None,
+        typer.Option(
+            "--split",
+            metavar="NAME",
+            help="Family of scenes; repeat it for several. By default all but train.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     seed: SeedOption = 0,
-    max_steps: Annotated[int | None, typer.Option("--max-steps", help="Give up after so many steps.")] = None,
-    execute: Annotated[int | None, typer.Option("--execute", help="Actions carried out before planning again.")] = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--max-steps", metavar="N", help="Stop an episode after this many steps.", rich_help_panel=ADVANCED
+        ),
+    ] = None,
+    execute: Annotated[
+        int | None,
+        typer.Option(
+            "--execute",
+            metavar="N",
+            help="Actions to execute from each chunk before predicting the next.",
+            rich_help_panel=ADVANCED,
+        ),
+    ] = None,
     other_instructions: Annotated[
-        bool, typer.Option("--other-instructions", help="Tell the policy another scene's instruction.")
+        bool,
+        typer.Option(
+            "--other-instructions",
+            help="Ablation: give the policy the instruction of another scene.",
+            rich_help_panel=ADVANCED,
+        ),
     ] = False,
-    video: Annotated[str | None, typer.Option("--video", help="sheet, gif or mp4 (several with commas).")] = None,
+    video: Annotated[
+        str | None,
+        typer.Option(
+            "--video",
+            metavar="KINDS",
+            help="Pictures of the rollouts: sheet, gif or mp4; separate several with commas.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", callback=from_home, help="Folder of the results; by default beside the policy."),
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            callback=from_home,
+            help="Folder of the results; by default POLICY/eval/ENV.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "cpu",
@@ -63,14 +120,18 @@ def eval_command(
     compile: CompileOption = False,
     format: FormatOption = FormatName.human,
 ) -> None:
-    """Run a policy in a simulator and count successes, or compare it with recorded actions.
+    """Measure how often a policy succeeds in a simulator.
 
-    Example: imagewam eval --policy runs/first --env tabletop --episodes 50 --video sheet,gif
+    With --dataset, measure instead how far its actions are from the recorded ones.
+
+    Examples:
+        imagewam eval --policy runs/first --episodes 50 --video sheet,gif
+        imagewam eval --policy runs/first --dataset datasets/tabletop
     """
     from imagewam_cli.errors import UsageError
 
     if episodes < 1:
-        raise UsageError(f"cannot evaluate {episodes} episodes", "ask for at least one")
+        raise UsageError(f"--episodes must be at least 1, got {episodes}", "leave it out for the default")
     hardware = chosen_hardware(device, offload, compile)
     name = policy if policy is not None else str(newest_instead_of("--policy", "run"))
     if name not in BASELINES:
@@ -186,7 +247,7 @@ def _open_loop(
     from imagewam_cli.policy.loading import load_policy
 
     if name in BASELINES:
-        raise UsageError(f"the baseline {name!r} needs a simulator", "leave --dataset out, or name a trained policy")
+        raise UsageError(f"the baseline {name!r} needs a simulator", "leave --dataset out, or pass a trained --policy")
     folder = out if out is not None else _results_folder(name, dataset.resolve().name)
     require_writable(folder)
     policy: Any = load_policy(Path(name), hardware=hardware, weights=weights)
@@ -197,14 +258,14 @@ def _open_loop(
     write_atomically(folder / "open_loop.json", dump_json(to_dict(result)).encode())
     try:
         plot_open_loop(result, folder / "open_loop.png")
-    except ImagewamError as error:  # plots are an extra; the numbers stand without them
+    except ImagewamError as error:  # matplotlib is an extra; the numbers do not need it
         output.say(f"no plot: {error.message} ({error.hint})")
     text = f"{open_loop_table(result)}\n{folder}/open_loop.json"
     output.result(to_dict(result) | {"folder": str(folder)}, text, format.value)
 
 
 def _policy(name: str, make: Any, weights: Path | None, hardware: Hardware) -> Any:
-    """The named policy; None stands for the environment's scripted expert."""
+    """Return the policy; None for the scripted expert of the environment."""
     from imagewam_cli.policy.acting import RandomPolicy
     from imagewam_cli.policy.loading import load_policy
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from imagewam_cli.cli.help import INPUT, OUTPUT
 from imagewam_cli.cli.options import FormatName, WeightsOption, existing_policy, from_home, newest_instead_of
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output
@@ -14,18 +15,47 @@ from imagewam_cli.cli.output import bytes_text, output
 
 def export_command(
     run: Annotated[
-        Path | None, typer.Option("--run", callback=from_home, help="The run; by default the newest in runs/.")
+        Path | None,
+        typer.Option(
+            "--run",
+            metavar="FOLDER",
+            callback=from_home,
+            help="A run; by default the newest one in runs/.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    to: Annotated[str, typer.Option("--format", help="What to write: onnx, bundle, or a plugin's format.")] = "onnx",
+    to: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="Format to write: onnx, bundle or a format of a plugin.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "onnx",
     out: Annotated[
-        Path | None, typer.Option("--out", callback=from_home, help="Folder to write; by default exports/RUN-FORMAT.")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            callback=from_home,
+            help="Folder to write; by default exports/RUN-FORMAT.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     weights: WeightsOption = None,
-    report: Annotated[FormatName, typer.Option("--report", help="How to print the result.")] = FormatName.human,
+    report: Annotated[
+        FormatName,
+        typer.Option("--report", help="Print the result as text or as JSON.", rich_help_panel=OUTPUT),
+    ] = FormatName.human,
 ) -> None:
-    """Export a policy. Every export is compared with torch on real rows and fails where it differs.
+    """Export a policy for deployment, to ONNX or to a bundle.
 
-    Example: imagewam export --run runs/first --format onnx --out exports/first-onnx
+    Compares the export with torch on real rows and fails if the actions differ.
+
+    Examples:
+        imagewam export --run runs/first --out exports/first-onnx
+        imagewam export --run runs/first --format bundle
     """
     from imagewam_cli.policy.bundle import find_bundle
     from imagewam_cli.registry import Registry

@@ -7,34 +7,85 @@ from typing import Annotated
 
 import typer
 
+from imagewam_cli.cli.help import ADVANCED, INPUT, OUTPUT
 from imagewam_cli.cli.options import FormatName, FormatOption, from_home
 from imagewam_cli.cli.output import bytes_text, output
 
 
 def fetch_command(
-    editor: Annotated[str, typer.Argument(help="Name of the editor; see `imagewam editors`.")],
-    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
-    include: Annotated[
-        list[str] | None, typer.Option("--include", help="Patterns of files, instead of what the plugin reads.")
+    editor: Annotated[str, typer.Argument(metavar="EDITOR", help="Name of the editor; `imagewam editors` lists them.")],
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", metavar="REV", help="Branch, tag or commit.", rich_help_panel=INPUT),
     ] = None,
-    exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Patterns of files to leave out.")] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--include",
+            metavar="GLOB",
+            help="Download files that match this pattern instead of those that the editor needs; may be repeated.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude",
+            metavar="GLOB",
+            help="Skip files that match this pattern; may be repeated.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     local_dir: Annotated[
-        Path | None, typer.Option("--local-dir", callback=from_home, help="A folder instead of the Hub's cache.")
+        Path | None,
+        typer.Option(
+            "--local-dir",
+            metavar="FOLDER",
+            callback=from_home,
+            help="Download into this folder instead of the Hub's cache.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     cache_dir: Annotated[
-        Path | None, typer.Option("--cache-dir", callback=from_home, help="Another place for the Hub's cache.")
+        Path | None,
+        typer.Option(
+            "--cache-dir",
+            metavar="FOLDER",
+            callback=from_home,
+            help="Use this folder as the Hub's cache.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    token: Annotated[str | None, typer.Option("--token", help="Instead of that of `hf auth login`.")] = None,
-    max_workers: Annotated[int, typer.Option("--max-workers", min=1, help="Files at a time.")] = 8,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be downloaded.")] = False,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token",
+            metavar="TOKEN",
+            help="Access token; by default the one of `hf auth login`.",
+            rich_help_panel=ADVANCED,
+        ),
+    ] = None,
+    max_workers: Annotated[
+        int,
+        typer.Option(
+            "--max-workers", min=1, metavar="N", help="Number of parallel downloads.", rich_help_panel=ADVANCED
+        ),
+    ] = 8,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List the files and their sizes; download nothing.", rich_help_panel=OUTPUT),
+    ] = False,
     format: FormatOption = FormatName.human,
 ) -> None:
     """Download an editor's weights from the Hugging Face Hub.
 
-    The parts that its plugin reads, as safetensors; complete files are kept. The other commands find the default branch
-    in the default cache by themselves; what --revision, --local-dir or --cache-dir fetched is passed as --weights.
+    Downloads only the safetensors files that the editor needs, and skips those that are complete. The other commands
+    find the default branch in the Hub's cache. If you fetch with --revision, --local-dir or --cache-dir, pass the
+    printed folder to them as --weights.
 
-    Example: imagewam fetch instruct-pix2pix
+    Examples:
+        imagewam fetch instruct-pix2pix
+        imagewam fetch flux2-klein-4b --dry-run
     """
     from imagewam_cli.config import to_dict
     from imagewam_cli.editors.loading.hub import FetchOptions, fetch, finds_itself, plan_fetch
@@ -54,7 +105,7 @@ def fetch_command(
     lines = [f"{'present' if f.present else bytes_text(f.bytes).rjust(9)}  {f.name}" for f in plan.files]
     summary = (
         f"{plan.repo} at {plan.revision[:12]}: {len(plan.files)} files, {bytes_text(plan.total_bytes)}, "
-        f"of which {bytes_text(plan.missing_bytes)} to download"
+        f"{bytes_text(plan.missing_bytes)} to download"
     )
     values = to_dict(plan)
     if dry_run:

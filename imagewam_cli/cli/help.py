@@ -29,6 +29,9 @@ GET, BUILD, TRAIN, JUDGE, SHIP, LOOK = "Get", "Build", "Train", "Judge", "Ship",
 _ORDER = (GET, BUILD, TRAIN, JUDGE, SHIP, LOOK, ARGUMENTS, INPUT, RECIPE, KEEP, COMPUTE, OUTPUT, ADVANCED)
 """Other panels follow in the order in which the command declares them, and options without a panel come last."""
 
+CONDITION = ", with "
+"""Joins a panel and the option without which its options have no effect."""
+
 _EXAMPLES = "\n\nExamples:\n"
 _MAX_COLUMN = 26
 
@@ -88,15 +91,20 @@ def _options(command: Command, ctx: Context) -> dict[str, list[tuple[str, str]]]
     for parameter in command.get_params(ctx):
         record = parameter.get_help_record(ctx)
         if record is not None:
-            default = ARGUMENTS if parameter.param_type_name == "argument" else OPTIONS
-            panels.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
+            name, text = record
+            is_argument = parameter.param_type_name == "argument"
+            panel = getattr(parameter, "rich_help_panel", None) or (ARGUMENTS if is_argument else OPTIONS)
+            if is_argument:
+                name = name.partition(" <")[0]  # without its type: "EDITOR <str>"
+            panels.setdefault(panel, []).append((name, text))
     return panels
 
 
-def _rank(panel: str) -> int:
-    if panel == OPTIONS:
-        return len(_ORDER) + 1
-    return _ORDER.index(panel) if panel in _ORDER else len(_ORDER)
+def _rank(panel: str) -> tuple[int, int]:
+    """Sort key of a panel: "Input, with --online" follows all panels without a condition."""
+    name, condition, _ = panel.partition(CONDITION)
+    place = _ORDER.index(name) if name in _ORDER else len(_ORDER)
+    return (2 if name == OPTIONS else 1 if condition else 0, place)
 
 
 def _write_panels(panels: dict[str, list[tuple[str, str]]], formatter: HelpFormatter) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from imagewam_cli.cli.help import ADVANCED, INPUT, OUTPUT
 from imagewam_cli.cli.options import DeviceOption, FormatName, FormatOption, WeightsOption, existing, from_home
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output
@@ -19,32 +20,81 @@ class RoundingName(StrEnum):
 
 
 def import_command(
-    checkpoint: Annotated[Path, typer.Argument(callback=from_home, help="The model.pt of a published policy.")],
-    editor: Annotated[str, typer.Option("--editor", help="The editor that it was trained on.")],
-    robot: Annotated[str, typer.Option("--robot", help="libero or robotwin: cameras, normalisation, grippers.")],
-    stats: Annotated[Path, typer.Option("--stats", callback=from_home, help="Its dataset_stats.json.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", callback=from_home, help="The published model.pt.")
+    ],
+    editor: Annotated[
+        str,
+        typer.Option(
+            "--editor", metavar="NAME", help="Editor that the checkpoint was trained on.", rich_help_panel=INPUT
+        ),
+    ],
+    robot: Annotated[
+        str,
+        typer.Option(
+            "--robot",
+            metavar="NAME",
+            help="Cameras, normalization and gripper: libero or robotwin.",
+            rich_help_panel=INPUT,
+        ),
+    ],
+    stats: Annotated[
+        Path,
+        typer.Option(
+            "--stats",
+            metavar="FILE",
+            callback=from_home,
+            help="The dataset_stats.json of the checkpoint.",
+            rich_help_panel=INPUT,
+        ),
+    ],
     config: Annotated[
         Path | None,
-        typer.Option("--config", callback=from_home, help="Its train_config.yaml; without it, the published defaults."),
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            callback=from_home,
+            help="The train_config.yaml of the checkpoint; by default the published settings.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     camera: Annotated[
-        list[str] | None, typer.Option("--camera", help="Your names of the cameras, in the robot's order.")
+        list[str] | None,
+        typer.Option(
+            "--camera",
+            metavar="NAME",
+            help="Your name of a camera; repeat it for all, in the robot's order.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     rounding: Annotated[
         RoundingName | None,
-        typer.Option("--rounding", help="How positions and times are rounded; by default as it was trained."),
+        typer.Option(
+            "--rounding",
+            help="Rounding of positions and times; by default the one of the training.",
+            rich_help_panel=ADVANCED,
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", callback=from_home, help="Folder of the policy; by default exports/CHECKPOINT."),
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            callback=from_home,
+            help="Folder of the policy; by default exports/CHECKPOINT.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "cpu",
     format: FormatOption = FormatName.human,
 ) -> None:
-    """Make a policy of a published checkpoint: one that eval, export and Policy.load run like any other.
+    """Convert a published checkpoint into a policy.
 
-    Example: imagewam import model.pt --editor flux2-klein-base-4b --robot libero --stats dataset_stats.json
+    `eval`, `export` and `Policy.load` accept the result like any other policy.
+
+    Examples:
+        imagewam import model.pt --editor NAME --robot libero --stats stats.json
     """
     import dataclasses
 
@@ -64,7 +114,10 @@ def import_command(
     if camera:
         if len(camera) != len(chosen.cameras):
             names = ", ".join(chosen.cameras)
-            raise UsageError(f"{robot} has {len(chosen.cameras)} cameras, not {len(camera)}", f"name these: {names}")
+            raise UsageError(
+                f"{robot} has {len(chosen.cameras)} cameras, got {len(camera)}",
+                f"pass one --camera for each of {names}",
+            )
         chosen = dataclasses.replace(chosen, cameras=tuple(camera))
     folder = out if out is not None else EXPORTS / checkpoint.stem
     require_writable(folder.parent)

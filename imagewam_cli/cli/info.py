@@ -17,14 +17,19 @@ if TYPE_CHECKING:
 
 
 def info_command(
-    path: Annotated[str, typer.Argument(help="A dataset, cache, run, policy or export folder, or a cache's URL.")],
+    path: Annotated[
+        str,
+        typer.Argument(metavar="FOLDER|URL", help="A dataset, cache, run, policy or export, or the URL of a cache."),
+    ],
     format: FormatOption = FormatName.human,
 ) -> None:
-    """Tell what a folder holds; of a cache also whether it is finished, in parts, or damaged.
+    """Describe a dataset, cache, run, policy or export.
 
-    Damage is looked for in sizes and the heads of files; `imagewam cache verify` reads every byte.
+    For a cache, also reports whether it is complete and whether a file has the wrong size or a broken header;
+    `imagewam cache verify` reads every byte.
 
-    Example: imagewam info caches/tiny-tabletop
+    Examples:
+        imagewam info caches/tiny-tabletop
     """
     place = location(path)
     values = _cache(place) if isinstance(place, str) else describe(place)
@@ -33,10 +38,10 @@ def info_command(
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What is in the folder, as JSON-able values.
+    """Return what the folder holds, as JSON values.
 
     Raises:
-        UsageError: nothing that imagewam knows.
+        UsageError: the folder does not exist, or imagewam did not make it.
     """
     from imagewam_cli.errors import UsageError
     from imagewam_cli.workspace import (
@@ -61,8 +66,8 @@ def describe(path: Path) -> dict[str, Any]:
     if marker is not None:
         return describers[marker](path)
     if not path.exists():
-        raise UsageError(f"{path} does not exist", "see `imagewam list`")
-    raise UsageError(f"{path} is no dataset, cache, run, policy or export", "see `imagewam list`")
+        raise UsageError(f"{path} does not exist", "`imagewam list` shows what exists")
+    raise UsageError(f"{path} is not a dataset, cache, run, policy or export", "`imagewam list` shows what exists")
 
 
 def _dataset(path: Path) -> dict[str, Any]:
@@ -115,7 +120,7 @@ def _cache(place: Location) -> dict[str, Any]:
 
 
 def _advice(place: Location, manifest: Manifest, parts: Sequence[Share], *, merged: bool, damaged: bool) -> list[str]:
-    """What to do about a cache that is damaged, not finished, or in parts. merged: some parts may have been before."""
+    """Return what to do about a damaged, unfinished or unmerged cache. merged: some parts were merged before."""
     from imagewam_cli.kvcache.format.manifest import repair_hint
 
     advice = [repair_hint(place)] if damaged else []
@@ -125,9 +130,9 @@ def _advice(place: Location, manifest: Manifest, parts: Sequence[Share], *, merg
     absent = sorted(every - {f"{part.index}/{part.count}" for part in parts})
     if not manifest.complete:
         missing = f"{manifest.total_rows - manifest.rows} rows are missing: "
-        begun = f"no part {', '.join(absent)} is there; " if absent else ""
-        advice.append(f"{missing}{begun}the same `imagewam cache` command goes on")
-    return advice + ([f"`imagewam cache merge {place}` unites the parts"] if parts else [])
+        begun = f"not started: part {', '.join(absent)}; " if absent else ""
+        advice.append(f"{missing}{begun}run the same `imagewam cache` command again to resume")
+    return advice + ([f"`imagewam cache merge {place}` joins the parts"] if parts else [])
 
 
 def _run(path: Path) -> dict[str, Any]:

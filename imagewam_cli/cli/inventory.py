@@ -13,30 +13,34 @@ from imagewam_cli.cli.output import bytes_text, output, table
 
 def list_command(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Look in these folders; by default in the working folder.")
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER", help="Folders to search; by default the working folder."),
     ] = None,
     delete: Annotated[
-        Path | None, typer.Option("--delete", callback=from_home, help="Delete this one, after asking.")
+        Path | None,
+        typer.Option("--delete", metavar="FOLDER", callback=from_home, help="Delete this item, after asking."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
     format: FormatOption = FormatName.human,
 ) -> None:
-    """List datasets, caches, runs and exports in a folder and in its datasets/, caches/, runs/ and exports/.
+    """List datasets, caches, runs and exports, or delete one.
 
-    Deleting one asks first.
+    Searches each folder and its datasets/, caches/, runs/ and exports/. --delete asks before it deletes.
 
-    Example: imagewam list --delete caches/tiny-tabletop
+    Examples:
+        imagewam list
+        imagewam list --delete caches/tiny-tabletop
     """
     import shutil
 
     from imagewam_cli.errors import UsageError
     from imagewam_cli.workspace import items
 
-    found = items(*(existing("the folder", folder, "see `imagewam list`") for folder in folders or ()))
+    found = items(*(existing("the folder", folder, "`imagewam list` shows what exists") for folder in folders or ()))
     if delete is not None:
         item = next((i for i in found if i.path.resolve() == delete.resolve()), None)
         if item is None:
-            raise UsageError(f"{delete} is not a dataset, cache, run or export of this folder", "see `imagewam list`")
+            raise UsageError(f"{delete} is not among the listed items", "`imagewam list` shows what can be deleted")
         if not yes:
             typer.confirm(f"delete the {item.kind} {item.path} ({bytes_text(item.bytes)})?", abort=True, err=True)
         shutil.rmtree(item.path)
@@ -46,12 +50,12 @@ def list_command(
     text = table(["kind", "path", "size"], [[i.kind, str(i.path), bytes_text(i.bytes)] for i in found])
     output.result(
         values,
-        text if found else f"nothing {_places(folders)}; try `imagewam cache --editor tiny`",
+        text if found else f"nothing in {_places(folders)} yet; start with `imagewam cache --editor tiny`",
         format.value,
     )
 
 
 def _places(folders: list[Path] | None) -> str:
     if not folders:
-        return "in this folder, its datasets/, caches/, runs/ and exports/ yet"
-    return "of imagewam's in " + ", ".join(str(folder) for folder in folders)
+        return "this folder, its datasets/, caches/, runs/ and exports/"
+    return ", ".join(str(folder) for folder in folders)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imagewam_cli.cli.help import HelpCommand, HelpGroup
+from imagewam_cli.cli.help import COMPUTE, INPUT, HelpCommand, HelpGroup
 from imagewam_cli.cli.options import DeviceOption, FormatName, FormatOption, WeightsOption, size_of
 from imagewam_cli.cli.output import output
 
@@ -35,12 +35,18 @@ class ComputeDtype(StrEnum):
 @plugins_app.callback(invoke_without_command=True)
 def plugins_command(
     context: typer.Context,
-    hook: Annotated[HookName | None, typer.Option("--hook", help="Only what adds these.")] = None,
+    hook: Annotated[
+        HookName | None, typer.Option("--hook", help="List only plugins that add these.", rich_help_panel=INPUT)
+    ] = None,
     format: FormatOption = FormatName.human,
 ) -> None:
-    """List the plugins, what each adds, and why one could not be loaded.
+    """List the installed plugins and what each of them adds.
 
-    Example: imagewam plugins --hook editors
+    Also shows why a plugin could not be loaded.
+
+    Examples:
+        imagewam plugins
+        imagewam plugins --hook editors
     """
     if context.invoked_subcommand is not None:
         return
@@ -51,7 +57,7 @@ def plugins_command(
     kinds = [KINDS[hook.value]] if hook is not None else list(KINDS.values())
     plugins = Registry.installed().status()
     if hook is not None:
-        # one that failed stays: what it would have added is not known
+        # what a plugin that failed would have added is unknown, so it stays
         plugins = [plugin for plugin in plugins if plugin.error is not None or kinds[0] in plugin.provides]
     values = [asdict(p) | {"provides": {k: v for k, v in p.provides.items() if k in kinds}} for p in plugins]
     lines = []
@@ -59,7 +65,7 @@ def plugins_command(
         lines.append(f"{plugin['name']}  ({plugin['distribution']} {plugin['version']})".rstrip())
         lines += [f"  {kind}: {', '.join(names)}" for kind, names in plugin["provides"].items()]
         if hook is None and not plugin["provides"] and plugin["error"] is None:
-            lines.append("  adds nothing: is @hookimpl missing?")
+            lines.append("  adds nothing; is @hookimpl missing?")
         if plugin["error"] is not None:
             lines.append(f"  error: {plugin['error']}")
     output.result(values, "\n".join(lines), format.value)
@@ -67,22 +73,35 @@ def plugins_command(
 
 @plugins_app.command("doctor", cls=HelpCommand)
 def doctor_command(
-    editor: Annotated[str, typer.Argument(help="Name of the editor; see `imagewam editors`.")],
+    editor: Annotated[str, typer.Argument(metavar="EDITOR", help="Name of the editor; `imagewam editors` lists them.")],
     weights: WeightsOption = None,
     image_size: Annotated[
-        str | None, typer.Option("--image-size", help="HEIGHTxWIDTH that the editor sees; small is quick.")
+        str | None,
+        typer.Option(
+            "--image-size",
+            metavar="HxW",
+            help="Size of the picture that the editor sees; a small one is faster.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     compute_dtype: Annotated[
-        ComputeDtype, typer.Option("--compute-dtype", help="How the editor computes; float32 finds most.")
+        ComputeDtype,
+        typer.Option(
+            "--compute-dtype",
+            help="Precision of the editor's forward pass; float32 finds the most faults.",
+            rich_help_panel=COMPUTE,
+        ),
     ] = ComputeDtype.float32,
     device: DeviceOption = "cpu",
     format: FormatOption = FormatName.human,
 ) -> None:
-    """Check whether an editor keeps what it promises to caches, experts and exports.
+    """Check that an editor plugin meets its contract.
 
-    Needs its weights; a tiny folder of random ones does. Exit code 1 where a promise is broken.
+    Runs the checks that caches, experts and exports rely on, with real weights or with a small folder of random ones.
+    Exits with code 1 if a check fails.
 
-    Example: imagewam plugins doctor tiny --image-size 64x64
+    Examples:
+        imagewam plugins doctor tiny --image-size 64x64
     """
     from dataclasses import asdict
 
@@ -101,7 +120,7 @@ def doctor_command(
     )
     findings: list[Finding] = []
     for subject in modes:
-        mode_refusal(subject)  # missing weights are one error, not one for each check
+        mode_refusal(subject)  # report missing weights once, not once for each check
         with output.progress(len(CHECKS), "check") as bar:
             for finding in examine(subject):
                 findings.append(finding)
@@ -114,7 +133,7 @@ def doctor_command(
 
 
 def _lines(findings: Sequence[Finding]) -> list[str]:
-    """One line for each promise, under its mode; below those that are broken, what was seen and what to do."""
+    """Return one line for each check under its mode, and below a failed one what was seen and how to fix it."""
     marks = {"kept": "ok  ", "broken": "FAIL", "not applicable": "-   "}
     lines: list[str] = []
     mode = None

@@ -7,30 +7,58 @@ from typing import Annotated
 
 import typer
 
+from imagewam_cli.cli.help import ADVANCED, INPUT, OUTPUT
 from imagewam_cli.cli.options import EnvOption, SeedOption, from_home
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import output
 
 
 def record_command(
-    out: Annotated[Path, typer.Option("--out", callback=from_home, help="Folder of the new dataset.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="FOLDER", callback=from_home, help="Folder of the new dataset.", rich_help_panel=OUTPUT
+        ),
+    ],
     env: EnvOption = "tabletop",
-    episodes: Annotated[int, typer.Option("--episodes", help="Demonstrations to record.")] = 200,
+    episodes: Annotated[
+        int,
+        typer.Option("--episodes", metavar="N", help="Number of demonstrations to record.", rich_help_panel=INPUT),
+    ] = 200,
     seed: SeedOption = 0,
-    codec: Annotated[str, typer.Option("--codec", help="h264, av1, or none for exact PNG pictures.")] = "h264",
+    codec: Annotated[
+        str,
+        typer.Option(
+            "--codec",
+            metavar="NAME",
+            help="Video codec: h264, av1, or none for lossless PNG pictures.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "h264",
     disturb: Annotated[
-        float, typer.Option("--disturb", help="Share of steps at which the arm is pushed, to record recoveries.")
+        float,
+        typer.Option(
+            "--disturb",
+            metavar="P",
+            help="Probability in [0, 1] that a step pushes the arm, to record how the expert recovers.",
+            rich_help_panel=ADVANCED,
+        ),
     ] = 0.0,
 ) -> None:
-    """Record scripted demonstrations as a LeRobot v3.0 dataset.
+    """Record demonstrations in a simulator as a LeRobot dataset.
 
-    Example: imagewam record --env tabletop --episodes 200 --out datasets/tabletop
+    Examples:
+        imagewam record --episodes 200 --out datasets/tabletop
     """
     record_demonstrations(out, env, episodes, seed, codec, disturb)
 
 
 def record_demonstrations(out: Path, env: str, episodes: int, seed: int, codec: str, disturb: float = 0.0) -> None:
-    """Record, with progress."""
+    """Record demonstrations of the scripted expert, with a progress bar.
+
+    Raises:
+        UsageError: unknown codec or environment, or no episodes.
+    """
     from imagewam_cli.errors import UnknownNameError, UsageError
     from imagewam_cli.registry import Registry
     from imagewam_cli.sim.record import record
@@ -39,7 +67,7 @@ def record_demonstrations(out: Path, env: str, episodes: int, seed: int, codec: 
     if codec not in codecs:
         raise UnknownNameError("codec", codec, codecs)
     if episodes < 1:
-        raise UsageError(f"cannot record {episodes} episodes", "ask for at least one")
+        raise UsageError(f"--episodes must be at least 1, got {episodes}", "leave it out for the default")
     require_writable(out.parent)
     make = Registry.installed().environments.load(env)
     with output.progress(episodes, "episode") as bar:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from imagewam_cli.cli.help import INPUT, OUTPUT
 from imagewam_cli.cli.options import (
     CacheOption,
     DeviceOption,
@@ -29,25 +30,51 @@ def report_command(
     cache: CacheOption = None,
     run: Annotated[
         Path | None,
-        typer.Option("--run", callback=from_home, help="Also how much this policy's actions and loss change."),
+        typer.Option(
+            "--run",
+            metavar="FOLDER",
+            callback=from_home,
+            help="Also measure how much the actions and the loss of this policy change.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", help="Rows to look at, spread over the cache.")] = 32,
+    rows: Annotated[
+        int,
+        typer.Option("--rows", metavar="N", help="Number of rows, spread over the cache.", rich_help_panel=INPUT),
+    ] = 32,
     plot: Annotated[
-        Path | None, typer.Option("--plot", callback=from_home, help="Picture of bytes against error, PNG, SVG or PDF.")
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            callback=from_home,
+            help="Plot bytes against error into this PNG, SVG or PDF.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     dataset: Annotated[
-        Path | None, typer.Option("--dataset", callback=from_home, help="Where the dataset has moved.")
+        Path | None,
+        typer.Option(
+            "--dataset",
+            metavar="FOLDER",
+            callback=from_home,
+            help="The dataset, if it was moved since the cache was built.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "cpu",
     offload: OffloadOption = "none",
     format: FormatOption = FormatName.human,
 ) -> None:
-    """What a cache's compact numbers cost: errors of K, V and attention against the editor itself.
+    """Measure the error that a cache's codec causes.
 
-    Also of other ways to store the same rows: every codec, with and without pooled picture tokens.
+    Compares K, V and attention with the editor itself, and does the same for every other codec, with and without pooled
+    picture tokens.
 
-    Example: imagewam cache report --cache caches/tiny-tabletop --run runs/first --plot report.png
+    Examples:
+        imagewam cache report --cache caches/tiny-tabletop --plot report.png
+        imagewam cache report --cache caches/tiny-tabletop --run runs/first
     """
     from imagewam_cli.cache_study.fidelity import evaluate_fidelity
     from imagewam_cli.cache_study.plot import plot_fidelity

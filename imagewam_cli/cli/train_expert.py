@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
+from imagewam_cli.cli.help import ADVANCED, COMPUTE, CONDITION, INPUT, OUTPUT, RECIPE
 from imagewam_cli.cli.options import (
     CacheOption,
     FormatName,
@@ -36,46 +37,100 @@ def train_expert_command(
     *,
     cache: CacheOption = None,
     online: Annotated[
-        bool, typer.Option("--online", help="Without a cache: --editor encodes the rows of each step.")
+        bool,
+        typer.Option(
+            "--online",
+            help="Train without a cache: the editor encodes the rows of each step.",
+            rich_help_panel=INPUT,
+        ),
     ] = False,
     config: Annotated[
-        Path | None, typer.Option("--config", callback=from_home, help="A YAML recipe; see docs/guide/training.md.")
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            callback=from_home,
+            help="YAML recipe; see docs/guide/training.md.",
+            rich_help_panel=RECIPE,
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", callback=from_home, help="Folder of the run; by default runs/CACHE.")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            callback=from_home,
+            help="Folder of the run; by default runs/CACHE.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Rows per step.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Random seed of the run.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", metavar="N", help="Number of optimizer steps.", rich_help_panel=RECIPE),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="N", help="Rows in one step.", rich_help_panel=RECIPE)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Random seed.", rich_help_panel=RECIPE)
+    ] = None,
     init: Annotated[
         str | None,
-        typer.Option("--init", help="First weights from the editor's: none, published, repaired."),
+        typer.Option(
+            "--init",
+            metavar="HOW",
+            help="Start from the editor's weights: none, published or repaired.",
+            rich_help_panel=RECIPE,
+        ),
     ] = None,
     weights: WeightsOption = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any value of the recipe, e.g. --set expert.horizon=8.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set any value of the recipe, such as expert.horizon=8; may be repeated.",
+            rich_help_panel=RECIPE,
+        ),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over: delete what the run's folder holds.")] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Delete the run in this folder and start over.", rich_help_panel=OUTPUT),
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print parameters, memory, steps and time; train nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print parameters, memory, steps and time; train nothing.", rich_help_panel=OUTPUT
+        ),
     ] = False,
     load: Annotated[
         LoadName | None,
-        typer.Option("--load", help="How the cache's files are read; read: for network file systems. [default: mmap]"),
+        typer.Option(
+            "--load",
+            help="How to read the cache: mmap, or read for network file systems. [default: mmap]",
+            rich_help_panel=ADVANCED,
+        ),
     ] = None,
     encode_batch: Annotated[
-        int | None, typer.Option("--encode-batch", help="With --online: rows per forward of the editor; 16.")
+        int | None,
+        typer.Option(
+            "--encode-batch",
+            metavar="N",
+            help="Rows in one forward pass of the editor. [default: 16]",
+            rich_help_panel=f"{COMPUTE}{CONDITION}--online",
+        ),
     ] = None,
     options: EditorOptions,
     format: FormatOption = FormatName.human,
 ) -> None:
-    """Train an action expert on a cache. The same command continues an interrupted run.
+    """Train an action expert on a cache.
 
-    With --online there is no cache: --editor and the options after it say what `imagewam cache` would be told.
+    Run the same command again to resume an interrupted run. Without a cache, pass --online and the same editor options
+    as to `imagewam cache`.
 
-    Example: imagewam train-expert --cache caches/tiny-tabletop --out runs/first --steps 1500
-
-    Example: imagewam train-expert --online --editor tiny --dataset datasets/tabletop --set flow.draws=8
+    Examples:
+        imagewam train-expert --cache caches/tiny-tabletop --steps 1500
+        imagewam train-expert --online --editor tiny --dataset datasets/tabletop
     """
     from imagewam_cli.training.loop import Trainer
     from imagewam_cli.workspace import RUNS

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from imagewam_cli.cli.help import INPUT
 from imagewam_cli.cli.options import (
     CacheOption,
     DeviceOption,
@@ -24,20 +25,33 @@ from imagewam_cli.cli.output import output
 
 def verify_command(
     cache: CacheOption = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Compute what is damaged again.")] = False,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Compute the damaged batches again."),
+    ] = False,
     dataset: Annotated[
-        Path | None, typer.Option("--dataset", callback=from_home, help="For --repair, where the dataset has moved.")
+        Path | None,
+        typer.Option(
+            "--dataset",
+            metavar="FOLDER",
+            callback=from_home,
+            help="With --repair: the dataset, if it was moved since the cache was built.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "cpu",
     offload: OffloadOption = "none",
     format: FormatOption = FormatName.human,
 ) -> None:
-    """Hold every byte of a cache against its checksums. Exit code 1: something is damaged (and was not repaired).
+    """Verify every byte of a cache against its checksums.
 
-    With --repair, only the batches with damaged rows go through the editor again.
+    Exits with code 1 if a file is damaged and was not repaired. With --repair, only the batches that contain damaged
+    rows go through the editor again.
 
-    Example: imagewam cache verify --cache caches/tiny-tabletop --repair
+    Examples:
+        imagewam cache verify --cache caches/tiny-tabletop
+        imagewam cache verify --cache caches/tiny-tabletop --repair
     """
     from imagewam_cli.kvcache.building.verify import repair_cache, verify_cache
     from imagewam_cli.kvcache.storage.manifests import manifest_at, storage_at
@@ -47,7 +61,7 @@ def verify_command(
     with output.progress(manifest.rows, "row") as bar:
         damages = verify_cache(place, on_rows=bar.update)
     text = "\n".join(f"{place}/{damage.file}: {damage.what}" for damage in damages)
-    unfinished = "" if manifest.complete else f"; not finished, {manifest.total_rows} rows are planned"
+    unfinished = "" if manifest.complete else f"; the build is unfinished, {manifest.total_rows} rows are planned"
     changed: list[str] = []
     if damages and repair:
         output.say(text)
@@ -55,7 +69,7 @@ def verify_command(
         with output.progress(sum(e.rows for e in manifest.shards), "row") as bar:
             changed = repair_cache(place, damages, source, editor, on_rows=bar.update)
         text = f"{place}: repaired {', '.join(damage.file for damage in damages)}" + "".join(
-            f"\n{name}: sound, but not the former bytes (another machine, library or version computed them)"
+            f"\n{name}: intact, but with other bytes than before (computed by another machine or library version)"
             for name in changed
         )
     values = {
@@ -65,9 +79,7 @@ def verify_command(
         "repaired": bool(damages) and repair,
         "changed": changed,
     }
-    output.result(
-        values, text or f"{place}: {manifest.rows} rows, every byte as it was written{unfinished}", format.value
-    )
+    output.result(values, text or f"{place}: {manifest.rows} rows, all checksums match{unfinished}", format.value)
     if damages and not repair:
-        output.say(f"`imagewam cache verify --cache {place} --repair` computes it again")
+        output.say(f"repair it with `imagewam cache verify --cache {place} --repair`")
         raise typer.Exit(1)

@@ -30,7 +30,7 @@ def test_numbers_and_pictures(
         "--rows", 5, "--out", out, "--format", "json",
     )  # fmt: skip
     assert code == 0, err
-    assert "0 episodes are known to be held out" in err
+    assert "0 held-out episodes are known" in err
     values = json.loads(printed)
     assert values.pop("folder") == str(out)
     assert json.loads((out / "result.json").read_text()) == values
@@ -82,8 +82,8 @@ def test_an_onnx_export_is_refused(capsys: pytest.CaptureFixture[str], tabletop:
     code, _, err = run(capsys, "--policy", tmp_path, "--dataset", tabletop)
     assert code == 2
     assert err.splitlines() == [
-        f"error: {tmp_path} is an ONNX export: its attention cannot be looked into",
-        "hint: name the run that it was exported from",
+        f"error: {tmp_path} is an ONNX export, which hides its attention",
+        "hint: pass the run that it was exported from",
     ]
 
 

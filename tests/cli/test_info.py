@@ -49,7 +49,7 @@ def test_parts_are_named_with_what_is_missing(parts: Path, capsys: pytest.Captur
     assert found["parts"] == {"0/3": rows[0], "1/3": rows[1]}
     assert (found["rows"], found["complete"]) == (sum(rows), False)
     goes_on, merge = found["next"]
-    assert f"{found['of'] - sum(rows)} rows are missing: no part 2/3 is there" in goes_on
+    assert f"{found['of'] - sum(rows)} rows are missing: not started: part 2/3" in goes_on
     assert f"imagewam cache merge {parts}" in merge
 
 
