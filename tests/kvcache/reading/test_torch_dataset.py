@@ -187,8 +187,8 @@ def test_rows_that_are_not_there_are_refused(cached: PrefixDataset, built: Path)
 
 
 def test_the_documented_loop_runs(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (DOCS / "guide" / "caches.md").read_text()
-    example = text.split("## Reading it in your own loop")[1].split("```python\n")[1].split("```")[0]
+    text = (DOCS / "guide" / "your-own-loop.md").read_text()
+    example = text.split("```python\n")[1].split("```")[0]
     (tmp_path / "caches").mkdir()
     (tmp_path / "caches" / "mine").symlink_to(built)
     monkeypatch.chdir(tmp_path)
