@@ -100,7 +100,7 @@ def _options(command: Command, ctx: Context) -> dict[str, list[tuple[str, str]]]
     return panels
 
 
-def _rank(panel: str) -> tuple[int, int]:
+def rank(panel: str) -> tuple[int, int]:
     """Sort key of a panel: "Input, with --online" follows all panels without a condition."""
     name, condition, _ = panel.partition(CONDITION)
     place = _ORDER.index(name) if name in _ORDER else len(_ORDER)
@@ -111,7 +111,7 @@ def _write_panels(panels: dict[str, list[tuple[str, str]]], formatter: HelpForma
     """Write one section for each panel, in order, with the second column at the same place in all of them."""
     names = [name for rows in panels.values() for name, _ in rows]
     width = max((len(name) for name in names if len(name) <= _MAX_COLUMN), default=0)
-    for panel in sorted(panels, key=_rank):
+    for panel in sorted(panels, key=rank):
         rows = panels[panel]
         with formatter.section(panel):
             formatter.write_dl([(name.ljust(width), text) for name, text in rows], col_max=width)
