@@ -1,1 +1,1 @@
-"""Simulators: the contract, the rollout, recording, and the embedded `tabletop`."""
+"""Simulators: the contract, rollouts, recording, and the embedded environment `tabletop`."""

@@ -1,4 +1,4 @@
-"""The contract of a simulator: reset, step, success. Third parties wrap a gymnasium environment in it."""
+"""The simulator contract: reset, step, success. Third parties wrap a gymnasium environment in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from imagewam_cli.data.types import Float32Array, Observation
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """After one action. success: the task is done; finished: no further action is accepted."""
+    """The result of one action.
+
+    success: the task is done; finished: the episode is over and accepts no further action.
+    """
 
     observation: Observation
     success: bool
@@ -19,40 +22,43 @@ class StepResult:
 
 
 class Environment(abc.ABC):
-    """One scene at a time. Deterministic: (seed, split) and the actions decide everything."""
+    """A simulator that runs one scene at a time.
+
+    It must be deterministic: seed, split and actions determine every observation.
+    """
 
     name: str
     fps: float
     max_steps: int
     cameras: Mapping[str, tuple[int, int]]
-    """camera -> (height, width)"""
+    """Camera name -> (height, width) of its pictures."""
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
     splits: tuple[str, ...] = ("train", "test")
-    """Which families of scenes there are; demonstrations come from `train`, evaluation from the others."""
+    """Names of the scene families. Demonstrations use `train`, evaluation the others."""
 
     @abc.abstractmethod
     def reset(self, seed: int, split: str) -> Observation:
-        """Begin scene `seed` of `split`."""
+        """Start scene `seed` of `split` and return the first observation."""
 
     @abc.abstractmethod
     def step(self, action: Float32Array) -> StepResult:
-        """Carry out one action (A,) in robot units.
+        """Execute one action (A,) in robot units.
 
         Raises:
-            SimulationError: wrong shape, not finite, or the episode has ended.
+            SimulationError: the action has the wrong shape or is not finite, or the episode has ended.
         """
 
     @abc.abstractmethod
     def kind(self) -> str:
-        """What sort of task the current scene asks for; results are reported per kind."""
+        """Return the kind of task in the current scene. Results are reported per kind."""
 
     def demonstrate(self) -> Float32Array:
-        """What a scripted expert does now, (A,).
+        """Return the scripted demonstrator's next action, (A,).
 
         Raises:
-            SimulationError: this environment has none.
+            SimulationError: this environment has no demonstrator.
         """
         from imagewam_cli.errors import SimulationError
 
-        raise SimulationError(f"environment {self.name!r} has no scripted expert")
+        raise SimulationError(f"environment {self.name!r} has no scripted demonstrator")

@@ -1,4 +1,4 @@
-"""Recording demonstrations of an environment's scripted expert as a LeRobot dataset."""
+"""Record demonstrations of an environment's scripted demonstrator as a LeRobot dataset."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from imagewam_cli.errors import SimulationError, UsageError
 from imagewam_cli.sim.environment import Environment
 
 _BURST = 3
-"""Steps that a disturbance lasts."""
+"""Number of steps that a disturbance lasts."""
 _MOST_FAILURES = 100
-"""Scenes in a row that the expert may fail before recording gives up."""
+"""Number of consecutive failed scenes after which recording stops."""
 
 
 def record(
@@ -28,26 +28,29 @@ def record(
     disturb: float = 0.0,
     on_episode: Callable[[], None] = lambda: None,
 ) -> int:
-    """Write `episodes` demonstrations, scenes seed, seed + 1, ..., to the dataset folder `out`; returns the frames.
+    """Record demonstrations of scenes seed, seed + 1, ... into the dataset folder `out`; return the number of frames.
 
-    Scenes that the expert does not solve are left out and the next one is taken.
+    Scenes that the demonstrator fails are skipped, until there are `episodes` demonstrations.
 
-    disturb: share of steps at which something else is carried out than what is recorded: for a few steps in a row a
-        random action, so that the recording also shows how to recover (DART, arXiv 1703.09327). The recorded actions
-        are the expert's throughout.
+    disturb: share of steps, 0 to 0.5, that execute a random action instead of the recorded one, a few steps in a row.
+        The dataset then also shows how to recover (DART, arXiv 1703.09327): it always records the demonstrator's own
+        action.
 
     Raises:
-        UsageError: fewer than one episode, a share outside [0, 0.5], or `out` holds something.
-        SimulationError: the expert fails again and again, or the environment's rate is not a whole number of Hz.
+        UsageError: `episodes` is below 1, `disturb` is outside [0, 0.5], or `out` is not empty.
+        SimulationError: the demonstrator failed too many scenes in a row, or the control rate is not a whole number
+            of Hz.
     """
     from imagewam_cli.data.lerobot.writer import LeRobotWriter
 
     if episodes < 1:
         raise UsageError(f"cannot record {episodes} episodes", "ask for at least one")
     if not 0.0 <= disturb <= 0.5:
-        raise UsageError(f"cannot disturb a share {disturb} of the steps", "choose between 0 and 0.5")
+        raise UsageError(f"cannot disturb a share of {disturb} of the steps", "choose a share between 0 and 0.5")
     if env.fps != round(env.fps):
-        raise SimulationError(f"{env.name!r} runs at {env.fps} Hz; a LeRobot dataset counts whole frames per second")
+        raise SimulationError(
+            f"{env.name!r} runs at {env.fps} Hz, but a LeRobot dataset needs a whole number of frames per second"
+        )
     frames = 0
     writer = LeRobotWriter(
         out,
@@ -65,7 +68,7 @@ def record(
             while (demonstration := _demonstrate(env, scene, split, disturb)) is None:
                 scene += 1
                 if scene - first >= _MOST_FAILURES:
-                    raise SimulationError(f"the expert of {env.name!r} failed in scenes {first} to {scene - 1}")
+                    raise SimulationError(f"the demonstrator of {env.name!r} failed in scenes {first} to {scene - 1}")
             observations, actions = demonstration
             writer.add_episode(
                 frames={camera: np.stack([o.images[camera] for o in observations]) for camera in env.cameras},
@@ -80,11 +83,12 @@ def record(
 
 
 class _Disturbance:
-    """Replaces a share of the actions, `_BURST` in a row by one random action in [-1, 1]."""
+    """Replace a share of the actions: each time, `_BURST` in a row by one random action in [-1, 1]."""
 
     def __init__(self, share: float, actions: int, seed: int) -> None:
         self._rng = np.random.default_rng([11, seed])
-        self._start = share / (_BURST * (1 - share) + share)  # per undisturbed step
+        # Probability that a burst starts at an undisturbed step, so that bursts make up `share` of all steps.
+        self._start = share / (_BURST * (1 - share) + share)
         self._actions, self._left = actions, 0
 
     def __call__(self, action: Float32Array) -> Float32Array:
@@ -100,14 +104,14 @@ class _Disturbance:
 def _demonstrate(
     env: Environment, seed: int, split: str, disturb: float
 ) -> tuple[list[Observation], list[Float32Array]] | None:
-    """One observation before each action, or None where the expert failed."""
+    """Return the observation before each action and the actions, or None if the demonstrator failed."""
     observation = env.reset(seed, split)
     disturbance = _Disturbance(disturb, len(env.action_names), seed)
     observations, actions = [], []
     for _ in range(env.max_steps):
         action = env.demonstrate()
         if action.shape != (len(env.action_names),):
-            raise SimulationError(f"the expert of {env.name!r} gave an action of shape {action.shape}")
+            raise SimulationError(f"the demonstrator of {env.name!r} returned an action of shape {action.shape}")
         observations.append(observation)
         actions.append(action)
         result = env.step(disturbance(action))

@@ -1,4 +1,4 @@
-"""Rolling out a policy: many scenes in lockstep, so that a policy plans for all of them in one forward pass."""
+"""Roll out a policy in many scenes in lockstep, so that it plans for all of them in one forward pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from imagewam_cli.sim.environment import Environment
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One rolled-out scene. `given`: the instruction that the policy read; the scene's own unless it was swapped."""
+    """One rolled-out scene.
+
+    instruction: the scene's own; given: the instruction that the policy read, if `instruction_of` replaced it.
+    """
 
     seed: int
     split: str
@@ -40,18 +43,22 @@ def roll_out(
     batch: int = 25,
     on_episode: Callable[[Episode], None] = lambda episode: None,
 ) -> list[Episode]:
-    """Run the scenes `seeds` of `split`; `policy` None: the environment's scripted expert.
+    """Roll out the scenes `seeds` of `split`.
 
-    instruction_of: seed -> what the policy is told instead of the scene's own instruction.
-    max_steps: give up after so many; None: the environment's limit.
-    keep_frames: of how many scenes, from the first, the first camera's pictures are kept in `Episode.frames`.
+    policy: None for the environment's scripted demonstrator.
+
+    instruction_of: seed -> the instruction that the policy reads instead of the scene's own.
+    max_steps: stop an episode after this many steps; None: the environment's limit.
+    keep_frames: number of scenes, from the first, whose `Episode.frames` keep the first camera's pictures.
     """
     if policy is not None and policy.execute < 1:
-        raise UsageError(f"a policy cannot execute {policy.execute} actions before planning again", "at least 1")
+        raise UsageError(
+            f"a policy cannot execute {policy.execute} actions before planning again", "pass at least 1 as execute"
+        )
     episodes: list[Episode] = []
     for i in range(0, len(seeds), batch):
         scenes = [
-            _Scene(make(), seed, split, instruction_of, keep_frames=number < keep_frames)
+            _RunningScene(make(), seed, split, instruction_of, keep_frames=number < keep_frames)
             for number, seed in enumerate(seeds[i : i + batch], start=i)
         ]
         limit = scenes[0].env.max_steps if max_steps is None else max_steps
@@ -66,8 +73,8 @@ def roll_out(
     return episodes
 
 
-def _plan(policy: ChunkPolicy | None, scenes: list[_Scene]) -> None:
-    """Fill the queue of every scene that has used up its actions."""
+def _plan(policy: ChunkPolicy | None, scenes: list[_RunningScene]) -> None:
+    """Plan new actions for every scene whose queue is empty."""
     waiting = [scene for scene in scenes if not scene.queue]
     if not waiting:
         return
@@ -75,12 +82,14 @@ def _plan(policy: ChunkPolicy | None, scenes: list[_Scene]) -> None:
         for scene in waiting:
             scene.queue = [scene.env.demonstrate()]
         return
-    chunks = policy.chunks([scene.told() for scene in waiting])
+    chunks = policy.chunks([scene.policy_observation() for scene in waiting])
     for scene, chunk in zip(waiting, chunks, strict=True):
         scene.queue = list(chunk[: policy.execute])
 
 
-class _Scene:
+class _RunningScene:
+    """One scene during a rollout: its environment, queued actions and kept frames."""
+
     def __init__(
         self,
         env: Environment,
@@ -102,10 +111,11 @@ class _Scene:
     def running(self, limit: int) -> bool:
         return not self.finished and self.steps < limit
 
-    def told(self) -> Observation:
+    def policy_observation(self) -> Observation:
         return dataclasses.replace(self.observation, instruction=self.given)
 
     def advance(self) -> None:
+        """Execute the next queued action."""
         result = self.env.step(np.asarray(self.queue.pop(0), dtype=np.float32))
         self.observation, self.success, self.finished = result.observation, result.success, result.finished
         self.steps += 1

@@ -16,7 +16,7 @@ from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 
 
 class SomeScenesUnsolved(TabletopEnvironment):
-    """The expert does nothing in scenes 0 and 2."""
+    """The demonstrator does nothing in scenes 0 and 2."""
 
     max_steps = 60
 
@@ -47,7 +47,7 @@ def test_a_rate_that_a_dataset_cannot_hold_is_refused(tmp_path: Path) -> None:
 
 
 class Watched(TabletopEnvironment):
-    """Keeps what the expert wanted and what was carried out."""
+    """Keep the demonstrator's actions and the executed ones."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Rollouts: in lockstep as one by one, and the baselines."""
+"""Rollouts: lockstep gives the same results as one scene at a time; the baselines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 
 
 class Looking(ChunkPolicy):
-    """Heads for a point that picture, state and instruction decide; deterministic and of no use."""
+    """Move towards a point computed from picture, state and instruction: deterministic and useless."""
 
     def __init__(self, execute: int = 3) -> None:
         self.execute = execute
@@ -39,7 +39,7 @@ def essence(episode: Episode) -> tuple[object, ...]:
     return (episode.seed, episode.split, episode.kind, episode.instruction, episode.success, episode.steps)
 
 
-def test_in_lockstep_as_one_by_one() -> None:
+def test_lockstep_gives_the_same_results_as_one_scene_at_a_time() -> None:
     seeds = range(10, 14)
     together, apart = Looking(), Looking()
     first = roll_out(TabletopEnvironment, together, seeds, "test", max_steps=20, keep_frames=9)
@@ -112,5 +112,5 @@ def test_without_an_expert_there_is_nothing_to_demonstrate() -> None:
     class NoExpert(TabletopEnvironment):
         demonstrate = Environment.demonstrate
 
-    with pytest.raises(SimulationError, match="no scripted expert"):
+    with pytest.raises(SimulationError, match="no scripted demonstrator"):
         roll_out(NoExpert, None, [0], "test")

@@ -1,4 +1,4 @@
-"""One scene built by hand, for tests that need to know where everything is."""
+"""A scene built by hand, for tests that need known positions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLUE_ZONE, YELLOW_ZONE = (0.2, 0.6), (0.8, 0.6)
 
 
 def scene_with(task: Task) -> Scene:
-    """A red square, a green circle, a purple triangle, a blue and a yellow zone; the gripper above in the middle."""
+    """Return a scene with a red square, a green circle, a purple triangle, two zones and the gripper at the top."""
     return Scene(
         blocks=(
             Block(color="red", shape="square", x=RED[0], y=RED[1]),
@@ -43,7 +43,7 @@ def action(dx: float = 0.0, dy: float = 0.0, grip: float = 1.0) -> Float32Array:
 
 
 def play(world: World, steps: int, rng: np.random.Generator | None = None, noise: float = 0.0) -> World:
-    """The world after the expert has acted, at most `steps` times, with motors that err by `noise`."""
+    """Return the world after at most `steps` actions of the demonstrator, with motor noise `noise`."""
     for _ in range(steps):
         if world.success:
             break
@@ -53,5 +53,5 @@ def play(world: World, steps: int, rng: np.random.Generator | None = None, noise
 
 
 def without_gripper(world: World) -> World:
-    """The same world with the gripper outside the picture."""
+    """Return the same world with the gripper outside the picture."""
     return replace(world, gripper=(-1.0, -1.0))

@@ -1,5 +1,7 @@
-"""The scripted demonstrator: goes to the block, closes, carries it to the goal, opens. Reads the world, not the
-picture."""
+"""The scripted demonstrator: move to the block, close, carry it to the goal, open.
+
+It reads the state of the world, not the picture.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,20 @@ from imagewam_cli.data.types import Float32Array
 from imagewam_cli.sim.tabletop.world import GRASP_RADIUS, STEP, World
 
 _ARRIVED = 0.35 * GRASP_RADIUS
+"""Distance to the target below which the gripper counts as arrived."""
 
 _APPROACH = 0.4
-"""Share of the remaining way made in one step, up to full speed: slow near the target, as people are, so that a block
-is within reach for some steps before the jaws close."""
+"""Share of the remaining distance covered in one step, up to full speed.
+
+The gripper thus slows down near the target, and a block is within reach for some steps before the jaws close.
+"""
 
 
 def demonstrator_action(world: World) -> Float32Array:
-    """What to do now, float32 (3,) in [-1, 1]. A function of the world alone, so it recovers from any state."""
+    """Return the next action, float32 (3,) in [-1, 1].
+
+    It depends only on the current world, so the demonstrator recovers from any state.
+    """
     task = world.scene.task
     if world.held not in (None, task.block):
         return np.array([0.0, 0.0, 1.0], dtype=np.float32)  # the wrong block: let go of it
@@ -27,7 +35,7 @@ def demonstrator_action(world: World) -> Float32Array:
     offset = np.array(target) - np.array(world.gripper)
     arrived = bool(np.hypot(*offset) <= _ARRIVED)
     if not carrying and not arrived and world.opening < 1.0:
-        return np.array([0.0, 0.0, 1.0], dtype=np.float32)  # closed beside the block: open before going on
-    closed = arrived != carrying  # close when at the block, stay closed until at the goal
+        return np.array([0.0, 0.0, 1.0], dtype=np.float32)  # closed beside the block: open first
+    closed = arrived != carrying  # close at the block, open at the goal
     dx, dy = np.clip(_APPROACH * offset / STEP, -1.0, 1.0)
     return np.array([dx, dy, -1.0 if closed else 1.0], dtype=np.float32)

@@ -1,8 +1,7 @@
-"""Edits for training an image editor: (picture now, instruction, picture when done), and the judge of an edited
-picture.
+"""Training examples for an image editor (before, instruction, after), and the judge of an edited picture.
 
-"Now" is any moment of an episode, not only its start: the gripper may be anywhere, on its way, or carrying the block,
-so that the prefix an editor learns is the prefix a policy will need at every step.
+The picture before shows any moment of an episode, not only its start: the gripper may be anywhere, approaching, or
+carrying the block. So the editor learns the prefix that a policy needs at every step.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _COLOR_TOLERANCE = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """`before` and `after`: uint8 (H, W, 3)."""
+    """One training example. `before` and `after`: uint8 (H, W, 3)."""
 
     scene: Scene
     before: UInt8Image
@@ -35,28 +34,30 @@ class Edit:
 
 
 def sample_edit(seed: int, split: Split = "train", *, size: int = 128, from_start: bool = False) -> Edit:
-    """The edit of (split, seed): a moment of that scene's episode and its end. `from_start`: the episode's first
-    moment."""
+    """Return the edit of (split, seed): a moment of the scene's episode, and its end.
+
+    size: height and width in pixels; from_start: use the first moment instead of a random one.
+    """
     scene = sample_scene(seed, split)
     world = World.start(scene)
     if not from_start:
         rng = np.random.default_rng([7, SPLITS.index(split), seed])
         moment = _some_moment(world, rng)
-        while reached(scene.task, moment.blocks, scene.zones):  # a block at its goal leaves nothing to edit
+        while reached(scene.task, moment.blocks, scene.zones):  # a block at its goal would leave nothing to edit
             moment = _some_moment(world, rng)
         world = moment
     return Edit(scene=scene, before=render(world, size), after=render(world.done(), size))
 
 
 def _some_moment(world: World, rng: np.random.Generator) -> World:
-    """Before the grasp (gripper on its way or anywhere), or carrying (on its way or anywhere)."""
+    """Sample a moment before the grasp or while carrying, with the gripper on its path or anywhere."""
     block = world.scene.task.block
     start, goal = world.blocks[block], world.goal
     carrying = bool(rng.random() < 0.45)
     a, b = (start, goal) if carrying else (world.gripper, start)
-    on_the_way = rng.random() < 0.7
+    on_path = rng.random() < 0.7
     share = rng.random()
-    point = np.array(a) + share * (np.array(b) - np.array(a)) if on_the_way else rng.uniform(0.06, 0.94, size=2)
+    point = np.array(a) + share * (np.array(b) - np.array(a)) if on_path else rng.uniform(0.06, 0.94, size=2)
     point = np.clip(point + rng.normal(0.0, 0.015, size=2), 0.05, 0.95)
     at = (float(point[0]), float(point[1]))
     opening = float(rng.choice([0.0, 0.5] if carrying else [1.0, 1.0, 1.0, 0.5]))
@@ -67,11 +68,11 @@ def _some_moment(world: World, rng: np.random.Generator) -> World:
 
 
 def judge_edit(picture: UInt8Image, scene: Scene) -> bool:
-    """Does the picture show the task done? Reads the picture alone.
+    """Return whether the picture shows the task done.
 
-    Every block is found by its colour, most of its pixels in one place. The named one must lie where the task wants
-    it, and
-    every other within 0.06 of where the scene has it: moving, losing or doubling another block is a wrong edit.
+    The judge finds every block by its colour; most pixels of that colour must lie in one place. The named block must be
+    at its goal, and every other block within 0.06 of its position in the scene: an edit that moves, loses or duplicates
+    another block is wrong.
     """
     labels = _nearest_colors(picture)
     found = [_find(labels, b.color) for b in scene.blocks]
@@ -94,13 +95,13 @@ _COLOR_INDEX = {color: i for i, color in enumerate(BLOCK_RGB)}
 
 
 def _nearest_colors(picture: UInt8Image) -> npt.NDArray[np.int64]:
-    """(H, W): index into the palette of each pixel's nearest colour, -1 where none is near."""
+    """Return each pixel's nearest palette colour as an index, (H, W); -1 if no colour is near."""
     distance = ((picture[:, :, None, :].astype(np.float32) - _PALETTE) ** 2).sum(-1)
     return np.where(distance.min(-1) < _COLOR_TOLERANCE**2, distance.argmin(-1), -1)
 
 
 def _find(labels: npt.NDArray[np.int64], color: str) -> tuple[float, float] | None:
-    """Centre (x, y) of the block of that colour, or None where too few or too many pixels gather in one place."""
+    """Return the centre (x, y) of the block of that colour, or None if no one place holds a block's worth of pixels."""
     size = labels.shape[0]
     mask = labels == _COLOR_INDEX[color]
     window = round(2.4 * BLOCK_HALF * size)
@@ -115,7 +116,7 @@ def _find(labels: npt.NDArray[np.int64], color: str) -> tuple[float, float] | No
 
 
 def _box_sum(mask: npt.NDArray[np.bool_], window: int) -> npt.NDArray[np.int64]:
-    """Number of set pixels in each window x window square, by its upper left corner."""
+    """Count the set pixels of each window x window square, indexed by its upper left corner."""
     table = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     sums: npt.NDArray[np.int64] = (
         table[window:, window:] - table[:-window, window:] - table[window:, :-window] + table[:-window, :-window]

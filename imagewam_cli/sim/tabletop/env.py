@@ -1,4 +1,4 @@
-"""`tabletop` as a gymnasium environment, and in the shape that imagewam's rollouts use."""
+"""`tabletop` as a gymnasium environment and as an imagewam `Environment`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from imagewam_cli.sim.tabletop.world import World
 SIZE = 128
 MAX_STEPS = 100
 MOTOR_NOISE = 0.15
-"""Standard deviation of what the motors add to dx and dy, in units of full speed; drawn from the scene's seed."""
+"""Standard deviation of the motor noise on dx and dy, in units of full speed; drawn from the scene's seed."""
 
 
 class TabletopEnv(gymnasium.Env[dict[str, Any], Float32Array]):
-    """The gymnasium API.
+    """The tabletop behind the gymnasium API.
 
     Observation: `images` (camera -> uint8 (128, 128, 3)) and `state` float32 (3,) = gripper x, y, opening in [0, 1].
     Action: float32 (3,) = (dx, dy, grip) in [-1, 1] at 10 Hz. Reward 1 on success. `info`: instruction, kind, success.
     `reset(seed=..., options={"split": "train" | "test" | "heldout"})`.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - gymnasium declares it so
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - gymnasium declares it this way
 
     def __init__(
         self, render_mode: str | None = None, *, wrist_camera: bool = False, motor_noise: float = MOTOR_NOISE
@@ -64,7 +64,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], Float32Array]):
         world = self._world()
         action = np.asarray(action, dtype=np.float32)
         if action.shape != (3,) or not np.isfinite(action).all():
-            raise SimulationError(f"tabletop needs three finite numbers as action, got {action!r}")
+            raise SimulationError(f"a tabletop action must be three finite numbers, got {action!r}")
         if world.success or world.steps >= MAX_STEPS:
             raise SimulationError("the episode has ended", "call reset before the next step")
         noise = self.motor_noise * self._motors.standard_normal(2).astype(np.float32)
@@ -77,7 +77,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], Float32Array]):
 
     def _world(self) -> World:
         if self.world is None:
-            raise SimulationError("no scene yet", "call reset before step")
+            raise SimulationError("the environment has no scene yet", "call reset before step")
         return self.world
 
     def _observation(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], Float32Array]):
 
 
 class TabletopEnvironment(Environment):
-    """What `imagewam record` and `imagewam eval --env tabletop` run."""
+    """The environment that `imagewam record` and `imagewam eval --env tabletop` run."""
 
     name = "tabletop"
     fps = 10.0

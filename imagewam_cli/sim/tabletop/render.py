@@ -1,7 +1,7 @@
-"""Pictures of a world, with numpy and Pillow alone.
+"""Draw pictures of a world with numpy and Pillow.
 
-`top` looks at the whole table; `wrist` looks at the part around the gripper. Blocks are saturated, zones pale with a
-border between the two, so a red block on a red zone stays visible.
+The camera `top` shows the whole table, `wrist` the area around the gripper. Blocks are saturated and zones pale, with a
+border in between, so a red block on a red zone stays visible.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ TABLE_RGB: RGB = (224, 216, 204)
 GRIPPER_RGB: RGB = (44, 46, 54)
 
 WRIST_SPAN = 0.4
-"""Table units across the gripper-centred picture."""
+"""Width of the wrist camera's picture in table units."""
 
 _SUPERSAMPLING = 2
 
 
 def render(world: World, size: int = 128, camera: str = "top") -> UInt8Image:
-    """The picture of `camera` ("top" or "wrist"), uint8 (size, size, 3)."""
+    """Draw the picture of `camera` ("top" or "wrist"), uint8 (size, size, 3)."""
     if camera not in CAMERAS:
         raise UnknownNameError("camera", camera, CAMERAS)
     if camera == "wrist":
@@ -74,8 +74,8 @@ class _View:
                 outline=BORDER_RGB[zone.color],
                 width=max(1, round(0.012 * self.scale)),
             )
-        held_last = sorted(range(len(world.blocks)), key=lambda i: i == world.held)
-        for i in held_last:
+        drawing_order = sorted(range(len(world.blocks)), key=lambda i: i == world.held)  # a held block last, on top
+        for i in drawing_order:
             block, (x, y) = world.scene.blocks[i], world.blocks[i]
             self._block(pen, block.shape, BLOCK_RGB[block.color], x, y)
         self._gripper(pen, world)

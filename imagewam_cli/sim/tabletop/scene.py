@@ -1,8 +1,8 @@
-"""Scenes and tasks, sampled from a seed.
+"""Sample scenes and tasks from a seed.
 
 A scene has three to five blocks of different colours, two or three coloured zones and a gripper position. A task names
-one block and where it shall go: on a zone, or beside another block. The three splits never share a scene (the split is
-part of the random generator's seed), and `HELD_OUT_PAIRS` never occur outside the split `heldout`.
+one block and its goal: a zone, or a side of another block. The three splits never share a scene (the split is part of
+the random generator's seed), and `HELD_OUT_PAIRS` occur only in the split `heldout`.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ RELATIONS: tuple[Relation, ...] = get_args(Relation)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 HELD_OUT_PAIRS = frozenset({("red", "blue"), ("green", "yellow"), ("blue", "red"), ("purple", "green")})
-"""(block colour, zone colour) pairs that no training demonstration and no training edit contains."""
+"""Pairs (block colour, zone colour) that never occur in training demonstrations or training edits."""
 
 BLOCK_HALF = 0.055
 ZONE_HALF = 0.12
 BESIDE_OFFSET = 0.18
-"""Distance from the other block's centre at which the expert puts a block "beside" it."""
+"""Distance between the centres of a block and the block that it is put "beside"."""
 
 MARGIN = 0.08
 MIN_BLOCK_GAP = 0.16
 MIN_TRAVEL = 0.68
-"""Least way from the gripper over the block to the goal (largest coordinate of each leg): an episode has 25 steps or
-more."""
+"""Minimum distance from the gripper to the block to the goal, so that an episode has at least 25 steps.
+
+Each leg counts with its largest coordinate difference.
+"""
 
 _PLACE_SHARE = 0.65
 _CLOSED_SHARE = 0.3
@@ -64,7 +66,10 @@ class Zone:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Put block `block` on zone `zone` (kind `place`) or at side `relation` of block `other` (kind `beside`)."""
+    """Put block `block` on zone `zone` (kind `place`) or on side `relation` of block `other` (kind `beside`).
+
+    Blocks and zones are indices into the scene's.
+    """
 
     kind: Kind
     block: int
@@ -72,12 +77,15 @@ class Task:
     other: int | None = None
     relation: Relation | None = None
     phrasing: int = 0
-    """Selects among the ways of saying it; see `instruction`."""
+    """Number that selects the sentence; see `instruction`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One scene with one task. `gripper` is (x, y), `opening` that of its jaws when the episode begins."""
+    """A scene with its task.
+
+    gripper: (x, y) at the start; opening: of the jaws at the start, 1 open, 0 closed.
+    """
 
     blocks: tuple[Block, ...]
     zones: tuple[Zone, ...]
@@ -87,7 +95,7 @@ class Scene:
 
     @property
     def pair(self) -> tuple[str, str] | None:
-        """(block colour, zone colour) of a `place` task, None for `beside`."""
+        """The pair (block colour, zone colour) of a `place` task; None for `beside`."""
         if self.task.zone is None:
             return None
         return self.blocks[self.task.block].color, self.zones[self.task.zone].color
@@ -98,17 +106,17 @@ class Scene:
 
 
 def sample_scene(seed: int, split: Split = "train") -> Scene:
-    """The scene of (split, seed); the same on every machine."""
+    """Return the scene of (split, seed): the same on every machine."""
     rng = np.random.default_rng([SPLITS.index(split), seed])
     while True:
         scene = _propose(rng, held_out=split == "heldout")
         if scene is not None:
-            # closed jaws that hold nothing are what a missed grasp leaves: demonstrations show what to do then
+            # Closed, empty jaws are what a missed grasp leaves behind: demonstrations must show how to recover.
             return replace(scene, opening=float(rng.random() >= _CLOSED_SHARE))
 
 
 def goal_of(task: Task, blocks: tuple[tuple[float, float], ...], zones: tuple[Zone, ...]) -> tuple[float, float]:
-    """Where the expert puts the block's centre, for blocks at these positions."""
+    """Return the goal (x, y) of the task's block, for blocks at these positions."""
     if task.zone is not None:
         return zones[task.zone].x, zones[task.zone].y
     assert task.other is not None
@@ -119,8 +127,10 @@ def goal_of(task: Task, blocks: tuple[tuple[float, float], ...], zones: tuple[Zo
 
 
 def reached(task: Task, blocks: tuple[tuple[float, float], ...], zones: tuple[Zone, ...]) -> bool:
-    """Is the named block where the task wants it? On a zone: its centre inside; beside: on that side, near and
-    level."""
+    """Return whether the named block is at its goal.
+
+    On a zone: its centre is inside. Beside a block: it is on the right side, near enough and level.
+    """
     x, y = blocks[task.block]
     gx, gy = goal_of(task, blocks, zones)
     if task.zone is not None:
@@ -155,7 +165,7 @@ PHRASINGS = len(_BLOCK_WORDS) ** 2 * len(_PLACE_SENTENCES) * len(_BESIDE_SENTENC
 
 
 def instruction(scene: Scene) -> str:
-    """The task in English; `task.phrasing` chooses the sentence and how the blocks are called."""
+    """Return the task in English; `task.phrasing` selects the sentence and the words for the blocks."""
     task = scene.task
     rest, first_word = divmod(task.phrasing, len(_BLOCK_WORDS))
     rest, second_word = divmod(rest, len(_BLOCK_WORDS))
@@ -175,7 +185,7 @@ def _call(block: Block, word: int) -> str:
 
 
 def _propose(rng: np.random.Generator, *, held_out: bool) -> Scene | None:
-    """One draw; None if it is crowded, trivial, too short a way, or a pair of the wrong split."""
+    """Draw one scene; None if it is crowded, already done, too short, or of a pair for another split."""
     zones = _place_zones(rng)
     blocks = _place_blocks(rng, zones) if zones is not None else None
     if zones is None or blocks is None:
@@ -246,5 +256,5 @@ def _choose_task(
 
 
 def _leg(a: tuple[float, float], b: tuple[float, float]) -> float:
-    """Largest coordinate difference: both axes move at once, so this is what takes time."""
+    """Return the largest coordinate difference: both axes move at once, so it determines the time."""
     return max(abs(a[0] - b[0]), abs(a[1] - b[1]))

@@ -1,4 +1,4 @@
-"""The world behind the picture: positions, dynamics, success. No drawing, no gymnasium, no randomness of its own."""
+"""The state of the table: positions, dynamics, success. It neither draws nor samples anything."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ STEP = 0.03
 """Table units per control step (10 Hz) at full speed, per axis."""
 
 GRASP_RADIUS = 0.055
-"""A closing gripper takes the nearest block whose centre lies within this distance of its own."""
+"""Greatest distance between the centres of the gripper and of a block that it can grasp."""
 
 JAW_SPEED = 0.5
-"""Opening or closing per control step: two steps for the whole way."""
+"""Change of the opening per control step: opening or closing takes two steps."""
 
 HELD_OPENING = 0.25
-"""What jaws that hold a block sense of their opening."""
+"""Least opening that the state reports while the jaws hold a block."""
 
 BOUNDS = (0.04, 0.96)
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """A moment on the table. `blocks` are the centres, in the scene's order; `opening` 1 = open, 0 = closed."""
+    """The table at one moment. blocks: their centres, in the scene's order; opening: 1 open, 0 closed."""
 
     scene: Scene
     blocks: tuple[tuple[float, float], ...]
@@ -46,8 +46,7 @@ class World:
 
     @property
     def state(self) -> Float32Array:
-        """Proprioception, float32 (3,): gripper x, y, and how far the jaws are apart, which a block between them keeps
-        from 0."""
+        """Robot state, float32 (3,): gripper x, y and opening. A held block keeps the opening above 0."""
         apart = self.opening if self.held is None else max(self.opening, HELD_OPENING)
         return np.array([*self.gripper, apart], dtype=np.float32)
 
@@ -57,14 +56,14 @@ class World:
 
     @property
     def success(self) -> bool:
-        """The named block lies where the task wants it and the gripper has let go of it."""
+        """Whether the named block is at its goal and no longer held."""
         return self.held is None and reached(self.scene.task, self.blocks, self.scene.zones)
 
     def step(self, action: Float32Array, noise: Float32Array | None = None) -> World:
-        """The world one control step later.
+        """Return the world one control step later.
 
         action: float32 (3,) = (dx, dy, grip) in [-1, 1], clipped; grip < 0 closes, grip >= 0 opens.
-        noise: float32 (2,) added to (dx, dy) by imperfect motors, in the same units.
+        noise: float32 (2,) motor noise added to (dx, dy), in the same units.
         """
         dx, dy = np.clip(action[:2], -1.0, 1.0)
         if noise is not None:
@@ -75,6 +74,7 @@ class World:
         closing = bool(action[2] < 0)
         opening = float(np.clip(self.opening + (-JAW_SPEED if closing else JAW_SPEED), 0.0, 1.0))
         held = self.held
+        # Grasp only while closing, not when already closed; release only when fully open.
         if closing and opening == 0.0 and self.opening > 0.0 and held is None:
             held = self._within_reach((x, y))
         elif not closing and opening == 1.0:
@@ -85,7 +85,7 @@ class World:
         return replace(self, blocks=blocks, gripper=(x, y), opening=opening, held=held, steps=self.steps + 1)
 
     def done(self) -> World:
-        """The world as a perfect demonstrator leaves it: the block on its goal, the open gripper above it."""
+        """Return the world after a perfect demonstration: the block at its goal, the open gripper above it."""
         goal = self.goal
         blocks = tuple(goal if i == self.scene.task.block else p for i, p in enumerate(self.blocks))
         return replace(self, blocks=blocks, gripper=goal, opening=1.0, held=None)

@@ -36,7 +36,7 @@ def test_actions_are_in_range() -> None:
 
 
 def test_the_same_picture_asks_for_another_action_under_another_instruction() -> None:
-    """Whoever does not read the instruction cannot know where to go."""
+    """The picture alone does not tell which block to move."""
     tasks = (RED_ON_YELLOW, GREEN_ON_BLUE)
     worlds = [World.start(scene_with(task)) for task in tasks]
     assert np.array_equal(render(worlds[0]), render(worlds[1]))
@@ -85,7 +85,7 @@ def test_it_lets_go_of_a_wrong_block() -> None:
     assert play(world, MAX_STEPS).success
 
 
-def test_it_opens_before_going_on_with_a_closed_gripper() -> None:
+def test_it_opens_a_closed_gripper_before_moving() -> None:
     world = replace(World.start(scene_with(RED_ON_YELLOW)), opening=0.0)
     assert demonstrator_action(world).tolist() == [0.0, 0.0, 1.0]
     assert play(world, MAX_STEPS).success

@@ -44,7 +44,7 @@ def test_the_after_picture_is_right_and_the_before_picture_wrong(split: Split) -
 
 
 def test_the_judge_agrees_with_the_world_at_every_moment() -> None:
-    """While the block is carried over its goal the picture looks done, whether it has been let go or not."""
+    """A block held above its goal looks done: the picture does not show whether it was released."""
     for seed in SEEDS:
         world = World.start(sample_scene(seed))
         for _ in range(9):
@@ -103,7 +103,7 @@ def test_the_wrong_block_at_the_right_place_is_wrong() -> None:
     assert not judge_edit(moved(World.start(scene), 1, (0.8, 0.6)), scene)
 
 
-def test_the_right_block_at_another_task_s_place_is_wrong() -> None:
+def test_the_right_block_at_the_goal_of_another_task_is_wrong() -> None:
     after = {task: render(done(scene_with(task))) for task in (RED_ON_YELLOW, RED_LEFT_OF_PURPLE, GREEN_ON_BLUE)}
     for shown, picture in after.items():
         for asked in after:
@@ -129,8 +129,8 @@ def test_an_empty_or_noisy_picture_is_wrong() -> None:
     assert not judge_edit(noise, scene)
 
 
-def test_the_colours_of_a_decoder_are_forgiven() -> None:
-    """An image editor paints colours a little off and edges a little soft."""
+def test_slightly_wrong_colours_are_accepted() -> None:
+    """An image editor draws slightly wrong colours and soft edges."""
     scene = scene_with(RED_ON_YELLOW)
     picture = render(done(scene)).astype(int)
     noise = np.random.default_rng(0).integers(-12, 13, size=picture.shape)

@@ -1,4 +1,4 @@
-"""The gymnasium environment and its shape for imagewam's rollouts."""
+"""The gymnasium environment and the imagewam `Environment` around it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.scenes import action
 
 
 @pytest.mark.parametrize("wrist", [False, True])
-def test_gymnasium_s_own_checker_is_content(wrist: bool) -> None:
+def test_gymnasiums_checker_passes(wrist: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(TabletopEnv("rgb_array", wrist_camera=wrist), skip_render_check=True)
@@ -46,7 +46,7 @@ def test_seed_and_split_and_actions_decide_everything() -> None:
     assert len({str(states(*scene)) for scene in ((1, "test"), (2, "test"), (1, "train"))}) == 3
 
 
-def test_the_motors_err() -> None:
+def test_motors_are_noisy() -> None:
     def way(noise: float) -> np.ndarray:
         env = TabletopEnv(motor_noise=noise)
         env.reset(seed=1)
@@ -87,7 +87,7 @@ def test_an_impossible_action_is_refused(wrong: np.ndarray) -> None:
 
 
 def test_a_step_before_reset_is_refused() -> None:
-    with pytest.raises(SimulationError, match="no scene yet"):
+    with pytest.raises(SimulationError, match="has no scene yet"):
         TabletopEnv().step(action())
 
 

@@ -1,4 +1,4 @@
-"""The picture shows the world: every thing in its colour at its place."""
+"""Pictures show every object in its colour and position."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_zone_has_a_border(world: World) -> None:
     assert color_at(render(world, 512), BLUE_ZONE[0] - ZONE_HALF + 0.006, BLUE_ZONE[1]) == BORDER_RGB["blue"]
 
 
-def test_blocks_of_sampled_scenes_are_at_their_places() -> None:
+def test_blocks_of_sampled_scenes_are_drawn_where_they_are() -> None:
     for seed in range(20):
         scene = sample_scene(seed)
         picture = render(without_gripper(World.start(scene)))

@@ -1,4 +1,4 @@
-"""What every sampled scene promises, over some hundred seeds of each split."""
+"""Properties of every sampled scene, checked on hundreds of seeds of each split."""
 
 from __future__ import annotations
 
