@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from imagewam_cli.data.lerobot.encoder import encoder_settings
 from imagewam_cli.errors import SimulationError, UsageError
 from imagewam_cli.evaluation.lettering import INK_RGB, LINE_HEIGHT, PAPER_RGB, RGB, font, wrapped
-from imagewam_cli.files import replacing
+from imagewam_cli.files import atomic_file
 from imagewam_cli.sim.rollout import Episode
 
 SUCCESS_RGB: RGB = (22, 148, 72)
@@ -76,7 +76,7 @@ def contact_sheet(
 
 def write_picture(path: Path, picture: Image.Image) -> None:
     """Write a picture atomically, in the format that the suffix names."""
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         picture.save(temporary)
 
 
@@ -101,7 +101,7 @@ def write_gif(
     images = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in grid.frames())
     milliseconds = round(1000 / fps)
     durations = [milliseconds] * (grid.length - 1) + [milliseconds + round(1000 * hold)]
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         next(images).save(
             temporary, format="GIF", save_all=True, append_images=images, duration=durations, loop=0, optimize=False
         )
@@ -118,7 +118,7 @@ def write_mp4(
     """
     grid = _Grid.of(episodes, columns, width, fps)
     try:
-        with replacing(path) as temporary:
+        with atomic_file(path) as temporary:
             _encode(temporary, grid, fps, hold)
     except av.FFmpegError as error:
         size = f"{grid.size[0]}x{grid.size[1]}"

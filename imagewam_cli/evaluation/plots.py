@@ -13,7 +13,7 @@ from typing import Any
 from imagewam_cli.errors import ImagewamError, UsageError
 from imagewam_cli.evaluation.open_loop import OpenLoopResult
 from imagewam_cli.evaluation.statistics import Rate
-from imagewam_cli.files import replacing
+from imagewam_cli.files import atomic_file
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -157,5 +157,5 @@ def require_suffix(path: Path) -> None:
 
 def save_figure(figure: Any, path: Path) -> None:
     require_suffix(path)
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary)

@@ -11,7 +11,7 @@ from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.errors import ExportError
 from imagewam_cli.expert import checkpoint
 from imagewam_cli.export import ExportReport
-from imagewam_cli.export.staging import sizes, staged
+from imagewam_cli.files import atomic_folder, file_sizes
 from imagewam_cli.policy.bundle import EDITOR, NORMALIZATION, POLICY, PROPRIO, TUNED, find_bundle
 from imagewam_cli.policy.policy import Policy
 
@@ -28,7 +28,7 @@ class BundleExporter:
         """See `imagewam_cli.export.Exporter.export`. The copy must give equal chunks, to the last bit."""
         source = find_bundle(policy)
         observations = Samples.load(source / SAMPLES).observations
-        with staged(out) as folder:
+        with atomic_folder(out) as folder:
             original = Policy.load(source, weights=weights).chunks(observations)
             for name in (*FILES, *(name for name in SOMETIMES if (source / name).exists())):
                 shutil.copyfile(source / name, folder / name)
@@ -40,5 +40,5 @@ class BundleExporter:
                     f"the copied policy plans other chunks than {source}: they differ by {error:.1e}",
                     "was the policy written to meanwhile? export it again",
                 )
-            written = sizes(folder)
+            written = file_sizes(folder)
         return ExportReport(folder=out, files=written, errors={"chunk": error})

@@ -24,8 +24,7 @@ from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.editors.contract import PrefixGraph
 from imagewam_cli.errors import ExportError
 from imagewam_cli.export import TOLERANCE, ExportReport
-from imagewam_cli.export.staging import sizes, staged
-from imagewam_cli.files import write_atomically
+from imagewam_cli.files import atomic_folder, file_sizes, write_atomically
 from imagewam_cli.policy.bundle import EDITOR, find_bundle
 from imagewam_cli.policy.policy import Policy
 
@@ -46,7 +45,7 @@ class OnnxExporter:
 
         source = find_bundle(policy)
         observations = Samples.load(source / SAMPLES).observations
-        with staged(out) as folder:
+        with atomic_folder(out) as folder:
             live = Policy.load(source, weights=weights)
             _require_expressible(live)
             prefix, notes = _write_prefix(live, folder)
@@ -60,7 +59,7 @@ class OnnxExporter:
                         "nothing was written; this is a bug in the export or in onnxruntime, please report it",
                     )
             _write_description(folder, description | {"samples": len(observations), "errors": errors})
-            written = sizes(folder)
+            written = file_sizes(folder)
         return ExportReport(folder=out, files=written, errors=errors, notes=notes)
 
 

@@ -23,7 +23,7 @@ from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.errors import ConfigError, EditorError
 from imagewam_cli.expert.checkpoint import save_expert
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
-from imagewam_cli.export.staging import sizes, staged
+from imagewam_cli.files import atomic_folder, file_sizes
 from imagewam_cli.policy.bundle import (
     PROPRIO,
     TUNED,
@@ -83,7 +83,7 @@ def import_policy(
     _require_dimensions(found, state, action, robot)
     rounding = rounding or ("published-bf16" if found.bfloat16 else "exact")
     settings = _prefix_settings(robot, rounding, found)
-    with staged(out) as folder:
+    with atomic_folder(out) as folder:
         editor_sizes = kind.write_released(found.editor, folder / TUNED, weights=weights)
         loaded = kind.load(settings, instructions=(), weights=weights, hardware=hardware, tuned=folder / TUNED)
         config = _policy_config(robot, train, found, editor_sizes)
@@ -108,7 +108,7 @@ def import_policy(
         )
         write_bundle(folder, parts)
         (folder / SAMPLES).write_bytes(made_up_samples(robot, state).to_bytes())
-        written = sizes(folder)
+        written = file_sizes(folder)
     return Imported(folder=out, rounding=rounding, sizes=editor_sizes, files=written)
 
 

@@ -7,7 +7,6 @@ Written into a temporary folder and renamed, so a checkpoint is whole or absent.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from imagewam_cli.config import dump_json
 from imagewam_cli.errors import RunError
-from imagewam_cli.files import sync_folder
+from imagewam_cli.files import PARTIAL, atomic_folder
 from imagewam_cli.training.optimizer import ExpertOptimizer
 
 _KEEP = 2
@@ -27,23 +26,12 @@ def save_checkpoint(
     """Save after `step` steps; older checkpoints but the last two are removed."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step-{step:06d}"
-    partial = folder / f".step-{step:06d}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    name = f"step-{step:06d}"
+    with atomic_folder(folder / name, replace=True, partial=folder / f".{name}{PARTIAL}") as partial:
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial / "model.safetensors")
         save_file({k: v.contiguous() for k, v in average.items()}, partial / "average.safetensors")
         save_file({k: v.contiguous() for k, v in optimizer.state().items()}, partial / "optimizer.safetensors")
         (partial / "state.json").write_text(dump_json({"step": step}))
-        for file in partial.iterdir():
-            _sync(file)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync_folder(folder)
     for old in _checkpoints(folder)[:-_KEEP]:
         shutil.rmtree(old)
 
@@ -80,8 +68,3 @@ def _checkpoints(folder: Path) -> list[Path]:
     """Oldest first."""
     found = [p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit()]
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import xxhash
 
 from imagewam_cli.data.pictures import PictureFile, picture_bytes
 from imagewam_cli.data.types import Dataset, UInt8Image
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.errors import DatasetError, UsageError
+from imagewam_cli.files import checksum_of
 from imagewam_cli.kvcache.building.build import dataset_entry
 from imagewam_cli.kvcache.building.encoding import check_prefix, samples_bytes
 from imagewam_cli.kvcache.format.frame_table import FrameTable, Indices
@@ -59,7 +59,7 @@ class OnlinePrefixes:
             spec=editor.spec,
             codec="none",
             dataset=dataset_entry(dataset, editor.spec.cameras, stride),
-            table_checksum=xxhash.xxh3_128_hexdigest(self.table.to_bytes()),
+            table_checksum=checksum_of(self.table.to_bytes()),
             rows=len(self.index.row),
         )
         self._pictures: PictureFile | None = None

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imagewam_cli.expert.flow import FlowSchedule, add_noise, velocity
+from imagewam_cli.files import atomic_file, partial_of
 from imagewam_cli.sim.tabletop.edits import Edit, sample_edit
 from imagewam_cli.sim.tabletop.render import TABLE_RGB
 from imagewam_cli.sim.tabletop.scene import sample_scene
@@ -282,9 +283,8 @@ class _Stage:
         for name, parameter in self.parameters.items():
             moments = self.optimizer.state[parameter]
             state |= {f"first.{name}": moments["exp_avg"], f"second.{name}": moments["exp_avg_sq"]} if moments else {}
-        temporary = self.checkpoint.with_suffix(".partial")
-        save_file(state, temporary, metadata={"step": str(step)})
-        temporary.replace(self.checkpoint)
+        with atomic_file(self.checkpoint, partial=partial_of(self.checkpoint)) as temporary:
+            save_file(state, temporary, metadata={"step": str(step)})
 
     def _restore(self) -> int:
         if not self.checkpoint.exists():

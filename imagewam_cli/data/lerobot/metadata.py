@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from imagewam_cli.data.lerobot.info import Info, load_info
 from imagewam_cli.errors import DatasetError
+from imagewam_cli.files import sha256_of
 
 _DAMAGED = "copy or download the dataset again"
 
@@ -100,7 +101,7 @@ def _identity(info: Info, tasks: Mapping[int, str], episodes: Sequence[Episode],
         "tasks": sorted(tasks.items()),
         "episodes": [[episode.index, episode.length, episode.tasks] for episode in episodes],
         # Two recordings of one task can agree in every length. Their recorded statistics do not.
-        "stats": hashlib.sha256(stats.read_bytes()).hexdigest() if stats.is_file() else None,
+        "stats": sha256_of(stats) if stats.is_file() else None,
     }
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +25,7 @@ from imagewam_cli.data.lerobot.encoder import CameraEncoder, VideoCodec, encoder
 from imagewam_cli.data.lerobot.statistics import DatasetStatistics, PictureHistogram, Statistics
 from imagewam_cli.data.types import Float32Array, UInt8Image
 from imagewam_cli.errors import DatasetError, UsageError
+from imagewam_cli.files import atomic_folder, require_vacant
 
 _MEGABYTE = 1024**2
 _EPISODES_PER_ROW_GROUP = 100
@@ -73,7 +73,7 @@ class LeRobotWriter:
             UsageError: an argument is wrong, or the folder exists and is not empty.
         """
         self.root = Path(root).expanduser()
-        _require_vacant(self.root)
+        require_vacant(self.root)
         if isinstance(fps, bool) or not isinstance(fps, int) or fps < 1:
             raise UsageError(f"fps is {fps!r}", "LeRobot v3.0 stores a whole number of frames per second, at least 1")
         for kind, names in (("state", state_names), ("action", action_names)):
@@ -96,6 +96,7 @@ class LeRobotWriter:
         self._data_schema = v30_schema.data_schema(self._features)
         self._episodes_schema = v30_schema.episodes_schema(self._features)
 
+        self._stack = ExitStack()
         self._temporary: Path | None = None
         self._half_written = False
         self._encoders: list[CameraEncoder] = []
@@ -110,8 +111,8 @@ class LeRobotWriter:
     def __enter__(self) -> LeRobotWriter:
         if self._temporary is not None:
             raise UsageError("the writer is already open", "use a new LeRobotWriter for another dataset")
-        temporary = self.root.parent / f".{self.root.name}.{uuid.uuid4().hex[:8]}.partial"
-        temporary.mkdir(parents=True)
+        temporary = self._stack.enter_context(atomic_folder(self.root))
+        self._stack.push(self._end)  # before the folder is renamed or deleted
         self._temporary = temporary
         if self._settings is not None:
             self._encoders = [
@@ -137,12 +138,15 @@ class LeRobotWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+    def _end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Complete the files after a block without an error, and close them in any case."""
         try:
             if kind is None:
                 self._complete()
         finally:
-            # After completion the folder has its new name, and there is nothing left to remove.
-            self._discard()
+            self._close()
 
     def add_episode(
         self,
@@ -305,10 +309,6 @@ class LeRobotWriter:
         pq.write_table(v30_schema.tasks_table(list(self._tasks)), meta / "tasks.parquet", compression="snappy")
         _write_json(meta / "stats.json", self._statistics.result())
         _write_json(meta / "info.json", self._info())
-        _require_vacant(self.root)
-        if self.root.exists():
-            self.root.rmdir()
-        self._temporary.rename(self.root)
 
     def _info(self) -> dict[str, Any]:
         return {
@@ -327,7 +327,7 @@ class LeRobotWriter:
             "splits": {"train": f"0:{self._episodes}"},
         }
 
-    def _discard(self) -> None:
+    def _close(self) -> None:
         try:
             for encoder in self._encoders:
                 encoder.abandon()
@@ -336,8 +336,6 @@ class LeRobotWriter:
                     file.close()
         finally:
             self._data = self._episode_table = None
-            if self._temporary is not None and self._temporary.exists():
-                shutil.rmtree(self._temporary)
 
 
 class _RollingParquet:
@@ -388,13 +386,6 @@ def _columns_with_statistics(schema: Any) -> bool | list[str]:
     """Which columns store their smallest and largest value; of pictures that would be whole pictures, several times."""
     plain = [field.name for field in schema if not pa.types.is_struct(field.type)]
     return plain if len(plain) < len(schema) else True
-
-
-def _require_vacant(root: Path) -> None:
-    if root.is_dir() and any(root.iterdir()):
-        raise UsageError(f"{root} exists and is not empty", "choose another folder, or remove that one")
-    if root.exists() and not root.is_dir():
-        raise UsageError(f"{root} is a file", "choose another folder")
 
 
 def _check_camera(camera: str, height: int, width: int, *, encoded: bool) -> None:

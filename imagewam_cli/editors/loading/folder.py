@@ -16,6 +16,7 @@ from imagewam_cli.config import dump_json
 from imagewam_cli.editors.loading.hardware import lack
 from imagewam_cli.editors.loading.hub import is_read
 from imagewam_cli.errors import EditorError
+from imagewam_cli.files import sha256_of
 
 _DAMAGED = "config.json and weights must belong together: fetch the editor again, or pass another --weights"
 
@@ -167,14 +168,9 @@ def digest(parts: Mapping[str, Path]) -> str:
             continue
         blob = path.resolve().name  # in the Hub's cache a large file is a link to its own sha256
         known = path.is_symlink() and len(blob) == 64
-        content = blob if known else _sha256(path)
+        content = blob if known else sha256_of(path)
         total.update(f"{name} {content}\n".encode())
     return total.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _family(folder: Path) -> str | None:

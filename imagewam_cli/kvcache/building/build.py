@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import xxhash
-
 from imagewam_cli.data.augmentation import AS_RECORDED, Augmentation
 from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.errors import CacheError, UsageError
+from imagewam_cli.files import checksum_of
 from imagewam_cli.kvcache.building.encoding import samples_bytes
 from imagewam_cli.kvcache.building.shard_builder import ShardBuilder, ShardMaker
 from imagewam_cli.kvcache.building.shard_plan import BuildPlan, BuildSettings, cut_of, own_cut, plan_build, row_count
@@ -277,7 +276,7 @@ def _start(
         codec=codec.name,
         dataset=dataset_entry(dataset, maker.spec.cameras, settings.stride, settings.augmentation),
         instructions=instructions,
-        files=dict(sorted((kept | {n: xxhash.xxh3_128_hexdigest(content) for n, content in contents.items()}).items())),
+        files=dict(sorted((kept | {n: checksum_of(content) for n, content in contents.items()}).items())),
         total_rows=plan.rows,
     )
     if there is not None:

@@ -10,12 +10,12 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import xxhash
 from safetensors.torch import load
 
 from imagewam_cli.data.augmentation import augmented
 from imagewam_cli.data.types import Dataset, Row
 from imagewam_cli.editors.contract import Editor
+from imagewam_cli.files import checksum_of
 from imagewam_cli.kvcache.building.encoding import batches, encode_rows, instruction_rows
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings, own_cut, plan_build, row_count
 from imagewam_cli.kvcache.codecs.contract import Codec, LearnedCodec
@@ -111,7 +111,7 @@ class ShardBuilder:
         assert isinstance(self.codec, LearnedCodec)
         self._ready, data = fit_codec(self.codec, self.editor, self.dataset, self.settings.stride)
         self.storage.write(CODEC, data)
-        checksum = xxhash.xxh3_128_hexdigest(data)
+        checksum = checksum_of(data)
         return ShardEntry(file=CODEC, rows=0, bytes=len(data), checksum=checksum, episodes=(), batch=0)
 
     @functools.cached_property

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import xxhash
 from torch import Tensor
 
 from imagewam_cli.config import to_dict
@@ -17,6 +16,7 @@ from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.errors import CacheError
+from imagewam_cli.files import checksum_of
 from imagewam_cli.kvcache.building.encoding import batches, encode_rows, instruction_rows, samples_bytes
 from imagewam_cli.kvcache.codecs.fitting import fit_codec, stored_codec
 from imagewam_cli.kvcache.codecs.prefix import stored_parts
@@ -162,7 +162,7 @@ def _repair_files(
     }
     for name in damaged:
         content = make[name]()
-        if xxhash.xxh3_128_hexdigest(content) != manifest.files[name]:
+        if checksum_of(content) != manifest.files[name]:
             raise CacheError(f"the dataset gives another {name} than the cache had", "build the cache again")
         storage.write(name, content)
 

@@ -8,8 +8,9 @@ from imagewam_cli.data.spread import spread_rows
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.errors import CacheError
+from imagewam_cli.files import has_checksum
 from imagewam_cli.kvcache.codecs.contract import Codec, LearnedCodec
-from imagewam_cli.kvcache.format.manifest import CODEC, Manifest, has_checksum
+from imagewam_cli.kvcache.format.manifest import CODEC, Manifest
 from imagewam_cli.kvcache.storage.contract import Storage
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.prefix.spec import KVSpec

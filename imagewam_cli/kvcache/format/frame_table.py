@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from imagewam_cli.data.chunks import action_chunk
 from imagewam_cli.data.types import ActionChunk, Float32Array, Row
 from imagewam_cli.errors import CacheError
+from imagewam_cli.files import checksum_of
 from imagewam_cli.kvcache.format.manifest import repair_hint
 
 Indices = npt.NDArray[np.int64]
@@ -72,7 +72,7 @@ class FrameTable:
 
         try:
             data = path.read_bytes()
-            if xxhash.xxh3_128_hexdigest(data) != checksum:
+            if checksum_of(data) != checksum:
                 raise ValueError("it differs from its checksum")
             tensors = load(data)
             return cls(**{field.name: tensors[field.name] for field in dataclasses.fields(cls)})

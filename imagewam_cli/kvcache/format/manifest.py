@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from imagewam_cli.config import dump_json, from_dict, to_dict
 from imagewam_cli.data.augmentation import AS_RECORDED, Augmentation
 from imagewam_cli.data.types import KeyMap
 from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.errors import CacheError, ConfigError, UsageError
+from imagewam_cli.files import checksum_of
 from imagewam_cli.prefix.spec import KVSpec
 
 VERSION = 2
@@ -271,20 +270,15 @@ def signed(values: Mapping[str, Any]) -> bytes:
     """The JSON of a manifest, its checksum last: XXH3-128 of this text with zeros in the checksum's place."""
     text = dump_json({**values, CHECKSUM: _NO_CHECKSUM}).encode()
     before, place, after = text.rpartition(_NO_CHECKSUM.encode())
-    return before + xxhash.xxh3_128_hexdigest(before + place + after).encode() + after
+    return before + checksum_of(before + place + after).encode() + after
 
 
 def _checksum(text: bytes, stated: str) -> str:
     """Of a manifest that states this checksum."""
     before, _, after = text.rpartition(stated.encode() or b"\0")
-    return xxhash.xxh3_128_hexdigest(before + _NO_CHECKSUM.encode() + after)
+    return checksum_of(before + _NO_CHECKSUM.encode() + after)
 
 
 def repair_hint(folder: Path | str) -> str:
     """What to do about a damaged cache."""
     return f"run `imagewam cache verify --cache {folder} --repair`"
-
-
-def has_checksum(path: Path, checksum: str) -> bool:
-    """Whether the file is there, with this XXH3-128 of its bytes."""
-    return path.is_file() and xxhash.xxh3_128_hexdigest(path.read_bytes()) == checksum

@@ -30,7 +30,7 @@ import xxhash
 from torch import Tensor
 
 from imagewam_cli.errors import CacheError
-from imagewam_cli.files import sync_folder
+from imagewam_cli.files import checksum_of, move_into_place, partial_of
 from imagewam_cli.kvcache.format.buffers import ALIGNMENT, Bytes
 from imagewam_cli.kvcache.format.manifest import repair_hint
 from imagewam_cli.kvcache.format.part import Part
@@ -62,11 +62,6 @@ _DTYPES: dict[str, tuple[npt.DTypeLike, torch.dtype]] = {
 _COLUMNS = {**dict.fromkeys(INDEX_KEYS, Part((), torch.int64)), CHECKSUM: Part((), torch.uint64)}
 _NAMES = {torch_type: name for name, (_, torch_type) in _DTYPES.items()}
 _MAX_HEADER = 16 * 2**20
-
-
-def partial_of(path: Path) -> Path:
-    """What a shard is called until it is whole."""
-    return path.with_name(path.name + ".partial")
 
 
 class ShardWriter:
@@ -116,9 +111,8 @@ class ShardWriter:
         self._write(memoryview(head), 0)
         os.fsync(self._file.fileno())
         self._file.close()
-        self._temporary.replace(self.path)
-        sync_folder(self.path.parent)
-        return xxhash.xxh3_128_hexdigest(head)
+        move_into_place(self._temporary, self.path)
+        return checksum_of(head)
 
     def _write(self, data: memoryview, at: int) -> None:
         """All of it: the system takes at most 2 GB at once, and less where the disk is nearly full."""
@@ -183,7 +177,7 @@ class Shard:
             if {int(entries[name]["data_offsets"][1]) + start <= len(head) for name in _COLUMNS} != {True}:
                 raise ValueError("its index does not stand behind its header")
             offsets = {name: start + int(entry["data_offsets"][0]) for name, entry in entries.items()}
-            shard = cls(path, method, views, offsets, mapped, xxhash.xxh3_128_hexdigest(head), repair)
+            shard = cls(path, method, views, offsets, mapped, checksum_of(head), repair)
             shard._require_order(len(head))
             return shard
         except FileNotFoundError:

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.errors import CacheError
+from imagewam_cli.files import has_checksum
 from imagewam_cli.kvcache.codecs.contract import Codec
 from imagewam_cli.kvcache.codecs.fitting import stored_codec
 from imagewam_cli.kvcache.codecs.prefix import PLACE, decode_prefix, stored_parts
 from imagewam_cli.kvcache.format.buffers import Buffers
 from imagewam_cli.kvcache.format.frame_table import FrameTable, Indices
-from imagewam_cli.kvcache.format.manifest import TABLE, Manifest, ShardEntry, has_checksum
+from imagewam_cli.kvcache.format.manifest import TABLE, Manifest, ShardEntry
 from imagewam_cli.kvcache.format.row_layout import RowLayout
 from imagewam_cli.kvcache.format.shard import INDEX_KEYS, LoadMethod, Shard
 from imagewam_cli.kvcache.storage.contract import Storage

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imagewam_cli.config import size_in_bytes
+from imagewam_cli.files import PARTIAL, atomic_file, unique_partial
 
 FOLDER_VARIABLE, LIMIT_VARIABLE = "IMAGEWAM_CACHE_DIR", "IMAGEWAM_CACHE_LIMIT"
 _COPIES = "copies"
-_PARTIAL = ".partial"
 _STALE = 24 * 3600.0
 """Seconds after which a half-fetched file is taken for a dead process's."""
 
@@ -57,10 +56,9 @@ class Copies:
             _used_now(path)
             return path
         self._make_room(size)
-        with self.temporary(name) as fresh:
+        with atomic_file(path, partial=unique_partial(self.folder / name), durable=False) as fresh:
             fetch(fresh)
             _used_now(fresh)
-            fresh.replace(path)
         self._renewed.add(path)
         return path
 
@@ -68,7 +66,7 @@ class Copies:
     def temporary(self, name: str) -> Iterator[Path]:
         """A path of nobody else's, on the same disk; what is there at the end is deleted."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{name}.{uuid.uuid4().hex}{_PARTIAL}"
+        path = unique_partial(self.folder / name)
         try:
             yield path
         finally:
@@ -88,8 +86,8 @@ class Copies:
                 copies.append((status.st_mtime, status.st_size, path))
         total = size + sum(copied for _, copied, _ in copies)
         for used, copied, path in sorted(copies):
-            dead = path.suffix == _PARTIAL and used < time.time() - _STALE
-            if dead or (self.limit is not None and total > self.limit and path.suffix != _PARTIAL):
+            dead = path.suffix == PARTIAL and used < time.time() - _STALE
+            if dead or (self.limit is not None and total > self.limit and path.suffix != PARTIAL):
                 path.unlink(missing_ok=True)
                 self._renewed.add(path)
                 total -= copied

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 
 from imagewam_cli.errors import CacheError
-from imagewam_cli.files import sync_file, sync_folder, write_atomically
+from imagewam_cli.files import atomic_file, partial_of, sync_folder, write_atomically
 from imagewam_cli.kvcache.format.manifest import SHARDS, ShardEntry, repair_hint
 from imagewam_cli.kvcache.format.shard import Shard
 from imagewam_cli.kvcache.storage.lock import LOCK, write_lock
@@ -67,14 +67,8 @@ class LocalStorage:
         target = self.disk / SHARDS / file
         if path == target:
             return
-        temporary = self.draft(f"{file}.partial")
-        try:
+        with atomic_file(target, partial=partial_of(target)) as temporary:
             shutil.copyfile(path, temporary)
-            sync_file(temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(target.parent)
 
     def look(self, entry: ShardEntry) -> AbstractContextManager[Path]:
         return nullcontext(self.shard(entry))

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import xxhash
-
 from imagewam_cli.config import to_dict
+from imagewam_cli.files import checksum_of
 from imagewam_cli.kvcache.format.manifest import (
     MANIFEST,
     Manifest,
@@ -87,6 +86,6 @@ def put_manifest(storage: Storage, manifest: Manifest, name: str = MANIFEST) -> 
 def holds(storage: Storage, name: str, checksum: str) -> bool:
     """Whether the file is there, with this XXH3-128 of its bytes."""
     try:
-        return xxhash.xxh3_128_hexdigest(storage.read(name)) == checksum
+        return checksum_of(storage.read(name)) == checksum
     except (FileNotFoundError, IsADirectoryError):
         return False

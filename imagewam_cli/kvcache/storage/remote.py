@@ -20,6 +20,7 @@ from typing import Any
 import xxhash
 
 from imagewam_cli.errors import CacheError, UsageError
+from imagewam_cli.files import checksum_of
 from imagewam_cli.kvcache.format.manifest import SHARDS, ShardEntry, repair_hint
 from imagewam_cli.kvcache.format.shard import Shard
 from imagewam_cli.kvcache.storage.download_cache import Copies, copies_limit, copies_root
@@ -154,7 +155,7 @@ class RemoteStorage:
             data = self.read(name)
         except FileNotFoundError:
             raise CacheError(f"{self._at(name)} is missing", repair_hint(self.place)) from None
-        if xxhash.xxh3_128_hexdigest(data) != checksum:
+        if checksum_of(data) != checksum:
             raise self._changed(f"{self._at(name)} differs from its checksum")
         path.write_bytes(data)
 

@@ -298,10 +298,11 @@ class TestReading:
         self, built: Path, memory: Store, home: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         build(memory.url)
-        real, both = memory.fs.get_file, threading.Barrier(2, timeout=20)
+        real, one, both = memory.fs.get_file, threading.Lock(), threading.Barrier(2, timeout=20)
 
         def get_file(*arguments: Any, **options: Any) -> None:
-            real(*arguments, **options)
+            with one:  # fsspec's memory files share one position between their readers
+                real(*arguments, **options)
             both.wait()
 
         monkeypatch.setattr(memory.fs, "get_file", get_file)

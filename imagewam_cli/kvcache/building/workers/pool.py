@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from imagewam_cli.errors import CacheError
+from imagewam_cli.files import partial_of
 from imagewam_cli.kvcache.building.workers.worker import WorkerFacts
 from imagewam_cli.kvcache.format.manifest import ShardEntry, fingerprint_digest
-from imagewam_cli.kvcache.format.shard import partial_of
 from imagewam_cli.kvcache.storage.location import Location
 from imagewam_cli.kvcache.storage.manifests import storage_at
 from imagewam_cli.prefix.spec import KVSpec
