@@ -13,6 +13,8 @@ from typing import Any
 
 import pluggy
 
+from imagewam_cli.prefix.spec import ComputeDtype, Mode, RoundingName, Segment, TextPadding
+
 GROUP = "imagewam"
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
@@ -20,49 +22,105 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One thing a plugin adds: its name on the command line, one line about it, and where its code is."""
+    """One thing that a plugin adds: its name on the command line, a one-line summary, and the path of its code."""
 
     name: str
     summary: str
     load: str
 
 
+@dataclass(frozen=True)
+class Component:
+    """One sub-folder of a diffusers pipeline: the class that reads it, and how large it is."""
+
+    load: str
+    """Import path "package:Class" of a class with `from_pretrained`."""
+    parameters: int = 0
+    """Number of parameters; 0 for tokenizers, processors and schedulers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeDefaults:
+    """One mode of an editor: its timestep, its tokens, and which of them are kept."""
+
+    timestep: float
+    """In [0, 1]: 1 is noise, 0 is clean."""
+    segments: tuple[Segment, ...]
+    """Kinds of tokens in one forward, in the order of the tokens."""
+    kept: tuple[Segment, ...] | None = None
+    """Segments that a cache keeps by default; None: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditorDefaults:
+    """Choices that an editor offers, and which of them it uses by default. In each tuple the default comes first."""
+
+    modes: Mapping[Mode, ModeDefaults]
+    camera_size: tuple[int, int]
+    """(height, width) of each camera's picture."""
+    size_multiple: int
+    """Sides of a camera's picture are multiples of this number of pixels."""
+    max_text_tokens: int | None
+    """Longer text is cut to this length, and padded text is padded to it. None: the editor neither cuts nor pads, so
+    `trim` must be its only padding."""
+    text_paddings: tuple[TextPadding, ...] = ("keep", "trim")
+    """Offer `trim` only if the denoiser takes a mask that hides padding."""
+    compute_dtype: ComputeDtype = "bfloat16"
+    camera_layouts: tuple[str, ...] = ("tile",)
+    """Names in `imagewam_cli.data.camera_layout`."""
+    roundings: tuple[RoundingName, ...] = ("exact",)
+    """Names in `imagewam_cli.prefix.rounding`."""
+
+    @property
+    def text_limit(self) -> int:
+        """`max_text_tokens` of an editor that has a limit."""
+        if self.max_text_tokens is None:
+            raise ValueError("this editor has no limit of text tokens")
+        return self.max_text_tokens
+
+
 @dataclass(frozen=True, kw_only=True)
 class EditorEntry(Entry):
-    """An image editor. `load` names a class of `imagewam_cli.editors.contract.Editor`."""
+    """An image editor. `load` names a subclass of `imagewam_cli.editors.contract.Editor`."""
 
     family: str
-    """The pipeline class in diffusers."""
-    components: Mapping[str, int] = field(default_factory=dict)
-    """Sub-folders of the pipeline that the plugin reads -> parameters, 0 where there are none. `imagewam fetch` takes
-    these and nothing else."""
+    """Name of the pipeline class in diffusers."""
+    defaults: EditorDefaults
+    """Modes, sizes and other choices of the editor."""
+    components: Mapping[str, Component] = field(default_factory=dict)
+    """Sub-folders of the pipeline that the plugin reads. `imagewam fetch` downloads these and nothing else."""
     denoiser: str = "transformer"
-    """The component whose attention is recorded."""
+    """Name of the component whose attention is recorded."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The released denoiser's config.json where it differs from its class's defaults: sizes before anything is
-    fetched."""
-    modes: tuple[str, ...] = ("prefix",)
+    """Values in the released denoiser's config.json that differ from its class's defaults: they tell the layout before
+    anything is downloaded."""
     license: str = "unknown"
     repo: str | None = None
-    """Repository on the Hugging Face Hub; None: the weights come with the plugin."""
+    """Repository on the Hugging Face Hub; None: the weights ship with the plugin."""
     gated: bool | None = None
-    """Whether the repository asks for consent first; None: not known."""
+    """Whether the repository requires consent before downloads; None: unknown."""
     gated_source: str = ""
-    """Who says so."""
+    """Where `gated` is documented."""
     prompt_template: str = "{instruction}"
 
     @property
+    def modes(self) -> tuple[Mode, ...]:
+        """Names of the editor's modes, the default first."""
+        return tuple(self.defaults.modes)
+
+    @property
     def parameters(self) -> int:
-        """Of the denoiser."""
-        return self.components.get(self.denoiser, 0)
+        """Number of parameters of the denoiser; 0 if the entry does not say."""
+        found = self.components.get(self.denoiser)
+        return 0 if found is None else found.parameters
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExporterEntry(Entry):
-    """An export format. `load` names a `imagewam_cli.export.Exporter`."""
+    """An export format. `load` names an `imagewam_cli.export.Exporter`."""
 
     runs_policy: bool = False
-    """Whether `imagewam eval --policy FOLDER` can run what it writes."""
+    """Whether `imagewam eval --policy FOLDER` can run the exported folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +135,7 @@ class DatasetFormatEntry(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class CodecEntry(Entry):
-    """A way to store keys and values. `load` names a `imagewam_cli.kvcache.codecs.contract.Codec`."""
+    """An encoding of keys and values. `load` names a `imagewam_cli.kvcache.codecs.contract.Codec`."""
 
 
 class Hooks:
@@ -100,7 +158,7 @@ class Hooks:
 
     @hookspec
     def imagewam_dataset_formats(self) -> Sequence[DatasetFormatEntry]:
-        """Formats that `--dataset DIR` may have; the first whose `detect` says yes opens it."""
+        """Dataset formats for `--dataset DIR`; the first one whose `detect` returns True opens it."""
         return ()
 
     @hookspec

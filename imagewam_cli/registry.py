@@ -104,18 +104,27 @@ class Catalog(Generic[E]):
             PluginError: it cannot be imported, or is a class that lacks some of what it must have.
         """
         entry = self.get(name)
-        module, _, attribute = entry.load.partition(":")
-        try:
-            found = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-        except Exception as error:  # foreign code: whatever it raises is the plugin's failure
-            reason = f"{type(error).__name__}: {error}"
-            raise PluginError(f"{self.kind} {name!r} cannot be loaded from {entry.load!r}: {reason}") from error
+        found = imported(entry.load, f"{self.kind} {name!r}")
         lacking = _lacking(found)
         if lacking:
             raise PluginError(
                 f"{self.kind} {name!r} ({entry.load}) lacks {', '.join(lacking)}", "see docs/guide/plugins.md"
             )
         return found
+
+
+def imported(path: str, what: str) -> Any:
+    """Import the object at "package.module:attribute". what: its name in an error.
+
+    Raises:
+        PluginError: the import fails, for whatever reason.
+    """
+    module, _, attribute = path.partition(":")
+    try:
+        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+    except Exception as error:  # foreign code: whatever it raises is the plugin's failure
+        reason = f"{type(error).__name__}: {error}"
+        raise PluginError(f"{what} cannot be loaded from {path!r}: {reason}") from error
 
 
 def _lacking(found: Any) -> list[str]:

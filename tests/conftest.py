@@ -40,11 +40,11 @@ def tabletop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def load_tiny(tiny_weights: Path) -> Any:
     """`load_tiny(instructions, **settings)`: the small editor at 64 pixels; `weights=` names another folder."""
-    from imagewam_cli.editors.contract import PrefixSettings
     from imagewam_cli.editors.installed import load_editor
+    from imagewam_cli.editors.settings import PrefixOptions
 
     def load(instructions: Sequence[str] = (), weights: Path = tiny_weights, **settings: Any) -> Any:
-        chosen = PrefixSettings(**{"image_size": EDITOR_CAMERA, "cameras": ("top",)} | settings)
+        chosen = PrefixOptions(**{"image_size": EDITOR_CAMERA, "cameras": ("top",)} | settings)
         return load_editor("tiny", chosen, instructions=instructions, weights=weights)
 
     return load

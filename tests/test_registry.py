@@ -12,13 +12,20 @@ from pathlib import Path
 import pytest
 
 from imagewam_cli.errors import PluginError, UnknownNameError
-from imagewam_cli.hookspecs import EditorEntry, hookimpl
+from imagewam_cli.hookspecs import EditorDefaults, EditorEntry, ModeDefaults, hookimpl
 from imagewam_cli.registry import PluginStatus, Registry
-from imagewam_tiny.editor import TinyEditor
+from imagewam_flux_kontext.editor import FluxKontextEditor
+
+DEFAULTS = EditorDefaults(
+    modes={"prefix": ModeDefaults(timestep=0.0, segments=("text",))},
+    camera_size=(16, 16),
+    size_multiple=16,
+    max_text_tokens=8,
+)
 
 
 def entry(name: str, load: str = "math:pi") -> EditorEntry:
-    return EditorEntry(name=name, summary="", load=load, family="")
+    return EditorEntry(name=name, summary="", load=load, family="", defaults=DEFAULTS)
 
 
 class Plugin:
@@ -126,13 +133,13 @@ def test_an_editor_class_that_lacks_a_method_says_which(monkeypatch: pytest.Monk
         registry.editors.load("half")
 
 
-def test_an_editor_class_without_defaults_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "Undecided", type("Undecided", (TinyEditor,), {}), raising=False)
+def test_an_editor_class_without_a_class_variable_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type("Undecided", (FluxKontextEditor,), {})
+    monkeypatch.setattr(sys.modules[__name__], "Undecided", kind, raising=False)
     registry = registry_with(monkeypatch, plugin=Plugin(entry("undecided", load=f"{__name__}:Undecided")))
-    assert registry.editors.load("undecided").defaults is TinyEditor.defaults
-    for owner in (kind for kind in TinyEditor.__mro__ if "defaults" in vars(kind)):
-        monkeypatch.delattr(owner, "defaults")
-    with pytest.raises(PluginError, match=r"'undecided' \(.*:Undecided\) lacks defaults") as caught:
+    assert registry.editors.load("undecided").action_id == FluxKontextEditor.action_id
+    monkeypatch.delattr(FluxKontextEditor, "action_id")
+    with pytest.raises(PluginError, match=r"'undecided' \(.*:Undecided\) lacks action_id") as caught:
         registry.editors.load("undecided")
     assert caught.value.hint == "see docs/guide/plugins.md"
 

@@ -23,8 +23,9 @@ from timing import interleaved, machine, table
 
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import Dataset, Row
-from imagewam_cli.editors.contract import Editor, PrefixSettings
+from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.installed import load_editor
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.encoding import batches, instructions_of
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings, plan_build
@@ -112,7 +113,7 @@ def loaded(arguments: argparse.Namespace, dataset: Dataset) -> Editor:
             PIPELINES[name](editors.get(name), weights, arguments.small)
     return load_editor(
         name,
-        PrefixSettings(cameras=tuple(dataset.info.cameras), image_size=shape, compute_dtype=arguments.compute_dtype),
+        PrefixOptions(cameras=tuple(dataset.info.cameras), image_size=shape, compute_dtype=arguments.compute_dtype),
         instructions=instructions_of(dataset),
         weights=weights,
     )

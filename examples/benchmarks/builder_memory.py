@@ -67,8 +67,8 @@ def in_a_process(folder: Path, rows: int) -> dict[str, Any]:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from imagewam_cli.data.formats import open_dataset
-    from imagewam_cli.editors.contract import PrefixSettings
     from imagewam_cli.editors.installed import load_editor
+    from imagewam_cli.editors.settings import PrefixOptions
     from imagewam_cli.kvcache.building.build import build_cache
     from imagewam_cli.kvcache.building.encoding import instructions_of
     from imagewam_cli.kvcache.building.shard_plan import BuildSettings
@@ -77,7 +77,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     dataset, installed = open_dataset(folder / "dataset"), Registry.installed()
     editor = load_editor(
         "tiny",
-        PrefixSettings(cameras=tuple(dataset.info.cameras), image_size=(arguments.size, arguments.size)),
+        PrefixOptions(cameras=tuple(dataset.info.cameras), image_size=(arguments.size, arguments.size)),
         instructions=instructions_of(dataset),
         weights=arguments.weights,
     )

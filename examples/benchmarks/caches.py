@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from imagewam_cli.data.formats import open_dataset
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.editors.installed import load_editor
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.encoding import instructions_of
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings
@@ -23,7 +23,7 @@ def tiny_caches(arguments: argparse.Namespace, scratch: Path, episodes: int, set
     size = (arguments.size, arguments.size) if arguments.size else None
     editor = load_editor(
         "tiny",
-        PrefixSettings(cameras=tuple(dataset.info.cameras), image_size=size),
+        PrefixOptions(cameras=tuple(dataset.info.cameras), image_size=size),
         instructions=instructions_of(dataset),
         weights=arguments.weights,
     )

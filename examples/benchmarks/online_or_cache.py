@@ -23,9 +23,10 @@ from timing import machine
 
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import Dataset
-from imagewam_cli.editors.contract import Editor, PrefixSettings
+from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.loading.hardware import Hardware
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.encoding import instructions_of
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings
@@ -161,7 +162,7 @@ def loaded(arguments: argparse.Namespace, dataset: Dataset) -> Editor:
     size = (arguments.size, arguments.size) if arguments.size else None
     return load_editor(
         arguments.editor,
-        PrefixSettings(cameras=tuple(dataset.info.cameras), image_size=size),
+        PrefixOptions(cameras=tuple(dataset.info.cameras), image_size=size),
         instructions=instructions_of(dataset),
         weights=arguments.weights,
         hardware=Hardware(device=arguments.device),

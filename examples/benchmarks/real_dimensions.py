@@ -28,8 +28,9 @@ import torch
 
 from imagewam_cli.cache_study.fidelity import compare_ways, ways
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editors.contract import Editor, PrefixSettings
+from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.installed import load_editor
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.registry import Registry
@@ -57,7 +58,7 @@ def main() -> None:
     folder = arguments.out / (arguments.editor + ("-small" if arguments.small else ""))
     if arguments.measure:
         size = (SMALL_SIZES if arguments.small else SIZES)[arguments.editor]
-        settings = PrefixSettings(
+        settings = PrefixOptions(
             image_size=size, cameras=("top",), text_padding="trim", compute_dtype=arguments.compute_dtype
         )
         found = measure(arguments.editor, folder, settings, arguments.rows, arguments.batch, arguments.codecs)
@@ -91,7 +92,7 @@ def report(found: dict[str, Any]) -> str:
 
 
 def measure(
-    name: str, folder: Path, settings: PrefixSettings, rows: int, batch: int, codecs: Sequence[str]
+    name: str, folder: Path, settings: PrefixOptions, rows: int, batch: int, codecs: Sequence[str]
 ) -> dict[str, Any]:
     """Load the editor and encode rows; K and V are counted as the editor computes them."""
     size = settings.image_size

@@ -34,7 +34,7 @@ from imagewam_cli.policy.bundle import ProprioConfig
 from imagewam_cli.policy.policy import Policy
 from imagewam_cli.policy.proprio import ProprioEncoder
 from imagewam_cli.prefix.kv import PrefixKV
-from imagewam_cli.prefix.spec import BlockKind, LayerSpec, RopeSpec, Rounding, SegmentSpec
+from imagewam_cli.prefix.spec import BlockKind, LayerSpec, RopeSpec, RoundingName, SegmentSpec
 from imagewam_cli.published.importing import import_policy
 from imagewam_cli.published.robots import ROBOTS
 from imagewam_cli.published.settings import TrainSettings
@@ -61,7 +61,7 @@ class System:
     weights: dict[str, Tensor]
     proprio: dict[str, Tensor]
     names: tuple[str, ...]
-    rounding: Rounding
+    rounding: RoundingName
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,7 +88,7 @@ class System:
         return self.tokens.prefix(text, reference, image_ids(*grid, t=REFERENCE_T), timestep=0.0)
 
 
-def direct(folder: Path, rounding: Rounding) -> System:
+def direct(folder: Path, rounding: RoundingName) -> System:
     """The system from the oracle's weights, without a policy folder."""
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
@@ -104,7 +104,7 @@ def direct(folder: Path, rounding: Rounding) -> System:
     if rounding == "published-bf16":
         to_bfloat16(transformer)
         vae.to(torch.bfloat16)
-        transformer.pos_embed = RoundedPositions(rope)
+        transformer.pos_embed = RoundedPositions(dataclasses.replace(rope, rounding=rounding))
     return System(
         tokens=FluxTokens(transformer=transformer.eval(), vae=vae.eval(), text_encoder=None, tokenizer=None),
         expert={
@@ -123,7 +123,7 @@ def direct(folder: Path, rounding: Rounding) -> System:
     )
 
 
-def imported(folder: Path, model: Path, rounding: Rounding) -> System:
+def imported(folder: Path, model: Path, rounding: RoundingName) -> System:
     """The system from a policy folder that `imagewam import` makes of a checkpoint."""
     config = json.loads((folder / "config.json").read_text())
     names = tuple(f"joint_{i}" for i in range(config["action_dim"]))
@@ -346,7 +346,7 @@ def cases(folder: Path, kind: str) -> list[tuple[str, Case, dict[str, Any]]]:
 def run(folder: Path, model: Path | None) -> list[tuple[str, Errors]]:
     """Every case of the folder. model: the checkpoint to import; None: straight from the weights."""
     rows = []
-    kinds: tuple[tuple[str, Rounding], ...] = (("infer", "exact"), ("bf16", "published-bf16"))
+    kinds: tuple[tuple[str, RoundingName], ...] = (("infer", "exact"), ("bf16", "published-bf16"))
     for kind, rounding in kinds:
         system = direct(folder, rounding) if model is None else imported(folder, model, rounding)
         other = perturbed(system)

@@ -30,8 +30,9 @@ import torch
 
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import Dataset
-from imagewam_cli.editors.contract import Editor, PrefixSettings
+from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.installed import load_editor
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.encoding import instructions_of
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings
@@ -164,7 +165,7 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-SMALL = PrefixSettings(cameras=("top",), image_size=(64, 64))
+SMALL = PrefixOptions(cameras=("top",), image_size=(64, 64))
 RARE = (CODEC, f"{SHARDS}/{INSTRUCTIONS}")
 """Files of a cache that are written once, before the shards of its rows."""
 

@@ -26,11 +26,22 @@ from imagewam_cli.cli.options import (
     size_of,
 )
 from imagewam_cli.cli.output import output
+from imagewam_cli.editors.settings import PrefixOptions
 
 if TYPE_CHECKING:
     from imagewam_cli.data.types import Dataset
-    from imagewam_cli.editors.contract import Editor, PrefixSettings
+    from imagewam_cli.editors.contract import Editor
     from imagewam_cli.editors.loading.hardware import Hardware
+
+
+_PREFIX_FIELDS = {f.name: f for f in dataclasses.fields(PrefixOptions)}
+
+
+def _prefix_option(name: str, panel: str) -> Any:
+    """Return the option for a field of `PrefixOptions`, which holds its help."""
+    help = _PREFIX_FIELDS[name].metadata
+    flag = "--" + name.replace("_", "-")
+    return typer.Option(flag, metavar=help["metavar"], help=help["help"], rich_help_panel=panel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,78 +67,14 @@ class EditorOptions:
             rich_help_panel=INPUT,
         ),
     ] = None
-    mode: Annotated[
-        str | None,
-        typer.Option(
-            "--mode",
-            metavar="MODE",
-            help="How the editor runs: prefix or denoise; by default the editor's own mode.",
-            rich_help_panel=KEEP,
-        ),
-    ] = None
-    timestep: Annotated[
-        float | None,
-        typer.Option(
-            "--timestep",
-            metavar="T",
-            help="Diffusion time in [0, 1] at which K and V are captured; by default the editor's own.",
-            rich_help_panel=KEEP,
-        ),
-    ] = None
-    layers: Annotated[
-        str,
-        typer.Option(
-            "--layers",
-            metavar="LAYERS",
-            help="all, every:N, a list like 0,4,9, or auto:K (the K layers that best predict actions).",
-            rich_help_panel=KEEP,
-        ),
-    ] = "all"
-    segments: Annotated[
-        str | None,
-        typer.Option(
-            "--segments",
-            metavar="NAMES",
-            help="Kinds of tokens, such as text,reference,target; by default the editor's own choice.",
-            rich_help_panel=KEEP,
-        ),
-    ] = None
-    pool: Annotated[
-        int,
-        typer.Option(
-            "--pool",
-            metavar="N",
-            help="Average each N x N block of picture tokens into one token.",
-            rich_help_panel=KEEP,
-        ),
-    ] = 1
-    text_padding: Annotated[
-        str | None,
-        typer.Option(
-            "--text-padding",
-            metavar="HOW",
-            help="Padding tokens of the text: trim or keep; by default the editor's own choice.",
-            rich_help_panel=KEEP,
-        ),
-    ] = None
-    compute_dtype: Annotated[
-        str | None,
-        typer.Option(
-            "--compute-dtype",
-            metavar="DTYPE",
-            help="Precision of the editor's forward pass: float32, bfloat16 or float16.",
-            rich_help_panel=COMPUTE,
-        ),
-    ] = None
-    quantization: Annotated[
-        str,
-        typer.Option(
-            "--quantization",
-            metavar="KIND",
-            help="Quantize the editor's weights: none, int8 or nf4.",
-            rich_help_panel=COMPUTE,
-        ),
-    ] = "none"
+    mode: Annotated[str | None, _prefix_option("mode", KEEP)] = None
+    timestep: Annotated[float | None, _prefix_option("timestep", KEEP)] = None
+    layers: Annotated[str, _prefix_option("layers", KEEP)] = "all"
+    segments: Annotated[str | None, _prefix_option("segments", KEEP)] = None
+    pool: Annotated[int, _prefix_option("pool", KEEP)] = 1
+    text_padding: Annotated[str | None, _prefix_option("text_padding", KEEP)] = None
+    compute_dtype: Annotated[str | None, _prefix_option("compute_dtype", COMPUTE)] = None
+    quantization: Annotated[str, _prefix_option("quantization", COMPUTE)] = "none"
     stride: Annotated[
         int, typer.Option("--stride", metavar="N", help="Use every N-th frame.", rich_help_panel=INPUT)
     ] = 1
@@ -140,24 +87,8 @@ class EditorOptions:
             rich_help_panel=INPUT,
         ),
     ] = None
-    image_size: Annotated[
-        str | None,
-        typer.Option(
-            "--image-size",
-            metavar="HxW",
-            help="Size of the picture that the editor sees, such as 224x448 (height first).",
-            rich_help_panel=INPUT,
-        ),
-    ] = None
-    camera_layout: Annotated[
-        str | None,
-        typer.Option(
-            "--camera-layout",
-            metavar="LAYOUT",
-            help="tile, separate or head-over-wrists; by default the editor's own layout.",
-            rich_help_panel=INPUT,
-        ),
-    ] = None
+    image_size: Annotated[str | None, _prefix_option("image_size", INPUT)] = None
+    camera_layout: Annotated[str | None, _prefix_option("camera_layout", INPUT)] = None
     state_key: Annotated[
         str,
         typer.Option(
@@ -170,16 +101,8 @@ class EditorOptions:
             "--action-key", metavar="KEY", help="Column of the action in the dataset.", rich_help_panel=ADVANCED
         ),
     ] = "action"
-    blank_images: Annotated[
-        bool,
-        typer.Option("--blank-images", help="Ablation: replace every picture by a grey one.", rich_help_panel=ADVANCED),
-    ] = False
-    random_weights: Annotated[
-        bool,
-        typer.Option(
-            "--random-weights", help="Ablation: use an editor with untrained weights.", rich_help_panel=ADVANCED
-        ),
-    ] = False
+    blank_images: Annotated[bool, _prefix_option("blank_images", ADVANCED)] = False
+    random_weights: Annotated[bool, _prefix_option("random_weights", ADVANCED)] = False
     device: DeviceOption = "cpu"
     offload: OffloadOption = "none"
     compile: CompileOption = False
@@ -237,7 +160,7 @@ class ChosenEditor:
 
     kind: type[Editor]
     """The editor's class, bound to its entry."""
-    settings: PrefixSettings
+    settings: PrefixOptions
     dataset: Dataset
     path: Path
     """The dataset's folder."""
@@ -305,7 +228,7 @@ def choose_editor(options: EditorOptions, weights: Path | None, *, trial: str | 
     dataset = open_dataset(existing_dataset(path), keys)
     return ChosenEditor(
         kind=kind,
-        settings=_settings(options, tuple(dataset.info.cameras)),
+        settings=_prefix_options(options, tuple(dataset.info.cameras)),
         dataset=dataset,
         path=path,
         weights=weights,
@@ -313,27 +236,18 @@ def choose_editor(options: EditorOptions, weights: Path | None, *, trial: str | 
     )
 
 
-def _settings(options: EditorOptions, cameras: tuple[str, ...]) -> PrefixSettings:
-    from imagewam_cli.config import from_dict
-    from imagewam_cli.editors.contract import PrefixSettings
+_PARSERS: dict[str, Callable[[Any], Any]] = {"segments": listed, "image_size": size_of}
+"""Options that are written in a form of their own -> what reads that form."""
 
-    size, segments = size_of(options.image_size), listed(options.segments)
-    values = {
-        "mode": options.mode,
-        "timestep": options.timestep,
-        "layers": options.layers,
-        "segments": list(segments) if segments is not None else None,
-        "pool": options.pool,
-        "text_padding": options.text_padding,
-        "image_size": list(size) if size is not None else None,
-        "camera_layout": options.camera_layout,
-        "compute_dtype": options.compute_dtype,
-        "quantization": options.quantization,
-        "cameras": list(cameras),
-        "blank_images": options.blank_images,
-        "random_weights": options.random_weights,
-    }
-    return from_dict(PrefixSettings, values, source="command line")
+
+def _prefix_options(options: EditorOptions, cameras: tuple[str, ...]) -> PrefixOptions:
+    """Return the choices about the prefix among the options."""
+    from imagewam_cli.config import from_dict
+
+    values = {name: getattr(options, name) for name in _PREFIX_FIELDS if hasattr(options, name)}
+    for name, parse in _PARSERS.items():
+        values[name] = parse(values[name])
+    return from_dict(PrefixOptions, values | {"cameras": cameras}, source="command line")
 
 
 def _demonstrations() -> Path:

@@ -80,8 +80,8 @@ def _without_garbage_collection() -> Iterator[None]:
 
 def _row(entry: EditorEntry) -> dict[str, Any]:
     from imagewam_cli.config import to_dict
-    from imagewam_cli.editors.contract import PrefixSettings
     from imagewam_cli.editors.installed import installed_editor
+    from imagewam_cli.editors.settings import PrefixOptions
     from imagewam_cli.errors import PluginError
     from imagewam_cli.kvcache.building.shard_plan import bytes_per_row
     from imagewam_cli.registry import Registry
@@ -91,14 +91,18 @@ def _row(entry: EditorEntry) -> dict[str, Any]:
     acting: int | None = None
     try:
         kind = installed_editor(entry.name)
-        spec = kind.describe(PrefixSettings())
+        spec = kind.describe(PrefixOptions())
         memory, acting = kind.memory_bytes(), kind.memory_bytes(acting=True)
     except Exception as error:  # noqa: BLE001 - plugin code: an editor that fails is still listed
         reason = error.message if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         output.say(f"{entry.name} ({entry.load}): {reason}")
     recommended = Registry.installed().codecs.load(RECOMMENDED)
+    values = to_dict(entry)
+    del values["defaults"]
     return {
-        **to_dict(entry),
+        **values,
+        "components": {name: component.parameters for name, component in entry.components.items()},
+        "modes": list(entry.modes),
         "parameters": entry.parameters,
         "layers": spec and len(spec.layers),
         "bytes_per_row": spec and spec.bytes_per_row(2),

@@ -7,7 +7,6 @@ actions, caches or training. A plugin's entry names a subclass of `Editor`. Impo
 from __future__ import annotations
 
 import abc
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
 from imagewam_cli.config import to_dict
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
+from imagewam_cli.editors.settings import PrefixOptions, PrefixSettings
 from imagewam_cli.errors import UsageError
-from imagewam_cli.prefix.spec import KVSpec, Mode, Rounding, Segment
+from imagewam_cli.prefix.spec import KVSpec
 
 if TYPE_CHECKING:
     import torch
@@ -27,56 +27,10 @@ if TYPE_CHECKING:
     from imagewam_cli.prefix.kv import PrefixKV
 
 
-CameraLayout = Literal["tile", "separate", "head-over-wrists"]
 TokenPlacement = Literal["packed", "appended"]
-"""packed: right after the valid text, padding behind it. appended: after the padding."""
+"""packed: directly after the valid text, in front of the padding. appended: after the padding."""
 TYPICAL_TEXT = 32
-"""Tokens of an instruction where its length is not known yet."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrefixSettings:
-    """What the user may choose about a prefix. Recorded in every cache and policy; None means the editor's default."""
-
-    mode: Mode | None = None
-    timestep: float | None = None
-    """In [0, 1]: 1 is noise, 0 is clean."""
-    layers: str = "all"
-    segments: tuple[Segment, ...] | None = None
-    text_padding: Literal["trim", "keep"] | None = None
-    """keep: padding that the editor's own pipeline shows its model counts as tokens. trim: it is dropped, token ids
-    kept."""
-    image_size: tuple[int, int] | None = None
-    """(height, width) of the cameras' pictures side by side."""
-    camera_layout: CameraLayout | None = None
-    """tile: the editor sees one picture, the cameras side by side. separate: one reference picture for each camera.
-    head-over-wrists: one picture, the first of three cameras in the upper two thirds, the others side by side below."""
-    compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """How the editor computes; a prefix computed otherwise is another prefix."""
-    quantization: Literal["none", "int8", "nf4"] = "none"
-    """Weights of denoiser and text encoders in fewer bits: another prefix from less memory."""
-    pool: int = 1
-    """Picture tokens are kept as means over cells of so many by so many."""
-    rounding: Rounding | None = None
-    prompt_template: str | None = None
-    """Text with {instruction} in it, instead of the editor's own."""
-    cameras: tuple[str, ...] = ()
-    blank_images: bool = False
-    """Show the editor a grey picture: what a policy can do without seeing."""
-    random_weights: bool = False
-    """Draw the denoiser's and the text encoder's weights anew: what the editor's training is worth."""
-
-    def __post_init__(self) -> None:
-        if self.timestep is not None and not 0.0 <= self.timestep <= 1.0:
-            raise UsageError(
-                f"timestep must lie in [0, 1], got {self.timestep}", "pass --timestep from 0 (clean) to 1 (noise)"
-            )
-        if self.pool < 1:
-            raise UsageError(f"pool must be at least 1, got {self.pool}", "1 keeps every token, 2 one for four")
-        if self.random_weights and self.quantization != "none":
-            raise UsageError("weights drawn anew are not quantized", "leave out --quantization or --random-weights")
-        if self.prompt_template is not None and "{instruction}" not in self.prompt_template:
-            raise UsageError(f"the prompt template {self.prompt_template!r} has no {{instruction}}")
+"""Number of text tokens that is assumed for an instruction whose length is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +107,6 @@ class Editor(abc.ABC):
 
     entry: EditorEntry
     settings: PrefixSettings
-    """With every None resolved."""
     embedded: ClassVar[Path | None] = None
     """Folder of the weights that ship with the plugin, if any do."""
 
@@ -167,7 +120,7 @@ class Editor(abc.ABC):
     @abc.abstractmethod
     def load(
         cls,
-        settings: PrefixSettings,
+        options: PrefixOptions,
         *,
         instructions: Sequence[str],
         weights: Path | None = None,
@@ -195,7 +148,7 @@ class Editor(abc.ABC):
         """
 
     @classmethod
-    def describe(cls, settings: PrefixSettings) -> KVSpec | None:
+    def describe(cls, options: PrefixOptions) -> KVSpec | None:
         """The layout without weights, from the entry alone; None where that does not tell it. Text that is trimmed to
         the instructions counts as `TYPICAL_TEXT` tokens.
 
@@ -203,16 +156,6 @@ class Editor(abc.ABC):
             UsageError: as `load`.
         """
         return None
-
-    @classmethod
-    def segments_of(cls, mode: Mode) -> tuple[Segment, ...]:
-        """Every kind of tokens that the forward of a mode has, kept by default or not, in the order of the tokens."""
-        return ("text", "reference") if mode == "prefix" else ("text", "target", "reference")
-
-    @classmethod
-    def camera_layouts(cls) -> tuple[CameraLayout, ...]:
-        """Those that can be chosen, the default first."""
-        return ("tile",)
 
     @classmethod
     def memory_bytes(cls, *, acting: bool = False) -> int | None:
@@ -294,9 +237,3 @@ class Editor(abc.ABC):
             "settings": to_dict(self.settings),
             "prompt_template": self.settings.prompt_template or self.entry.prompt_template,
         }
-
-
-def resolve(settings: PrefixSettings, **defaults: object) -> PrefixSettings:
-    """`settings` with each None replaced by the editor's default of that name."""
-    missing = {k: v for k, v in defaults.items() if getattr(settings, k) is None}
-    return dataclasses.replace(settings, **missing)  # type: ignore[arg-type]

@@ -20,18 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imagewam_cli.data.camera_layout import composed
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editors.contract import (
     TYPICAL_TEXT,
-    CameraLayout,
     Editor,
-    PrefixSettings,
     ReleaseNames,
     TextToken,
     WeightsIdentity,
 )
-from imagewam_cli.editors.defaults import EditorDefaults
 from imagewam_cli.editors.loading.folder import (
     digest,
     load_part,
@@ -45,6 +41,7 @@ from imagewam_cli.editors.loading.folder import (
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.editors.loading.hub import downloaded
 from imagewam_cli.editors.loading.placement import Placement
+from imagewam_cli.editors.settings import PrefixOptions, PrefixSettings, resolve
 from imagewam_cli.editors.text import Prompt, Text, TextStates, with_token
 from imagewam_cli.editors.tokens import joined, split, validity
 from imagewam_cli.errors import EditorError, PluginError, UsageError
@@ -54,12 +51,11 @@ from imagewam_cli.prefix.pooling import pooled, pooled_layer, pooled_segment
 from imagewam_cli.prefix.spec import (
     KVSpec,
     LayerSpec,
-    Mode,
     RopeSpec,
-    Segment,
     SegmentSpec,
     select_layers,
 )
+from imagewam_cli.registry import imported
 
 GREY = 128
 """Every pixel of a blank picture."""
@@ -69,10 +65,11 @@ class DiffusersEditor(Editor):
     """A pipeline folder as an `Editor`. Subclasses implement the abstract methods and set the class variables; the
     `load` of their `EditorEntry` is "module:Class"."""
 
-    defaults: ClassVar[EditorDefaults]
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """The parts that are models and read text. They go once every instruction is known and read; they stay where the
     states of all instructions would take more memory than they do."""
+    text_tokenizer: ClassVar[str] = "tokenizer"
+    """Component whose tokens are the text states."""
     reads_picture: ClassVar[bool] = False
     """Whether the text encoder sees the picture too, so that text states belong to a row, not to an instruction."""
     release: ClassVar[ReleaseNames | None] = None
@@ -82,15 +79,15 @@ class DiffusersEditor(Editor):
 
     def __init__(
         self,
-        settings: PrefixSettings,
+        options: PrefixOptions,
         folder: Path,
         *,
         instructions: Sequence[str],
         hardware: Hardware,
         tuned: Path | None = None,
     ) -> None:
-        self.settings = self.defaults.resolve(settings, self.entry.name)
-        self.dtype: torch.dtype = getattr(torch, str(self.settings.compute_dtype))
+        self.settings = resolve(options, self.entry)
+        self.dtype: torch.dtype = getattr(torch, self.settings.compute_dtype)
         self._placement = Placement(
             hardware, quantization=self.settings.quantization, random_weights=self.settings.random_weights
         )
@@ -116,7 +113,7 @@ class DiffusersEditor(Editor):
     @classmethod
     def load(
         cls,
-        settings: PrefixSettings,
+        options: PrefixOptions,
         *,
         instructions: Sequence[str],
         weights: Path | None = None,
@@ -125,7 +122,7 @@ class DiffusersEditor(Editor):
     ) -> Self:
         """From `weights`, the embedded folder, or what was fetched."""
         folder = cls._weights_folder(weights)
-        return cls(settings, folder, instructions=instructions, hardware=hardware, tuned=tuned)
+        return cls(options, folder, instructions=instructions, hardware=hardware, tuned=tuned)
 
     @classmethod
     def require_weights(cls, weights: Path | None = None) -> None:
@@ -162,13 +159,13 @@ class DiffusersEditor(Editor):
         return sizes
 
     @classmethod
-    def describe(cls, settings: PrefixSettings) -> KVSpec | None:
+    def describe(cls, options: PrefixOptions) -> KVSpec | None:
         entry, config = cls.entry, cls.entry.config
         if cls.embedded is not None:
             config = json.loads((cls.embedded / entry.denoiser / "config.json").read_text())
         if not config:
             return None
-        settings, kind = cls.defaults.resolve(settings, entry.name), cls.part_classes()[entry.denoiser]
+        settings, kind = resolve(options, entry), cls.part_classes()[entry.denoiser]
         taken = inspect.signature(kind.__init__).parameters
         unknown = [key for key in entry.config if key not in taken and not key.startswith("_")]
         if unknown:  # diffusers only warns, and takes its default
@@ -176,34 +173,33 @@ class DiffusersEditor(Editor):
                 f"the entry {entry.name!r} has config {unknown[0]!r}, which {kind.__name__} does not take"
             )
         denoiser = _weightless(kind, config)
-        text = cls.defaults.text_limit if settings.text_padding == "keep" else TYPICAL_TEXT
+        text = entry.defaults.text_limit if settings.text_padding == "keep" else TYPICAL_TEXT
         return cls._layout(settings, denoiser, cls.picture_text(settings) + text)
-
-    @classmethod
-    def segments_of(cls, mode: Mode) -> tuple[Segment, ...]:
-        return cls.defaults.modes[mode].has
-
-    @classmethod
-    def camera_layouts(cls) -> tuple[CameraLayout, ...]:
-        return cls.defaults.camera_layouts
 
     @classmethod
     def memory_bytes(cls, *, acting: bool = False) -> int:
         """Caching: the text encoders, or all other parts, whichever is more, as the former go before the latter come.
         All parts for acting, where the encoder `reads_picture`, and (not told here) where it has to stay because
         the states of all instructions take more memory than it does."""
-        dtype: torch.dtype = getattr(torch, cls.defaults.compute_dtype)
-        parameters = cls.entry.components
+        dtype: torch.dtype = getattr(torch, cls.entry.defaults.compute_dtype)
+        parameters = {name: component.parameters for name, component in cls.entry.components.items()}
         everything = sum(parameters.values())
         if acting or cls.reads_picture:
             return dtype.itemsize * everything
         reading = sum(parameters.get(name, 0) for name in cls.text_encoders)
         return dtype.itemsize * max(reading, everything - reading)
 
-    @staticmethod
-    @abc.abstractmethod
-    def part_classes() -> Mapping[str, Any]:
-        """Sub-folder of the pipeline -> the class with the `from_pretrained` that loads it."""
+    @classmethod
+    def part_classes(cls) -> Mapping[str, Any]:
+        """Return the class of each component: sub-folder of the pipeline -> class.
+
+        Raises:
+            PluginError: the entry names a class that cannot be imported.
+        """
+        return {
+            name: imported(component.load, f"component {name!r} of {cls.entry.name}")
+            for name, component in cls.entry.components.items()
+        }
 
     @classmethod
     @abc.abstractmethod
@@ -230,9 +226,23 @@ class DiffusersEditor(Editor):
         installed diffusers' or the plugin's. Part of the fingerprint; nothing by default."""
         return {}
 
-    @abc.abstractmethod
     def text_tokens(self, prompt: str) -> int:
-        """How many text states `embed` gives, told without the encoder."""
+        """Return the number of text states that `embed` gives, without running the encoder; by default one for each
+        token of `text_tokenizer`."""
+        return self.tokenized(prompt)[0].shape[1]
+
+    def tokenized(self, prompt: str, tokenizer: str | None = None) -> tuple[Tensor, Tensor]:
+        """Return token ids and attention mask, int64 (1, L), cut at `max_text_tokens` and padded to it if padding is
+        kept. tokenizer: name of its component, by default `text_tokenizer`."""
+        limit = self.entry.defaults.max_text_tokens
+        tokens = self.part[tokenizer or self.text_tokenizer](
+            prompt,
+            padding="max_length" if self.settings.text_padding == "keep" else False,
+            max_length=limit,
+            truncation=limit is not None,
+            return_tensors="pt",
+        )
+        return tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
 
     @abc.abstractmethod
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
@@ -301,7 +311,7 @@ class DiffusersEditor(Editor):
 
         recorded: by the layers' names; text_valid: bool (B, L).
         """
-        size, rope = self.settings.pool, self._rope(self.denoiser, self.settings)
+        size, rope = self.settings.pool, self.rounded_rope(self.denoiser, self.settings)
         layers: list[LayerKV] = []
         valid: Tensor | None = None
         for layer in self._kept(self.denoiser, self.settings, text=text_valid.shape[1]):
@@ -316,21 +326,16 @@ class DiffusersEditor(Editor):
 
     def _wanted(self, layer: LayerSpec, kv: LayerKV) -> list[tuple[SegmentSpec, LayerKV]]:
         """The wanted segments of a layer, each with its keys and values."""
-        assert self.settings.segments is not None
         parts = zip(layer.segments, split(layer, kv.k), split(layer, kv.v), strict=True)
         return [(segment, LayerKV(k, v)) for segment, k, v in parts if segment.name in self.settings.segments]
 
     @classmethod
     def _layout(cls, settings: PrefixSettings, denoiser: Any, text: int) -> KVSpec:
-        assert settings.mode is not None
-        assert settings.timestep is not None
-        assert settings.text_padding is not None
-        assert settings.image_size is not None
         return KVSpec(
             mode=settings.mode,
             timestep=settings.timestep,
             layers=cls._layers(denoiser, settings, text),
-            rope=cls._rope(denoiser, settings),
+            rope=cls.rounded_rope(denoiser, settings),
             text_padding=settings.text_padding,
             cameras=settings.cameras,
             image_size=settings.image_size,
@@ -340,25 +345,22 @@ class DiffusersEditor(Editor):
     @classmethod
     def _layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
         """As `encode` gives them: the kept layers with the wanted segments, pictures pooled."""
-        assert settings.segments is not None
         wanted = [
             dataclasses.replace(layer, segments=tuple(s for s in layer.segments if s.name in settings.segments))
             for layer in cls._kept(denoiser, settings, text)
         ]
-        rope = cls._rope(denoiser, settings)
+        rope = cls.rounded_rope(denoiser, settings)
         return tuple(pooled_layer(layer, settings.pool, rope) for layer in wanted)
 
     @classmethod
-    def _rope(cls, denoiser: Any, settings: PrefixSettings) -> RopeSpec | None:
+    def rounded_rope(cls, denoiser: Any, settings: PrefixSettings) -> RopeSpec | None:
         """`rope` with the rounding of the settings."""
-        assert settings.rounding is not None
         rope = cls.rope(denoiser)
         return None if rope is None else dataclasses.replace(rope, rounding=settings.rounding)
 
     @classmethod
     def _kept(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
         """The layers that hold a wanted segment, thinned as the settings say; each with all its segments."""
-        assert settings.segments is not None
         holding = [
             layer
             for layer in cls.attention_layers(denoiser, settings, text)
@@ -398,8 +400,7 @@ class DiffusersEditor(Editor):
 
     def _picture(self, images: Mapping[str, UInt8Image]) -> UInt8Image:
         """What the editor sees: the cameras in their layout, uint8 (H, W, 3)."""
-        assert self.settings.image_size is not None
-        picture = composed(images, self.settings.cameras, self.settings.image_size, self.settings.camera_layout)
+        picture = self.settings.layout.compose(images, self.settings.cameras, self.settings.image_size)
         return np.full_like(picture, GREY) if self.settings.blank_images else picture
 
     def _pixels(self, picture: UInt8Image) -> Tensor:

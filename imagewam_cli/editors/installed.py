@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagewam_cli.editors.contract import Editor, PrefixSettings
+from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.registry import Registry
 
 
@@ -24,7 +25,7 @@ def installed_editor(name: str) -> type[Editor]:
 
 def load_editor(
     name: str,
-    settings: PrefixSettings | None = None,
+    options: PrefixOptions | None = None,
     *,
     instructions: Sequence[str] = (),
     weights: Path | None = None,
@@ -38,5 +39,5 @@ def load_editor(
         EditorError, UsageError: as `Editor.load`.
     """
     return installed_editor(name).load(
-        settings or PrefixSettings(), instructions=instructions, weights=weights, hardware=hardware, tuned=tuned
+        options or PrefixOptions(), instructions=instructions, weights=weights, hardware=hardware, tuned=tuned
     )

@@ -25,9 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imagewam_cli.editors.contract import PrefixSettings
-from imagewam_cli.editors.defaults import EditorDefaults, ModeDefaults
 from imagewam_cli.editors.diffusers import DiffusersEditor
+from imagewam_cli.editors.settings import PrefixSettings
 from imagewam_cli.editors.target import flow_target
 from imagewam_cli.editors.text import Text
 from imagewam_cli.editors.tokens import joint_layers, picture_segment
@@ -41,17 +40,6 @@ PIXELS_PER_TOKEN = 16
 class JointEditor(DiffusersEditor):
     """A pipeline folder with an `AutoencoderKL` in `vae/` and a FLUX.1-like transformer as an `Editor`."""
 
-    defaults = EditorDefaults(
-        modes={
-            "prefix": ModeDefaults(timestep=1.0, has=("text", "reference"), keeps=("text", "reference")),
-            "denoise": ModeDefaults(timestep=1.0, has=("text", "target", "reference"), keeps=("text", "reference")),
-        },
-        text_padding="keep",
-        compute_dtype="bfloat16",
-        camera_size=(512, 512),
-        multiple=PIXELS_PER_TOKEN,
-        max_text_tokens=512,
-    )
     picture_ids: ClassVar[Mapping[Segment, int]]
     """What the first position id says: which of the pictures a token belongs to."""
     text_moves: ClassVar[tuple[int, ...]]
@@ -66,10 +54,9 @@ class JointEditor(DiffusersEditor):
     @classmethod
     def token_segments(cls, settings: PrefixSettings, text: int) -> tuple[SegmentSpec, ...]:
         """Those of the mode's forward, in the order of the tokens, with their position ids."""
-        assert settings.image_size is not None
         size, start = settings.image_size, float(cls.picture_start(settings, text))
         segments = []
-        for name in cls.defaults.segments(settings):
+        for name in cls.entry.defaults.modes[settings.mode].segments:
             if name == "text":
                 positions = TokenPositions(origin=(0.0, 0.0, 0.0), moves=(cls.text_moves,))
                 segments.append(SegmentSpec(name=name, tokens=text, positions=positions))
@@ -103,7 +90,6 @@ class JointEditor(DiffusersEditor):
 
     def run(self, pictures: Tensor, text: Text) -> None:
         t = self.settings.timestep
-        assert t is not None
         reference = latent_tokens(self.part["vae"], pictures)
         tokens = {"target": flow_target(reference, t), "reference": reference}
         of_text, *of_pictures = self.token_segments(self.settings, text.embeds.shape[1])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.errors import CaptureError
 from imagewam_cli.prefix.kv import LayerKV
 from imagewam_cli.prefix.spec import BlockKind, LayerSpec, Segment, SegmentSpec, TokenPositions
@@ -23,16 +22,30 @@ def joint_layers(transformer: Any, segments: Sequence[SegmentSpec]) -> tuple[Lay
     )
     config = transformer.config
     return tuple(
-        LayerSpec(
-            name=f"{blocks}.{i}.attn",
-            block=kind,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_attention_heads,
-            head_dim=config.attention_head_dim,
-            segments=tuple(segments),
-        )
+        layer
         for blocks, kind in kinds
-        for i in range(len(getattr(transformer, blocks, ())))
+        for layer in equal_layers(
+            [f"{blocks}.{i}.attn" for i in range(len(getattr(transformer, blocks, ())))],
+            segments,
+            heads=config.num_attention_heads,
+            head_dim=config.attention_head_dim,
+            block=kind,
+        )
+    )
+
+
+def equal_layers(
+    names: Iterable[str],
+    segments: Sequence[SegmentSpec],
+    *,
+    heads: int,
+    head_dim: int,
+    block: BlockKind = "sequential",
+) -> tuple[LayerSpec, ...]:
+    """Return attention layers that differ in their module's name alone, with as many key heads as query heads."""
+    return tuple(
+        LayerSpec(name=name, block=block, heads=heads, kv_heads=heads, head_dim=head_dim, segments=tuple(segments))
+        for name in names
     )
 
 
@@ -42,17 +55,6 @@ def picture_segment(
     """Tokens of a picture of (height, width) pixels, each `pixels` wide and high; partial ones at the edge count."""
     rows, columns = (-(-side // pixels) for side in size)
     return SegmentSpec(name=name, tokens=rows * columns, grid=(rows, columns), positions=positions)
-
-
-def reference_sizes(settings: PrefixSettings) -> tuple[tuple[int, int], ...]:
-    """(height, width) in pixels of each reference picture that the cameras make, all equal: one each, or one of all.
-
-    settings: resolved.
-    """
-    assert settings.image_size is not None
-    height, width = settings.image_size
-    count = len(settings.cameras) if settings.camera_layout == "separate" else 1
-    return ((height, width // count),) * count
 
 
 def split(layer: LayerSpec, tokens: Tensor) -> tuple[Tensor, ...]:

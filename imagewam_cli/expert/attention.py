@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from imagewam_cli.prefix.kv import LayerKV
 from imagewam_cli.prefix.rotary import rotary_tables, rotate
-from imagewam_cli.prefix.spec import RopeSpec, Rounding
+from imagewam_cli.prefix.spec import RopeSpec, RoundingName
 
 
 def joint_attention(q: Tensor, k: Tensor, v: Tensor, prefix: LayerKV | None, valid: Tensor | None) -> Tensor:
@@ -65,7 +65,7 @@ class Rotary(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, spec: RopeSpec, positions: Tensor, rounding: Rounding = "exact") -> None:
+    def __init__(self, spec: RopeSpec, positions: Tensor, rounding: RoundingName = "exact") -> None:
         """positions: (T,) ids of the tokens along the action axis."""
         super().__init__()
         ids = torch.tensor(spec.action_ids).repeat(len(positions), 1)

@@ -20,7 +20,8 @@ from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.expert.blocks import Head, Modulation, ParallelBlock, SequentialBlock, TimeEmbedding
 from imagewam_cli.expert.token_coordinates import PrefixPlaces
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
-from imagewam_cli.prefix.spec import LayerSpec, RopeSpec, Rounding
+from imagewam_cli.prefix.rounding import ROUNDINGS
+from imagewam_cli.prefix.spec import LayerSpec, RopeSpec, RoundingName
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class ExpertConfig:
     """False: never look at the prefix (what the state alone is worth)."""
     blocks_per_layer: int = 1
     """Blocks that attend to each layer, one after another, so that fewer layers need not be a smaller expert."""
-    rounding: Rounding = "exact"
+    rounding: RoundingName = "exact"
 
     def __post_init__(self) -> None:
         sizes = (self.action_dim, self.horizon, self.hidden, self.blocks_per_layer)
@@ -96,7 +97,7 @@ class ActionExpert(nn.Module):
         self.rotary = Rotary(config.rope, positions, config.rounding) if config.rope is not None else None
         self.positions = None if config.rope is not None else nn.Parameter(torch.zeros(len(positions), hidden))
         self._initialize()
-        if config.rounding == "published-bf16":
+        if ROUNDINGS[config.rounding].everything_in == "bfloat16":
             to_bfloat16(self)
 
     @property

@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 from imagewam_cli.config import dump_json, from_dict, to_dict
 from imagewam_cli.data.normalization import Normalizer
-from imagewam_cli.editors.contract import PrefixSettings, TokenPlacement
+from imagewam_cli.editors.contract import TokenPlacement
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.errors import ConfigError, DatasetError, RunError
 from imagewam_cli.files import write_atomically
 from imagewam_cli.policy.action_transforms import ActionTransform, read_grippers, read_transform
@@ -78,7 +79,7 @@ class EditorReference:
     """The editor that a policy needs. `fingerprint` is checked whenever the editor is loaded."""
 
     name: str
-    settings: PrefixSettings
+    settings: PrefixOptions
     spec: KVSpec
     fingerprint: Mapping[str, Any]
     tuned: bool = False

@@ -7,17 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from imagewam_cli.prefix.spec import Rounding
+from imagewam_cli.prefix.rounding import ROUNDINGS
+from imagewam_cli.prefix.spec import RoundingName
 
 
-def rotary_tables(ids: Tensor, axes: Sequence[int], theta: float, rounding: Rounding) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 (T, sum(axes) / 2), of position ids (T, axes). Axis i contributes the angles
-    id_i / theta^(2 j / dim_i).
+def rotary_tables(ids: Tensor, axes: Sequence[int], theta: float, rounding: RoundingName) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, float32 (T, sum(axes) / 2), of position ids (T, axes).
 
-    exact: in float64. published-bf16: ids, frequencies and angles in bfloat16, where integers above 256 and angles
-    above 2 pi are coarse; published checkpoints have never seen others (arXiv 2606.19531, its code).
+    Axis i contributes the angles id_i / theta^(2 j / dim_i). Ids, frequencies and angles have the rounding's dtype.
     """
-    dtype = torch.float64 if rounding == "exact" else torch.bfloat16
+    dtype: torch.dtype = getattr(torch, ROUNDINGS[rounding].angles)
     angles = []
     for axis, dim in enumerate(axes):
         exponents = torch.arange(0, dim, 2, dtype=dtype, device=ids.device) / dim

@@ -1,23 +1,26 @@
-"""The layout of an editor's prefix KV: layers, tokens, positions, bytes. Plain data, known without weights and without
-torch."""
+"""The layout of an editor's prefix KV: layers, tokens, positions, bytes.
+
+Plain data. It can be computed without weights, and importing this module imports neither torch nor numpy.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Float32Array = npt.NDArray[np.float32]
 
 Mode = Literal["prefix", "denoise"]
 BlockKind = Literal["sequential", "parallel"]
-Rounding = Literal["exact", "published-bf16"]
-"""Of positions and times. published-bf16: both, and all weights and products, in bfloat16, as published checkpoints
-were trained."""
-
-
 Segment = Literal["text", "reference", "target"]
-Float32Array = npt.NDArray[np.float32]
+TextPadding = Literal["trim", "keep"]
+ComputeDtype = Literal["float32", "bfloat16", "float16"]
+RoundingName = Literal["exact", "published-bf16"]
+"""Name of an `imagewam_cli.prefix.rounding.Rounding`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,9 @@ class TokenPositions:
             raise ValueError(f"positions move along {self.moves}, and there are {len(self.origin)} axes")
 
     def ids(self, sizes: tuple[int, ...]) -> Float32Array:
-        """One row of ids for each token, (tokens, axes). sizes: (rows, columns) of a grid, or (tokens,)."""
+        """Return the ids of every token, (tokens, axes). sizes: (rows, columns) of a grid, or (tokens,)."""
+        import numpy as np
+
         moves = np.zeros((len(self.moves), len(self.origin)), np.float32)
         for row, axes in zip(moves, self.moves, strict=True):
             row[list(axes)] = self.step
@@ -134,7 +139,7 @@ class RopeSpec:
     theta: float
     action_axis: int
     action_ids: tuple[int, ...]
-    rounding: Rounding = "exact"
+    rounding: RoundingName = "exact"
 
     def __post_init__(self) -> None:
         if len(self.axes) != len(self.action_ids) or any(a % 2 for a in self.axes):
@@ -149,7 +154,7 @@ class KVSpec:
     timestep: float
     layers: tuple[LayerSpec, ...]
     rope: RopeSpec | None
-    text_padding: Literal["trim", "keep"]
+    text_padding: TextPadding
     cameras: tuple[str, ...]
     image_size: tuple[int, int]
     """(height, width) of the picture that the editor sees."""

@@ -16,10 +16,10 @@ from torch import Tensor
 from imagewam_cli.data.normalization import FieldStats, Normalizer
 from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.data.types import Observation
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.editors.installed import installed_editor
 from imagewam_cli.editors.loading.folder import require_names
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.errors import ConfigError, EditorError
 from imagewam_cli.expert.checkpoint import save_expert
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
@@ -33,7 +33,8 @@ from imagewam_cli.policy.bundle import (
     ProprioConfig,
     write_bundle,
 )
-from imagewam_cli.prefix.spec import KVSpec, Rounding
+from imagewam_cli.prefix.rounding import ROUNDINGS
+from imagewam_cli.prefix.spec import KVSpec, RoundingName
 from imagewam_cli.published.checkpoint import Checkpoint, read_checkpoint
 from imagewam_cli.published.robots import PROMPT, Robot
 from imagewam_cli.published.settings import TrainSettings
@@ -49,7 +50,7 @@ class Imported:
     """What was written. sizes: of the editor ("double blocks": 5); files: name -> bytes."""
 
     folder: Path
-    rounding: Rounding
+    rounding: RoundingName
     sizes: Mapping[str, int]
     files: Mapping[str, int]
 
@@ -62,7 +63,7 @@ def import_policy(
     editor: str,
     robot: Robot,
     train: TrainSettings,
-    rounding: Rounding | None = None,
+    rounding: RoundingName | None = None,
     weights: Path | None = None,
     hardware: Hardware = CPU,
 ) -> Imported:
@@ -82,10 +83,10 @@ def import_policy(
     state, action = read_statistics(statistics)
     _require_dimensions(found, state, action, robot)
     rounding = rounding or ("published-bf16" if found.bfloat16 else "exact")
-    settings = _prefix_settings(robot, rounding, found)
+    options = _prefix_options(robot, rounding, found)
     with atomic_folder(out) as folder:
         editor_sizes = kind.write_released(found.editor, folder / TUNED, weights=weights)
-        loaded = kind.load(settings, instructions=(), weights=weights, hardware=hardware, tuned=folder / TUNED)
+        loaded = kind.load(options, instructions=(), weights=weights, hardware=hardware, tuned=folder / TUNED)
         config = _policy_config(robot, train, found, editor_sizes)
         expert = expert_config(found.expert, loaded.spec, config.horizon, rounding)
         save_expert(folder, expert, dict(found.expert))
@@ -112,7 +113,7 @@ def import_policy(
     return Imported(folder=out, rounding=rounding, sizes=editor_sizes, files=written)
 
 
-def expert_config(weights: Mapping[str, Tensor], spec: KVSpec, horizon: int, rounding: Rounding) -> ExpertConfig:
+def expert_config(weights: Mapping[str, Tensor], spec: KVSpec, horizon: int, rounding: RoundingName) -> ExpertConfig:
     """The shape of a published expert, from its weights and the editor's layers.
 
     Raises:
@@ -177,14 +178,14 @@ def _require_dimensions(found: Checkpoint, state: FieldStats, action: FieldStats
             )
 
 
-def _prefix_settings(robot: Robot, rounding: Rounding, found: Checkpoint) -> PrefixSettings:
-    return PrefixSettings(
+def _prefix_options(robot: Robot, rounding: RoundingName, found: Checkpoint) -> PrefixOptions:
+    return PrefixOptions(
         mode="prefix",
         timestep=0.0,
         text_padding="trim",
         image_size=robot.image_size,
         camera_layout=robot.camera_layout,
-        compute_dtype="bfloat16" if rounding == "published-bf16" or found.bfloat16 else "float32",
+        compute_dtype=ROUNDINGS[rounding].everything_in or ("bfloat16" if found.bfloat16 else "float32"),
         rounding=rounding,
         prompt_template=PROMPT,
         cameras=robot.cameras,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from imagewam_cli.data.normalization import NormalizationMode
-from imagewam_cli.editors.contract import CameraLayout
 from imagewam_cli.errors import UnknownNameError
 from imagewam_cli.policy.action_transforms import ActionTransform, GripperSign
 
@@ -23,7 +22,7 @@ class Robot:
     """
 
     cameras: tuple[str, ...]
-    camera_layout: CameraLayout
+    camera_layout: str
     image_size: tuple[int, int]
     normalization: NormalizationMode
     state_names: tuple[str, ...]

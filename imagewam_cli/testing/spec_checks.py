@@ -36,7 +36,7 @@ def modes_of_the_entry_load(subject: Subject) -> None:
     require(
         said is None,
         f"the entry names mode {subject.mode}, and the class refuses it: {said}",
-        "leave it out of the entry's `modes`, or add it to the class's `defaults`",
+        "leave it out of the modes of the entry's `defaults`, or accept it in `load`",
     )
 
 
@@ -117,7 +117,7 @@ def _require_valid(prefix: PrefixKV, spec: KVSpec) -> None:
 
 def description_is_the_spec(subject: Subject) -> None:
     """`describe` says without weights what the loaded editor's `spec` says"""
-    told = subject.kind.bound_to(_released_as_loaded(subject)).describe(subject.settings())
+    told = subject.kind.bound_to(_released_as_loaded(subject)).describe(subject.options())
     if told is None:
         raise NotApplicable("the entry does not tell the layout: it has no `config`")
     told, spec = _without_text_length(told), _without_text_length(subject.load().spec)
@@ -192,8 +192,8 @@ def prefix_mode_has_no_target(subject: Subject) -> None:
 
 def unknown_choices_are_refused(subject: Subject) -> None:
     """a segment or mode that the editor does not have is refused, naming those that it has"""
-    fix = "raise UsageError from `load` as `EditorDefaults.resolve` does, with a hint that lists the choices"
-    unnamed = "name it in the entry's `modes`, or refuse it in `load`"
+    fix = "raise UsageError from `load` as `imagewam_cli.plugin.resolve` does, with a hint that lists the choices"
+    unnamed = "name it in the modes of the entry's `defaults`, or refuse it in `load`"
     absent = [name for name in ("sky", *get_args(Segment)) if name not in subject.segments()]
     for name in absent:
         said = _refusal(subject, segments=(name,))
@@ -214,7 +214,7 @@ def wrong_size_is_refused(subject: Subject) -> None:
         require(
             f"{height}x{width}" in said,
             f"{size[0]}x{size[1]} is refused without naming {height}x{width}, the nearest that fits: {said}",
-            "raise UsageError from `load` as `EditorDefaults.resolve` does",
+            "raise UsageError from `load` as `imagewam_cli.plugin.resolve` does",
         )
         return
     spec = subject.load(image_size=size).spec

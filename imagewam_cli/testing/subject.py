@@ -8,16 +8,17 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editors.contract import Editor, PrefixSettings
+from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.installed import installed_editor
 from imagewam_cli.editors.loading.hardware import Hardware
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.errors import UsageError
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.prefix.spec import KVSpec, Mode, Segment
@@ -60,21 +61,21 @@ class Subject:
     device: str = "cpu"
     kept: int = 16
     """Editors that stay loaded from check to check."""
-    loaded: dict[tuple[PrefixSettings, tuple[str, ...]], Editor] = field(default_factory=dict, repr=False)
+    loaded: dict[tuple[PrefixOptions, tuple[str, ...]], Editor] = field(default_factory=dict, repr=False)
 
-    def settings(self, **changes: Any) -> PrefixSettings:
-        """What the editor is loaded with; `changes` by the names of `PrefixSettings`."""
+    def options(self, **changes: Any) -> PrefixOptions:
+        """What the editor is loaded with; `changes` by the names of `PrefixOptions`."""
         chosen: dict[str, Any] = {
             "mode": self.mode,
             "cameras": (CAMERA,),
             "image_size": self.image_size,
             "compute_dtype": self.compute_dtype,
         }
-        return PrefixSettings(**(chosen | changes))
+        return PrefixOptions(**(chosen | changes))
 
     def load(self, instructions: Sequence[str] = (), **changes: Any) -> Editor:
         """The editor, perhaps one that was loaded like this before."""
-        key = (self.settings(**changes), tuple(instructions))
+        key = (self.options(**changes), tuple(instructions))
         editor = self.loaded.pop(key, None)
         if editor is None:
             editor = self.load_anew(instructions, **changes)
@@ -85,7 +86,7 @@ class Subject:
         """The editor, loaded once more. With it there are no more than `kept`."""
         self._forget(len(self.loaded) - self.kept + 1)
         return self.kind.load(
-            self.settings(**changes),
+            self.options(**changes),
             instructions=instructions,
             weights=self.weights,
             hardware=Hardware(device=self.device),
@@ -111,7 +112,7 @@ class Subject:
 
     def segments(self) -> tuple[Segment, ...]:
         """Every kind of tokens that this mode has, kept by default or not."""
-        return self.kind.segments_of(self.mode)
+        return self.kind.entry.defaults.modes[self.mode].segments
 
     @functools.cached_property
     def size(self) -> tuple[int, int]:
@@ -125,7 +126,7 @@ class Subject:
             UsageError: it does not.
         """
         height, width = self.size
-        default, *others = self.kind.camera_layouts()
+        default, *others = self.kind.entry.defaults.camera_layouts
         two = changes | {"cameras": TWO_CAMERAS, "image_size": (height, 2 * width)}
         yield two | {"camera_layout": default}
         for layout in others:
@@ -157,7 +158,7 @@ def subjects(name: str, **options: Any) -> list[Subject]:
         PluginError: its code cannot be imported.
     """
     kind = installed_editor(name)
-    return [Subject(kind=kind, mode=cast(Mode, mode), **options) for mode in kind.entry.modes]
+    return [Subject(kind=kind, mode=mode, **options) for mode in kind.entry.modes]
 
 
 def counting_tokens(prefix: PrefixKV, spec: KVSpec, row: int) -> dict[str, Tensor]:

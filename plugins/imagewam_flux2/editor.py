@@ -15,32 +15,29 @@ text encoder is causal, so a row's states do not depend on padding, and states c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editors.contract import PrefixGraph, PrefixSettings
-from imagewam_cli.editors.defaults import EditorDefaults, ModeDefaults
-from imagewam_cli.editors.diffusers import GREY, DiffusersEditor
-from imagewam_cli.editors.target import flow_target
-from imagewam_cli.editors.text import Prompt, Text
-from imagewam_cli.editors.tokens import joint_layers, reference_sizes
-from imagewam_cli.prefix.spec import LayerSpec, RopeSpec
+from imagewam_cli.plugin import (
+    GREY,
+    ROUNDINGS,
+    DiffusersEditor,
+    LayerSpec,
+    PrefixGraph,
+    PrefixSettings,
+    Prompt,
+    RopeSpec,
+    Text,
+    UInt8Image,
+    flow_target,
+    joint_layers,
+)
 from imagewam_flux2.graph import prefix_graph
 from imagewam_flux2.release import Flux2Release
-from imagewam_flux2.segments import PIXELS_PER_TOKEN, picture_ids, picture_segments, text_segment
+from imagewam_flux2.segments import picture_ids, picture_segments, text_segment
 from imagewam_flux2.tokens import ACTION_T, FluxTokens, RoundedPositions
-
-
-@dataclass(frozen=True, kw_only=True)
-class FluxDefaults(EditorDefaults):
-    """What a checkpoint of this family is used with unless the user says otherwise, and how it reads text."""
-
-    text_layers: tuple[int, ...] = (9, 18, 27)
 
 
 class Flux2Editor(DiffusersEditor):
@@ -49,37 +46,13 @@ class Flux2Editor(DiffusersEditor):
     takes_text_token = True
     release = Flux2Release()
 
-    defaults: ClassVar[FluxDefaults] = FluxDefaults(
-        modes={
-            "prefix": ModeDefaults(timestep=0.0, has=("text", "reference"), keeps=("text", "reference")),
-            "denoise": ModeDefaults(
-                timestep=1.0, has=("text", "target", "reference"), keeps=("text", "target", "reference")
-            ),
-        },
-        text_padding="keep",
-        compute_dtype="bfloat16",
-        camera_size=(512, 512),
-        multiple=PIXELS_PER_TOKEN,
-        max_text_tokens=512,
-        camera_layouts=("tile", "separate", "head-over-wrists"),
-        roundings=("exact", "published-bf16"),
-    )
+    text_layers: ClassVar[tuple[int, ...]] = (9, 18, 27)
+    """Hidden layers of the text encoder whose states, side by side, are the text states."""
 
     def prepare(self) -> None:
-        if self.settings.rounding == "published-bf16":
-            self.denoiser.pos_embed = RoundedPositions(self.rope(self.denoiser))
-
-    @staticmethod
-    def part_classes() -> Mapping[str, Any]:
-        from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
-        from transformers import AutoTokenizer, Qwen3ForCausalLM
-
-        return {
-            "transformer": Flux2Transformer2DModel,
-            "vae": AutoencoderKLFlux2,
-            "text_encoder": Qwen3ForCausalLM,
-            "tokenizer": AutoTokenizer,
-        }
+        rope = self.rounded_rope(self.denoiser, self.settings)
+        if rope is not None and not ROUNDINGS[rope.rounding].exact:
+            self.denoiser.pos_embed = RoundedPositions(rope)
 
     @classmethod
     def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
@@ -102,8 +75,7 @@ class Flux2Editor(DiffusersEditor):
 
     def run(self, pictures: Tensor, text: Text) -> None:
         timestep, segments = self.settings.timestep, picture_segments(self.settings)
-        assert timestep is not None
-        tokens = self.tokens.image(pictures, len(reference_sizes(self.settings)))
+        tokens = self.tokens.image(pictures, len(self.settings.reference_sizes))
         if self.settings.mode == "denoise":
             first = tokens[:, : segments[0].tokens]
             tokens = torch.cat([flow_target(first, timestep), tokens], dim=1)
@@ -126,9 +98,9 @@ class Flux2Editor(DiffusersEditor):
     def tokens(self) -> FluxTokens:
         """The parts that are loaded now, as they turn pictures and text into tokens."""
         return FluxTokens(
-            **{name: self.part.get(name) for name in self.part_classes()},
-            text_layers=self.defaults.text_layers,
-            max_text_tokens=self.defaults.text_limit,
+            **{name: self.part.get(name) for name in self.entry.components},
+            text_layers=self.text_layers,
+            max_text_tokens=self.entry.defaults.text_limit,
             device=self.device,
         )
 

@@ -12,11 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from imagewam_cli.editors.contract import PrefixGraph, PrefixSettings
-from imagewam_cli.editors.tokens import reference_sizes
-from imagewam_cli.errors import ExportError
-from imagewam_cli.prefix.capture import record
-from imagewam_cli.prefix.kv import LayerKV, PrefixKV
+from imagewam_cli.plugin import ExportError, LayerKV, PrefixGraph, PrefixKV, PrefixSettings, record
 from imagewam_flux2.segments import picture_ids, picture_segments
 from imagewam_flux2.tokens import FluxTokens, text_ids
 
@@ -40,9 +36,8 @@ class Flux2Prefix(nn.Module):
         super().__init__()
         self.transformer, self.vae, self.text_encoder = tokens.transformer, tokens.vae, tokens.text_encoder.model
         self._tokens, self._layers, self._keep_segments = tokens, list(layers), keep_segments
-        assert settings.timestep is not None
         self._timestep, self._keep_padding = settings.timestep, settings.text_padding == "keep"
-        self._references, self._pictures = len(reference_sizes(settings)), picture_segments(settings)
+        self._references, self._pictures = len(settings.reference_sizes), picture_segments(settings)
 
     def forward(self, image: Tensor, token_ids: Tensor, token_valid: Tensor) -> tuple[Tensor, ...]:
         """image: float32 (B, 3, H, W) in [-1, 1]; token_ids: int64 (B, L); token_valid: bool (B, L)."""
@@ -83,9 +78,8 @@ def prefix_graph(
     Raises:
         ExportError: the cameras do not stand side by side, or the template does more than frame the instruction.
     """
-    if settings.camera_layout == "head-over-wrists":  # the recipe of a graph's inputs sets cameras side by side
+    if not settings.layout.in_one_row:  # the recipe of a graph's inputs sets cameras side by side
         raise ExportError(f"the camera layout {settings.camera_layout!r} is not part of the graph's recipe")
-    assert settings.image_size is not None
     before, after = _frame(tokens, prompt)
     return PrefixGraph(
         module=Flux2Prefix(tokens, layers, settings, keep_segments),

@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imagewam_cli.editors.text import Text
 from imagewam_cli.expert.flow import FlowSchedule, add_noise, velocity
 from imagewam_cli.expert.model import ActionExpert, masked_flow_loss
-from imagewam_cli.prefix.kv import PrefixKV
+from imagewam_cli.plugin import PrefixKV, Text
 from imagewam_flux2.tokens import REFERENCE_T, FluxTokens, image_ids
 
 VIDEO_WEIGHT, ACTION_WEIGHT = 0.5, 1.0

@@ -49,7 +49,7 @@ _BLOCKS = {"double_blocks": "transformer_blocks", "single_blocks": "single_trans
 
 
 class Flux2Release:
-    """An `imagewam_cli.editors.contract.ReleaseNames`."""
+    """An `imagewam_cli.plugin.ReleaseNames`."""
 
     def from_release(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Released names -> diffusers' state dict. Names that are not known keep theirs."""

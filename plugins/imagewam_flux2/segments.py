@@ -12,18 +12,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from imagewam_cli.editors.contract import PrefixSettings
-from imagewam_cli.editors.tokens import picture_segment, reference_sizes
-from imagewam_cli.prefix.positions import segment_ids
-from imagewam_cli.prefix.spec import Segment, SegmentSpec, TokenPositions
+from imagewam_cli.plugin import PrefixSettings, Segment, SegmentSpec, TokenPositions, picture_segment, segment_ids
+from imagewam_flux2 import PIXELS_PER_TOKEN
 from imagewam_flux2.tokens import REFERENCE_T, TARGET_T
-
-PIXELS_PER_TOKEN = 16
 
 
 def picture_segments(settings: PrefixSettings) -> tuple[SegmentSpec, ...]:
     """The pictures of one forward, each with its own grid. settings: resolved."""
-    sizes = reference_sizes(settings)
+    sizes = settings.reference_sizes
     target = (_picture("target", sizes[0], TARGET_T),) if settings.mode == "denoise" else ()
     return (*target, *(_picture("reference", size, REFERENCE_T * (1 + i)) for i, size in enumerate(sizes)))
 

@@ -17,13 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagewam_cli.editors.joint import grid_ids
-from imagewam_cli.editors.text import Text
-from imagewam_cli.editors.tokens import joint_layers
-from imagewam_cli.prefix.capture import record, replay
-from imagewam_cli.prefix.kv import LayerKV
-from imagewam_cli.prefix.rotary import rotary_tables
-from imagewam_cli.prefix.spec import RopeSpec
+from imagewam_cli.plugin import LayerKV, RopeSpec, Text, grid_ids, joint_layers, record, replay, rotary_tables
 
 REFERENCE_T = 10
 """Of the first reference picture; each further one has so much more."""
@@ -210,7 +204,7 @@ class FluxTokens:
 
 
 class RoundedPositions(nn.Module):
-    """In place of the transformer's `pos_embed`: the angles of the published code, rounded to bfloat16."""
+    """Replacement of the transformer's `pos_embed` whose angles are rounded as `rope.rounding` says."""
 
     def __init__(self, rope: RopeSpec) -> None:
         super().__init__()
@@ -218,7 +212,7 @@ class RoundedPositions(nn.Module):
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Position ids (T, axes) -> cos and sin, float32 (T, D), each repeated for its pair."""
-        cos, sin = rotary_tables(ids, self.rope.axes, self.rope.theta, "published-bf16")
+        cos, sin = rotary_tables(ids, self.rope.axes, self.rope.theta, self.rope.rounding)
         return cos.repeat_interleave(2, dim=-1), sin.repeat_interleave(2, dim=-1)
 
 

@@ -17,14 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editors.joint import JointEditor
-from imagewam_cli.editors.text import Prompt, Text
+from imagewam_cli.plugin import JointEditor, Prompt, Text, UInt8Image
 
 GUIDANCE = 3.5
 """`guidance_scale` of the pipeline where the user gives none."""
@@ -34,37 +31,19 @@ class FluxKontextEditor(JointEditor):
     """A FluxKontextPipeline folder as an `Editor`."""
 
     text_encoders = ("text_encoder", "text_encoder_2")
+    text_tokenizer = "tokenizer_2"
     picture_ids = MappingProxyType({"target": 0, "reference": 1})
     text_moves = ()
     # text is (0, 0, 0), which a target token has too, and pictures are 0 and 1: the next one is nobody's, and as far
     # from the reference as the reference is from the target
     action_id = 2
 
-    @staticmethod
-    def part_classes() -> Mapping[str, Any]:
-        from diffusers import AutoencoderKL, FluxTransformer2DModel
-        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
-
-        return {
-            "transformer": FluxTransformer2DModel,
-            "vae": AutoencoderKL,
-            "text_encoder": CLIPTextModel,
-            "text_encoder_2": T5EncoderModel,
-            "tokenizer": CLIPTokenizer,
-            "tokenizer_2": T5TokenizerFast,
-        }
-
     def recipe(self) -> Mapping[str, object]:
         return {"guidance": GUIDANCE}
 
-    def text_tokens(self, prompt: str) -> int:
-        if self.settings.text_padding == "keep":
-            return self.defaults.text_limit
-        return len(self.part["tokenizer_2"](prompt, max_length=self.defaults.text_limit, truncation=True).input_ids)
-
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
         pooled = self.part["text_encoder"](self._padded("tokenizer", prompt)).pooler_output[0]
-        ids = self._padded("tokenizer_2", prompt, self.defaults.text_limit)
+        ids = self._padded("tokenizer_2", prompt, self.entry.defaults.text_limit)
         states = self.part["text_encoder_2"](ids).last_hidden_state[0]
         return Prompt(states=states[: self.text_tokens(prompt)], pooled=pooled)
 

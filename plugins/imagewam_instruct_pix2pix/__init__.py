@@ -3,7 +3,9 @@ module only says what there is."""
 
 from __future__ import annotations
 
-from imagewam_cli.hookspecs import EditorEntry, hookimpl
+import dataclasses
+
+from imagewam_cli.plugin import Component, EditorDefaults, EditorEntry, ModeDefaults, hookimpl
 
 _SDXL = {
     "sample_size": 128,
@@ -21,8 +23,26 @@ _SDXL = {
 }
 
 
-_SHARED = {"vae": 83_653_863, "text_encoder": 123_060_480, "tokenizer": 0, "scheduler": 0}
-"""Components that both have, with as many parameters."""
+_SHARED = {
+    "vae": Component("diffusers:AutoencoderKL", 83_653_863),
+    "text_encoder": Component("transformers:CLIPTextModel", 123_060_480),
+    "tokenizer": Component("transformers:CLIPTokenizer"),
+    # read for its noise levels alone, whatever sampler the folder names
+    "scheduler": Component("diffusers:DDPMScheduler"),
+}
+"""Components that are the same in both."""
+_SECOND_ENCODER = {
+    "text_encoder_2": Component("transformers:CLIPTextModelWithProjection", 694_659_840),
+    "tokenizer_2": Component("transformers:CLIPTokenizer"),
+}
+PIXELS_PER_LATENT = 8
+_DEFAULTS = EditorDefaults(
+    modes={"denoise": ModeDefaults(timestep=1.0, segments=("text", "target"), kept=("target",))},
+    compute_dtype="float16",
+    camera_size=(256, 256),
+    size_multiple=PIXELS_PER_LATENT,
+    max_text_tokens=77,
+)
 
 
 @hookimpl
@@ -33,10 +53,10 @@ def imagewam_editors() -> list[EditorEntry]:
             summary="InstructPix2Pix, on Stable Diffusion 1.5",
             load="imagewam_instruct_pix2pix.editor:InstructPix2PixEditor",
             family="StableDiffusionInstructPix2PixPipeline",
-            components={"unet": 859_532_484, **_SHARED},
+            defaults=_DEFAULTS,
+            components={"unet": Component("diffusers:UNet2DConditionModel", 859_532_484), **_SHARED},
             denoiser="unet",
             config={"sample_size": 64, "in_channels": 8, "cross_attention_dim": 768},
-            modes=("denoise",),
             repo="timbrooks/instruct-pix2pix",
             license="MIT",
         ),
@@ -45,10 +65,14 @@ def imagewam_editors() -> list[EditorEntry]:
             summary="InstructPix2Pix, on Stable Diffusion XL",
             load="imagewam_instruct_pix2pix.sdxl:SdxlInstructPix2PixEditor",
             family="StableDiffusionXLInstructPix2PixPipeline",
-            components={"unet": 2_567_475_204, **_SHARED, "text_encoder_2": 694_659_840, "tokenizer_2": 0},
+            defaults=dataclasses.replace(_DEFAULTS, camera_size=(768, 768)),
+            components={
+                "unet": Component("diffusers:UNet2DConditionModel", 2_567_475_204),
+                **_SHARED,
+                **_SECOND_ENCODER,
+            },
             denoiser="unet",
             config=_SDXL,
-            modes=("denoise",),
             repo="diffusers/sdxl-instructpix2pix-768",
             license="OpenRAIL++-M",
         ),

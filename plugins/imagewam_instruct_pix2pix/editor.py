@@ -12,71 +12,36 @@ the editor was trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editors.contract import PrefixSettings
-from imagewam_cli.editors.defaults import EditorDefaults, ModeDefaults
-from imagewam_cli.editors.diffusers import DiffusersEditor
-from imagewam_cli.editors.target import target_noise
-from imagewam_cli.editors.text import Prompt, Text
-from imagewam_cli.editors.tokens import picture_segment
-from imagewam_cli.prefix.spec import LayerSpec, SegmentSpec
-
-_PIXELS_PER_LATENT = 8
+from imagewam_cli.plugin import (
+    DiffusersEditor,
+    LayerSpec,
+    PrefixSettings,
+    Prompt,
+    SegmentSpec,
+    Text,
+    UInt8Image,
+    picture_segment,
+    target_noise,
+)
+from imagewam_instruct_pix2pix import PIXELS_PER_LATENT
 
 
 class InstructPix2PixEditor(DiffusersEditor):
     """A StableDiffusionInstructPix2PixPipeline folder as an `Editor`."""
 
-    defaults = EditorDefaults(
-        modes={"denoise": ModeDefaults(timestep=1.0, has=("text", "target"), keeps=("target",))},
-        text_padding="keep",
-        compute_dtype="float16",
-        camera_size=(256, 256),
-        multiple=_PIXELS_PER_LATENT,
-        max_text_tokens=77,
-    )
-
-    @staticmethod
-    def part_classes() -> Mapping[str, Any]:
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
-
-        return {
-            "unet": UNet2DConditionModel,
-            "vae": AutoencoderKL,
-            "text_encoder": CLIPTextModel,
-            "tokenizer": CLIPTokenizer,
-            "scheduler": DDPMScheduler,  # read for its noise levels alone, whatever sampler the folder names
-        }
-
     @classmethod
     def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
-        assert settings.image_size is not None
         return unet_layers(denoiser, settings.image_size, text)
 
-    def text_tokens(self, prompt: str) -> int:
-        return len(self._tokenize(prompt).input_ids)
-
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
-        encoder, tokens = self.part["text_encoder"], self._tokenize(prompt)
+        encoder, (ids, mask) = self.part["text_encoder"], self.tokenized(prompt)
         masked = getattr(encoder.config, "use_attention_mask", False)
-        ids, mask = (torch.tensor([x], device=self.device) for x in (tokens.input_ids, tokens.attention_mask))
         return Prompt(states=encoder(ids, attention_mask=mask if masked else None)[0][0])
-
-    def _tokenize(self, prompt: str, part: str = "tokenizer") -> Any:
-        keep = self.settings.text_padding == "keep"
-        return self.part[part](
-            prompt,
-            padding="max_length" if keep else False,
-            max_length=self.defaults.text_limit,
-            truncation=True,
-        )
 
     def run(self, pictures: Tensor, text: Text) -> None:
         reference = self.reference_latents(pictures)
@@ -102,7 +67,6 @@ class InstructPix2PixEditor(DiffusersEditor):
     def _start(self, reference: Tensor) -> tuple[int, Tensor]:
         """The training timestep and the latents beside the reference's."""
         t, scheduler = self.settings.timestep, self.part["scheduler"]
-        assert t is not None
         timestep = round(t * (scheduler.config.num_train_timesteps - 1))
         noise = target_noise(reference.shape, reference)
         if t == 1.0:
@@ -122,7 +86,7 @@ def unet_layers(unet: Any, image_size: tuple[int, int], text: int) -> tuple[Laye
     layers = []
     for path in sorted(paths, key=lambda path: stages.index(path.partition(".")[0])):
         module = unet.get_submodule(path)
-        target = picture_segment("target", image_size, _PIXELS_PER_LATENT * 2 ** halvings[path])
+        target = picture_segment("target", image_size, PIXELS_PER_LATENT * 2 ** halvings[path])
         layers.append(
             LayerSpec(
                 name=path,

@@ -10,15 +10,12 @@ a token.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editors.text import Prompt, Text
+from imagewam_cli.plugin import Prompt, Text, UInt8Image
 from imagewam_instruct_pix2pix.editor import InstructPix2PixEditor
 
 _READERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -27,15 +24,7 @@ _READERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 class SdxlInstructPix2PixEditor(InstructPix2PixEditor):
     """A StableDiffusionXLInstructPix2PixPipeline folder as an `Editor`."""
 
-    defaults = dataclasses.replace(InstructPix2PixEditor.defaults, camera_size=(768, 768))
     text_encoders = tuple(_READERS)
-
-    @staticmethod
-    def part_classes() -> Mapping[str, Any]:
-        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
-
-        second = {"text_encoder_2": CLIPTextModelWithProjection, "tokenizer_2": CLIPTokenizer}
-        return {**InstructPix2PixEditor.part_classes(), **second}
 
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
         read = [self._read(prompt, *reader) for reader in _READERS.items()]
@@ -44,7 +33,7 @@ class SdxlInstructPix2PixEditor(InstructPix2PixEditor):
     def _read(self, prompt: str, encoder: str, tokenizer: str) -> Any:
         """One encoder's output. Padding is not masked, as the pipeline does not: the encoders are causal, so no token
         of the text sees it."""
-        ids = torch.tensor([self._tokenize(prompt, tokenizer).input_ids], device=self.device)
+        ids, _ = self.tokenized(prompt, tokenizer)
         return self.part[encoder](ids, output_hidden_states=True)
 
     def reference_latents(self, pictures: Tensor) -> Tensor:
@@ -55,7 +44,6 @@ class SdxlInstructPix2PixEditor(InstructPix2PixEditor):
 
     def added_conditions(self, text: Text) -> dict[str, Tensor]:
         assert text.pooled is not None
-        assert self.settings.image_size is not None
         size = self.settings.image_size
         ids = torch.tensor([*size, 0, 0, *size], device=self.device, dtype=self.dtype)
         return {"text_embeds": text.pooled, "time_ids": ids.expand(len(text.pooled), -1)}

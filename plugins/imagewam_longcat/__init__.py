@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from imagewam_cli.hookspecs import EditorEntry, hookimpl
+from imagewam_cli.plugin import Component, EditorDefaults, EditorEntry, ModeDefaults, hookimpl
+
+_DEFAULTS = EditorDefaults(
+    modes={
+        "prefix": ModeDefaults(timestep=1.0, segments=("text", "reference")),
+        "denoise": ModeDefaults(timestep=1.0, segments=("text", "target", "reference"), kept=("text", "reference")),
+    },
+    camera_size=(512, 512),
+    size_multiple=16,
+    max_text_tokens=512,
+)
+"""The reasons are in `imagewam_cli.editors.joint`."""
 
 
 @hookimpl
@@ -13,15 +24,17 @@ def imagewam_editors() -> list[EditorEntry]:
             summary="LongCat-Image-Edit, whose text encoder sees the picture",
             load="imagewam_longcat.editor:LongCatEditor",
             family="LongCatImageEditPipeline",
+            defaults=_DEFAULTS,
             components={
-                "transformer": 6_270_668_864,
-                "vae": 83_819_683,
-                "text_encoder": 8_292_166_656,
-                "tokenizer": 0,
-                "text_processor": 0,
+                "transformer": Component("diffusers:LongCatImageTransformer2DModel", 6_270_668_864),
+                "vae": Component("diffusers:AutoencoderKL", 83_819_683),
+                "text_encoder": Component("transformers:Qwen2_5_VLForConditionalGeneration", 8_292_166_656),
+                "tokenizer": Component("transformers:Qwen2Tokenizer"),
+                # only the picture half of the processor is used, and on Pillow whatever else is installed: torchvision
+                # resizes to other pixels
+                "text_processor": Component("transformers:Qwen2VLImageProcessorPil"),
             },
             config={"num_layers": 10, "num_single_layers": 20},
-            modes=("prefix", "denoise"),
             repo="meituan-longcat/LongCat-Image-Edit",
             gated=False,
             gated_source="the repository's page",

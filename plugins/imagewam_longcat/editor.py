@@ -24,11 +24,7 @@ from typing import Any
 
 from torch import Tensor
 
-from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editors.contract import PrefixSettings
-from imagewam_cli.editors.joint import JointEditor
-from imagewam_cli.editors.text import Prompt, Text
-from imagewam_cli.errors import EditorError
+from imagewam_cli.plugin import EditorError, JointEditor, PrefixSettings, Prompt, Text, UInt8Image
 from imagewam_longcat.prompt import LongCatPrompt, seen_tokens
 
 
@@ -41,26 +37,10 @@ class LongCatEditor(JointEditor):
     # text is 0: the next one is nobody's, and as far from the reference as the reference is from the target
     action_id = 3
 
-    @staticmethod
-    def part_classes() -> Mapping[str, Any]:
-        from diffusers import AutoencoderKL, LongCatImageTransformer2DModel
-        from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer, Qwen2VLImageProcessorPil
-
-        return {
-            "transformer": LongCatImageTransformer2DModel,
-            "vae": AutoencoderKL,
-            "text_encoder": Qwen2_5_VLForConditionalGeneration,
-            "tokenizer": Qwen2Tokenizer,
-            # the rest of the processor is never used; on Pillow whatever else is installed, for torchvision resizes
-            # to other pixels
-            "text_processor": Qwen2VLImageProcessorPil,
-        }
-
     @classmethod
     def picture_text(cls, settings: PrefixSettings) -> int:
         from transformers import Qwen2VLImageProcessorPil
 
-        assert settings.image_size is not None
         return seen_tokens(Qwen2VLImageProcessorPil(), settings.image_size)
 
     def recipe(self) -> Mapping[str, object]:
@@ -68,7 +48,7 @@ class LongCatEditor(JointEditor):
 
     def text_tokens(self, prompt: str) -> int:
         keep = self.settings.text_padding == "keep"
-        room = self.defaults.text_limit if keep else len(self._prompts.instruction_ids(prompt))
+        room = self.entry.defaults.text_limit if keep else len(self._prompts.instruction_ids(prompt))
         return self._seen_tokens + room
 
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
@@ -78,7 +58,7 @@ class LongCatEditor(JointEditor):
     @classmethod
     def picture_start(cls, settings: PrefixSettings, text: int) -> int:
         """Behind the text, padded."""
-        return text if settings.text_padding == "keep" else cls.picture_text(settings) + cls.defaults.text_limit
+        return text if settings.text_padding == "keep" else cls.picture_text(settings) + cls.entry.defaults.text_limit
 
     def prepare(self) -> None:
         said = self.picture_text(self.settings)
@@ -98,14 +78,13 @@ class LongCatEditor(JointEditor):
             tokenizer=self.part["tokenizer"],
             text_processor=self.part["text_processor"],
             text_encoder=self.part["text_encoder"],
-            max_tokens=self.defaults.text_limit,
+            max_tokens=self.entry.defaults.text_limit,
             device=self.device,
         )
 
     @property
     def _seen_tokens(self) -> int:
         """Text tokens that stand for the picture."""
-        assert self.settings.image_size is not None
         return seen_tokens(self.part["text_processor"], self.settings.image_size)
 
 

@@ -20,8 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editors.text import picture_token_types
+from imagewam_cli.plugin import UInt8Image, picture_token_types
 
 _START, _PICTURE = "<|vision_start|>", "<|image_pad|>"
 _FRAME_TOKENS = 2

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from imagewam_cli.hookspecs import EditorEntry, hookimpl
+import dataclasses
 
-_COMPONENTS = {"transformer": 20_430_401_088, "vae": 126_892_531, "text_encoder": 8_292_166_656, "processor": 0}
+from imagewam_cli.plugin import Component, EditorDefaults, EditorEntry, ModeDefaults, hookimpl
+
+_COMPONENTS = {
+    "transformer": Component("diffusers:QwenImageTransformer2DModel", 20_430_401_088),
+    "vae": Component("diffusers:AutoencoderKLQwenImage", 126_892_531),
+    "text_encoder": Component("transformers:Qwen2_5_VLForConditionalGeneration", 8_292_166_656),
+    "processor": Component("imagewam_qwen.processor:PictureProcessor"),
+}
 _SIZES = {"num_layers": 60, "num_attention_heads": 24, "attention_head_dim": 128, "joint_attention_dim": 3584}
+PIXELS_PER_TOKEN = 16
+_DEFAULTS = EditorDefaults(
+    modes={
+        "prefix": ModeDefaults(timestep=1.0, segments=("text", "reference")),
+        "denoise": ModeDefaults(timestep=1.0, segments=("text", "target", "reference")),
+    },
+    text_paddings=("trim",),  # the pipelines show their model no padding
+    camera_size=(1024, 1024),
+    size_multiple=PIXELS_PER_TOKEN,
+    max_text_tokens=None,  # the pipelines name a limit of 1024, but cut nothing at it
+)
+"""Defaults of the first model; `editor` gives the reasons."""
+_PLUS_DEFAULTS = dataclasses.replace(_DEFAULTS, camera_layouts=("tile", "separate"))
 
 
 @hookimpl
@@ -16,9 +36,9 @@ def imagewam_editors() -> list[EditorEntry]:
             summary="Qwen-Image-Edit, one picture",
             load="imagewam_qwen.editor:QwenEditor",
             family="QwenImageEditPipeline",
+            defaults=_DEFAULTS,
             components=_COMPONENTS,
             config=_SIZES,
-            modes=("prefix", "denoise"),
             repo="Qwen/Qwen-Image-Edit",
             license="Apache-2.0",
             gated=False,
@@ -30,9 +50,9 @@ def imagewam_editors() -> list[EditorEntry]:
                 summary=f"Qwen-Image-Edit-{month}, one picture for each camera if wanted",
                 load="imagewam_qwen.editor:QwenPlusEditor",
                 family="QwenImageEditPlusPipeline",
+                defaults=_PLUS_DEFAULTS,
                 components=_COMPONENTS,
                 config={**_SIZES, "zero_cond_t": clean_references},
-                modes=("prefix", "denoise"),
                 repo=f"Qwen/Qwen-Image-Edit-{month}",
                 license="Apache-2.0",
             )

@@ -19,7 +19,6 @@ The pipelines pad text only within a batch and mask it: a row's prefix does not 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -28,19 +27,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editors.contract import PrefixSettings
-from imagewam_cli.editors.defaults import EditorDefaults, ModeDefaults
-from imagewam_cli.editors.diffusers import DiffusersEditor
-from imagewam_cli.editors.target import flow_target
-from imagewam_cli.editors.text import Prompt, Text
-from imagewam_cli.editors.tokens import joint_layers, picture_segment, reference_sizes
-from imagewam_cli.errors import UsageError
-from imagewam_cli.prefix.spec import LayerSpec, RopeSpec, Segment, SegmentSpec
+from imagewam_cli.plugin import (
+    DiffusersEditor,
+    LayerSpec,
+    PrefixSettings,
+    Prompt,
+    RopeSpec,
+    Segment,
+    SegmentSpec,
+    Text,
+    UInt8Image,
+    UsageError,
+    flow_target,
+    joint_layers,
+    picture_segment,
+)
+from imagewam_qwen import PIXELS_PER_TOKEN
 from imagewam_qwen.reader import PromptReader
 from imagewam_qwen.tokens import (
     ACTION_FRAME,
-    PIXELS_PER_TOKEN,
     picture_latents,
     picture_positions,
     picture_shape,
@@ -56,47 +61,21 @@ _PIXELS_READ_PER_TOKEN = 28
 class QwenEditor(DiffusersEditor):
     """A QwenImageEditPipeline folder as an `Editor`: one reference picture."""
 
-    defaults = EditorDefaults(
-        modes={
-            "prefix": ModeDefaults(timestep=1.0, has=("text", "reference"), keeps=("text", "reference")),
-            "denoise": ModeDefaults(
-                timestep=1.0, has=("text", "target", "reference"), keeps=("text", "target", "reference")
-            ),
-        },
-        text_padding="trim",
-        text_paddings=("trim",),  # the pipelines show their model no padding
-        compute_dtype="bfloat16",
-        camera_size=(1024, 1024),
-        multiple=PIXELS_PER_TOKEN,
-        max_text_tokens=None,  # the pipelines name a limit of 1024, at which they cut nothing
-    )
     reads_picture = True
     picture_label: ClassVar[str] = ""
     """What the pipeline sets before the prompt for each picture, beside its template."""
 
-    @staticmethod
-    def part_classes() -> Mapping[str, Any]:
-        from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
-        from transformers import Qwen2_5_VLForConditionalGeneration
-
-        from imagewam_qwen.processor import PictureProcessor
-
-        return {
-            "transformer": QwenImageTransformer2DModel,
-            "vae": AutoencoderKLQwenImage,
-            "text_encoder": Qwen2_5_VLForConditionalGeneration,
-            "processor": PictureProcessor,
-        }
-
     @classmethod
     def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
-        sizes = reference_sizes(settings)
+        sizes = settings.reference_sizes
         kinds = {
             "text": (SegmentSpec(name="text", tokens=text, positions=text_positions(sizes)),),
             "target": (_picture("target", sizes[0], 0),),
             "reference": tuple(_picture("reference", size, 1 + i) for i, size in enumerate(sizes)),
         }
-        return joint_layers(denoiser, [s for name in cls.defaults.segments(settings) for s in kinds[name]])
+        return joint_layers(
+            denoiser, [s for name in cls.entry.defaults.modes[settings.mode].segments for s in kinds[name]]
+        )
 
     @classmethod
     def rope(cls, denoiser: Any) -> RopeSpec:
@@ -109,7 +88,7 @@ class QwenEditor(DiffusersEditor):
 
     @classmethod
     def picture_text(cls, settings: PrefixSettings) -> int:
-        read = [cls.read_size(size) for size in reference_sizes(settings)]
+        read = [cls.read_size(size) for size in settings.reference_sizes]
         return sum(round(h / _PIXELS_READ_PER_TOKEN) * round(w / _PIXELS_READ_PER_TOKEN) for h, w in read)
 
     @staticmethod
@@ -130,7 +109,6 @@ class QwenEditor(DiffusersEditor):
 
     def run(self, pictures: Tensor, text: Text) -> None:
         t = self.settings.timestep
-        assert t is not None
         batch, length, _ = text.embeds.shape
         self._placed(length)
         cameras = pictures.chunk(len(self._sizes), dim=3)
@@ -158,7 +136,7 @@ class QwenEditor(DiffusersEditor):
 
     @functools.cached_property
     def _sizes(self) -> tuple[tuple[int, int], ...]:
-        return reference_sizes(self.settings)
+        return self.settings.reference_sizes
 
     @functools.cached_property
     def _read_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -181,7 +159,6 @@ def _picture(name: Segment, size: tuple[int, int], frame: int) -> SegmentSpec:
 class QwenPlusEditor(QwenEditor):
     """A QwenImageEditPlusPipeline folder as an `Editor`: one reference picture, or one for each camera."""
 
-    defaults = dataclasses.replace(QwenEditor.defaults, camera_layouts=("tile", "separate"))
     picture_label = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
 
     @staticmethod

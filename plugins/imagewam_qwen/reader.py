@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editors.text import picture_token_types
+from imagewam_cli.plugin import UInt8Image, picture_token_types
 from imagewam_qwen.processor import picture_tokens
 
 

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagewam_cli.editors.joint import patch_tokens
-from imagewam_cli.prefix.spec import TokenPositions
+from imagewam_cli.plugin import TokenPositions, patch_tokens
+from imagewam_qwen import PIXELS_PER_TOKEN
 
-PIXELS_PER_TOKEN = 16
 ACTION_FRAME = -1
 """Frames are counted from 0, and text ids are never negative: whatever the number of pictures and their size, no token
 of the editor has a frame below 0. -1 lies beside the target, within the distances between frames that the editor was

@@ -6,7 +6,24 @@ Its folder `weights/` is an ordinary diffusers pipeline, loaded by the same clas
 
 from __future__ import annotations
 
-from imagewam_cli.hookspecs import EditorEntry, hookimpl
+import dataclasses
+
+from imagewam_cli.plugin import EditorEntry, ModeDefaults, hookimpl
+from imagewam_flux2 import DEFAULTS, components
+from imagewam_tiny import recipe
+
+_DEFAULTS = dataclasses.replace(
+    DEFAULTS,
+    modes={"prefix": ModeDefaults(timestep=recipe.PREFIX_TIMESTEP, segments=("text", "reference"))},
+    text_paddings=("trim", "keep"),
+    compute_dtype="float32",
+    camera_size=(recipe.IMAGE_SIZE, recipe.IMAGE_SIZE),
+    camera_layouts=("tile", "head-over-wrists"),
+    max_text_tokens=recipe.MAX_TEXT_TOKENS,
+)
+"""Timestep and padding are those of training; every other timestep is off its distribution. So are other forwards: in
+training, text and reference never saw a target, and there was one picture. Hence only mode `prefix`, and no cameras
+of their own."""
 
 
 @hookimpl
@@ -17,7 +34,8 @@ def imagewam_editors() -> list[EditorEntry]:
             summary="embedded miniature of FLUX.2-klein, trained on tabletop edits",
             load="imagewam_tiny.editor:TinyEditor",
             family="Flux2KleinPipeline",
-            components={"transformer": 4_190_720, "vae": 854_508, "text_encoder": 499_776, "tokenizer": 0},
+            defaults=_DEFAULTS,
+            components=components(4_190_720, 499_776, vae=854_508),
             license="Apache-2.0",
             gated=False,
             gated_source="it comes with the plugin",

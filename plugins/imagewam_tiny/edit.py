@@ -18,9 +18,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.expert.flow import FlowSchedule
+from imagewam_cli.plugin import PrefixOptions, UInt8Image
 from imagewam_cli.sim.tabletop.edits import Edit, judge_edit, sample_edit
 from imagewam_cli.sim.tabletop.scene import Split
 from imagewam_flux2.tokens import REFERENCE_T, FluxTokens, image_ids
@@ -97,7 +96,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0, help="of the scenes; 0 to 63 make the sheet")
     arguments = parser.parse_args()
     (entry,) = imagewam_editors()
-    tokens = TinyEditor.bound_to(entry).load(PrefixSettings(), instructions=(), weights=arguments.weights).tokens
+    tokens = TinyEditor.bound_to(entry).load(PrefixOptions(), instructions=(), weights=arguments.weights).tokens
     rates: dict[str, dict[str, float]] = {}
     splits: tuple[Split, ...] = ("test", "heldout")
     for split in splits:

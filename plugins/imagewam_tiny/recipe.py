@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 TEXT_LAYERS = (1, 2, 3)
 MAX_TEXT_TOKENS = 64
 IMAGE_SIZE = 128
@@ -59,6 +57,7 @@ _CHAT_TEMPLATE = (
 
 def build_pipeline(seed: int = 0) -> Any:
     """An untrained `Flux2KleinPipeline` of tiny's shape, float32, weights drawn from `seed`."""
+    import torch
     from diffusers import (
         AutoencoderKLFlux2,
         FlowMatchEulerDiscreteScheduler,

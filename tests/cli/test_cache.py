@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from imagewam_cli.cli.app import run
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.editors.installed import installed_editor
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.kvcache.storage.manifests import read_manifest
 from tests.support.editors.instruct_pix2pix import build as build_pix2pix
@@ -45,7 +45,7 @@ def test_bytes_are_planned_without_weights(
     assert run(["cache", "plan", *arguments]) == 0
     printed = capsys.readouterr()
     plan = json.loads(printed.out)
-    spec = installed_editor("instruct-pix2pix").describe(PrefixSettings())
+    spec = installed_editor("instruct-pix2pix").describe(PrefixOptions())
     assert plan["bytes_per_row"] == spec.bytes_per_row(2) + 6 * 8
     assert plan["seconds"] is None
     assert "not on this machine" in printed.err

@@ -36,7 +36,9 @@ class Plugin:
     @hookimpl
     def imagewam_editors(self) -> Sequence[EditorEntry]:
         return [
-            EditorEntry(name="forgetful", summary="", load=f"{__name__}:ForgetsALayer", family="Flux2KleinPipeline")
+            dataclasses.replace(
+                Registry.installed().editors.get("tiny"), name="forgetful", load=f"{__name__}:ForgetsALayer"
+            )
         ]
 
 
@@ -95,7 +97,7 @@ def test_a_mode_that_the_class_has_not_is_a_finding(
     assert [line[:8] for line in lines[:4]] == ["mode pre", "  ok    ", "  ok    ", "mode den"]
     assert lines[4].startswith("  FAIL  every mode that the entry names")
     assert "the entry names mode denoise" in lines[5]
-    assert "to fix: leave it out of the entry's `modes`" in lines[6]
+    assert "to fix: leave it out of the modes of the entry's `defaults`" in lines[6]
     assert len(lines) == 7
     assert "error: tiny breaks 1 of 3 promises" in err
 

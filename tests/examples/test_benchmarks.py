@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from imagewam_cli.data.formats import open_dataset
-from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.sampler import integrate
 from imagewam_cli.kvcache.building.build import build_cache
@@ -82,7 +82,7 @@ def test_bytes_of_a_row_are_those_of_its_layout(tmp_path: Path) -> None:
     script = runpy.run_path(str(BENCHMARKS / "real_dimensions.py"))
     name = "instruct-pix2pix"
     script["PIPELINES"][name](Registry.installed().editors.get(name), tmp_path / name, True)
-    settings = PrefixSettings(image_size=script["SMALL_SIZES"][name], cameras=("top",), compute_dtype="float32")
+    settings = PrefixOptions(image_size=script["SMALL_SIZES"][name], cameras=("top",), compute_dtype="float32")
     found = script["measure"](name, tmp_path / name, settings, rows=3, batch=2, codecs=())
     assert found["row_bytes"] == found["said_bytes"] > 0
     assert found["peak_bytes"] > found["weight_bytes"] > 0
@@ -122,7 +122,7 @@ def test_random_pipelines_have_the_released_sizes(name: str, tmp_path: Path, mon
     monkeypatch.setitem(pipeline.__globals__, "save", lambda *_: None)
     entry = Registry.installed().editors.get(name)
     pipeline(entry, tmp_path, False)
-    assert sorted(built.values()) == sorted([entry.components["vae"], entry.parameters])
+    assert sorted(built.values()) == sorted([entry.components["vae"].parameters, entry.parameters])
 
 
 def test_a_cache_and_none_are_trained_side_by_side(

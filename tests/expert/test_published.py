@@ -10,7 +10,7 @@ from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
 from imagewam_cli.expert.sampler import integrate
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
-from imagewam_cli.prefix.spec import BlockKind, LayerSpec, RopeSpec, Rounding, SegmentSpec
+from imagewam_cli.prefix.spec import BlockKind, LayerSpec, RopeSpec, RoundingName, SegmentSpec
 from tests.support.paths import FIXTURES
 
 PUBLISHED = FIXTURES / "published"
@@ -23,7 +23,7 @@ def expert() -> ActionExpert:
     return published_expert(horizon=16)
 
 
-def published_expert(horizon: int, rounding: Rounding = "exact") -> ActionExpert:
+def published_expert(horizon: int, rounding: RoundingName = "exact") -> ActionExpert:
     def layer(name: str, block: BlockKind) -> LayerSpec:
         segments = (SegmentSpec(name="text", tokens=21), SegmentSpec(name="reference", tokens=24))
         return LayerSpec(name=name, block=block, heads=3, kv_heads=3, head_dim=32, segments=segments)

@@ -13,7 +13,10 @@ from imagewam_cli.testing.contract import EditorContract
 
 
 def first_party(editor: str, builder: str, size: tuple[int, int], **options: object) -> type[EditorContract]:
-    """builder: a module beside this one whose `build(path, **options)` writes the folder; size: (height, width)."""
+    """Return the contract tests of an editor.
+
+    builder: a module of `tests.support.editors` whose `build(path, **options)` writes it; size: (height, width).
+    """
 
     class Contract(EditorContract):
         name = editor

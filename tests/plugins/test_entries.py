@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from imagewam_cli.editors import diffusers
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.editors.diffusers import DiffusersEditor
 from imagewam_cli.editors.installed import installed_editor
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.registry import Registry
 
@@ -23,19 +23,16 @@ def entry(request: pytest.FixtureRequest) -> EditorEntry:
 
 @pytest.fixture
 def kind(entry: EditorEntry) -> type[DiffusersEditor]:
-    found: type[DiffusersEditor] = Registry.installed().editors.load(entry.name)
+    found = installed_editor(entry.name)
+    assert issubclass(found, DiffusersEditor)
     return found
 
 
 def test_components_are_the_parts_that_are_loaded(entry: EditorEntry, kind: type[DiffusersEditor]) -> None:
     classes = kind.part_classes()
     assert list(entry.components) == list(classes)
-    for name, count in entry.components.items():
-        assert (count > 0) == issubclass(classes[name], torch.nn.Module), name
-
-
-def test_modes_are_those_of_the_class(entry: EditorEntry, kind: type[DiffusersEditor]) -> None:
-    assert entry.modes == tuple(kind.defaults.modes)
+    for name, component in entry.components.items():
+        assert (component.parameters > 0) == issubclass(classes[name], torch.nn.Module), name
 
 
 def test_parameters_are_those_of_the_described_denoiser(entry: EditorEntry, kind: type[DiffusersEditor]) -> None:
@@ -48,7 +45,7 @@ def test_parameters_are_those_of_the_described_denoiser(entry: EditorEntry, kind
 
 def test_each_mode_has_a_layout_without_weights(entry: EditorEntry, kind: type[DiffusersEditor]) -> None:
     for mode in entry.modes:
-        spec = kind.bound_to(entry).describe(PrefixSettings(mode=mode))  # type: ignore[arg-type]
+        spec = kind.describe(PrefixOptions(mode=mode))
         assert spec is not None
         assert spec.mode == mode
         assert spec.layers
@@ -57,7 +54,7 @@ def test_each_mode_has_a_layout_without_weights(entry: EditorEntry, kind: type[D
 
 def test_entries_of_one_class_and_config_share_a_denoiser(monkeypatch: pytest.MonkeyPatch) -> None:
     editors = Registry.installed().editors
-    kind = editors.load("flux2-klein-4b")
+    kind = installed_editor("flux2-klein-4b")
     entries = [editors.get(f"flux2-klein-{name}") for name in ("4b", "base-4b", "9b")]
     assert entries[0].config == entries[1].config != entries[2].config
     denoiser, seen = kind.part_classes()[entries[0].denoiser], []
@@ -66,7 +63,7 @@ def test_entries_of_one_class_and_config_share_a_denoiser(monkeypatch: pytest.Mo
         kind, "attention_layers", classmethod(lambda cls, model, *rest: seen.append(model) or true(cls, model, *rest))
     )
     for entry in (*entries, entries[0]):
-        kind.bound_to(entry).describe(PrefixSettings())
+        kind.bound_to(entry).describe(PrefixOptions())
     assert seen[0] is seen[1] is seen[3]
     assert seen[2] is not seen[0]
     for entry, model in zip(entries, seen, strict=False):
@@ -81,7 +78,7 @@ def test_entries_of_one_class_and_config_share_a_denoiser(monkeypatch: pytest.Mo
 
 def test_weights_are_drawn_again_once_an_editor_is_described() -> None:
     diffusers._built.cache_clear()
-    installed_editor("tiny").describe(PrefixSettings())
+    installed_editor("tiny").describe(PrefixOptions())
     assert torch.nn.Linear(4, 4).weight.std() > 0
     weight = torch.zeros(4, 4)
     torch.nn.init.ones_(weight)

@@ -19,8 +19,8 @@ from diffusers.models.embeddings import apply_rotary_emb
 from PIL import Image
 from torch import Tensor
 
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.editors.installed import installed_editor, load_editor
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import UsageError
 from imagewam_cli.export.description import prefix_inputs
@@ -55,7 +55,7 @@ def pipeline(folder: Path) -> Any:
 def load(folder: Path, instructions: Sequence[str] = (), **settings: Any) -> Flux2Editor:
     cameras = settings.get("cameras", ("top",))
     chosen = {"image_size": (HEIGHT, WIDTH * len(cameras)), "compute_dtype": "float32", "cameras": cameras} | settings
-    editor = load_editor(NAME, PrefixSettings(**chosen), instructions=instructions, weights=folder)
+    editor = load_editor(NAME, PrefixOptions(**chosen), instructions=instructions, weights=folder)
     assert isinstance(editor, Flux2Editor)
     return editor
 
@@ -294,7 +294,7 @@ def test_unfit_settings_are_refused_with_the_reason(
     name: str, settings: dict[str, Any], message: str, hint: str
 ) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        installed_editor(name).describe(PrefixSettings(**settings))
+        installed_editor(name).describe(PrefixOptions(**settings))
     assert hint in (caught.value.hint or "")
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 
-from imagewam_cli.editors.contract import PrefixSettings, TokenPlacement
+from imagewam_cli.editors.contract import TokenPlacement
+from imagewam_cli.editors.settings import PrefixOptions, resolve
 from imagewam_cli.errors import UsageError
 from imagewam_cli.expert.model import to_bfloat16
 from imagewam_cli.prefix.rotary import rotary_tables
 from imagewam_cli.prefix.spec import RopeSpec
-from imagewam_flux2.editor import Flux2Editor
+from imagewam_cli.registry import Registry
 from imagewam_flux2.release import Flux2Release
 from imagewam_flux2.tokens import ACTION_T, RoundedPositions, text_ids
 from tests.support.editors import published
@@ -26,6 +28,8 @@ CASES: tuple[tuple[str, TokenPlacement], ...] = (
     ("infer_proprio_append_left", "appended"),
 )
 ROPE = RopeSpec(axes=(4, 8, 12, 8), theta=2000.0, action_axis=1, action_ids=(ACTION_T, 0, 0, 0))
+
+KLEIN = Registry.installed().editors.get("flux2-klein-4b")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,7 @@ def test_published_rounding_of_keys_and_values() -> None:
     to_bfloat16(model)
     case = published.case("infer_proprio_pack_bf16")
     exact = published.kv_error(case, published.prefix(model, case, "packed"))
-    model.pos_embed = RoundedPositions(ROPE)
+    model.pos_embed = RoundedPositions(dataclasses.replace(ROPE, rounding="published-bf16"))
     rounded = published.kv_error(case, published.prefix(model, case, "packed"))
     assert rounded < BF16_TOLERANCE
     assert rounded <= exact
@@ -101,12 +105,12 @@ def test_published_rounding_of_positions_to_the_bit() -> None:
     ],
 )
 def test_settings_that_do_not_go_together(change: dict[str, Any], message: str) -> None:
-    settings = PrefixSettings(**({"camera_layout": "head-over-wrists"} | change))
+    options = PrefixOptions(**({"camera_layout": "head-over-wrists"} | change))
     with pytest.raises(UsageError) as raised:
-        Flux2Editor.defaults.resolve(settings, "flux")
+        resolve(options, KLEIN)
     assert message in f"{raised.value.message} {raised.value.hint}"
 
 
 def test_head_over_wrists_has_a_size_of_its_own() -> None:
-    settings = PrefixSettings(camera_layout="head-over-wrists", cameras=("head", "left", "right"))
-    assert Flux2Editor.defaults.resolve(settings, "flux").image_size == (768, 512)
+    options = PrefixOptions(camera_layout="head-over-wrists", cameras=("head", "left", "right"))
+    assert resolve(options, KLEIN).image_size == (768, 512)

@@ -17,8 +17,8 @@ import torch
 from diffusers import FluxKontextPipeline
 from PIL import Image
 
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.editors.installed import load_editor
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.registry import Registry
@@ -52,7 +52,7 @@ def pipeline(folder: Path) -> Any:
 @functools.cache
 def load(folder: Path, instructions: tuple[str, ...] = (), **settings: Any) -> FluxKontextEditor:
     chosen = {"cameras": ("top",), "image_size": (HEIGHT, WIDTH), "compute_dtype": "float32"} | settings
-    editor = load_editor(NAME, PrefixSettings(**chosen), instructions=instructions, weights=folder)
+    editor = load_editor(NAME, PrefixOptions(**chosen), instructions=instructions, weights=folder)
     assert isinstance(editor, FluxKontextEditor)
     return editor
 

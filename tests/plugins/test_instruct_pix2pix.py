@@ -20,8 +20,8 @@ from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionMod
 from PIL import Image
 from safetensors.torch import load_file
 
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.editors.installed import load_editor
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.export.onnx import OnnxExporter
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(folder: Path, instructions: tuple[str, ...] = (), **settings: Any) -> InstructPix2PixEditor:
     chosen = {"cameras": ("top",), "image_size": (SIZE, SIZE), "compute_dtype": "float32"} | settings
-    editor = load_editor(NAME, PrefixSettings(**chosen), instructions=instructions, weights=folder)
+    editor = load_editor(NAME, PrefixOptions(**chosen), instructions=instructions, weights=folder)
     assert isinstance(editor, InstructPix2PixEditor)
     return editor
 
@@ -214,7 +214,7 @@ def test_fetched_from_a_hub_it_caches_a_dataset(folder: Path, tabletop: Path, tm
 @pytest.mark.parametrize("padding", ["keep", "trim"])
 def test_text_is_cut_at_the_limit_that_is_announced(folder: Path, padding: str) -> None:
     editor = load(folder, segments=("text", "target"), text_padding=padding)
-    limit = editor.defaults.max_text_tokens
+    limit = editor.entry.defaults.max_text_tokens
     editor.part["tokenizer"].model_max_length = 1000
     try:
         assert editor.text_tokens("go " * 500) == limit

@@ -20,8 +20,8 @@ from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from PIL import Image
 from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.editors.installed import installed_editor, load_editor
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.prefix.kv import PrefixKV
@@ -64,7 +64,7 @@ def add_token_types(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any,
 @functools.cache
 def load(folder: Path, instructions: tuple[str, ...] = (), **settings: Any) -> LongCatEditor:
     chosen = {"cameras": ("top",), "image_size": (HEIGHT, WIDTH), "compute_dtype": "float32"} | settings
-    editor = load_editor(NAME, PrefixSettings(**chosen), instructions=instructions, weights=folder)
+    editor = load_editor(NAME, PrefixOptions(**chosen), instructions=instructions, weights=folder)
     assert isinstance(editor, LongCatEditor)
     return editor
 
@@ -212,7 +212,7 @@ def test_the_layout_is_known_without_weights(folder: Path, size: tuple[int, int]
 
 def test_nothing_is_freed_so_memory_is_the_sum() -> None:
     kind = installed_editor(NAME)
-    assert kind.memory_bytes() == 2 * sum(kind.entry.components.values())
+    assert kind.memory_bytes() == 2 * sum(c.parameters for c in kind.entry.components.values())
 
 
 def test_another_pipelines_folder_is_refused() -> None:

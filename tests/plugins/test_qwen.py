@@ -22,8 +22,8 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwen
 from PIL import Image
 from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.editors.installed import installed_editor, load_editor
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.expert.attention import Rotary
@@ -56,7 +56,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def load(folders: dict[str, Path], name: str, instructions: tuple[str, ...] = (), **settings: Any) -> QwenEditor:
     cameras = settings.setdefault("cameras", ("top",))
     chosen = {"image_size": (HEIGHT, WIDTH * len(cameras)), "compute_dtype": "float32"} | settings
-    editor = load_editor(name, PrefixSettings(**chosen), instructions=instructions, weights=folders[name])
+    editor = load_editor(name, PrefixOptions(**chosen), instructions=instructions, weights=folders[name])
     assert isinstance(editor, QwenEditor)
     return editor
 
@@ -307,7 +307,7 @@ def test_pictures_are_resized_on_pillow_whatever_is_installed(
 
 def test_nothing_is_cut(folders: dict[str, Path]) -> None:
     """The pipelines' own limit is 1024 tokens."""
-    assert QwenEditor.defaults.max_text_tokens is None
+    assert installed_editor(BASE).entry.defaults.max_text_tokens is None
     assert load(folders, BASE).text_tokens("go " * 1100) > 2 * 1024
 
 
@@ -383,7 +383,7 @@ def test_the_released_layout_counts_the_pictures_tokens() -> None:
         (PLUS, {**two, "camera_layout": "separate"}, 2 * 14 * 14, [(64, 64), (64, 64)]),
         (CLEAN, {**two, "image_size": (512, 1024)}, 19 * 9, [(32, 64)]),
     ):
-        spec = installed_editor(name).describe(PrefixSettings(**settings))  # type: ignore[arg-type]
+        spec = installed_editor(name).describe(PrefixOptions(**settings))  # type: ignore[arg-type]
         assert spec is not None
         assert len(spec.layers) == 60
         first, *rest = spec.layers[0].segments
@@ -393,7 +393,7 @@ def test_the_released_layout_counts_the_pictures_tokens() -> None:
 
 def test_the_encoder_stays_beside_the_denoiser() -> None:
     kind = installed_editor(BASE)
-    assert kind.memory_bytes() == 2 * sum(kind.entry.components.values())
+    assert kind.memory_bytes() == 2 * sum(c.parameters for c in kind.entry.components.values())
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionXLInstructPix2PixPipeline, UNet2DConditionModel
 from PIL import Image
 
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.editors.installed import load_editor
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.editors.target import target_noise
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_instruct_pix2pix.editor import unet_layers
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(folder: Path, instructions: Sequence[str] = (), **settings: Any) -> SdxlInstructPix2PixEditor:
     chosen = {"cameras": ("top",), "image_size": SIZE, "compute_dtype": "float32"} | settings
-    editor = load_editor(NAME, PrefixSettings(**chosen), instructions=instructions, weights=folder)
+    editor = load_editor(NAME, PrefixOptions(**chosen), instructions=instructions, weights=folder)
     assert isinstance(editor, SdxlInstructPix2PixEditor)
     return editor
 
@@ -196,4 +196,4 @@ def test_unfit_settings_are_refused_with_the_reason(
 
 def test_the_folder_of_the_smaller_one_is_refused(folder: Path) -> None:
     with pytest.raises(EditorError, match="is a StableDiffusionXLInstructPix2PixPipeline folder, not a"):
-        load_editor("instruct-pix2pix", PrefixSettings(), instructions=(), weights=folder)
+        load_editor("instruct-pix2pix", PrefixOptions(), instructions=(), weights=folder)

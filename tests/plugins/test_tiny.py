@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.editors.installed import installed_editor, load_editor
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.errors import EditorError, PluginError, UsageError
 from imagewam_cli.prefix.spec import KVSpec
 from imagewam_cli.registry import Registry
@@ -25,7 +25,7 @@ MEGABYTE = 10**6
 
 
 def load(instructions: tuple[str, ...] = (), weights: Path | None = None, **settings: object) -> Flux2Editor:
-    chosen = PrefixSettings(**{"cameras": ("top",)} | settings)  # type: ignore[arg-type]
+    chosen = PrefixOptions(**{"cameras": ("top",)} | settings)  # type: ignore[arg-type]
     editor = load_editor("tiny", chosen, instructions=instructions, weights=weights)
     assert isinstance(editor, Flux2Editor)
     return editor
@@ -130,11 +130,11 @@ def test_cameras_are_tiled_side_by_side() -> None:
 
 
 def test_the_layout_told_without_weights_is_that_of_the_loaded_editor() -> None:
-    for settings in (PrefixSettings(text_padding="keep"), PrefixSettings(layers="1,4", segments=("reference",))):
+    for settings in (PrefixOptions(text_padding="keep"), PrefixOptions(layers="1,4", segments=("reference",))):
         assert installed_editor("tiny").describe(settings) == load_editor("tiny", settings).spec
 
 
 def test_a_misspelt_size_in_an_entry_is_an_error() -> None:
     entry = Registry.installed().editors.get("flux2-klein-4b")
     with pytest.raises(PluginError, match="'flux2-klein-4b' has config 'num_layrs'"):
-        Flux2Editor.bound_to(dataclasses.replace(entry, config={"num_layrs": 5})).describe(PrefixSettings())
+        Flux2Editor.bound_to(dataclasses.replace(entry, config={"num_layrs": 5})).describe(PrefixOptions())

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.editors.installed import load_editor
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.errors import UsageError
 from imagewam_cli.prefix.kv import LayerKV
 from imagewam_cli.prefix.pooling import cell_means, pooled, pooled_layer, pooled_segment
@@ -109,11 +109,11 @@ def test_unknown_positions_are_refused_where_keys_are_rotated() -> None:
 @pytest.mark.parametrize("pool", [0, -2])
 def test_less_than_one_is_refused(pool: int) -> None:
     with pytest.raises(UsageError, match="pool must be at least 1"):
-        PrefixSettings(pool=pool)
+        PrefixOptions(pool=pool)
 
 
 def tiny(**settings: Any) -> Any:
-    chosen = PrefixSettings(cameras=("top",), image_size=(64, 80), **settings)
+    chosen = PrefixOptions(cameras=("top",), image_size=(64, 80), **settings)
     return load_editor("tiny", chosen, instructions=["go left", "go"])
 
 

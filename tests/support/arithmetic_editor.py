@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editors.contract import Editor, PrefixSettings, WeightsIdentity
-from imagewam_cli.hookspecs import EditorEntry
+from imagewam_cli.editors.contract import Editor, WeightsIdentity
+from imagewam_cli.editors.settings import PrefixOptions, resolve
+from imagewam_cli.hookspecs import EditorDefaults, EditorEntry, ModeDefaults
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.prefix.spec import KVSpec, LayerSpec, RopeSpec, SegmentSpec
 from imagewam_cli.testing.dataset import INSTRUCTIONS as INSTRUCTIONS
@@ -22,6 +23,24 @@ from imagewam_cli.testing.dataset import MemoryDataset as MemoryDataset
 TEXT, REFERENCE = 8, 4
 """Tokens: the longest instruction's words, and a few for the picture."""
 HEADS, HEAD_DIM = 2, 4
+ENTRY = EditorEntry(
+    name="arithmetic",
+    summary="",
+    load="",
+    family="",
+    defaults=EditorDefaults(
+        modes={
+            "prefix": ModeDefaults(timestep=0.0, segments=("text", "reference")),
+            "denoise": ModeDefaults(timestep=1.0, segments=("text", "target", "reference")),
+        },
+        text_paddings=("trim", "keep"),
+        compute_dtype="float32",
+        camera_size=(4, 4),
+        size_multiple=4,
+        max_text_tokens=TEXT,
+        camera_layouts=("tile", "separate"),
+    ),
+)
 
 
 class ArithmeticEditor(Editor):
@@ -30,6 +49,8 @@ class ArithmeticEditor(Editor):
     spoil: what to do to a prefix before it is returned, for tests of an editor that misbehaves.
     """
 
+    entry = ENTRY
+
     def __init__(
         self,
         *,
@@ -37,22 +58,21 @@ class ArithmeticEditor(Editor):
         timestep: float = 0.0,
         spoil: Callable[[PrefixKV], PrefixKV] = lambda prefix: prefix,
     ) -> None:
-        self.entry = EditorEntry(name="arithmetic", summary="", load="", family="")
-        self.settings = PrefixSettings(timestep=timestep, cameras=("top",))
+        self.settings = resolve(PrefixOptions(timestep=timestep), self.entry)
         self._weights, self._spoil = weights, spoil
         self.encoded = 0
         """Rows that went through."""
 
     @classmethod
-    def load(cls, settings: PrefixSettings, **_: object) -> Self:
-        return cls(timestep=settings.timestep or 0.0)
+    def load(cls, options: PrefixOptions, **_: object) -> Self:
+        return cls(timestep=options.timestep or 0.0)
 
     @property
     def spec(self) -> KVSpec:
         kinds = ("sequential", "parallel")
         return KVSpec(
             mode="prefix",
-            timestep=float(self.settings.timestep or 0.0),
+            timestep=self.settings.timestep,
             layers=tuple(
                 LayerSpec(
                     name=f"layer {i}",

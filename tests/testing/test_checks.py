@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editors.contract import CameraLayout, Editor, PrefixGraph, PrefixSettings, WeightsIdentity
+from imagewam_cli.editors.contract import Editor, PrefixGraph, WeightsIdentity
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.editors.text import Prompt, Text
 from imagewam_cli.errors import UsageError
 from imagewam_cli.expert import blocks
@@ -57,7 +58,7 @@ class LeavesPadding(Sound):
 
 class MisdescribesHeads(Sound):
     @classmethod
-    def describe(cls, settings: PrefixSettings) -> KVSpec | None:
+    def describe(cls, settings: PrefixOptions) -> KVSpec | None:
         told = super().describe(settings)
         assert told is not None
         layers = tuple(dataclasses.replace(layer, heads=layer.heads + 1) for layer in told.layers)
@@ -118,8 +119,6 @@ class SeesTheFirstCamera(Sound):
 class SeparatesTheFirstCamera(SeesTheFirstCamera):
     """Cameras of their own are where it goes wrong."""
 
-    defaults = dataclasses.replace(Sound.defaults, camera_layouts=("tile", "separate", "head-over-wrists"))
-
     def run(self, pictures: Tensor, text: Text) -> None:
         run = super().run if self.settings.camera_layout == "separate" else super(SeesTheFirstCamera, self).run
         run(pictures, text)
@@ -142,29 +141,29 @@ class _Accepts(Sound):
     """Loads with other settings than it was asked for."""
 
     @classmethod
-    def load(cls, settings: PrefixSettings, **options: Any) -> Any:
+    def load(cls, settings: PrefixOptions, **options: Any) -> Any:
         return super().load(cls.bent(settings), **options)
 
     @classmethod
-    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
         return settings
 
 
 class KeepsItsWeights(_Accepts):
     @classmethod
-    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
         return dataclasses.replace(settings, random_weights=False)
 
 
 class KeepsItsTimestep(_Accepts):
     @classmethod
-    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
         return dataclasses.replace(settings, timestep=None)
 
 
 class RefusesTimesteps(_Accepts):
     @classmethod
-    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
         if settings.timestep is not None:
             raise UsageError("the timestep is 0")
         return settings
@@ -172,14 +171,14 @@ class RefusesTimesteps(_Accepts):
 
 class AcceptsAnySegment(_Accepts):
     @classmethod
-    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
         known = tuple(s for s in settings.segments or () if s in {"text", "reference"})
         return dataclasses.replace(settings, segments=known or None)
 
 
 class HasNoPrefix(_Accepts):
     @classmethod
-    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
         if settings.mode is not None:
             raise UsageError(f"mode {settings.mode!r} is not available")
         return settings
@@ -187,20 +186,20 @@ class HasNoPrefix(_Accepts):
 
 class HasDenoiseToo(_Accepts):
     @classmethod
-    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
         return dataclasses.replace(settings, mode="prefix")
 
 
 class RoundsTheSize(_Accepts):
     @classmethod
-    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
         height, width = settings.image_size or (64, 64)
         return dataclasses.replace(settings, image_size=(height // 16 * 16, width // 16 * 16))
 
 
 class PoolsNothing(_Accepts):
     @classmethod
-    def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
         return dataclasses.replace(settings, pool=1)
 
 
@@ -217,7 +216,7 @@ class HasPlacesOfItsOwn(Sound):
     """It does not say where its tokens stand."""
 
     @classmethod
-    def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+    def attention_layers(cls, denoiser: Any, settings: PrefixOptions, text: int) -> tuple[LayerSpec, ...]:
         return tuple(
             dataclasses.replace(layer, segments=tuple(dataclasses.replace(s, positions=None) for s in layer.segments))
             for layer in super().attention_layers(denoiser, settings, text)
@@ -259,7 +258,15 @@ def each(prefix: PrefixKV, change: Callable[[Tensor], Tensor]) -> PrefixKV:
 @pytest.fixture
 def subject_of(tiny_weights: Path) -> Callable[[type[Sound]], Subject]:
     entry = Registry.installed().editors.get("tiny")
-    return lambda kind: Subject(kind=kind.bound_to(entry), mode="prefix", weights=tiny_weights, image_size=(64, 64))
+    apart = dataclasses.replace(entry.defaults, camera_layouts=("tile", "separate", "head-over-wrists"))
+
+    def subject(kind: type[Sound]) -> Subject:
+        """An editor that goes wrong where cameras are apart must offer that layout."""
+        separates = issubclass(kind, (SeparatesTheFirstCamera, NoPipelineThatSeparates))
+        bound = kind.bound_to(dataclasses.replace(entry, defaults=apart) if separates else entry)
+        return Subject(kind=bound, mode="prefix", weights=tiny_weights, image_size=(64, 64))
+
+    return subject
 
 
 def test_a_sound_editor_breaks_nothing(subject_of: Callable[[type[Sound]], Subject]) -> None:
@@ -378,11 +385,11 @@ def test_editors_that_are_alive(subject_of: Callable[[type[Sound]], Subject]) ->
 
 
 def test_the_size_of_a_picture_is_asked_for_once(subject_of: Callable[[type[Sound]], Subject]) -> None:
-    loads: list[PrefixSettings] = []
+    loads: list[PrefixOptions] = []
 
     class Counted(_Accepts):
         @classmethod
-        def bent(cls, settings: PrefixSettings) -> PrefixSettings:
+        def bent(cls, settings: PrefixOptions) -> PrefixOptions:
             loads.append(settings)
             return settings
 
@@ -390,7 +397,7 @@ def test_the_size_of_a_picture_is_asked_for_once(subject_of: Callable[[type[Soun
     assert given.pictures(1)[0]["top"].shape == (64, 64, 3)
     assert not loads
     asked = dataclasses.replace(given, image_size=None, kept=1)
-    height, width = Sound.defaults.camera_size
+    height, width = Registry.installed().editors.get("tiny").defaults.camera_size
     for _ in range(2):
         assert asked.pictures(1)[0]["top"].shape == (height, width, 3)
         asked.clear()
@@ -403,7 +410,7 @@ class NoPipeline(Editor):
     inner: Sound
 
     @classmethod
-    def load(cls, settings: PrefixSettings, **options: Any) -> Any:
+    def load(cls, settings: PrefixOptions, **options: Any) -> Any:
         editor = cls()
         chosen = settings.segments or ("reference",)
         editor.inner = cls.sound().bound_to(cls.entry).load(dataclasses.replace(settings, segments=chosen), **options)
@@ -436,10 +443,6 @@ class NoPipelineThatSeparates(NoPipeline):
     @classmethod
     def sound(cls) -> type[Sound]:
         return SeparatesTheFirstCamera
-
-    @classmethod
-    def camera_layouts(cls) -> tuple[CameraLayout, ...]:
-        return ("tile", "separate")
 
 
 def test_an_editor_without_a_pipeline_is_held_to_as_much(subject_of: Callable[[type[Editor]], Subject]) -> None:

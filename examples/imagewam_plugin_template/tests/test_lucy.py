@@ -12,9 +12,7 @@ from imagewam_template.tiny import LATENTS, build
 from PIL import Image
 from torch import Tensor
 
-from imagewam_cli.editors.target import target_noise
-from imagewam_cli.prefix.rotary import rotary_tables, rotate
-from imagewam_cli.prefix.spec import LayerSpec, RopeSpec
+from imagewam_cli.plugin import LayerSpec, RopeSpec, rotary_tables, rotate, target_noise
 from imagewam_cli.testing.contract import EditorContract
 from imagewam_cli.testing.subject import SHORT, Subject
 

@@ -254,7 +254,7 @@ def _require_safetensors(entry: EditorEntry, component: str, names: Sequence[str
         raise EditorError(f"{entry.repo} has no {component}/: it is not a {entry.family} repository")
     weights = [n for n in inside if fnmatch(n, _WEIGHTS)]
     pickled = [n for n in inside if any(fnmatch(n, p) for p in _PICKLES)]
-    if any(is_read(n) for n in weights) or not (pickled or entry.components[component]):
+    if any(is_read(n) for n in weights) or not (pickled or entry.components[component].parameters):
         return
     hint = "choose a --revision with safetensors, or convert them and pass the folder with --weights DIR"
     if weights:

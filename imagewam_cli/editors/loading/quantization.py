@@ -1,19 +1,19 @@
 """Weights of fewer bits than they were published with, by the libraries' own quantizers, while a model is loaded.
 
 Denoiser and text encoders are quantized, their linear layers alone; the VAE is small and is left as it is. Another
-quantization gives another prefix, so it is one of the `PrefixSettings`.
+quantization gives another prefix, so it is one of the `PrefixOptions`.
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from imagewam_cli.editors.settings import Quantization
 from imagewam_cli.errors import UsageError
 
-Quantization = Literal["none", "int8", "nf4"]
 _PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes"}
 
 

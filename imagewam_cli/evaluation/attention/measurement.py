@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from imagewam_cli.data.camera_layout import composed
+from imagewam_cli.data.camera_layout import recorded_layout
 from imagewam_cli.data.types import Dataset, Row, UInt8Image
 from imagewam_cli.errors import DatasetError, UsageError
 from imagewam_cli.evaluation.attention.frame_pairs import Moment, read_moments, spread_moments
@@ -193,7 +193,8 @@ def _glances(
     untrained = untrained_expert(policy.expert.config).to(policy.device)
     spec, own = policy.parts.editor.spec, policy.expert.config.horizon + (policy.expert.config.state_dim > 0)
     layers = [n for n, layer in enumerate(spec.layers) if layer.holds_pictures]
-    pictures = len(spec.cameras) if policy.parts.editor.settings.camera_layout == "separate" else 1
+    layout = recorded_layout(policy.parts.editor.settings.camera_layout)
+    pictures = len(layout.reference_sizes(spec.image_size, len(spec.cameras)))
     pairs = read_moments(dataset, moments)
     while members := list(itertools.islice(pairs, batch)):
         weights, random = _attention(policy, [now for now, _ in members], (policy.expert, untrained))
@@ -225,8 +226,8 @@ def _attention(
 
 def _canvas(row: Row, policy: Policy) -> UInt8Image:
     reference = policy.parts.editor
-    spec, layout = reference.spec, reference.settings.camera_layout
-    return composed(row.images, spec.cameras, spec.image_size, layout)
+    spec, layout = reference.spec, recorded_layout(reference.settings.camera_layout)
+    return layout.compose(row.images, spec.cameras, spec.image_size)
 
 
 def _result(policy: Policy, glances: Sequence[Glance], target: Target, held_out: bool, still: int) -> AttentionResult:

@@ -19,7 +19,7 @@ from typing import Any
 from imagewam_cli.config import dump_json, from_dict, to_dict
 from imagewam_cli.data.augmentation import AS_RECORDED, Augmentation
 from imagewam_cli.data.types import KeyMap
-from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.errors import CacheError, ConfigError, UsageError
 from imagewam_cli.files import checksum_of
 from imagewam_cli.prefix.spec import KVSpec
@@ -113,7 +113,7 @@ class Manifest:
         return self.rows == self.total_rows
 
     @property
-    def settings(self) -> PrefixSettings:
+    def settings(self) -> PrefixOptions:
         """Of the editor."""
         return settings_of(self.fingerprint)
 
@@ -123,9 +123,9 @@ class Manifest:
         return fingerprint_digest(self.fingerprint)
 
 
-def settings_of(fingerprint: Mapping[str, Any]) -> PrefixSettings:
+def settings_of(fingerprint: Mapping[str, Any]) -> PrefixOptions:
     """The editor's settings, as a fingerprint has them."""
-    return from_dict(PrefixSettings, fingerprint["settings"], source="fingerprint")
+    return from_dict(PrefixOptions, fingerprint["settings"], source="fingerprint")
 
 
 def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:

@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from torch import nn
 
 from imagewam_cli.cli.app import run
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.loading.folder import load_part
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.editors.loading.placement import Placement, compile_blocks, require_compiler, require_device
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.kvcache.format.manifest import fingerprint_digest
 from imagewam_cli.prefix.capture import record
@@ -32,7 +32,7 @@ without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machin
 
 
 def load(weights: Path, instructions: Sequence[str] = (), hardware: Hardware = CPU, **settings: Any) -> Any:
-    chosen = PrefixSettings(image_size=(64, 64), cameras=("top",), **settings)
+    chosen = PrefixOptions(image_size=(64, 64), cameras=("top",), **settings)
     return load_editor("tiny", chosen, instructions=instructions, weights=weights, hardware=hardware)
 
 
@@ -241,7 +241,7 @@ class TestQuantization:
 
     def test_random_weights_are_not_quantized(self) -> None:
         with pytest.raises(UsageError, match="are not quantized"):
-            PrefixSettings(random_weights=True, quantization="int8")
+            PrefixOptions(random_weights=True, quantization="int8")
 
     @needs_torchao
     def test_int8_is_every_linear_layer_within_half_a_step(self, tiny_weights: Path) -> None:

@@ -15,7 +15,6 @@ import torch
 from imagewam_cli.cli.tables import attention_table
 from imagewam_cli.config import from_dict, to_dict
 from imagewam_cli.data.types import Dataset, UInt8Image
-from imagewam_cli.editors.contract import CameraLayout
 from imagewam_cli.errors import UsageError
 from imagewam_cli.evaluation.attention.measurement import AttentionResult, evaluate_attention, gaze
 from imagewam_cli.evaluation.attention.pictures import overlay, page, sheet
@@ -54,7 +53,7 @@ class UNetEditor(ArithmeticEditor):
 class ApartEditor(ArithmeticEditor):
     """Two cameras' pictures apart and one target; the keys of target and second reference draw no attention."""
 
-    def __init__(self, layout: CameraLayout) -> None:
+    def __init__(self, layout: str) -> None:
         super().__init__()
         self.settings = dataclasses.replace(self.settings, cameras=("top", "top"), camera_layout=layout)
 

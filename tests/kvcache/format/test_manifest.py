@@ -12,7 +12,7 @@ import pytest
 import xxhash
 
 from imagewam_cli.data.types import KeyMap
-from imagewam_cli.editors.contract import PrefixSettings
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.errors import CacheError
 from imagewam_cli.files import write_atomically
 from imagewam_cli.kvcache.format.manifest import (
@@ -206,7 +206,7 @@ def test_every_setting_changes_the_digest(change: dict[str, Any]) -> None:
 
 def test_every_setting_has_its_case_above() -> None:
     cases = next(m for m in test_every_setting_changes_the_digest.pytestmark if m.name == "parametrize").args[1]
-    assert {key for case in cases for key in case} == {f.name for f in dataclasses.fields(PrefixSettings)}
+    assert {key for case in cases for key in case} == {f.name for f in dataclasses.fields(PrefixOptions)}
 
 
 def test_weights_and_template_change_the_digest() -> None:

@@ -12,9 +12,9 @@ import torch
 
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import KeyMap
-from imagewam_cli.editors.contract import PrefixSettings
 from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.loading.hardware import Hardware
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.kvcache.building.encoding import instructions_of
 from imagewam_cli.kvcache.building.shard_builder import ShardBuilder
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings
@@ -39,7 +39,7 @@ class BuildRecipe:
     dataset: Path
     keys: KeyMap
     editor: str
-    prefix: PrefixSettings
+    prefix: PrefixOptions
     weights: Path | None
     hardware: Hardware
     out: Location

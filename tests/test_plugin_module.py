@@ -1,0 +1,49 @@
+"""`imagewam_cli.plugin`: one module for authors of plugins, which costs no torch until a name needs it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagewam_cli import plugin
+
+ROOT = Path(plugin.__file__).parents[1]
+
+
+def test_every_name_is_the_one_that_type_checkers_see() -> None:
+    tree = ast.parse(Path(plugin.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    typed = {name.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for name in node.names}
+    assert typed == plugin._MODULE_OF
+    for name, module in typed.items():
+        assert getattr(plugin, str(name)) is getattr(sys.modules[str(module)], str(name))
+    assert set(typed) <= set(dir(plugin))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        _ = plugin.absent
+
+
+def test_entries_cost_no_torch() -> None:
+    code = (
+        "import sys; from imagewam_cli.registry import Registry; found = list(Registry.installed().editors);"
+        "assert found; heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("folder", ["plugins", "examples/imagewam_plugin_template/imagewam_template"])
+def test_plugins_import_the_public_module_alone(folder: str) -> None:
+    """Training code of the first-party plugins also uses the expert and the simulator."""
+    allowed = ("imagewam_cli.plugin", "imagewam_cli.expert.", "imagewam_cli.sim.tabletop.")
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("imagewam_cli"):
+                assert str(node.module).startswith(allowed), f"{path}: {node.module}"
