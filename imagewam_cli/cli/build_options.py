@@ -9,7 +9,7 @@ import typer
 
 from imagewam_cli.cli.help import ADVANCED, COMPUTE, KEEP, OUTPUT
 from imagewam_cli.cli.options import require_at_least_one, require_positive
-from imagewam_cli.cli.share import share_of
+from imagewam_cli.cli.part import assigned_part
 
 if TYPE_CHECKING:
     from imagewam_cli.kvcache.building.shard_plan import BuildSettings
@@ -66,5 +66,5 @@ def build_settings(*, stride: int, batch: int, shard_mb: float, variants: int, p
         augmentation=Augmentation(variants=variants),
         batch=batch,
         shard_mb=shard_mb,
-        share=share_of(part, os.environ),
+        share=assigned_part(part, os.environ),
     )

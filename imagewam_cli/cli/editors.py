@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from imagewam_cli.cli.options import FormatName, FormatOption
-from imagewam_cli.cli.output import bytes_text, output, table
+from imagewam_cli.cli.output import bytes_text, output
 from imagewam_cli.cli.plan import RECOMMENDED
+from imagewam_cli.cli.tables import table
 
 if TYPE_CHECKING:
     from imagewam_cli.hookspecs import EditorEntry
@@ -58,7 +59,7 @@ def editors_command(format: FormatOption = FormatName.human) -> None:
         for row in rows
     ]
     head = ["editor", "parameters", "modes", "layers", *_SIZES.values(), "access", "licence", "weights"]
-    output.result(rows, table(head, lines), format.value)
+    output.result(rows, table([head, *lines]), format.value)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from imagewam_cli.cli.options import FormatName, FormatOption, existing, from_home
-from imagewam_cli.cli.output import bytes_text, output, table
+from imagewam_cli.cli.output import bytes_text, output
+from imagewam_cli.cli.tables import table
 
 
 def list_command(
@@ -47,7 +48,7 @@ def list_command(
         output.say(f"deleted {item.path}")
         return
     values = [{"kind": i.kind, "path": str(i.path), "bytes": i.bytes} for i in found]
-    text = table(["kind", "path", "size"], [[i.kind, str(i.path), bytes_text(i.bytes)] for i in found])
+    text = table([["kind", "path", "size"], *([i.kind, str(i.path), bytes_text(i.bytes)] for i in found)])
     output.result(
         values,
         text if found else f"nothing in {_places(folders)} yet; start with `imagewam cache --editor tiny`",

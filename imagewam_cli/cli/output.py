@@ -1,60 +1,67 @@
-"""What a command prints: results on stdout (text or JSON), talk and progress on stderr."""
+"""What a command prints: results on stdout, as text or JSON; messages and progress on stderr."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Protocol, cast
 
 Format = Literal["human", "json"]
 
 
+class Progress(Protocol):
+    """The part of a tqdm bar that commands use."""
+
+    n: int
+
+    def update(self, n: int = 1) -> None:
+        """Advance by n units."""
+
+    def set_postfix(self, ordered_dict: Mapping[str, object], refresh: bool = True) -> None:
+        """Show values behind the bar."""
+
+    def set_postfix_str(self, s: str, refresh: bool = True) -> None:
+        """Show a text behind the bar."""
+
+
 class Output:
-    """One per process; `--quiet` and `--debug` set its switches."""
+    """The output of a process. `--quiet` and `--debug` set its switches."""
 
     quiet = False
     debug = False
 
     def say(self, line: str) -> None:
-        """Talk: what is being done, on stderr."""
+        """Print a message about what the command does, on stderr."""
         if not self.quiet:
             print(line, file=sys.stderr, flush=True)
 
     def result(self, values: Any, text: str, format: Format = "human") -> None:
-        """The command's result on stdout: `text` for people, `values` as JSON."""
+        """Print the result of the command on stdout: `text`, or `values` as JSON."""
         print(json.dumps(values, indent=2) if format == "json" else text, flush=True)
 
-    def progress(self, total: int, unit: str, *, initial: int = 0) -> Any:
-        """A tqdm bar on stderr; silent when quiet."""
+    def progress(self, total: int, unit: str, *, initial: int = 0) -> AbstractContextManager[Progress]:
+        """Return a progress bar on stderr, which shows nothing under --quiet."""
         from tqdm import tqdm
 
-        return tqdm(
+        bar = tqdm(
             total=total,
             unit=unit,
             initial=initial,
             disable=self.quiet,
             file=sys.stderr,
             dynamic_ncols=True,
-            delay=0.5,  # a command that is refused at once shows its message alone
+            delay=0.5,  # an error in the first moments is printed without a bar above it
         )
+        return cast("AbstractContextManager[Progress]", bar)
 
 
 output = Output()
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned by two spaces."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
-    ]
-    return "\n".join(lines)
-
-
 def bytes_text(size: float) -> str:
-    """12.3 MB."""
+    """Return a size such as "12.3 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(size) < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -63,7 +70,7 @@ def bytes_text(size: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """45 s, 3 min 20 s, 2 h 5 min."""
+    """Return a duration such as "45 s", "3 min 20 s" or "2 h 5 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"

@@ -24,15 +24,17 @@ from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 if TYPE_CHECKING:
+    from imagewam_cli.cache_study.budget import Choice
     from imagewam_cli.cache_study.throughput import Economy
     from imagewam_cli.cli.editor_options import ChosenEditor
     from imagewam_cli.data.types import Dataset, Row
+    from imagewam_cli.editors.contract import Editor
     from imagewam_cli.kvcache.building.shard_plan import BuildPlan, BuildSettings
     from imagewam_cli.kvcache.codecs.contract import Codec
     from imagewam_cli.prefix.spec import KVSpec
 
 RECOMMENDED = "pca1"
-"""The codec that is planned beside the one that was asked for: a sixteenth of bf16, with the error of int4
+"""Codec that a plan also shows: a sixteenth of the size of bf16, with the error of int4
 (docs/guide/caches.md)."""
 
 
@@ -114,27 +116,72 @@ def _plan_of(
         UsageError: nothing fits the budget.
     """
     from imagewam_cli.cache_study.throughput import measure
-    from imagewam_cli.cli.budget_table import budget_text, choice_values, choices_within
+    from imagewam_cli.cli.tables import budget_table
+    from imagewam_cli.config import to_dict
     from imagewam_cli.kvcache.building.shard_plan import plan_build
 
     rows, codecs = chosen.dataset, _with_recommended(codec)
     spec = _spec_without_weights(chosen)
     if spec is not None:
         plans = [plan_build(rows, spec, each, build) for each in codecs]
-        return plan_result(plans, [], layers=chosen.settings.layers)
+        return _plan_result(plans, [], layers=chosen.settings.layers)
     editor, sample = chosen.load(), _first_rows(rows, build.batch)
     plans = [plan_build(rows, editor.spec, each, build) for each in codecs]
     economies = measure(editor, codecs, sample, _existing_parent(disk))
-    values, text = plan_result(plans, economies, layers=editor.settings.layers)
+    values, text = _plan_result(plans, economies, layers=editor.settings.layers)
     if budget is not None:
         found = choices_within(editor, rows, build.stride, sample, plans[0].rows, budget)
-        values |= choice_values(found)
-        text += f"\n{budget_text(found, budget)}"
+        values |= {"choice": to_dict(found[0]), "choices": [to_dict(choice) for choice in found]}
+        text += f"\n{budget_table(found, budget)}"
     return values, text
 
 
+def choices_within(
+    editor: Editor, dataset: Dataset, stride: int, sample: Sequence[Row], rows: int, budget: float
+) -> tuple[Choice, ...]:
+    """Return the settings that fit a budget of bytes, the recommended one first; errors are measured on the sample.
+
+    Raises:
+        UsageError: nothing fits; the message names the smallest setting.
+    """
+    import torch
+
+    from imagewam_cli.cache_study.budget import choices, fitting
+    from imagewam_cli.errors import UsageError
+    from imagewam_cli.kvcache.building.encoding import instructions_of
+    from imagewam_cli.kvcache.codecs.fitting import sample_prefixes
+    from imagewam_cli.registry import Registry
+
+    entries = Registry.installed().codecs
+    codecs = {entry.name: entries.load(entry.name) for entry in entries}
+    exact = editor.encode([r.images for r in sample], [r.instruction for r in sample]).to("cpu", torch.float32)
+    settings = editor.settings
+    tried = choices(
+        editor.spec,
+        exact,
+        codecs,
+        rows=rows,
+        instructions=len(instructions_of(dataset)),
+        samples=sample_prefixes(editor, dataset, stride),
+        layers=settings.layers,
+        pool=settings.pool,
+    )
+    found = fitting(tried, budget)
+    if not found:
+        least = min(tried, key=lambda choice: choice.total_bytes)
+        raise UsageError(
+            f"nothing fits {bytes_text(budget)}: {least.options} still needs {bytes_text(least.total_bytes)}",
+            "raise --budget, or take fewer rows with --stride",
+        )
+    return found
+
+
 def _spec_without_weights(chosen: ChosenEditor) -> KVSpec | None:
-    """Where the weights are not on this machine, the layout without them, and a line about it; None: they are."""
+    """Return the layout that the editor describes if its weights are missing here; None if they are present.
+
+    Raises:
+        EditorError: the weights are missing and the layout depends on them.
+    """
     from imagewam_cli.cli.auto_layers import auto_count
     from imagewam_cli.editors.contract import TYPICAL_TEXT
     from imagewam_cli.errors import EditorError
@@ -147,14 +194,14 @@ def _spec_without_weights(chosen: ChosenEditor) -> KVSpec | None:
         if described is None:
             raise
         output.say(
-            f"{error.message}: without them the time is not known, and trimmed text counts as {TYPICAL_TEXT} tokens"
+            f"{error.message}: without them the time is unknown, and trimmed text counts as {TYPICAL_TEXT} tokens"
         )
         return described
     return None
 
 
 def _with_recommended(codec: Codec) -> list[Codec]:
-    """The codec that was asked for, and the one that is planned beside it."""
+    """Return the codec of the build and, if it is another, the recommended one."""
     from imagewam_cli.registry import Registry
 
     recommended: Codec = Registry.installed().codecs.load(RECOMMENDED)
@@ -162,18 +209,24 @@ def _with_recommended(codec: Codec) -> list[Codec]:
 
 
 def _first_rows(dataset: Dataset, batch: int) -> list[Row]:
-    """A batch to measure with."""
+    """Return a batch of the first episode to measure with."""
     return list(islice(dataset.rows(episodes=[dataset.episodes()[0].index]), batch))
 
 
 def _existing_parent(folder: Path) -> Path:
-    """Where something can be tried out on the disk that the folder is going to be on."""
+    """Return the folder or its nearest parent that exists: a place on the same disk to write a sample to."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 
-def plan_result(plans: Sequence[BuildPlan], economies: Sequence[Economy], *, layers: str) -> tuple[dict[str, Any], str]:
-    """Values and text. plans: of the codec that was asked for, and of the recommended one where that is another;
-    economies: theirs, or none where there are no weights to measure with."""
+def _plan_result(
+    plans: Sequence[BuildPlan], economies: Sequence[Economy], *, layers: str
+) -> tuple[dict[str, Any], str]:
+    """Return JSON values and text.
+
+    Args:
+        plans: The build's own, then the one with the recommended codec.
+        economies: What was measured for each plan; empty without weights.
+    """
     values, lines = _one(plans[0], economies[0] if economies else None)
     values["layers"] = layers
     if len(plans) > 1 and plans[1].bytes_per_row < plans[0].bytes_per_row:
@@ -205,7 +258,7 @@ def _one(plan: BuildPlan, economy: Economy | None) -> tuple[dict[str, Any], list
         values["economy"] = to_dict(economy) | {"pays": economy.pays, "passes": economy.passes}
         lines += [
             f"{1000 * economy.forward:.1f} ms per row on this machine, about {seconds_text(seconds)}",
-            f"reading and computing a row take equally long at {bytes_text(economy.break_even_bytes)}",
+            f"reading is faster than computing for rows below {bytes_text(economy.break_even_bytes)}",
             verdict(economy),
         ]
     return values, lines

@@ -1,11 +1,14 @@
-"""Results as aligned text for a terminal."""
+"""Tables that commands print."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from imagewam_cli.cli.output import bytes_text
+
 if TYPE_CHECKING:
+    from imagewam_cli.cache_study.budget import Choice
     from imagewam_cli.cache_study.fidelity import FidelityResult
     from imagewam_cli.evaluation.attention.measurement import AttentionResult
     from imagewam_cli.evaluation.closed_loop import ClosedLoopResult, Outcome
@@ -13,37 +16,42 @@ if TYPE_CHECKING:
     from imagewam_cli.evaluation.statistics import Mean
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Cells in columns, two spaces apart: the first to the left, the others to the right."""
+def table(lines: Sequence[Sequence[str]], *, left: int | None = None) -> str:
+    """Return lines of cells as columns, two spaces apart.
+
+    left: number of columns that are aligned to the left, the others to the right; None: all of them.
+    """
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    )
+    left = len(widths) if left is None else left
+
+    def text(line: Sequence[str]) -> str:
+        cells = enumerate(zip(line, widths, strict=True))
+        return "  ".join(cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in cells).rstrip()
+
+    return "\n".join(text(line) for line in lines)
 
 
 def closed_loop_table(result: ClosedLoopResult) -> str:
-    """The result as aligned text for a terminal: a line per split, below it one per kind where it has several."""
+    """Return the success rates: a line for each split, and below it one for each kind of scene if there are several."""
     lines: list[tuple[str, ...]] = [("split", "kind", "success", "rate", "95 % interval", "steps")]
     for name, split in result.splits.items():
         lines.append(_line(name, "all", split.total))
         if len(split.kinds) > 1:
             lines.extend(_line("", kind, outcome) for kind, outcome in split.kinds.items())
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(_aligned(line, widths) for line in lines)
+    return table(lines, left=2)
 
 
 def open_loop_table(result: OpenLoopResult) -> str:
-    """Mean absolute error and ratio per action dimension, and over all, as aligned text for a terminal."""
+    """Return the mean absolute errors and their ratio for each action dimension and over all of them."""
     lines = [("action", "policy", "constant", "ratio of squares")]
     lines += [(e.name, f"{e.policy:.4g}", f"{e.constant:.4g}", f"{e.ratio:.3f}") for e in result.per_action]
     whole = (result.policy.mean_absolute, result.constant.mean_absolute)
     lines.append(("all", f"{whole[0]:.4g}", f"{whole[1]:.4g}", f"{result.ratio_to_constant:.3f}"))
-    return aligned(lines)
+    return table(lines, left=1)
 
 
 def attention_table(result: AttentionResult) -> str:
-    """The numbers per layer as aligned text for a terminal."""
+    """Return the attention shares and lifts of each layer."""
     kinds = list(result.average.shares)
     lines = [["layer", *kinds, "on change", "area", "lift (95 %)", "others' change", "untrained", "others' change"]]
     for layer in (*result.layers, result.average):
@@ -51,7 +59,7 @@ def attention_table(result: AttentionResult) -> str:
         numbers += [f"{100 * layer.mass:.1f} %", f"{100 * layer.area:.1f} %", _interval(layer.trained.own)]
         numbers += [f"{m.mean:.2f}" for m in (layer.trained.others, layer.untrained.own, layer.untrained.others)]
         lines.append([layer.layer, *numbers])
-    return aligned(lines)
+    return table(lines, left=1)
 
 
 def _interval(mean: Mean) -> str:
@@ -59,15 +67,15 @@ def _interval(mean: Mean) -> str:
 
 
 def fidelity_table(result: FidelityResult) -> str:
-    """For a terminal."""
+    """Return the errors of each layer, of other codecs and pools, and of the policy if one was measured."""
     layers = [("layer", "K", "V", "attention")] + [
         (e.layer, _percent(e.k), _percent(e.v), _percent(e.attention)) for e in result.layers
     ]
     settings = [("codec", "pool", "kB a row", "attention")] + [
         (s.codec, str(s.pool), f"{s.bytes_per_row / 1000:.1f}", _percent(s.attention)) for s in result.settings
     ]
-    parts = [f"{result.codec}, {result.rows} rows, {result.bytes_per_row / 1000:.1f} kB each\n{aligned(layers)}"]
-    parts += [f"other ways to store these\n{aligned(settings)}"] if result.settings else []
+    parts = [f"{result.codec}, {result.rows} rows, {result.bytes_per_row / 1000:.1f} kB each\n{table(layers, left=1)}"]
+    parts += [f"other ways to store these\n{table(settings, left=1)}"] if result.settings else []
     if result.policy is not None:
         change = result.policy
         parts.append(
@@ -80,6 +88,21 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
+def budget_table(found: Sequence[Choice], budget: float) -> str:
+    """Return the best codec for each pooling and choice of layers that fits a budget of bytes; the first is marked."""
+    from imagewam_cli.cache_study.budget import best_codecs
+
+    lines = [["codec", "pool", "layers", "a row", "in all", "error of attention", ""]]
+    for choice in best_codecs(found):
+        sizes = [bytes_text(choice.bytes_per_row), bytes_text(choice.total_bytes)]
+        mark = "<- take this" if choice is found[0] else ""
+        lines.append([choice.codec, str(choice.pool), choice.layers, *sizes, f"{100 * choice.attention:.2f} %", mark])
+    return (
+        f"settings within {bytes_text(budget)}: precision is reduced first, then tokens, then layers "
+        f"(errors are comparable only between settings with the same layers)\n{table(lines)}\n{found[0].options}"
+    )
+
+
 def _line(split: str, kind: str, outcome: Outcome) -> tuple[str, ...]:
     rate = outcome.success
     return (
@@ -90,9 +113,3 @@ def _line(split: str, kind: str, outcome: Outcome) -> tuple[str, ...]:
         f"{100 * rate.low:.1f} - {100 * rate.high:.1f} %",
         "-" if outcome.mean_steps is None else f"{outcome.mean_steps:.1f}",
     )
-
-
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
-    """Names to the left, numbers to the right."""
-    cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
-    return "  ".join(cells).rstrip()

@@ -12,7 +12,8 @@ import torch
 
 from imagewam_cli import __version__
 from imagewam_cli.cli import app
-from imagewam_cli.cli.output import bytes_text, seconds_text, table
+from imagewam_cli.cli.output import bytes_text, seconds_text
+from imagewam_cli.cli.tables import table
 
 IMPORT = ["import", "--editor", "flux2-klein-base-4b", "--robot", "libero"]
 
@@ -228,4 +229,9 @@ def test_text_of_sizes_and_times() -> None:
         "9.1 TB",
     ]
     assert [seconds_text(x) for x in (1.23, 45, 200, 7500)] == ["1.2 s", "45 s", "3 min 20 s", "2 h 5 min"]
-    assert table(["a", "bb"], [["ccc", "d"]]) == "a    bb\nccc  d"
+
+
+def test_columns_are_aligned_to_either_side() -> None:
+    lines = [["a", "bb", "c"], ["ccc", "d", "ee"]]
+    assert table(lines) == "a    bb  c\nccc  d   ee"
+    assert table(lines, left=1) == "a    bb   c\nccc   d  ee"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from imagewam_cli.cache_study import throughput
 from imagewam_cli.cli.app import run
-from imagewam_cli.cli.budget_table import choices_within
+from imagewam_cli.cli.plan import choices_within
 from imagewam_cli.data.types import Row, UInt8Image
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.building.build import build_cache

@@ -1,4 +1,4 @@
-"""Which part of the work is this process's: as it is told, or as SLURM's arrays and torchrun tell their processes."""
+"""The part of a cache that this process builds: from --part, from a SLURM array, or from torchrun."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ if TYPE_CHECKING:
     from imagewam_cli.kvcache.format.manifest import Share
 
 
-def share_of(text: str | None, environment: Mapping[str, str]) -> Share | None:
-    """ "i/N" with i from 0; where nothing is given, the task of a SLURM array or the rank under torchrun; None: all.
+def assigned_part(option: str | None, environment: Mapping[str, str]) -> Share | None:
+    """Return the part that an option like "0/3" names, or else the task of the SLURM array or the rank of torchrun.
+
+    Returns None if none of the three is set: the process builds the whole cache.
 
     Raises:
-        UsageError: not of that form, or no such part.
+        UsageError: the option is not of the form i/N, there is no such part, or the array has gaps.
     """
     from imagewam_cli.errors import UsageError
     from imagewam_cli.kvcache.format.manifest import Share
 
-    if text is not None:
-        index, _, count = text.partition("/")
+    if option is not None:
+        index, _, count = option.partition("/")
         if not (index.isdigit() and count.isdigit()):
-            raise UsageError(f"--part must look like 0/3, got {text!r}", "parts of N are 0/N to N-1/N")
+            raise UsageError(f"--part must look like 0/3, got {option!r}", "the parts of N are 0/N to N-1/N")
         return Share(index=int(index), count=int(count))
     if "SLURM_ARRAY_TASK_ID" in environment and "SLURM_ARRAY_TASK_COUNT" in environment:
         first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{k}", d)) for k, d in (("MIN", "0"), ("STEP", "1")))
         task, tasks = int(environment["SLURM_ARRAY_TASK_ID"]), int(environment["SLURM_ARRAY_TASK_COUNT"])
+        # an array with gaps, such as --array=1,5,9, has tasks but no consecutive numbers
         if (task - first) // step >= tasks or (tasks == 1 and task > 0):
             raise UsageError(
-                f"SLURM's array is task {task} of {tasks}: which part of how many that is cannot be told",
-                "give --part i/N, also where one task of an array runs again",
+                f"task {task} of a SLURM array of {tasks} tasks does not determine a part",
+                "pass --part i/N, also when you run a single task of an array again",
             )
         return Share(index=(task - first) // step, count=tasks)
     if "TORCHELASTIC_RUN_ID" in environment:

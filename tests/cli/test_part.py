@@ -1,10 +1,10 @@
-"""Parts told, and parts that SLURM and torchrun tell."""
+"""The part of a cache: from --part, from SLURM arrays and from torchrun."""
 
 from __future__ import annotations
 
 import pytest
 
-from imagewam_cli.cli.share import share_of
+from imagewam_cli.cli.part import assigned_part
 from imagewam_cli.errors import UsageError
 from imagewam_cli.kvcache.format.manifest import Share
 
@@ -25,8 +25,10 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "2", "WORLD_SIZE": "4"}
         (None, {"RANK": "2", "WORLD_SIZE": "4"}, None),
     ],
 )
-def test_share(text: str | None, environment: dict[str, str], expected: Share | None) -> None:
-    assert share_of(text, environment) == expected
+def test_a_part_comes_from_the_option_or_the_launcher(
+    text: str | None, environment: dict[str, str], expected: Share | None
+) -> None:
+    assert assigned_part(text, environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -37,13 +39,13 @@ def test_share(text: str | None, environment: dict[str, str], expected: Share | 
     ],
     ids=["--array=2", "--array=1,5,9"],
 )
-def test_an_array_with_gaps_does_not_tell_the_part(environment: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match="cannot be told") as error:
-        share_of(None, environment)
+def test_an_array_with_gaps_is_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="does not determine a part") as error:
+        assigned_part(None, environment)
     assert "--part i/N" in str(error.value.hint)
 
 
 @pytest.mark.parametrize("text", ["1", "a/b", "1/", "/3", "-1/3", "3/3"])
-def test_what_is_no_part_is_refused(text: str) -> None:
+def test_a_malformed_part_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
-        share_of(text, {})
+        assigned_part(text, {})
