@@ -14,6 +14,7 @@ def imagewam_environments() -> list[EnvironmentEntry]:
             name="tabletop",
             summary="blocks, zones and a gripper seen from above; no OpenGL",
             load="imagewam_cli.sim.tabletop.env:TabletopEnvironment",
+            requires="imagewam[sim]",
         )
     ]
 

@@ -83,6 +83,11 @@ class SimulationError(ImagewamError):
     """An environment refused an action or a reset."""
 
 
+def install_hint(extra: str) -> str:
+    """Return the command that installs an optional group of packages, quoted for every shell."""
+    return f"pip install 'imagewam[{extra}]'"
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint for a mistyped name: the closest valid one, or the list of all where none or several are closest."""
     valid = sorted(choices)

@@ -27,6 +27,8 @@ class Entry:
     name: str
     summary: str
     load: str
+    requires: str = ""
+    """What to `pip install` when a package that the code imports is missing, such as "imagewam[sim]"."""
 
 
 @dataclass(frozen=True)

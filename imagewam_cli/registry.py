@@ -104,7 +104,7 @@ class Catalog(Generic[E]):
             PluginError: it cannot be imported, or is a class that lacks some of what it must have.
         """
         entry = self.get(name)
-        found = imported(entry.load, f"{self.kind} {name!r}")
+        found = imported(entry.load, f"{self.kind} {name!r}", entry.requires)
         lacking = _lacking(found)
         if lacking:
             raise PluginError(
@@ -113,8 +113,8 @@ class Catalog(Generic[E]):
         return found
 
 
-def imported(path: str, what: str) -> Any:
-    """Import the object at "package.module:attribute". what: its name in an error.
+def imported(path: str, what: str, requires: str = "") -> Any:
+    """Import the object at "package.module:attribute". what: its name in an error; requires: as in `Entry`.
 
     Raises:
         PluginError: the import fails, for whatever reason.
@@ -123,6 +123,9 @@ def imported(path: str, what: str) -> Any:
     try:
         return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
     except Exception as error:  # foreign code: whatever it raises is the plugin's failure
+        if requires and isinstance(error, ModuleNotFoundError):
+            missing = f"{what} needs {error.name}, which is not installed"
+            raise PluginError(missing, f"pip install '{requires}'") from None
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(f"{what} cannot be loaded from {path!r}: {reason}") from error
 

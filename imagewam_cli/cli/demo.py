@@ -42,9 +42,10 @@ def demo_command(
     Examples:
         imagewam demo --out imagewam-demo
     """
-    from imagewam_cli.cli.demo_steps import Demo, write_report
+    from imagewam_cli.cli.demo_steps import Demo, require_packages, write_report
     from imagewam_cli.cli.output import output
 
+    require_packages()
     demo = Demo(folder=out, episodes=episodes, steps=steps, scenes=scenes)
     for step in demo.steps_to_do():
         output.say(f"\n$ imagewam {' '.join(step.arguments)}")

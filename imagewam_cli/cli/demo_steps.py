@@ -3,6 +3,7 @@ end."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from imagewam_cli.config import dump_json
-from imagewam_cli.errors import ImagewamError
+from imagewam_cli.errors import ImagewamError, UsageError, install_hint
 from imagewam_cli.files import write_atomically
 
 _TIMES = "times.json"
+_PACKAGES = ("gymnasium", "matplotlib", "onnx", "onnxscript", "onnxruntime", "tokenizers")
 _STRIDE = 10
 """Neighbouring frames teach little that is new: many scenes, few frames of each."""
 
@@ -45,6 +47,17 @@ class Step:
         times = _read(self.folder / _TIMES)
         times[self.name] = round(time.monotonic() - started, 1)
         write_atomically(self.folder / _TIMES, dump_json(times).encode())
+
+
+def require_packages() -> None:
+    """Check for the packages of the last steps before the first one starts.
+
+    Raises:
+        UsageError: one is missing.
+    """
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"the demo needs {', '.join(missing)}", install_hint("demo"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagewam_cli.errors import ImagewamError, UsageError
+from imagewam_cli.errors import ImagewamError, UsageError, install_hint
 from imagewam_cli.evaluation.open_loop import OpenLoopResult
 from imagewam_cli.evaluation.statistics import Rate
 from imagewam_cli.files import atomic_file
@@ -131,7 +131,7 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImagewamError("plots need matplotlib, which is not installed", 'pip install "imagewam[plots]"') from None
+        raise ImagewamError("plots need matplotlib, which is not installed", install_hint("plots")) from None
     figure = Figure(figsize=(width, height), dpi=_DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -22,7 +22,7 @@ import numpy as np
 from imagewam_cli.config import dump_json
 from imagewam_cli.data.samples import SAMPLES, Samples
 from imagewam_cli.editors.contract import PrefixGraph
-from imagewam_cli.errors import ExportError
+from imagewam_cli.errors import ExportError, install_hint
 from imagewam_cli.export import TOLERANCE, ExportReport
 from imagewam_cli.files import atomic_folder, file_sizes, write_atomically
 from imagewam_cli.policy.bundle import EDITOR, find_bundle
@@ -66,7 +66,7 @@ class OnnxExporter:
 def _require_packages() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ExportError(f"the ONNX export needs {', '.join(missing)}", "pip install imagewam[onnx]")
+        raise ExportError(f"the ONNX export needs {', '.join(missing)}", install_hint("onnx"))
 
 
 def _require_expressible(policy: Policy) -> None:

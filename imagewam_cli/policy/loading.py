@@ -14,7 +14,7 @@ from imagewam_cli.config import from_dict
 from imagewam_cli.data.types import Float32Array, Observation
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
-from imagewam_cli.errors import ConfigError, DatasetError, RunError
+from imagewam_cli.errors import ConfigError, DatasetError, RunError, install_hint
 from imagewam_cli.policy.acting import ChunkPolicy
 from imagewam_cli.policy.bundle import EDITOR, EditorReference
 from imagewam_cli.prefix.kv import PrefixKV
@@ -57,7 +57,7 @@ class ExportedPolicy(ChunkPolicy):
         try:
             from imagewam_cli.runtime.onnx_policy import OnnxPolicy
         except ImportError as error:
-            raise RunError(f"{folder} needs {error.name}", "pip install imagewam[onnx]") from None
+            raise RunError(f"{folder} needs {error.name}", install_hint("onnx")) from None
         try:
             live = json.loads((folder / ONNX_MARKER).read_text(encoding="utf-8"))["prefix"] is None
             encode = live_prefix(_editor(folder, hardware, weights)) if live else None

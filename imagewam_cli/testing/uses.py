@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editors.contract import Editor, PrefixGraph
-from imagewam_cli.errors import ConfigError, ExportError
+from imagewam_cli.errors import ConfigError, ExportError, install_hint
 from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.expert.blocks import ParallelBlock, QKNorm, SequentialBlock
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
@@ -185,7 +185,7 @@ def _run_graph(
     try:
         from imagewam_cli.runtime import onnx_policy
     except ImportError as error:
-        raise NotApplicable(f"it needs {error.name}: pip install imagewam[onnx]") from None
+        raise NotApplicable(f"it needs {error.name}: {install_hint('onnx')}") from None
     inputs = onnx_policy.PrefixGraph(prefix_inputs(graph), graph.tokenizer, graph=None)
     ids, valid = inputs.tokens(instructions)
     image = np.stack([inputs.picture(row) for row in pictures])

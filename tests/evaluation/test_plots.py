@@ -94,7 +94,7 @@ def test_without_matplotlib_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImagewamError, match="matplotlib") as caught:
         PLOTS[name](tmp_path / "p.png")
-    assert caught.value.hint == 'pip install "imagewam[plots]"'
+    assert caught.value.hint == "pip install 'imagewam[plots]'"
     assert list(tmp_path.iterdir()) == []
 
 

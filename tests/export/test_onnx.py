@@ -131,7 +131,7 @@ def test_the_extra_packages_are_named(policy_folder: Path, tmp_path: Path, monke
     )
     with pytest.raises(ExportError, match="needs onnx, onnxscript, onnxruntime") as caught:
         OnnxExporter().export(policy_folder, tmp_path / "out")
-    assert caught.value.hint == "pip install imagewam[onnx]"
+    assert caught.value.hint == "pip install 'imagewam[onnx]'"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from imagewam_cli.editors.settings import Quantization
-from imagewam_cli.errors import UsageError
+from imagewam_cli.errors import UsageError, install_hint
 
 _PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes"}
 
@@ -28,7 +28,7 @@ def require_quantization(quantization: Quantization, device: torch.device) -> No
         raise UsageError(f"quantization 'nf4' needs a CUDA device, not {device}", "use --quantization int8")
     package = _PACKAGES[quantization]
     if find_spec(package) is None:
-        raise UsageError(f"quantization {quantization!r} needs {package}", "pip install 'imagewam[quantization]'")
+        raise UsageError(f"quantization {quantization!r} needs {package}", install_hint("quantization"))
 
 
 def loading_options(

@@ -216,7 +216,7 @@ def _file_system(url: str) -> tuple[Any, str]:
             system, path = fsspec.url_to_fs(url)
     except ImportError as error:
         package = _PACKAGES.get(protocol)
-        hint = f"pip install {package}" if package is not None else str(error)
+        hint = f"pip install '{package}'" if package is not None else str(error)
         raise UsageError(f"{url} needs a package that is not installed", hint) from None
     except ValueError as error:
         raise UsageError(f"{url} is no place for a cache: {error}", "as s3://BUCKET/caches/NAME") from None

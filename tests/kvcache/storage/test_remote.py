@@ -435,7 +435,7 @@ class TestUnreachable:
         monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
         with pytest.raises(UsageError, match=r"^s3://a/b needs a package that is not installed") as error:
             CacheReader("s3://a/b")
-        assert error.value.hint == "pip install imagewam[s3]"
+        assert error.value.hint == "pip install 'imagewam[s3]'"
 
     def test_no_such_bucket(self, s3: Store) -> None:
         said = refused(lambda: build("s3://elsewhere/caches/x"))

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from imagewam_cli.errors import CacheError, UsageError
+from imagewam_cli.errors import CacheError, UsageError, install_hint
 from imagewam_cli.kvcache.building.workers.pool import Died, Event, Finished, Free, Ready
 from imagewam_cli.kvcache.building.workers.worker import Recipe, Worker, WorkerFacts
 from imagewam_cli.kvcache.format.manifest import ShardEntry
@@ -133,7 +133,7 @@ def _installed() -> ModuleType:
     try:
         import ray
     except ImportError:
-        raise UsageError("--engine ray needs ray, which is not installed", "pip install 'imagewam[ray]'") from None
+        raise UsageError("--engine ray needs ray, which is not installed", install_hint("ray")) from None
     return ray
 
 
