@@ -1,7 +1,8 @@
 """The contract of an editor: pictures and instructions in, prefix keys and values out.
 
-An editor knows how its pipeline prepares inputs, which layers count and which tokens are which. It knows nothing of
-actions, caches or training. A plugin's entry names a subclass of `Editor`. Importing this module imports no torch.
+An editor knows how its pipeline prepares inputs, which attention layers there are, and which tokens they hold. It knows
+nothing of actions, caches or training. A plugin's entry names a subclass of `Editor`. Importing this module imports no
+torch.
 """
 
 from __future__ import annotations
@@ -35,66 +36,70 @@ TYPICAL_TEXT = 32
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsIdentity:
-    """Which weights an editor runs on: the resolved revision if they came from the Hub, and their digest."""
+    """Weights that an editor runs on."""
 
     revision: str | None
+    """Commit on the Hub; None if they did not come from there."""
     sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextToken:
-    """One more text token for each row, for `Editor.encode_with`.
-
-    vectors: (B, D), as wide as the text states; text_tokens: the text before it is cut or padded to so many tokens,
-    which decides where an appended token stands.
-    """
+    """One more text token for each row, for `Editor.encode_with`."""
 
     vectors: torch.Tensor
+    """(B, D), as wide as the text states."""
     placement: TokenPlacement
     text_tokens: int
+    """Length to which the text is cut or padded before the token is added. It decides the position of an appended
+    token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixGraph:
-    """An editor's prefix as a graph that can be traced, and how its inputs are made without the editor's code.
+    """A traceable graph of an editor's prefix, and how to prepare its inputs without the editor's code.
 
-    Text: `before + instruction + after` is tokenized, cut at `max_tokens` and padded at the end with `pad_id`.
-    Picture: each camera is resized (bilinear) to an equal share of the width, they stand side by side, and 0..255
-    becomes -1..1.
+    Text: tokenize `before + instruction + after`, cut it at `max_tokens`, and pad it at the end with `pad_id`.
+    Picture: resize each camera (bilinear) to an equal share of the width, put them side by side, and map 0..255 to
+    -1..1.
     """
 
     module: nn.Module
-    """forward(image float32 (B, 3, H, W), token_ids int64 (B, L), token_valid bool (B, L)) -> ([valid,] k_0, v_0, ...):
-    what `Editor.encode` gives, `valid` where a layer holds text, invalid tokens zeroed, for any B and L. No branch may
-    depend on a value."""
+    """forward(image float32 (B, 3, H, W), token_ids int64 (B, L), token_valid bool (B, L)) -> ([valid,] k_0, v_0, ...).
+
+    The outputs equal those of `Editor.encode` for any B and L. `valid` comes first if a layer holds text; K and V are
+    zero at invalid tokens. No branch may depend on a tensor's values."""
     tokenizer: str
-    """JSON that `tokenizers.Tokenizer.from_str` reads."""
+    """JSON for `tokenizers.Tokenizer.from_str`."""
     before: str
     after: str
     pad_id: int
     max_tokens: int
     pad_to: int | None
-    """Every row has this many tokens; None: as many as the longest row of the batch."""
+    """Number of tokens to which every row is padded; None: the longest row of the batch."""
     cameras: tuple[str, ...]
     image_size: tuple[int, int]
-    """(height, width) of the whole picture."""
+    """(height, width) of the composed picture."""
     grey: int | None
-    """Every pixel has this value instead, where the editor is to see nothing."""
+    """Value of every pixel if the editor must not see anything; None: show the pictures."""
 
 
 class ReleaseNames(Protocol):
-    """A family's weights by the names of their release, and by those of its diffusers class."""
+    """Conversion of a family's weights between the names of their release and those of its diffusers class."""
 
     def from_release(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Released names -> diffusers' state dict; names that are not known keep theirs."""
+        """Return diffusers' state dict. Unknown names are kept as they are."""
         ...
 
     def to_release(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The inverse of `from_release`."""
+        """Return the weights under their released names, the inverse of `from_release`."""
         ...
 
     def sizes(self, weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
-        """What tells one size of the model from another ("double blocks": 5), from released names."""
+        """Return the dimensions that differ between sizes of the model, such as "double blocks": 5.
+
+        weights: under their released names.
+        """
         ...
 
 
@@ -127,21 +132,21 @@ class Editor(abc.ABC):
         hardware: Hardware = CPU,
         tuned: Path | None = None,
     ) -> Self:
-        """The editor, ready to encode.
+        """Load the editor, ready to encode.
 
-        instructions: those that a cache will hold, so that text is padded to the longest of them and no further; empty
-            for a live policy, whose text may have any length.
-        weights: a pipeline folder instead of what came with the plugin or was fetched.
-        tuned: a folder with parts of the pipeline that stand in place of those, as a denoiser that was trained on.
+        instructions: all instructions of a cache, so that text is padded to the longest of them; empty for a live
+            policy, whose text may have any length.
+        weights: a pipeline folder, instead of the embedded or downloaded one.
+        tuned: a folder with parts of the pipeline that replace those of `weights`, such as a fine-tuned denoiser.
 
         Raises:
-            EditorError: weights missing or unfit, with the `imagewam fetch` to run.
-            UsageError: a setting that the architecture does not allow, or hardware that is not there, with the reason.
+            EditorError: the weights are missing or do not fit; the hint names the `imagewam fetch` to run.
+            UsageError: the editor does not offer an option, or this machine lacks the hardware.
         """
 
-    @classmethod  # noqa: B027 - an editor without files has nothing to look for
+    @classmethod  # noqa: B027 - an editor without files needs no check
     def require_weights(cls, weights: Path | None = None) -> None:
-        """Look whether `load` will find weights, before anything is computed for it.
+        """Check that `load` will find its weights.
 
         Raises:
             EditorError: as `load`.
@@ -149,8 +154,9 @@ class Editor(abc.ABC):
 
     @classmethod
     def describe(cls, options: PrefixOptions) -> KVSpec | None:
-        """The layout without weights, from the entry alone; None where that does not tell it. Text that is trimmed to
-        the instructions counts as `TYPICAL_TEXT` tokens.
+        """Return the layout, computed from the entry without weights; None if the entry does not determine it.
+
+        Trimmed text counts as `TYPICAL_TEXT` tokens.
 
         Raises:
             UsageError: as `load`.
@@ -159,77 +165,89 @@ class Editor(abc.ABC):
 
     @classmethod
     def memory_bytes(cls, *, acting: bool = False) -> int | None:
-        """What the weights take at most at one time, in the editor's own dtype; None where that is not known.
+        """Return the most memory that the weights take at one time, in the editor's own dtype; None if unknown.
 
-        acting: in a live policy, which may be told anything; else while caching, with all instructions known.
+        acting: in a live policy, which takes any instruction; otherwise while caching known instructions.
         """
         return None
 
     @property
     @abc.abstractmethod
     def spec(self) -> KVSpec:
-        """The layout of what `encode` returns; the text segment has room for the longest instruction announced."""
+        """Layout of what `encode` returns. Its text segment is as long as the longest of `load`'s instructions."""
 
     @property
     @abc.abstractmethod
     def weights(self) -> WeightsIdentity:
-        """Which weights are loaded."""
+        """Identity of the loaded weights."""
 
     @abc.abstractmethod
     def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
-        """Prefix KV of B rows, as `spec` says. A pure function of pictures, instruction, weights and settings.
+        """Return the prefix KV of B rows, in the layout of `spec`: a pure function of pictures, instructions, weights
+        and settings.
 
-        images: per row, camera -> uint8 (H, W, 3), with every camera of `settings.cameras`.
+        images: for each row, camera -> uint8 (H, W, 3), with every camera of `settings.cameras`.
         """
 
     def encode_with(
         self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str], token: TextToken
     ) -> PrefixKV:
-        """`encode` with one more token in each row's text. For live policies only: what feeds the token then decides K
-        and V too, so that no cache can hold them.
+        """Encode with one more token in each row's text.
+
+        Only for live policies: K and V then depend on whatever feeds the token, so they cannot be cached.
 
         Raises:
-            UsageError: this editor's text takes no more tokens.
+            UsageError: this editor cannot add tokens to its text.
         """
-        raise UsageError(f"{self.entry.name} takes no token beside its text", "see `imagewam editors`")
+        raise UsageError(
+            f"{self.entry.name} cannot add a token to its text", "choose another editor; `imagewam editors` lists them"
+        )
 
     def prefix_graph(self) -> PrefixGraph | None:
-        """`encode` as a graph for exporters; None where the editor has none.
+        """Return `encode` as a graph for exporters; None if the editor has no graph.
 
         Raises:
-            ExportError: the settings or the tokenizer cannot be expressed.
+            ExportError: a graph cannot express the settings or the tokenizer.
         """
         return None
 
     @classmethod
     def released_weights(cls, weights: Path | None = None) -> dict[str, torch.Tensor]:
-        """The denoiser's weights by the names of its family's release, which published experts share.
+        """Return the denoiser's weights under the names of its family's release, which published experts share.
 
         weights: as in `load`.
 
         Raises:
-            UsageError: released names are not known for this editor.
-            EditorError: weights missing or damaged.
+            UsageError: this editor has no released names.
+            EditorError: the weights are missing or damaged.
         """
-        raise UsageError(f"the released names of {cls.entry.name}'s weights are not known", "see `imagewam editors`")
+        raise UsageError(
+            f"{cls.entry.name} has no released names for its weights",
+            "choose an editor of a published policy, such as flux2-klein-4b",
+        )
 
     @classmethod
     def write_released(
         cls, released: Mapping[str, torch.Tensor], out: Path, *, weights: Path | None = None
     ) -> dict[str, int]:
-        """Write a denoiser, given by released names, as a part of the pipeline folder `out`: a `tuned` of `load`.
+        """Write a denoiser, given under released names, into the pipeline folder `out`, for `tuned` of `load`.
 
-        weights: as in `load`; its sizes must be the same. Returns what tells one size of the family from another.
+        weights: as in `load`; its denoiser must have the same size. Returns the dimensions of `ReleaseNames.sizes`.
 
         Raises:
             UsageError: as `released_weights`.
-            EditorError: another size (both numbers are named), a name that is missing, unknown or of another shape.
+            EditorError: the denoiser has another size, or a tensor is missing, unknown or of another shape.
         """
-        raise UsageError(f"the released names of {cls.entry.name}'s weights are not known", "see `imagewam editors`")
+        raise UsageError(
+            f"{cls.entry.name} has no released names for its weights",
+            "choose an editor of a published policy, such as flux2-klein-4b",
+        )
 
     def fingerprint(self) -> dict[str, object]:
-        """What decides the numbers in a cache: editor, weights, settings. Two that are equal but for `revision`, which
-        only says where the weights came from, give interchangeable prefixes."""
+        """Return what determines the numbers in a cache: editor, weights, settings.
+
+        Fingerprints that differ only in `revision`, the origin of the weights, belong to interchangeable prefixes.
+        """
         return {
             "editor": self.entry.name,
             "weights": self.weights.sha256,
@@ -237,3 +255,9 @@ class Editor(abc.ABC):
             "settings": to_dict(self.settings),
             "prompt_template": self.settings.prompt_template or self.entry.prompt_template,
         }
+
+
+def _no_released_names(editor: str) -> UsageError:
+    return UsageError(
+        f"{editor} has no released names for its weights", "use an editor of published policies, such as flux2-klein-4b"
+    )

@@ -1,8 +1,9 @@
-"""`DiffusersEditor`: an editor on a diffusers pipeline folder, except for what makes its family a family.
+"""`DiffusersEditor`: everything that editors on diffusers pipeline folders have in common.
 
-A subclass says which parts it loads, which attention layers there are and what they hold, how one instruction becomes
-text states, and how pictures and text become one forward of the denoiser. Everything else is here: settings, tiling of
-cameras, text computed once per instruction, recording, choice of layers and segments, identity of the weights.
+A subclass adds what makes its family: which attention layers there are and what they hold, how one prompt becomes text
+states, and how pictures and text become one forward of the denoiser. Its entry names the components. Everything else is
+here: settings, cameras, one text encoding per instruction, recording, choice of layers and segments, identity of the
+weights.
 """
 
 from __future__ import annotations
@@ -58,24 +59,23 @@ from imagewam_cli.prefix.spec import (
 from imagewam_cli.registry import imported
 
 GREY = 128
-"""Every pixel of a blank picture."""
+"""Value of every pixel of a blank picture."""
 
 
 class DiffusersEditor(Editor):
-    """A pipeline folder as an `Editor`. Subclasses implement the abstract methods and set the class variables; the
-    `load` of their `EditorEntry` is "module:Class"."""
+    """A pipeline folder as an `Editor`. Subclasses implement the abstract methods and may set the class variables."""
 
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    """The parts that are models and read text. They go once every instruction is known and read; they stay where the
-    states of all instructions would take more memory than they do."""
+    """Components that are models and encode text. Freed after all instructions are encoded, unless the encoded states
+    would need more memory than the encoders."""
     text_tokenizer: ClassVar[str] = "tokenizer"
     """Component whose tokens are the text states."""
     reads_picture: ClassVar[bool] = False
-    """Whether the text encoder sees the picture too, so that text states belong to a row, not to an instruction."""
+    """Whether the text encoder also sees the picture. Text states then belong to a row, not to an instruction."""
     release: ClassVar[ReleaseNames | None] = None
-    """How the denoiser's weights are named where its family releases them in names of its own."""
+    """Names of the denoiser's weights in its family's own release; None if there are no other names."""
     takes_text_token: ClassVar[bool] = False
-    """Whether `run` heeds any `Text.valid`, also with gaps, so that `encode_with` can add a token."""
+    """Whether `run` respects any `Text.valid`, even with gaps. `encode_with` needs that to add a token."""
 
     def __init__(
         self,
@@ -94,10 +94,11 @@ class DiffusersEditor(Editor):
         self.device = self._placement.device
         self._folder, self._tuned = folder, tuned
         self.part: dict[str, Any] = {}
-        """Sub-folder of the pipeline -> what it holds."""
+        """Loaded components: sub-folder of the pipeline -> object."""
         classes = self.part_classes()
         require_family(folder, self.entry.family, [name for name in classes if self._home(name) == folder])
-        # text encoders first: where they can go before the denoiser comes, the larger of the two must fit, not both
+        # Text encoders come first. If they can be freed before the denoiser is loaded, peak memory is the larger of the
+        # two, not their sum.
         late = [
             name for name, kind in classes.items() if issubclass(kind, nn.Module) and name not in self.text_encoders
         ]
@@ -108,7 +109,7 @@ class DiffusersEditor(Editor):
                 del self.part[name]
         self._load_parts(late)
         self.prepare()
-        _ = self.layer_names  # layers that do not exist or cannot be pooled are refused here, not at the first row
+        _ = self.layer_names  # refuses a bad choice of layers or pooling now, not at the first row
 
     @classmethod
     def load(
@@ -120,7 +121,7 @@ class DiffusersEditor(Editor):
         hardware: Hardware = CPU,
         tuned: Path | None = None,
     ) -> Self:
-        """From `weights`, the embedded folder, or what was fetched."""
+        """Load from `weights`, the embedded folder, or the downloaded one."""
         folder = cls._weights_folder(weights)
         return cls(options, folder, instructions=instructions, hardware=hardware, tuned=tuned)
 
@@ -168,9 +169,10 @@ class DiffusersEditor(Editor):
         settings, kind = resolve(options, entry), cls.part_classes()[entry.denoiser]
         taken = inspect.signature(kind.__init__).parameters
         unknown = [key for key in entry.config if key not in taken and not key.startswith("_")]
-        if unknown:  # diffusers only warns, and takes its default
+        if unknown:  # diffusers would only warn, and use its default
             raise PluginError(
-                f"the entry {entry.name!r} has config {unknown[0]!r}, which {kind.__name__} does not take"
+                f"the entry {entry.name!r} has config {unknown[0]!r}, which {kind.__name__} does not take",
+                "correct the entry's `config`",
             )
         denoiser = _weightless(kind, config)
         text = entry.defaults.text_limit if settings.text_padding == "keep" else TYPICAL_TEXT
@@ -178,9 +180,12 @@ class DiffusersEditor(Editor):
 
     @classmethod
     def memory_bytes(cls, *, acting: bool = False) -> int:
-        """Caching: the text encoders, or all other parts, whichever is more, as the former go before the latter come.
-        All parts for acting, where the encoder `reads_picture`, and (not told here) where it has to stay because
-        the states of all instructions take more memory than it does."""
+        """Return the memory of the text encoders or of all other parts, whichever is more: while caching, the encoders
+        are freed before the others are loaded.
+
+        Acting needs all parts, and so does an encoder that `reads_picture`. Not considered here: an encoder also stays
+        if the states of all instructions need more memory than it does.
+        """
         dtype: torch.dtype = getattr(torch, cls.entry.defaults.compute_dtype)
         parameters = {name: component.parameters for name, component in cls.entry.components.items()}
         everything = sum(parameters.values())
@@ -204,26 +209,27 @@ class DiffusersEditor(Editor):
     @classmethod
     @abc.abstractmethod
     def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
-        """Every attention layer in the order of the calls, with all the segments of the mode of `settings` (resolved),
-        for `text` text tokens. The denoiser may be on the meta device."""
+        """Return every attention layer in the order of the calls, with all segments of the mode of `settings`.
+
+        denoiser: may be on the meta device, so only its config is meaningful. text: number of text tokens.
+        """
 
     @classmethod
     def picture_text(cls, settings: PrefixSettings) -> int:
-        """How many text states stand for the picture, where the text encoder `reads_picture`; told from the resolved
-        settings alone."""
+        """Return the number of text states that stand for the picture, if the text encoder `reads_picture`."""
         return 0
 
     @classmethod
     def rope(cls, denoiser: Any) -> RopeSpec | None:
-        """How the keys are rotated; None where positions are not rotary."""
+        """Return how the keys are rotated; None if positions are not rotary."""
         return None
 
     def prepare(self) -> None:
-        """Change the parts once all are loaded, as the settings ask."""
+        """Modify the loaded components as the settings require. Called once, at the end of loading."""
 
     def recipe(self) -> Mapping[str, object]:
-        """What decides the numbers besides weights and settings, as JSON has it: wording and constants that are the
-        installed diffusers' or the plugin's. Part of the fingerprint; nothing by default."""
+        """Return what else determines the numbers, as JSON values: wording and constants of the installed diffusers or
+        of the plugin. Becomes part of the fingerprint."""
         return {}
 
     def text_tokens(self, prompt: str) -> int:
@@ -246,16 +252,18 @@ class DiffusersEditor(Editor):
 
     @abc.abstractmethod
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
-        """Text states of one prompt, padded as the settings say. picture: uint8 (H, W, 3), what the editor sees, where
-        it `reads_picture`."""
+        """Return the text states of one prompt, padded as the settings say.
+
+        picture: uint8 (H, W, 3), the composed picture, if the text encoder `reads_picture`; otherwise None.
+        """
 
     @abc.abstractmethod
     def run(self, pictures: Tensor, text: Text) -> None:
-        """One forward of the denoiser. pictures: (B, 3, H, W) in [-1, 1]."""
+        """Run one forward of the denoiser, whose attention is recorded. pictures: (B, 3, H, W) in [-1, 1]."""
 
     @property
     def denoiser(self) -> Any:
-        """The model whose attention is recorded."""
+        """Model whose attention is recorded."""
         return self.part[self.entry.denoiser]
 
     @functools.cached_property
@@ -274,7 +282,7 @@ class DiffusersEditor(Editor):
         return super().fingerprint() | ({"recipe": dict(recipe)} if recipe else {})
 
     def prompt(self, instruction: str) -> str:
-        """The instruction in the user's template, or in the entry's: what `embed` gets."""
+        """Return the instruction in the user's prompt template, or in the entry's: the prompt that `embed` gets."""
         template = self.settings.prompt_template or self.entry.prompt_template
         return template.format(instruction=instruction)
 
@@ -303,13 +311,15 @@ class DiffusersEditor(Editor):
 
     @functools.cached_property
     def layer_names(self) -> tuple[str, ...]:
-        """Of the kept layers."""
+        """Names of the kept layers."""
         return tuple(layer.name for layer in self._layers(self.denoiser, self.settings, text=1))
 
     def keep_segments(self, recorded: Mapping[str, LayerKV], text_valid: Tensor) -> PrefixKV:
-        """The wanted segments of the kept layers; what padding left is zeroed, so that equal rows are equal bytes.
+        """Return the chosen segments of the kept layers, pooled.
 
-        recorded: by the layers' names; text_valid: bool (B, L).
+        K and V are set to zero at padding, so that equal rows have equal bytes.
+
+        recorded: layer name -> K and V of all its tokens; text_valid: bool (B, L).
         """
         size, rope = self.settings.pool, self.rounded_rope(self.denoiser, self.settings)
         layers: list[LayerKV] = []
@@ -325,7 +335,7 @@ class DiffusersEditor(Editor):
         return PrefixKV(tuple(layers), valid)
 
     def _wanted(self, layer: LayerSpec, kv: LayerKV) -> list[tuple[SegmentSpec, LayerKV]]:
-        """The wanted segments of a layer, each with its keys and values."""
+        """Return the chosen segments of a layer, each with its keys and values."""
         parts = zip(layer.segments, split(layer, kv.k), split(layer, kv.v), strict=True)
         return [(segment, LayerKV(k, v)) for segment, k, v in parts if segment.name in self.settings.segments]
 
@@ -344,7 +354,7 @@ class DiffusersEditor(Editor):
 
     @classmethod
     def _layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
-        """As `encode` gives them: the kept layers with the wanted segments, pictures pooled."""
+        """Return the layers of `encode`'s result: kept layers, chosen segments, pooled pictures."""
         wanted = [
             dataclasses.replace(layer, segments=tuple(s for s in layer.segments if s.name in settings.segments))
             for layer in cls._kept(denoiser, settings, text)
@@ -354,13 +364,16 @@ class DiffusersEditor(Editor):
 
     @classmethod
     def rounded_rope(cls, denoiser: Any, settings: PrefixSettings) -> RopeSpec | None:
-        """`rope` with the rounding of the settings."""
+        """Return `rope` with the rounding of the settings."""
         rope = cls.rope(denoiser)
         return None if rope is None else dataclasses.replace(rope, rounding=settings.rounding)
 
     @classmethod
     def _kept(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
-        """The layers that hold a wanted segment, thinned as the settings say; each with all its segments."""
+        """Return the kept layers, each with all its segments.
+
+        `--layers` counts only layers that hold a chosen segment, so that its indices have no gaps.
+        """
         holding = [
             layer
             for layer in cls.attention_layers(denoiser, settings, text)
@@ -369,7 +382,7 @@ class DiffusersEditor(Editor):
         try:
             return tuple(holding[i] for i in select_layers(settings.layers, len(holding)))
         except ValueError as error:
-            raise UsageError(str(error), "choose them with --layers; by default all are kept") from None
+            raise UsageError(str(error), "choose with --layers; by default all layers are kept") from None
 
     @classmethod
     def _weights_folder(cls, weights: Path | None) -> Path:
@@ -385,7 +398,7 @@ class DiffusersEditor(Editor):
                 self.part[name] = load_part(home, name, kind, self.device, self.dtype)
 
     def _home(self, part: str) -> Path:
-        """The folder that has this part."""
+        """Return the pipeline folder that this component is loaded from."""
         return self._tuned if self._tuned is not None and (self._tuned / part).is_dir() else self._folder
 
     def _encoder_bytes(self) -> int:
@@ -399,25 +412,26 @@ class DiffusersEditor(Editor):
         return self.embed(self.prompt(instruction), picture)
 
     def _picture(self, images: Mapping[str, UInt8Image]) -> UInt8Image:
-        """What the editor sees: the cameras in their layout, uint8 (H, W, 3)."""
+        """Return the picture that the editor sees, uint8 (H, W, 3): the cameras in their layout, or grey."""
         picture = self.settings.layout.compose(images, self.settings.cameras, self.settings.image_size)
         return np.full_like(picture, GREY) if self.settings.blank_images else picture
 
     def _pixels(self, picture: UInt8Image) -> Tensor:
-        """uint8 (H, W, 3) -> (3, H, W) in [-1, 1]."""
+        """Convert uint8 (H, W, 3) to (3, H, W) in [-1, 1]."""
         tensor = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
         return (tensor.float() / 127.5 - 1).to(self.device, self.dtype)  # scaled in float32, as the pipelines do
 
 
 def _weightless(kind: Any, config: Mapping[str, Any]) -> Any:
-    """A denoiser on the meta device, to be looked at and not changed: whoever asks for the same shares it."""
+    """Return a denoiser on the meta device. Callers with the same config share it, so nobody may modify it."""
     return _built(kind, json.dumps(config, sort_keys=True))
 
 
 @functools.lru_cache(maxsize=16)
 def _built(kind: Any, config: str) -> Any:
-    """config: JSON. Drawing weights that hold no numbers would be half of the time."""
+    """config: JSON, which can be hashed."""
     from diffusers.models.modeling_utils import no_init_weights
 
+    # initialising weights that hold no numbers would take half of the time
     with torch.device("meta"), no_init_weights():
         return kind.from_config(json.loads(config))

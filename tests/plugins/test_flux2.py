@@ -27,6 +27,7 @@ from imagewam_cli.export.description import prefix_inputs
 from imagewam_cli.export.graphs import traced_prefix
 from imagewam_cli.policy.loading import prefix_arrays
 from imagewam_cli.prefix.positions import layer_ids, rotate_keys, unrotate
+from imagewam_cli.registry import Registry
 from imagewam_cli.runtime.onnx_policy import PrefixGraph
 from imagewam_flux2.editor import Flux2Editor
 from tests.support.editors.flux2 import build
@@ -200,7 +201,11 @@ HEAD = {"cameras": ("top", "left", "right"), "camera_layout": "head-over-wrists"
 def test_ids_are_those_that_the_pipeline_gives_its_transformer(
     folder: Path, pipeline: Any, cameras: dict[str, Any], padding: str, mode: str
 ) -> None:
-    settings = {"mode": mode, "text_padding": padding, "segments": Flux2Editor.segments_of(mode)}
+    settings = {
+        "mode": mode,
+        "text_padding": padding,
+        "segments": Registry.installed().editors.get(NAME).defaults.modes[mode].segments,
+    }
     editor = load(folder, INSTRUCTIONS[:1], **settings, **cameras)
     height, width = editor.settings.image_size
     count = len(editor.settings.cameras) if editor.settings.camera_layout == "separate" else 1

@@ -96,7 +96,7 @@ def test_published_rounding_of_positions_to_the_bit() -> None:
     ("change", "message"),
     [
         ({"cameras": ("a", "b")}, "for 3 cameras, not 2"),
-        ({"cameras": ("a", "b", "c"), "image_size": (288, 240)}, "the nearest that does is 288x256"),
+        ({"cameras": ("a", "b", "c"), "image_size": (288, 240)}, "the nearest size that does is 288x256"),
         ({"cameras": ("a",), "camera_layout": "stacked"}, "not available for flux"),
         (
             {"cameras": ("a",), "camera_layout": "tile", "rounding": "published-bf16", "compute_dtype": "float32"},

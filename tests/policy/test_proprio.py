@@ -117,7 +117,7 @@ def test_an_editor_whose_text_is_closed_refuses(load_tiny: Any, monkeypatch: pyt
     editor = load_tiny()
     monkeypatch.setattr(type(editor), "takes_text_token", False)
     token = TextToken(vectors=torch.zeros(1, WIDTH), placement="packed", text_tokens=LENGTH)
-    with pytest.raises(UsageError, match="takes no token"):
+    with pytest.raises(UsageError, match="cannot add a token"):
         editor.encode_with([observation(0).images], ["push"], token)
 
 

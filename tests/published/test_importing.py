@@ -294,7 +294,7 @@ def test_another_robot_is_named(make: Any, tiny_weights: Path) -> None:
 
 
 def test_an_editor_without_released_names_refuses(make: Any) -> None:
-    with pytest.raises(UsageError, match="released names of instruct-pix2pix"):
+    with pytest.raises(UsageError, match="instruct-pix2pix has no released names"):
         imported(make(TABLETOP), TABLETOP, Path(), editor="instruct-pix2pix")
 
 
