@@ -18,7 +18,7 @@ from imagewam_cli.cli import app
 from tests.support.paths import DOCS, EXAMPLES, ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.rglob("*.md"), *EXAMPLES.rglob("README.md")])
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?:\]\(|src=\")([^)\s\"]+)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MODULE_NAME = re.compile(r"`(imagewam_[a-z0-9_]+(?:\.\w+)+)[`(]")
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
