@@ -1,14 +1,15 @@
-"""Recording and replaying the keys and values of a model's attention calls, without touching the model's code.
+"""Record and replay the keys and values of a model's attention calls, without touching the model's code.
 
-Every diffusers denoiser ends in `torch.nn.functional.scaled_dot_product_attention` under the native attention backends.
-Forward hooks on the named attention modules say which layer is running, and a torch function mode sees its call. So a
-recorded key is post-norm and post-RoPE, exactly as the softmax sees it, whatever the architecture.
+Under the native attention backends, every diffusers denoiser calls `torch.nn.functional.scaled_dot_product_attention`.
+Forward hooks on the named attention modules tell which layer is running, and a torch function mode intercepts its call.
+A recorded key is therefore post-norm and post-RoPE, exactly as the softmax sees it, whatever the architecture.
 
-`record` keeps K and V of one forward. `replay` runs a forward whose attention also sees recorded K and V in front of
-its own: the joint attention of a token group with a prefix that was computed before. Other attention backends bypass
-the intercepted call; a layer that was not seen is an error. `observe` only looks: at what any torch function gives
-inside named modules, such as the weights of an attention that calls softmax by itself. A model with compiled blocks is
-recorded as well: its graphs are broken where the recorder is called.
+`record` keeps K and V of one forward. `replay` runs a forward whose attention also sees recorded K and V in front
+of its own, so that tokens attend jointly with a prefix that was computed before. `observe` only reads the results of
+any torch functions inside named modules, such as the weights of an attention that calls softmax directly.
+
+Other attention backends bypass the intercepted call, so a layer without a call is an error. Models with compiled blocks
+can be recorded too: the recorder breaks their graphs.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from imagewam_cli.errors import CaptureError
 from imagewam_cli.prefix.kv import LayerKV
 
 _POSITIONAL = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-"""Arguments of `scaled_dot_product_attention` that may be given by position."""
+"""Arguments of `scaled_dot_product_attention` that may be positional, in order."""
 _HINT = 'use the native attention backend: model.set_attention_backend("native")'
 SOFTMAX: tuple[Callable[..., Any], ...] = (torch.softmax, F.softmax, torch.Tensor.softmax)
-"""The names under which torch has softmax."""
+"""The functions that compute a softmax in torch."""
 
 
 @dataclass
 class Recording:
-    """What `record` filled: module name -> keys and values, in the order of the calls."""
+    """Result of `record`: module name -> keys and values, in the order of the calls."""
 
     layers: dict[str, LayerKV] = field(default_factory=dict)
 
 
-class _Finished(Exception):  # noqa: N818 - not an error: control flow out of a forward that has given all it is asked for
+class _Finished(Exception):  # noqa: N818 - not an error: leaves a forward after its last wanted layer
     pass
 
 
@@ -49,8 +50,8 @@ class _Finished(Exception):  # noqa: N818 - not an error: control flow out of a 
 def record(model: nn.Module, layers: Sequence[str], *, stop_after_last: bool = False) -> Iterator[Recording]:
     """Record K and V of the attention modules named `layers` while the model runs once inside the `with` block.
 
-    stop_after_last: leave the forward as soon as the last layer is recorded; what comes after it (its MLP, the output
-        head) is never computed. The forward then returns nothing: only the recording counts.
+    stop_after_last: leave the forward as soon as the last layer is recorded. The rest (its MLP, the output head) is
+        never computed, and the code after the forward in the `with` block does not run.
 
     Raises:
         CaptureError: a layer made no attention call, or several.
@@ -61,7 +62,7 @@ def record(model: nn.Module, layers: Sequence[str], *, stop_after_last: bool = F
     def visit(name: str, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
         if name in recording.layers:
             raise CaptureError(f"layer {name!r} attends more than once in a forward", "name its inner modules instead")
-        recording.layers[name] = LayerKV(k.transpose(1, 2), v.transpose(1, 2))
+        recording.layers[name] = LayerKV(k.transpose(1, 2), v.transpose(1, 2))  # (B, H, P, D) -> (B, P, H, D)
         remaining.discard(name)
         if stop_after_last and not remaining:
             raise _Finished
@@ -70,7 +71,7 @@ def record(model: nn.Module, layers: Sequence[str], *, stop_after_last: bool = F
     try:
         with _intercept(model, layers, visit):
             yield recording
-    except _Finished:
+    except _Finished:  # raised through the model and the caller's `with` block, which it ends early
         pass
     if remaining:
         raise CaptureError(f"no attention call was seen in {_few(sorted(remaining))}", _HINT)
@@ -78,9 +79,9 @@ def record(model: nn.Module, layers: Sequence[str], *, stop_after_last: bool = F
 
 @contextlib.contextmanager
 def replay(model: nn.Module, layers: Mapping[str, LayerKV], valid: Tensor | None = None) -> Iterator[None]:
-    """Let the named layers attend to recorded K and V in front of their own while the model runs inside the block.
+    """Put recorded K and V in front of those of the named layers while the model runs inside the `with` block.
 
-    valid: bool (B, P); recorded tokens marked False are not seen.
+    valid: bool (B, P); recorded tokens marked False are masked.
 
     Raises:
         CaptureError: a named layer made no attention call.
@@ -104,11 +105,11 @@ def replay(model: nn.Module, layers: Mapping[str, LayerKV], valid: Tensor | None
 def observe(
     model: nn.Module, names: Sequence[str], functions: Sequence[Callable[..., Any]], see: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """Show `see(module name, result)` each result of the torch `functions` inside the named modules while the model
-    runs inside the `with` block. Nothing is changed; nested named modules: the innermost one.
+    """Pass each result of the torch `functions` inside the named modules to `see(module name, result)`, while the model
+    runs inside the `with` block. If named modules are nested, the innermost one is reported.
 
     Raises:
-        CaptureError: none of the functions was called in a named module.
+        CaptureError: a named module called none of the functions.
     """
     unseen = set(names)
 
@@ -126,8 +127,7 @@ def observe(
 
 
 def attention_layers(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, tuple[int, int]]:
-    """Run the model once and report every module that attends: name -> (heads, head size), in the order of the
-    calls."""
+    """Run the model once; return the modules that attend, name -> (heads, head size), in the order of the calls."""
     found: dict[str, tuple[int, int]] = {}
 
     def visit(name: str, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
@@ -141,7 +141,7 @@ def attention_layers(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, t
 
 
 class _Call:
-    """The rest of one attention call: its mask and how to finish it."""
+    """One intercepted attention call without its q, k and v. Calling it computes the attention."""
 
     def __init__(self, func: Any, mask: Tensor | None, rest: dict[str, Any]) -> None:
         self.func, self.mask, self.rest = func, mask, rest
@@ -152,23 +152,25 @@ class _Call:
 
 
 class _Mode(TorchFunctionMode):
-    """Hands calls of `functions` inside named modules to `handle`. It is entered with the outermost of them and left
-    with it: every torch call inside a mode costs microseconds."""
+    """Passes calls of `functions` inside named modules to `handle`.
+
+    The mode is active only while a named module runs, because every torch call inside a mode costs microseconds.
+    """
 
     def __init__(self, functions: Sequence[Any], handle: Any) -> None:
         super().__init__()
         self.functions = tuple(functions)
         self.stack: list[str] = []
-        """Named modules that are running, the innermost last."""
-        # torch.compile breaks its graphs here: traced, each layer's name would need a graph of its own, and torch gives
-        # up compiling after a few of them
+        """Names of the running modules, the innermost last."""
+        # Disabled for torch.compile, which breaks its graphs here. If it traced them, it would specialise one graph on
+        # each layer's name, and torch gives up compiling after a few recompilations.
         self.enter, self.leave, self.handle = (
             torch.compiler.disable(f)  # type: ignore[no-untyped-call]
             for f in (self._enter, self._leave, handle)
         )
 
     def forget(self) -> None:
-        """What it holds refers to it in turn: K and V would stay in memory until Python looks for such circles."""
+        """Break the reference cycles through these functions, so that K and V are freed at once."""
         del self.enter, self.leave, self.handle
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -189,9 +191,10 @@ class _Mode(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _intercept(model: nn.Module, names: Sequence[str], visit: Any) -> Iterator[None]:
-    """Hand each attention call inside a named module to `visit`."""
+    """Pass each attention call inside a named module to `visit`."""
 
     def handle(name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        # callers mix positional and keyword arguments; from here on all have names
         named = dict(zip(_POSITIONAL[: len(args)], args, strict=True)) | kwargs
         q, k, v = named.pop("query"), named.pop("key"), named.pop("value")
         return visit(name, q, k, v, _Call(func, named.pop("attn_mask", None), named))
@@ -202,16 +205,16 @@ def _intercept(model: nn.Module, names: Sequence[str], visit: Any) -> Iterator[N
 
 @contextlib.contextmanager
 def _intercept_calls(model: nn.Module, names: Sequence[str], functions: Sequence[Any], handle: Any) -> Iterator[None]:
-    """Hand each call of the functions inside a named module to `handle`; nested named modules: the innermost one."""
+    """Pass each call of the functions inside a named module to `handle`; of nested modules, the innermost counts."""
     modules = {name: _module(model, name) for name in names}
     missing = [name for name, module in modules.items() if module is None]
     if missing:
-        raise CaptureError(f"the model has no module {_few(missing)}", "correct the names in attention_layers")
+        raise CaptureError(f"the model has no module {_few(missing)}", "correct the names in `attention_layers`")
     mode, handles = _Mode(functions, handle), []
     for name, module in modules.items():
         assert module is not None
         handles.append(module.register_forward_pre_hook(functools.partial(mode.enter, name)))
-        # always_call: a forward that is left early must not leave its name on the stack
+        # always_call: also when `_Finished` leaves the forward early, or the name would stay on the stack
         handles.append(module.register_forward_hook(mode.leave, always_call=True))
     try:
         yield
@@ -229,18 +232,25 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def _widened(mask: Tensor | None, valid: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-    """The call's mask with columns for the prefix in front: (B, 1, Q, P + K), or None where everything is seen."""
+    """Return the call's mask with columns for the prefix in front, (B, 1, Q, P + K); None if every token is seen.
+
+    k: keys of the prefix and the call's own, (B, H, P + K, D).
+    """
     if mask is None and valid is None:
         return None
     batch, _, queries, _ = q.shape
-    own = k.shape[2] - (valid.shape[1] if valid is not None else k.shape[2] - mask.shape[-1] if mask is not None else 0)
+    # either of the two tells where the prefix ends: `valid` is as wide as the prefix, the mask as the call's own keys
+    if valid is not None:
+        prefix = valid.shape[1]
+    else:
+        assert mask is not None
+        prefix = k.shape[2] - mask.shape[-1]
+        valid = torch.ones(batch, prefix, dtype=torch.bool, device=q.device)
+    own = k.shape[2] - prefix
     if mask is None:
         mask = torch.ones(batch, 1, queries, own, dtype=torch.bool, device=q.device)
-    prefix = k.shape[2] - own
-    if valid is None:
-        valid = torch.ones(batch, prefix, dtype=torch.bool, device=q.device)
     front = valid[:, None, None, :].expand(batch, mask.shape[1], queries, prefix)
-    if mask.dtype != torch.bool:
+    if mask.dtype != torch.bool:  # a float mask is added to the scores: 0 is seen, -inf is not
         front = torch.zeros_like(front, dtype=mask.dtype).masked_fill(~front, float("-inf"))
     return torch.cat([front, mask.expand(batch, mask.shape[1], queries, own)], dim=-1)
 

@@ -1,4 +1,4 @@
-"""The prefix itself: keys and values of every kept layer, for a batch of rows."""
+"""A prefix: keys and values of every kept layer, for a batch of rows."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ class LayerKV:
 
 @dataclass(frozen=True)
 class PrefixKV:
-    """Keys and values of a batch: one `LayerKV` (B, P, H_kv, D) per kept layer, and which tokens count.
-
-    P may differ between layers (a UNet's). valid: bool (B, P) for the layers that hold text, whose P is one and the
-    same; tokens of other layers always count. None: all tokens do.
-    """
+    """Keys and values of a batch."""
 
     layers: tuple[LayerKV, ...]
+    """One (B, P, H_kv, D) for each kept layer. P may differ between layers, as in a UNet."""
     valid: torch.Tensor | None
+    """bool (B, P), False at padding, for the layers that hold text; these have the same P. Other layers have no
+    padding.
+    None: no layer has any."""
 
     @property
     def batch(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return int(self.layers[0].k.shape[0])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> PrefixKV:
-        """The same on another device, K and V in another dtype where one is given."""
+        """Return the prefix on another device, K and V converted to `dtype` if one is given."""
         valid = None if self.valid is None else self.valid.to(device)
         return PrefixKV(tuple(type(kv)(kv.k.to(device, dtype), kv.v.to(device, dtype)) for kv in self.layers), valid)
 
     def repeat(self, times: int) -> PrefixKV:
-        """The batch `times` over, in whole turns: rows 0..B-1, then 0..B-1 again."""
+        """Return the batch repeated as a whole: rows 0..B-1, then 0..B-1 again."""
         valid = None if self.valid is None else self.valid.repeat(times, 1)
         layers = tuple(type(kv)(kv.k.repeat(times, 1, 1, 1), kv.v.repeat(times, 1, 1, 1)) for kv in self.layers)
         return PrefixKV(layers, valid)

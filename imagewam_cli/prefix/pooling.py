@@ -1,8 +1,9 @@
-"""Fewer picture tokens: the mean of each cell of N x N neighbours, keys and values alike.
+"""Average each cell of N x N neighbouring picture tokens into one token, keys and values alike.
 
-Keys of a rotary editor are averaged before their rotation, which would turn neighbours against each other, and rotated
-again at the cell's centre. Cells that reach over the picture's edge are the mean of what is there. Cameras side by side
-are one picture: a cell may hold tokens of both where a camera's columns are no multiple of N.
+Rotated keys are averaged without their rotation, because rotation turns neighbours to different angles and their mean
+would cancel. The mean is then rotated to the cell's centre. A cell that extends beyond the picture's edge is the mean
+of the tokens that exist. Cameras side by side are one picture, so a cell may mix two cameras if a camera's number of
+columns is not a multiple of N.
 """
 
 from __future__ import annotations
@@ -20,25 +21,24 @@ from imagewam_cli.prefix.spec import KVSpec, LayerSpec, RopeSpec, SegmentSpec, T
 
 
 def pooled_layer(layer: LayerSpec, size: int, rope: RopeSpec | None) -> LayerSpec:
-    """The layer with its pictures in cells of `size` x `size` tokens.
+    """Return the layer with its pictures pooled in cells of `size` x `size` tokens.
 
     Raises:
-        UsageError: keys are rotated, and where a picture's tokens stand is not known.
+        UsageError: keys are rotated, and a picture has no positions.
     """
     if size == 1:
         return layer
     unknown = [s.name for s in layer.segments if s.grid is not None and s.positions is None]
     if rope is not None and unknown:
         raise UsageError(
-            f"{unknown[0]} tokens cannot be pooled: their keys are rotated, and the editor's plugin does not say where "
-            "they stand",
-            "leave out --pool, or have the plugin give the segment its `positions`",
+            f"{unknown[0]} tokens cannot be pooled: their keys are rotated, and the editor's plugin gives no positions",
+            "leave out --pool, or add `positions` to the segment in the plugin",
         )
     return dataclasses.replace(layer, segments=tuple(pooled_segment(s, size) for s in layer.segments))
 
 
 def pooled_segment(segment: SegmentSpec, size: int) -> SegmentSpec:
-    """Cells of `size` x `size` tokens, as many as there are begun; a segment without a grid as it is."""
+    """Return the segment with its picture pooled; a segment without a grid is returned as it is."""
     if size == 1 or segment.grid is None:
         return segment
     rows, columns = (-(-side // size) for side in segment.grid)
@@ -53,7 +53,8 @@ def pooled_segment(segment: SegmentSpec, size: int) -> SegmentSpec:
 
 
 def _centres(positions: TokenPositions, size: int) -> TokenPositions:
-    """Of the cells; that of one at the edge is the centre of a whole one."""
+    """Return the positions of the cells' centres. A cell at the edge has the centre of a whole cell."""
+    # the centre of a cell is this far from its first token, along every axis that moves with a row or a column
     ahead = (size - 1) / 2 * positions.step
     origin = tuple(
         first + ahead * sum(axis in axes for axes in positions.moves) for axis, first in enumerate(positions.origin)
@@ -62,7 +63,8 @@ def _centres(positions: TokenPositions, size: int) -> TokenPositions:
 
 
 def pooled(kv: LayerKV, segment: SegmentSpec, size: int, rope: RopeSpec | None) -> LayerKV:
-    """Keys and values of one segment, (B, tokens, G, D) -> (B, cells, G, D), in their dtype; float32 inside."""
+    """Pool keys and values of one segment, (B, tokens, G, D) -> (B, cells, G, D). Computes in float32, keeps the
+    dtype."""
     if size == 1 or segment.grid is None:
         return kv
     v = cell_means(kv.v.float(), segment.grid, size)
@@ -75,7 +77,7 @@ def pooled(kv: LayerKV, segment: SegmentSpec, size: int, rope: RopeSpec | None) 
 
 
 def pooled_prefix(spec: KVSpec, prefix: PrefixKV, size: int) -> tuple[KVSpec, PrefixKV]:
-    """The layout and the prefix with their pictures in cells of `size` x `size` tokens.
+    """Return the layout and the prefix with their pictures pooled in cells of `size` x `size` tokens.
 
     Raises:
         UsageError: as `pooled_layer`.
@@ -88,6 +90,7 @@ def pooled_prefix(spec: KVSpec, prefix: PrefixKV, size: int) -> tuple[KVSpec, Pr
     valid = prefix.valid
     holding = next((layer for layer in spec.layers if layer.holds_text), None)
     if valid is not None and holding is not None:
+        # text keeps its padding; a pooled picture has fewer tokens, all valid
         pieces = torch.split(valid, [s.tokens for s in holding.segments], dim=1)
         valid = torch.cat(
             [
@@ -107,12 +110,13 @@ def _pooled_parts(kv: LayerKV, layer: LayerSpec, size: int, rope: RopeSpec | Non
 
 
 def cell_means(tokens: Tensor, grid: tuple[int, int], size: int) -> Tensor:
-    """(B, rows * columns, G, D) -> (B, cells, G, D)."""
+    """Return the mean of each cell, (B, rows * columns, G, D) -> (B, cells, G, D)."""
     batch, _, *head = tokens.shape
-    more = [-side % size for side in grid]
+    more = [-side % size for side in grid]  # rows and columns of zeros that complete the cells at the edge
     cells = [(side + added) // size for side, added in zip(grid, more, strict=True)]
     picture = F.pad(tokens.reshape(batch, *grid, *head), (0, 0, 0, 0, 0, more[1], 0, more[0]))
     sums = picture.reshape(batch, cells[0], size, cells[1], size, *head).sum((2, 4))
+    # number of real tokens of each cell, so that the added zeros do not count in its mean
     down, across = (
         torch.tensor([min(size, side - size * i) for i in range(count)], dtype=tokens.dtype, device=tokens.device)
         for side, count in zip(grid, cells, strict=True)

@@ -26,7 +26,8 @@ def rotary_tables(ids: Tensor, axes: Sequence[int], theta: float, rounding: Roun
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs (2 j, 2 j + 1) of the last axis of x (.., T, H, D); cos, sin (T, D / 2). Float32 inside."""
+    """Rotate the pairs (2 j, 2 j + 1) of the last axis of x (.., T, H, D). cos, sin: (T, D / 2). Computes in
+    float32."""
     even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = cos[:, None, :], sin[:, None, :]
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)

@@ -25,20 +25,18 @@ RoundingName = Literal["exact", "published-bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenPositions:
-    """Where the tokens of a segment stand under the editor's rotary positions: ids by place, padding included.
-
-    origin: ids of the first token, one for each rope axis. moves: in a segment with a grid the axes along which the id
-    grows by `step` with each row, then those for each column; in one without, the axes along which it grows with each
-    token, none where all tokens have the same ids.
-    """
+    """Rotary position ids of a segment's tokens. Padding has ids too."""
 
     origin: tuple[float, ...]
+    """Ids of the first token, one for each rope axis."""
     moves: tuple[tuple[int, ...], ...]
+    """Axes along which the id grows by `step`. With a grid: the axes of each row, then those of each column. Without
+    one: the axes of each token; none if all tokens have the same ids."""
     step: float = 1.0
 
     def __post_init__(self) -> None:
         if any(not 0 <= axis < len(self.origin) for axes in self.moves for axis in axes):
-            raise ValueError(f"positions move along {self.moves}, and there are {len(self.origin)} axes")
+            raise ValueError(f"positions move along the axes {self.moves}, but there are {len(self.origin)} axes")
 
     def ids(self, sizes: tuple[int, ...]) -> Float32Array:
         """Return the ids of every token, (tokens, axes). sizes: (rows, columns) of a grid, or (tokens,)."""
@@ -58,12 +56,11 @@ class SegmentSpec:
     name: Segment
     tokens: int
     grid: tuple[int, int] | None = None
-    """(rows, columns) of the tokens of a picture, row by row; None where tokens have no place in one."""
+    """(rows, columns) of a picture's tokens, row by row; None for text."""
     extent: tuple[float, float] | None = None
-    """(height, width) of the picture in tokens, where the last row or column reaches over its edge; None: as the
-    grid."""
+    """(height, width) of the picture in tokens, if the last row or column extends beyond its edge; None: the grid."""
     positions: TokenPositions | None = None
-    """None where the editor has no rotary positions or its plugin does not tell them."""
+    """None if the editor has no rotary positions, or its plugin does not give them."""
 
     def __post_init__(self) -> None:
         if self.grid is not None and self.grid[0] * self.grid[1] != self.tokens:
@@ -80,75 +77,76 @@ class SegmentSpec:
 
     @property
     def position_ids(self) -> Float32Array | None:
-        """Rotary ids of each token, (tokens, axes); None where they are not known."""
+        """Rotary ids of each token, (tokens, axes); None if unknown."""
         return None if self.positions is None else self.positions.ids(self.grid or (self.tokens,))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
-    """One attention layer: its heads, and the segments that its keys and values come from, in the order of the tokens.
+    """One attention layer: its heads, and the segments of its keys and values, in the order of the tokens.
 
-    Layers of a joint transformer all hold the same segments. A UNet's self-attention holds the target at the layer's
-    own resolution, its cross-attention the text. `block` says how the expert's block beside it is built: attention
-    then MLP, or both at once.
+    All layers of a joint transformer hold the same segments. A UNet's self-attention holds the target at the layer's
+    own resolution, its cross-attention the text.
     """
 
     name: str
     block: BlockKind
+    """How the expert's block for this layer is built: `sequential`, attention then MLP, or `parallel`, both at once."""
     heads: int
     kv_heads: int
     head_dim: int
     segments: tuple[SegmentSpec, ...]
     by_instruction: bool = False
-    """K and V are the same for every picture, as in a cross-attention to the text: stored once per instruction."""
+    """Whether K and V do not depend on the picture, as in a cross-attention to the text. A cache stores them once for
+    each instruction."""
 
     def __post_init__(self) -> None:
         if self.by_instruction and self.holds_pictures:
-            raise ValueError(f"layer {self.name} cannot follow from the instruction alone: it holds a picture")
+            raise ValueError(f"layer {self.name} holds a picture, so it cannot be `by_instruction`")
 
     @property
     def tokens(self) -> int:
-        """Per row, padding included."""
+        """Number of tokens per row, padding included."""
         return sum(s.tokens for s in self.segments)
 
     @property
     def holds_text(self) -> bool:
-        """Whether some of its tokens can be padding, since instructions differ in length."""
+        """Whether some of its tokens are text, which can be padding."""
         return any(s.name == "text" for s in self.segments)
 
     @property
     def holds_pictures(self) -> bool:
-        """Whether some of its tokens have a place in a picture."""
+        """Whether some of its tokens belong to a picture."""
         return any(s.grid for s in self.segments)
 
     @property
     def numbers_per_row(self) -> int:
-        """Numbers that K and V of one row hold."""
+        """Number of values in K and V of one row."""
         return 2 * self.tokens * self.kv_heads * self.head_dim
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeSpec:
-    """How the editor rotates keys, so that action queries can be rotated alike.
-
-    axes: numbers of each head that each position axis rotates; action_axis: the axis along which actions count;
-    action_ids: the constant ids of an action on the other axes; rounding: of the angles of the editor's keys.
-    """
+    """How the editor rotates keys, so that the queries of actions can be rotated in the same way."""
 
     axes: tuple[int, ...]
+    """Number of channels of each head that each position axis rotates."""
     theta: float
     action_axis: int
+    """Axis along which actions are counted."""
     action_ids: tuple[int, ...]
+    """Ids of an action on every axis; that of `action_axis` is replaced by the action's number."""
     rounding: RoundingName = "exact"
+    """Rounding of the angles of the editor's keys."""
 
     def __post_init__(self) -> None:
         if len(self.axes) != len(self.action_ids) or any(a % 2 for a in self.axes):
-            raise ValueError(f"rope axes {self.axes} must be even and as many as action_ids {self.action_ids}")
+            raise ValueError(f"rope axes {self.axes} must be even, one for each of action_ids {self.action_ids}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class KVSpec:
-    """Everything a reader or an expert must know of a prefix."""
+    """Complete layout of a prefix: what a reader or an expert needs to know."""
 
     mode: Mode
     timestep: float
@@ -157,13 +155,13 @@ class KVSpec:
     text_padding: TextPadding
     cameras: tuple[str, ...]
     image_size: tuple[int, int]
-    """(height, width) of the picture that the editor sees."""
+    """(height, width) of the composed picture that the editor sees."""
     prompt_template: str
 
     def __post_init__(self) -> None:
         widths = {layer.tokens for layer in self.layers if layer.holds_text}
         if len(widths) > 1:
-            raise ValueError(f"layers that hold text must have equally many tokens, not {sorted(widths)}")
+            raise ValueError(f"layers that hold text must have the same number of tokens, not {sorted(widths)}")
         axes = 0 if self.rope is None else len(self.rope.axes)
         for segment in (s for layer in self.layers for s in layer.segments if s.positions is not None):
             assert segment.positions is not None
@@ -174,31 +172,31 @@ class KVSpec:
 
     @property
     def valid_tokens(self) -> int:
-        """Width of `PrefixKV.valid`: the tokens of each layer that holds text; 0 where none does."""
+        """Width of `PrefixKV.valid`: number of tokens of the layers that hold text; 0 if none does."""
         return max((layer.tokens for layer in self.layers if layer.holds_text), default=0)
 
     @property
     def valid_by_instruction(self) -> bool:
-        """Whether `valid` belongs to layers of the instruction alone."""
+        """Whether every layer that holds text is `by_instruction`, and `valid` with it."""
         return all(layer.by_instruction for layer in self.layers if layer.holds_text)
 
     def bytes_per_row(self, bytes_per_number: int) -> int:
-        """Bytes of K and V of one row, all layers."""
+        """Return the bytes of K and V of one row in all layers."""
         return bytes_per_number * sum(layer.numbers_per_row for layer in self.layers)
 
 
 def select_layers(choice: str, count: int) -> tuple[int, ...]:
-    """Indices chosen by `all`, `every:N`, or a list like `0,4,9`.
+    """Return the indices chosen by `all`, `every:N`, or a list like `0,4,9`, in ascending order.
 
     Raises:
-        ValueError: not of that form, or an index out of range.
+        ValueError: the choice has another form, or an index is out of range.
     """
     try:
         if choice == "all":
             chosen = tuple(range(count))
         elif choice.startswith("every:"):
             step = max(0, int(choice.removeprefix("every:")))
-            chosen = tuple(range(0, count, step))  # 0 is a ValueError too
+            chosen = tuple(range(0, count, step))  # raises ValueError for step 0
         else:
             chosen = tuple(sorted({int(part) for part in choice.split(",")}))
     except ValueError:

@@ -93,7 +93,7 @@ def test_valid_is_as_wide_as_the_layers_that_hold_text() -> None:
     assert spec(layer(1, 1, 2, 418, text=26)).valid_tokens == 418
     assert unet(77, 77).valid_tokens == 77
     assert unet().valid_tokens == 0
-    with pytest.raises(ValueError, match=r"equally many tokens, not \[26, 77\]"):
+    with pytest.raises(ValueError, match=r"the same number of tokens, not \[26, 77\]"):
         unet(77, 26)
 
 
