@@ -1,12 +1,23 @@
-# make demo   set up, then the whole way from demonstrations to an exported policy
-# make test   set up, then the tests
-# make check  set up, then linters, types and import layers
+# make demo       set up, then go from demonstrations to an exported policy
+# make test       set up, then run the tests, except those marked slow
+# make test-slow  set up, then run the tests marked slow
+# make check      set up, then check style, types and import layers
+# make clean      remove the environment and all caches
+# For another Python: make test PYTHON=python3.12 VENV=.venv-3.12
+
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+.DEFAULT_GOAL := setup
 
-.PHONY: demo test check setup clean
+.PHONY: help demo test test-slow check setup clean
+
+# One process per core with one thread each: torch's own threads would only compete.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses auto --dist loadfile
+
+help:
+	@sed -n 's/^# //p;/^$$/q' Makefile
 
 setup: $(STAMP)
 
@@ -19,9 +30,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/imagewam demo --out imagewam-demo
 
-# a process per core with a thread each: torch's own threads would only be in each other's way
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses auto --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -77,6 +77,7 @@ def undisturbed_cache(cache_command: tuple[str, ...], tmp_path_factory: pytest.T
     return out
 
 
+@pytest.mark.slow
 def test_a_killed_cache_build_goes_on_to_the_same_bytes(
     cache_command: tuple[str, ...], undisturbed_cache: Path, tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_killed_cache_build_goes_on_to_the_same_bytes(
     assert files(out) == files(undisturbed_cache)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_numbers(undisturbed_cache: Path, tmp_path: Path) -> None:
     command = ("train-expert", "--cache", str(undisturbed_cache), *TRAINING)
     run, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"

@@ -20,13 +20,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     return demo
 
 
-@pytest.mark.slow
 def test_every_step_leaves_its_result_and_none_is_done_twice(finished: Demo) -> None:
     assert all(step.result.exists() for step in finished.commands())
     assert list(finished.steps_to_do()) == []
 
 
-@pytest.mark.slow
 def test_a_step_that_lacks_its_result_is_done_again(finished: Demo) -> None:
     result = finished.folder / "eval-random" / "result.json"
     kept = result.read_bytes()
@@ -35,7 +33,6 @@ def test_a_step_that_lacks_its_result_is_done_again(finished: Demo) -> None:
     result.write_bytes(kept)
 
 
-@pytest.mark.slow
 def test_report_says_rates_times_and_files(finished: Demo) -> None:
     text = write_report(finished)
     report = (finished.folder / "report.md").read_text()
@@ -46,7 +43,6 @@ def test_report_says_rates_times_and_files(finished: Demo) -> None:
     assert (finished.folder / "eval-policy" / "sheet.png").exists()
 
 
-@pytest.mark.slow
 def test_export_acts_as_the_policy_does(finished: Demo) -> None:
     """One scene, rolled out with torch and with onnxruntime: the same steps."""
     results = [json.loads((finished.folder / f / "result.json").read_text()) for f in ("eval-policy", "eval-onnx")]
@@ -54,7 +50,6 @@ def test_export_acts_as_the_policy_does(finished: Demo) -> None:
     assert steps[0] == steps[1]
 
 
-@pytest.mark.slow
 def test_example_acts(finished: Demo) -> None:
     command = [sys.executable, str(EXAMPLES / "act.py"), str(finished.folder / "run"), "--scene", "1"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

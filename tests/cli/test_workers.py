@@ -51,6 +51,7 @@ def left_of(group: int) -> list[str]:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_two_workers_stopped_by_ctrl_c_and_started_again_make_the_single_build(
     tabletop: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.paths import EXAMPLES
 
 FOLDER = EXAMPLES / "robustness"
@@ -20,6 +22,7 @@ EVERY_FILE = ("--editor", "instruct-pix2pix", "--codec", "pca1")
 """A codec that is fitted, and layers that are stored once for each instruction: files beside the shards of rows."""
 
 
+@pytest.mark.slow
 def test_killed_builds_end_as_the_undisturbed_one() -> None:
     printed = run("kills.py", "--kills", "8", "--stride", "16", "--shard-mb", "0.02", *EVERY_FILE)
     assert "8 kills, " in printed

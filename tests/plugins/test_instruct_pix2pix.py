@@ -185,6 +185,7 @@ def test_another_pipelines_folder_is_refused() -> None:
         load(WEIGHTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("segments", [("target",), ("text", "target")])
 def test_a_policy_on_it_is_the_same_in_onnx(folder: Path, tmp_path: Path, segments: tuple[str, ...]) -> None:
     """Layers of several lengths, some with padded text: cache layout, expert and graphs agree about them."""

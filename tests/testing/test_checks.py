@@ -353,6 +353,7 @@ def test_a_graph_is_compared_on_the_cpu_in_float32(
         uses.graph_equals_encode(dataclasses.replace(subject_of(ExportsAnother), **elsewhere))
 
 
+@pytest.mark.slow
 def test_one_editor_at_a_time_where_one_is_kept() -> None:
     """In a process of its own: what an earlier test left, a traceback for one, may hold an editor longer."""
     node = f"{__file__}::test_editors_that_are_alive"

@@ -240,7 +240,7 @@ class TestQuantization:
             Placement(Hardware(device="cuda", offload="group"), quantization="nf4", random_weights=False)
 
     def test_random_weights_are_not_quantized(self) -> None:
-        with pytest.raises(UsageError, match="are not quantized"):
+        with pytest.raises(UsageError, match="cannot be quantized"):
             PrefixOptions(random_weights=True, quantization="int8")
 
     @needs_torchao
