@@ -57,6 +57,18 @@ def test_commands_and_options_exist(page: Path) -> None:
     assert not unknown
 
 
+@pytest.mark.parametrize("folder", ["imagewam_cli", "plugins", "examples", "tests"])
+def test_pages_named_in_the_code_exist(folder: str) -> None:
+    """Error hints, help and docstrings name pages as `docs/...`."""
+    missing = [
+        f"{source.relative_to(ROOT)}: {page}"
+        for source in (ROOT / folder).rglob("*.py")
+        for page in re.findall(r"docs/[\w/-]+\.md", source.read_text(encoding="utf-8"))
+        if not (ROOT / page).exists()
+    ]
+    assert not missing
+
+
 def without_code(page: Path) -> str:
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     return re.sub(r"`[^`\n]*`", "", text)
