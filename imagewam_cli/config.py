@@ -39,10 +39,10 @@ def load_yaml(path: Path, into: type[T]) -> T:
 
 
 def size_in_bytes(text: str, source: str) -> float:
-    """Of "50GB", "800 MB", "1e9". source: what the text was given as.
+    """Parse a size such as "50GB", "800 MB" or "1e9". source: the option or variable that an error names.
 
     Raises:
-        ConfigError: not of that form.
+        ConfigError: the text is not a size, or is not more than 0.
     """
     units = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "B": 1.0, "": 1.0}
     number = text.strip().upper().rstrip("KMGTB").strip()
@@ -50,11 +50,11 @@ def size_in_bytes(text: str, source: str) -> float:
     try:
         size = float(number) * units[unit]
     except (ValueError, KeyError):
-        raise ConfigError(f"{source} must look like 50GB, got {text!r}", "a number, then KB, MB, GB or TB") from None
-    if not 0 < size < math.inf:
         raise ConfigError(
-            f"{source} must be more than 0, got {text!r}", f"leave {source} out where nothing is to be limited"
-        )
+            f"{source} must look like 50GB, got {text!r}", "write a number, then KB, MB, GB or TB"
+        ) from None
+    if not 0 < size < math.inf:
+        raise ConfigError(f"{source} must be more than 0, got {text!r}", f"for no limit, leave {source} out")
     return size
 
 
@@ -87,17 +87,17 @@ def from_dict(into: type[T], values: Any, *, source: str = "config", path: str =
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The dataclass as plain JSON-able values; `from_dict` reads it back."""
+    """Return the dataclass as plain values for JSON; `from_dict` reads them back."""
     return typing.cast(dict[str, Any], _plain(config))
 
 
 def dump_yaml(config: Any) -> str:
-    """The configuration as YAML that `load_yaml` reads back."""
+    """Return the configuration as YAML; `load_yaml` reads it back."""
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
 def dump_json(values: Any) -> str:
-    """Stable, readable JSON with a newline at the end."""
+    """Return indented JSON with a newline at the end; keys keep their order."""
     return json.dumps(_plain(values), indent=2, sort_keys=False, allow_nan=False) + "\n"
 
 
@@ -113,7 +113,7 @@ def _plain(value: Any) -> Any:
 
 @functools.cache
 def _type_hints(into: type) -> dict[str, Any]:
-    """They are compiled anew with each look; a manifest has thousands of values of one type."""
+    """Return the resolved type hints of a dataclass. Cached: a manifest has thousands of values of one type."""
     return typing.get_type_hints(into)
 
 
@@ -123,7 +123,7 @@ def _required(into: Any, name: str) -> bool:
 
 
 def _coerce(hint: Any, value: Any, source: str, key: str) -> Any:
-    """`value` as the type `hint`, without guessing: an int may stand for a float, a list for a tuple, nothing else."""
+    """Convert `value` to the type `hint`. Only int to float, list to tuple and text to Path are converted."""
     origin, parameters = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _coerce_union(parameters, value, source, key)
@@ -158,6 +158,7 @@ def _coerce(hint: Any, value: Any, source: str, key: str) -> Any:
 def _coerce_union(choices: tuple[Any, ...], value: Any, source: str, key: str) -> Any:
     if value is None and type(None) in choices:
         return None
+    # The first type that fits wins; an error comes from the last one.
     others = [c for c in choices if c is not type(None)]
     for choice in others[:-1]:
         try:

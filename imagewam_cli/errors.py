@@ -1,8 +1,8 @@
-"""The one error tree of imagewam.
+"""All errors that imagewam raises on purpose.
 
-Every error that a user can cause carries a `hint`: what to do next. The command line prints `error: <message>` and
-`hint: <hint>` and exits with the class's `exit_code` (2 for wrong usage, 1 for a failure). Anything that is not an
-`ImagewamError` is a bug and reaches the boundary in `cli.app`.
+Every error that a user can cause has a `hint` that says what to do next. The command line prints `error: <message>` and
+`hint: <hint>`, and exits with the class's `exit_code`: 2 for wrong usage, 1 for a failure. Any other exception is a
+bug; `cli.app` reports it as one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class ImagewamError(Exception):
-    """A failure with one clear line for the reader and a hint that says what to do next."""
+    """A failure, described in one line, with a hint that says what to do next."""
 
     exit_code = 1
 
@@ -24,22 +24,22 @@ class ImagewamError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as it is, whatever arguments its class takes: workers send errors to the process that tells them."""
+        """Pickle all attributes, whatever arguments the class takes: workers send errors to the main process."""
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class UsageError(ImagewamError):
-    """The command or call was wrong: nothing was started."""
+    """A wrong command or call; nothing was started."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A configuration value or key is wrong; the message names the file and the key."""
+    """A wrong configuration key or value; the message names the file and the key."""
 
 
 class UnknownNameError(UsageError):
-    """A name is not registered; the nearest valid one is suggested."""
+    """An unknown name; the hint suggests the nearest valid one."""
 
     def __init__(self, kind: str, name: str, valid: Iterable[str]) -> None:
         choices = sorted(valid)
@@ -52,15 +52,15 @@ class PluginError(ImagewamError):
 
 
 class DatasetError(ImagewamError):
-    """A dataset is broken or lacks what was asked of it; the message names the file and the episode."""
+    """A dataset is damaged or lacks a requested part; the message names the file and the episode."""
 
 
 class EditorError(ImagewamError):
-    """An editor's weights are missing or do not fit."""
+    """The weights of an editor are missing or have the wrong shape."""
 
 
 class CaptureError(ImagewamError):
-    """Keys and values could not be recorded as the editor's layout promises."""
+    """The recorded keys and values do not have the shapes that the editor's spec declares."""
 
 
 class CacheError(ImagewamError):
@@ -72,15 +72,15 @@ class RunError(ImagewamError):
 
 
 class NonFiniteLossError(ImagewamError):
-    """The loss became NaN or infinite; the message names the rows of the batch."""
+    """The loss is NaN or infinite; the message names the rows of the batch."""
 
 
 class ExportError(ImagewamError):
-    """An export failed its own check or cannot express the policy."""
+    """The format cannot represent the policy, or the exported policy acts differently."""
 
 
 class SimulationError(ImagewamError):
-    """An environment refused an action or a reset."""
+    """An environment rejected an action or a reset."""
 
 
 def install_hint(extra: str) -> str:
@@ -89,7 +89,7 @@ def install_hint(extra: str) -> str:
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """A hint for a mistyped name: the closest valid one, or the list of all where none or several are closest."""
+    """Return a hint for a mistyped name: the closest valid name, or all names if none or several are equally close."""
     valid = sorted(choices)
     close = difflib.get_close_matches(name, valid, n=2, cutoff=0.5)
     likeness = [difflib.SequenceMatcher(a=found, b=name).ratio() for found in close]

@@ -1,4 +1,4 @@
-"""Where things lie by default: `datasets/`, `caches/`, `runs/`, `exports/` in the working folder, and what is there."""
+"""Find datasets, caches, runs and exports: by default in folders of these names in the working folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEMONSTRATIONS = DATASETS / "tabletop"
 
 CACHE_MARKER, RUN_MARKER, POLICY_MARKER, ONNX_MARKER = "manifest.json", "run.json", "policy.json", "onnx.json"
 DATASET_MARKER, PART_MARKER = "meta/info.json", "manifest.part-*.json"
-"""PART_MARKER: of a cache whose parts were not merged."""
+"""A file that each kind of folder has. PART_MARKER is that of a cache whose parts are not merged yet."""
 
 _KINDS = {
     DATASET_MARKER: "dataset",
@@ -28,7 +28,7 @@ _KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A dataset, cache, run or export."""
+    """One dataset, cache, run or export."""
 
     kind: str
     path: Path
@@ -37,13 +37,15 @@ class Item:
 
 
 def marker_of(folder: Path) -> str | None:
-    """What tells of what kind the folder is: one of the markers; None: nothing that imagewam knows."""
+    """Return the marker that the folder has, or None if imagewam did not make it."""
     return next((marker for marker in _KINDS if any(folder.glob(marker))), None)
 
 
 def items(*roots: Path) -> list[Item]:
-    """Everything made by imagewam that is one of the folders, or lies in one of them or in its default folders, newest
-    first. Without roots: of the working folder."""
+    """Return everything made by imagewam in `roots` and in their default folders, newest first.
+
+    A root may itself be such a folder. Without roots, look in the working folder.
+    """
     found: dict[Path, Item] = {}
     for folder in (folder for root in roots or (Path(),) for folder in _candidates(root)):
         marker = marker_of(folder)
@@ -54,10 +56,10 @@ def items(*roots: Path) -> list[Item]:
 
 
 def newest(kind: str) -> Path:
-    """The newest cache in caches/, or run in runs/.
+    """Return the newest cache in caches/ or run in runs/. kind: "cache" or "run".
 
     Raises:
-        CacheError, RunError: there is none; says how to make one.
+        CacheError, RunError: there is none; the hint says how to make one.
     """
     for item in items(CACHES if kind == "cache" else RUNS):
         if item.kind == kind:
@@ -70,7 +72,7 @@ def newest(kind: str) -> Path:
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of the files in it and below."""
+    """Return the total size in bytes of all files below the folder."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 

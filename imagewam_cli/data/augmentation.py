@@ -1,8 +1,7 @@
-"""Augmented views of a row's pictures, each a function of (seed, dataset row, variant, camera) alone.
+"""Augment the images of a row. A view depends only on (seed, dataset row, variant, camera).
 
-What is drawn, and how far, follows the published training on LIBERO (arXiv 2606.19531): a crop that is resized back and
-a turn, always; and for about two thirds of the views a change of colours, of exposure and noise, or of both. The state
-and the action stay what they are.
+Kinds and ranges follow the published training on LIBERO (arXiv 2606.19531): every view is rotated, cropped and resized
+back; about two thirds also get other colours, other exposure with noise, or both. State and action do not change.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ from imagewam_cli.data.types import Float32Array, Row, UInt8Image
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How many views of each row there are, and what may befall them. Ranges are symmetric around no change."""
+    """Number of views of each row, and how strongly they may differ. Ranges are symmetric around no change."""
 
     variants: int = 1
-    """Views of a row; the first is the picture itself."""
+    """Number of views of each row; the first is the recorded image."""
     seed: int = 0
     changed: float = 0.65
-    """Share of views that get other colours, exposure and noise, or both."""
+    """Fraction of views with other colours, other exposure and noise, or both."""
     brightness: float = 0.3
     contrast: float = 0.3
     saturation: float = 0.25
     hue: float = 0.04
-    """Of a whole turn of the colour circle."""
+    """Largest change of hue, as a fraction of the colour circle."""
     gamma: tuple[float, float] = (0.8, 1.25)
     exposure: float = 0.25
-    """In stops: factors of 2."""
+    """Largest change of exposure in stops (factors of 2)."""
     noise: float = 0.015
-    """Standard deviation, of the range from black to white."""
+    """Standard deviation of the noise; 1 is the range from black to white."""
     crop: float = 0.92
-    """Least side of the crop, of the picture's."""
+    """Smallest side of the crop, as a fraction of the image's."""
     turn: float = 8.0
-    """Degrees."""
+    """Largest rotation in degrees."""
 
     def __post_init__(self) -> None:
         if self.variants < 1:
@@ -52,7 +51,7 @@ AS_RECORDED = Augmentation()
 
 
 def augmented(rows: Iterable[Row], augmentation: Augmentation) -> Iterator[Row]:
-    """Every view of every row, those of a row one after another."""
+    """Yield every view of every row; the views of a row follow each other."""
     for row in rows:
         yield row
         for variant in range(1, augmentation.variants):
@@ -79,7 +78,7 @@ def _view(picture: UInt8Image, a: Augmentation, rng: np.random.Generator) -> UIn
 
 
 def _moved(picture: Image.Image, a: Augmentation, rng: np.random.Generator) -> Image.Image:
-    """Turned, with the mean colour where nothing was seen, then cropped and resized back."""
+    """Rotate (empty corners get the mean colour), crop, and resize back."""
     mean = tuple(int(x) for x in np.asarray(picture).reshape(-1, 3).mean(0).round())
     turned = picture.rotate(rng.uniform(-a.turn, a.turn), Image.Resampling.BILINEAR, fillcolor=mean)
     side = rng.uniform(a.crop, 1.0)
@@ -103,7 +102,7 @@ def _coloured(picture: Image.Image, a: Augmentation, rng: np.random.Generator) -
 
 
 def _corrupted(values: Float32Array, a: Augmentation, rng: np.random.Generator) -> Float32Array:
-    """(H, W, 3) from 0 to 1."""
+    """Change exposure and gamma and add noise. values: (H, W, 3) from 0 to 1."""
     lit = values * 2 ** rng.uniform(-a.exposure, a.exposure)
     curved = lit.clip(0, 1) ** rng.uniform(*a.gamma)
     return (curved + rng.normal(0, a.noise, values.shape)).astype(np.float32)

@@ -1,6 +1,6 @@
 """Action chunks: the T actions that follow one frame, padded beyond the episode's end.
 
-Pure numpy. Called by the training dataset, which knows the episode; nothing here reads a file.
+Pure numpy; reads no file. The training dataset knows the episode and passes its actions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from imagewam_cli.errors import UsageError
 
 
 def action_chunk(actions: Float32Array, frame: int, horizon: int) -> ActionChunk:
-    """The chunk that starts at `frame`: actions `frame .. frame + horizon - 1` of one episode.
+    """Return the chunk that starts at `frame`: actions `frame .. frame + horizon - 1` of one episode.
 
     Args:
         actions: float32 (L, A), all actions of the episode, in any units.

@@ -1,6 +1,6 @@
-"""Opening a dataset without knowing its format: the one door for the command line and the cache builder.
+"""Open a dataset of any installed format.
 
-A format is a `DatasetFormat`, installed as a plugin; LeRobot's is the core's own.
+Plugins add formats as a `DatasetFormat`. LeRobot's is built in.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _USUAL_KEYS = KeyMap()
 
 
 class DatasetFormat(Protocol):
-    """What a `DatasetFormatEntry.load` names: a class without constructor arguments."""
+    """A dataset format; `DatasetFormatEntry.load` names a class that takes no arguments."""
 
     def detect(self, root: Path) -> bool:
-        """Is the folder a dataset of this format? Looks at file names only."""
+        """Return whether the folder holds a dataset of this format, by its file names only."""
         ...
 
     def open(self, root: Path, keys: KeyMap) -> Dataset:
-        """The dataset; only metadata is read.
+        """Open the dataset, reading only its metadata.
 
         Raises:
             DatasetError: its version is not supported, its metadata is damaged or lists no episodes, or a feature of
@@ -34,7 +34,7 @@ class DatasetFormat(Protocol):
 
 
 class LeRobotFormat:
-    """LeRobot v2.1 and v3.0, known by `meta/info.json`."""
+    """LeRobot v2.1 and v3.0, recognized by `meta/info.json`."""
 
     def detect(self, root: Path) -> bool:
         return (root / _LEROBOT_MARKER).is_file()
@@ -46,13 +46,14 @@ class LeRobotFormat:
 
 
 def open_dataset(path: str | Path, keys: KeyMap = _USUAL_KEYS) -> Dataset:
-    """The dataset in folder `path`; `keys` says which features are the state, the action and the cameras.
+    """Open the dataset in folder `path`, reading only its metadata.
 
-    Only metadata is read. Cameras are named by their feature key without `observation.images.`
-    (`observation.image` is `image`); `keys.cameras` takes either form.
+    `keys` names the features that are the state, the action and the cameras. A camera's name is its feature key without
+    `observation.images.` (`observation.image` is `image`); `keys.cameras` takes either form.
 
     Raises:
-        DatasetError: `path` is not a folder, or no dataset of an installed format; else as `DatasetFormat.open`.
+        DatasetError: `path` is not a folder, holds no dataset of an installed format, or cannot be opened (see
+            `DatasetFormat.open`).
     """
     root = Path(path).expanduser()
     if not root.is_dir():

@@ -1,8 +1,8 @@
-"""Normalisation of states and actions: statistics gathered in one pass, and the invertible map they define.
+"""Normalize states and actions: collect statistics in one pass, and map to the model's range and back.
 
 The map is linear per dimension, `y = x * scale + offset`, and its forward direction ends with a clamp to [-5, 5]
-(ImageWAM, arXiv 2606.19531: minimum/maximum for LIBERO, z-score for RoboTwin). Pure numpy; used by the cache and
-training to normalise and by the policy to go back, so that both directions are always the same object.
+(ImageWAM, arXiv 2606.19531: minimum/maximum for LIBERO, z-score for RoboTwin). Pure numpy. Training normalizes and the
+policy denormalizes with the same object, so the two directions cannot disagree.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MODES: tuple[NormalizationMode, ...] = get_args(NormalizationMode)
 CLAMP = 5.0
 """Normalised values lie in [-CLAMP, CLAMP], so that one outlier cannot dominate a batch."""
 SMALLEST_RANGE = 1e-4
-"""A dimension whose range is below this is constant: it is only shifted, never blown up."""
+"""A dimension with a smaller range counts as constant: it is shifted, but not scaled up to noise."""
 STD_EPSILON = 1e-8
 
 _BLOCK_ROWS = 1024
@@ -60,11 +60,11 @@ class FieldStats:
 
     @property
     def dim(self) -> int:
-        """Numbers of the field."""
+        """Number of dimensions of the field."""
         return len(self.min)
 
     def to_dict(self) -> dict[str, list[float]]:
-        """JSON-ready; `from_dict` gives back exactly the same numbers."""
+        """Return plain values for JSON; `from_dict` restores exactly the same numbers."""
         return {
             "min": list(self.min),
             "max": list(self.max),
@@ -76,7 +76,7 @@ class FieldStats:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Sequence[float]]) -> FieldStats:
-        """Inverse of `to_dict`; other keys are ignored.
+        """Read what `to_dict` returns; ignore other keys.
 
         Raises:
             DatasetError: a statistic is missing, of another length or not finite.
@@ -102,7 +102,7 @@ class FieldStats:
 
 
 class RunningStats:
-    """Gathers the statistics of one field from a stream of rows, in float64 and in bounded memory.
+    """Collect the statistics of one field from a stream of rows, in float64 and bounded memory.
 
     Minimum, maximum, mean and standard deviation are exact. Quantiles come from a sample of at most `sample_rows`
     rows: exact up to that many rows, beyond it a uniform sample drawn with a fixed seed (at 200,000 rows the 1 %
@@ -126,7 +126,7 @@ class RunningStats:
 
     @property
     def count(self) -> int:
-        """Rows seen."""
+        """Number of rows added so far."""
         return self._count + self._pending_rows
 
     def update(self, values: npt.ArrayLike) -> None:
@@ -149,7 +149,7 @@ class RunningStats:
             self._flush()
 
     def quantile(self, q: float) -> Float64Array:
-        """The q-quantile (0 <= q <= 1) of each dimension, (D,), linear between neighbouring rows.
+        """Return the q-quantile (0 <= q <= 1) of each dimension, (D,), interpolated between neighbouring rows.
 
         Raises:
             DatasetError: there were no rows.
@@ -159,7 +159,7 @@ class RunningStats:
         return np.asarray(np.quantile(rows, q, axis=0), dtype=np.float64)
 
     def moments(self) -> tuple[Float64Array, Float64Array, Float64Array, Float64Array]:
-        """(min, max, mean, population std), each (D,).
+        """Return (min, max, mean, population std), each (D,).
 
         Raises:
             DatasetError: there were no rows.
@@ -168,7 +168,7 @@ class RunningStats:
         return self._min.copy(), self._max.copy(), self._mean.copy(), np.sqrt(self._squares / self._count)
 
     def result(self) -> FieldStats:
-        """Statistics of all rows so far.
+        """Return the statistics of all rows so far.
 
         Raises:
             DatasetError: there were no rows.
@@ -186,7 +186,9 @@ class RunningStats:
     def _require_rows(self) -> None:
         self._flush()
         if self._count == 0:
-            raise DatasetError(f"{self.name}: no rows to take statistics of", "the dataset or the selection is empty")
+            raise DatasetError(
+                f"{self.name}: no rows to compute statistics from", "the dataset or the selection is empty"
+            )
 
     def _flush(self) -> None:
         if not self._pending:
@@ -206,7 +208,7 @@ class RunningStats:
         self._max = np.maximum(self._max, rows.max(axis=0))
 
     def _draw(self, rows: Float64Array) -> None:
-        """Reservoir sampling (Vitter's algorithm R), a block at a time; called before `_count` moves on."""
+        """Update the sample by Vitter's algorithm R, a block at a time. Call before `_count` is increased."""
         room = max(0, self._sample_rows - self._count)
         if room:
             self._sample.append(rows[:room])
@@ -222,10 +224,10 @@ class RunningStats:
 
 
 def compute_stats(rows: Iterable[tuple[npt.ArrayLike, npt.ArrayLike]]) -> tuple[FieldStats, FieldStats]:
-    """(state, action) statistics of a stream of (state (S,), action (A,)) pairs; blocks (N, S), (N, A) are fine too.
+    """Return (state, action) statistics of a stream of pairs: state (S,) and action (A,), or blocks (N, S) and (N, A).
 
     Raises:
-        DatasetError: the stream is empty, dimensions change on the way, or a value is not finite.
+        DatasetError: the stream is empty, the number of dimensions changes, or a value is not finite.
     """
     gathered: tuple[RunningStats, RunningStats] | None = None
     for state, action in rows:
@@ -237,7 +239,7 @@ def compute_stats(rows: Iterable[tuple[npt.ArrayLike, npt.ArrayLike]]) -> tuple[
         gathered[0].update(state)
         gathered[1].update(action)
     if gathered is None:
-        raise DatasetError("no rows to take statistics of", "the dataset or the selection is empty")
+        raise DatasetError("there are no rows to compute statistics from", "the dataset or the selection is empty")
     return gathered[0].result(), gathered[1].result()
 
 
@@ -257,21 +259,21 @@ class Normalizer:
 
     @property
     def dim(self) -> int:
-        """Numbers of the field."""
+        """Number of dimensions of the field."""
         return self.stats.dim
 
     @cached_property
     def scale(self) -> Float64Array:
-        """(D,), never zero."""
+        """Factor of each dimension, (D,), never zero."""
         return self._scale_and_offset[0]
 
     @cached_property
     def offset(self) -> Float64Array:
-        """(D,)"""
+        """Summand of each dimension, (D,)."""
         return self._scale_and_offset[1]
 
     def normalize(self, values: npt.ArrayLike) -> Float32Array:
-        """(..., D) in robot units -> float32 (..., D), clamped to [-5, 5]; "identity" changes nothing.
+        """Map (..., D) from robot units to float32, clamped to [-5, 5]; "identity" changes nothing.
 
         Raises:
             DatasetError: the last axis is not D (names both numbers).
@@ -282,7 +284,7 @@ class Normalizer:
         return np.clip(x * self.scale + self.offset, -CLAMP, CLAMP).astype(np.float32)
 
     def denormalize(self, values: npt.ArrayLike) -> Float32Array:
-        """(..., D) normalised -> float32 (..., D) in robot units. Not clamped.
+        """Map normalized (..., D) to float32 in robot units, without clamping.
 
         Raises:
             DatasetError: the last axis is not D (names both numbers).
@@ -290,12 +292,12 @@ class Normalizer:
         return ((self._checked(values) - self.offset) / self.scale).astype(np.float32)
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-ready; `from_dict` gives back an equal normaliser."""
+        """Return plain values for JSON; `from_dict` restores an equal normalizer."""
         return {"mode": self.mode, "stats": self.stats.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Normalizer:
-        """Inverse of `to_dict`; other keys are ignored.
+        """Read what `to_dict` returns; ignore other keys.
 
         Raises:
             DatasetError: `mode` or `stats` is missing or damaged.
@@ -329,13 +331,13 @@ class Normalizer:
         if got != self.dim:
             raise DatasetError(
                 f"values have {got} dimensions, the normaliser has {self.dim}",
-                "the dataset or robot is not the one that the statistics were computed on",
+                "use the dataset and robot that the statistics were computed on",
             )
         return x
 
 
 def _to_unit_range(low: Float64Array, high: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Scale and offset that send [low, high] to [-1, 1]; (nearly) constant dimensions are sent to 0 unscaled."""
+    """Return scale and offset that map [low, high] to [-1, 1]; constant dimensions are shifted to 0, unscaled."""
     constant = high - low < SMALLEST_RANGE
     scale = np.where(constant, 1.0, 2.0 / np.where(constant, 1.0, high - low))
     return scale, np.where(constant, -low, -1.0 - scale * low)

@@ -1,6 +1,6 @@
-"""Pictures of chosen rows, decoded once and kept on disk uncompressed, for reading in any order.
+"""Images of selected rows, decoded once and kept uncompressed on disk, to be read in any order.
 
-A video can be read from front to back only; a training step wants rows from everywhere in it.
+A video can only be decoded from front to back, but a training step needs rows from anywhere in it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from imagewam_cli.errors import RunError
 
 
 class PictureFile:
-    """A file without a name: it takes its bytes from the disk of a folder, and gives them back when it is closed, or
-    when the process ends in whatever way."""
+    """A temporary file without a name. Its space is freed on `close`, or when the process ends for any reason."""
 
     def __init__(self, folder: Path, cameras: Mapping[str, tuple[int, int]], rows: int) -> None:
-        """cameras: (height, width) of each; rows: how many will be added.
+        """Reserve nothing yet, but check for free space on the disk of `folder`.
+
+        Args:
+            folder: any folder on the disk to use.
+            cameras: camera name -> (height, width).
+            rows: number of rows that will be added.
 
         Raises:
-            RunError: the disk has no room for them.
+            RunError: the disk has too little free space.
         """
         self._record = _record(cameras)
         size, free = rows * self._record.itemsize, shutil.disk_usage(folder).free
@@ -38,14 +42,14 @@ class PictureFile:
         self._rows: npt.NDArray[np.void] | None = None
 
     def add(self, images: Mapping[str, UInt8Image]) -> None:
-        """The pictures of the next row."""
+        """Append the images of the next row."""
         record = np.empty((), self._record)
         for camera in self._record.names or ():
             record[camera] = images[camera]
-        self._file.write(record.tobytes())  # not through the map: a full disk is an error here, and a crash there
+        self._file.write(record.tobytes())  # not through the memory map: on a full disk that would crash the process
 
     def read(self, rows: npt.NDArray[np.int64]) -> list[dict[str, UInt8Image]]:
-        """Copies of the pictures of these rows, numbered in the order in which they were added."""
+        """Return copies of the images of these rows; row i is the i-th that was added."""
         if self._rows is None:
             self._file.flush()
             self._rows = np.memmap(self._file, self._record, mode="r")
@@ -53,13 +57,13 @@ class PictureFile:
         return [{camera: taken[camera][i] for camera in self._record.names or ()} for i in range(len(rows))]
 
     def close(self) -> None:
-        """Give the disk back."""
+        """Free the disk space."""
         self._rows = None
         self._file.close()
 
 
 def picture_bytes(cameras: Mapping[str, tuple[int, int]]) -> int:
-    """Of one row."""
+    """Return the bytes that the images of one row take."""
     return _record(cameras).itemsize
 
 

@@ -1,8 +1,9 @@
-"""A few rows of a dataset with their pictures, kept beside a cache and a policy, so that what is derived from them can
-be checked.
+"""Sample observations, stored beside a cache and a policy, to check exports and reloaded editors against.
 
-image.<camera>   uint8 (N, H, W, 3)      state   float32 (N, S), robot units      metadata "instructions": JSON list of
-N
+Tensors of the file:
+    image.<camera>   uint8 (N, H, W, 3)
+    state            float32 (N, S), robot units
+Metadata: "instructions", a JSON list of N texts.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ _IMAGE = "image."
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """N observations; all share cameras, picture sizes and state."""
+    """N observations with the same cameras, image sizes and state dimensions."""
 
     observations: tuple[Observation, ...]
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Samples:
-        """The observations of these rows."""
+        """Return the observations of these rows."""
         return cls(observations=tuple(row.observation() for row in rows))
 
     def to_bytes(self) -> bytes:
-        """The file that `load` reads."""
+        """Return the content of the file that `load` reads."""
         from safetensors.numpy import save
 
         cameras = self.observations[0].images
@@ -47,7 +48,7 @@ class Samples:
         """Read the file.
 
         Raises:
-            DatasetError: missing or damaged.
+            DatasetError: the file is missing or damaged.
         """
         from safetensors import SafetensorError, safe_open
 

@@ -1,4 +1,4 @@
-"""Which episodes train and which validate. Splits are by episode: neighbouring frames are near copies of each other."""
+"""Split a dataset into training and validation by episode, because neighbouring frames are nearly equal."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from imagewam_cli.errors import UsageError
 def split_episodes(
     indices: Iterable[int], validation_fraction: float, seed: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Disjoint (train, validation) episode indices, each ascending, together all of `indices`.
+    """Split the episode indices into (train, validation), each ascending.
 
-    Depends on the set of indices, the fraction and the seed only: neither on their order nor on the version of a
-    random generator. The validation part has `round(n * validation_fraction)` episodes, but at least one where
-    n >= 2 and the fraction is above 0, and never all of them.
+    The result depends only on the set of indices, the fraction and the seed, not on their order or on the version of a
+    random generator. Validation gets `round(n * validation_fraction)` of n episodes: at least one if n >= 2 and the
+    fraction is above 0, and never all of them.
 
     Raises:
         UsageError: the fraction is outside [0, 1), or an index occurs twice.
@@ -30,8 +30,8 @@ def split_episodes(
     if twice:
         raise UsageError(f"episode {twice[0]} is listed twice", "list each episode once")
 
-    # Ranking by a digest instead of shuffling: the order is the same on every platform and Python version, and an
-    # episode keeps its rank when others are added, so that a grown dataset moves few episodes between the parts.
+    # Rank by a digest instead of shuffling: the order is the same on every platform and Python version. An episode
+    # keeps its rank when others are added, so a dataset that grows moves few episodes between the parts.
     ranked = sorted(episodes, key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest())
     validation_size = 0
     if validation_fraction > 0.0 and len(episodes) >= 2:

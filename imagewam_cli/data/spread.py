@@ -1,4 +1,4 @@
-"""A few rows from all over a dataset, for what is measured on a sample."""
+"""Pick evenly spaced rows of a dataset, for measurements on a sample."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from imagewam_cli.data.types import Dataset, Row
 
 
 def spread_rows(dataset: Dataset, *, episodes: int, rows: int, stride: int = 1) -> Iterator[Row]:
-    """At most `rows` rows of each of at most `episodes` episodes, evenly spaced in both; every `stride`-th counts."""
+    """Yield at most `rows` rows of each of at most `episodes` episodes, evenly spaced in both.
+
+    Only every `stride`-th frame of an episode is considered.
+    """
     wanted = spread_places(dataset, episodes=episodes, rows=rows, stride=stride)
     stream = dataset.rows(episodes=sorted({episode for episode, _ in wanted}), stride=stride)
     return (row for row in stream if (row.episode, row.frame) in wanted)
 
 
 def spread_places(dataset: Dataset, *, episodes: int, rows: int, stride: int = 1) -> set[tuple[int, int]]:
-    """(episode, frame) of `spread_rows`; nothing is read."""
+    """Return the (episode, frame) pairs that `spread_rows` would yield, without reading the dataset."""
     every = dataset.episodes()
     count = min(episodes, len(every))
     return {

@@ -1,4 +1,4 @@
-"""What a policy sees and does, and what a dataset yields. No torch here: numpy arrays in the robot's own units."""
+"""Observations, action chunks and dataset rows, as numpy arrays in the robot's own units. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What the robot knows at one moment.
+    """The input of a policy at one moment.
 
     images: camera name -> uint8 (H, W, 3); state: float32 (S,) in robot units; instruction: plain English.
     """
@@ -62,16 +62,19 @@ class Row:
     action: Float32Array
     images: Mapping[str, UInt8Image] = field(default_factory=dict)
     variant: int = 0
-    """Which view of the frame: 0 is as it was recorded, others are augmented (`imagewam_cli.data.augmentation`)."""
+    """Number of the view: 0 is the recorded frame, others are augmented (`imagewam_cli.data.augmentation`)."""
 
     def observation(self) -> Observation:
-        """What a policy would see there."""
+        """Return the policy's input at this row."""
         return Observation(images=self.images, state=self.state, instruction=self.instruction)
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyMap:
-    """Which dataset features mean what. `cameras` empty: every camera of the dataset, in its own order."""
+    """Names of the features that are the state, the action and the cameras.
+
+    Empty `cameras` means every camera of the dataset, in its own order.
+    """
 
     state: str = "observation.state"
     action: str = "action"
@@ -80,7 +83,7 @@ class KeyMap:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What is known of a dataset before a single frame is decoded."""
+    """Metadata of a dataset, known before any frame is decoded."""
 
     root: Path
     format: str
@@ -95,37 +98,37 @@ class DatasetInfo:
     identity: str
     """Hex digest of the metadata that fixes the dataset's content; changes when the dataset changes."""
     keys: KeyMap = KeyMap()
-    """Which of its features these are."""
+    """Names of the features that are read."""
 
     @property
     def state_dim(self) -> int:
-        """Numbers of a state."""
+        """Number of dimensions of the state."""
         return len(self.state_names)
 
     @property
     def action_dim(self) -> int:
-        """Numbers of an action."""
+        """Number of dimensions of an action."""
         return len(self.action_names)
 
 
 class Dataset(Protocol):
-    """A recorded dataset: metadata at once, rows as a stream. Memory does not grow with the number of episodes."""
+    """A recorded dataset. Rows are streamed, so memory does not grow with the number of episodes."""
 
     @property
     def info(self) -> DatasetInfo:
-        """What the metadata says."""
+        """Metadata of the dataset."""
         ...
 
     def episodes(self) -> Sequence[EpisodeInfo]:
-        """All episodes in order."""
+        """Return all episodes in order."""
         ...
 
     def rows(self, *, episodes: Sequence[int] | None = None, stride: int = 1, images: bool = True) -> Iterator[Row]:
-        """Every `stride`-th frame of the given episodes (default: all), in order of (episode, frame).
+        """Yield every `stride`-th frame of the given episodes (default: all), in order of (episode, frame).
 
         Each video file is decoded once, sequentially. With `images=False` nothing is decoded and `Row.images` is empty.
 
         Raises:
-            DatasetError: names the file and the episode that is broken.
+            DatasetError: a file is damaged; the message names it and the episode.
         """
         ...

@@ -1,4 +1,4 @@
-"""Encoding of one camera's frames into mp4 files, many episodes to a file."""
+"""Encode the frames of one camera into mp4 files, many episodes per file."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _PIXELS = "yuv420p"
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
-    """How a codec is used. `g` = 2: every other frame is a key frame, so that training can seek at random."""
+    """Settings of a video codec. With `g` = 2 every other frame is a key frame, so that training can seek anywhere."""
 
     codec: str
-    """As ffprobe and info.json name it."""
+    """Name of the codec in ffprobe and info.json."""
     encoder: str
     crf: int
     preset: int | str
     g: int = 2
     options: Mapping[str, str] = field(default_factory=dict)
-    """What else shapes the pictures; recorded in info.json."""
+    """Further options that change the video; recorded in info.json."""
     threading: Mapping[str, str] = field(default_factory=dict)
-    """How the encoder is told to leave cores to others; not recorded."""
+    """Options that limit the encoder's threads; not recorded."""
 
     def info(self, fps: int) -> dict[str, Any]:
-        """The camera's `info` in meta/info.json, without its size."""
+        """Return the camera's `info` entry of meta/info.json, without its size."""
         return {
             "video.codec": self.codec,
             "video.pix_fmt": _PIXELS,
@@ -67,22 +67,26 @@ _ENCODERS: Mapping[str, EncoderSettings] = {
 
 
 def encoder_settings(codec: str) -> EncoderSettings:
-    """Raises UsageError where the codec is not one that the writer offers."""
+    """Return the settings of a codec.
+
+    Raises:
+        UsageError: the codec is unknown.
+    """
     if codec not in _ENCODERS:
         raise UsageError(f"unknown video codec {codec!r}", nearest(codec, _ENCODERS))
     return _ENCODERS[codec]
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoPlace:
-    """Where an episode was put."""
+class VideoPosition:
+    """Position of an episode: its file, and its first frame in that file."""
 
     position: FilePosition
     first_frame: int
 
 
 class CameraEncoder:
-    """Appends episodes to the current mp4 of one camera and begins another when it is full."""
+    """Append episodes to the mp4 of one camera, and start another file when it is full."""
 
     def __init__(
         self,
@@ -95,7 +99,7 @@ class CameraEncoder:
         file_size_mb: float,
         chunks_size: int,
     ) -> None:
-        """root: folder of the dataset; key: feature key; size: (height, width); file_size_mb: full at this size."""
+        """root: folder of the dataset; key: feature key; size: (height, width); file_size_mb: size of a full file."""
         self.key = key
         self._root = root
         self._settings = settings
@@ -110,11 +114,11 @@ class CameraEncoder:
         self._packets = 0
         self._bytes = 0
 
-    def add(self, frames: Sequence[UInt8Image]) -> VideoPlace:
+    def add(self, frames: Sequence[UInt8Image]) -> VideoPosition:
         """Encode one episode of uint8 (H, W, 3) frames.
 
         Raises:
-            DatasetError: the encoder refuses (names the file).
+            DatasetError: the encoder fails; the message names the file.
         """
         if self._is_full(len(frames)):
             self.close()
@@ -123,13 +127,13 @@ class CameraEncoder:
         with self._encoding():
             for frame in frames:
                 self._encode(frame)
-        return VideoPlace(position=self._position, first_frame=first_frame)
+        return VideoPosition(position=self._position, first_frame=first_frame)
 
     def close(self) -> None:
         """Finish the current file.
 
         Raises:
-            DatasetError: the encoder refuses (names the file).
+            DatasetError: the encoder fails; the message names the file.
         """
         if self._container is not None and self._stream is not None:
             with self._encoding():
@@ -139,7 +143,7 @@ class CameraEncoder:
             self._frames = self._packets = self._bytes = 0
 
     def abandon(self) -> None:
-        """Release the current file, which is about to be deleted."""
+        """Close the current file without finishing it, because it will be deleted."""
         if self._container is not None:
             with suppress(av.FFmpegError):
                 self._container.close()
@@ -161,13 +165,13 @@ class CameraEncoder:
     def _is_full(self, more: int) -> bool:
         if self._packets == 0:
             return False
-        # Not the file's size: encoders hold back dozens of frames, so the file lags behind what was added.
+        # The size on disk would be too small: encoders hold back dozens of frames.
         bytes_per_frame = self._bytes / self._packets
         return bytes_per_frame * (self._frames + more) >= self._file_size_mb * _MEGABYTE
 
     def _encode(self, pixels: UInt8Image) -> None:
         if self._container is None or self._stream is None:
-            self._container, self._stream = self._begun()
+            self._container, self._stream = self._new_file()
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         frame.pts, frame.time_base = self._frames, Fraction(1, self._fps)
         packets = self._stream.encode(frame)
@@ -176,7 +180,7 @@ class CameraEncoder:
         self._packets += len(packets)
         self._bytes += sum(packet.size for packet in packets)
 
-    def _begun(self) -> tuple[av.container.OutputContainer, av.VideoStream]:
+    def _new_file(self) -> tuple[av.container.OutputContainer, av.VideoStream]:
         # SVT-AV1 prints a page of settings per file to stderr; this variable is its only switch. Errors still raise.
         os.environ.setdefault("SVT_LOG", "0")
         path = self._path()

@@ -1,4 +1,4 @@
-"""Frames that lie as encoded pictures (PNG, JPEG) in the data files: features of dtype "image"."""
+"""Read frames that are stored as PNG or JPEG in the data files (features of dtype "image")."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.errors import DatasetError
 
 _BATCH_ROWS = 16
-"""Encoded pictures in memory at once, per camera."""
+"""Number of encoded images in memory per camera."""
 
 
 class ImageCamera:
-    """The frames of one image column, episode after episode, streamed in small batches."""
+    """Stream the frames of one image column, episode by episode, in small batches."""
 
     def __init__(self, key: str, size: tuple[int, int], root: Path, episodes: Sequence[Episode]) -> None:
-        """key: the camera's feature key; size: (height, width) of every frame; episodes: all that will be asked for."""
+        """key: the camera's feature key; size: (height, width) of every frame; episodes: all that will be read."""
         self.key = key
         self.size = size
         self._root = root
@@ -32,13 +32,14 @@ class ImageCamera:
         self._runs: Iterator[tuple[int, Any]] = iter(())
 
     def frames(self, episode: Episode, stride: int) -> Iterator[UInt8Image]:
-        """Frames 0, stride, 2 * stride, ... of an episode, uint8 (H, W, 3).
+        """Yield frames 0, stride, 2 * stride, ... of an episode, uint8 (H, W, 3).
 
         Raises:
-            DatasetError: names the data file and the episode: it cannot be read, has too few rows, or a picture is
-                missing, damaged or of another size.
+            DatasetError: the data file cannot be read or has too few rows, or an image is missing, damaged or of
+                another size. The message names the file and the episode.
         """
         where = f"{episode.data_file}, episode {episode.index}"
+        # A pass over a file serves all its episodes, so it starts only when the file changes.
         if self._path != episode.data_file:
             self._path = episode.data_file
             here = [other for other in self._episodes if other.data_file == self._path]
@@ -52,7 +53,7 @@ class ImageCamera:
                     "the recording or the copy is incomplete",
                 )
             index, run = found
-            if index != episode.index:
+            if index != episode.index:  # an episode that nobody asked for, in the same row group
                 continue
             column = run.column(self.key)
             for i in range(run.num_rows):
@@ -83,7 +84,7 @@ class ImageCamera:
         return pixels
 
     def _encoded(self, cell: object, where: str) -> bytes:
-        """A cell is {bytes, path}: the picture itself, or, where it was never embedded, its file."""
+        """Return the encoded image of a cell {bytes, path}: embedded in `bytes`, or in the file `path`."""
         if isinstance(cell, Mapping):
             if isinstance(cell.get("bytes"), bytes):
                 return bytes(cell["bytes"])

@@ -1,6 +1,6 @@
-"""What `meta/info.json` says: version, frame rate, path templates and features, typed. Both LeRobot versions.
+"""Parse `meta/info.json` of both LeRobot versions: version, frame rate, path templates and features.
 
-Parsing only: no other file of the dataset is touched. Unknown keys are ignored, as LeRobot itself does.
+No other file of the dataset is read. Unknown keys are ignored, as LeRobot does.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Feature:
     dtype: str
     shape: tuple[int, ...]
     names: tuple[str, ...]
-    """Names of the axes (images) or of the dimensions (vectors); empty where the dataset gives none."""
+    """Names of the axes (images) or of the dimensions (vectors); empty if the dataset gives none."""
     is_depth: bool
 
     @property
     def is_camera(self) -> bool:
-        """A colour picture. Depth maps are not: their values are distances, not RGB."""
+        """Whether the feature is colour images. Depth maps are not: their values are distances."""
         return self.dtype in _VISUAL_DTYPES and not self.is_depth
 
     @property
@@ -42,26 +42,28 @@ class Feature:
 
     @property
     def camera_name(self) -> str:
-        """`observation.images.top` is `top`, `observation.image` is `image`, anything else keeps its key."""
+        """Name of the camera: "top" for `observation.images.top`, "image" for `observation.image`, else the key."""
         if self.key == "observation.image":
             return "image"
         return self.key.removeprefix(CAMERA_PREFIX)
 
     def dimension_names(self) -> tuple[str, ...]:
-        """One name per dimension of a vector; numbered from 0 where the dataset names none or the wrong number."""
+        """Return one name per dimension of a vector, numbered from 0 if the dataset does not name each of them."""
         if len(self.names) == self.shape[0]:
             return self.names
         return tuple(f"{self.key}_{i}" for i in range(self.shape[0]))
 
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of a camera. Old sets store (3, H, W): the axis names decide, the sizes only without names.
+        """Return (height, width) of a camera.
+
+        Old datasets store (3, H, W), so the names of the axes decide, and the sizes only if there are no names.
 
         Raises:
-            DatasetError: the shape is not that of a picture.
+            DatasetError: the shape is not that of an image.
         """
         if len(self.shape) != 3:
             raise DatasetError(
-                f"feature {self.key!r} has shape {list(self.shape)}, which is not a picture",
+                f"feature {self.key!r} has shape {list(self.shape)}, which is not an image",
                 "expected (height, width, 3)",
             )
         named = len(self.names) == len(self.shape)
@@ -75,7 +77,7 @@ class Feature:
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """The part of `meta/info.json` that reading needs."""
+    """The part of `meta/info.json` that the reader needs."""
 
     root: Path
     version: str
@@ -98,18 +100,18 @@ class Info:
         return self.root / INFO_FILE
 
     def data_file(self, **indices: int) -> Path:
-        """The data file for `episode_chunk`, `episode_index` (v2.1) or `chunk_index`, `file_index` (v3.0).
+        """Return the data file for `episode_chunk`, `episode_index` (v2.1) or `chunk_index`, `file_index` (v3.0).
 
         Raises:
-            DatasetError: the template asks for another field.
+            DatasetError: the template has another field.
         """
         return self.root / self._format("data_path", self.data_path, **indices)
 
     def video_file(self, video_key: str, **indices: int) -> Path:
-        """The mp4 of one camera; fields as in `data_file`, and `video_key`.
+        """Return the mp4 of one camera; `indices` are those of `data_file`.
 
         Raises:
-            DatasetError: there is no template, or it asks for another field.
+            DatasetError: there is no template, or it has another field.
         """
         if self.video_path is None:
             raise DatasetError(
@@ -202,7 +204,7 @@ def _feature(path: Path, key: str, entry: object) -> Feature:
 
 
 def _flat_names(names: object) -> tuple[str, ...]:
-    """`names` is a list, a dictionary of lists ({"motors": [...]}), a dictionary name -> position, or null."""
+    """Flatten `names`: a list, a dictionary of lists ({"motors": [...]}), a dictionary name -> position, or null."""
     if isinstance(names, list):
         return tuple(str(name) for name in names)
     if isinstance(names, dict):

@@ -1,4 +1,4 @@
-"""Which features of a dataset are the cameras, the state and the action: a `KeyMap` looked up in the features."""
+"""Select the features of a dataset that are the cameras, the state and the action."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Selection:
     state: Feature
     action: Feature
     cameras: Mapping[str, Feature]
-    """camera name -> feature, in the order asked for"""
+    """camera name -> feature, in the requested order"""
 
 
 def select_features(info: Info, keys: KeyMap) -> Selection:
-    """Find the features that `keys` names; without camera names, all cameras in the dataset's order.
+    """Return the features that `keys` names; without camera names, all cameras in the dataset's order.
 
     Raises:
-        DatasetError: a feature does not exist (names those that do and suggests the nearest) or is of the wrong kind.
+        DatasetError: a feature has the wrong kind, or does not exist; the message lists those that do.
     """
     return Selection(
         state=_vector(info, keys.state, "state", "--state-key"),
@@ -37,7 +37,7 @@ def select_features(info: Info, keys: KeyMap) -> Selection:
 
 
 def _vector(info: Info, key: str, role: str, option: str) -> Feature:
-    # Booleans and text cannot be normalised; bookkeeping columns are legal choices, if odd ones.
+    # Booleans and text cannot be normalized. Bookkeeping columns can, so nobody is kept from choosing one.
     vectors = [name for name, feature in info.features.items() if feature.dtype.startswith(("float", "int", "uint"))]
     feature = info.features.get(key)
     if feature is None or key not in vectors:

@@ -1,8 +1,8 @@
-"""The metadata of one dataset, both versions in one shape: where each episode's rows and frames lie.
+"""Read the metadata of a dataset of either version: in which files, and where in them, each episode is stored.
 
-v2.1 keeps one data file and one mp4 per camera for each episode, listed in `meta/episodes.jsonl`; v3.0 packs many
-episodes into each file and says in `meta/episodes/*/*.parquet` where each begins. Behind `load_metadata` the two look
-the same: an episode names its data file and, per camera, an mp4 and the number of its first frame in it.
+v2.1 has one data file and one mp4 per camera for each episode, listed in `meta/episodes.jsonl`. v3.0 packs many
+episodes into each file and stores where each one begins in `meta/episodes/*/*.parquet`. `load_metadata` returns the
+same for both: an episode names its data file and, for each camera, an mp4 and the number of its first frame in it.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ _DAMAGED = "copy or download the dataset again"
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSpan:
-    """Where one episode lies in one mp4: its frame 0 is frame `first_frame` of the file."""
+    """Position of one episode in one mp4: its frame 0 is frame `first_frame` of the file."""
 
     path: Path
     first_frame: int
     is_last: bool
-    """No episode follows in this mp4, so the file must end with this span."""
+    """Whether it is the last episode in this mp4, which must then end with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One recorded episode and the files that hold it."""
+    """One recorded episode and its files."""
 
     index: int
     length: int
     first_row: int
-    """Rows of all episodes before it."""
+    """Number of rows of all episodes before it."""
     tasks: tuple[str, ...]
     data_file: Path
     videos: Mapping[str, VideoSpan]
-    """feature key of each video camera -> where its frames lie"""
+    """feature key of each video camera -> position of its frames"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """Everything known of a dataset before a data file is opened."""
+    """Everything that is known of a dataset before a data file is opened."""
 
     info: Info
     tasks: Mapping[int, str]
     """task_index -> instruction"""
     episodes: tuple[Episode, ...]
-    """Ascending by index."""
+    """All episodes, ascending by index."""
     identity: str
-    """Hex sha256 over info.json, tasks, the episode table (index, length, tasks) and the recorded statistics."""
+    """Hexadecimal SHA-256 of info.json, tasks, the episode table (index, length, tasks) and the statistics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def load_metadata(root: Path) -> Metadata:
         tasks = _tasks_v21(root)
         table, where = _episodes_v21(info), root / "meta/episodes.jsonl"
         stats = root / "meta/episodes_stats.jsonl"
-    episodes = _place(info, table, where)
+    episodes = _located(info, table, where)
     return Metadata(info=info, tasks=tasks, episodes=episodes, identity=_identity(info, tasks, episodes, stats))
 
 
@@ -100,15 +100,15 @@ def _identity(info: Info, tasks: Mapping[int, str], episodes: Sequence[Episode],
         "info": info.raw,
         "tasks": sorted(tasks.items()),
         "episodes": [[episode.index, episode.length, episode.tasks] for episode in episodes],
-        # Two recordings of one task can agree in every length. Their recorded statistics do not.
+        # Two recordings of one task can have equal lengths, but never equal statistics.
         "stats": sha256_of(stats) if stats.is_file() else None,
     }
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _place(info: Info, table: list[_EpisodeRow], where: Path) -> tuple[Episode, ...]:
-    """Check the table against info.json and give each episode its place in the dataset and in the videos."""
+def _located(info: Info, table: list[_EpisodeRow], where: Path) -> tuple[Episode, ...]:
+    """Check the table against info.json, and compute where each episode begins in the dataset and in the videos."""
     if len(table) != info.total_episodes:
         raise DatasetError(
             f"{where} lists {len(table)} episodes, {info.path} says total_episodes {info.total_episodes}",
@@ -155,10 +155,10 @@ def _place(info: Info, table: list[_EpisodeRow], where: Path) -> tuple[Episode, 
 
 
 def _last_spans(table: Sequence[_EpisodeRow], where: Path) -> dict[Path, int]:
-    """mp4 -> first frame of its last episode.
+    """Return the first frame of the last episode in each mp4.
 
     Raises:
-        DatasetError: two episodes overlap in an mp4 (a merge that forgot to shift the time stamps).
+        DatasetError: two episodes overlap in an mp4 (after a merge that did not shift the time stamps).
     """
     by_file: defaultdict[Path, list[tuple[int, int, int]]] = defaultdict(list)
     for row in table:
@@ -226,7 +226,7 @@ def _json_lines(path: Path, required: Mapping[str, type]) -> Iterator[Mapping[st
 def _tasks_v30(root: Path) -> dict[int, str]:
     path = root / "meta/tasks.parquet"
     table = _read_parquet(path)
-    # The instruction is pandas' index: stored under its name, or under this one where the index had none.
+    # The instruction is the index of a pandas table: stored under the index's name, or under this one if it had none.
     text = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
     if text is None or "task_index" not in table.column_names:
         raise DatasetError(f"{path} has columns {table.column_names}, expected 'task_index' and 'task'", _DAMAGED)
@@ -242,7 +242,7 @@ def _episodes_v30(info: Info) -> list[_EpisodeRow]:
     wanted = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index", "dataset_from_index"]
     for key in cameras:
         wanted += [f"videos/{key}/{field}" for field in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")]
-    # Only these columns: the per-episode statistics are a hundred times larger and are not needed.
+    # Read only these columns: the statistics of the episodes are a hundred times larger.
     return [_episode_v30(info, path, cameras, row) for path in files for row in _read_parquet(path, wanted).to_pylist()]
 
 
@@ -254,7 +254,7 @@ def _episode_v30(info: Info, path: Path, cameras: Sequence[str], row: Mapping[st
     videos = {}
     for key in cameras:
         start, end = row[f"videos/{key}/from_timestamp"], row[f"videos/{key}/to_timestamp"]
-        # Whole frames, not seconds: time stamps were summed in floating point and drift over many episodes.
+        # Compare whole frames: the time stamps are sums of floats and drift over many episodes.
         seconds_as_frames = round((end - start) * info.fps)
         if seconds_as_frames != length:
             raise DatasetError(
@@ -282,7 +282,7 @@ def _episode_v30(info: Info, path: Path, cameras: Sequence[str], row: Mapping[st
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None = None) -> Any:
-    """A whole small metadata table."""
+    """Read a small metadata table as a whole."""
     try:
         file = pq.ParquetFile(path)
         missing = sorted(set(columns or ()) - set(file.schema_arrow.names))

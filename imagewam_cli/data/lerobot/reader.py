@@ -1,7 +1,7 @@
-"""`LeRobotDataset`: LeRobot v2.1 and v3.0 folders as a stream of rows.
+"""Read LeRobot v2.1 and v3.0 folders as a stream of rows.
 
-Everything is checked while it is read: rows, frames and metadata must agree, or a `DatasetError` names the file and
-the episode. Nothing is repaired silently, since a picture beside the wrong action cannot be seen in a loss curve.
+Rows, frames and metadata must agree, or a `DatasetError` names the file and the episode. Nothing is repaired silently:
+an image beside the wrong action would not show in a loss curve.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from imagewam_cli.errors import DatasetError, UsageError
 
 
 class _Camera(Protocol):
-    """Where the pictures of one camera come from."""
+    """A source of the images of one camera."""
 
     def frames(self, episode: Episode, stride: int) -> Iterator[UInt8Image]: ...
 
@@ -33,7 +33,7 @@ class _Camera(Protocol):
 class LeRobotDataset:
     """A LeRobot dataset on disk; implements `imagewam_cli.data.types.Dataset`.
 
-    Opening reads the metadata only. Memory while reading: one episode's numbers, one decoded frame per camera.
+    Opening reads the metadata only. Reading holds one episode's numbers and one decoded frame per camera in memory.
     """
 
     def __init__(self, root: Path, keys: KeyMap = USUAL_KEYS) -> None:
@@ -70,22 +70,22 @@ class LeRobotDataset:
         return self._info
 
     def episodes(self) -> Sequence[EpisodeInfo]:
-        """All episodes, ascending by index."""
+        """Return all episodes, ascending by index."""
         return [
             EpisodeInfo(index=episode.index, length=episode.length, first_row=episode.first_row)
             for episode in self._metadata.episodes
         ]
 
     def rows(self, *, episodes: Sequence[int] | None = None, stride: int = 1, images: bool = True) -> Iterator[Row]:
-        """Every `stride`-th frame of the given episodes (default: all), in order of (episode, frame).
+        """Yield every `stride`-th frame of the given episodes (default: all), in order of (episode, frame).
 
-        Each mp4 is decoded once, from its start to the last wanted episode; an mp4 with none of them is not opened.
+        Each mp4 is decoded once, from its start to its last wanted episode. Other mp4s are not opened.
         With `images=False` nothing is decoded and `Row.images` is empty.
 
         Raises:
             UsageError: `stride` is below 1.
-            DatasetError: at once where an episode does not exist or a file is missing; while iterating where a file
-                is damaged or contradicts the metadata. Names the file and the episode.
+            DatasetError: an episode does not exist or a file is missing (raised at once), or a file is damaged or
+                contradicts the metadata (raised while iterating). The message names the file and the episode.
         """
         if stride < 1:
             raise UsageError(f"a stride of {stride} yields no rows", "use a stride of at least 1")
@@ -127,7 +127,7 @@ class LeRobotDataset:
         instructions = self._instructions(episode, table)
         numbers = range(0, episode.length, stride)
         streams = [source.frames(episode, stride) for source in sources.values()]
-        # Strict zips run every stream to its end, where it checks that its file ends as it should.
+        # A strict zip runs every stream to its end, where the stream checks that its file ends there too.
         pictures: Iterator[tuple[UInt8Image, ...]] = (
             zip(*streams, strict=True) if streams else itertools.repeat((), len(numbers))
         )
@@ -155,7 +155,7 @@ class LeRobotDataset:
 
 
 def _require_files(wanted: Sequence[Episode], cameras: Iterable[Feature]) -> None:
-    """Look for every file before the first row: a file missing at the end should not cost hours to notice."""
+    """Check that all files exist, so that a missing one is not found after hours of reading."""
     videos = [feature.key for feature in cameras if feature.is_video]
     found: set[Path] = set()
     for episode in wanted:

@@ -1,7 +1,7 @@
-"""Statistics that a LeRobot v3.0 dataset carries: of each feature, per episode and over all episodes.
+"""Compute the statistics that a LeRobot v3.0 dataset stores for each feature, per episode and over all episodes.
 
-Numbers: per dimension. Pictures: per colour channel, in 0..1, shaped [[[r]], [[g]], [[b]]] as lerobot stores them.
-Unlike lerobot, which averages the episodes' quantiles, the quantiles of the whole dataset are those of its values.
+Numbers have one value per dimension. Images have one per colour channel, in 0..1, shaped [[[r]], [[g]], [[b]]] as in
+lerobot. lerobot averages the quantiles of the episodes; here the quantiles of the dataset come from its values.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Statistics = dict[str, list[Any]]
 
 
 class PictureHistogram:
-    """Counts of each byte value per colour channel: exact statistics of any number of pictures in 6 KB."""
+    """Count each byte value per colour channel: exact statistics of any number of images in 6 KB."""
 
     def __init__(self) -> None:
         self._counts = np.zeros((3, 256), dtype=np.int64)
         self._pictures = 0
 
     def add(self, picture: UInt8Image) -> None:
-        """Count one uint8 (H, W, 3). Large pictures are thinned to about 150 pixels a side, as lerobot does."""
+        """Count one image, uint8 (H, W, 3). Large images are thinned to about 150 pixels per side, as in lerobot."""
         longest = max(picture.shape[:2])
         step = longest // _REDUCED_PICTURE if longest >= _LARGE_PICTURE else 1
         thinned = picture[::step, ::step]
@@ -58,13 +58,13 @@ class PictureHistogram:
             "count": [self._pictures],
         }
         for name, q in QUANTILES.items():
-            # The margin keeps rounding of the cumulated shares from moving a quantile to the next byte value.
+            # Without the margin, rounding of the cumulative sums could move a quantile to the next byte value.
             result[name] = _per_channel(levels[(cumulated >= q - 1e-12).argmax(axis=1)])
         return result
 
 
 class DatasetStatistics:
-    """Statistics of the whole dataset, gathered episode by episode in bounded memory."""
+    """Collect the statistics of the whole dataset, episode by episode, in bounded memory."""
 
     def __init__(self) -> None:
         self._vectors: dict[str, RunningStats] = {}
@@ -82,7 +82,7 @@ class DatasetStatistics:
         return episode | {key: _of_vectors(values) for key, values in vectors.items()}
 
     def result(self) -> dict[str, Statistics]:
-        """Statistics of all episodes so far, by feature key."""
+        """Return the statistics of all episodes so far, by feature key."""
         pictures = {key: histogram.result() for key, histogram in self._pictures.items()}
         return pictures | {key: _of_stream(stats) for key, stats in self._vectors.items()}
 

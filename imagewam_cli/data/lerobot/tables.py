@@ -1,7 +1,7 @@
-"""Rows of a data file, one episode at a time: states, actions and task numbers, checked.
+"""Read and check the states, actions and task numbers of a data file, one episode at a time.
 
-A v3.0 file may hold one row group per episode or a single one for thousands of episodes, so row groups are only used
-to skip; the rows are streamed in batches and cut where `episode_index` changes. Memory holds one episode.
+A v3.0 file may have one row group per episode, or a single one for thousands of episodes. Row groups therefore only
+help to skip. Rows are streamed in batches and cut where `episode_index` changes, so memory holds one episode.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class EpisodeTable:
 def read_episode_tables(
     path: Path, episodes: Sequence[Episode], state: Feature, action: Feature
 ) -> Iterator[EpisodeTable]:
-    """The tables of `episodes`, all of which lie in the file `path`, ascending by index. One pass over the file.
+    """Yield the tables of `episodes`, all stored in `path` and ascending by index, in one pass over the file.
 
     Raises:
         DatasetError: the file is missing, truncated or lacks a column; an episode's number of rows is not its length;
@@ -57,7 +57,7 @@ def read_episode_tables(
 
 
 def _whole_episodes(path: Path, episodes: Sequence[Episode], columns: Sequence[str]) -> Iterator[tuple[Episode, Any]]:
-    """(episode, its rows as one arrow table) for each of `episodes`, in the file's order, which must be theirs."""
+    """Yield each of `episodes` with its rows as one arrow table; the file must hold them in the same order."""
     waiting = list(episodes)
     parts: list[Any] = []
     for index, part in episode_runs(path, episodes, columns, _BATCH_ROWS):
@@ -82,16 +82,16 @@ def _whole_episodes(path: Path, episodes: Sequence[Episode], columns: Sequence[s
 def episode_runs(
     path: Path, episodes: Sequence[Episode], columns: Sequence[str], batch_rows: int
 ) -> Iterator[tuple[int, Any]]:
-    """(episode_index, consecutive rows of it as a record batch) through the file; a long episode is several runs.
+    """Yield (episode_index, record batch of its consecutive rows) through the file.
 
-    Row groups without any of `episodes` are skipped; rows of others may still come. At most `batch_rows` rows of
-    `columns`, of which one must be `episode_index`, are in memory.
+    An episode longer than `batch_rows` comes in several runs. Row groups without any of `episodes` are skipped, but
+    rows of other episodes may come. `columns` must include `episode_index`; at most `batch_rows` rows are in memory.
 
     Raises:
         DatasetError: the file is missing, truncated or lacks a column.
     """
     with _reading(path, episodes):
-        # Without read-ahead, so that a row group of many gigabytes of pictures is never held as a whole.
+        # No read-ahead: it would load whole row groups, which can be many gigabytes of images.
         file = pq.ParquetFile(path, pre_buffer=False)
         missing = [column for column in columns if column not in file.schema_arrow.names]
         if missing:
@@ -117,7 +117,7 @@ def episode_runs(
 
 @contextmanager
 def _reading(path: Path, episodes: Sequence[Episode]) -> Iterator[None]:
-    """Turns pyarrow's errors into one that names the file and its episodes."""
+    """Turn pyarrow's errors into a `DatasetError` that names the file and its episodes."""
     first, last = episodes[0].index, episodes[-1].index
     span = f"episode {first}" if first == last else f"episodes {first}..{last}"
     try:
@@ -132,7 +132,7 @@ def _reading(path: Path, episodes: Sequence[Episode]) -> Iterator[None]:
 
 
 def _may_hold(group: Any, wanted: Sequence[int]) -> bool:
-    """Whether a row group can have rows of the wanted episodes, ascending; true where it has no statistics."""
+    """Return whether a row group may have rows of `wanted` (ascending); without statistics, any may."""
     for i in range(group.num_columns):
         column = group.column(i)
         if column.path_in_schema == "episode_index":
@@ -169,7 +169,7 @@ def _scalars(rows: Any, key: str, where: str, dtype: npt.DTypeLike) -> Any:
 
 
 def _vectors(rows: Any, feature: Feature, where: str) -> Float32Array:
-    """(L, D) float32, from a column of lists, of fixed-size lists, or of scalars where D is 1."""
+    """Convert a column of lists, fixed-size lists or (if D is 1) scalars to float32 (L, D)."""
     column = rows.column(feature.key).combine_chunks()
     dim = feature.shape[0]
     is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
@@ -195,5 +195,5 @@ def _vectors(rows: Any, feature: Feature, where: str) -> Float32Array:
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise DatasetError(f"{where}: {feature.key!r} is not finite in frame {bad[0]}", "repair or remove that episode")
-    # A copy: arrow's memory is read-only, which torch warns about.
+    # Copy, because arrow's memory is read-only, which torch warns about.
     return np.array(vectors, dtype=np.float32)

@@ -1,6 +1,6 @@
-"""The v3.0 layout that the writer produces: features of info.json, arrow schemas, file numbering.
+"""Define the v3.0 layout for the writer: features of info.json, arrow schemas, file numbering.
 
-Every name and type here is what lerobot 0.6.1 writes itself; its reader looks columns up by these names.
+All names and types are those of lerobot 0.6.1, whose reader looks columns up by name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 @dataclass(frozen=True, kw_only=True)
 class FilePosition:
-    """The number of a data, video or episodes file: at most `chunks_size` files go into a chunk folder."""
+    """Number of a data, video or episodes file, and of its chunk folder."""
 
     chunk_index: int = 0
     file_index: int = 0
@@ -59,7 +59,7 @@ def info_features(
     action_names: Sequence[str],
     video: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """`features` of info.json. `video`: the encoder's entries, None where pictures lie in the data files."""
+    """Return `features` of info.json. video: the encoder's entries, or None if images are in the data files."""
     features: dict[str, Any] = {}
     for camera, (height, width) in cameras.items():
         entry: dict[str, Any] = {
@@ -78,9 +78,10 @@ def info_features(
 
 
 def data_schema(features: Mapping[str, Any]) -> Any:
-    """Arrow schema of the data files: no column for videos, scalars for shape (1,), fixed-size lists for vectors.
+    """Return the arrow schema of the data files.
 
-    Its "huggingface" entry tells the `datasets` library the same types, as its own `Features` would be stored.
+    Videos have no column, features of shape (1,) are scalars, and vectors are fixed-size lists. The "huggingface" entry
+    of its metadata declares the same types for the `datasets` library, as its own `Features` would.
     """
     fields = []
     declared: dict[str, Any] = {}
@@ -101,7 +102,7 @@ def data_schema(features: Mapping[str, Any]) -> Any:
 
 
 def episodes_schema(features: Mapping[str, Any]) -> Any:
-    """Arrow schema of `meta/episodes`: one row per episode, with the statistics of each feature."""
+    """Return the arrow schema of `meta/episodes`: one row per episode, with the statistics of each feature."""
     int64, float64 = pa.int64(), pa.float64()
     fields = [("episode_index", int64), ("tasks", _list(pa.string())), ("length", int64)]
     fields += [(name, int64) for name in ("data/chunk_index", "data/file_index")]
@@ -118,10 +119,10 @@ def episodes_schema(features: Mapping[str, Any]) -> Any:
 
 
 def tasks_table(tasks: Sequence[str]) -> Any:
-    """`meta/tasks.parquet`: column `task_index`, and `task` as what pandas will take for the index.
+    """Return the table of `meta/tasks.parquet`: columns `task_index` and `task`, which is the index for pandas.
 
-    lerobot reads this file with pandas and looks instructions up in the index. The description of the index is what
-    `DataFrame.to_parquet` would have stored; writing it by hand spares the dependency on pandas.
+    lerobot reads this file with pandas and looks instructions up in the index. The metadata are what
+    `DataFrame.to_parquet` would have stored; building them here avoids a dependency on pandas.
     """
     description = {
         "index_columns": ["task"],

@@ -1,9 +1,9 @@
-"""Frames of mp4 files, in order, each decoded once.
+"""Decode the frames of mp4 files, in order and each once.
 
-A video is opened when its first wanted episode begins, decoded forward through all of its episodes, and closed after
-the last one. There is no seeking: AV1 and H.264 must decode from a key frame anyway, and a dataset is read from front
-to back. Frames that nobody asked for (skipped episodes, strides) are decoded, because later ones depend on them, but
-not converted to RGB, which costs as much again.
+A video is opened at its first wanted episode, decoded forward through all its episodes, and closed after the last one.
+Nothing seeks: a dataset is read from front to back, and AV1 and H.264 must be decoded from a key frame anyway. Frames
+of skipped episodes or between strides are decoded, because later ones depend on them, but not converted to RGB, which
+costs as much again.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.errors import DatasetError
 
 DECODER_THREADS = 2
-"""Per open video. Several cameras decode side by side, and the editor wants the other cores."""
+"""Threads per open video. Several cameras decode at the same time, and the editor needs the other cores."""
 
 
 class VideoFile:
     """One mp4 being decoded from its first frame to its last."""
 
     def __init__(self, path: Path) -> None:
-        """Raises av.FFmpegError or OSError where the file cannot be opened, DatasetError where it has no video."""
+        """Open the file.
+
+        Raises:
+            av.FFmpegError, OSError: the file cannot be opened.
+            DatasetError: the file has no video stream.
+        """
         self.path = path
         self.position = 0
         """Number of the next frame."""
@@ -38,17 +43,17 @@ class VideoFile:
         stream = self._container.streams.video[0]
         stream.codec_context.thread_count = DECODER_THREADS
         self._frames = self._container.decode(stream)
-        # One reformatter for all frames: it keeps its conversion tables, which cost more than a small frame does.
+        # Reuse one reformatter: creating its conversion tables costs more than converting a small frame.
         self._reformatter = VideoReformatter()
 
     def next_frame(self) -> av.VideoFrame | None:
-        """The next frame as decoded, None after the last."""
+        """Return the next decoded frame, or None after the last."""
         frame = next(self._frames, None)
         self.position += frame is not None
         return frame
 
     def to_rgb(self, frame: av.VideoFrame) -> UInt8Image:
-        """uint8 (H, W, 3), contiguous (the decoder pads its lines)."""
+        """Convert to uint8 (H, W, 3), contiguous: the decoder pads its lines."""
         rgb = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
         return np.ascontiguousarray(rgb, dtype=np.uint8)
 
@@ -57,7 +62,7 @@ class VideoFile:
 
 
 class VideoCamera:
-    """The frames of one video camera, episode after episode. Keeps one mp4 open at a time."""
+    """Read the frames of one video camera, episode by episode, with one mp4 open at a time."""
 
     def __init__(self, key: str, size: tuple[int, int]) -> None:
         """key: the camera's feature key; size: (height, width) that every frame must have."""
@@ -66,11 +71,11 @@ class VideoCamera:
         self._file: VideoFile | None = None
 
     def frames(self, episode: Episode, stride: int) -> Iterator[UInt8Image]:
-        """Frames 0, stride, 2 * stride, ... of an episode, uint8 (H, W, 3).
+        """Yield frames 0, stride, 2 * stride, ... of an episode, uint8 (H, W, 3).
 
         Raises:
-            DatasetError: names the mp4 and the episode: it cannot be opened or decoded, it ends before the episode
-                or goes on behind the last one, or its frames have another size.
+            DatasetError: the mp4 cannot be opened or decoded, ends before the episode, continues after its last
+                episode, or has frames of another size. The message names the mp4 and the episode.
         """
         span = episode.videos[self.key]
         where = f"{span.path}, episode {episode.index}"
@@ -96,9 +101,9 @@ class VideoCamera:
                 yield video.to_rgb(frame)
             if span.is_last:
                 if video.next_frame() is not None:
-                    # One frame too many anywhere in the file shifts every later picture against its action.
+                    # An extra frame anywhere in the file shifts every later image against its action.
                     raise DatasetError(
-                        f"{where}: the video goes on after the {episode.length} frames of its last episode",
+                        f"{where}: the video continues after the {episode.length} frames of its last episode",
                         "pictures and actions would not match; record or convert the dataset again",
                     )
                 self.close()
@@ -115,7 +120,7 @@ class VideoCamera:
             self._file = None
 
     def _opened(self, span: VideoSpan) -> VideoFile:
-        # Going back happens only where a dataset's episodes lie out of order in the mp4: then it is decoded again.
+        # The position is past the episode only if the mp4 holds its episodes out of order: decode it again.
         if self._file is None or self._file.path != span.path or self._file.position > span.first_frame:
             self.close()
             self._file = VideoFile(span.path)

@@ -1,7 +1,7 @@
-"""`LeRobotWriter`: records episodes as a LeRobot v3.0 dataset that lerobot 0.6.1 opens.
+"""Record episodes as a LeRobot v3.0 dataset that lerobot 0.6.1 can open.
 
-Everything is written into a hidden folder beside the target, which takes the target's name only when all of it is
-complete: an error, a full disk or Ctrl-C leaves no dataset that looks whole and is not.
+Everything is written into a hidden folder beside the target, which is renamed when it is complete. An error, a full
+disk or Ctrl-C leaves no dataset that looks complete and is not.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _EPISODES_PER_ROW_GROUP = 100
 
 
 class LeRobotWriter:
-    """Writes one dataset, episode by episode, inside a `with` block.
+    """Write one dataset, episode by episode, inside a `with` block.
 
         with LeRobotWriter(root, fps=10, robot_type="arm", cameras={"top": (128, 128)},
                            state_names=["x", "y"], action_names=["dx", "dy"]) as writer:
             writer.add_episode(frames={"top": frames}, states=states, actions=actions, instruction="push the cube")
 
-    Leaving the block completes the dataset; leaving it by an exception removes everything written. Memory: one
-    episode, and the statistics, which do not grow with the number of episodes.
+    Leaving the block completes the dataset; an exception deletes everything written. Memory holds one episode and the
+    statistics, whose size does not depend on the number of episodes.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class LeRobotWriter:
     ) -> None:
         """
         Args:
-            root: the new dataset's folder; must not exist, or be empty.
+            root: folder of the new dataset; it must be missing or empty.
             fps: frames per second of the recording, a whole number.
-            robot_type: what info.json says of the robot.
+            robot_type: name of the robot in info.json.
             cameras: camera name -> (height, width) of its frames; names become `observation.images.<name>`.
             state_names: one name per dimension of the state.
             action_names: one name per dimension of the action.
             video_codec: "h264" (fast to encode), "av1" (small), or None: PNG pictures inside the data files (exact).
-            data_files_size_in_mb: a data file that would grow beyond this is followed by another.
+            data_files_size_in_mb: largest size of a data file; the next episode then starts a new one.
             video_files_size_in_mb: the same for mp4 files.
             chunks_size: files per chunk folder.
 
@@ -156,18 +156,18 @@ class LeRobotWriter:
         actions: npt.ArrayLike,
         instruction: str,
     ) -> int:
-        """Record one episode of L >= 1 steps; returns its index.
+        """Record one episode of L >= 1 steps and return its index.
 
         Args:
             frames: camera -> L pictures, uint8 (H, W, 3) RGB (a list, or one array (L, H, W, 3)); every camera.
-            states: (L, S) in robot units; row i is what the robot knew at step i.
-            actions: (L, A) in robot units; row i is what was commanded at step i.
+            states: (L, S) in robot units; row i is the state observed at step i.
+            actions: (L, A) in robot units; row i is the command at step i.
             instruction: the task in plain English.
 
         Raises:
             UsageError: shapes, types or cameras do not match the dataset, a number is not finite, or the writer is
                 not open. Nothing of the episode was written.
-            DatasetError: the video encoder refused.
+            DatasetError: the video encoder failed.
         """
         if self._data is None or self._episode_table is None:
             raise UsageError("the writer is not open", "use it in a with block: with LeRobotWriter(...) as writer:")
@@ -177,13 +177,13 @@ class LeRobotWriter:
         length = len(state)
         if len(action) != length:
             raise UsageError(
-                f"episode {index} has {length} states and {len(action)} actions", "pass one of each a step"
+                f"episode {index} has {length} states and {len(action)} actions", "pass one of each per step"
             )
         if not instruction.strip():
-            raise UsageError(f"episode {index} has no instruction", "say in plain English what the robot does")
+            raise UsageError(f"episode {index} has no instruction", "describe in plain English what the robot does")
         pictures = self._pictures(frames, length, index)
 
-        self._half_written = True
+        self._half_written = True  # stays so after an error: files would then disagree about this episode
         task_index = self._tasks.setdefault(instruction, len(self._tasks))
         columns = self._columns(state, action, task_index)
         statistics = self._statistics.add(columns, {key: _histogram(shown) for key, shown in pictures.items()})
@@ -211,7 +211,7 @@ class LeRobotWriter:
     def _pictures(
         self, frames: Mapping[str, Sequence[UInt8Image] | UInt8Image], length: int, index: int
     ) -> dict[str, list[UInt8Image]]:
-        """feature key -> the checked frames of that camera."""
+        """Check the frames of every camera and return them by feature key."""
         if frames.keys() != self._cameras.keys():
             raise UsageError(
                 f"episode {index} has cameras {sorted(frames)}, the dataset has {sorted(self._cameras)}",
@@ -223,7 +223,7 @@ class LeRobotWriter:
             if len(shown) != length:
                 raise UsageError(
                     f"episode {index} has {length} states and {len(shown)} frames of camera {camera!r}",
-                    "pass one frame a step",
+                    "pass one frame per step",
                 )
             for number, picture in enumerate(shown):
                 if picture.shape != (height, width, 3) or picture.dtype != np.uint8:
@@ -236,7 +236,7 @@ class LeRobotWriter:
         return pictures
 
     def _columns(self, state: Float32Array, action: Float32Array, task_index: int) -> dict[str, npt.NDArray[Any]]:
-        """The episode's numbers, (L, D) each, by feature key."""
+        """Return the episode's numbers, (L, D) each, by feature key."""
         length = len(state)
         frame_index = np.arange(length, dtype=np.int64)[:, None]
         return {
@@ -250,7 +250,7 @@ class LeRobotWriter:
         }
 
     def _data_table(self, columns: Mapping[str, npt.NDArray[Any]], pictures: Mapping[str, Sequence[UInt8Image]]) -> Any:
-        """The episode as a table of the data files; videos have no column in it."""
+        """Return the episode as a table of the data files, in which videos have no column."""
         arrays = []
         for field in self._data_schema:
             if field.name in pictures:
@@ -267,16 +267,16 @@ class LeRobotWriter:
         return pa.Table.from_arrays(arrays, schema=self._data_schema)
 
     def _encode(self, pictures: Mapping[str, Sequence[UInt8Image]], length: int) -> dict[str, float]:
-        """Encode the episode's videos; returns its `videos/...` columns."""
+        """Encode the episode's videos and return its `videos/...` columns."""
         line: dict[str, float] = {}
         for encoder in self._encoders:
-            place = encoder.add(pictures[encoder.key])
+            start = encoder.add(pictures[encoder.key])
             prefix = f"videos/{encoder.key}"
-            line[f"{prefix}/chunk_index"] = place.position.chunk_index
-            line[f"{prefix}/file_index"] = place.position.file_index
-            # From whole frames, never by adding up durations: sums of floats drift over many episodes.
-            line[f"{prefix}/from_timestamp"] = place.first_frame / self._fps
-            line[f"{prefix}/to_timestamp"] = (place.first_frame + length) / self._fps
+            line[f"{prefix}/chunk_index"] = start.position.chunk_index
+            line[f"{prefix}/file_index"] = start.position.file_index
+            # Divide whole frames: sums of durations in floating point would drift over many episodes.
+            line[f"{prefix}/from_timestamp"] = start.first_frame / self._fps
+            line[f"{prefix}/to_timestamp"] = (start.first_frame + length) / self._fps
         return line
 
     def _flush_episodes(self) -> None:
@@ -294,11 +294,11 @@ class LeRobotWriter:
         if self._temporary is None or self._data is None or self._episode_table is None:
             raise UsageError("the writer is not open", "use it in a with block")
         if self._episodes == 0:
-            raise UsageError(f"no episode was added to {self.root}", "a dataset has at least one episode")
+            raise UsageError(f"no episode was added to {self.root}", "record at least one episode")
         if self._half_written:
             raise DatasetError(
-                f"episode {self._episodes} of {self.root} failed half-way; the dataset was not written",
-                "let the error of add_episode leave the with block",
+                f"episode {self._episodes} of {self.root} was not written completely; the dataset was deleted",
+                "do not catch errors of add_episode inside the with block",
             )
         for encoder in self._encoders:
             encoder.close()
@@ -339,7 +339,7 @@ class LeRobotWriter:
 
 
 class _RollingParquet:
-    """Appends tables, one row group each, to numbered parquet files of limited size."""
+    """Append tables, one row group each, to numbered parquet files of limited size."""
 
     def __init__(self, root: Path, template: str, schema: Any, file_size_mb: float, chunks_size: int) -> None:
         self._root = root
@@ -352,7 +352,7 @@ class _RollingParquet:
         self._items = 0
 
     def next_position(self, items: int) -> v30_schema.FilePosition:
-        """Where a table of `items` frames or episodes will go: the current file, or a new one where that is full."""
+        """Return the file for a table of `items` frames or episodes: the current one, or a new one if that is full."""
         if self._items:
             size_mb = self._path().stat().st_size / _MEGABYTE
             if size_mb + size_mb / self._items * items >= self._file_size_mb:
@@ -361,7 +361,7 @@ class _RollingParquet:
         return self._position
 
     def write(self, table: Any, items: int) -> v30_schema.FilePosition:
-        """Append `table`; returns its file."""
+        """Append `table` and return its file."""
         position = self.next_position(items)
         if self._writer is None:
             path = self._path()
@@ -383,7 +383,7 @@ class _RollingParquet:
 
 
 def _columns_with_statistics(schema: Any) -> bool | list[str]:
-    """Which columns store their smallest and largest value; of pictures that would be whole pictures, several times."""
+    """Return the columns that store their smallest and largest value: all but images, which would be stored whole."""
     plain = [field.name for field in schema if not pa.types.is_struct(field.type)]
     return plain if len(plain) < len(schema) else True
 
@@ -404,7 +404,7 @@ def _vectors(name: str, values: npt.ArrayLike, dim: int, episode: int) -> Float3
     if vectors.ndim != 2 or len(vectors) == 0 or vectors.shape[1] != dim:
         raise UsageError(
             f"episode {episode}: {name} have shape {vectors.shape}, expected (L, {dim}) with L >= 1",
-            f"pass one row of {dim} numbers a step",
+            f"pass one row of {dim} numbers per step",
         )
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):

@@ -33,7 +33,7 @@ def test_axis_names_decide_over_positions(
 
 
 def test_a_picture_has_three_axes() -> None:
-    with pytest.raises(DatasetError, match=r"'observation.images.top' has shape \[7\], which is not a picture"):
+    with pytest.raises(DatasetError, match=r"'observation.images.top' has shape \[7\], which is not an image"):
         feature((7,)).image_size()
 
 

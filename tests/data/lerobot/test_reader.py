@@ -292,7 +292,7 @@ class TestBrokenFiles:
         assert len(list(LeRobotDataset(root).rows(images=False))) == 16
 
     @pytest.mark.parametrize(
-        ("frames", "message"), [(6, "ends after 6 of 7 frames"), (8, "goes on after the 7 frames")]
+        ("frames", "message"), [(6, "ends after 6 of 7 frames"), (8, "continues after the 7 frames")]
     )
     def test_a_video_of_the_wrong_length(self, tmp_path: Path, frames: int, message: str) -> None:
         recordings = record()

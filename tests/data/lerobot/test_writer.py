@@ -326,7 +326,7 @@ class TestNothingHalfWritten:
                 with pytest.raises(ZeroDivisionError):
                     add(writer, record()[1])
 
-        with pytest.raises(DatasetError, match=r"episode 1 of .* failed half-way"):
+        with pytest.raises(DatasetError, match=r"episode 1 of .* was not written completely"):
             swallow()
         assert os.listdir(tmp_path) == []
 
