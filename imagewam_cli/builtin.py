@@ -1,4 +1,4 @@
-"""What the core itself adds, in the shape of a plugin."""
+"""Entries of the core itself, added in the same way as a plugin's."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Everything a plugin can add, on one screen.
+"""Hooks of a plugin, and the entries that they return.
 
-A plugin is a module (or object) named by an entry point in group `imagewam`. It implements any of the hooks below with
-`@hookimpl` and returns entries. An entry is plain data: registering it imports neither torch nor the code it names;
-`load` is an import path "package.module:attribute", followed only when the entry is used.
+A plugin is a module (or object) named by an entry point in the group `imagewam`. It implements any of these hooks with
+`@hookimpl` and returns entries. An entry is plain data: registering it imports neither torch nor the code that it
+names. `load` is an import path "package.module:attribute", imported only when the entry is used. Plugins import these
+names from `imagewam_cli.plugin`.
 """
 
 from __future__ import annotations

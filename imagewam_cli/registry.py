@@ -1,7 +1,7 @@
-"""What is installed: plugins found through entry points, loaded one by one, and the entries they add.
+"""Installed plugins, found through entry points and loaded one by one, and the entries that they add.
 
-A plugin that fails to import is remembered with its error and breaks nothing else. Two plugins that claim one name make
-that name unusable, with an error that names both; every other name keeps working.
+A plugin that fails to import is recorded with its error and does not affect the others. A name that two plugins claim
+is unusable, and the error names both plugins; every other name works.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ KINDS = {
     "dataset_formats": "dataset format",
     "codecs": "codec",
 }
-"""Hook, without `imagewam_` in front -> what one of its entries is called."""
+"""Hook name without `imagewam_` -> what one of its entries is called in messages."""
 
 
 @dataclass(kw_only=True)
 class PluginStatus:
-    """One entry point: where it comes from and what became of it."""
+    """One entry point: its distribution, what it adds, and the error if it failed to load."""
 
     name: str
     distribution: str = "unknown"
@@ -55,7 +55,7 @@ class Catalog(Generic[E]):
     """The entries of one kind, by name."""
 
     def __init__(self, kind: str, found: list[tuple[str, E]], failed: Sequence[str] = ()) -> None:
-        """failed: plugins that could not be loaded, whose names are not known here."""
+        """failed: plugins that could not be loaded, so that their entries are unknown."""
         self.kind, self._failed = kind, tuple(failed)
         self._owners: dict[str, list[tuple[str, E]]] = {}
         for plugin, entry in found:
@@ -68,22 +68,22 @@ class Catalog(Generic[E]):
         return name in self._owners
 
     def names(self) -> list[str]:
-        """Of the usable entries, sorted."""
+        """Return the names of the usable entries, sorted."""
         return [entry.name for entry in self]
 
     def claims(self) -> list[tuple[str, E]]:
-        """Every (plugin, entry), duplicates included."""
+        """Return every (plugin, entry), duplicates included."""
         return [claim for owners in self._owners.values() for claim in owners]
 
     def duplicates(self) -> dict[str, list[str]]:
-        """Names that several plugins claim -> those plugins."""
+        """Return the names that several plugins claim -> those plugins."""
         return {name: [p for p, _ in owners] for name, owners in self._owners.items() if len(owners) > 1}
 
     def get(self, name: str) -> E:
-        """The entry of that name.
+        """Return the entry of that name.
 
         Raises:
-            UnknownNameError: suggests the nearest valid name.
+            UnknownNameError: no usable entry has the name; the hint suggests the nearest.
             PluginError: two plugins claim the name.
         """
         owners = self._owners.get(name)
@@ -98,10 +98,10 @@ class Catalog(Generic[E]):
         return owners[0][1]
 
     def load(self, name: str) -> Any:
-        """The object that the entry's `load` names.
+        """Import the object that the entry's `load` names.
 
         Raises:
-            PluginError: it cannot be imported, or is a class that lacks some of what it must have.
+            PluginError: the import fails, or the class lacks abstract methods or class variables.
         """
         entry = self.get(name)
         found = imported(entry.load, f"{self.kind} {name!r}", entry.requires)
@@ -131,7 +131,7 @@ def imported(path: str, what: str, requires: str = "") -> Any:
 
 
 def _lacking(found: Any) -> list[str]:
-    """Abstract methods of a class, and class variables that it or a base declares, which nobody gives."""
+    """Return the abstract methods of a class, and the class variables declared by it or a base, that have no value."""
     if not inspect.isclass(found):
         return []
     declared = {
@@ -144,7 +144,7 @@ def _lacking(found: Any) -> list[str]:
 
 
 class Registry:
-    """The plugin manager and one catalog per kind. `Registry.installed()` is the process-wide one."""
+    """Plugin manager with one catalog for each kind of entry. `Registry.installed()` is shared by the process."""
 
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager(GROUP)
@@ -154,13 +154,13 @@ class Registry:
     @classmethod
     @functools.cache
     def installed(cls) -> Registry:
-        """The one of this process: every plugin is imported when it is first asked for."""
+        """Return the registry of this process. The first call imports every plugin."""
         registry = cls()
         registry.load_entry_points()
         return registry
 
     def load_entry_points(self) -> None:
-        """Import every plugin of the entry-point group, one by one."""
+        """Import every plugin of the entry-point group, one by one, and record the errors."""
         for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name):
             status = PluginStatus(name=point.name)
             if point.dist is not None:
@@ -176,31 +176,31 @@ class Registry:
 
     @property
     def editors(self) -> Catalog[EditorEntry]:
-        """What `imagewam_editors` hooks add."""
+        """Editors."""
         return self._catalog("editors")
 
     @property
     def exporters(self) -> Catalog[ExporterEntry]:
-        """What `imagewam_exporters` hooks add."""
+        """Export formats."""
         return self._catalog("exporters")
 
     @property
     def environments(self) -> Catalog[EnvironmentEntry]:
-        """What `imagewam_environments` hooks add."""
+        """Simulators."""
         return self._catalog("environments")
 
     @property
     def dataset_formats(self) -> Catalog[DatasetFormatEntry]:
-        """What `imagewam_dataset_formats` hooks add."""
+        """Dataset formats."""
         return self._catalog("dataset_formats")
 
     @property
     def codecs(self) -> Catalog[CodecEntry]:
-        """What `imagewam_codecs` hooks add."""
+        """Codecs."""
         return self._catalog("codecs")
 
     def status(self) -> list[PluginStatus]:
-        """Every plugin with what it adds or why it failed; names claimed twice count as an error of both."""
+        """Return every plugin with what it adds or why it failed. A name claimed twice is an error of both plugins."""
         catalogs = [self._catalog(name) for name in KINDS]
         by_name = {status.name: status for status in self.plugins}
         for status in self.plugins:

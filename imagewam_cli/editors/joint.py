@@ -1,18 +1,18 @@
-"""`JointEditor`: an editor on a joint transformer in the shape of FLUX.1, except for what makes its family a family.
+"""`JointEditor`: everything that editors on joint transformers like FLUX.1 have in common.
 
 The denoiser attends over [text | target | reference], all modulated by one timestep. A picture's token is a 2x2 patch
-of VAE latents, row by row, with position ids (which picture, row, column). Two modes:
+of VAE latents, in row order, with position ids (which picture, row, column). There are two modes:
 
-- `denoise`: the whole editing step, noise in place of the target (`flow_target`), everything sees everything.
-- `prefix`: [text | reference] alone, with the ids and the modulation that they have in the whole step. It is what the
-  whole step gives where text and reference are kept from seeing the target, which pretraining does not do.
+- `denoise`: the complete editing step, with noise in place of the target (`flow_target`); all tokens see each other.
+- `prefix`: only [text | reference], with the ids and the modulation of the complete step. It equals a complete step in
+  which text and reference do not see the target, although in pretraining they do.
 
-By default mode `prefix`: what actions attend to is text and reference, untouched by noise, and no target's tokens are
-computed. By default timestep 1, in both modes: one vector modulates target and reference alike, so in pretraining the
-reference was seen under the target's timestep, and under 0 practically never. At 1 the pipelines start: the target says
-nothing there, and what the network knows of the edit it has from text and reference, as a policy does.
+The first-party entries make `prefix` the default: actions then attend to text and reference without noise, and no
+target tokens are computed. They use timestep 1 in both modes. One vector modulates target and reference alike, so in
+pretraining the reference was seen under the target's timestep, and almost never under 0. The pipelines start at 1,
+where the target carries no information: the network knows the edit from text and reference alone, as a policy does.
 
-A subclass says which ids its tokens have and how its transformer is called.
+A subclass gives the ids of its tokens and calls its transformer.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from imagewam_cli.prefix.positions import segment_ids
 from imagewam_cli.prefix.spec import LayerSpec, RopeSpec, Segment, SegmentSpec, TokenPositions
 
 PIXELS_PER_TOKEN = 16
-"""Width and height of a token's piece of a picture: latents of 8 pixels, two by two."""
+"""Width and height of the patch of a token: two by two latents of 8 pixels."""
 
 
 class JointEditor(DiffusersEditor):
     """A pipeline folder with an `AutoencoderKL` in `vae/` and a FLUX.1-like transformer as an `Editor`."""
 
     picture_ids: ClassVar[Mapping[Segment, int]]
-    """What the first position id says: which of the pictures a token belongs to."""
+    """First position id of the tokens of each picture."""
     text_moves: ClassVar[tuple[int, ...]]
-    """The position ids that grow from text token to text token; the first token has zeros."""
+    """Axes along which the ids of text tokens grow, from zero at the first token."""
     action_id: ClassVar[int]
-    """The first position id of actions, unlike that of text and pictures; they count along the second."""
+    """First position id of actions, which no text or picture has. Actions are counted along the second axis."""
 
     @classmethod
     def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
@@ -53,7 +53,7 @@ class JointEditor(DiffusersEditor):
 
     @classmethod
     def token_segments(cls, settings: PrefixSettings, text: int) -> tuple[SegmentSpec, ...]:
-        """Those of the mode's forward, in the order of the tokens, with their position ids."""
+        """Return the segments of the mode's forward, in the order of the tokens, with their position ids."""
         size, start = settings.image_size, float(cls.picture_start(settings, text))
         segments = []
         for name in cls.entry.defaults.modes[settings.mode].segments:
@@ -77,15 +77,15 @@ class JointEditor(DiffusersEditor):
 
     @classmethod
     def picture_start(cls, settings: PrefixSettings, text: int) -> int:
-        """Row and column id of a picture's first token, behind `text` text tokens."""
+        """Return the row and column id of a picture's first token, behind `text` text tokens."""
         return 0
 
     @abc.abstractmethod
     def forward(self, image: Tensor, text: Text, mask: Tensor | None, **inputs: Tensor) -> None:
         """Call the transformer.
 
-        image: tokens (B, N, C) of the pictures, target first; mask: bool (B, 1, 1, L + N), which tokens are seen, or
-        None where all are; inputs: timestep (B,) in [0, 1], txt_ids (L, 3), img_ids (N, 3).
+        image: tokens (B, N, C) of the pictures, target first; mask: bool (B, 1, 1, L + N), False at masked tokens, or
+        None if there are none; inputs: timestep (B,) in [0, 1], txt_ids (L, 3), img_ids (N, 3).
         """
 
     def run(self, pictures: Tensor, text: Text) -> None:
@@ -99,7 +99,7 @@ class JointEditor(DiffusersEditor):
             image,
             text,
             None if bool(seen.all()) else seen[:, None, None, :],
-            # rounded as the pipelines round it: they count timesteps to 1000 in the model's dtype
+            # the pipelines hold timesteps up to 1000 in the model's dtype, which rounds them
             timestep=torch.full((len(image),), 1000 * t, dtype=self.dtype, device=self.device) / 1000,
             txt_ids=segment_ids(of_text).to(self.device),
             img_ids=torch.cat([segment_ids(segment) for segment in of_pictures]).to(self.device),
@@ -107,19 +107,20 @@ class JointEditor(DiffusersEditor):
 
 
 def latent_tokens(vae: Any, pictures: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] -> tokens (B, H W / 256, 4 C), rows first: the VAE's mean, shifted and scaled as
-    its config says, in 2x2 patches."""
+    """Encode pictures (B, 3, H, W) in [-1, 1] as tokens (B, H W / 256, 4 C), in row order: 2x2 patches of the VAE's
+    mean, shifted and scaled as its config says."""
     latents = vae.encode(pictures).latent_dist.mode()
     latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
     return patch_tokens(latents)
 
 
 def patch_tokens(latents: Tensor) -> Tensor:
-    """2x2 patches of latents (B, C, 2 h, 2 w) as tokens (B, h w, 4 C), rows first, channels ordered (c, dy, dx)."""
+    """Convert latents (B, C, 2 h, 2 w) to tokens (B, h w, 4 C): 2x2 patches in row order, channels ordered (c, dy,
+    dx)."""
     return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
 def grid_ids(first: int, rows: int, columns: int) -> Tensor:
-    """Position ids (first, row, column) of a picture's tokens, float32 (rows * columns, 3), rows first."""
-    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
-    return torch.cat([torch.full((len(places), 1), float(first)), places], dim=1)
+    """Return the position ids (first, row, column) of a picture's tokens, float32 (rows * columns, 3), in row order."""
+    cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
+    return torch.cat([torch.full((len(cells), 1), float(first)), cells], dim=1)

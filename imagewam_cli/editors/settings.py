@@ -197,5 +197,5 @@ def _require_size(settings: PrefixSettings, multiple: int) -> None:
     if (height, width) != nearest:
         raise UsageError(
             f"image size {height}x{width} does not split into {multiple}-pixel tokens for {count} camera(s)",
-            f"the nearest size that does is {nearest[0]}x{nearest[1]}: pass it with --image-size",
+            f"the nearest size that does is {nearest[0]}x{nearest[1]}: choose it with --image-size",
         )

@@ -1,4 +1,4 @@
-"""Which tokens the attention layers of an editor's family hold, and how a recording is taken apart by kind of token."""
+"""Layouts of attention layers that several families share, and splitting recorded tokens by segment."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from imagewam_cli.prefix.spec import BlockKind, LayerSpec, Segment, SegmentSpec,
 
 
 def joint_layers(transformer: Any, segments: Sequence[SegmentSpec]) -> tuple[LayerSpec, ...]:
-    """Every attention layer of a diffusers joint transformer, in which all layers attend to all segments: its double
-    blocks, then its single ones where it has any."""
+    """Return every attention layer of a diffusers joint transformer: its double blocks, then its single blocks, if any.
+    All layers hold all segments."""
     kinds: tuple[tuple[str, BlockKind], ...] = (
         ("transformer_blocks", "sequential"),
         ("single_transformer_blocks", "parallel"),
@@ -52,32 +52,36 @@ def equal_layers(
 def picture_segment(
     name: Segment, size: tuple[int, int], pixels: int, positions: TokenPositions | None = None
 ) -> SegmentSpec:
-    """Tokens of a picture of (height, width) pixels, each `pixels` wide and high; partial ones at the edge count."""
+    """Return the segment of a picture of (height, width) pixels whose tokens are `pixels` wide and high. Partial tokens
+    at the edge count."""
     rows, columns = (-(-side // pixels) for side in size)
     return SegmentSpec(name=name, tokens=rows * columns, grid=(rows, columns), positions=positions)
 
 
 def split(layer: LayerSpec, tokens: Tensor) -> tuple[Tensor, ...]:
-    """The layer's tokens (B, tokens, ...), segment by segment.
+    """Split a layer's tokens (B, tokens, ...) into its segments.
 
     Raises:
-        CaptureError: there are more or fewer of them than the layout says.
+        CaptureError: the number of tokens differs from the layout.
     """
     if tokens.shape[1] != layer.tokens:
         sizes = " + ".join(f"{s.tokens} {s.name}" for s in layer.segments)
-        raise CaptureError(f"layer {layer.name} attends to {tokens.shape[1]} tokens, its plugin says {sizes}")
+        raise CaptureError(
+            f"layer {layer.name} attends to {tokens.shape[1]} tokens, its plugin says {sizes}",
+            "correct `attention_layers`",
+        )
     return torch.split(tokens, [s.tokens for s in layer.segments], dim=1)
 
 
 def joined(parts: Sequence[LayerKV]) -> tuple[Tensor, Tensor]:
-    """Keys and values of segments side by side."""
+    """Concatenate the keys and the values of segments."""
     if len(parts) == 1:
         return parts[0].k, parts[0].v
     return torch.cat([part.k for part in parts], dim=1), torch.cat([part.v for part in parts], dim=1)
 
 
 def validity(segments: Sequence[SegmentSpec], text_valid: Tensor) -> Tensor:
-    """bool (B, P): which tokens of a layer count."""
+    """Return bool (B, P), False at the padding of a layer's text."""
     batch = text_valid.shape[0]
     return torch.cat(
         [text_valid if s.name == "text" else text_valid.new_ones(batch, s.tokens) for s in segments], dim=1

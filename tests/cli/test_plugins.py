@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import imagewam_tiny
 from imagewam_cli.cli import app
 from imagewam_cli.hookspecs import EditorEntry, hookimpl
 from imagewam_cli.prefix.kv import PrefixKV
@@ -36,9 +37,8 @@ class Plugin:
     @hookimpl
     def imagewam_editors(self) -> Sequence[EditorEntry]:
         return [
-            dataclasses.replace(
-                Registry.installed().editors.get("tiny"), name="forgetful", load=f"{__name__}:ForgetsALayer"
-            )
+            dataclasses.replace(entry, name="forgetful", load=f"{__name__}:ForgetsALayer")
+            for entry in imagewam_tiny.imagewam_editors()
         ]
 
 
