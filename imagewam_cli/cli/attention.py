@@ -6,7 +6,7 @@ import re
 import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,11 @@ from imagewam_cli.cli.options import (
 )
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from imagewam_cli.evaluation.attention.measurement import AttentionResult, Glance
 
 _SHEET_ROWS = 8
 _PAGE = re.compile(r"episode-\d{6,}-frame-\d{6,}\.png")
@@ -137,7 +142,7 @@ def _refuse_onnx(policy: Path) -> None:
         )
 
 
-def _write(folder: Path, result: Any, glances: Any) -> None:
+def _write(folder: Path, result: AttentionResult, glances: Sequence[Glance]) -> None:
     """Write the pictures and numbers. Pages of an earlier run are replaced only after all pictures are drawn."""
     from imagewam_cli.config import dump_json, to_dict
     from imagewam_cli.evaluation.attention.pictures import page, sheet

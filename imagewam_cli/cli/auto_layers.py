@@ -1,4 +1,4 @@
-"""`--layers auto:K`: the K layers that tell most of the actions, measured, or those that a cache already has."""
+"""`--layers auto:K`: choose the K layers that best predict the actions, or take those that a cache already has."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _AUTO = "auto:"
 
 
 def auto_count(choice: str) -> int | None:
-    """K of `auto:K`; None: another choice.
+    """Return the K of "auto:K"; None for any other choice.
 
     Raises:
-        UsageError: not a number from 1.
+        UsageError: K is not a positive integer.
     """
     from imagewam_cli.errors import UsageError
 
@@ -27,15 +27,15 @@ def auto_count(choice: str) -> int | None:
         return None
     count = choice.removeprefix(_AUTO)
     if not (count.isascii() and count.isdigit() and int(count) > 0):
-        raise UsageError(f"--layers {choice}: auto needs a number of layers", "as --layers auto:4")
+        raise UsageError(f"--layers {choice}: auto needs a number of layers", "for example --layers auto:4")
     return int(count)
 
 
 def recorded_layers(place: Location, manifest: Manifest, count: int) -> str:
-    """What the cache has in place of `auto:K`: a build that goes on does not measure again, and cannot choose others.
+    """Return the layers of the cache that a build resumes, in place of `auto:K`: they are not measured again.
 
     Raises:
-        CacheError: it has another number of layers.
+        CacheError: the cache has another number of layers.
     """
     from imagewam_cli.errors import CacheError
 
@@ -43,17 +43,17 @@ def recorded_layers(place: Location, manifest: Manifest, count: int) -> str:
     if there != count:
         raise CacheError(
             f"{place} is a cache of {there} layers (--layers {layers}), this build would choose {count}",
-            f"ask for --layers auto:{there} to go on with it, or choose another folder with --out",
+            f"resume it with --layers auto:{there}, or choose another folder with --out",
         )
-    output.say(f"--layers {_AUTO}{count}: {layers}, as the cache has them")
+    output.say(f"--layers {_AUTO}{count}: {layers}, the layers of the cache")
     return layers
 
 
 def measured_layers(editor: Editor, dataset: Dataset, count: int) -> str:
-    """As a list for --layers, said aloud. editor: with all of its layers.
+    """Measure the best layers and return them as a value of --layers. editor: one loaded with all layers.
 
     Raises:
-        UsageError: there are not so many, or the dataset is too small to measure on.
+        UsageError: the editor has fewer layers, or the dataset is too small to measure on.
     """
     from imagewam_cli.cache_study.layer_selection import measure_layers, sample_rows
 

@@ -22,7 +22,7 @@ from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output
 from imagewam_cli.cli.plan import print_plan
-from imagewam_cli.cli.workers import EngineName, EngineOption, Hiring, ThreadsOption, WorkersOption, opened_maker
+from imagewam_cli.cli.workers import EngineName, EngineOption, ThreadsOption, WorkerOptions, WorkersOption, open_builder
 
 if TYPE_CHECKING:
     from imagewam_cli.kvcache.building.shard_plan import BuildPlan
@@ -79,8 +79,8 @@ def cache_command(
     from imagewam_cli.workspace import CACHES
 
     build = build_settings(stride=options.stride, batch=batch, shard_mb=shard_mb, variants=variants, part=part)
-    hiring = Hiring(workers=workers, engine=engine, threads=threads)
-    hiring.require_sound(plan=plan)
+    worker_options = WorkerOptions(workers=workers, engine=engine, threads=threads)
+    worker_options.require_valid(plan=plan)
     if plan:
         print_plan(options, weights, out=out, codec=codec, build=build, budget=budget, format=format, named="--plan")
         return
@@ -95,7 +95,7 @@ def cache_command(
     if there is not None and count is not None:
         chosen = chosen.with_layers(recorded_layers(folder, there, count))
     chosen.kind.require_weights(weights)
-    with opened_maker(hiring, chosen, folder, codec, build) as maker:
+    with open_builder(worker_options, chosen, folder, codec, build) as maker:
         planned = plan_build(rows, maker.spec, stored, build)
         with output.progress(planned.rows, "row") as bar:
             bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row", refresh=False)

@@ -1,5 +1,4 @@
-"""The demonstration as data: which public commands it runs, in what order, when one is done, and the report at the
-end."""
+"""The steps of `imagewam demo`: public commands in order, how to tell that a step is done, and the report."""
 
 from __future__ import annotations
 
@@ -20,12 +19,12 @@ from imagewam_cli.files import write_atomically
 _TIMES = "times.json"
 _PACKAGES = ("gymnasium", "matplotlib", "onnx", "onnxscript", "onnxruntime", "tokenizers")
 _STRIDE = 10
-"""Neighbouring frames teach little that is new: many scenes, few frames of each."""
+"""Neighbouring frames are alike, so many scenes with few frames each teach more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One command of the demo; done when its last file exists."""
+    """One command of the demo. It is done when its last file, `result`, exists."""
 
     name: str
     arguments: tuple[str, ...]
@@ -33,16 +32,17 @@ class Step:
     folder: Path
 
     def run(self) -> None:
-        """Run the command in a process of its own and note how long it took.
+        """Run the command in a process of its own and record its time.
 
         Raises:
-            ImagewamError: it failed; its own message stands above.
+            ImagewamError: the command failed; it has printed its own error.
         """
         started = time.monotonic()
         code = subprocess.run([sys.executable, "-m", "imagewam_cli", *self.arguments], check=False).returncode
         if code != 0:
             raise ImagewamError(
-                f"`imagewam {self.name}` failed with exit code {code}", "the same command goes on from here"
+                f"`imagewam {self.name}` failed with exit code {code}",
+                "run the same `imagewam demo` command again to resume",
             )
         times = _read(self.folder / _TIMES)
         times[self.name] = round(time.monotonic() - started, 1)
@@ -70,7 +70,7 @@ class Demo:
     scenes: int
 
     def commands(self) -> list[Step]:
-        """All steps in order."""
+        """Return all steps in order."""
         f = self.folder
         dataset, cache, run, onnx = f / "dataset", f / "cache", f / "run", f / "onnx"
         scenes = ("--env", "tabletop", "--episodes", str(self.scenes))
@@ -110,7 +110,7 @@ class Demo:
         return [Step(name=n, arguments=tuple(a), result=r, folder=f) for n, a, r in table]
 
     def steps_to_do(self) -> Iterator[Step]:
-        """The steps that are not done yet; each is looked at when its turn comes."""
+        """Yield each step that is not done when its turn comes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for step in self.commands():
             if not step.result.exists():
@@ -120,7 +120,7 @@ class Demo:
 
 
 def write_report(demo: Demo) -> str:
-    """`report.md` with pictures beside it; returns the text that the terminal shows."""
+    """Write report.md and its plot. Return the text for the terminal."""
     from imagewam_cli.evaluation.plots import plot_losses
     from imagewam_cli.training.metrics import read_metrics
 

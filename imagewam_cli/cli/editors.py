@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -113,5 +113,5 @@ def _row(entry: EditorEntry) -> dict[str, Any]:
     }
 
 
-def _or_unknown(value: Any, text: Any = str) -> str:
+def _or_unknown(value: int | None, text: Callable[[int], str] = str) -> str:
     return "?" if value is None else str(text(value))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,10 +23,17 @@ from imagewam_cli.cli.options import (
     from_home,
     listed,
     newest_instead_of,
+    require_at_least_one,
 )
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import output
 from imagewam_cli.editors.loading.hardware import Hardware
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from imagewam_cli.policy.acting import ChunkPolicy
+    from imagewam_cli.sim.environment import Environment
 
 BASELINES = ("random", "expert")
 _SHEET_EPISODES = 16
@@ -128,10 +135,9 @@ def eval_command(
         imagewam eval --policy runs/first --episodes 50 --video sheet,gif
         imagewam eval --policy runs/first --dataset datasets/tabletop
     """
-    from imagewam_cli.errors import UsageError
 
-    if episodes < 1:
-        raise UsageError(f"--episodes must be at least 1, got {episodes}", "leave it out for the default")
+    given = {"episodes": episodes, "max_steps": max_steps, "execute": execute}
+    require_at_least_one(**{name: value for name, value in given.items() if value is not None})
     hardware = chosen_hardware(device, offload, compile)
     name = policy if policy is not None else str(newest_instead_of("--policy", "run"))
     if name not in BASELINES:
@@ -250,7 +256,7 @@ def _open_loop(
         raise UsageError(f"the baseline {name!r} needs a simulator", "leave --dataset out, or pass a trained --policy")
     folder = out if out is not None else _results_folder(name, dataset.resolve().name)
     require_writable(folder)
-    policy: Any = load_policy(Path(name), hardware=hardware, weights=weights)
+    policy = load_policy(Path(name), hardware=hardware, weights=weights)
     rows = open_dataset(dataset, KeyMap(cameras=tuple(policy.cameras)))
     chosen = [e.index for e in rows.episodes()][:episodes]
     result = open_loop(policy, rows, horizon=policy.horizon, episodes=chosen)
@@ -264,7 +270,7 @@ def _open_loop(
     output.result(to_dict(result) | {"folder": str(folder)}, text, format.value)
 
 
-def _policy(name: str, make: Any, weights: Path | None, hardware: Hardware) -> Any:
+def _policy(name: str, make: Callable[[], Environment], weights: Path | None, hardware: Hardware) -> ChunkPolicy | None:
     """Return the policy; None for the scripted expert of the environment."""
     from imagewam_cli.policy.acting import RandomPolicy
     from imagewam_cli.policy.loading import load_policy

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the checks of their values."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from imagewam_cli.workspace import newest
 
 
 def size_of(text: str | None) -> tuple[int, int] | None:
-    """(height, width) of "224x448".
+    """Return (height, width) of a text like "224x448"; None if there is none.
 
     Raises:
-        UsageError: not of that form.
+        UsageError: the text has another form.
     """
     from imagewam_cli.errors import UsageError
 
@@ -29,20 +29,22 @@ def size_of(text: str | None) -> tuple[int, int] | None:
         return None
     height, _, width = text.partition("x")
     if not (height.isdigit() and width.isdigit()):
-        raise UsageError(f"--image-size must look like 224x448, got {text!r}", "height first, in pixels")
+        raise UsageError(
+            f"--image-size must look like 224x448, got {text!r}", "pass the height, then the width, in pixels"
+        )
     return int(height), int(width)
 
 
 def listed(text: str | None) -> tuple[str, ...] | None:
-    """The names in "text, reference"; None where none is given."""
+    """Return the names in a text like "text, reference"; None if there is none."""
     return tuple(name.strip() for name in text.split(",")) if text else None
 
 
 def require_at_least_one(**values: int) -> None:
-    """values: by the names of their options, with _ for -.
+    """Check numbers, given by the names of their options with _ for -.
 
     Raises:
-        UsageError: one is less.
+        UsageError: a number is below 1.
     """
     from imagewam_cli.errors import UsageError
 
@@ -53,7 +55,7 @@ def require_at_least_one(**values: int) -> None:
 
 
 def require_positive(**values: float) -> None:
-    """As `require_at_least_one`, for what may be a fraction: above 0 and finite."""
+    """Check, like `require_at_least_one`, that fractional numbers are above 0 and finite."""
     from imagewam_cli.errors import UsageError
 
     for name, value in values.items():
@@ -63,10 +65,10 @@ def require_positive(**values: float) -> None:
 
 
 def existing(what: str, path: Path, advice: str) -> Path:
-    """The path, `~` being a home, where something is there. what: the option or argument; advice: what to do next.
+    """Return the path with `~` expanded. what: the option or argument that names it; advice: the hint of the error.
 
     Raises:
-        UsageError: nothing is there.
+        UsageError: the path does not exist.
     """
     from imagewam_cli.errors import UsageError
 
@@ -77,42 +79,56 @@ def existing(what: str, path: Path, advice: str) -> Path:
 
 
 def from_home(path: Path | None) -> Path | None:
-    """As `location`, for options that are paths."""
+    """Return the path with `~` expanded; a callback of options."""
     return None if path is None else expanded(path)
 
 
 def chosen_cache(text: str | None) -> Location:
-    """The cache that --cache names, a folder or a URL; without it the newest in the working folder.
+    """Return the folder or URL of --cache, or the newest cache in caches/. A URL is not checked here.
 
     Raises:
-        UsageError: no such folder. What a URL names is looked at when it is opened.
-        CacheError: there is no cache in the working folder.
+        UsageError: the folder does not exist.
+        CacheError: caches/ holds no cache.
     """
     if text is None:
         return newest_instead_of("--cache", "cache")
-    return existing_place("--cache", text, "see `imagewam list`, or make one with `imagewam cache`")
+    return existing_place("--cache", text, "`imagewam list` shows the caches; `imagewam cache` builds one")
 
 
 def existing_place(what: str, text: str, advice: str) -> Location:
-    """A folder as `existing`; a URL as it is."""
+    """Return a folder that exists, or a URL, which is not checked here.
+
+    Raises:
+        UsageError: the folder does not exist.
+    """
     place = location(text)
     return place if isinstance(place, str) else existing(what, place, advice)
 
 
 def existing_dataset(path: Path) -> Path:
-    """What --dataset names; see `existing`."""
-    return existing("--dataset", path, "pass the folder that contains meta/info.json; see `imagewam list`")
+    """Return the folder of --dataset.
+
+    Raises:
+        UsageError: it does not exist.
+    """
+    return existing(
+        "--dataset", path, "pass the folder that contains meta/info.json; `imagewam list` shows the datasets"
+    )
 
 
 def existing_policy(option: str, path: Path) -> Path:
-    """The run or policy that `option` names; see `existing`."""
-    return existing(option, path, "see `imagewam list`, or train a policy with `imagewam train-expert`")
+    """Return the run or policy that an option names.
+
+    Raises:
+        UsageError: it does not exist.
+    """
+    return existing(option, path, "`imagewam list` shows the policies; `imagewam train-expert` trains one")
 
 
 def _existing_weights(path: Path | None) -> Path | None:
     if path is None:
         return None
-    return existing("--weights", path, "pass a diffusers folder, or leave it out: see `imagewam fetch --help`")
+    return existing("--weights", path, "pass a diffusers folder, or leave it out and run `imagewam fetch`")
 
 
 class FormatName(StrEnum):
@@ -173,15 +189,20 @@ EnvOption = Annotated[
 
 
 def chosen_hardware(device: str, offload: str, compile: bool) -> Hardware:
-    """The three options together."""
+    """Return where and how torch computes.
+
+    Raises:
+        UsageError: the options do not go together.
+    """
     return from_dict(Hardware, {"device": device, "offload": offload, "compile": compile}, source="command line")
 
 
 def newest_instead_of(option: str, kind: str) -> Path:
-    """The newest run or cache in the working folder, said aloud, where `option` names none.
+    """Return the newest run or cache in the working folder, in place of an option, and say so.
 
     Raises:
-        CacheError, RunError: there is none.
+        CacheError: there is no cache.
+        RunError: there is no run.
     """
     path = newest(kind)
     output.say(f"no {option}: using {path}")

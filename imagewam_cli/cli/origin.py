@@ -1,4 +1,4 @@
-"""The dataset and the editor that a cache was made with, opened again."""
+"""Open the dataset and the editor that a cache was built from."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 def cache_origin(
     manifest: Manifest, dataset: Path | None, weights: Path | None, hardware: Hardware
 ) -> tuple[Dataset, Editor]:
-    """dataset, weights: where they have moved to; None: where the manifest and the editor say.
+    """Return the dataset and the editor of a cache.
+
+    Args:
+        dataset: Where the dataset was moved to; None: its folder in the manifest.
+        weights: Folder of the weights; None: where the editor finds them.
 
     Raises:
-        CacheError: another dataset or editor than the cache was made with.
-        DatasetError, EditorError: they are not there.
+        CacheError: the cache was built from another dataset or editor.
+        DatasetError: the dataset is damaged.
+        EditorError: the weights are missing.
     """
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.editors.installed import load_editor
@@ -32,11 +37,11 @@ def cache_origin(
     name = str(manifest.fingerprint["editor"])
     if name not in Registry.installed().editors:
         raise CacheError(
-            f"the cache was made with the editor {name!r}, which is not installed",
+            f"the cache was built with the editor {name!r}, which is not installed",
             "install its plugin; see `imagewam plugins --hook editors`",
         )
     if dataset is None:
-        path = existing("the cache's dataset", Path(manifest.dataset.path), "say with --dataset where it has moved")
+        path = existing("the cache's dataset", Path(manifest.dataset.path), "pass its new folder with --dataset")
     else:
         path = existing_dataset(dataset)
     source = open_dataset(path, manifest.dataset.keys)

@@ -1,5 +1,4 @@
-"""What the operating system refuses, as one line and what to do next; and a look at a folder before hours of work are
-done for it."""
+"""Errors of the operating system as one line and a hint, and an early check that a folder is writable."""
 
 from __future__ import annotations
 
@@ -10,31 +9,31 @@ from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
-_TOLD = (*_FULL, *_FORBIDDEN, errno.EFBIG, errno.EROFS)
-_ELSEWHERE = "choose another place (--out)"
+_EXPLAINED = (*_FULL, *_FORBIDDEN, errno.EFBIG, errno.EROFS)
+_ELSEWHERE = "choose another folder with --out"
 _RUST = re.compile(r"\(os error (\d+)\)")
 
 
 def os_error_of(error: BaseException) -> OSError | None:
-    """The system's error that this is; libraries in Rust tell it in their text alone. None: another error."""
+    """Return the error as an OSError; None if it is none. Libraries in Rust put its number only into their message."""
     if isinstance(error, OSError):
         return error
     found = _RUST.search(str(error))
     number = 0 if found is None else int(found[1])
-    return OSError(number, os.strerror(number)) if number in _TOLD else None
+    return OSError(number, os.strerror(number)) if number in _EXPLAINED else None
 
 
 def explained(error: OSError) -> tuple[str, str | None]:
-    """The line and the hint; None where there is no advice to give."""
+    """Return the message and the hint, which is None if there is nothing to advise."""
     place = str(error.filename2 or error.filename or "")
     if error.errno in _FULL:
-        return "the disk is full", "free some space; the same command then goes on from here"
+        return "the disk is full", "free some space, then run the same command again to resume"
     if error.errno == errno.EFBIG:
-        return "the disk, or this user's limit, does not allow so large a file", f"raise the limit, or {_ELSEWHERE}"
+        return "the file is too large for the disk or for the limits of this user", f"raise the limit, or {_ELSEWHERE}"
     if error.errno in _FORBIDDEN:
-        return f"Permission denied: {place}".rstrip(": "), f"{_ELSEWHERE}, or change who may use this one"
+        return f"Permission denied: {place}".rstrip(": "), f"{_ELSEWHERE}, or change the permissions of this one"
     if error.errno == errno.EROFS:
-        return f"the disk can only be read: {place}".rstrip(": "), _ELSEWHERE
+        return f"the disk is read-only: {place}".rstrip(": "), _ELSEWHERE
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return f"a file is in the way of a folder: {place}".rstrip(": "), _ELSEWHERE
     if error.errno == errno.EISDIR:
@@ -43,10 +42,10 @@ def explained(error: OSError) -> tuple[str, str | None]:
 
 
 def require_writable(folder: Path) -> None:
-    """The folder, or the nearest one above it that there is, must take files.
+    """Check that files can be created in a folder, or in its nearest parent that exists.
 
     Raises:
-        OSError: it does not; for `explained`.
+        OSError: they cannot; `explained` has the message.
     """
     path = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists() or p.is_symlink())
     if not path.is_dir():

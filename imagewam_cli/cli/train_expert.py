@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,14 @@ from imagewam_cli.cli.options import (
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
 from imagewam_cli.kvcache.storage.location import name_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from imagewam_cli.training.loop import DryRun
+    from imagewam_cli.training.objective import Validation
+    from imagewam_cli.training.prefixes import PrefixSource
+    from imagewam_cli.training.recipe import TrainRecipe
 
 
 class LoadName(StrEnum):
@@ -139,13 +147,14 @@ def train_expert_command(
     if config is not None:
         existing("--config", config, "pass a YAML recipe; docs/guide/training.md has one")
     assignments = [*(set_ or []), *([f"expert.init={init}"] if init is not None else [])]
-    recipe = _recipe(config, {"steps": steps, "batch": batch, "seed": seed}, assignments)
+    recipe = _recipe(config, assignments, steps=steps, batch=batch, seed=seed)
     if not dry_run:
         require_writable(out if out is not None else RUNS)
+    source: PrefixSource
     if online:
-        source, name = _online(options, weights, encode_batch, dry_run)
+        source, name = _online_source(options, weights, encode_batch, dry_run)
     else:
-        source, name = _cached(cache, load if load is not None else LoadName.mmap)
+        source, name = _cached_source(cache, load if load is not None else LoadName.mmap)
     trainer = Trainer(source, recipe, _editor_weights(source, recipe, weights))
     if dry_run:
         _print_dry_run(trainer.dry_run(), format)
@@ -169,38 +178,41 @@ def train_expert_command(
 def _require_one_source(
     online: bool, cache: str | None, options: EditorOptions, encode_batch: int | None, load: LoadName | None
 ) -> None:
-    """
+    """Check that the options name either a cache or --online with an editor.
+
     Raises:
-        UsageError: a cache, or how to read one, and --online, or options of the editor without --online.
+        UsageError: --online with an option of a cache, or an option of the editor without --online.
     """
     from imagewam_cli.errors import UsageError
 
     if online and cache is not None:
         raise UsageError("--online trains without a cache", "leave out --cache or --online")
     if online and load is not None:
-        raise UsageError("--load is for a cache, --online trains without one", "leave out --load or --online")
+        raise UsageError("--load has no effect with --online, which reads no cache", "leave out --load or --online")
     given = [*options.given(), *(["--encode-batch"] if encode_batch is not None else [])]
     if given and not online:
         raise UsageError(
-            f"{given[0]} is for --online: a cache was made with its editor, dataset and settings",
+            f"{given[0]} has no effect without --online: the editor, dataset and settings are those of the cache",
             f"leave out {given[0]}, or add --online",
         )
 
 
-def _cached(cache: str | None, load: LoadName) -> tuple[Any, str]:
-    """The rows of a cache, and a name for the run."""
+def _cached_source(cache: str | None, load: LoadName) -> tuple[PrefixSource, str]:
+    """Return the prefixes of a cache and a name for the run."""
     from imagewam_cli.training.prefixes import CachedPrefixes
 
     place = chosen_cache(cache)
     source = CachedPrefixes(place, load.value)
     manifest = source.reader.manifest
     if not manifest.complete:
-        output.say(f"{place} is not finished: training on {manifest.rows} of {manifest.total_rows} rows")
+        output.say(f"{place} is unfinished: training on {manifest.rows} of {manifest.total_rows} rows")
     return source, name_of(place)
 
 
-def _online(options: EditorOptions, weights: Path | None, batch: int | None, dry_run: bool) -> tuple[Any, str]:
-    """The rows of a dataset through an editor, and a name for the run."""
+def _online_source(
+    options: EditorOptions, weights: Path | None, batch: int | None, dry_run: bool
+) -> tuple[PrefixSource, str]:
+    """Return prefixes that an editor computes from a dataset while training, and a name for the run."""
     from imagewam_cli.training.online import OnlinePrefixes
 
     require_at_least_one(stride=options.stride, encode_batch=batch if batch is not None else 1)
@@ -217,19 +229,19 @@ def _online(options: EditorOptions, weights: Path | None, batch: int | None, dry
 
 @contextmanager
 def _decoding(rows: int, size: int) -> Iterator[Callable[[int], object]]:
+    """Show progress while the pictures are decoded. size: bytes of the temporary file."""
     output.say(f"decoding the pictures of {rows} rows into a temporary file of {bytes_text(size)}")
     with output.progress(rows, "row") as bar:
         yield bar.update
 
 
-def _share(result: Any) -> str:
-    """Of the best constant chunk's error; where the held-out chunks are all alike there is nothing to compare."""
-    return f"{100 * result.ratio:.0f} % of" if result.constant_error > 1e-9 else "beside"
+def _editor_weights(source: PrefixSource, recipe: TrainRecipe, weights: Path | None) -> dict[str, Tensor] | None:
+    """Return the denoiser's weights by their released names; None if the expert starts from random weights.
 
-
-def _editor_weights(source: Any, recipe: Any, weights: Path | None) -> Any:
-    """The denoiser's weights by their released names, where the expert begins with them; else None, and no editor is
-    looked at."""
+    Raises:
+        UsageError: the prefixes come from an untrained editor.
+        EditorError: the weights are missing or damaged.
+    """
     from imagewam_cli.editors.installed import installed_editor
     from imagewam_cli.errors import UsageError
 
@@ -238,13 +250,18 @@ def _editor_weights(source: Any, recipe: Any, weights: Path | None) -> Any:
     fingerprint = source.origin.fingerprint
     if fingerprint["settings"].get("random_weights"):
         raise UsageError(
-            "the prefixes are of an untrained editor: there are no weights to begin with", "use --init none"
+            "the prefixes come from an untrained editor, which has no weights to start from", "use --init none"
         )
     return installed_editor(fingerprint["editor"]).released_weights(weights)
 
 
-def _recipe(config: Path | None, options: dict[str, Any], assignments: list[str]) -> Any:
-    """The YAML file, then --set, then the options of their own."""
+def _recipe(config: Path | None, assignments: list[str], **options: int | None) -> TrainRecipe:
+    """Return the recipe: the YAML file, overridden by --set, overridden by the options of their own.
+
+    Raises:
+        UsageError: an assignment without `=`.
+        ConfigError: an unknown key or a wrong value.
+    """
     import yaml
 
     from imagewam_cli.config import from_dict, load_yaml, to_dict
@@ -270,6 +287,7 @@ def _recipe(config: Path | None, options: dict[str, Any], assignments: list[str]
 
 
 def _dotted(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return the keys of nested values as --set takes them, such as "expert.horizon"."""
     keys = []
     for key, value in values.items():
         keys += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
@@ -277,7 +295,11 @@ def _dotted(values: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def _delete_run(folder: Path) -> None:
-    """Only ever a run: --fresh on something else is refused."""
+    """Delete a run.
+
+    Raises:
+        UsageError: the folder is not empty and holds no run.
+    """
     import shutil
 
     from imagewam_cli.errors import UsageError
@@ -286,34 +308,36 @@ def _delete_run(folder: Path) -> None:
     if not folder.exists():
         return
     if any(folder.iterdir()) and not (folder / RUN_MARKER).exists():
-        raise UsageError(f"{folder} is not a run: --fresh does not delete it", "choose another folder with --out")
+        raise UsageError(f"{folder} is not a run, so --fresh does not delete it", "choose another folder with --out")
     shutil.rmtree(folder)
 
 
-def _print_result(folder: Path, steps: int, result: Any, format: FormatName) -> None:
-    """result: an `OpenLoopResult`, or None where no episode was held out."""
+def _print_result(folder: Path, steps: int, result: Validation | None, format: FormatName) -> None:
+    """Print the validation of the last step. result: None if no episode was held out."""
     from imagewam_cli.config import to_dict
 
     values: dict[str, Any] = {"run": str(folder), "steps": steps, "validation": None}
     text = f"{folder}: {steps} steps; no episode was held out for validation"
     if result is not None:
         values["validation"] = to_dict(result) | {"ratio_to_constant": result.ratio}
+        # if all held-out chunks are alike, the constant chunk has no error to divide by
+        share = f"{100 * result.ratio:.0f} % of" if result.constant_error > 1e-9 else "beside"
         text = (
             f"{folder}: validation action error {result.action_error:.4f}, "
-            f"{_share(result)} the best constant chunk's {result.constant_error:.4f}"
+            f"{share} the best constant chunk's {result.constant_error:.4f}"
         )
     output.result(values, text, format.value)
 
 
-def _print_dry_run(dry: Any, format: FormatName) -> None:
+def _print_dry_run(dry: DryRun, format: FormatName) -> None:
     from imagewam_cli.config import to_dict
 
-    scratch = f"{bytes_text(dry.scratch_bytes)} of disk for pictures while it trains\n" if dry.scratch_bytes else ""
+    scratch = f"{bytes_text(dry.scratch_bytes)} of disk for pictures while training\n" if dry.scratch_bytes else ""
     text = (
         f"{dry.parameters:,} parameters\n"
         f"{dry.rows} training rows, {dry.validation_rows} validation rows\n"
         f"{dry.steps} steps, {dry.epochs:.1f} epochs\n"
-        f"{bytes_text(dry.memory_bytes)} for weights, optimizer and a batch of prefix KV, activations on top\n"
+        f"{bytes_text(dry.memory_bytes)} for weights, optimizer and a batch of prefix KV, without activations\n"
         f"{scratch}"
         f"about {seconds_text(dry.seconds)} on this machine"
     )

@@ -1,4 +1,4 @@
-"""How many processes compute a cache, and where: the options, and the maker of shards that they come to."""
+"""Which processes build a cache: the options, and the shard builder that they select."""
 
 from __future__ import annotations
 
@@ -61,17 +61,18 @@ ThreadsOption = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hiring:
-    """The three options together."""
+class WorkerOptions:
+    """The values of --workers, --engine and --threads."""
 
     workers: int | None
     engine: EngineName
     threads: int | None
 
-    def require_sound(self, *, plan: bool) -> None:
-        """
+    def require_valid(self, *, plan: bool) -> None:
+        """Check the values. plan: whether nothing is built.
+
         Raises:
-            UsageError: a number below 1, or workers where nothing is built.
+            UsageError: a number is below 1, or a plan is given workers.
         """
         from imagewam_cli.errors import UsageError
 
@@ -80,19 +81,19 @@ class Hiring:
             raise UsageError("--workers and --engine have no effect on a plan", "leave them out")
 
     @property
-    def alone(self) -> bool:
-        """Whether this process computes by itself."""
+    def in_process(self) -> bool:
+        """Whether this process builds the cache itself, without workers."""
         return self.engine is EngineName.processes and (self.workers or 1) == 1
 
 
 @contextmanager
-def opened_maker(
-    hiring: Hiring, chosen: ChosenEditor, out: Location, codec: str, build: BuildSettings
+def open_builder(
+    options: WorkerOptions, chosen: ChosenEditor, out: Location, codec: str, build: BuildSettings
 ) -> Iterator[ShardMaker]:
-    """What makes the shards of `out`: the editor, loaded here, or workers that load it.
+    """Open what builds the shards of `out`: an editor in this process, or a pool of workers.
 
     Raises:
-        ImagewamError: as loading the editor and starting the workers do.
+        ImagewamError: the editor cannot be loaded, or the workers cannot be started.
     """
     import torch
 
@@ -100,14 +101,14 @@ def opened_maker(
     from imagewam_cli.kvcache.building.workers.pool import Crew
     from imagewam_cli.registry import Registry
 
-    if hiring.alone:
-        if hiring.threads is not None:
-            torch.set_num_threads(hiring.threads)
+    if options.in_process:
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
         yield ShardBuilder(chosen.dataset, chosen.load(), out, Registry.installed().codecs.load(codec), build)
         return
     recipe = _recipe(chosen.settled(), out, codec, build)
-    with _silent_stdout() if hiring.engine is EngineName.ray else nullcontext():
-        workers = _workers(hiring, recipe)
+    with _silent_stdout() if options.engine is EngineName.ray else nullcontext():
+        workers = _workers(options, recipe)
         output.say(f"loading the editor in {workers.count} workers")
         with Crew(workers, out=out, identity=chosen.dataset.info.identity, on_news=output.say) as crew:
             yield crew
@@ -115,27 +116,27 @@ def opened_maker(
 
 @contextmanager
 def _silent_stdout() -> Iterator[None]:
-    """Ray prints there when an actor dies; it is for the result."""
+    """Discard what Ray prints to stdout when an actor dies: stdout is for the result."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         yield
 
 
-def _workers(hiring: Hiring, recipe: BuildRecipe) -> Workers:
+def _workers(options: WorkerOptions, recipe: BuildRecipe) -> Workers:
     import torch
 
     from imagewam_cli.kvcache.building.workers.processes import ProcessWorkers
     from imagewam_cli.kvcache.building.workers.ray import RayWorkers
 
-    if hiring.engine is EngineName.ray:
+    if options.engine is EngineName.ray:
         return RayWorkers(
             recipe,
             address=os.environ.get("RAY_ADDRESS") or None,
             gpus=recipe.hardware.device.startswith("cuda"),
-            count=hiring.workers,
-            threads=hiring.threads,
+            count=options.workers,
+            threads=options.threads,
         )
-    count = hiring.workers or 1
-    return ProcessWorkers(recipe, count, hiring.threads or max(1, torch.get_num_threads() // count))
+    count = options.workers or 1
+    return ProcessWorkers(recipe, count, options.threads or max(1, torch.get_num_threads() // count))
 
 
 def _recipe(chosen: ChosenEditor, out: Location, codec: str, build: BuildSettings) -> BuildRecipe:

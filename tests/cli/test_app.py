@@ -63,6 +63,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
             "--image-size must look like 224x448, got '12'",
             "height",
         ),
+        (["eval", "--policy", "random", "--max-steps", "0"], "--max-steps must be at least 1, got 0", "leave it out"),
+        (["eval", "--policy", "random", "--execute", "0"], "--execute must be at least 1, got 0", "leave it out"),
         (["eval", "--policy", "random", "--seed", "-1"], "Invalid value for '--seed'", "Usage"),
         (["eval", "--policy", "random", "--video", "gif, avi"], "unknown kind of picture 'avi'", "mp4"),
         (["fetch", "tiny", "--max-workers", "0"], "Invalid value for '--max-workers'", "Usage"),

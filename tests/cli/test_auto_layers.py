@@ -1,4 +1,4 @@
-"""`imagewam cache --layers auto:K`: measured once, written down, and taken from there by a build that goes on."""
+"""`imagewam cache --layers auto:K`: measured once, stored, and read back by a build that resumes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_plan_the_build_and_the_manifest_have_the_same_layers(
     assert run([*small, "--layers", plan["layers"], "--out", str(tmp_path / "cache")]) == 0, "it is the same cache"
 
 
-def test_a_build_that_goes_on_measures_nothing(
+def test_a_build_that_resumes_measures_nothing(
     small: list[str],
     chosen: None,
     tmp_path: Path,
@@ -60,7 +60,7 @@ def test_a_build_that_goes_on_measures_nothing(
     assert run(["-q", "cache", "merge", str(out)]) == 0
     capsys.readouterr()
     assert run(build[1:]) == 0
-    assert "--layers auto:2: 0,2, as the cache has them" in capsys.readouterr().err
+    assert "--layers auto:2: 0,2, the layers of the cache" in capsys.readouterr().err
     assert read_manifest(out).settings.layers == "0,2"
 
 

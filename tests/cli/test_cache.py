@@ -81,7 +81,7 @@ def test_a_pool_of_nothing_is_refused(capsys: pytest.CaptureFixture[str], tablet
         ("--timestep", "2", "timestep must lie in [0, 1], got 2.0", "--timestep"),
         ("--layers", "every:0", "'all', 'every:N' or a list like '0,4,9', N from 1, got 'every:0'", "--layers"),
         ("--layers", "0,9", "the editor has layers 0 to 5", "--layers"),
-        ("--image-size", "12", "--image-size must look like 224x448, got '12'", "height first"),
+        ("--image-size", "12", "--image-size must look like 224x448, got '12'", "the height, then the width"),
         ("--image-size", "12x64", "image size 12x64 does not split", "16x64: choose it with --image-size"),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_disk_that_ends_within_a_file_leaves_no_part_of_it(
     with no_larger_file_than(LIMITS[command]):
         assert run(arguments) == 1
     problem, _ = capsys.readouterr().err.splitlines()
-    assert "does not allow so large a file" in problem
+    assert "too large for the disk" in problem
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in left if "partial" in path.name or path.name.startswith(".")]
     assert all(path.stat().st_size < LIMITS[command] for path in left), "nothing that stopped at the limit"
@@ -97,7 +97,7 @@ def test_a_merge_that_finds_no_room_goes_on_later(
     arguments = ["-q", "cache", "merge", str(tmp_path / "new"), str(tiny_cache)]
     with no_larger_file_than(LIMITS["merge"]):
         assert run(arguments) == 1
-    assert "so large a file" in capsys.readouterr().err
+    assert "too large for the disk" in capsys.readouterr().err
     assert [path for path in (tmp_path / "new").rglob("*") if path.is_file()] == []
     assert run(arguments) == 0
     for name in ("manifest.json", "table.safetensors", "shards/shard-00001.safetensors"):
@@ -117,9 +117,9 @@ def test_a_full_disk_in_rust_is_one_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "line", "advice"),
     [
-        (errno.ENOSPC, "the disk is full", "the same command then goes on"),
+        (errno.ENOSPC, "the disk is full", "run the same command again to resume"),
         (errno.EACCES, "Permission denied: there", "--out"),
-        (errno.EROFS, "the disk can only be read: there", "--out"),
+        (errno.EROFS, "the disk is read-only: there", "--out"),
         (errno.EISDIR, "a folder is in the way of a file: there", "--out"),
     ],
 )

@@ -114,7 +114,7 @@ def test_a_dry_run_tells_the_disk_that_pictures_take(
     assert json.loads(capsys.readouterr().out)["scratch_bytes"] == rows * height * width * 3
     assert app.run(command) == 0
     printed = capsys.readouterr()
-    assert "of disk for pictures while it trains" in printed.out
+    assert "of disk for pictures while training" in printed.out
     assert "into a temporary file of" in printed.err
     assert not (tmp_path / "run").exists()
 
@@ -128,14 +128,14 @@ def test_the_expert_can_begin_with_the_editors_weights(source: list[str], tmp_pa
     ("arguments", "message"),
     [
         (["--online", "--cache", "caches/one"], "--online trains without a cache"),
-        (["--editor", "tiny"], "--editor is for --online"),
-        (["--cache", "caches/one", "--dataset", "mine"], "--dataset is for --online"),
-        (["--camera", "top"], "--camera is for --online"),
-        (["--image-size", "64x64"], "--image-size is for --online"),
-        (["--encode-batch", "4"], "--encode-batch is for --online"),
+        (["--editor", "tiny"], "--editor has no effect without --online"),
+        (["--cache", "caches/one", "--dataset", "mine"], "--dataset has no effect without --online"),
+        (["--camera", "top"], "--camera has no effect without --online"),
+        (["--image-size", "64x64"], "--image-size has no effect without --online"),
+        (["--encode-batch", "4"], "--encode-batch has no effect without --online"),
         (["--online", "--dry-run"], "--dry-run needs --dataset"),
         (["--online", "--dataset", "{tabletop}", "--stride", "0"], "stride"),
-        (["--online", "--load", "read"], "--load is for a cache"),
+        (["--online", "--load", "read"], "--load has no effect with --online"),
         (["--online", "--editor", "tinny"], "unknown editor 'tinny'"),
     ],
 )
