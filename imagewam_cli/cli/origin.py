@@ -31,7 +31,7 @@ def cache_origin(
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.editors.installed import load_editor
     from imagewam_cli.errors import CacheError
-    from imagewam_cli.kvcache.building.verify import require_origin
+    from imagewam_cli.kvcache.building.verify import require_provenance
     from imagewam_cli.registry import Registry
 
     name = str(manifest.fingerprint["editor"])
@@ -52,5 +52,5 @@ def cache_origin(
         weights=weights,
         hardware=hardware,
     )
-    require_origin(manifest, source, editor)
+    require_provenance(manifest, source, editor)
     return source, editor

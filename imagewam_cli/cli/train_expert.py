@@ -247,7 +247,7 @@ def _editor_weights(source: PrefixSource, recipe: TrainRecipe, weights: Path | N
 
     if recipe.expert.init == "none":
         return None
-    fingerprint = source.origin.fingerprint
+    fingerprint = source.info.fingerprint
     if fingerprint["settings"].get("random_weights"):
         raise UsageError(
             "the prefixes come from an untrained editor, which has no weights to start from", "use --init none"

@@ -23,7 +23,7 @@ from imagewam_cli.expert.checkpoint import load_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert
 from imagewam_cli.expert.sampler import initial_noise, integrate
-from imagewam_cli.kvcache.format.manifest import fingerprint_digest
+from imagewam_cli.kvcache.format.provenance import Provenance
 from imagewam_cli.policy.acting import ChunkPolicy
 from imagewam_cli.policy.action_transforms import apply_all
 from imagewam_cli.policy.bundle import TUNED, BundleParts, EditorReference, find_bundle, read_bundle
@@ -139,17 +139,11 @@ def load_policy_editor(
     """
     tuned = bundle / TUNED if bundle is not None and reference.tuned else None
     editor = load_editor(reference.name, reference.settings, weights=weights, hardware=hardware, tuned=tuned)
-    found, expected = editor.fingerprint(), dict(reference.fingerprint)
-    if fingerprint_digest(found) != fingerprint_digest(expected):
-        different = next((k for k in {**expected, **found} if found.get(k) != expected.get(k)), "fingerprint")
+    expected, found = Provenance(fingerprint=reference.fingerprint), Provenance(fingerprint=editor.fingerprint())
+    for different in expected.differences(found):
         raise RunError(
-            f"the editor {reference.name!r} is not the one that the policy was trained on: {different} is "
-            f"{_short(found.get(different))}, the policy expects {_short(expected.get(different))}",
+            f"the editor {reference.name!r} is not the one that the policy was trained on: {different.what} is "
+            f"{different.here}, the policy expects {different.there}",
             "pass the right weights with --weights DIR, or train the policy again",
         )
     return editor
-
-
-def _short(value: object) -> str:
-    """The start of a checksum, anything else in full."""
-    return value[:16] if isinstance(value, str) and len(value) == 64 else str(value)

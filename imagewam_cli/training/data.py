@@ -67,7 +67,7 @@ class ExpertData:
         as_recorded = held_out[source.index.variant[held_out] == 0]
         self.validation_rows = _thin(as_recorded, recipe.validation_rows)
         if len(self.train_rows) == 0:
-            raise CacheError(f"{source.origin.place} leaves no row to train on", "record more episodes")
+            raise CacheError(f"{source.info.location} leaves no row to train on", "record more episodes")
         table = source.table
         self.action_normalizer = _normalizer(
             [table.actions_of(e) for e in self.train_episodes], recipe.normalize_action
@@ -121,7 +121,7 @@ class ExpertData:
 
     def needed(self, first_step: int, last_step: int, *, validation: bool = True) -> Indices:
         """Every row that the batches of steps [first_step, last_step) or the validation hold."""
-        needed = np.zeros(self.source.origin.rows, dtype=np.bool_)
+        needed = np.zeros(self.source.info.rows, dtype=np.bool_)
         needed[self.validation_rows] = validation
         for indices in islice(self.order(first_step), last_step - first_step):
             needed[indices] = True

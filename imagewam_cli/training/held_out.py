@@ -9,6 +9,7 @@ from imagewam_cli.config import load_yaml
 from imagewam_cli.data.splits import split_episodes
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.errors import RunError
+from imagewam_cli.kvcache.format.provenance import Provenance
 from imagewam_cli.training.recipe import TrainRecipe
 from imagewam_cli.workspace import RUN_MARKER
 
@@ -31,7 +32,8 @@ def held_out_episodes(policy: Path, dataset: Dataset) -> tuple[int, ...]:
         raise RunError(f"{marker} is damaged: {error}", "train the policy again") from None
     episodes = dataset.episodes()
     every = variants * sum(-(-e.length // stride) for e in episodes)
-    if not dataset.info.identity.startswith(identity) or rows != every:
+    trained_on, here = Provenance(dataset=identity), Provenance(dataset=dataset.info.identity)
+    if trained_on.differences(here) or rows != every:
         return ()
     recipe = load_yaml(recipe_file, TrainRecipe)
     _, held_out = split_episodes((e.index for e in episodes), recipe.validation_fraction, recipe.seed)

@@ -31,20 +31,22 @@ from imagewam_cli.expert.initialization import initialize
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig, parameter_count
 from imagewam_cli.files import write_atomically
 from imagewam_cli.kvcache.format.manifest import settings_of
+from imagewam_cli.kvcache.format.provenance import Difference, Provenance
 from imagewam_cli.policy.bundle import BundleParts, EditorReference, PolicyConfig, write_bundle
 from imagewam_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from imagewam_cli.training.data import Batch, ExpertData, Waited
 from imagewam_cli.training.metrics import MetricLog
 from imagewam_cli.training.objective import Validation, flow_loss, validate
 from imagewam_cli.training.optimizer import ExpertOptimizer
-from imagewam_cli.training.prefixes import PrefixOrigin, PrefixSource
+from imagewam_cli.training.prefixes import PrefixSource, SourceInfo
 from imagewam_cli.training.recipe import TrainRecipe
 from imagewam_cli.workspace import RUN_MARKER
 
 _STEP_SEEDS = 1_000_003
 """Distance between the noise seeds of two run seeds: no run of fewer steps repeats another's noise."""
-_UNCOMPARED = ("cache", "online", "variants")
-"""Keys of run.json that do not tell runs apart: where the data lay, and what follows from rows, dataset and stride."""
+_COMPARED = ("rows", "precision", "shards")
+"""Keys of run.json that tell runs apart, beside the provenance of their prefixes. Variants follow from rows, dataset
+and stride; where the data was stored does not matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +76,12 @@ class Trainer:
         Raises:
             UsageError: no rows, or no weights to begin with.
         """
-        if source.origin.rows == 0:
-            raise UsageError(f"{source.origin.place} has no rows to train on")
+        if source.info.rows == 0:
+            raise UsageError(f"{source.info.location} has no rows to train on")
         self.source, self.recipe = source, recipe
         self.data = ExpertData(source, recipe)
         self.schedule = FlowSchedule(shift=recipe.flow.shift)
-        spec = source.origin.spec
+        spec = source.info.spec
         self.config = ExpertConfig(
             layers=spec.layers,
             rope=spec.rope,
@@ -199,7 +201,7 @@ class Trainer:
                 self.step(step, batch)
             per_step = (time.monotonic() - started) / max(1, measured_steps - 1)
         parameters = parameter_count(self.expert)
-        prefix = self.source.origin.spec.bytes_per_row(4) * self.recipe.batch
+        prefix = self.source.info.spec.bytes_per_row(4) * self.recipe.batch
         return DryRun(
             parameters=parameters,
             rows=len(self.data.train_rows),
@@ -213,11 +215,11 @@ class Trainer:
 
     def _open(self, folder: Path) -> None:
         """Start the run's folder, or check that it is this run's."""
-        identity = _identity(self.source.origin) | {"precision": "bfloat16" if self._bfloat16 else "float32"}
+        identity = _identity(self.source.info) | {"precision": "bfloat16" if self._bfloat16 else "float32"}
         if self.recipe.shuffle == "shards":  # a cache of the same rows may be cut otherwise, and the order with it
             identity["shards"] = hashlib.sha256(str(self.source.shard_rows).encode()).hexdigest()[:16]
         if (folder / RUN_MARKER).exists():
-            _refuse_other_origin(folder, identity)
+            _refuse_other_prefixes(folder, identity)
         elif folder.exists() and any(path.name != f"{RUN_MARKER}.partial" for path in folder.iterdir()):
             raise UsageError(f"{folder} holds something that is not a run", "choose an empty folder with --out")
         else:
@@ -229,7 +231,7 @@ class Trainer:
             write_atomically(folder / "config.yaml", dump_yaml(self.recipe).encode())
 
     def _write_policy(self, folder: Path) -> None:
-        origin, recipe = self.source.origin, self.recipe
+        info, recipe = self.source.info, self.recipe
         save_expert(folder, self.config, self.average)
         if not (folder / SAMPLES).exists() and (samples := self.source.samples()) is not None:
             write_atomically(folder / SAMPLES, samples)
@@ -242,25 +244,25 @@ class Trainer:
                     inference_steps=recipe.flow.inference_steps,
                     shift=recipe.flow.shift,
                     noise_seed=recipe.policy.noise_seed,
-                    fps=origin.dataset.fps,
-                    cameras=origin.spec.cameras,
-                    state_names=origin.dataset.state_names,
-                    action_names=origin.dataset.action_names,
+                    fps=info.dataset.fps,
+                    cameras=info.spec.cameras,
+                    state_names=info.dataset.state_names,
+                    action_names=info.dataset.action_names,
                 ),
-                editor=editor_reference(origin),
+                editor=editor_reference(info),
                 state_normalizer=self.data.state_normalizer,
                 action_normalizer=self.data.action_normalizer,
             ),
         )
 
 
-def editor_reference(origin: PrefixOrigin) -> EditorReference:
+def editor_reference(info: SourceInfo) -> EditorReference:
     """The editor that the prefixes are of."""
     return EditorReference(
-        name=str(origin.fingerprint["editor"]),
-        settings=settings_of(origin.fingerprint),
-        spec=origin.spec,
-        fingerprint=origin.fingerprint,
+        name=str(info.fingerprint["editor"]),
+        settings=settings_of(info.fingerprint),
+        spec=info.spec,
+        fingerprint=info.fingerprint,
     )
 
 
@@ -270,32 +272,50 @@ def _has_bfloat16() -> bool:
     return bool(known()) if known is not None else False
 
 
-def _identity(origin: PrefixOrigin) -> dict[str, Any]:
+def _identity(info: SourceInfo) -> dict[str, Any]:
+    """What `run.json` stores of the prefixes."""
     return {
-        origin.kind: origin.place,
-        "fingerprint": origin.digest,
-        "editor": origin.fingerprint.get("editor"),
-        "dataset": origin.dataset.identity[:16],
-        "table": origin.table_checksum[:16],
-        "codec": origin.codec,
-        "stride": origin.dataset.stride,
-        "variants": origin.dataset.augmentation.variants,
-        "rows": origin.rows,
+        info.kind: info.location,
+        "fingerprint": info.digest,
+        "editor": info.fingerprint.get("editor"),
+        "dataset": info.dataset.identity[:16],
+        "table": info.table_checksum[:16],
+        "codec": info.codec,
+        "stride": info.dataset.stride,
+        "variants": info.dataset.augmentation.variants,
+        "rows": info.rows,
     }
 
 
-def _refuse_other_origin(folder: Path, identity: dict[str, Any]) -> None:
+def _provenance(identity: Mapping[str, Any]) -> Provenance:
+    """What the prefixes of a run were made of, as its `run.json` says."""
+    return Provenance(
+        dataset=str(identity["dataset"]),
+        stride=int(identity["stride"]),
+        codec=str(identity["codec"]),
+        editor=str(identity["editor"]),
+        digest=str(identity["fingerprint"]),
+        table=str(identity["table"]),
+    )
+
+
+def _refuse_other_prefixes(folder: Path, identity: dict[str, Any]) -> None:
     """The cache or dataset may have moved, but its rows, and the precision, must be those that the run began with."""
     try:
         there = json.loads((folder / RUN_MARKER).read_text())
-    except ValueError as error:
+        before = _provenance(there)
+    except KeyError as error:
+        raise RunError(
+            f"{folder / RUN_MARKER} does not name the {error} of its run", "start over with --fresh"
+        ) from None
+    except (ValueError, TypeError) as error:
         raise RunError(f"{folder / RUN_MARKER} is damaged: {error}", "start over with --fresh") from None
-    for key, value in identity.items():
-        if key not in _UNCOMPARED and there.get(key) != value:
-            raise RunError(
-                f"{folder} is another run: its {key} is {there.get(key)}, this one's {value}",
-                "choose another folder with --out, or start over with --fresh",
-            )
+    own = (Difference(key, there.get(key), identity[key]) for key in _COMPARED if key in identity)
+    for found in (*before.differences(_provenance(identity)), *(d for d in own if d.there != d.here)):
+        raise RunError(
+            f"{folder} is another run: its {found.what} is {found.there}, this one's {found.here}",
+            "choose another folder with --out, or start over with --fresh",
+        )
 
 
 def _refuse_other_recipe(folder: Path, recipe: TrainRecipe) -> None:

@@ -23,7 +23,7 @@ from imagewam_cli.kvcache.building.encoding import check_prefix, samples_bytes
 from imagewam_cli.kvcache.format.frame_table import FrameTable, Indices
 from imagewam_cli.kvcache.reading.reader import row_index
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
-from imagewam_cli.training.prefixes import PrefixOrigin
+from imagewam_cli.training.prefixes import SourceInfo
 
 Pictures = Sequence[Mapping[str, UInt8Image]]
 Watch = Callable[[int, int], AbstractContextManager[Callable[[int], object]]]
@@ -52,9 +52,9 @@ class OnlinePrefixes:
         self._stride, self._batch, self._watch = stride, batch, watch
         self.table, self._instructions = FrameTable.of(dataset.rows(images=False))
         self.index = row_index(self.table, [e.index for e in dataset.episodes()], stride)
-        self.origin = PrefixOrigin(
+        self.info = SourceInfo(
             kind="online",
-            place=str(dataset.info.root.resolve()),
+            location=str(dataset.info.root.resolve()),
             fingerprint=editor.fingerprint(),
             spec=editor.spec,
             codec="none",
@@ -68,7 +68,7 @@ class OnlinePrefixes:
 
     @property
     def shard_rows(self) -> tuple[int, ...]:
-        return (self.origin.rows,)
+        return (self.info.rows,)
 
     def samples(self) -> bytes | None:
         return samples_bytes(self.dataset, self._stride)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from imagewam_cli.kvcache.format.frame_table import FrameTable, Indices
-from imagewam_cli.kvcache.format.manifest import TABLE, DatasetEntry, fingerprint_digest
+from imagewam_cli.kvcache.format.manifest import TABLE, DatasetEntry
+from imagewam_cli.kvcache.format.provenance import fingerprint_digest
 from imagewam_cli.kvcache.format.shard import LoadMethod
 from imagewam_cli.kvcache.reading.reader import CacheReader, RowIndex
 from imagewam_cli.kvcache.storage.location import Location
@@ -18,33 +19,33 @@ from imagewam_cli.prefix.spec import KVSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrefixOrigin:
-    """What the prefixes are and of which rows they are: what tells one run's data from another's."""
+class SourceInfo:
+    """Where prefixes are stored or computed, how many there are, and what they are made of."""
 
     kind: Literal["cache", "online"]
-    place: str
-    """The folder or URL of the cache, or the folder of the dataset."""
+    location: str
+    """Folder or URL of the cache, or folder of the dataset."""
     fingerprint: Mapping[str, Any]
-    """Of the editor and its settings."""
+    """Fingerprint of the editor and its settings."""
     spec: KVSpec
     codec: str
-    """How numbers are stored; none where they are not."""
+    """Name of the codec; `none` for prefixes that are not stored."""
     dataset: DatasetEntry
     table_checksum: str
-    """Over states and actions."""
+    """Checksum of all states and actions."""
     rows: int
 
     @property
     def digest(self) -> str:
-        """As a cache's: equal digests mean interchangeable prefixes."""
+        """Digest of the fingerprint, as a cache has it. Equal digests mean interchangeable prefixes."""
         return fingerprint_digest(self.fingerprint)
 
 
 class PrefixSource(Protocol):
-    """Rows numbered 0 .. origin.rows - 1, in the dataset's order."""
+    """Rows numbered 0 .. info.rows - 1, in the dataset's order."""
 
     @property
-    def origin(self) -> PrefixOrigin:
+    def info(self) -> SourceInfo:
         """What the prefixes are, and of which rows."""
         ...
 
@@ -92,9 +93,9 @@ class CachedPrefixes:
         """
         self.reader = CacheReader(place, load)
         manifest = self.reader.manifest
-        self.origin = PrefixOrigin(
+        self.info = SourceInfo(
             kind="cache",
-            place=str(place.resolve()) if isinstance(place, Path) else place,
+            location=str(place.resolve()) if isinstance(place, Path) else place,
             fingerprint=manifest.fingerprint,
             spec=manifest.spec,
             codec=manifest.codec,

@@ -234,7 +234,7 @@ class TestMerging:
         for i, more in enumerate(([], ["--layers", "0,1"])):
             assert run([*build, *more, "--out", parts[i], "--part", f"{i}/2"]) == 0
         problem, hint = refused(capsys, "cache", "merge", str(tmp_path / "all"), *parts)
-        assert "are of different caches: fingerprint.settings.layers is all and 0,1" in problem
+        assert "are of different caches: setting 'layers' is all and 0,1" in problem
         assert "what the same command built" in hint
         assert not (tmp_path / "all").exists()
 

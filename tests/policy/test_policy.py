@@ -171,16 +171,14 @@ class TestRefusal:
         there, here = (load_tiny(weights=folder).weights.sha256 for folder in (tiny_weights, other))
         with pytest.raises(RunError) as error:
             Policy.load(run, weights=other)
-        assert f"weights is {here[:16]}, the policy expects {there[:16]}" in error.value.message
+        assert f"editor weights is {here[:16]}, the policy expects {there[:16]}" in error.value.message
         assert "--weights" in (error.value.hint or "")
 
     def test_other_settings_are_refused_with_both(self, loaded: Policy, tiny_weights: Path) -> None:
         reference = loaded.parts.editor
         changed = dataclasses.replace(reference, settings=dataclasses.replace(reference.settings, timestep=0.5))
-        with pytest.raises(RunError, match="settings is") as error:
+        with pytest.raises(RunError, match=r"setting 'timestep' is 0\.5, the policy expects 0\.0"):
             load_policy_editor(changed, weights=tiny_weights)
-        assert "'timestep': 0.5" in error.value.message
-        assert "'timestep': 0.0" in error.value.message
 
     def test_a_recipe_that_the_policy_does_not_know_is_refused_by_name(
         self, loaded: Policy, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch

@@ -356,17 +356,24 @@ class TestRefusal:
             Trainer(CachedPrefixes(other), by).train(tmp_path / "shards")
 
     @pytest.mark.parametrize(
-        ("key", "change"),
+        ("key", "what", "change"),
         [
-            ("fingerprint", {"editor": ArithmeticEditor(weights="trained longer")}),
-            ("dataset", {"dataset": MemoryDataset([LENGTH] * EPISODES, identity="another")}),
-            ("table", {"dataset": MemoryDataset([LENGTH] * EPISODES, shift=1.0)}),
-            ("codec", {"codec": BFLOAT16}),
-            ("stride", {"stride": 2}),
+            ("fingerprint", "editor fingerprint", {"editor": ArithmeticEditor(weights="trained longer")}),
+            ("dataset", "dataset", {"dataset": MemoryDataset([LENGTH] * EPISODES, identity="another")}),
+            ("table", "states or actions", {"dataset": MemoryDataset([LENGTH] * EPISODES, shift=1.0)}),
+            ("codec", "codec", {"codec": BFLOAT16}),
+            ("stride", "stride", {"stride": 2}),
         ],
     )
     def test_a_run_of_another_cache_is_refused_with_both_values(
-        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path, key: str, change: dict[str, Any]
+        self,
+        cache: Path,
+        recipe: TrainRecipe,
+        whole: Path,
+        tmp_path: Path,
+        key: str,
+        what: str,
+        change: dict[str, Any],
     ) -> None:
         other = tmp_path / "other"
         build_cache(
@@ -387,7 +394,7 @@ class TestRefusal:
         run = shutil.copytree(whole, tmp_path / "run")
         with pytest.raises(RunError) as error:
             Trainer(CachedPrefixes(other), recipe).train(run)
-        assert f"its {key} is {there}, this one's {here}" in error.value.message
+        assert f"its {what} is {there}, this one's {here}" in error.value.message
         assert files(run) == files(whole)
 
     def test_a_run_on_a_part_of_the_cache_is_not_continued_on_the_whole(

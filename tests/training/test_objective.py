@@ -30,7 +30,7 @@ def batch(source: CachedPrefixes, recipe: TrainRecipe) -> Batch:
 @pytest.fixture
 def expert(source: CachedPrefixes) -> ActionExpert:
     """With random weights everywhere, so that every input counts."""
-    spec = source.origin.spec
+    spec = source.info.spec
     expert = ActionExpert(
         ExpertConfig(layers=spec.layers, rope=spec.rope, action_dim=3, state_dim=2, horizon=4, hidden=16)
     )

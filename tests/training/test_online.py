@@ -61,9 +61,9 @@ class TestSameAsACache:
         dataset = MemoryDataset([7, 5, 8])
         build_cache(dataset, ArithmeticEditor(), tmp_path / "cache", FLOAT32, BuildSettings(stride=stride))
         cached, direct = CachedPrefixes(tmp_path / "cache"), online(dataset=dataset, stride=stride)
-        expected = dataclasses.replace(cached.origin, kind="online", place=direct.origin.place, codec="none")
-        assert dataclasses.replace(direct.origin, fingerprint=expected.fingerprint) == expected
-        assert direct.origin.digest == expected.digest
+        expected = dataclasses.replace(cached.info, kind="online", location=direct.info.location, codec="none")
+        assert dataclasses.replace(direct.info, fingerprint=expected.fingerprint) == expected
+        assert direct.info.digest == expected.digest
         for name in ("row", "episode", "frame", "instruction"):
             assert np.array_equal(getattr(direct.index, name), getattr(cached.index, name))
         assert direct.table.to_bytes() == cached.table.to_bytes()
@@ -159,7 +159,7 @@ class TestContinuation:
     @pytest.mark.parametrize(
         ("said", "options"),
         [
-            ("fingerprint", {"editor": ArithmeticEditor(weights="trained longer")}),
+            ("editor fingerprint", {"editor": ArithmeticEditor(weights="trained longer")}),
             ("dataset", {"dataset": MemoryDataset([LENGTH] * EPISODES, identity="another")}),
             ("stride", {"stride": 2}),
         ],
@@ -181,7 +181,7 @@ class TestContinuation:
 
     def test_it_is_written_down_what_the_run_is_of(self, recipe: TrainRecipe, whole: Path) -> None:
         run = json.loads((whole / "run.json").read_text())
-        origin = online().origin
+        origin = online().info
         assert run == {
             "online": str(Path("memory").resolve()),
             "fingerprint": origin.digest,

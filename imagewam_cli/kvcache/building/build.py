@@ -30,6 +30,7 @@ from imagewam_cli.kvcache.format.manifest import (
     Share,
     part_manifests,
 )
+from imagewam_cli.kvcache.format.provenance import Provenance
 from imagewam_cli.kvcache.storage.contract import Storage
 from imagewam_cli.kvcache.storage.location import Location
 from imagewam_cli.kvcache.storage.lock import FILES_LOCK, LOCK, part_lock
@@ -102,8 +103,14 @@ def require_continuable(
     _refuse_foreign(storage)
     there = _united(storage)
     if there is not None:
-        here = (dataset.info.identity, settings.stride, settings.augmentation, codec.name, editor)
-        _refuse_differing(storage.place, _known_pairs(there, here))
+        here = Provenance(
+            dataset=dataset.info.identity,
+            stride=settings.stride,
+            augmentation=settings.augmentation,
+            codec=codec.name,
+            editor=editor,
+        )
+        _refuse_other(storage.place, there.provenance, here)
     return there
 
 
@@ -280,7 +287,7 @@ def _start(
         total_rows=plan.rows,
     )
     if there is not None:
-        _refuse_other(storage.place, there, fresh)
+        _refuse_other(storage.place, there.provenance, fresh.provenance)
         _refuse_other_cut(storage.place, there, plan)
         own = own_cut(plan, settings)
         shards = tuple(entry for entry in there.shards if entry.file in own)
@@ -293,53 +300,13 @@ def _start(
     return fresh
 
 
-def _refuse_other(out: str, existing: Manifest, fresh: Manifest) -> None:
-    """Going on with a cache of other contents would mix the two."""
-    here = (
-        fresh.dataset.identity,
-        fresh.dataset.stride,
-        fresh.dataset.augmentation,
-        fresh.codec,
-        fresh.fingerprint.get("editor"),
-    )
-    pairs = [
-        *_known_pairs(existing, here),
-        ("editor weights", str(existing.fingerprint.get("weights"))[:16], str(fresh.fingerprint.get("weights"))[:16]),
-        *_setting_pairs(existing, fresh),
-        ("editor recipe", existing.fingerprint.get("recipe"), fresh.fingerprint.get("recipe")),
-        ("prefix layout", existing.spec, fresh.spec),
-        ("states or actions", existing.files.get(TABLE), fresh.files[TABLE]),
-    ]
-    _refuse_differing(out, pairs)
-
-
-def _known_pairs(
-    existing: Manifest, here: tuple[str, int, Augmentation, str, object]
-) -> list[tuple[str, object, object]]:
-    """What can be compared without the editor's weights. here: dataset, stride, augmentation, codec and editor of this
-    build."""
-    dataset, stride, augmentation, codec, editor = here
-    return [
-        ("dataset", existing.dataset.identity[:16], dataset[:16]),
-        ("stride", existing.dataset.stride, stride),
-        ("augmentation", existing.dataset.augmentation, augmentation),
-        ("codec", existing.codec, codec),
-        ("editor", existing.fingerprint.get("editor"), editor),
-    ]
-
-
-def _refuse_differing(out: str, pairs: Sequence[tuple[str, object, object]]) -> None:
-    for what, there, here in pairs:
-        if there != here:
-            raise CacheError(
-                f"{out} is a cache of another {what}: it has {there}, this build has {here}",
-                "choose another folder with --out, or delete this one",
-            )
-
-
-def _setting_pairs(existing: Manifest, fresh: Manifest) -> list[tuple[str, object, object]]:
-    there, here = (dict(m.fingerprint.get("settings") or {}) for m in (existing, fresh))
-    return [(f"setting {key!r}", there.get(key), here.get(key)) for key in sorted(there.keys() | here.keys())]
+def _refuse_other(out: str, there: Provenance, here: Provenance) -> None:
+    """Stop before a build mixes its rows with those of another cache."""
+    for found in there.differences(here):
+        raise CacheError(
+            f"{out} is a cache of another {found.what}: it has {found.there}, this build has {found.here}",
+            "choose another folder with --out, or delete this one",
+        )
 
 
 def _refuse_other_cut(out: str, existing: Manifest, plan: BuildPlan) -> None:

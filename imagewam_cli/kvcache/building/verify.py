@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from imagewam_cli.config import to_dict
 from imagewam_cli.data.augmentation import augmented
 from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.data.types import Dataset
@@ -21,7 +20,8 @@ from imagewam_cli.kvcache.building.encoding import batches, encode_rows, instruc
 from imagewam_cli.kvcache.codecs.fitting import fit_codec, stored_codec
 from imagewam_cli.kvcache.codecs.prefix import stored_parts
 from imagewam_cli.kvcache.format.frame_table import FrameTable
-from imagewam_cli.kvcache.format.manifest import CODEC, SHARDS, TABLE, Manifest, ShardEntry, fingerprint_digest
+from imagewam_cli.kvcache.format.manifest import CODEC, SHARDS, TABLE, Manifest, ShardEntry
+from imagewam_cli.kvcache.format.provenance import Provenance
 from imagewam_cli.kvcache.format.shard import INDEX_KEYS, Shard, ShardWriter
 from imagewam_cli.kvcache.storage.contract import Storage
 from imagewam_cli.kvcache.storage.location import Location
@@ -91,7 +91,7 @@ def repair_cache(
     storage = storage_at(cache)
     with lock_whole(storage):
         manifest = manifest_at(storage)
-        require_origin(manifest, dataset, editor)
+        require_provenance(manifest, dataset, editor)
         _repair_files(storage, manifest, damages, dataset, editor)
         changed = []
         for damage in damages:
@@ -132,22 +132,18 @@ def _shard_damage(path: Path, entry: ShardEntry) -> Damage | None:
     return Damage(file=file, what=what, rows=tuple(rows.tolist()))
 
 
-def require_origin(manifest: Manifest, dataset: Dataset, editor: Editor) -> None:
-    """
+def require_provenance(manifest: Manifest, dataset: Dataset, editor: Editor) -> None:
+    """Refuse a dataset or an editor that the cache was not made with.
+
     Raises:
-        CacheError: not what the cache was made with; gives both values.
+        CacheError: names the first difference with both values.
     """
-    pairs = (
-        ("dataset", manifest.dataset.identity[:16], dataset.info.identity[:16]),
-        ("editor", manifest.digest, fingerprint_digest(editor.fingerprint())),
-        ("prefix layout", to_dict(manifest.spec), to_dict(editor.spec)),
-    )
-    for what, there, here in pairs:
-        if there != here:
-            raise CacheError(
-                f"the cache was made with another {what}: it has {there}, here it is {here}",
-                "name the one that it was made with (--dataset, --weights), or build the cache again",
-            )
+    here = Provenance(dataset=dataset.info.identity, fingerprint=editor.fingerprint(), spec=editor.spec)
+    for found in manifest.provenance.differences(here):
+        raise CacheError(
+            f"the cache was made with another {found.what}: it has {found.there}, here it is {found.here}",
+            "name the dataset and weights that it was made with (--dataset, --weights), or build the cache again",
+        )
 
 
 def _repair_files(

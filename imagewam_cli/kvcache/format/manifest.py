@@ -8,10 +8,9 @@ checksum of its own bytes, so that no byte of a cache can change unseen.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from imagewam_cli.data.types import KeyMap
 from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.errors import CacheError, ConfigError, UsageError
 from imagewam_cli.files import checksum_of
+from imagewam_cli.kvcache.format.provenance import Difference, Provenance, fingerprint_digest
 from imagewam_cli.prefix.spec import KVSpec
 
 VERSION = 2
@@ -113,8 +113,22 @@ class Manifest:
         return self.rows == self.total_rows
 
     @property
+    def provenance(self) -> Provenance:
+        """What the cache was made of."""
+        return Provenance(
+            dataset=self.dataset.identity,
+            stride=self.dataset.stride,
+            augmentation=self.dataset.augmentation,
+            keys=self.dataset.keys,
+            codec=self.codec,
+            fingerprint=self.fingerprint,
+            spec=self.spec,
+            table=self.files.get(TABLE, ""),
+        )
+
+    @property
     def settings(self) -> PrefixOptions:
-        """Of the editor."""
+        """The editor's settings."""
         return settings_of(self.fingerprint)
 
     @property
@@ -126,12 +140,6 @@ class Manifest:
 def settings_of(fingerprint: Mapping[str, Any]) -> PrefixOptions:
     """The editor's settings, as a fingerprint has them."""
     return from_dict(PrefixOptions, fingerprint["settings"], source="fingerprint")
-
-
-def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
-    """16 hex digits. The revision is left out: the same weights from the Hub and from a folder are the same."""
-    deciding = {key: value for key, value in to_dict(fingerprint).items() if key != "revision"}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,14 +196,11 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
     shards: dict[str, ShardEntry] = {}
     shard_of: dict[int, str] = {}
     for path, manifest in parts:
-        there, here = _content(first), _content(manifest)
-        for key in {**there, **here}:
-            begun = key.startswith("files.") and not (key in there and key in here)  # a part that has only begun
-            if there.get(key) != here.get(key) and not begun:
-                raise CacheError(
-                    f"{first_path} and {path} are of different caches: {key} is {there.get(key)} and {here.get(key)}",
-                    _ONE_FIT if key == f"files.{CODEC}" else "merge what the same command built",
-                )
+        for found in (*first.provenance.differences(manifest.provenance), *_other_differences(first, manifest)):
+            raise CacheError(
+                f"{first_path} and {path} are of different caches: {found.what} is {found.there} and {found.here}",
+                _ONE_FIT if found.what == CODEC else "merge parts that the same command built",
+            )
         for entry in manifest.entries:
             if shards.setdefault(entry.file, entry) != entry:
                 raise CacheError(f"{path} has another {entry.file} than the parts before it", "build one of them again")
@@ -214,19 +219,18 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
     )
 
 
-def _content(manifest: Manifest) -> dict[str, Any]:
-    """What parts of one cache have in common; where the dataset and the weights lay is not part of it."""
-    values = _flat(to_dict(dataclasses.replace(manifest, shards=(), by_instruction=None)))
-    return {key: value for key, value in values.items() if key not in ("dataset.path", "fingerprint.revision")}
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
+def _other_differences(first: Manifest, other: Manifest) -> Iterator[Difference]:
+    """What else all parts of one cache have in common, beside their provenance and apart from their shards."""
+    # the same dataset may be mounted elsewhere on another machine
+    there, here = (to_dict(dataclasses.replace(m.dataset, path="")) for m in (first, other))
+    pairs = [(f"dataset {key}", there[key], here[key]) for key in there]
+    pairs += [
+        ("the list of instructions", first.instructions, other.instructions),
+        ("the number of rows", first.total_rows, other.total_rows),
+    ]
+    # a part that has only begun does not list every file yet
+    pairs += [(name, first.files[name], other.files[name]) for name in first.files.keys() & other.files.keys()]
+    yield from (Difference(what, old, new) for what, old, new in pairs if old != new)
 
 
 def no_cache(place: str) -> CacheError:

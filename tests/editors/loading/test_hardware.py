@@ -22,7 +22,7 @@ from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.editors.loading.placement import Placement, compile_blocks, require_compiler, require_device
 from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.errors import EditorError, UsageError
-from imagewam_cli.kvcache.format.manifest import fingerprint_digest
+from imagewam_cli.kvcache.format.provenance import fingerprint_digest
 from imagewam_cli.prefix.capture import record
 from imagewam_cli.prefix.kv import LayerKV
 

@@ -20,9 +20,9 @@ from imagewam_cli.kvcache.format.manifest import (
     DatasetEntry,
     Manifest,
     ShardEntry,
-    fingerprint_digest,
     signed,
 )
+from imagewam_cli.kvcache.format.provenance import fingerprint_digest
 from imagewam_cli.kvcache.storage.manifests import put_manifest, read_manifest, storage_at
 from tests.support.arithmetic_editor import ArithmeticEditor
 from tests.support.faults import out_of_space

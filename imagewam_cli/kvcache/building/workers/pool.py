@@ -11,7 +11,8 @@ from typing import Any, Protocol, Self
 from imagewam_cli.errors import CacheError
 from imagewam_cli.files import partial_of
 from imagewam_cli.kvcache.building.workers.worker import WorkerFacts
-from imagewam_cli.kvcache.format.manifest import ShardEntry, fingerprint_digest
+from imagewam_cli.kvcache.format.manifest import ShardEntry
+from imagewam_cli.kvcache.format.provenance import Provenance
 from imagewam_cli.kvcache.storage.location import Location
 from imagewam_cli.kvcache.storage.manifests import storage_at
 from imagewam_cli.prefix.spec import KVSpec
@@ -179,16 +180,13 @@ class Crew:
 
     def _require_same(self, facts: WorkerFacts, place: int) -> None:
         first = self._facts or facts
-        for what, there, here in (
-            ("dataset", self._identity[:16], facts.dataset[:16]),
-            ("editor", fingerprint_digest(first.fingerprint), fingerprint_digest(facts.fingerprint)),
-            ("prefix layout", first.spec, facts.spec),
-        ):
-            if there != here:
-                raise CacheError(
-                    f"worker {place} computes with another {what}: {here}, not {there}",
-                    "install the same versions and show the same files everywhere",
-                )
+        expected = Provenance(dataset=self._identity, fingerprint=first.fingerprint, spec=first.spec)
+        here = Provenance(dataset=facts.dataset, fingerprint=facts.fingerprint, spec=facts.spec)
+        for found in expected.differences(here):
+            raise CacheError(
+                f"worker {place} computes with another {found.what}: {found.here}, not {found.there}",
+                "install the same versions and show the same files everywhere",
+            )
         self._facts = first
 
     def _replace(self, death: Died) -> None:

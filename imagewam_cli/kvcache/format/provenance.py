@@ -1,0 +1,141 @@
+"""What prefixes were made of, and in what two sets of prefixes differ.
+
+Everything that asks "is this the same dataset, editor and cache?" asks here: resuming and merging a build, repairing a
+cache, resuming a run, loading a policy's editor, and workers that build one cache together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from imagewam_cli.config import to_dict
+from imagewam_cli.data.augmentation import Augmentation
+from imagewam_cli.data.types import KeyMap
+from imagewam_cli.prefix.spec import KVSpec
+
+_SHORT = 16
+"""Digits of a checksum that tell two apart: messages show as many, and `run.json` stores no more."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One property that differs. what: its name in words; there, here: both values, checksums shortened."""
+
+    what: str
+    there: object
+    here: object
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Everything that decides the content of stored prefixes. A field that is None is unknown and is not compared."""
+
+    dataset: str | None = None
+    """Identity of the dataset; 16 digits are enough."""
+    stride: int | None = None
+    augmentation: Augmentation | None = None
+    keys: KeyMap | None = None
+    """Features of the dataset that were read."""
+    codec: str | None = None
+    editor: str | None = None
+    fingerprint: Mapping[str, Any] | None = None
+    """The editor's: name, weights, settings, recipe."""
+    digest: str | None = None
+    """Digest of the fingerprint, for when the fingerprint itself was not stored."""
+    spec: KVSpec | None = None
+    table: str | None = None
+    """Checksum of all states and actions; 16 digits are enough."""
+
+    def differences(self, other: Provenance) -> tuple[Difference, ...]:
+        """Return what differs from `other`, most telling first. `self` is the side called `there`."""
+        pairs = [
+            *_pair("dataset", self.dataset, other.dataset),
+            *_pair("stride", self.stride, other.stride),
+            *_pair("augmentation", self.augmentation, other.augmentation),
+            *_pair("codec", self.codec, other.codec),
+            *_pair("editor", self._editor, other._editor),
+            *self._editor_pairs(other),
+            *_layout_pair(self.spec, other.spec),
+            *_pair("dataset keys", self.keys, other.keys),
+            *_pair("states or actions", self.table, other.table),
+        ]
+        return tuple(
+            Difference(what, _shortened(there), _shortened(here))
+            for what, there, here in pairs
+            if not _equal(there, here)
+        )
+
+    def _editor_pairs(self, other: Provenance) -> Iterator[tuple[str, object, object]]:
+        """Each entry of the fingerprints; of their digests where a fingerprint is unknown."""
+        if self.fingerprint is None or other.fingerprint is None:
+            yield from _pair("editor fingerprint", self._digest, other._digest)
+            return
+        there, here = (_comparable(p.fingerprint) for p in (self, other) if p.fingerprint is not None)
+        for key in dict.fromkeys(("weights", "settings", "recipe", *sorted(there.keys() | here.keys()))):
+            if key == "settings":
+                old, new = there.get(key) or {}, here.get(key) or {}
+                for name in sorted(old.keys() | new.keys()):
+                    yield f"setting {name!r}", old.get(name), new.get(name)
+            elif key != "editor":
+                yield f"editor {key.replace('_', ' ')}", there.get(key), here.get(key)
+
+    @property
+    def _editor(self) -> object:
+        return self.editor if self.fingerprint is None else self.fingerprint.get("editor")
+
+    @property
+    def _digest(self) -> str | None:
+        return self.digest if self.fingerprint is None else fingerprint_digest(self.fingerprint)
+
+
+def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
+    """Return 16 hex digits of a fingerprint. Equal digests mean interchangeable prefixes."""
+    return hashlib.sha256(json.dumps(_comparable(fingerprint), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _comparable(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the revision: weights from the Hub and the same weights from a folder are the same."""
+    return {key: value for key, value in to_dict(fingerprint).items() if key != "revision"}
+
+
+def _pair(what: str, there: object, here: object) -> Iterator[tuple[str, object, object]]:
+    if there is not None and here is not None:
+        yield what, there, here
+
+
+def _layout_pair(there: KVSpec | None, here: KVSpec | None) -> Iterator[tuple[str, object, object]]:
+    """The first value that differs between two layouts: a whole layout would fill the screen."""
+    if there is None or here is None or there == here:
+        return
+    old, new = _leaves(to_dict(there)), _leaves(to_dict(here))
+    for path in {**old, **new}:
+        if old.get(path) != new.get(path):
+            yield "prefix layout", f"{path} {old.get(path)}", f"{path} {new.get(path)}"
+            return
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if children is None:
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, child in children:
+        found |= _leaves(child, f"{path}.{key}" if path else str(key))
+    return found
+
+
+def _equal(there: object, here: object) -> bool:
+    if isinstance(there, str) and isinstance(here, str):
+        # a run stores only the first digits of a checksum
+        length = min(len(there), len(here))
+        return there == here or (length == _SHORT and there[:length] == here[:length] and len(there) != len(here))
+    return there == here
+
+
+def _shortened(value: object) -> object:
+    is_checksum = isinstance(value, str) and len(value) in (32, 64) and set(value) <= set("0123456789abcdef")
+    return value[:_SHORT] if is_checksum and isinstance(value, str) else value
