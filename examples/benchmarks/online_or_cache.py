@@ -133,9 +133,9 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[Build, list[R
             for draws in arguments.draws
             for kind, source in sources.items()
         ]
-        needed = runs[0].trainer.data.needed(0, arguments.steps)  # the order of rows is the same in all of them
+        needed = runs[0].trainer.data.rows_needed(0, arguments.steps)  # the order of rows is the same in all of them
         for source in sources.values():
-            stack.enter_context(source.prepared(needed, scratch))
+            stack.enter_context(source.prepare(needed, scratch))
         for run in runs:
             stack.callback(run.close)
         train(runs, arguments.steps)

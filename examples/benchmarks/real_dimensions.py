@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from imagewam_cli.cache_study.fidelity import compare_ways, ways
+from imagewam_cli.cache_study.fidelity import compare_candidates, storage_candidates
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.installed import load_editor
@@ -140,7 +140,7 @@ def errors(editor: Editor, prefix: PrefixKV, names: Sequence[str]) -> dict[str, 
     codecs = [Registry.installed().codecs.load(name) for name in names]
     samples = [encoded(editor, [picture]) for picture in scenes(_FITTED, first=1000)]
     exact = prefix.to("cpu", torch.float32)
-    found = compare_ways(editor.spec, exact, ways(editor.spec, codecs, samples, pools=(1,)))
+    found = compare_candidates(editor.spec, exact, storage_candidates(editor.spec, codecs, samples, pools=(1,)))
     return {x.codec: (x.bytes_per_row, x.attention) for x in found}
 
 

@@ -38,11 +38,11 @@ from imagewam_cli.kvcache.building.build import build_cache, build_with
 from imagewam_cli.kvcache.building.merge import merge_cache
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings
 from imagewam_cli.kvcache.building.verify import verify_cache
-from imagewam_cli.kvcache.building.workers.pool import Crew, Workers
+from imagewam_cli.kvcache.building.workers.pool import WorkerPool, Workers
 from imagewam_cli.kvcache.building.workers.processes import ProcessWorkers
 from imagewam_cli.kvcache.building.workers.ray import RayWorkers
 from imagewam_cli.kvcache.building.workers.worker import BuildRecipe
-from imagewam_cli.kvcache.format.manifest import Share, parse_manifest
+from imagewam_cli.kvcache.format.manifest import BuildPart, parse_manifest
 from imagewam_cli.registry import Registry
 from imagewam_cli.sim.record import record
 from imagewam_cli.sim.tabletop.env import TabletopEnvironment
@@ -132,7 +132,7 @@ class Campaign:
             if time.monotonic() > until:
                 raise SystemExit(f"parts {sorted(waiting)} have no shard after two minutes")
             for index in list(waiting):
-                manifest = out / Share(index=index, count=self.parts).manifest
+                manifest = out / BuildPart(index=index, count=self.parts).manifest
                 if manifest.exists() and parse_manifest(manifest.read_bytes(), str(manifest)).shards:
                     waiting.pop(index)()
             time.sleep(0.002)
@@ -142,7 +142,7 @@ class Campaign:
         if child:
             return child
         try:
-            self._build(way, out, dataclasses.replace(SETTINGS, share=Share(index=index, count=self.parts)))
+            self._build(way, out, dataclasses.replace(SETTINGS, part=BuildPart(index=index, count=self.parts)))
             os._exit(0)
         except BaseException as error:  # noqa: BLE001 - the parent is to see any failure as one
             print(f"{way}, part {index}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -164,7 +164,7 @@ class Campaign:
             settings=settings,
         )
         workers: Workers = WORKERS[way](recipe)
-        with Crew(workers, out=out, identity=self.dataset.info.identity) as crew:
+        with WorkerPool(workers, out=out, identity=self.dataset.info.identity) as crew:
             build_with(crew, self.dataset, out, self.codec, settings)
 
 

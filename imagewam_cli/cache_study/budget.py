@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from imagewam_cli.cache_study.fidelity import POOLS, layer_errors_of, ways
+from imagewam_cli.cache_study.fidelity import POOLS, layer_errors_of, storage_candidates
 from imagewam_cli.kvcache.building.shard_plan import bytes_per_instruction, bytes_per_row
 from imagewam_cli.kvcache.codecs.contract import Codec
 from imagewam_cli.prefix.kv import PrefixKV
@@ -56,21 +56,21 @@ def choices(
     some. layers, pool: that the rows were made with; where these are not the defaults, they are the user's choice and
     stay.
     """
-    tried = ways(spec, codecs.values(), samples, pools=POOLS if pool == 1 else (1,))
-    errors = [[e.attention for e in of_way] for of_way in layer_errors_of(spec, exact, tried)]
+    tried = storage_candidates(spec, codecs.values(), samples, pools=POOLS if pool == 1 else (1,))
+    errors = [[e.attention for e in of_candidate] for of_candidate in layer_errors_of(spec, exact, tried)]
     found = []
     for thinning, kept in _thinned(spec, layers):
         of_thinning = []
-        for way, of_layers in zip(tried, errors, strict=True):
-            thin = dataclasses.replace(way.spec, layers=tuple(way.spec.layers[i] for i in kept))
-            size = bytes_per_row(thin, way.codec)
+        for candidate, of_layers in zip(tried, errors, strict=True):
+            thin = dataclasses.replace(candidate.spec, layers=tuple(candidate.spec.layers[i] for i in kept))
+            size = bytes_per_row(thin, candidate.codec)
             of_thinning.append(
                 Choice(
-                    codec=way.codec.name,
-                    pool=pool if pool != 1 else way.pool,
+                    codec=candidate.codec.name,
+                    pool=pool if pool != 1 else candidate.pool,
                     layers=thinning,
                     bytes_per_row=size,
-                    total_bytes=rows * size + instructions * bytes_per_instruction(thin, way.codec),
+                    total_bytes=rows * size + instructions * bytes_per_instruction(thin, candidate.codec),
                     attention=statistics.fmean(of_layers[i] for i in kept),
                 )
             )

@@ -24,7 +24,7 @@ from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.sampler import integrate
 from imagewam_cli.kvcache.building.encoding import batches
 from imagewam_cli.kvcache.building.shard_plan import bytes_per_row
-from imagewam_cli.kvcache.codecs.contract import Codec, LearnedCodec
+from imagewam_cli.kvcache.codecs.contract import Codec, FittedCodec
 from imagewam_cli.kvcache.codecs.fitting import fitted_to, sample_prefixes
 from imagewam_cli.kvcache.format.frame_table import Indices
 from imagewam_cli.kvcache.reading.reader import CacheReader
@@ -105,13 +105,13 @@ def evaluate_fidelity(
     unpooled = reader.manifest.settings.pool == 1
     codecs = [Registry.installed().codecs.load(entry.name) for entry in Registry.installed().codecs]
     samples = sample_prefixes(editor, dataset, reader.manifest.dataset.stride)
-    tried = ways(spec, codecs, samples, pools=POOLS if unpooled else (1,))
+    tried = storage_candidates(spec, codecs, samples, pools=POOLS if unpooled else (1,))
     layers, settings, changes = [], [], []
     for numbers, few in _picked(reader, dataset, places):
         stored = reader.read(numbers)
         exact = editor.encode([r.images for r in few], [r.instruction for r in few]).to("cpu", torch.float32)
         layers.append(compare(spec, exact, stored))
-        settings.append(compare_ways(spec, exact, tried))
+        settings.append(compare_candidates(spec, exact, tried))
         if policy is not None:
             changes.append(policy_change(policy, few, exact, stored))
         on_rows(len(few))
@@ -172,7 +172,7 @@ def compare(spec: KVSpec, exact: PrefixKV, stored: PrefixKV) -> tuple[LayerError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class StorageCandidate:
     """A codec, ready to encode prefixes of the layout `spec`, whose pictures are in cells of `pool` tokens a side."""
 
     codec: Codec
@@ -180,9 +180,9 @@ class Way:
     spec: KVSpec
 
 
-def ways(
+def storage_candidates(
     spec: KVSpec, codecs: Iterable[Codec], samples: Sequence[PrefixKV] = (), *, pools: Sequence[int] = POOLS
-) -> list[Way]:
+) -> list[StorageCandidate]:
     """Every codec, with picture tokens in cells of each size. spec, samples: of prefixes that are not pooled; without
     samples, codecs that are fitted to some are left out."""
     found = []
@@ -193,33 +193,35 @@ def ways(
             continue
         pooled_samples = [pooled_prefix(spec, sample, pool)[1] for sample in samples]
         found += [
-            Way(codec=fitted_to(codec, small, pooled_samples), pool=pool, spec=small)
+            StorageCandidate(codec=fitted_to(codec, small, pooled_samples), pool=pool, spec=small)
             for codec in codecs
-            if samples or not isinstance(codec, LearnedCodec)
+            if samples or not isinstance(codec, FittedCodec)
         ]
     return found
 
 
-def layer_errors_of(spec: KVSpec, exact: PrefixKV, tried: Sequence[Way]) -> list[tuple[LayerErrors, ...]]:
-    """Of each way, layer by layer. spec, exact: of prefixes that are not pooled."""
-    kept = {pool: pooled_prefix(spec, exact, pool)[1] for pool in {way.pool for way in tried}}
-    return [compare(spec, exact, through(way.codec, way.spec, kept[way.pool])) for way in tried]
+def layer_errors_of(spec: KVSpec, exact: PrefixKV, tried: Sequence[StorageCandidate]) -> list[tuple[LayerErrors, ...]]:
+    """Of each candidate, layer by layer. spec, exact: of prefixes that are not pooled."""
+    kept = {pool: pooled_prefix(spec, exact, pool)[1] for pool in {candidate.pool for candidate in tried}}
+    return [
+        compare(spec, exact, round_trip(candidate.codec, candidate.spec, kept[candidate.pool])) for candidate in tried
+    ]
 
 
-def compare_ways(spec: KVSpec, exact: PrefixKV, tried: Sequence[Way]) -> tuple[SettingErrors, ...]:
+def compare_candidates(spec: KVSpec, exact: PrefixKV, tried: Sequence[StorageCandidate]) -> tuple[SettingErrors, ...]:
     """As `layer_errors_of`, the mean over layers."""
     return tuple(
         SettingErrors(
-            codec=way.codec.name,
-            pool=way.pool,
-            bytes_per_row=bytes_per_row(way.spec, way.codec),
+            codec=candidate.codec.name,
+            pool=candidate.pool,
+            bytes_per_row=bytes_per_row(candidate.spec, candidate.codec),
             attention=float(np.mean([e.attention for e in errors])),
         )
-        for way, errors in zip(tried, layer_errors_of(spec, exact, tried), strict=True)
+        for candidate, errors in zip(tried, layer_errors_of(spec, exact, tried), strict=True)
     )
 
 
-def through(codec: Codec, spec: KVSpec, prefix: PrefixKV) -> PrefixKV:
+def round_trip(codec: Codec, spec: KVSpec, prefix: PrefixKV) -> PrefixKV:
     """What comes back of a prefix that was stored."""
     layers = tuple(
         codec.decode(codec.encode(kv, layer, rope=spec.rope, valid=prefix.valid), layer, rope=spec.rope)

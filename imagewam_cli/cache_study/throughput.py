@@ -35,7 +35,7 @@ _FORWARD_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Economy:
+class Throughput:
     """Seconds of one row on this machine."""
 
     row_bytes: int
@@ -48,7 +48,7 @@ class Economy:
     decode: float
 
     @property
-    def pays(self) -> bool:
+    def worth_storing(self) -> bool:
         """Whether a row is read faster than it is computed."""
         return self.load < self.forward
 
@@ -58,9 +58,9 @@ class Economy:
         return self.read + self.decode
 
     @property
-    def passes(self) -> float | None:
+    def break_even_epochs(self) -> float | None:
         """Over the rows, after which building and reading took less than computing each time; None: never."""
-        return (self.forward + self.write) / (self.forward - self.load) if self.pays else None
+        return (self.forward + self.write) / (self.forward - self.load) if self.worth_storing else None
 
     @property
     def break_even_bytes(self) -> float:
@@ -68,7 +68,7 @@ class Economy:
         return self.row_bytes * self.forward / self.read
 
 
-def measure(editor: Editor, codecs: Sequence[Codec], rows: Sequence[Row], folder: Path) -> list[Economy]:
+def measure(editor: Editor, codecs: Sequence[Codec], rows: Sequence[Row], folder: Path) -> list[Throughput]:
     """Of each codec. rows: one batch, as a build would take it, of which fewer are looked at where a forward is slow;
     folder: on the disk that the cache is for. Leaves nothing there."""
     rows = rows[: max(1, int(_FORWARD_SECONDS / _seconds(lambda: _prefix(editor, rows[:1]))))]
@@ -79,7 +79,7 @@ def measure(editor: Editor, codecs: Sequence[Codec], rows: Sequence[Row], folder
 
 def _of_codec(
     editor: Editor, codec: Codec, rows: Sequence[Row], prefix: PrefixKV, forward: float, folder: Path
-) -> Economy:
+) -> Throughput:
     codec = fitted_to(codec, editor.spec, [prefix])
     started = time.perf_counter()
     tensors = stored_tensors(prefix, editor.spec, codec)
@@ -92,7 +92,7 @@ def _of_codec(
         read, stored = _read(path, times * len(rows))
     stored |= _of_instructions(prefix, editor, codec, [row.instruction for row in rows], times)
     decode = _seconds(lambda: decode_prefix(stored, editor.spec, codec)) / (times * len(rows))
-    return Economy(row_bytes=row_bytes, forward=forward, write=coding + write, read=read, decode=decode)
+    return Throughput(row_bytes=row_bytes, forward=forward, write=coding + write, read=read, decode=decode)
 
 
 def _prefix(editor: Editor, rows: Sequence[Row]) -> PrefixKV:
@@ -144,12 +144,3 @@ def _read(path: Path, rows: int) -> tuple[float, dict[str, torch.Tensor]]:
     started = time.perf_counter()
     stored = Shard.open(path).read(np.arange(rows))
     return (time.perf_counter() - started) / rows, stored
-
-
-def verdict(economy: Economy) -> str:
-    """In one line."""
-    row, load, forward = economy.row_bytes / 1e6, 1000 * economy.load, 1000 * economy.forward
-    sizes = f"{row:.2f} MB/row reads in {load:.1f} ms, recomputing costs {forward:.1f} ms"
-    if economy.passes is None:
-        return f"do not store: {sizes}; train with --online, or store fewer bytes (--codec, --pool, --layers)"
-    return f"store: {sizes}; won back after {economy.passes:.1f} passes over the rows"

@@ -66,5 +66,5 @@ def build_settings(*, stride: int, batch: int, shard_mb: float, variants: int, p
         augmentation=Augmentation(variants=variants),
         batch=batch,
         shard_mb=shard_mb,
-        share=assigned_part(part, os.environ),
+        part=assigned_part(part, os.environ),
     )

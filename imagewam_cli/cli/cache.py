@@ -26,7 +26,7 @@ from imagewam_cli.cli.workers import EngineName, EngineOption, ThreadsOption, Wo
 
 if TYPE_CHECKING:
     from imagewam_cli.kvcache.building.shard_plan import BuildPlan
-    from imagewam_cli.kvcache.format.manifest import Share
+    from imagewam_cli.kvcache.format.manifest import BuildPart
     from imagewam_cli.kvcache.storage.location import Location
 
 
@@ -71,7 +71,7 @@ def cache_command(
         _require_no_options(context, context.invoked_subcommand)
         return
     from imagewam_cli.errors import UsageError
-    from imagewam_cli.kvcache.building.build import build_with, require_continuable
+    from imagewam_cli.kvcache.building.build import build_with, require_resumable
     from imagewam_cli.kvcache.building.shard_plan import plan_build
     from imagewam_cli.kvcache.storage.location import location
     from imagewam_cli.kvcache.storage.manifests import storage_at
@@ -90,22 +90,22 @@ def cache_command(
     chosen = choose_editor(options, weights)
     rows, folder = chosen.dataset, location(out) if out is not None else CACHES / chosen.name
     require_writable(storage_at(folder).disk)
-    there = require_continuable(rows, chosen.kind.entry.name, folder, stored, build)
+    there = require_resumable(rows, chosen.kind.entry.name, folder, stored, build)
     count = auto_count(options.layers)
     if there is not None and count is not None:
         chosen = chosen.with_layers(recorded_layers(folder, there, count))
     chosen.kind.require_weights(weights)
-    with open_builder(worker_options, chosen, folder, codec, build) as maker:
-        planned = plan_build(rows, maker.spec, stored, build)
+    with open_builder(worker_options, chosen, folder, codec, build) as producer:
+        planned = plan_build(rows, producer.spec, stored, build)
         with output.progress(planned.rows, "row") as bar:
             bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row", refresh=False)
             manifest = build_with(
-                maker,
+                producer,
                 rows,
                 folder,
                 stored,
                 build,
-                on_start=partial(_say_start, folder, build.share),
+                on_start=partial(_say_start, folder, build.part),
                 on_rows=bar.update,
                 on_damage=_say_damage,
             )
@@ -133,7 +133,7 @@ def _require_no_options(context: typer.Context, command: str) -> None:
             raise UsageError(f"{option} has no effect before `{command}`", f"imagewam cache {command} {option} ...")
 
 
-def _say_start(place: Location, share: Share | None, plan: BuildPlan) -> None:
+def _say_start(place: Location, share: BuildPart | None, plan: BuildPlan) -> None:
     if share is not None:
         output.say(f"building part {share.index} of {share.count}; join the parts with `imagewam cache merge {place}`")
     output.say(

@@ -13,7 +13,7 @@ from imagewam_cli.cli.output import bytes_text, output
 from imagewam_cli.kvcache.storage.location import Location, location
 
 if TYPE_CHECKING:
-    from imagewam_cli.kvcache.format.manifest import Manifest, Share
+    from imagewam_cli.kvcache.format.manifest import BuildPart, Manifest
 
 
 def info_command(
@@ -88,14 +88,14 @@ def _dataset(path: Path) -> dict[str, Any]:
 
 def _cache(place: Location) -> dict[str, Any]:
     from imagewam_cli.kvcache.building.verify import verify_cache
-    from imagewam_cli.kvcache.format.manifest import MANIFEST, Share
+    from imagewam_cli.kvcache.format.manifest import MANIFEST, BuildPart
     from imagewam_cli.kvcache.storage.manifests import manifest_at, manifests_at, storage_at
 
     storage = storage_at(place)
     manifest, damages = manifest_at(storage), verify_cache(place, rows=False)
     listings = dict(manifests_at(storage))
     merged = listings.pop(MANIFEST, None) is not None
-    parts = {Share.named(name): part.rows for name, part in listings.items()}
+    parts = {BuildPart.named(name): part.rows for name, part in listings.items()}
     spec = manifest.spec
     return {
         "kind": "cache",
@@ -119,7 +119,9 @@ def _cache(place: Location) -> dict[str, Any]:
     }
 
 
-def _advice(place: Location, manifest: Manifest, parts: Sequence[Share], *, merged: bool, damaged: bool) -> list[str]:
+def _advice(
+    place: Location, manifest: Manifest, parts: Sequence[BuildPart], *, merged: bool, damaged: bool
+) -> list[str]:
     """Return what to do about a damaged, unfinished or unmerged cache. merged: some parts were merged before."""
     from imagewam_cli.kvcache.format.manifest import repair_hint
 

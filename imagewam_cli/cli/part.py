@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imagewam_cli.kvcache.format.manifest import Share
+    from imagewam_cli.kvcache.format.manifest import BuildPart
 
 
-def assigned_part(option: str | None, environment: Mapping[str, str]) -> Share | None:
+def assigned_part(option: str | None, environment: Mapping[str, str]) -> BuildPart | None:
     """Return the part that an option like "0/3" names, or else the task of the SLURM array or the rank of torchrun.
 
     Returns None if none of the three is set: the process builds the whole cache.
@@ -18,13 +18,13 @@ def assigned_part(option: str | None, environment: Mapping[str, str]) -> Share |
         UsageError: the option is not of the form i/N, there is no such part, or the array has gaps.
     """
     from imagewam_cli.errors import UsageError
-    from imagewam_cli.kvcache.format.manifest import Share
+    from imagewam_cli.kvcache.format.manifest import BuildPart
 
     if option is not None:
         index, _, count = option.partition("/")
         if not (index.isdigit() and count.isdigit()):
             raise UsageError(f"--part must look like 0/3, got {option!r}", "the parts of N are 0/N to N-1/N")
-        return Share(index=int(index), count=int(count))
+        return BuildPart(index=int(index), count=int(count))
     if "SLURM_ARRAY_TASK_ID" in environment and "SLURM_ARRAY_TASK_COUNT" in environment:
         first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{k}", d)) for k, d in (("MIN", "0"), ("STEP", "1")))
         task, tasks = int(environment["SLURM_ARRAY_TASK_ID"]), int(environment["SLURM_ARRAY_TASK_COUNT"])
@@ -34,7 +34,7 @@ def assigned_part(option: str | None, environment: Mapping[str, str]) -> Share |
                 f"task {task} of a SLURM array of {tasks} tasks does not determine a part",
                 "pass --part i/N, also when you run a single task of an array again",
             )
-        return Share(index=(task - first) // step, count=tasks)
+        return BuildPart(index=(task - first) // step, count=tasks)
     if "TORCHELASTIC_RUN_ID" in environment:
-        return Share(index=int(environment["RANK"]), count=int(environment["WORLD_SIZE"]))
+        return BuildPart(index=int(environment["RANK"]), count=int(environment["WORLD_SIZE"]))
     return None

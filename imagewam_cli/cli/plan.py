@@ -25,7 +25,7 @@ from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 if TYPE_CHECKING:
     from imagewam_cli.cache_study.budget import Choice
-    from imagewam_cli.cache_study.throughput import Economy
+    from imagewam_cli.cache_study.throughput import Throughput
     from imagewam_cli.cli.editor_options import ChosenEditor
     from imagewam_cli.data.types import Dataset, Row
     from imagewam_cli.editors.contract import Editor
@@ -127,8 +127,8 @@ def _plan_of(
         return _plan_result(plans, [], layers=chosen.settings.layers)
     editor, sample = chosen.load(), _first_rows(rows, build.batch)
     plans = [plan_build(rows, editor.spec, each, build) for each in codecs]
-    economies = measure(editor, codecs, sample, _existing_parent(disk))
-    values, text = _plan_result(plans, economies, layers=editor.settings.layers)
+    measured = measure(editor, codecs, sample, _existing_parent(disk))
+    values, text = _plan_result(plans, measured, layers=editor.settings.layers)
     if budget is not None:
         found = choices_within(editor, rows, build.stride, sample, plans[0].rows, budget)
         values |= {"choice": to_dict(found[0]), "choices": [to_dict(choice) for choice in found]}
@@ -219,25 +219,25 @@ def _existing_parent(folder: Path) -> Path:
 
 
 def _plan_result(
-    plans: Sequence[BuildPlan], economies: Sequence[Economy], *, layers: str
+    plans: Sequence[BuildPlan], measured: Sequence[Throughput], *, layers: str
 ) -> tuple[dict[str, Any], str]:
     """Return JSON values and text.
 
     Args:
         plans: The build's own, then the one with the recommended codec.
-        economies: What was measured for each plan; empty without weights.
+        measured: What was measured for each plan; empty without weights.
     """
-    values, lines = _one(plans[0], economies[0] if economies else None)
+    values, lines = _one(plans[0], measured[0] if measured else None)
     values["layers"] = layers
     if len(plans) > 1 and plans[1].bytes_per_row < plans[0].bytes_per_row:
-        smaller, advice = _one(plans[1], economies[1] if economies else None)
+        smaller, advice = _one(plans[1], measured[1] if measured else None)
         values["recommended"] = {"codec": RECOMMENDED, **smaller}
-        lines += [f"recommended: --codec {RECOMMENDED}: {advice[1]}", *advice[-1:][: len(economies)]]
+        lines += [f"recommended: --codec {RECOMMENDED}: {advice[1]}", *advice[-1:][: len(measured)]]
     return values, "\n".join(lines)
 
 
-def _one(plan: BuildPlan, economy: Economy | None) -> tuple[dict[str, Any], list[str]]:
-    from imagewam_cli.cache_study.throughput import verdict
+def _one(plan: BuildPlan, throughput: Throughput | None) -> tuple[dict[str, Any], list[str]]:
+    from imagewam_cli.cli.tables import storing_advice
     from imagewam_cli.config import to_dict
 
     values: dict[str, Any] = {
@@ -252,13 +252,16 @@ def _one(plan: BuildPlan, economy: Economy | None) -> tuple[dict[str, Any], list
         f"{plan.rows} rows in {len(plan.shards)} shards",
         f"{bytes_text(plan.bytes_per_row)} per row, {bytes_text(plan.total_bytes)} in all",
     ]
-    if economy is not None:
-        seconds = (economy.forward + economy.write) * plan.rows
-        values |= {"seconds_per_row": economy.forward, "seconds": seconds}
-        values["economy"] = to_dict(economy) | {"pays": economy.pays, "passes": economy.passes}
+    if throughput is not None:
+        seconds = (throughput.forward + throughput.write) * plan.rows
+        values |= {"seconds_per_row": throughput.forward, "seconds": seconds}
+        values["economy"] = to_dict(throughput) | {
+            "pays": throughput.worth_storing,
+            "passes": throughput.break_even_epochs,
+        }
         lines += [
-            f"{1000 * economy.forward:.1f} ms per row on this machine, about {seconds_text(seconds)}",
-            f"reading is faster than computing for rows below {bytes_text(economy.break_even_bytes)}",
-            verdict(economy),
+            f"{1000 * throughput.forward:.1f} ms per row on this machine, about {seconds_text(seconds)}",
+            f"reading is faster than computing for rows below {bytes_text(throughput.break_even_bytes)}",
+            storing_advice(throughput),
         ]
     return values, lines

@@ -10,6 +10,7 @@ from imagewam_cli.cli.output import bytes_text
 if TYPE_CHECKING:
     from imagewam_cli.cache_study.budget import Choice
     from imagewam_cli.cache_study.fidelity import FidelityResult
+    from imagewam_cli.cache_study.throughput import Throughput
     from imagewam_cli.evaluation.attention.measurement import AttentionResult
     from imagewam_cli.evaluation.closed_loop import ClosedLoopResult, Outcome
     from imagewam_cli.evaluation.open_loop import OpenLoopResult
@@ -113,3 +114,12 @@ def _line(split: str, kind: str, outcome: Outcome) -> tuple[str, ...]:
         f"{100 * rate.low:.1f} - {100 * rate.high:.1f} %",
         "-" if outcome.mean_steps is None else f"{outcome.mean_steps:.1f}",
     )
+
+
+def storing_advice(throughput: Throughput) -> str:
+    """Return in one line whether to store prefixes, and why."""
+    row, load, forward = throughput.row_bytes / 1e6, 1000 * throughput.load, 1000 * throughput.forward
+    sizes = f"{row:.2f} MB/row reads in {load:.1f} ms, recomputing costs {forward:.1f} ms"
+    if throughput.break_even_epochs is None:
+        return f"do not store: {sizes}; train with --online, or store fewer bytes (--codec, --pool, --layers)"
+    return f"store: {sizes}; breaks even after {throughput.break_even_epochs:.1f} epochs"

@@ -18,7 +18,7 @@ from imagewam_cli.cli.output import output
 
 if TYPE_CHECKING:
     from imagewam_cli.cli.editor_options import ChosenEditor
-    from imagewam_cli.kvcache.building.shard_builder import ShardMaker
+    from imagewam_cli.kvcache.building.shard_builder import ShardProducer
     from imagewam_cli.kvcache.building.shard_plan import BuildSettings
     from imagewam_cli.kvcache.building.workers.pool import Workers
     from imagewam_cli.kvcache.building.workers.worker import BuildRecipe
@@ -89,7 +89,7 @@ class WorkerOptions:
 @contextmanager
 def open_builder(
     options: WorkerOptions, chosen: ChosenEditor, out: Location, codec: str, build: BuildSettings
-) -> Iterator[ShardMaker]:
+) -> Iterator[ShardProducer]:
     """Open what builds the shards of `out`: an editor in this process, or a pool of workers.
 
     Raises:
@@ -98,7 +98,7 @@ def open_builder(
     import torch
 
     from imagewam_cli.kvcache.building.shard_builder import ShardBuilder
-    from imagewam_cli.kvcache.building.workers.pool import Crew
+    from imagewam_cli.kvcache.building.workers.pool import WorkerPool
     from imagewam_cli.registry import Registry
 
     if options.in_process:
@@ -110,8 +110,8 @@ def open_builder(
     with _silent_stdout() if options.engine is EngineName.ray else nullcontext():
         workers = _workers(options, recipe)
         output.say(f"loading the editor in {workers.count} workers")
-        with Crew(workers, out=out, identity=chosen.dataset.info.identity, on_news=output.say) as crew:
-            yield crew
+        with WorkerPool(workers, out=out, identity=chosen.dataset.info.identity, on_news=output.say) as pool:
+            yield pool
 
 
 @contextmanager

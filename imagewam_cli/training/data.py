@@ -39,7 +39,7 @@ class Batch:
     row: Indices
 
 
-class Waited(Iterator[Batch]):
+class TimedBatches(Iterator[Batch]):
     """Batches, and how long was waited for them."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
@@ -119,7 +119,7 @@ class ExpertData:
                 yield np.sort(order[i * size : (i + 1) * size])
             epoch, skip = epoch + 1, 0
 
-    def needed(self, first_step: int, last_step: int, *, validation: bool = True) -> Indices:
+    def rows_needed(self, first_step: int, last_step: int, *, validation: bool = True) -> Indices:
         """Every row that the batches of steps [first_step, last_step) or the validation hold."""
         needed = np.zeros(self.source.info.rows, dtype=np.bool_)
         needed[self.validation_rows] = validation

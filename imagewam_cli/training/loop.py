@@ -34,7 +34,7 @@ from imagewam_cli.kvcache.format.manifest import settings_of
 from imagewam_cli.kvcache.format.provenance import Difference, Provenance
 from imagewam_cli.policy.bundle import BundleParts, EditorReference, PolicyConfig, write_bundle
 from imagewam_cli.training.checkpoint import load_checkpoint, save_checkpoint
-from imagewam_cli.training.data import Batch, ExpertData, Waited
+from imagewam_cli.training.data import Batch, ExpertData, TimedBatches
 from imagewam_cli.training.metrics import MetricLog
 from imagewam_cli.training.objective import Validation, flow_loss, validate
 from imagewam_cli.training.optimizer import ExpertOptimizer
@@ -120,11 +120,11 @@ class Trainer:
         self._open(folder)
         first = load_checkpoint(folder / "checkpoints", self.expert, self.average, self.optimizer)
         validation: Validation | None = None
-        needed = self.data.needed(first, recipe.steps)
-        with MetricLog(folder, first) as log, self.source.prepared(needed, folder):
+        needed = self.data.rows_needed(first, recipe.steps)
+        with MetricLog(folder, first) as log, self.source.prepare(needed, folder):
             started = time.monotonic()
             on_step(first, {})
-            batches = Waited(self.data.batches(first, recipe.steps))
+            batches = TimedBatches(self.data.batches(first, recipe.steps))
             for step, batch in enumerate(batches, start=first):
                 loss = self.step(step, batch)
                 done = step + 1
@@ -192,8 +192,8 @@ class Trainer:
 
     def dry_run(self, measured_steps: int = 3) -> DryRun:
         """Parameters, memory, steps and time, from a few real steps; no run is written."""
-        needed = self.data.needed(0, measured_steps, validation=False)
-        with self.source.prepared(needed, Path(tempfile.gettempdir())):
+        needed = self.data.rows_needed(0, measured_steps, validation=False)
+        with self.source.prepare(needed, Path(tempfile.gettempdir())):
             started = time.monotonic()
             for step, batch in enumerate(self.data.batches(0, measured_steps)):
                 if step == 1:
@@ -209,7 +209,7 @@ class Trainer:
             steps=self.recipe.steps,
             epochs=self.recipe.steps * self.recipe.batch / len(self.data.train_rows),
             memory_bytes=parameters * 4 * 5 + 2 * prefix,
-            scratch_bytes=self.source.scratch_bytes(len(self.data.needed(0, self.recipe.steps))),
+            scratch_bytes=self.source.scratch_bytes(len(self.data.rows_needed(0, self.recipe.steps))),
             seconds=per_step * self.recipe.steps,
         )
 

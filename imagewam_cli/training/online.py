@@ -77,7 +77,7 @@ class OnlinePrefixes:
         return rows * picture_bytes(self.dataset.info.cameras)
 
     @contextmanager
-    def prepared(self, indices: Indices, folder: Path) -> Iterator[None]:
+    def prepare(self, indices: Indices, folder: Path) -> Iterator[None]:
         """
         Raises:
             RunError: the disk has no room for the pictures.
@@ -98,7 +98,7 @@ class OnlinePrefixes:
         """Reads pictures ahead; the editor computes in the call that is returned."""
         places = self._place[indices]
         if self._pictures is None or (places < 0).any():
-            raise RuntimeError("rows that were not announced to `prepared`")
+            raise RuntimeError("rows that were not announced to `prepare`")
         pictures = self._pictures.read(places)
         instructions = [self._instructions[i] for i in self.index.instruction[indices]]
         return lambda: self._encoded(pictures, instructions)

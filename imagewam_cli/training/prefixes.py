@@ -69,10 +69,10 @@ class PrefixSource(Protocol):
         ...
 
     def scratch_bytes(self, rows: int) -> int:
-        """What `prepared` takes of the disk for so many rows."""
+        """What `prepare` takes of the disk for so many rows."""
         ...
 
-    def prepared(self, indices: Indices, folder: Path) -> AbstractContextManager[None]:
+    def prepare(self, indices: Indices, folder: Path) -> AbstractContextManager[None]:
         """Within it, `gather` is asked for these rows and no others. folder: whose disk may be used meanwhile."""
         ...
 
@@ -122,7 +122,7 @@ class CachedPrefixes:
     def scratch_bytes(self, rows: int) -> int:
         return 0
 
-    def prepared(self, indices: Indices, folder: Path) -> AbstractContextManager[None]:
+    def prepare(self, indices: Indices, folder: Path) -> AbstractContextManager[None]:
         return nullcontext()
 
     def gather(self, indices: Indices) -> Callable[[], PrefixKV]:

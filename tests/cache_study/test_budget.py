@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from imagewam_cli.cache_study.budget import best_codecs, choices, fitting
-from imagewam_cli.cache_study.fidelity import compare_ways, ways
+from imagewam_cli.cache_study.fidelity import compare_candidates, storage_candidates
 from imagewam_cli.kvcache.codecs.cast import BFLOAT16, FLOAT32
 from imagewam_cli.kvcache.codecs.integer import INT4
 from imagewam_cli.kvcache.codecs.pca import PCA2
@@ -28,7 +28,7 @@ def deep(prefix: PrefixKV) -> tuple[KVSpec, PrefixKV]:
 
 def test_each_setting_is_what_storing_so_costs(deep: tuple[KVSpec, PrefixKV]) -> None:
     found = {(c.codec, c.pool): c for c in choices(*deep, CODECS, **COUNTS) if c.layers == "all"}
-    for setting in compare_ways(*deep, ways(deep[0], CODECS.values())):
+    for setting in compare_candidates(*deep, storage_candidates(deep[0], CODECS.values())):
         choice = found[setting.codec, setting.pool]
         assert (choice.bytes_per_row, choice.total_bytes) == (
             setting.bytes_per_row,

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from imagewam_cli.cache_study.fidelity import compare, compare_ways, layer_errors, through, ways
+from imagewam_cli.cache_study.fidelity import compare, compare_candidates, layer_errors, round_trip, storage_candidates
 from imagewam_cli.cli.app import run
 from imagewam_cli.kvcache.codecs.cast import BFLOAT16, FLOAT32
 from imagewam_cli.kvcache.codecs.integer import INT4
@@ -23,7 +23,7 @@ from tests.support.one_layer import HEADS, SIZE, layer, spec_of
 
 
 def test_exact_numbers_have_no_error(prefix: PrefixKV) -> None:
-    (errors,) = compare(spec_of(layer()), prefix, through(FLOAT32, spec_of(layer()), prefix))
+    (errors,) = compare(spec_of(layer()), prefix, round_trip(FLOAT32, spec_of(layer()), prefix))
     assert (errors.k, errors.v, errors.attention) == (0.0, 0.0, 0.0)
 
 
@@ -46,7 +46,7 @@ def test_attention_is_that_of_torch(prefix: PrefixKV) -> None:
     """Queries are the row's own valid keys, evenly spaced."""
     (kv,), valid = prefix.layers, prefix.valid
     assert valid is not None
-    other = through(INT4, spec_of(layer()), prefix)
+    other = round_trip(INT4, spec_of(layer()), prefix)
     outputs = []
     for one in (kv, other.layers[0]):
         rows = []
@@ -77,7 +77,9 @@ def test_equal_neighbours_lose_nothing_in_a_cell() -> None:
 
 def test_settings_are_every_codec_with_and_without_cells(prefix: PrefixKV) -> None:
     spec = spec_of(layer())
-    found = {(s.codec, s.pool): s for s in compare_ways(spec, prefix, ways(spec, (FLOAT32, BFLOAT16)))}
+    found = {
+        (s.codec, s.pool): s for s in compare_candidates(spec, prefix, storage_candidates(spec, (FLOAT32, BFLOAT16)))
+    }
     assert set(found) == {("fp32", 1), ("bf16", 1), ("fp32", 2), ("bf16", 2)}
     # K and V of 29 tokens, or of 5 and 6 cells, 16 numbers each; valid; five numbers of the index
     assert found["fp32", 1].bytes_per_row == 2 * 29 * 16 * 4 + 29 + 48

@@ -1,4 +1,4 @@
-"""`kvcache.economy`: a verdict by arithmetic, and a real measurement that leaves nothing."""
+"""`cache_study.throughput`: advice by arithmetic, and a real measurement that leaves nothing."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ from types import SimpleNamespace
 import pytest
 
 from imagewam_cli.cache_study import throughput as economy_module
-from imagewam_cli.cache_study.throughput import Economy, measure, verdict
+from imagewam_cli.cache_study.throughput import Throughput, measure
+from imagewam_cli.cli.tables import storing_advice
 from imagewam_cli.kvcache.building.shard_plan import bytes_per_row
 from imagewam_cli.kvcache.codecs.integer import INT4
 from imagewam_cli.kvcache.codecs.pca import PCA1
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
 
 
-def economy(**changed: float) -> Economy:
+def throughput(**changed: float) -> Throughput:
     values = {"row_bytes": 5_000_000, "forward": 0.060, "write": 0.010, "read": 0.015, "decode": 0.005} | changed
-    return Economy(**values)  # type: ignore[arg-type]
+    return Throughput(**values)  # type: ignore[arg-type]
 
 
 def test_a_cache_is_won_back_when_building_and_reading_took_less_than_computing() -> None:
     """70 ms to build a row, 40 ms saved in each pass: 1.75 passes."""
-    paying = economy()
-    assert paying.passes == pytest.approx(1.75)
+    paying = throughput()
+    assert paying.break_even_epochs == pytest.approx(1.75)
     for passes, better in ((1, False), (2, True)):
         stored = paying.forward + paying.write + passes * paying.load
         assert (stored < passes * paying.forward) == better
-    assert verdict(paying) == (
-        "store: 5.00 MB/row reads in 20.0 ms, recomputing costs 60.0 ms; won back after 1.8 passes over the rows"
+    assert storing_advice(paying) == (
+        "store: 5.00 MB/row reads in 20.0 ms, recomputing costs 60.0 ms; breaks even after 1.8 epochs"
     )
 
 
 @pytest.mark.parametrize("forward", [0.020, 0.001])
 def test_what_is_computed_as_fast_as_it_is_read_is_not_to_be_stored(forward: float) -> None:
-    losing = economy(forward=forward)
-    assert losing.passes is None
-    assert verdict(losing).startswith("do not store: 5.00 MB/row reads in 20.0 ms")
-    assert "--online" in verdict(losing)
+    losing = throughput(forward=forward)
+    assert losing.break_even_epochs is None
+    assert storing_advice(losing).startswith("do not store: 5.00 MB/row reads in 20.0 ms")
+    assert "--online" in storing_advice(losing)
 
 
 def test_at_the_break_even_a_row_is_read_as_fast_as_it_is_computed() -> None:
-    found = economy()
+    found = throughput()
     assert found.read * found.break_even_bytes / found.row_bytes == pytest.approx(found.forward)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from imagewam_cli.cli.app import run
-from imagewam_cli.kvcache.format.manifest import SHARDS, Share
+from imagewam_cli.kvcache.format.manifest import SHARDS, BuildPart
 from imagewam_cli.kvcache.storage.manifests import put_manifest, read_manifest, storage_at
 
 
@@ -26,7 +26,7 @@ def parts(copy: Path) -> Path:
     manifest = read_manifest(copy)
     listed = (manifest.shards[:1], manifest.shards[1:2])
     for i, shards in enumerate(listed):
-        name = Share(index=i, count=3).manifest
+        name = BuildPart(index=i, count=3).manifest
         put_manifest(storage_at(copy), dataclasses.replace(manifest, shards=shards), name)
     (copy / "manifest.json").unlink()
     return copy

@@ -6,7 +6,7 @@ import pytest
 
 from imagewam_cli.cli.part import assigned_part
 from imagewam_cli.errors import UsageError
-from imagewam_cli.kvcache.format.manifest import Share
+from imagewam_cli.kvcache.format.manifest import BuildPart
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_COUNT": "5"}
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "2", "WORLD_SIZE": "4"}
@@ -16,17 +16,17 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "2", "WORLD_SIZE": "4"}
     ("text", "environment", "expected"),
     [
         (None, {}, None),
-        ("1/3", {}, Share(index=1, count=3)),
-        ("1/3", ARRAY, Share(index=1, count=3)),
-        (None, ARRAY, Share(index=4, count=5)),
-        (None, ARRAY | {"SLURM_ARRAY_TASK_STEP": "2"}, Share(index=2, count=5)),
-        (None, {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_COUNT": "2"}, Share(index=0, count=2)),
-        (None, TORCHRUN, Share(index=2, count=4)),
+        ("1/3", {}, BuildPart(index=1, count=3)),
+        ("1/3", ARRAY, BuildPart(index=1, count=3)),
+        (None, ARRAY, BuildPart(index=4, count=5)),
+        (None, ARRAY | {"SLURM_ARRAY_TASK_STEP": "2"}, BuildPart(index=2, count=5)),
+        (None, {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_COUNT": "2"}, BuildPart(index=0, count=2)),
+        (None, TORCHRUN, BuildPart(index=2, count=4)),
         (None, {"RANK": "2", "WORLD_SIZE": "4"}, None),
     ],
 )
 def test_a_part_comes_from_the_option_or_the_launcher(
-    text: str | None, environment: dict[str, str], expected: Share | None
+    text: str | None, environment: dict[str, str], expected: BuildPart | None
 ) -> None:
     assert assigned_part(text, environment) == expected
 

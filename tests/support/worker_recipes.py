@@ -75,8 +75,8 @@ class ArithmeticRecipe:
     strangers: tuple[int, ...] = ()
     """Workers with other weights."""
 
-    def open(self, place: int) -> tuple[ShardBuilder, Sequence[str]]:
+    def open(self, slot: int) -> tuple[ShardBuilder, Sequence[str]]:
         dataset = MemoryDataset(LENGTHS)
-        editor = MinedEditor(self, weights="others" if place in self.strangers else "weights")
+        editor = MinedEditor(self, weights="others" if slot in self.strangers else "weights")
         self.out.mkdir(parents=True, exist_ok=True)
         return ShardBuilder(dataset, editor, self.out, FLOAT32, SETTINGS), instructions_of(dataset)

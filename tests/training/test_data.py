@@ -18,7 +18,7 @@ from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings
 from imagewam_cli.kvcache.codecs.cast import FLOAT32
 from imagewam_cli.training import data as training_data
-from imagewam_cli.training.data import Batch, ExpertData, Indices, Waited
+from imagewam_cli.training.data import Batch, ExpertData, Indices, TimedBatches
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, PolicyRecipe, TrainRecipe
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
@@ -178,7 +178,7 @@ class TestBatch:
     ) -> None:
         data = ExpertData(source, dataclasses.replace(recipe, batch=7, validation_rows=3))
         read = {int(i) for rows in taken(data, first, last - first) for i in rows}
-        assert data.needed(first, last).tolist() == sorted(read | set(data.validation_rows.tolist()))
+        assert data.rows_needed(first, last).tolist() == sorted(read | set(data.validation_rows.tolist()))
 
     def test_plain_reads_give_the_batches_of_a_map(
         self, source: CachedPrefixes, cache: Path, recipe: TrainRecipe
@@ -201,7 +201,7 @@ class TestBatch:
                 yield batch
             now += 0.5  # the end is waited for too
 
-        waited = Waited(slow())
+        waited = TimedBatches(slow())
         for _ in waited:
             now += 20.0
         assert waited.seconds == 6.5

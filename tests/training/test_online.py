@@ -72,7 +72,7 @@ class TestSameAsACache:
     def test_a_batch_is_that_of_the_same_rows(self, cache: Path, tmp_path: Path, batch: int) -> None:
         rows, source = np.array([30, 2, 17, 41]), online(batch=batch)
         expected = CachedPrefixes(cache).gather(rows)()
-        with source.prepared(np.array([41, 2, 17, 30, 5]), tmp_path):
+        with source.prepare(np.array([41, 2, 17, 30, 5]), tmp_path):
             found = source.gather(rows)()
         assert_same(found, expected)
 
@@ -85,7 +85,7 @@ class TestSameAsACache:
         dataset, editor = MemoryDataset([LENGTH] * EPISODES), ArithmeticEditor(spoil=everywhere)
         build_cache(dataset, editor, tmp_path / "cache", FLOAT32, BuildSettings())
         source = online(editor, dataset, batch=2)
-        with source.prepared(np.arange(5), tmp_path):
+        with source.prepare(np.arange(5), tmp_path):
             assert_same(source.gather(np.arange(5))(), CachedPrefixes(tmp_path / "cache").gather(np.arange(5))())
 
     def test_numbers_in_bfloat16_reach_the_expert_as_float32(self, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ class TestSameAsACache:
             return prefix.to("cpu", torch.bfloat16)
 
         source = online(ArithmeticEditor(spoil=halved))
-        with source.prepared(np.arange(3), tmp_path):
+        with source.prepare(np.arange(3), tmp_path):
             found = source.gather(np.arange(3))()
         assert {kv.k.dtype for kv in found.layers} | {kv.v.dtype for kv in found.layers} == {torch.float32}
 
@@ -258,7 +258,7 @@ class TestFailure:
         source = online()
         with pytest.raises(RuntimeError, match="not announced"):
             source.gather(np.array([0]))
-        with source.prepared(np.array([1, 3]), tmp_path), pytest.raises(RuntimeError, match="not announced"):
+        with source.prepare(np.array([1, 3]), tmp_path), pytest.raises(RuntimeError, match="not announced"):
             source.gather(np.array([1, 2]))
 
 

@@ -13,9 +13,16 @@ from imagewam_cli.editors.contract import Editor
 from imagewam_cli.errors import CacheError, UsageError
 from imagewam_cli.files import checksum_of
 from imagewam_cli.kvcache.building.encoding import samples_bytes
-from imagewam_cli.kvcache.building.shard_builder import ShardBuilder, ShardMaker
-from imagewam_cli.kvcache.building.shard_plan import BuildPlan, BuildSettings, cut_of, own_cut, plan_build, row_count
-from imagewam_cli.kvcache.codecs.contract import Codec, LearnedCodec
+from imagewam_cli.kvcache.building.shard_builder import ShardBuilder, ShardProducer
+from imagewam_cli.kvcache.building.shard_plan import (
+    BuildPlan,
+    BuildSettings,
+    assigned_shards,
+    plan_build,
+    row_count,
+    shard_layout,
+)
+from imagewam_cli.kvcache.codecs.contract import Codec, FittedCodec
 from imagewam_cli.kvcache.codecs.prefix import stored_parts
 from imagewam_cli.kvcache.format.frame_table import FrameTable
 from imagewam_cli.kvcache.format.manifest import (
@@ -24,10 +31,10 @@ from imagewam_cli.kvcache.format.manifest import (
     MANIFEST,
     TABLE,
     VERSION,
+    BuildPart,
     DatasetEntry,
     Manifest,
     ShardEntry,
-    Share,
     part_manifests,
 )
 from imagewam_cli.kvcache.format.provenance import Provenance
@@ -65,12 +72,12 @@ def build_cache(
             codec cannot hold.
         UsageError: `out` holds something that is not a cache, or is a URL that nothing installed reaches.
     """
-    maker = ShardBuilder(dataset, editor, out, codec, settings)
-    return build_with(maker, dataset, out, codec, settings, on_start=on_start, on_rows=on_rows, on_damage=on_damage)
+    producer = ShardBuilder(dataset, editor, out, codec, settings)
+    return build_with(producer, dataset, out, codec, settings, on_start=on_start, on_rows=on_rows, on_damage=on_damage)
 
 
 def build_with(
-    maker: ShardMaker,
+    producer: ShardProducer,
     dataset: Dataset,
     out: Location,
     codec: Codec,
@@ -81,17 +88,17 @@ def build_with(
     on_damage: Callable[[str], None] = lambda file: None,
 ) -> Manifest:
     """`build_cache`, by whatever makes the shards; this process holds the lock and writes all but the shards."""
-    plan = plan_build(dataset, maker.spec, codec, settings)
+    plan = plan_build(dataset, producer.spec, codec, settings)
     storage = storage_at(out)
     _refuse_foreign(storage)
-    name = MANIFEST if settings.share is None else settings.share.manifest
-    with lock_whole(storage) if settings.share is None else storage.lock(part_lock(name)):
-        build = _Build(maker, dataset, storage, codec, settings, plan, on_rows, on_damage)
+    name = MANIFEST if settings.part is None else settings.part.manifest
+    with lock_whole(storage) if settings.part is None else storage.lock(part_lock(name)):
+        build = _Build(producer, dataset, storage, codec, settings, plan, on_rows, on_damage)
         on_start(plan)
         return build.run()
 
 
-def require_continuable(
+def require_resumable(
     dataset: Dataset, editor: str, out: Location, codec: Codec, settings: BuildSettings
 ) -> Manifest | None:
     """What a build into `out` would go on with, looked at before the editor of that name is loaded; None: nothing.
@@ -110,7 +117,7 @@ def require_continuable(
             codec=codec.name,
             editor=editor,
         )
-        _refuse_other(storage.place, there.provenance, here)
+        _refuse_other(storage.address, there.provenance, here)
     return there
 
 
@@ -119,7 +126,7 @@ class _Build:
 
     def __init__(
         self,
-        maker: ShardMaker,
+        producer: ShardProducer,
         dataset: Dataset,
         storage: Storage,
         codec: Codec,
@@ -128,17 +135,17 @@ class _Build:
         on_rows: Callable[[int], None],
         on_damage: Callable[[str], None],
     ) -> None:
-        self.maker, self.dataset, self.storage, self.codec = maker, dataset, storage, codec
+        self.producer, self.dataset, self.storage, self.codec = producer, dataset, storage, codec
         self.settings, self.plan, self.on_rows = settings, plan, on_rows
-        self.cut = own_cut(plan, settings)
+        self.layout = assigned_shards(plan, settings)
         self._rows = {e.index: row_count(e, settings) for shard in plan.shards for e in shard}
-        self.name = MANIFEST if settings.share is None else settings.share.manifest
+        self.name = MANIFEST if settings.part is None else settings.part.manifest
         with _beginning(storage, settings):
             there = _united(storage)
-            self.manifest = _start(dataset, maker, storage, codec, settings, plan, there, self.name)
+            self.manifest = _start(dataset, producer, storage, codec, settings, plan, there, self.name)
         self.encoded = there is not None and len(there.shards) > 0
         """Whether there are shards, of other parts too."""
-        faults = storage.faults(self.manifest.entries)
+        faults = storage.damaged_shards(self.manifest.entries)
         for file in faults:
             on_damage(file)
         self.kept = {entry.file: entry for entry in self.manifest.shards if entry.file not in faults}
@@ -150,13 +157,13 @@ class _Build:
         with self.storage.lock(FILES_LOCK, wait=True):  # parts that start together need the same ones
             self._fit_codec()
             self._make_instructions()
-        missing = [name for name in self.cut if name not in self.kept]
-        rows = sum(self._rows[episode] for name in missing for episode in self.cut[name])
+        missing = [name for name in self.layout if name not in self.kept]
+        rows = sum(self._rows[episode] for name in missing for episode in self.layout[name])
         _require_room(self.storage, rows * self.plan.bytes_per_row)
         self.manifest = dataclasses.replace(self.manifest, shards=tuple(self.kept.values()))
         for entry in self.manifest.shards:
             self.on_rows(entry.rows)
-        self.maker.make(missing, self.manifest.instructions, on_finished=self._list, on_rows=self.on_rows)
+        self.producer.make(missing, self.manifest.instructions, on_finished=self._list, on_rows=self.on_rows)
         put_manifest(self.storage, self.manifest, self.name)
         return self.manifest
 
@@ -166,7 +173,7 @@ class _Build:
         Raises:
             CacheError: shards were encoded by one that is lost.
         """
-        if not isinstance(self.codec, LearnedCodec):
+        if not isinstance(self.codec, FittedCodec):
             return
         there = _united(self.storage)
         checksum = "" if there is None else there.files.get(CODEC, "")
@@ -174,7 +181,7 @@ class _Build:
             found = self._made(CODEC).checksum
             if self.encoded and found != checksum:
                 raise CacheError(
-                    f"{self.storage.place}/{CODEC} is missing or damaged, and fitting {self.codec.name} again here "
+                    f"{self.storage.address}/{CODEC} is missing or damaged, and fitting {self.codec.name} again here "
                     "gives another",
                     "build the cache again in another folder",
                 )
@@ -184,11 +191,11 @@ class _Build:
 
     def _make_instructions(self) -> None:
         """The shard of what follows from the instructions alone, where there is such a layer and nobody made it."""
-        if not stored_parts(self.maker.spec, self.codec, by_instruction=True):
+        if not stored_parts(self.producer.spec, self.codec, by_instruction=True):
             return
         there = _united(self.storage)
         made = None if there is None else there.by_instruction
-        if made is None or self.storage.faults([made]):
+        if made is None or self.storage.damaged_shards([made]):
             made = self._made(INSTRUCTIONS)
         self._change(dataclasses.replace(self.manifest, by_instruction=made))
 
@@ -200,13 +207,13 @@ class _Build:
 
     def _made(self, name: str) -> ShardEntry:
         found: list[ShardEntry] = []
-        self.maker.make([name], self.manifest.instructions, on_finished=found.append, on_rows=lambda rows: None)
+        self.producer.make([name], self.manifest.instructions, on_finished=found.append, on_rows=lambda rows: None)
         return found[0]
 
     def _list(self, entry: ShardEntry) -> None:
         """A durable shard becomes known."""
         self.kept[entry.file] = entry
-        entries = tuple(self.kept[name] for name in self.cut if name in self.kept)
+        entries = tuple(self.kept[name] for name in self.layout if name in self.kept)
         self.manifest = dataclasses.replace(self.manifest, shards=entries)
         put_manifest(self.storage, self.manifest, self.name)
 
@@ -217,7 +224,7 @@ def _refuse_foreign(storage: Storage) -> None:
     strange = any(not name.startswith(("manifest.", LOCK)) for name in storage.names())
     names = storage.names() if strange else []
     if strange and MANIFEST not in names and not part_manifests(names):
-        raise UsageError(f"{storage.place} holds something that is not a cache", "choose an empty folder with --out")
+        raise UsageError(f"{storage.address} holds something that is not a cache", "choose an empty folder with --out")
 
 
 def _united(storage: Storage) -> Manifest | None:
@@ -229,12 +236,12 @@ def _united(storage: Storage) -> Manifest | None:
 def _beginning(storage: Storage, settings: BuildSettings) -> Iterator[None]:
     """While it looks at what is there and says that it is there itself. A part is refused where the whole is written,
     or a part of another number, which may have the same shards."""
-    if settings.share is None:
+    if settings.part is None:
         yield
         return
     with storage.lock(FILES_LOCK, wait=True), storage.lock(LOCK):
         for name in part_manifests(storage.names()):
-            if Share.named(name).count != settings.share.count:
+            if BuildPart.named(name).count != settings.part.count:
                 with storage.lock(part_lock(name)):
                     pass
         yield
@@ -262,7 +269,7 @@ def dataset_entry(
 
 def _start(
     dataset: Dataset,
-    maker: ShardMaker,
+    producer: ShardProducer,
     storage: Storage,
     codec: Codec,
     settings: BuildSettings,
@@ -278,18 +285,18 @@ def _start(
         contents[SAMPLES] = samples_bytes(dataset, settings.stride)
     fresh = Manifest(
         version=VERSION,
-        fingerprint=maker.fingerprint(),
-        spec=maker.spec,
+        fingerprint=producer.fingerprint(),
+        spec=producer.spec,
         codec=codec.name,
-        dataset=dataset_entry(dataset, maker.spec.cameras, settings.stride, settings.augmentation),
+        dataset=dataset_entry(dataset, producer.spec.cameras, settings.stride, settings.augmentation),
         instructions=instructions,
         files=dict(sorted((kept | {n: checksum_of(content) for n, content in contents.items()}).items())),
         total_rows=plan.rows,
     )
     if there is not None:
-        _refuse_other(storage.place, there.provenance, fresh.provenance)
-        _refuse_other_cut(storage.place, there, plan)
-        own = own_cut(plan, settings)
+        _refuse_other(storage.address, there.provenance, fresh.provenance)
+        _refuse_other_cut(storage.address, there, plan)
+        own = assigned_shards(plan, settings)
         shards = tuple(entry for entry in there.shards if entry.file in own)
         fresh = dataclasses.replace(fresh, shards=shards, by_instruction=there.by_instruction)
     if name not in storage.names():
@@ -311,7 +318,7 @@ def _refuse_other(out: str, there: Provenance, here: Provenance) -> None:
 
 def _refuse_other_cut(out: str, existing: Manifest, plan: BuildPlan) -> None:
     """Shards of another size share names with those of this build and would be overwritten."""
-    planned = cut_of(plan)
+    planned = shard_layout(plan)
     for entry in existing.shards:
         if planned.get(entry.file) != entry.episodes:
             raise CacheError(
@@ -326,9 +333,9 @@ def _episodes_text(episodes: Sequence[int]) -> str:
 
 
 def _require_room(storage: Storage, needed: int) -> None:
-    free = storage.room()
+    free = storage.free_bytes()
     if free is not None and needed > free:
         raise CacheError(
-            f"the cache needs {needed / 1e9:.1f} GB more, {storage.place} has {free / 1e9:.1f} GB free",
+            f"the cache needs {needed / 1e9:.1f} GB more, {storage.address} has {free / 1e9:.1f} GB free",
             "choose another --out, a smaller --codec, or fewer --layers, --segments or rows (--stride)",
         )

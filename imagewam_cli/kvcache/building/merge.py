@@ -28,8 +28,8 @@ def merge_cache(out: Location, others: Sequence[Location] = ()) -> Manifest:
             for name, manifest in manifests_at(storage)
         ]
         if not found:
-            raise CacheError(f"{target.place} has no part of a cache", "build parts with `imagewam cache --part i/N`")
-        manifest = unite([(f"{storage.place}/{name}", part) for storage, name, part in found])
+            raise CacheError(f"{target.address} has no part of a cache", "build parts with `imagewam cache --part i/N`")
+        manifest = unite([(f"{storage.address}/{name}", part) for storage, name, part in found])
         for storage, _, part in found:
             _bring(storage, part, target)
         put_manifest(target, manifest)
@@ -40,13 +40,13 @@ def merge_cache(out: Location, others: Sequence[Location] = ()) -> Manifest:
 
 def _bring(storage: Storage, part: Manifest, target: Storage) -> None:
     """Shards and files of a part, looked at before they are listed, into the target."""
-    for error in storage.faults(part.entries).values():
+    for error in storage.damaged_shards(part.entries).values():
         raise error
     for entry in part.entries if storage is not target else ():
-        with storage.look(entry) as path:
+        with storage.open_current(entry) as path:
             target.add(entry.file, path)
     for name, checksum in part.files.items():
         if not holds(target, name, checksum):
             if not holds(storage, name, checksum):
-                raise CacheError(f"{storage.place}/{name} is missing or damaged", "run the part's command again")
+                raise CacheError(f"{storage.address}/{name} is missing or damaged", "run the part's command again")
             target.write(name, storage.read(name))

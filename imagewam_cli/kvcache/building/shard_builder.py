@@ -17,8 +17,8 @@ from imagewam_cli.data.types import Dataset, Row
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.files import checksum_of
 from imagewam_cli.kvcache.building.encoding import batches, encode_rows, instruction_rows
-from imagewam_cli.kvcache.building.shard_plan import BuildSettings, own_cut, plan_build, row_count
-from imagewam_cli.kvcache.codecs.contract import Codec, LearnedCodec
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings, assigned_shards, plan_build, row_count
+from imagewam_cli.kvcache.codecs.contract import Codec, FittedCodec
 from imagewam_cli.kvcache.codecs.fitting import fit_codec
 from imagewam_cli.kvcache.codecs.prefix import stored_parts
 from imagewam_cli.kvcache.format.manifest import (
@@ -32,7 +32,7 @@ from imagewam_cli.kvcache.storage.manifests import storage_at
 from imagewam_cli.prefix.spec import KVSpec
 
 
-class ShardMaker(Protocol):
+class ShardProducer(Protocol):
     """What computes shards: an editor of this process (`ShardBuilder`), or workers that have one each (`engines`)."""
 
     @property
@@ -62,14 +62,14 @@ class ShardMaker(Protocol):
 
 
 class ShardBuilder:
-    """Shards by name, with an editor of this process: a `ShardMaker`. A finished shard is made durable beside the
+    """Shards by name, with an editor of this process: a `ShardProducer`. A finished shard is made durable beside the
     computation of the next, so `on_finished` is called in another thread."""
 
     def __init__(self, dataset: Dataset, editor: Editor, out: Location, codec: Codec, settings: BuildSettings) -> None:
         self.dataset, self.editor, self.codec, self.settings = dataset, editor, codec, settings
         self.storage = storage_at(out)
         plan = plan_build(dataset, editor.spec, codec, settings)
-        self.cut = own_cut(plan, settings)
+        self.layout = assigned_shards(plan, settings)
         self._rows = {e.index: row_count(e, settings) for shard in plan.shards for e in shard}
 
     @property
@@ -87,7 +87,7 @@ class ShardBuilder:
         on_finished: Callable[[ShardEntry], None],
         on_rows: Callable[[int], None] = lambda rows: None,
     ) -> None:
-        """As `ShardMaker.make`; names: in the order of the dataset."""
+        """As `ShardProducer.make`; names: in the order of the dataset."""
         if tuple(names) == (CODEC,):
             on_finished(self._fitted())
             return
@@ -108,7 +108,7 @@ class ShardBuilder:
 
     def _fitted(self) -> ShardEntry:
         """Fit the codec and write its file."""
-        assert isinstance(self.codec, LearnedCodec)
+        assert isinstance(self.codec, FittedCodec)
         self._ready, data = fit_codec(self.codec, self.editor, self.dataset, self.settings.stride)
         self.storage.write(CODEC, data)
         checksum = checksum_of(data)
@@ -117,7 +117,7 @@ class ShardBuilder:
     @functools.cached_property
     def _ready(self) -> Codec:
         """The codec, ready to encode."""
-        if not isinstance(self.codec, LearnedCodec):
+        if not isinstance(self.codec, FittedCodec):
             return self.codec
         return self.codec.restored(self.spec, load(self.storage.read(CODEC)))
 
@@ -126,7 +126,7 @@ class ShardBuilder:
         if tuple(names) == (INSTRUCTIONS,):
             yield INSTRUCTIONS, instruction_rows(self.dataset)
             return
-        shard_of = {episode: name for name in names for episode in self.cut[name]}
+        shard_of = {episode: name for name in names for episode in self.layout[name]}
         rows = self.dataset.rows(episodes=list(shard_of), stride=self.settings.stride) if names else iter(())
         # grouped, not counted: a group ends when the row after it was read, so the checks at an episode's end have run
         views = augmented(rows, self.settings.augmentation)
@@ -146,7 +146,7 @@ class ShardBuilder:
     ) -> ShardWriter:
         """Encode and write the rows of a shard, all but its end; a batch is written while the next one is computed."""
         once = name == INSTRUCTIONS
-        count = len(numbers) if once else sum(self._rows[episode] for episode in self.cut[name])
+        count = len(numbers) if once else sum(self._rows[episode] for episode in self.layout[name])
         parts = stored_parts(self.spec, self._ready, by_instruction=once)
         writer = ShardWriter(self.storage.draft(name), count, parts)
         before: Future[None] | None = None
@@ -174,7 +174,7 @@ class ShardBuilder:
             rows=writer.rows,
             bytes=writer.bytes,
             checksum=checksum,
-            episodes=self.cut.get(name, ()),
+            episodes=self.layout.get(name, ()),
             batch=self.settings.batch,
         )
         on_finished(entry)

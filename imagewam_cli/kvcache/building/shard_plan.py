@@ -15,7 +15,7 @@ from imagewam_cli.kvcache.building.encoding import instructions_of
 from imagewam_cli.kvcache.codecs.contract import Codec
 from imagewam_cli.kvcache.codecs.prefix import stored_parts
 from imagewam_cli.kvcache.format.manifest import (
-    Share,
+    BuildPart,
 )
 from imagewam_cli.kvcache.format.shard import INDEX_BYTES
 from imagewam_cli.prefix.spec import KVSpec
@@ -29,7 +29,7 @@ class BuildSettings:
     augmentation: Augmentation = AS_RECORDED
     batch: int = 16
     shard_mb: float = 256.0
-    share: Share | None = None
+    part: BuildPart | None = None
     """Build only this part of the shards; the other parts are other workers'."""
 
     def __post_init__(self) -> None:
@@ -89,13 +89,13 @@ def bytes_per_instruction(spec: KVSpec, codec: Codec) -> int:
     return sum(part.row_bytes for part in parts.values()) + INDEX_BYTES if parts else 0
 
 
-def own_cut(plan: BuildPlan, settings: BuildSettings) -> dict[str, tuple[int, ...]]:
+def assigned_shards(plan: BuildPlan, settings: BuildSettings) -> dict[str, tuple[int, ...]]:
     """File name -> episodes of each shard that is this build's to make."""
-    cut = cut_of(plan)
-    return cut if settings.share is None else {name: cut[name] for name in settings.share.of(list(cut))}
+    cut = shard_layout(plan)
+    return cut if settings.part is None else {name: cut[name] for name in settings.part.of(list(cut))}
 
 
-def cut_of(plan: BuildPlan) -> dict[str, tuple[int, ...]]:
+def shard_layout(plan: BuildPlan) -> dict[str, tuple[int, ...]]:
     """File name -> episodes of each shard."""
     return {f"shard-{i:05d}.safetensors": tuple(e.index for e in shard) for i, shard in enumerate(plan.shards)}
 

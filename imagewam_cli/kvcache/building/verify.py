@@ -61,10 +61,10 @@ def verify_cache(
         for name, checksum in manifest.files.items()
         if not holds(storage, name, checksum)
     ]
-    faults = {} if rows else storage.faults(manifest.entries)
+    faults = {} if rows else storage.damaged_shards(manifest.entries)
     for entry in manifest.entries:
         if rows:
-            with storage.look(entry) as path:
+            with storage.open_current(entry) as path:
                 damage = _shard_damage(path, entry)
         else:
             damage = _fault(entry, faults)
@@ -180,7 +180,7 @@ def _repair_shard(
     frames = instruction_rows(dataset) if once else dataset.rows(episodes=entry.episodes, stride=origin.stride)
     stream = frames if once else augmented(frames, origin.augmentation)
     parts = stored_parts(manifest.spec, codec, by_instruction=once)
-    with storage.look(entry) as path, ShardWriter(storage.draft(entry.file), entry.rows, parts) as writer:
+    with storage.open_current(entry) as path, ShardWriter(storage.draft(entry.file), entry.rows, parts) as writer:
         old = Shard.open(path) if damage.rows is not None else None
         first = 0
         for rows in batches(stream, entry.batch):

@@ -45,10 +45,10 @@ class Codec(Protocol):
 
 
 @runtime_checkable
-class LearnedCodec(Codec, Protocol):
+class FittedCodec(Codec, Protocol):
     """A codec that is fitted to rows of the cache's own before the first is stored. Its `parts` are known before."""
 
-    def fitted(self, spec: KVSpec, samples: Sequence[PrefixKV]) -> LearnedCodec:
+    def fitted(self, spec: KVSpec, samples: Sequence[PrefixKV]) -> FittedCodec:
         """One that can encode. samples: prefixes of rows from all over the dataset, on the CPU, in batches; the same
         samples give the same codec."""
         ...
@@ -57,7 +57,7 @@ class LearnedCodec(Codec, Protocol):
         """What it learned, for a file."""
         ...
 
-    def restored(self, spec: KVSpec, state: Mapping[str, Tensor]) -> LearnedCodec:
+    def restored(self, spec: KVSpec, state: Mapping[str, Tensor]) -> FittedCodec:
         """The one that had this state."""
         ...
 

@@ -9,7 +9,7 @@ from imagewam_cli.data.types import Dataset
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.errors import CacheError
 from imagewam_cli.files import has_checksum
-from imagewam_cli.kvcache.codecs.contract import Codec, LearnedCodec
+from imagewam_cli.kvcache.codecs.contract import Codec, FittedCodec
 from imagewam_cli.kvcache.format.manifest import CODEC, Manifest
 from imagewam_cli.kvcache.storage.contract import Storage
 from imagewam_cli.prefix.kv import PrefixKV
@@ -34,10 +34,10 @@ def sample_prefixes(editor: Editor, dataset: Dataset, stride: int) -> list[Prefi
 
 def fitted_to(codec: Codec, spec: KVSpec, samples: Sequence[PrefixKV]) -> Codec:
     """The codec, ready to encode; those that learn nothing are ready as they are."""
-    return codec.fitted(spec, samples) if isinstance(codec, LearnedCodec) else codec
+    return codec.fitted(spec, samples) if isinstance(codec, FittedCodec) else codec
 
 
-def fit_codec(codec: LearnedCodec, editor: Editor, dataset: Dataset, stride: int) -> tuple[LearnedCodec, bytes]:
+def fit_codec(codec: FittedCodec, editor: Editor, dataset: Dataset, stride: int) -> tuple[FittedCodec, bytes]:
     """The codec, ready to encode, and its file."""
     from safetensors.torch import save
 
@@ -57,11 +57,11 @@ def stored_codec(storage: Storage, manifest: Manifest) -> Codec:
     codecs = Registry.installed().codecs
     if manifest.codec not in codecs:
         raise CacheError(
-            f"{storage.place} stores numbers as {manifest.codec!r}, which nothing installed can read",
+            f"{storage.address} stores numbers as {manifest.codec!r}, which nothing installed can read",
             "install the plugin that it was built with; see `imagewam plugins --hook codecs`",
         )
     codec: Codec = codecs.load(manifest.codec)
-    if not isinstance(codec, LearnedCodec):
+    if not isinstance(codec, FittedCodec):
         return codec
     checksum = manifest.files.get(CODEC, "")
     path = storage.file(CODEC, checksum)

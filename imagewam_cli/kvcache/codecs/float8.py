@@ -16,7 +16,7 @@ _E4M3_MAX = 448.0
 
 
 @dataclass(frozen=True)
-class ScaledFloat8:
+class Float8Codec:
     """e4m3 numbers (3 bits of mantissa) times a float32 scale, the greatest magnitude of a row's head over 448."""
 
     name: str = "fp8"
@@ -51,4 +51,4 @@ def _from_e4m3(x: Tensor) -> Tensor:
     return bits.view(torch.float16).float().mul_(2.0**8)
 
 
-FLOAT8 = ScaledFloat8()
+FLOAT8 = Float8Codec()

@@ -24,7 +24,7 @@ from imagewam_cli.prefix.spec import LayerSpec, RopeSpec
 
 
 @dataclass(frozen=True)
-class GroupedIntegers:
+class GroupedIntegerCodec:
     """q = round((x - low) / step), step = (high - low) / (2^bits - 1), with `low` and `step` of a group in float16.
 
     The error of a number is at most half a step, and what rounding `low` and `step` to 11 bits adds.
@@ -112,5 +112,5 @@ def _ids(layer: LayerSpec, rope: RopeSpec | None) -> Tensor | None:
     return None if rope is None else layer_ids(layer)
 
 
-INT8 = GroupedIntegers("int8", 8)
-INT4 = GroupedIntegers("int4", 4)
+INT8 = GroupedIntegerCodec("int8", 8)
+INT4 = GroupedIntegerCodec("int4", 4)

@@ -136,7 +136,7 @@ class SegmentBasis:
 
 
 @dataclass(frozen=True)
-class PrincipalComponents:
+class PCACodec:
     """`bits` of each number, on average, at most. To be fitted before it encodes; its bytes are known before."""
 
     name: str
@@ -151,7 +151,7 @@ class PrincipalComponents:
     def parts(self, layer: LayerSpec) -> dict[str, Part]:
         return {"codes": Part((layer.tokens, self._token_bytes(layer)), torch.uint8)}
 
-    def fitted(self, spec: KVSpec, samples: Sequence[PrefixKV]) -> PrincipalComponents:
+    def fitted(self, spec: KVSpec, samples: Sequence[PrefixKV]) -> PCACodec:
         """samples: prefixes of a few dozen rows of the dataset, in batches. The same on every run."""
         bases = {}
         for i, layer in enumerate(spec.layers):
@@ -171,7 +171,7 @@ class PrincipalComponents:
             for name, tensor in _tensors(basis)
         }
 
-    def restored(self, spec: KVSpec, state: Mapping[str, Tensor]) -> PrincipalComponents:
+    def restored(self, spec: KVSpec, state: Mapping[str, Tensor]) -> PCACodec:
         """As it was fitted."""
         bases = {}
         for layer in spec.layers:
@@ -345,7 +345,7 @@ def _places_of_bits(like: Tensor) -> Tensor:
     return torch.arange(8, dtype=torch.uint8, device=like.device)
 
 
-PCA2 = PrincipalComponents("pca2", 1.875)
-PCA1 = PrincipalComponents("pca1", 0.9375)
+PCA2 = PCACodec("pca2", 1.875)
+PCA1 = PCACodec("pca1", 0.9375)
 """A little less than a bit, so that a row with its index takes no more than a sixteenth of bf16."""
-PCA_HALF = PrincipalComponents("pca0.5", 0.46875)
+PCA_HALF = PCACodec("pca0.5", 0.46875)

@@ -143,7 +143,7 @@ def settings_of(fingerprint: Mapping[str, Any]) -> PrefixOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class BuildPart:
     """Part `index` (from 0) of `count` of a cache that several workers build without knowing of each other."""
 
     index: int
@@ -154,7 +154,7 @@ class Share:
             raise UsageError(f"there is no part {self.index} of {self.count}", "parts of N are 0/N to N-1/N")
 
     @classmethod
-    def named(cls, manifest: str) -> Share:
+    def named(cls, manifest: str) -> BuildPart:
         """The part whose shards are listed in the file of this name.
 
         Raises:

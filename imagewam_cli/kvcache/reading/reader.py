@@ -131,7 +131,7 @@ class CacheReader:
         index = row_index(self.table, episodes, dataset.stride, dataset.augmentation.variants)
         if len(index.row) != len(self):
             raise CacheError(
-                f"{self.storage.place}: its table has {len(index.row)} rows for its shards, its manifest {len(self)}",
+                f"{self.storage.address}: its table has {len(index.row)} rows for its shards, its manifest {len(self)}",
                 self.storage.repair,
             )
         return index
@@ -207,14 +207,14 @@ class CacheReader:
 
     def _shard(self, entry: ShardEntry) -> Shard:
         with self._opening:
-            if entry.file not in self._open or self.storage.fleeting:
+            if entry.file not in self._open or self.storage.evictable:
                 self._reopen(entry)
             self._open.move_to_end(entry.file)
             return self._open[entry.file]
 
     def _reopen(self, entry: ShardEntry) -> None:
         path = self.storage.shard(entry)
-        for renewed in self.storage.renewed():  # what is dropped takes its room until it is let go of here too
+        for renewed in self.storage.evicted():  # what is dropped takes its room until it is let go of here too
             self._checked.pop(renewed, None)
             for other in [name for name, shard in self._open.items() if shard.path == renewed]:
                 del self._open[other]

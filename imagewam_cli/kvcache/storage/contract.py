@@ -21,13 +21,13 @@ from imagewam_cli.kvcache.storage.lock import LOCK
 class Storage(Protocol):
     """File names are those of the cache's top folder; a shard goes by its entry, or its name in `shards/`."""
 
-    place: str
+    address: str
     """As the user names it."""
     disk: Path
     """The local folder, which need not exist, on whose disk shards are when they are read."""
     repair: str
     """What to do about damage that a reader finds."""
-    fleeting: bool
+    evictable: bool
     """Whether shards are copies that may be dropped: `shard` is then to be asked before each use, else once."""
 
     def names(self) -> list[str]:
@@ -55,11 +55,11 @@ class Storage(Protocol):
         """
         ...
 
-    def room(self) -> int | None:
+    def free_bytes(self) -> int | None:
         """Free bytes; None where nobody knows."""
         ...
 
-    def faults(self, entries: Sequence[ShardEntry]) -> Mapping[str, CacheError]:
+    def damaged_shards(self, entries: Sequence[ShardEntry]) -> Mapping[str, CacheError]:
         """Of these shards those that are not as listed, by their names. Rows are for `verify` to look at."""
         ...
 
@@ -71,7 +71,7 @@ class Storage(Protocol):
         """The finished shard at `path` is in the store when this returns. Gone from `path` if it was a draft."""
         ...
 
-    def look(self, entry: ShardEntry) -> AbstractContextManager[Path]:
+    def open_current(self, entry: ShardEntry) -> AbstractContextManager[Path]:
         """The shard as it is in the store now; nothing is at the path where it is missing."""
         ...
 
@@ -83,6 +83,6 @@ class Storage(Protocol):
         """A shard, to be read. What a remote store has is held against the entry."""
         ...
 
-    def renewed(self) -> Collection[Path]:
+    def evicted(self) -> Collection[Path]:
         """Paths that are not, or no longer, the files that they were when `shard` gave them; each is told once."""
         ...

@@ -47,7 +47,7 @@ class Copies:
     def __init__(self, root: Path, name: str, limit: float | None) -> None:
         """name: the cache's folder in `root`."""
         self.root, self.folder, self.limit = root, root / name / _COPIES, limit
-        self._renewed: set[Path] = set()
+        self._evicted: set[Path] = set()
 
     def get(self, name: str, checksum: str, size: int, fetch: Callable[[Path], None]) -> Path:
         """The copy, made by `fetch` where there is none: that writes the file at the path and checks it, or raises."""
@@ -59,7 +59,7 @@ class Copies:
         with atomic_file(path, partial=unique_partial(self.folder / name), durable=False) as fresh:
             fetch(fresh)
             _used_now(fresh)
-        self._renewed.add(path)
+        self._evicted.add(path)
         return path
 
     @contextmanager
@@ -72,9 +72,9 @@ class Copies:
         finally:
             path.unlink(missing_ok=True)
 
-    def renewed(self) -> Collection[Path]:
+    def evicted(self) -> Collection[Path]:
         """Copies that were made or dropped since this was last asked for."""
-        found, self._renewed = self._renewed, set()
+        found, self._evicted = self._evicted, set()
         return found
 
     def _make_room(self, size: int) -> None:
@@ -89,7 +89,7 @@ class Copies:
             dead = path.suffix == PARTIAL and used < time.time() - _STALE
             if dead or (self.limit is not None and total > self.limit and path.suffix != PARTIAL):
                 path.unlink(missing_ok=True)
-                self._renewed.add(path)
+                self._evicted.add(path)
                 total -= copied
 
 

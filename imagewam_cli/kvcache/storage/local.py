@@ -17,10 +17,10 @@ from imagewam_cli.kvcache.storage.lock import LOCK, write_lock
 class LocalStorage:
     """A folder."""
 
-    fleeting = False
+    evictable = False
 
     def __init__(self, folder: Path) -> None:
-        self.disk, self.place, self.repair = folder, str(folder), repair_hint(folder)
+        self.disk, self.address, self.repair = folder, str(folder), repair_hint(folder)
 
     def names(self) -> list[str]:
         return [path.name for path in self.disk.iterdir()] if self.disk.is_dir() else []
@@ -47,10 +47,10 @@ class LocalStorage:
                 with suppress(OSError):  # unless it was made for nothing
                     self.disk.rmdir()
 
-    def room(self) -> int | None:
+    def free_bytes(self) -> int | None:
         return shutil.disk_usage(self.disk).free
 
-    def faults(self, entries: Sequence[ShardEntry]) -> Mapping[str, CacheError]:
+    def damaged_shards(self, entries: Sequence[ShardEntry]) -> Mapping[str, CacheError]:
         found: dict[str, CacheError] = {}
         for entry in entries:
             try:
@@ -70,7 +70,7 @@ class LocalStorage:
         with atomic_file(target, partial=partial_of(target)) as temporary:
             shutil.copyfile(path, temporary)
 
-    def look(self, entry: ShardEntry) -> AbstractContextManager[Path]:
+    def open_current(self, entry: ShardEntry) -> AbstractContextManager[Path]:
         return nullcontext(self.shard(entry))
 
     def file(self, name: str, checksum: str) -> Path:
@@ -79,5 +79,5 @@ class LocalStorage:
     def shard(self, entry: ShardEntry) -> Path:
         return self.disk / SHARDS / entry.file
 
-    def renewed(self) -> Collection[Path]:
+    def evicted(self) -> Collection[Path]:
         return ()

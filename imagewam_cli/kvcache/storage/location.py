@@ -36,6 +36,6 @@ def expanded(path: Path | str) -> Path:
     return Path(os.path.expanduser(path))  # unlike the method, it leaves `~nobody` as it is
 
 
-def name_of(place: Location) -> str:
+def name_of(address: Location) -> str:
     """The last part, for a run that is named after it."""
-    return place.rpartition("/")[2] if isinstance(place, str) else place.resolve().name
+    return address.rpartition("/")[2] if isinstance(address, str) else address.resolve().name

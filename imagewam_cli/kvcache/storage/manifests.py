@@ -24,35 +24,35 @@ from imagewam_cli.kvcache.storage.location import Location, location
 from imagewam_cli.kvcache.storage.lock import part_lock
 
 
-def storage_at(place: Location) -> Storage:
+def storage_at(address: Location) -> Storage:
     """
     Raises:
         UsageError: a URL that no installed package reaches.
     """
-    place = location(place) if isinstance(place, str) else place
-    if isinstance(place, Path):
-        return LocalStorage(place)
+    address = location(address) if isinstance(address, str) else address
+    if isinstance(address, Path):
+        return LocalStorage(address)
     from imagewam_cli.kvcache.storage.remote import RemoteStorage
 
-    return RemoteStorage(place)
+    return RemoteStorage(address)
 
 
-def read_manifest(place: Location) -> Manifest:
+def read_manifest(address: Location) -> Manifest:
     """The manifest of a cache; together with those of its parts that were not merged yet.
 
     Raises:
         CacheError: no cache, a newer version, damaged, a name that leaves the folder, or parts of different caches.
         UsageError: a URL that no installed package reaches.
     """
-    return manifest_at(storage_at(place))
+    return manifest_at(storage_at(address))
 
 
 def manifest_at(storage: Storage) -> Manifest:
     """As `read_manifest`."""
     found = manifests_at(storage) or manifests_at(storage)  # what was listed may have been merged meanwhile
     if not found:
-        raise no_cache(storage.place)
-    return unite([(f"{storage.place}/{name}", manifest) for name, manifest in found])
+        raise no_cache(storage.address)
+    return unite([(f"{storage.address}/{name}", manifest) for name, manifest in found])
 
 
 def manifests_at(storage: Storage) -> list[tuple[str, Manifest]]:
@@ -60,7 +60,7 @@ def manifests_at(storage: Storage) -> list[tuple[str, Manifest]]:
     found = []
     for name in manifest_names(storage.names()):
         with suppress(FileNotFoundError, IsADirectoryError):
-            found.append((name, parse_manifest(storage.read(name), f"{storage.place}/{name}")))
+            found.append((name, parse_manifest(storage.read(name), f"{storage.address}/{name}")))
     return found
 
 

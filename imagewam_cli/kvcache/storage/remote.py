@@ -47,14 +47,14 @@ _FAILURES = (
 class RemoteStorage:
     """A folder of a remote store; see `storage.Storage` for what the methods promise."""
 
-    fleeting = True
+    evictable = True
 
     def __init__(self, url: str) -> None:
         """
         Raises:
             UsageError: nothing installed reaches it.
         """
-        self.place = url
+        self.address = url
         self.repair = f"delete the copy, it is fetched again; if that does not help, {repair_hint(url)}"
         self._fs, self._root = _file_system(url)
         self._made: set[str] = set()
@@ -94,10 +94,10 @@ class RemoteStorage:
                 if name != FILES_LOCK:
                     shutil.rmtree(self._drafts, ignore_errors=True)
 
-    def room(self) -> int | None:
+    def free_bytes(self) -> int | None:
         return None
 
-    def faults(self, entries: Sequence[ShardEntry]) -> Mapping[str, CacheError]:
+    def damaged_shards(self, entries: Sequence[ShardEntry]) -> Mapping[str, CacheError]:
         """By their sizes: more would have to be fetched."""
         sizes = self._listed(f"{self._root}/{SHARDS}") if entries else {}
         found = {}
@@ -105,7 +105,7 @@ class RemoteStorage:
             size = sizes.get(entry.file)
             if size != entry.bytes:
                 what = "is missing" if size is None else f"has {size} bytes, the manifest says {entry.bytes}"
-                found[entry.file] = CacheError(f"{self._shard_at(entry.file)} {what}", repair_hint(self.place))
+                found[entry.file] = CacheError(f"{self._shard_at(entry.file)} {what}", repair_hint(self.address))
         return found
 
     def draft(self, file: str) -> Path:
@@ -127,7 +127,7 @@ class RemoteStorage:
             path.unlink()
 
     @contextmanager
-    def look(self, entry: ShardEntry) -> Iterator[Path]:
+    def open_current(self, entry: ShardEntry) -> Iterator[Path]:
         with self._copies.temporary(entry.file) as path:
             with suppress(FileNotFoundError):
                 self._fetch(entry.file, path)
@@ -139,14 +139,14 @@ class RemoteStorage:
     def shard(self, entry: ShardEntry) -> Path:
         return self._copies.get(entry.file, entry.checksum, entry.bytes, partial(self._fetch_shard, entry))
 
-    def renewed(self) -> Collection[Path]:
-        return self._copies.renewed()
+    def evicted(self) -> Collection[Path]:
+        return self._copies.evicted()
 
     def _make(self, folder: str) -> None:
         """Where folders exist, this one; its parent must be there, for a missing parent may be a misspelt bucket."""
         if folder in self._made:
             return
-        with _explained(self.place), suppress(FileExistsError):
+        with _explained(self.address), suppress(FileExistsError):
             self._fs.mkdir(folder, create_parents=False)
         self._made.add(folder)
 
@@ -154,7 +154,7 @@ class RemoteStorage:
         try:
             data = self.read(name)
         except FileNotFoundError:
-            raise CacheError(f"{self._at(name)} is missing", repair_hint(self.place)) from None
+            raise CacheError(f"{self._at(name)} is missing", repair_hint(self.address)) from None
         if checksum_of(data) != checksum:
             raise self._changed(f"{self._at(name)} differs from its checksum")
         path.write_bytes(data)
@@ -164,13 +164,13 @@ class RemoteStorage:
             self._fetch(entry.file, path)
             Shard.open(path).require_listed(entry.bytes, entry.checksum)
         except FileNotFoundError:
-            raise CacheError(f"{self._shard_at(entry.file)} is missing", repair_hint(self.place)) from None
+            raise CacheError(f"{self._shard_at(entry.file)} is missing", repair_hint(self.address)) from None
         except CacheError as error:
             raise self._changed(error.message.replace(str(path), self._shard_at(entry.file))) from None
 
     def _changed(self, message: str) -> CacheError:
         return CacheError(
-            message, f"if it was being built meanwhile, run the same command again; else {repair_hint(self.place)}"
+            message, f"if it was being built meanwhile, run the same command again; else {repair_hint(self.address)}"
         )
 
     def _fetch(self, file: str, path: Path) -> None:
@@ -180,7 +180,7 @@ class RemoteStorage:
     def _listed(self, folder: str) -> dict[str, int | None]:
         """Name -> size of what is in the folder; nothing where there is none."""
         try:
-            with _explained(self.place, absent=True):
+            with _explained(self.address, absent=True):
                 self._fs.invalidate_cache(folder)
                 entries = self._fs.ls(folder, detail=True)
         except FileNotFoundError:
@@ -190,10 +190,10 @@ class RemoteStorage:
         return {path.rpartition("/")[2]: size for path, size in paths.items() if path != folder}
 
     def _at(self, name: str) -> str:
-        return f"{self.place}/{name}"
+        return f"{self.address}/{name}"
 
     def _shard_at(self, file: str) -> str:
-        return f"{self.place}/{SHARDS}/{file}"
+        return f"{self.address}/{SHARDS}/{file}"
 
 
 def _alive(process: int) -> bool:

@@ -27,7 +27,7 @@ from imagewam_cli.kvcache.codecs.cast import FLOAT32
 from imagewam_cli.kvcache.codecs.contract import Codec
 from imagewam_cli.kvcache.codecs.integer import INT8
 from imagewam_cli.kvcache.codecs.prefix import decode_prefix
-from imagewam_cli.kvcache.format.manifest import INSTRUCTIONS, SHARDS, Share
+from imagewam_cli.kvcache.format.manifest import INSTRUCTIONS, SHARDS, BuildPart
 from imagewam_cli.kvcache.format.shard import INDEX_KEYS
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
@@ -79,7 +79,7 @@ def one(picture: UInt8Image, instruction: str) -> tuple[LayerKV, LayerKV]:
     )
 
 
-def build(out: Path, codec: Codec = FLOAT32, share: Share | None = None) -> CrossAttention:
+def build(out: Path, codec: Codec = FLOAT32, share: BuildPart | None = None) -> CrossAttention:
     editor, settings = CrossAttention(), dataclasses.replace(SETTINGS, share=share)
     build_cache(MemoryDataset(LENGTHS), editor, out, codec, settings)
     return editor
@@ -159,7 +159,7 @@ def test_parts_share_it(tmp_path: Path) -> None:
     """Each part writes the same one; a part that has only begun is no obstacle to reading the other."""
     build(tmp_path / "whole")
     for i in range(2):
-        build(tmp_path / "parts", share=Share(index=i, count=2))
+        build(tmp_path / "parts", part=BuildPart(index=i, count=2))
     assert len(CacheReader(tmp_path / "parts")) == 15
     merge_cache(tmp_path / "parts")
     assert files(tmp_path / "parts") == files(tmp_path / "whole")

@@ -20,7 +20,7 @@ from imagewam_cli.kvcache.building.verify import repair_cache, verify_cache
 from imagewam_cli.kvcache.codecs.cast import FLOAT32
 from imagewam_cli.kvcache.codecs.contract import Codec
 from imagewam_cli.kvcache.codecs.pca import PCA2
-from imagewam_cli.kvcache.format.manifest import CODEC, Share
+from imagewam_cli.kvcache.format.manifest import CODEC, BuildPart
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.kvcache.storage.manifests import read_manifest
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
@@ -35,7 +35,7 @@ def build_part(
 ) -> ArithmeticEditor:
     worker = editor or ArithmeticEditor()
     shard_mb = SETTINGS.shard_mb if codec is FLOAT32 else 0.0009
-    settings = dataclasses.replace(SETTINGS, share=Share(index=index, count=count), shard_mb=shard_mb)
+    settings = dataclasses.replace(SETTINGS, part=BuildPart(index=index, count=count), shard_mb=shard_mb)
     build_cache(MemoryDataset(LENGTHS), worker, out, codec, settings)
     return worker
 
@@ -90,7 +90,7 @@ def test_a_reader_unites_parts_on_the_fly(built: Path, tmp_path: Path) -> None:
 
 
 def test_a_stopped_part_goes_on_and_a_finished_one_is_left_alone(built: Path, tmp_path: Path) -> None:
-    out, settings = tmp_path / "cache", dataclasses.replace(SETTINGS, share=Share(index=1, count=2))
+    out, settings = tmp_path / "cache", dataclasses.replace(SETTINGS, part=BuildPart(index=1, count=2))
     build_part(out, 0, 2)
     with pytest.raises(KeyboardInterrupt):
         build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), out, FLOAT32, settings, on_rows=stop_after(1))
@@ -152,7 +152,7 @@ def test_where_the_dataset_and_the_weights_lay_is_no_difference(tmp_path: Path) 
     out, dataset = tmp_path / "cache", MemoryDataset(LENGTHS)
     build_part(out, 0, 2)
     dataset.info = dataclasses.replace(dataset.info, root=Path("elsewhere"))
-    settings = dataclasses.replace(SETTINGS, share=Share(index=1, count=2))
+    settings = dataclasses.replace(SETTINGS, part=BuildPart(index=1, count=2))
     build_cache(dataset, Elsewhere(), out, FLOAT32, settings)
     assert len(CacheReader(out)) == 15
     assert merge_cache(out).complete
@@ -211,7 +211,7 @@ def test_the_whole_and_its_parts_are_not_written_at_once(tmp_path: Path) -> None
         with pytest.raises(CacheError, match="is being written by"):
             build_part(out, 0, 2)
 
-    settings = dataclasses.replace(SETTINGS, share=Share(index=0, count=3))
+    settings = dataclasses.replace(SETTINGS, part=BuildPart(index=0, count=3))
     build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), out, FLOAT32, settings, on_rows=beside_a_part)
 
 
@@ -246,4 +246,4 @@ def test_a_whole_cache_can_be_merged_with_itself(built: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(("index", "count"), [(3, 3), (-1, 3), (0, 0)])
 def test_there_is_no_such_part(index: int, count: int) -> None:
     with pytest.raises(UsageError, match=f"no part {index} of {count}"):
-        Share(index=index, count=count)
+        BuildPart(index=index, count=count)

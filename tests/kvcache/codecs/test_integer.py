@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from imagewam_cli.kvcache.codecs.float8 import FLOAT8, _from_e4m3
-from imagewam_cli.kvcache.codecs.integer import INT4, INT8, GroupedIntegers
+from imagewam_cli.kvcache.codecs.integer import INT4, INT8, GroupedIntegerCodec
 from imagewam_cli.prefix.kv import LayerKV
 from imagewam_cli.prefix.positions import layer_ids, rotate_keys
 from imagewam_cli.prefix.spec import LayerSpec, RopeSpec, SegmentSpec, TokenPositions
@@ -26,7 +26,7 @@ LAYER = LayerSpec(
     head_dim=SIZE,
     segments=(SegmentSpec(name="text", tokens=50), SegmentSpec(name="reference", tokens=100)),
 )
-CODECS: list[Any] = [INT8, INT4, FLOAT8, GroupedIntegers("int4", 4, group=32)]
+CODECS: list[Any] = [INT8, INT4, FLOAT8, GroupedIntegerCodec("int4", 4, group=32)]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_row_has_the_same_bytes_in_every_batch(codec: Any, kv: LayerKV) -> Non
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group", [32, 64, 1000])
 def test_no_number_is_further_off_than_half_a_step_of_its_group(bits: Any, group: int, kv: LayerKV) -> None:
-    found = back(GroupedIntegers("x", bits, group), kv)
+    found = back(GroupedIntegerCodec("x", bits, group), kv)
     for part, axis in (("k", 1), ("v", 2)):
         values, decoded = (getattr(x, part).numpy().astype(np.float64) for x in (kv, found))
         if part == "v":
@@ -92,7 +92,7 @@ def test_four_bits_are_packed_first_number_low() -> None:
 
 
 @pytest.mark.parametrize("codec", [INT8, INT4])
-def test_padding_does_not_widen_the_groups_of_keys(codec: GroupedIntegers, kv: LayerKV) -> None:
+def test_padding_does_not_widen_the_groups_of_keys(codec: GroupedIntegerCodec, kv: LayerKV) -> None:
     """Text that is padded to more tokens in one cache than in another has the same numbers in both, up to the group."""
     valid = torch.ones(4, TOKENS, dtype=torch.bool)
     valid[:, 40:50] = False
@@ -128,7 +128,7 @@ def test_fp8_has_three_bits_of_mantissa_below_the_greatest_of_a_head(kv: LayerKV
 
 
 @pytest.mark.parametrize("codec", [INT8, INT4])
-def test_numbers_beyond_float16_are_not_finite_when_stored(codec: GroupedIntegers, kv: LayerKV) -> None:
+def test_numbers_beyond_float16_are_not_finite_when_stored(codec: GroupedIntegerCodec, kv: LayerKV) -> None:
     stored = codec.encode(LayerKV(kv.k * 1e6, kv.v), LAYER)
     assert not bool(torch.isfinite(stored["k.low"]).all() and torch.isfinite(stored["k.step"]).all())
 
@@ -154,8 +154,8 @@ def test_keys_are_stored_as_they_were_before_their_rotation() -> None:
     assert float((INT4.decode(INT4.encode(LayerKV(k, k), layer), layer).k - k).abs().max()) > 0.05
 
 
-@pytest.mark.parametrize("codec", [INT8, INT4, GroupedIntegers("int4", 4, group=32)])
-def test_numbers_come_back_as_the_format_says_to_the_bit(codec: GroupedIntegers, kv: LayerKV) -> None:
+@pytest.mark.parametrize("codec", [INT8, INT4, GroupedIntegerCodec("int4", 4, group=32)])
+def test_numbers_come_back_as_the_format_says_to_the_bit(codec: GroupedIntegerCodec, kv: LayerKV) -> None:
     """x = low + q * step in float32, each operation rounded, from the stored bytes alone."""
     stored = {name: tensor.numpy() for name, tensor in codec.encode(kv, LAYER).items()}
     found = codec.decode({name: torch.from_numpy(x) for name, x in stored.items()}, LAYER)

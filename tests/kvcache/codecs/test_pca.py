@@ -17,12 +17,12 @@ from torch import Tensor
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.verify import repair_cache, verify_cache
-from imagewam_cli.kvcache.codecs.contract import LearnedCodec
+from imagewam_cli.kvcache.codecs.contract import FittedCodec
 from imagewam_cli.kvcache.codecs.integer import INT4
 from imagewam_cli.kvcache.codecs.pca import (
     PCA1,
     PCA2,
-    PrincipalComponents,
+    PCACodec,
     SegmentBasis,
     _allocated,
     _beside,
@@ -95,7 +95,7 @@ def prefix(layers: tuple[LayerSpec, ...], rows: int, seed: int, inner: int = 8) 
     return PrefixKV(tuple(kept), valid)
 
 
-def back(codec: PrincipalComponents, layout: KVSpec, given: PrefixKV) -> list[LayerKV]:
+def back(codec: PCACodec, layout: KVSpec, given: PrefixKV) -> list[LayerKV]:
     return [
         codec.decode(codec.encode(kv, x, rope=layout.rope, valid=given.valid), x, rope=layout.rope)
         for kv, x in zip(given.layers, layout.layers, strict=True)
@@ -110,7 +110,7 @@ def error(found: LayerKV, expected: LayerKV, valid: Tensor | None) -> float:
 
 
 @pytest.mark.parametrize("codec", [PCA2, PCA1])
-def test_bytes_are_the_bits_that_were_promised(codec: PrincipalComponents) -> None:
+def test_bytes_are_the_bits_that_were_promised(codec: PCACodec) -> None:
     """By hand: 2 x 3 heads x 16 numbers of a token."""
     layout = spec(layer())
     fitted = codec.fitted(layout, [prefix(layout.layers, 8, 0)])
@@ -126,7 +126,7 @@ def test_numbers_of_few_degrees_of_freedom_come_back(head_dim: int) -> None:
     turned one at a time, and each sees all 8."""
     rope = ROPE if head_dim == 16 else None
     layout = spec(layer(3 if rope else 2, head_dim, rope=rope is not None), rope=rope)
-    one_bit = PrincipalComponents("one", 1.0)
+    one_bit = PCACodec("one", 1.0)
     fitted = one_bit.fitted(layout, [prefix(layout.layers, 64, 0)])
     given = prefix(layout.layers, 16, 1)
     (found,) = back(fitted, layout, given)
@@ -155,7 +155,7 @@ def test_independent_gaussian_numbers_get_the_error_of_their_bits() -> None:
         )
         for n in (256, 32)
     )
-    two_bits = PrincipalComponents("two", 2.0)
+    two_bits = PCACodec("two", 2.0)
     (found,) = back(two_bits.fitted(layout, [fit]), layout, given)
     squared = (found.k - given.layers[0].k).square().mean()
     assert float(squared) == pytest.approx(0.1188, rel=0.06)
@@ -178,7 +178,7 @@ def test_state_is_all_there_is_and_the_same_twice() -> None:
     assert first.state().keys() == again.state().keys()
     assert all(torch.equal(first.state()[name], again.state()[name]) for name in first.state())
     restored = PCA2.restored(layout, first.state())
-    assert isinstance(restored, LearnedCodec)
+    assert isinstance(restored, FittedCodec)
     given = prefix(layout.layers, 4, 2)
     for a, b in zip(back(first, layout, given), back(restored, layout, given), strict=True):
         assert torch.equal(a.k, b.k)

@@ -18,7 +18,7 @@ import pytest
 from imagewam_cli.errors import CacheError, UsageError
 from imagewam_cli.kvcache.building.merge import merge_cache
 from imagewam_cli.kvcache.building.verify import repair_cache, verify_cache
-from imagewam_cli.kvcache.format.manifest import MANIFEST, Share, parse_manifest
+from imagewam_cli.kvcache.format.manifest import MANIFEST, BuildPart, parse_manifest
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.kvcache.storage.download_cache import copies_root
 from imagewam_cli.kvcache.storage.local import LocalStorage
@@ -39,7 +39,7 @@ EVERYTHING = np.arange(sum(ROWS))
 
 
 def build_part(out: Location, index: int, count: int = 3) -> ArithmeticEditor:
-    return build(out, share=Share(index=index, count=count))
+    return build(out, part=BuildPart(index=index, count=count))
 
 
 def same(one: PrefixKV, other: PrefixKV) -> bool:

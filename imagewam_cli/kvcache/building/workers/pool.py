@@ -25,7 +25,7 @@ ATTEMPTS = 3
 class Ready:
     """A worker has loaded its editor."""
 
-    place: int
+    slot: int
     facts: WorkerFacts
 
 
@@ -33,7 +33,7 @@ class Ready:
 class Finished:
     """A shard is durable."""
 
-    place: int
+    slot: int
     entry: ShardEntry
 
 
@@ -41,14 +41,14 @@ class Finished:
 class Free:
     """A worker has made all that it was given."""
 
-    place: int
+    slot: int
 
 
 @dataclass(frozen=True)
 class Died:
     """A worker is no more. how: as in "worker 1 was killed"."""
 
-    place: int
+    slot: int
     how: str
 
 
@@ -56,15 +56,15 @@ Event = Ready | Finished | Free | Died
 
 
 class Workers(Protocol):
-    """A way to run workers: what an engine is. Each has a place, 0 to `count` - 1."""
+    """A way to run workers: what an engine is. Each has a slot, 0 to `count` - 1."""
 
     count: int
 
-    def start(self, place: int) -> None:
-        """Start a worker in this place, in place of a dead one too; `Ready` follows."""
+    def start(self, slot: int) -> None:
+        """Start a worker in this slot, in place of a dead one too; `Ready` follows."""
         ...
 
-    def give(self, place: int, names: Sequence[str]) -> None:
+    def give(self, slot: int, names: Sequence[str]) -> None:
         """Shards for a free worker; `Finished` follows for each, then `Free`."""
         ...
 
@@ -77,8 +77,8 @@ class Workers(Protocol):
         ...
 
 
-class Crew:
-    """Workers that make the shards of one build: a `ShardMaker`. Used in `with`: they start there and end with it."""
+class WorkerPool:
+    """A `ShardProducer` that hands shards to workers. Use it in `with`: workers start on entry and end on exit."""
 
     def __init__(
         self, workers: Workers, *, out: Location, identity: str, on_news: Callable[[str], None] = lambda line: None
@@ -95,8 +95,8 @@ class Crew:
 
     def __enter__(self) -> Self:
         try:
-            for place in range(self._workers.count):
-                self._workers.start(place)
+            for slot in range(self._workers.count):
+                self._workers.start(slot)
             while self._facts is None:
                 self._advance()
         except BaseException:
@@ -119,7 +119,7 @@ class Crew:
     @property
     def _known(self) -> WorkerFacts:
         if self._facts is None:
-            raise RuntimeError("a crew is used inside `with`")
+            raise RuntimeError("use a worker pool inside `with`")
         return self._facts
 
     def make(
@@ -130,7 +130,7 @@ class Crew:
         on_finished: Callable[[ShardEntry], None],
         on_rows: Callable[[int], None],
     ) -> None:
-        """As `ShardMaker.make`; workers read the instructions from the dataset themselves.
+        """As `ShardProducer.make`; workers read the instructions from the dataset themselves.
 
         Raises:
             CacheError: a worker computes with another editor or dataset, or workers die of a shard `ATTEMPTS` times.
@@ -156,55 +156,55 @@ class Crew:
         """Long runs first, since a run is one stream of pictures; short ones last, so that all end together."""
         while self._free and self._waiting:
             run = max(1, len(self._waiting) // (2 * self._workers.count))
-            place, names = self._free.popleft(), self._waiting[:run]
-            self._given[place], self._waiting = names, self._waiting[run:]
-            self._workers.give(place, tuple(names))
+            slot, names = self._free.popleft(), self._waiting[:run]
+            self._given[slot], self._waiting = names, self._waiting[run:]
+            self._workers.give(slot, tuple(names))
 
     def _advance(self) -> ShardEntry | None:
         """Wait for one event; the shard that it finishes, if it does."""
         event = self._workers.wait()
         match event:
             case Ready():
-                self._require_same(event.facts, event.place)
-                self._deaths.pop(_loading(event.place), None)
-                self._free.append(event.place)
+                self._require_same(event.facts, event.slot)
+                self._deaths.pop(_loading(event.slot), None)
+                self._free.append(event.slot)
             case Finished():
-                self._given[event.place].remove(event.entry.file)
+                self._given[event.slot].remove(event.entry.file)
                 return event.entry
             case Free():
-                self._given.pop(event.place)
-                self._free.append(event.place)
+                self._given.pop(event.slot)
+                self._free.append(event.slot)
             case Died():
                 self._replace(event)
         return None
 
-    def _require_same(self, facts: WorkerFacts, place: int) -> None:
+    def _require_same(self, facts: WorkerFacts, slot: int) -> None:
         first = self._facts or facts
         expected = Provenance(dataset=self._identity, fingerprint=first.fingerprint, spec=first.spec)
         here = Provenance(dataset=facts.dataset, fingerprint=facts.fingerprint, spec=facts.spec)
         for found in expected.differences(here):
             raise CacheError(
-                f"worker {place} computes with another {found.what}: {found.here}, not {found.there}",
+                f"worker {slot} computes with another {found.what}: {found.here}, not {found.there}",
                 "install the same versions and show the same files everywhere",
             )
         self._facts = first
 
     def _replace(self, death: Died) -> None:
         """Start another worker for a dead one; what it was at is done again, unless that is what kills."""
-        if death.place in self._free:
-            self._free.remove(death.place)
-        left = self._given.pop(death.place, [])
-        cause = left[0] if left else _loading(death.place)
+        if death.slot in self._free:
+            self._free.remove(death.slot)
+        left = self._given.pop(death.slot, [])
+        cause = left[0] if left else _loading(death.slot)
         self._deaths[cause] += 1
         if self._deaths[cause] >= ATTEMPTS:
             raise CacheError(
-                f"worker {death.place} {death.how} at {cause}, and so did {ATTEMPTS - 1} before it",
+                f"worker {death.slot} {death.how} at {cause}, and so did {ATTEMPTS - 1} before it",
                 "where memory is full, fewer --workers or a smaller --batch need less; the same command goes on",
             )
-        self._on_news(f"worker {death.place} {death.how} at {cause}: another takes its place")
+        self._on_news(f"worker {death.slot} {death.how} at {cause}: another takes its place")
         self._waiting = sorted([*self._waiting, *left], key=self._order.__getitem__)
-        self._workers.start(death.place)
+        self._workers.start(death.slot)
 
 
-def _loading(place: int) -> str:
-    return f"the start of worker {place}"
+def _loading(slot: int) -> str:
+    return f"the start of worker {slot}"

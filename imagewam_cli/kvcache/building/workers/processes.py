@@ -24,59 +24,59 @@ from imagewam_cli.kvcache.building.workers.worker import Recipe, Worker
 
 
 @dataclass(frozen=True)
-class _Hired:
+class _WorkerProcess:
     process: SpawnProcess
     connection: Connection
 
 
 class ProcessWorkers:
-    """The engine `processes`: see `crew.Workers`."""
+    """The engine `processes`: see `pool.Workers`."""
 
     def __init__(self, recipe: Recipe, count: int, threads: int) -> None:
         """threads: torch's, of each process."""
         self.count = count
         self._recipe, self._threads = recipe, threads
         self._context = multiprocessing.get_context("spawn")
-        self._hired: dict[int, _Hired] = {}
+        self._processes: dict[int, _WorkerProcess] = {}
 
-    def start(self, place: int) -> None:
+    def start(self, slot: int) -> None:
         resource_tracker.ensure_running()  # else it starts with the first worker, and lifts the signals' mask for it
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=_work, args=(theirs, self._recipe, place, self._threads), name=f"worker {place}", daemon=True
+            target=_work, args=(theirs, self._recipe, slot, self._threads), name=f"worker {slot}", daemon=True
         )
         with _without_interrupts():
             process.start()
-            self._hired[place] = _Hired(process, ours)
+            self._processes[slot] = _WorkerProcess(process, ours)
         theirs.close()
 
-    def give(self, place: int, names: Sequence[str]) -> None:
+    def give(self, slot: int, names: Sequence[str]) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: `wait` tells
-            self._hired[place].connection.send(names)
+            self._processes[slot].connection.send(names)
 
     def wait(self) -> Event:
-        places = {hired.connection: place for place, hired in self._hired.items()}
-        sentinels = {hired.process.sentinel: place for place, hired in self._hired.items()}
-        found = wait([*places, *sentinels])
-        place = next((places[ready] for ready in found if ready in places), None)
-        if place is None:
-            place = next(sentinels[ready] for ready in found if ready in sentinels)
-        return self._event_of(place)
+        slots = {worker.connection: slot for slot, worker in self._processes.items()}
+        sentinels = {worker.process.sentinel: slot for slot, worker in self._processes.items()}
+        found = wait([*slots, *sentinels])
+        slot = next((slots[ready] for ready in found if ready in slots), None)
+        if slot is None:
+            slot = next(sentinels[ready] for ready in found if ready in sentinels)
+        return self._event_of(slot)
 
     def stop(self) -> None:
         with _without_interrupts():
-            for hired in self._hired.values():
-                hired.process.kill()
-            for hired in self._hired.values():
-                hired.process.join()
-                hired.connection.close()
-            self._hired.clear()
+            for worker in self._processes.values():
+                worker.process.kill()
+            for worker in self._processes.values():
+                worker.process.join()
+                worker.connection.close()
+            self._processes.clear()
 
-    def _event_of(self, place: int) -> Event:
-        hired = self._hired[place]
+    def _event_of(self, slot: int) -> Event:
+        worker = self._processes[slot]
         try:
             # a process that has ended may have said something before
-            said = hired.connection.recv() if hired.process.is_alive() or hired.connection.poll() else None
+            said = worker.connection.recv() if worker.process.is_alive() or worker.connection.poll() else None
         except (EOFError, OSError):
             said = None
         if isinstance(said, BaseException):
@@ -84,11 +84,11 @@ class ProcessWorkers:
         if said is not None:
             event: Event = said
             return event
-        hired.process.kill()
-        hired.process.join()
-        hired.connection.close()
-        del self._hired[place]
-        return Died(place, _how(hired.process.exitcode or 0))
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+        del self._processes[slot]
+        return Died(slot, _how(worker.process.exitcode or 0))
 
 
 def _how(exit_code: int) -> str:
@@ -105,16 +105,16 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(connection: Connection, recipe: Recipe, place: int, threads: int) -> None:
+def _work(connection: Connection, recipe: Recipe, slot: int, threads: int) -> None:
     """The life of a worker."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        worker = Worker(recipe, place, threads)
-        connection.send(Ready(place, worker.facts))
+        worker = Worker(recipe, slot, threads)
+        connection.send(Ready(slot, worker.facts))
         while True:
             names = connection.recv()
-            worker.make(names, lambda entry: connection.send(Finished(place, entry)))
-            connection.send(Free(place))
+            worker.make(names, lambda entry: connection.send(Finished(slot, entry)))
+            connection.send(Free(slot))
     except Exception as error:  # noqa: BLE001 - a process's boundary: the parent raises it
         connection.send(_portable(error))
 

@@ -31,7 +31,7 @@ _STOPPING = 10.0
 
 
 class RayWorkers:
-    """The engine `ray`: see `crew.Workers`."""
+    """The engine `ray`: see `pool.Workers`."""
 
     def __init__(
         self,
@@ -70,35 +70,35 @@ class RayWorkers:
             self.stop()
             raise
 
-    def start(self, place: int) -> None:
-        if place in self._actors:
-            self._ray.kill(self._actors[place])
-        actor = self._actors[place] = self._ray.remote(_Actor).options(**self._options).remote()
-        self._pending[actor.load.remote(self._recipe, place, self._threads)] = place
+    def start(self, slot: int) -> None:
+        if slot in self._actors:
+            self._ray.kill(self._actors[slot])
+        actor = self._actors[slot] = self._ray.remote(_Actor).options(**self._options).remote()
+        self._pending[actor.load.remote(self._recipe, slot, self._threads)] = slot
 
-    def give(self, place: int, names: Sequence[str]) -> None:
-        made = self._actors[place].make.options(num_returns="streaming").remote(names)
-        self._pending[made] = place
+    def give(self, slot: int, names: Sequence[str]) -> None:
+        made = self._actors[slot].make.options(num_returns="streaming").remote(names)
+        self._pending[made] = slot
 
     def wait(self) -> Event:
         exceptions = self._ray.exceptions
         (ready,), _ = self._ray.wait(list(self._pending), num_returns=1)
-        place = self._pending[ready]
+        slot = self._pending[ready]
         try:
             if isinstance(ready, self._ray.ObjectRef):
                 facts: WorkerFacts = self._ray.get(ready)
                 del self._pending[ready]
-                return Ready(place, facts)
+                return Ready(slot, facts)
             entry: ShardEntry = self._ray.get(next(ready))
-            return Finished(place, entry)
+            return Finished(slot, entry)
         except StopIteration:
             del self._pending[ready]
-            return Free(place)
+            return Free(slot)
         except exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, Exception) else error) from None
         except exceptions.RayError as error:
             del self._pending[ready]
-            return Died(place, f"was lost ({type(error).__name__})")
+            return Died(slot, f"was lost ({type(error).__name__})")
 
     def stop(self) -> None:
         for actor in self._actors.values():
@@ -114,8 +114,8 @@ class RayWorkers:
 class _Actor:
     """A worker in an actor."""
 
-    def load(self, recipe: Recipe, place: int, threads: int) -> WorkerFacts:
-        self._worker = Worker(recipe, place, threads)
+    def load(self, recipe: Recipe, slot: int, threads: int) -> WorkerFacts:
+        self._worker = Worker(recipe, slot, threads)
         return self._worker.facts
 
     def make(self, names: Sequence[str]) -> Iterator[ShardEntry]:

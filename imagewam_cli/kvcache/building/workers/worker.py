@@ -27,8 +27,8 @@ from imagewam_cli.registry import Registry
 class Recipe(Protocol):
     """How a worker gets its builder; plain data, since it is pickled into another process."""
 
-    def open(self, place: int) -> tuple[ShardBuilder, Sequence[str]]:
-        """The builder, and the dataset's instructions as a manifest numbers them. place: the worker's number."""
+    def open(self, slot: int) -> tuple[ShardBuilder, Sequence[str]]:
+        """The builder, and the dataset's instructions as a manifest numbers them. slot: the worker's number."""
         ...
 
 
@@ -46,7 +46,7 @@ class BuildRecipe:
     codec: str
     settings: BuildSettings
 
-    def open(self, place: int) -> tuple[ShardBuilder, Sequence[str]]:
+    def open(self, slot: int) -> tuple[ShardBuilder, Sequence[str]]:
         registry = Registry.installed()
         dataset = open_dataset(self.dataset, self.keys)
         instructions = instructions_of(dataset)
@@ -55,16 +55,16 @@ class BuildRecipe:
             self.prefix,
             instructions=instructions,
             weights=self.weights,
-            hardware=_placed(self.hardware, place, torch.cuda.device_count()),
+            hardware=_placed(self.hardware, slot, torch.cuda.device_count()),
         )
         return ShardBuilder(dataset, editor, self.out, registry.codecs.load(self.codec), self.settings), instructions
 
 
-def _placed(hardware: Hardware, place: int, devices: int) -> Hardware:
+def _placed(hardware: Hardware, slot: int, devices: int) -> Hardware:
     """Workers on `cuda` take the devices in turn; one that is named is for all of them."""
     if hardware.device != "cuda" or not devices:
         return hardware
-    return dataclasses.replace(hardware, device=f"cuda:{place % devices}")
+    return dataclasses.replace(hardware, device=f"cuda:{slot % devices}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +84,10 @@ class Worker:
         ImagewamError: as opening the dataset and loading the editor do.
     """
 
-    def __init__(self, recipe: Recipe, place: int, threads: int) -> None:
+    def __init__(self, recipe: Recipe, slot: int, threads: int) -> None:
         """threads: torch's, on the CPU; their number can show in the last bits of what the CPU computes."""
         torch.set_num_threads(threads)
-        self._builder, self._instructions = recipe.open(place)
+        self._builder, self._instructions = recipe.open(slot)
 
     @property
     def facts(self) -> WorkerFacts:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from imagewam_cli.kvcache.building.build import build_with
-from imagewam_cli.kvcache.building.workers.pool import Crew, Workers
+from imagewam_cli.kvcache.building.workers.pool import WorkerPool, Workers
 from imagewam_cli.kvcache.codecs.cast import FLOAT32
 from imagewam_cli.kvcache.format.manifest import Manifest
 from tests.support.arithmetic_cache import LENGTHS, SETTINGS
@@ -30,7 +30,7 @@ def build_by(tmp_path: Path) -> Build:
 
     def build(workers: Workers, *, on_news: Callable[[str], None] = lambda line: None, **options: Any) -> Manifest:
         dataset, out = MemoryDataset(LENGTHS), tmp_path / "cache"
-        with Crew(workers, out=out, identity=dataset.info.identity, on_news=on_news) as crew:
-            return build_with(crew, dataset, out, FLOAT32, SETTINGS, **options)
+        with WorkerPool(workers, out=out, identity=dataset.info.identity, on_news=on_news) as pool:
+            return build_with(pool, dataset, out, FLOAT32, SETTINGS, **options)
 
     return build

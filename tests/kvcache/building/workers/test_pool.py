@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.building.workers.pool import Crew, Died, Event, Finished, Free, Ready
+from imagewam_cli.kvcache.building.workers.pool import Died, Event, Finished, Free, Ready, WorkerPool
 from imagewam_cli.kvcache.building.workers.worker import Recipe, Worker
 from imagewam_cli.kvcache.storage.manifests import read_manifest
 from tests.support.arithmetic_cache import CUT, LENGTHS
@@ -31,13 +31,13 @@ class ThreadWorkers:
         self.given: list[tuple[str, ...]] = []
         self.stops = 0
 
-    def start(self, place: int) -> None:
-        work = self._work[place] = SimpleQueue()
-        threading.Thread(target=self._live, args=(place, work), daemon=True).start()
+    def start(self, slot: int) -> None:
+        work = self._work[slot] = SimpleQueue()
+        threading.Thread(target=self._live, args=(slot, work), daemon=True).start()
 
-    def give(self, place: int, names: Sequence[str]) -> None:
+    def give(self, slot: int, names: Sequence[str]) -> None:
         self.given.append(tuple(names))
-        self._work[place].put(names)
+        self._work[slot].put(names)
 
     def wait(self) -> Event:
         event = self._events.get(timeout=10)
@@ -48,15 +48,15 @@ class ThreadWorkers:
     def stop(self) -> None:
         self.stops += 1
 
-    def _live(self, place: int, work: SimpleQueue[Sequence[str]]) -> None:
+    def _live(self, slot: int, work: SimpleQueue[Sequence[str]]) -> None:
         try:
-            worker = Worker(self._recipe, place, 1)
-            self._events.put(Ready(place, worker.facts))
+            worker = Worker(self._recipe, slot, 1)
+            self._events.put(Ready(slot, worker.facts))
             while True:
-                worker.make(work.get(), lambda entry: self._events.put(Finished(place, entry)))
-                self._events.put(Free(place))
+                worker.make(work.get(), lambda entry: self._events.put(Finished(slot, entry)))
+                self._events.put(Free(slot))
         except Lost:
-            self._events.put(Died(place, "was lost"))
+            self._events.put(Died(slot, "was lost"))
         except Exception as error:  # noqa: BLE001 - as a process's boundary
             self._events.put(error)
 
@@ -75,12 +75,12 @@ def test_any_number_of_workers_makes_the_single_build(
 
 def test_runs_are_long_first_and_single_at_the_end(recipe: Any, tmp_path: Path) -> None:
     workers = ThreadWorkers(recipe(), 2)
-    crew = Crew(workers, out=tmp_path, identity="")
-    crew._waiting = [str(i) for i in range(40)]
-    crew._workers.give = lambda place, names: workers.given.append(names)
-    while crew._waiting:
-        crew._free.append(0)
-        crew._hand_out()
+    pool = WorkerPool(workers, out=tmp_path, identity="")
+    pool._waiting = [str(i) for i in range(40)]
+    pool._workers.give = lambda slot, names: workers.given.append(names)
+    while pool._waiting:
+        pool._free.append(0)
+        pool._hand_out()
     lengths = [len(names) for names in workers.given]
     assert lengths[:3] == [10, 7, 5]
     assert lengths == sorted(lengths, reverse=True)
@@ -123,7 +123,7 @@ def test_an_editors_error_stops_the_build_with_its_line(tmp_path: Path, recipe: 
 
 def test_a_worker_that_cannot_start_stops_the_build(recipe: Any, build_by: Build) -> None:
     class Unloadable:
-        def open(self, place: int) -> Any:
+        def open(self, slot: int) -> Any:
             raise Lost
 
     with pytest.raises(CacheError, match="at the start of worker 0, and so did 2 before it"):
@@ -136,15 +136,15 @@ def test_workers_with_different_editors_are_refused(recipe: Any, strangers: tupl
     identity = MemoryDataset(LENGTHS).info.identity
     with (
         pytest.raises(CacheError, match=r"worker \d computes with another editor"),
-        Crew(ThreadWorkers(differing, 2), out=tmp_path, identity=identity) as crew,
+        WorkerPool(ThreadWorkers(differing, 2), out=tmp_path, identity=identity) as pool,
     ):
-        crew._advance()
+        pool._advance()
 
 
 def test_a_worker_that_sees_another_dataset_is_refused(recipe: Any, tmp_path: Path) -> None:
     with (
         pytest.raises(CacheError, match="worker 0 computes with another dataset"),
-        Crew(ThreadWorkers(recipe(), 1), out=tmp_path, identity="another"),
+        WorkerPool(ThreadWorkers(recipe(), 1), out=tmp_path, identity="another"),
     ):
         pass
 
