@@ -235,7 +235,7 @@ class TestMerging:
             assert run([*build, *more, "--out", parts[i], "--part", f"{i}/2"]) == 0
         problem, hint = refused(capsys, "cache", "merge", str(tmp_path / "all"), *parts)
         assert "are of different caches: setting 'layers' is all and 0,1" in problem
-        assert "what the same command built" in hint
+        assert "parts that the same command built" in hint
         assert not (tmp_path / "all").exists()
 
     def test_parts_that_are_cut_differently_are_refused(

@@ -122,7 +122,7 @@ def test_another_result_than_before_is_told_and_sound(copy: Path) -> None:
     ("dataset", "editor", "what"),
     [
         (MemoryDataset(LENGTHS, identity="another"), ArithmeticEditor(), "dataset"),
-        (MemoryDataset(LENGTHS), ArithmeticEditor(weights="trained longer"), "editor"),
+        (MemoryDataset(LENGTHS), ArithmeticEditor(weights="trained longer"), "editor weights"),
     ],
 )
 def test_another_dataset_or_editor_repairs_nothing(
