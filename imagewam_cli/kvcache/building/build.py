@@ -1,4 +1,4 @@
-"""Building a cache: one build under its lock, the manifest that it goes on from, and what it refuses to go on with."""
+"""Build or resume a cache: locking, resuming from the manifest, rejecting incompatible caches."""
 
 from __future__ import annotations
 
@@ -44,10 +44,9 @@ from imagewam_cli.kvcache.storage.lock import FILES_LOCK, LOCK, part_lock
 from imagewam_cli.kvcache.storage.manifests import (
     holds,
     lock_whole,
-    manifest_at,
-    manifests_at,
     put_manifest,
     storage_at,
+    stored_manifest,
 )
 
 
@@ -62,15 +61,17 @@ def build_cache(
     on_rows: Callable[[int], None] = lambda rows: None,
     on_damage: Callable[[str], None] = lambda file: None,
 ) -> Manifest:
-    """Write (or go on writing) the cache `out`, a folder or a URL. `on_start(plan)` is called once nothing was refused;
-    `on_rows(n)` after each n rows, and once for those already there; `on_damage(file)` for each shard that was finished
-    and is not what it was: it is built again.
+    """Build the cache `out`, a folder or a URL, or resume it.
+
+    Args:
+        on_start: called with the plan once nothing was refused.
+        on_rows: called with n after each n rows, and once for the rows of each shard that is kept.
+        on_damage: called with the name of each finished shard that is missing or damaged; it is built again.
 
     Raises:
-        CacheError: `out` holds another cache; the message gives both values of what differs. Or somebody else writes
-            there, or the disk has no room, or the editor does not keep to its own layout, or gives numbers that the
-            codec cannot hold.
-        UsageError: `out` holds something that is not a cache, or is a URL that nothing installed reaches.
+        CacheError: `out` holds another cache (the message gives both values), another process writes there, the disk
+            is full, the editor's output does not match its layout, or the codec cannot represent its numbers.
+        UsageError: `out` holds something that is not a cache, or no installed package reaches its URL.
     """
     producer = ShardBuilder(dataset, editor, out, codec, settings)
     return build_with(producer, dataset, out, codec, settings, on_start=on_start, on_rows=on_rows, on_damage=on_damage)
@@ -87,28 +88,30 @@ def build_with(
     on_rows: Callable[[int], None] = lambda rows: None,
     on_damage: Callable[[str], None] = lambda file: None,
 ) -> Manifest:
-    """`build_cache`, by whatever makes the shards; this process holds the lock and writes all but the shards."""
+    """Build a cache as `build_cache` does, with the shards of any producer.
+
+    This process holds the lock and writes everything but the shards.
+    """
     plan = plan_build(dataset, producer.spec, codec, settings)
     storage = storage_at(out)
     _refuse_foreign(storage)
     name = MANIFEST if settings.part is None else settings.part.manifest
     with lock_whole(storage) if settings.part is None else storage.lock(part_lock(name)):
-        build = _Build(producer, dataset, storage, codec, settings, plan, on_rows, on_damage)
-        on_start(plan)
-        return build.run()
+        build = _Build(producer, dataset, storage, codec, settings, plan)
+        return build.run(on_start, on_rows, on_damage)
 
 
 def require_resumable(
     dataset: Dataset, editor: str, out: Location, codec: Codec, settings: BuildSettings
 ) -> Manifest | None:
-    """What a build into `out` would go on with, looked at before the editor of that name is loaded; None: nothing.
+    """Return the manifest that a build into `out` would resume from, or None. Needs no editor, only its name.
 
     Raises:
-        CacheError, UsageError: `build_cache` would refuse it, whatever the editor's weights and settings are.
+        CacheError, UsageError: `build_cache` would refuse `out`, whatever the editor's weights and settings are.
     """
     storage = storage_at(out)
     _refuse_foreign(storage)
-    there = _united(storage)
+    there = stored_manifest(storage)
     if there is not None:
         here = Provenance(
             dataset=dataset.info.identity,
@@ -132,54 +135,96 @@ class _Build:
         codec: Codec,
         settings: BuildSettings,
         plan: BuildPlan,
-        on_rows: Callable[[int], None],
-        on_damage: Callable[[str], None],
     ) -> None:
         self.producer, self.dataset, self.storage, self.codec = producer, dataset, storage, codec
-        self.settings, self.plan, self.on_rows = settings, plan, on_rows
-        self.layout = assigned_shards(plan, settings)
+        self.settings, self.plan = settings, plan
+        self.assigned = assigned_shards(plan, settings)
         self._rows = {e.index: row_count(e, settings) for shard in plan.shards for e in shard}
         self.name = MANIFEST if settings.part is None else settings.part.manifest
-        with _beginning(storage, settings):
-            there = _united(storage)
-            self.manifest = _start(dataset, producer, storage, codec, settings, plan, there, self.name)
-        self.encoded = there is not None and len(there.shards) > 0
-        """Whether there are shards, of other parts too."""
-        faults = storage.damaged_shards(self.manifest.entries)
-        for file in faults:
-            on_damage(file)
-        self.kept = {entry.file: entry for entry in self.manifest.shards if entry.file not in faults}
-        """Shards that are there, by name."""
-        if self.manifest.by_instruction is not None and self.manifest.by_instruction.file in faults:
-            self.manifest = dataclasses.replace(self.manifest, by_instruction=None)
+        self.manifest: Manifest
+        """The manifest that this build writes."""
+        self.kept: dict[str, ShardEntry] = {}
+        """Finished shards, by file name."""
 
-    def run(self) -> Manifest:
-        with self.storage.lock(FILES_LOCK, wait=True):  # parts that start together need the same ones
-            self._fit_codec()
-            self._make_instructions()
-        missing = [name for name in self.layout if name not in self.kept]
-        rows = sum(self._rows[episode] for name in missing for episode in self.layout[name])
-        _require_room(self.storage, rows * self.plan.bytes_per_row)
+    def run(
+        self,
+        on_start: Callable[[BuildPlan], None],
+        on_rows: Callable[[int], None],
+        on_damage: Callable[[str], None],
+    ) -> Manifest:
+        # The manifests are read once, here. Parts of one cache may start together, and all need the same codec and the
+        # same shard of instructions. Both are written and listed only under FILES_LOCK, which is held from this read
+        # until they are listed: what was read stays true, and the next part to get the lock reads what this one listed.
+        with self.storage.lock(FILES_LOCK, wait=True):
+            with _no_other_split(self.storage, self.settings):
+                there = stored_manifest(self.storage)
+                self.manifest = self._begin(there)
+            on_start(self.plan)
+            self._fit_codec(there)
+            self._make_instructions(there, on_damage)
+        damaged = self.storage.damaged_shards(self.manifest.shards)
+        for file in damaged:
+            on_damage(file)
+        self.kept = {entry.file: entry for entry in self.manifest.shards if entry.file not in damaged}
+        missing = [name for name in self.assigned if name not in self.kept]
+        rows = sum(self._rows[episode] for name in missing for episode in self.assigned[name])
+        _require_free_bytes(self.storage, rows * self.plan.bytes_per_row)
         self.manifest = dataclasses.replace(self.manifest, shards=tuple(self.kept.values()))
         for entry in self.manifest.shards:
-            self.on_rows(entry.rows)
-        self.producer.make(missing, self.manifest.instructions, on_finished=self._list, on_rows=self.on_rows)
+            on_rows(entry.rows)
+        self.producer.make(missing, self.manifest.instructions, on_finished=self._list, on_rows=on_rows)
         put_manifest(self.storage, self.manifest, self.name)
         return self.manifest
 
-    def _fit_codec(self) -> None:
-        """The file of a codec that is fitted, where it is not there.
+    def _begin(self, there: Manifest | None) -> Manifest:
+        """Write what every part has in common and return the manifest to continue from.
+
+        there: the cache as it is stored, with the shards of all parts.
 
         Raises:
-            CacheError: shards were encoded by one that is lost.
+            CacheError: it was made of something else, or split into other shards.
+        """
+        storage, dataset, spec, settings = self.storage, self.dataset, self.producer.spec, self.settings
+        table, instructions = FrameTable.of(dataset.rows(images=False))
+        contents = {TABLE: table.to_bytes()}
+        kept = {} if there is None else {n: c for n, c in there.files.items() if n != TABLE and holds(storage, n, c)}
+        if self.plan.shards and SAMPLES not in kept:
+            contents[SAMPLES] = samples_bytes(dataset, settings.stride)
+        fresh = Manifest(
+            version=VERSION,
+            fingerprint=self.producer.fingerprint(),
+            spec=spec,
+            codec=self.codec.name,
+            dataset=dataset_entry(dataset, spec.cameras, settings.stride, settings.augmentation),
+            instructions=instructions,
+            files=dict(sorted((kept | {n: checksum_of(content) for n, content in contents.items()}).items())),
+            total_rows=self.plan.rows,
+        )
+        if there is not None:
+            _refuse_other(storage.address, there.provenance, fresh.provenance)
+            _refuse_other_shards(storage.address, there, self.plan)
+            shards = tuple(entry for entry in there.shards if entry.file in self.assigned)
+            fresh = dataclasses.replace(fresh, shards=shards, by_instruction=there.by_instruction)
+        if self.name not in storage.names():
+            # Before any other file: a build that is stopped from here on is recognised as one.
+            put_manifest(storage, fresh, self.name)
+        for file, content in contents.items():
+            if not holds(storage, file, fresh.files[file]):
+                storage.write(file, content)
+        return fresh
+
+    def _fit_codec(self, there: Manifest | None) -> None:
+        """Fit the codec unless its file is stored.
+
+        Raises:
+            CacheError: stored shards were encoded by another fit, whose file is lost.
         """
         if not isinstance(self.codec, FittedCodec):
             return
-        there = _united(self.storage)
         checksum = "" if there is None else there.files.get(CODEC, "")
         if not holds(self.storage, CODEC, checksum):
             found = self._made(CODEC).checksum
-            if self.encoded and found != checksum:
+            if there is not None and there.shards and found != checksum:
                 raise CacheError(
                     f"{self.storage.address}/{CODEC} is missing or damaged, and fitting {self.codec.name} again here "
                     "gives another",
@@ -189,18 +234,18 @@ class _Build:
         files = dict(sorted({**self.manifest.files, CODEC: checksum}.items()))
         self._change(dataclasses.replace(self.manifest, files=files))
 
-    def _make_instructions(self) -> None:
-        """The shard of what follows from the instructions alone, where there is such a layer and nobody made it."""
+    def _make_instructions(self, there: Manifest | None, on_damage: Callable[[str], None]) -> None:
+        """Build the shard of layers that depend on the instruction alone, unless there are none or it is stored."""
         if not stored_parts(self.producer.spec, self.codec, by_instruction=True):
             return
-        there = _united(self.storage)
         made = None if there is None else there.by_instruction
-        if made is None or self.storage.damaged_shards([made]):
-            made = self._made(INSTRUCTIONS)
-        self._change(dataclasses.replace(self.manifest, by_instruction=made))
+        if made is not None and self.storage.damaged_shards([made]):
+            on_damage(made.file)
+            made = None
+        self._change(dataclasses.replace(self.manifest, by_instruction=made or self._made(INSTRUCTIONS)))
 
     def _change(self, manifest: Manifest) -> None:
-        """Where it is a change."""
+        """Store another manifest, if it differs."""
         if manifest != self.manifest:
             self.manifest = manifest
             put_manifest(self.storage, manifest, self.name)
@@ -211,35 +256,36 @@ class _Build:
         return found[0]
 
     def _list(self, entry: ShardEntry) -> None:
-        """A durable shard becomes known."""
+        """Add a durable shard to the manifest."""
         self.kept[entry.file] = entry
-        entries = tuple(self.kept[name] for name in self.layout if name in self.kept)
+        entries = tuple(self.kept[name] for name in self.assigned if name in self.kept)
         self.manifest = dataclasses.replace(self.manifest, shards=entries)
         put_manifest(self.storage, self.manifest, self.name)
 
 
 def _refuse_foreign(storage: Storage) -> None:
-    """Files that are not a cache's stay alone in their folder."""
-    # a manifest is looked for afterwards: other parts that begin meanwhile write theirs before anything else
+    """Refuse a folder with files of something else than a cache.
+
+    Raises:
+        UsageError: it has files, and none is a manifest.
+    """
+    # Names are listed again before the manifest is looked for: another part that is starting stores its manifest first.
     strange = any(not name.startswith(("manifest.", LOCK)) for name in storage.names())
     names = storage.names() if strange else []
     if strange and MANIFEST not in names and not part_manifests(names):
         raise UsageError(f"{storage.address} holds something that is not a cache", "choose an empty folder with --out")
 
 
-def _united(storage: Storage) -> Manifest | None:
-    """What is there of the cache, by the whole's manifest and all parts'."""
-    return manifest_at(storage) if manifests_at(storage) else None
-
-
 @contextmanager
-def _beginning(storage: Storage, settings: BuildSettings) -> Iterator[None]:
-    """While it looks at what is there and says that it is there itself. A part is refused where the whole is written,
-    or a part of another number, which may have the same shards."""
+def _no_other_split(storage: Storage, settings: BuildSettings) -> Iterator[None]:
+    """Refuse a part while the whole cache is being written, or a part of another count: they share shards with it.
+
+    Held until the part's own manifest is stored, which is how a build of the whole cache notices the part.
+    """
     if settings.part is None:
-        yield
+        yield  # the whole cache is locked already
         return
-    with storage.lock(FILES_LOCK, wait=True), storage.lock(LOCK):
+    with storage.lock(LOCK):
         for name in part_manifests(storage.names()):
             if BuildPart.named(name).count != settings.part.count:
                 with storage.lock(part_lock(name)):
@@ -250,7 +296,7 @@ def _beginning(storage: Storage, settings: BuildSettings) -> Iterator[None]:
 def dataset_entry(
     dataset: Dataset, cameras: Sequence[str], stride: int, augmentation: Augmentation = AS_RECORDED
 ) -> DatasetEntry:
-    """What is written down of a dataset of which every `stride`-th frame is taken. cameras: those that are seen."""
+    """Return the manifest's entry for every `stride`-th frame of a dataset. cameras: those that the editor sees."""
     info = dataset.info
     return DatasetEntry(
         path=str(info.root.resolve()),
@@ -267,46 +313,6 @@ def dataset_entry(
     )
 
 
-def _start(
-    dataset: Dataset,
-    producer: ShardProducer,
-    storage: Storage,
-    codec: Codec,
-    settings: BuildSettings,
-    plan: BuildPlan,
-    there: Manifest | None,
-    name: str,
-) -> Manifest:
-    """The manifest to go on from, with what is there of its shards already. there: all that is there of the cache."""
-    table, instructions = FrameTable.of(dataset.rows(images=False))
-    contents = {TABLE: table.to_bytes()}
-    kept = {} if there is None else {n: c for n, c in there.files.items() if n != TABLE and holds(storage, n, c)}
-    if plan.shards and SAMPLES not in kept:
-        contents[SAMPLES] = samples_bytes(dataset, settings.stride)
-    fresh = Manifest(
-        version=VERSION,
-        fingerprint=producer.fingerprint(),
-        spec=producer.spec,
-        codec=codec.name,
-        dataset=dataset_entry(dataset, producer.spec.cameras, settings.stride, settings.augmentation),
-        instructions=instructions,
-        files=dict(sorted((kept | {n: checksum_of(content) for n, content in contents.items()}).items())),
-        total_rows=plan.rows,
-    )
-    if there is not None:
-        _refuse_other(storage.address, there.provenance, fresh.provenance)
-        _refuse_other_cut(storage.address, there, plan)
-        own = assigned_shards(plan, settings)
-        shards = tuple(entry for entry in there.shards if entry.file in own)
-        fresh = dataclasses.replace(fresh, shards=shards, by_instruction=there.by_instruction)
-    if name not in storage.names():
-        put_manifest(storage, fresh, name)  # first of all, so that a build stopped from here on is known as one
-    for file, content in contents.items():
-        if not holds(storage, file, fresh.files[file]):
-            storage.write(file, content)
-    return fresh
-
-
 def _refuse_other(out: str, there: Provenance, here: Provenance) -> None:
     """Stop before a build mixes its rows with those of another cache."""
     for found in there.differences(here):
@@ -316,13 +322,13 @@ def _refuse_other(out: str, there: Provenance, here: Provenance) -> None:
         )
 
 
-def _refuse_other_cut(out: str, existing: Manifest, plan: BuildPlan) -> None:
-    """Shards of another size share names with those of this build and would be overwritten."""
+def _refuse_other_shards(out: str, existing: Manifest, plan: BuildPlan) -> None:
+    """Stop before a build overwrites shards that have the same names but other episodes."""
     planned = shard_layout(plan)
     for entry in existing.shards:
         if planned.get(entry.file) != entry.episodes:
             raise CacheError(
-                f"{out} is cut into other shards: its {entry.file} holds {_episodes_text(entry.episodes)}, "
+                f"{out} is split into other shards: its {entry.file} holds {_episodes_text(entry.episodes)}, "
                 f"this build would put {_episodes_text(planned.get(entry.file, ()))} there",
                 "use the same --shard-mb as before, or choose another folder with --out",
             )
@@ -332,7 +338,7 @@ def _episodes_text(episodes: Sequence[int]) -> str:
     return f"episodes {episodes[0]} to {episodes[-1]}" if episodes else "no episode"
 
 
-def _require_room(storage: Storage, needed: int) -> None:
+def _require_free_bytes(storage: Storage, needed: int) -> None:
     free = storage.free_bytes()
     if free is not None and needed > free:
         raise CacheError(

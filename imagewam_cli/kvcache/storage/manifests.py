@@ -48,11 +48,22 @@ def read_manifest(address: Location) -> Manifest:
 
 
 def manifest_at(storage: Storage) -> Manifest:
-    """As `read_manifest`."""
-    found = manifests_at(storage) or manifests_at(storage)  # what was listed may have been merged meanwhile
-    if not found:
+    """Return the manifest of the cache in this storage; see `read_manifest`."""
+    # a merge may delete the listed parts before they are read: the second look finds the whole manifest
+    found = stored_manifest(storage) or stored_manifest(storage)
+    if found is None:
         raise no_cache(storage.address)
-    return unite([(f"{storage.address}/{name}", manifest) for name, manifest in found])
+    return found
+
+
+def stored_manifest(storage: Storage) -> Manifest | None:
+    """Read each manifest once and unite them; None if there is none.
+
+    Raises:
+        CacheError: as `read_manifest`.
+    """
+    found = manifests_at(storage)
+    return unite([(f"{storage.address}/{name}", manifest) for name, manifest in found]) if found else None
 
 
 def manifests_at(storage: Storage) -> list[tuple[str, Manifest]]:

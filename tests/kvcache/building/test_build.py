@@ -21,7 +21,11 @@ from imagewam_cli.errors import CacheError, DatasetError, UsageError
 from imagewam_cli.kvcache.building.encoding import instructions_of
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings, bytes_per_row, plan_build
 from imagewam_cli.kvcache.codecs.cast import BFLOAT16, FLOAT16, FLOAT32, CastCodec
+from imagewam_cli.kvcache.codecs.contract import Codec
+from imagewam_cli.kvcache.codecs.pca import PCA1
+from imagewam_cli.kvcache.format.manifest import BuildPart, manifest_names
 from imagewam_cli.kvcache.reading.reader import CacheReader
+from imagewam_cli.kvcache.storage.local import LocalStorage
 from imagewam_cli.kvcache.storage.manifests import read_manifest
 from imagewam_cli.prefix.kv import PrefixKV
 from tests.support.arithmetic_cache import CUT, LENGTHS, SETTINGS, build
@@ -280,6 +284,27 @@ class TestContinuation:
                 build(out)
         build(out)
         assert files(out) == files(built)
+
+    @pytest.mark.parametrize("part", [None, BuildPart(index=1, count=2)])
+    def test_a_build_reads_each_manifest_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: BuildPart | None
+    ) -> None:
+        """Each read is a network trip where the cache is in a store. The codec is fitted, so its file is asked for."""
+        out, real, read = tmp_path / "cache", LocalStorage.read, list[str]()
+        parts = [None] if part is None else [BuildPart(index=0, count=2), part]
+        for each in parts:
+            with pytest.raises(KeyboardInterrupt):
+                build(out, codec=PCA1, part=each, on_rows=stop_after(4))
+
+        def counted(storage: LocalStorage, name: str) -> bytes:
+            read.append(name)
+            return real(storage, name)
+
+        monkeypatch.setattr(LocalStorage, "read", counted)
+        build(out, codec=PCA1, part=part)
+        names = manifest_names([path.name for path in out.iterdir()])
+        assert len(names) == len(parts)
+        assert [name for name in read if name.startswith("manifest.")] == names
 
     def test_too_little_room_is_told_before_anything_is_computed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
