@@ -21,7 +21,8 @@ from imagewam_cli.data.normalization import NormalizationMode, Normalizer, Runni
 from imagewam_cli.data.splits import split_episodes
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.format.frame_table import Indices
-from imagewam_cli.kvcache.reading.epoch_order import epoch_order
+from imagewam_cli.kvcache.reading.epoch_order import BatchSchedule
+from imagewam_cli.kvcache.reading.row_batch import row_batch
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.training.prefixes import PrefixSource
 from imagewam_cli.training.recipe import TrainRecipe
@@ -85,39 +86,31 @@ class ExpertData:
         return int(self.source.table.action.shape[1])
 
     def batch(self, indices: Indices) -> Batch:
-        """The rows of these numbers."""
+        """Read and assemble the batch of these rows."""
         return self._batch(indices, self.source.gather(indices))
 
     def _batch(self, indices: Indices, prefix: Callable[[], PrefixKV]) -> Batch:
-        index, table, horizon = self.source.index, self.source.table, self.recipe.expert.horizon
-        episodes, frames = index.episode[indices], index.frame[indices]
-        chunks = [table.chunk(int(e), int(f), horizon) for e, f in zip(episodes, frames, strict=True)]
-        states = np.stack([table.states_of(int(e))[f] for e, f in zip(episodes, frames, strict=True)])
-        actions = self.action_normalizer.normalize(np.stack([c.actions for c in chunks]))
+        found = row_batch(self.source.table, self.source.index, indices, self.recipe.expert.horizon)
         return Batch(
             prefix=prefix(),
-            state=torch.from_numpy(self.state_normalizer.normalize(states)),
-            actions=torch.from_numpy(actions),
-            is_pad=torch.from_numpy(np.stack([c.is_pad for c in chunks])),
-            row=index.row[indices],
+            state=torch.from_numpy(self.state_normalizer.normalize(found.state)),
+            actions=torch.from_numpy(self.action_normalizer.normalize(found.actions)),
+            is_pad=torch.from_numpy(found.is_pad),
+            row=found.row,
         )
 
     def order(self, first_step: int) -> Iterator[Indices]:
-        """Row numbers of each step's batch from `first_step` on, forever; each epoch is one shuffle of all rows."""
-        size = min(self.recipe.batch, len(self.train_rows))
-        per_epoch = len(self.train_rows) // size
-        epoch, skip = divmod(first_step, per_epoch)
-        while True:
-            order = epoch_order(
-                self.train_rows,
-                self.source.shard_rows,
-                shuffle=self.recipe.shuffle,
-                seed=self.recipe.seed,
-                epoch=epoch,
-            )
-            for i in range(skip, per_epoch):
-                yield np.sort(order[i * size : (i + 1) * size])
-            epoch, skip = epoch + 1, 0
+        """Yield the rows of each step's batch from `first_step` on, without end. An epoch is one pass over all rows;
+        rows that do not fill a batch are left out of it."""
+        schedule = BatchSchedule(
+            rows=self.train_rows,
+            shard_rows=self.source.shard_rows,
+            batch=min(self.recipe.batch, len(self.train_rows)),
+            shuffle=self.recipe.shuffle,
+            seed=self.recipe.seed,
+            remainder="drop",
+        )
+        return schedule.steps(first_step)
 
     def rows_needed(self, first_step: int, last_step: int, *, validation: bool = True) -> Indices:
         """Every row that the batches of steps [first_step, last_step) or the validation hold."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings
 from imagewam_cli.kvcache.codecs.cast import FLOAT32
+from imagewam_cli.kvcache.reading.torch_dataset import BatchOrder, PrefixDataset
 from imagewam_cli.training import data as training_data
 from imagewam_cli.training.data import Batch, ExpertData, Indices, TimedBatches
 from imagewam_cli.training.prefixes import CachedPrefixes
@@ -41,6 +44,42 @@ class TestOrder:
     def test_each_epoch_is_a_permutation_of_the_training_rows(self, data: ExpertData, epoch: int) -> None:
         steps = taken(data, epoch * STEPS_PER_EPOCH, STEPS_PER_EPOCH)
         assert sorted(np.concatenate(steps).tolist()) == data.train_rows.tolist()
+
+    @pytest.mark.parametrize("shuffle", ["rows", "shards"])
+    @pytest.mark.parametrize("batch", [7, 8, 13, 1000])
+    def test_the_order_is_the_documented_formula(
+        self, source: CachedPrefixes, recipe: TrainRecipe, shuffle: Any, batch: int
+    ) -> None:
+        """Written out with numpy alone: runs that were made before must be resumed on the same rows."""
+        data = ExpertData(source, dataclasses.replace(recipe, shuffle=shuffle, batch=batch, seed=3))
+        rows, size, expected = data.train_rows, min(batch, len(data.train_rows)), []
+        for epoch in range(4):
+            random = np.random.default_rng([3, epoch])
+            if shuffle == "rows":
+                order = random.permutation(rows)
+            else:
+                ends = np.cumsum(source.shard_rows)
+                shards = np.split(rows, [int((rows < end).sum()) for end in ends[:-1]])
+                joined = np.concatenate([shards[i] for i in random.permutation(len(shards))])
+                window, own = math.ceil(4 * len(rows) / len(shards)), np.random.default_rng([3, epoch, 0])
+                order = np.concatenate([own.permutation(joined[i : i + window]) for i in range(0, len(rows), window)])
+            expected += [np.sort(order[i : i + size]) for i in range(0, len(rows) - size + 1, size)]
+        found = taken(data, 0, len(expected))
+        assert [step.tolist() for step in found] == [step.tolist() for step in expected]
+
+    def test_the_trainer_reads_what_the_loader_of_the_docs_reads(
+        self, source: CachedPrefixes, cache: Path, recipe: TrainRecipe
+    ) -> None:
+        data = ExpertData(source, recipe)
+        dataset = PrefixDataset(cache, horizon=recipe.expert.horizon)
+        order = BatchOrder(dataset, batch=recipe.batch, rows=data.train_rows, seed=recipe.seed, remainder="drop")
+        for batch, rows in zip(data.batches(0, STEPS_PER_EPOCH), order, strict=True):
+            item = dataset[rows]
+            assert batch.row.tolist() == item["row"].tolist()
+            assert torch.equal(batch.is_pad, item["is_pad"])
+            normalized = data.action_normalizer.normalize(item["actions"].numpy())
+            assert torch.equal(batch.actions, torch.from_numpy(normalized))
+            assert torch.equal(batch.prefix.layers[0].k, dataset.decode(item).layers[0].k)
 
     def test_epochs_differ(self, data: ExpertData) -> None:
         steps = taken(data, 0, 2 * STEPS_PER_EPOCH)

@@ -21,8 +21,9 @@ from torch.utils.data import Dataset, Sampler
 from imagewam_cli.errors import UsageError
 from imagewam_cli.kvcache.format.frame_table import Indices
 from imagewam_cli.kvcache.format.shard import LoadMethod
-from imagewam_cli.kvcache.reading.epoch_order import Remainder, Shuffle, epoch_order, stretch
+from imagewam_cli.kvcache.reading.epoch_order import BatchSchedule, Remainder, Shuffle
 from imagewam_cli.kvcache.reading.reader import CacheReader
+from imagewam_cli.kvcache.reading.row_batch import row_batch
 from imagewam_cli.kvcache.storage.location import location
 from imagewam_cli.prefix.kv import PrefixKV
 
@@ -58,14 +59,12 @@ class PrefixDataset(Dataset[dict[str, Tensor]]):
         Raises:
             CacheError: damaged; names the rows.
         """
-        index, table = self.reader.index, self.reader.table
-        places = list(zip(index.episode[rows].tolist(), index.frame[rows].tolist(), strict=True))
-        chunks = [table.chunk(episode, frame, self.horizon) for episode, frame in places]
+        batch = row_batch(self.reader.table, self.reader.index, rows, self.horizon)
         return self.reader.gather(rows) | {
-            STATE: torch.from_numpy(table.state[index.row[rows]]),
-            ACTIONS: torch.from_numpy(np.stack([chunk.actions for chunk in chunks])),
-            IS_PAD: torch.from_numpy(np.stack([chunk.is_pad for chunk in chunks])),
-            ROW: torch.from_numpy(index.row[rows]),
+            STATE: torch.from_numpy(batch.state),
+            ACTIONS: torch.from_numpy(batch.actions),
+            IS_PAD: torch.from_numpy(batch.is_pad),
+            ROW: torch.from_numpy(batch.row),
         }
 
     def decode(self, batch: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
@@ -114,47 +113,35 @@ class BatchOrder(Sampler[Indices]):
         self.rows = np.arange(len(dataset)) if rows is None else np.unique(rows)
         if len(self.rows) and not 0 <= self.rows[0] <= self.rows[-1] < len(dataset):
             raise IndexError(f"rows are numbered 0 to {len(dataset) - 1}")
-        self._shard_rows = dataset.reader.shard_rows
-        self.batch, self.shuffle_rows, self.seed = batch, shuffle_rows, seed
-        self.shuffle: Shuffle = shuffle
-        self.rank, self.world_size = _place(rank, world_size)
-        self.remainder: Remainder = remainder
+        rank, world_size = _rank_of(rank, world_size)
+        self.schedule = BatchSchedule(
+            rows=self.rows,
+            shard_rows=dataset.reader.shard_rows,
+            batch=batch,
+            shuffle=shuffle,
+            shuffle_rows=shuffle_rows,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            remainder=remainder,
+        )
         self.epoch, self._first = 0, 0
 
     def set_epoch(self, epoch: int, *, first_batch: int = 0) -> None:
-        """The epoch that the next loop reads, from its batch `first_batch` on: where an interrupted run stood."""
+        """Choose the epoch that the next loop reads, and its first batch: the one at which a run was interrupted."""
         self.epoch, self._first = epoch, first_batch
 
     def __len__(self) -> int:
-        """Batches of the next loop."""
-        first, last = stretch(len(self.rows), self.rank, self.world_size, self.remainder)
-        return max(0, self._count(last - first) - self._first)
+        """Return the number of batches of the next loop."""
+        return max(0, self.schedule.batches_per_epoch - self._first)
 
     def __iter__(self) -> Iterator[Indices]:
-        order = self._order()
-        for i in range(self._first, self._count(len(order))):
-            # ascending within the batch, as files are read
-            yield np.sort(order[i * self.batch : (i + 1) * self.batch])
-
-    def _count(self, rows: int) -> int:
-        return rows // self.batch if self.remainder == "drop" else -(-rows // self.batch)
-
-    def _order(self) -> Indices:
-        return epoch_order(
-            self.rows,
-            self._shard_rows,
-            shuffle=self.shuffle,
-            shuffle_rows=self.shuffle_rows,
-            seed=self.seed,
-            epoch=self.epoch,
-            rank=self.rank,
-            world_size=self.world_size,
-            remainder=self.remainder,
-        )
+        return self.schedule.epoch(self.epoch, self._first)
 
 
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """
+def _rank_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return rank and world size, by default those of `torch.distributed`.
+
     Raises:
         UsageError: one without the other, or no such rank.
     """

@@ -21,7 +21,6 @@ from imagewam_cli.errors import CacheError, DatasetError, UsageError
 from imagewam_cli.kvcache.building.encoding import instructions_of
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings, bytes_per_row, plan_build
 from imagewam_cli.kvcache.codecs.cast import BFLOAT16, FLOAT16, FLOAT32, CastCodec
-from imagewam_cli.kvcache.codecs.contract import Codec
 from imagewam_cli.kvcache.codecs.pca import PCA1
 from imagewam_cli.kvcache.format.manifest import BuildPart, manifest_names
 from imagewam_cli.kvcache.reading.reader import CacheReader

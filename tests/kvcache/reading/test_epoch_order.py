@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imagewam_cli.kvcache.reading.epoch_order import epoch_order, stretch
+from imagewam_cli.kvcache.reading.epoch_order import epoch_order, rank_range
 
 SHARDS = (7, 11, 5, 9, 1, 13, 8, 10)
 ROWS = np.arange(sum(SHARDS))
@@ -45,7 +45,7 @@ class TestShares:
 
     def test_a_stretch_is_as_long_as_the_share(self, shuffle: str, world_size: int) -> None:
         for remainder in ("pad", "drop", "uneven"):
-            first, last = stretch(len(ROWS), world_size - 1, world_size, remainder)  # type: ignore[arg-type]
+            first, last = rank_range(len(ROWS), world_size - 1, world_size, remainder)  # type: ignore[arg-type]
             assert last - first == len(order(world_size - 1, world_size, shuffle=shuffle, remainder=remainder))
 
 
