@@ -133,9 +133,9 @@ def _require_no_options(context: typer.Context, command: str) -> None:
             raise UsageError(f"{option} has no effect before `{command}`", f"imagewam cache {command} {option} ...")
 
 
-def _say_start(place: Location, share: BuildPart | None, plan: BuildPlan) -> None:
-    if share is not None:
-        output.say(f"building part {share.index} of {share.count}; join the parts with `imagewam cache merge {place}`")
+def _say_start(place: Location, part: BuildPart | None, plan: BuildPlan) -> None:
+    if part is not None:
+        output.say(f"building part {part.index} of {part.count}; join the parts with `imagewam cache merge {place}`")
     output.say(
         f"{place}: {plan.rows} rows, {bytes_text(plan.bytes_per_row)} each, {bytes_text(plan.total_bytes)} in all"
     )

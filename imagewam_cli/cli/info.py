@@ -104,7 +104,7 @@ def _cache(place: Location) -> dict[str, Any]:
         "rows": manifest.rows,
         "of": manifest.total_rows,
         "complete": manifest.complete,
-        "parts": {f"{share.index}/{share.count}": rows for share, rows in parts.items()},
+        "parts": {f"{part.index}/{part.count}": rows for part, rows in parts.items()},
         "damage": [f"{damage.file}: {damage.what}" for damage in damages],
         "next": _advice(place, manifest, list(parts), merged=merged, damaged=bool(damages)),
         "bytes": sum(entry.bytes for entry in manifest.entries),

@@ -113,7 +113,7 @@ class BatchOrder(Sampler[Indices]):
         self.rows = np.arange(len(dataset)) if rows is None else np.unique(rows)
         if len(self.rows) and not 0 <= self.rows[0] <= self.rows[-1] < len(dataset):
             raise IndexError(f"rows are numbered 0 to {len(dataset) - 1}")
-        rank, world_size = _rank_of(rank, world_size)
+        self.rank, self.world_size = _rank_of(rank, world_size)
         self.schedule = BatchSchedule(
             rows=self.rows,
             shard_rows=dataset.reader.shard_rows,
@@ -121,8 +121,8 @@ class BatchOrder(Sampler[Indices]):
             shuffle=shuffle,
             shuffle_rows=shuffle_rows,
             seed=seed,
-            rank=rank,
-            world_size=world_size,
+            rank=self.rank,
+            world_size=self.world_size,
             remainder=remainder,
         )
         self.epoch, self._first = 0, 0

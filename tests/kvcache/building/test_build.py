@@ -293,14 +293,14 @@ class TestContinuation:
         parts = [None] if part is None else [BuildPart(index=0, count=2), part]
         for each in parts:
             with pytest.raises(KeyboardInterrupt):
-                build(out, codec=PCA1, part=each, on_rows=stop_after(4))
+                build(out, codec=PCA1, part=each, shard_mb=1e-6, on_rows=stop_after(1))
 
         def counted(storage: LocalStorage, name: str) -> bytes:
             read.append(name)
             return real(storage, name)
 
         monkeypatch.setattr(LocalStorage, "read", counted)
-        build(out, codec=PCA1, part=part)
+        build(out, codec=PCA1, part=part, shard_mb=1e-6)
         names = manifest_names([path.name for path in out.iterdir()])
         assert len(names) == len(parts)
         assert [name for name in read if name.startswith("manifest.")] == names

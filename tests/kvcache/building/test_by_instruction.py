@@ -79,8 +79,8 @@ def one(picture: UInt8Image, instruction: str) -> tuple[LayerKV, LayerKV]:
     )
 
 
-def build(out: Path, codec: Codec = FLOAT32, share: BuildPart | None = None) -> CrossAttention:
-    editor, settings = CrossAttention(), dataclasses.replace(SETTINGS, share=share)
+def build(out: Path, codec: Codec = FLOAT32, part: BuildPart | None = None) -> CrossAttention:
+    editor, settings = CrossAttention(), dataclasses.replace(SETTINGS, part=part)
     build_cache(MemoryDataset(LENGTHS), editor, out, codec, settings)
     return editor
 
