@@ -156,35 +156,35 @@ def _in_panel_of(option: str, annotation: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenEditor:
-    """What the options come to, before any weights are loaded."""
+    """The editor, settings and dataset that the options select, before any weights are loaded."""
 
     kind: type[Editor]
     """The editor's class, bound to its entry."""
     settings: PrefixOptions
     dataset: Dataset
     path: Path
-    """The dataset's folder."""
+    """Folder of the dataset."""
     weights: Path | None
     hardware: Hardware
 
     @property
     def name(self) -> str:
-        """EDITOR-DATASET, for a folder."""
+        """Default name of a cache or run: EDITOR-DATASET."""
         return f"{self.kind.entry.name}-{self.path.resolve().name}"
 
     def load(self) -> Editor:
-        """Ready for every instruction of the dataset."""
+        """Load the editor with every instruction of the dataset, measuring the layers of `auto:K` first."""
         return self.settled()._load()
 
     def settled(self) -> ChosenEditor:
-        """With the layers that `auto:K` comes to, which are measured with an editor that is loaded for it."""
+        """Replace `auto:K` by the layers it selects. Measuring them loads the editor with all layers."""
         count = auto_count(self.settings.layers)
         if count is None:
             return self
         return self.with_layers(measured_layers(self.with_layers("all")._load(), self.dataset, count))
 
     def with_layers(self, layers: str) -> ChosenEditor:
-        """The same, with other layers."""
+        """Return a copy with other layers."""
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, layers=layers))
 
     def _load(self) -> Editor:
@@ -199,21 +199,21 @@ class ChosenEditor:
 
 
 def choose_editor(options: EditorOptions, weights: Path | None, *, trial: str | None = None) -> ChosenEditor:
-    """Open the dataset, or record the embedded demonstrations where none is named.
+    """Find the editor and open the dataset. Without --dataset, record the tabletop demonstrations first.
 
-    trial: the option, if one is given, with which nothing is to be written.
+    trial: the command or option that must not write anything, and so needs --dataset; None: recording is allowed.
 
     Raises:
         UsageError: an option is wrong, or a trial names no dataset.
-        EditorError: there are no weights, and demonstrations would be recorded for nothing.
-        DatasetError: as `open_dataset`.
+        EditorError: the weights are missing, so demonstrations are not recorded either.
+        DatasetError: the dataset is damaged or lacks a key or camera.
     """
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.data.types import KeyMap
     from imagewam_cli.editors.installed import installed_editor
     from imagewam_cli.errors import UsageError
 
-    auto_count(options.layers)  # refused before demonstrations are recorded
+    auto_count(options.layers)  # fail before recording demonstrations
     kind = installed_editor(options.editor or "tiny")
     hardware = chosen_hardware(options.device, options.offload, options.compile)
     path = options.dataset
@@ -237,11 +237,11 @@ def choose_editor(options: EditorOptions, weights: Path | None, *, trial: str | 
 
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {"segments": listed, "image_size": size_of}
-"""Options that are written in a form of their own -> what reads that form."""
+"""Parsers of the options that have a text form of their own."""
 
 
 def _prefix_options(options: EditorOptions, cameras: tuple[str, ...]) -> PrefixOptions:
-    """Return the choices about the prefix among the options."""
+    """Return the options of the prefix."""
     from imagewam_cli.config import from_dict
 
     values = {name: getattr(options, name) for name in _PREFIX_FIELDS if hasattr(options, name)}
@@ -251,7 +251,7 @@ def _prefix_options(options: EditorOptions, cameras: tuple[str, ...]) -> PrefixO
 
 
 def _demonstrations() -> Path:
-    """The embedded demonstrations, recorded when first needed."""
+    """Return the folder of the tabletop demonstrations, recording them if they do not exist."""
     from imagewam_cli.cli.record import record_demonstrations
     from imagewam_cli.workspace import DEMONSTRATIONS
 
