@@ -55,8 +55,9 @@ def items(*roots: Path) -> list[Item]:
     return sorted(found.values(), key=lambda item: -item.modified)
 
 
-def newest(kind: str) -> Path:
-    """Return the newest cache in caches/ or run in runs/. kind: "cache" or "run".
+def newest(kind: str, option: str) -> Path:
+    """Return the newest cache in caches/ or run in runs/. kind: "cache" or "run"; option: what
+    names another one, for the hint.
 
     Raises:
         CacheError, RunError: there is none; the hint says how to make one.
@@ -66,9 +67,9 @@ def newest(kind: str) -> Path:
             return item.path
     if kind == "cache":
         raise CacheError(
-            "there is no cache in caches/", "make one with `imagewam cache --editor tiny`, or pass --cache DIR"
+            "there is no cache in caches/", f"build one with `imagewam cache --editor tiny`, or pass {option} FOLDER"
         )
-    raise RunError("there is no run in runs/", "train one with `imagewam train-expert`, or pass --run DIR")
+    raise RunError("there is no run in runs/", f"train one with `imagewam train-expert`, or pass {option} FOLDER")
 
 
 def folder_size(folder: Path) -> int:

@@ -204,6 +204,6 @@ def newest_instead_of(option: str, kind: str) -> Path:
         CacheError: there is no cache.
         RunError: there is no run.
     """
-    path = newest(kind)
+    path = newest(kind, option)
     output.say(f"no {option}: using {path}")
     return path

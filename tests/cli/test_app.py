@@ -98,8 +98,8 @@ def test_wrong_usage_is_one_line_and_exit_2(
     ("arguments", "message", "hint"),
     [
         (["train-expert"], "there is no cache", "imagewam cache"),
-        (["eval"], "there is no run", "imagewam train-expert"),
-        (["export"], "there is no run", "imagewam train-expert"),
+        (["eval"], "there is no run", "`imagewam train-expert`, or pass --policy FOLDER"),
+        (["export"], "there is no run", "`imagewam train-expert`, or pass --run FOLDER"),
         (["eval", "--policy", "."], ". holds no policy", "imagewam train-expert"),
         (["export", "--run", "."], ". holds no policy", "imagewam train-expert"),
         (["train-expert", "--cache", "."], ". is not a cache", "imagewam cache"),

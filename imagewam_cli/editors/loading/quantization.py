@@ -25,7 +25,10 @@ def require_quantization(quantization: Quantization, device: torch.device) -> No
     if quantization == "none":
         return
     if quantization == "nf4" and device.type != "cuda":
-        raise UsageError(f"quantization 'nf4' needs a CUDA device, not {device}", "use --quantization int8")
+        raise UsageError(
+            f"quantization 'nf4' needs a CUDA device, not {device}",
+            "use --device cuda, or build the cache with --quantization int8",
+        )
     package = _PACKAGES[quantization]
     if find_spec(package) is None:
         raise UsageError(f"quantization {quantization!r} needs {package}", install_hint("quantization"))
