@@ -1,4 +1,4 @@
-"""A trained policy in a loop of your own: load it, reset it, ask it for one action at a time.
+"""Run a trained policy in your own loop: load it, reset it, and ask for one action at a time.
 
 python examples/act.py runs/tiny-tabletop --scene 3
 """
@@ -14,8 +14,8 @@ from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("policy", type=Path, help="a run or bundle folder")
-    parser.add_argument("--scene", type=int, default=0)
+    parser.add_argument("policy", type=Path, help="folder of a run or a bundle")
+    parser.add_argument("--scene", type=int, default=0, help="number of the scene")
     arguments = parser.parse_args()
 
     policy = Policy.load(arguments.policy)

@@ -1,12 +1,12 @@
-"""Check that lerobot opens a recorded dataset and reads what imagewam reads, frame by frame.
+"""Check that lerobot reads the same frames of a recorded dataset as imagewam.
 
-lerobot 0.6 needs Python 3.12 and pins of its own, so the two run in environments of their own:
+lerobot 0.6 needs Python 3.12 and pins its dependencies, so each command runs in its own environment:
 
     python examples/open_with_lerobot.py write DATASET frames.npz     where imagewam is installed
     python examples/open_with_lerobot.py compare DATASET frames.npz   where lerobot[dataset] is installed
 
-The second command exits with 1 and names the first frame and key that differ. Pixels may differ by 2 of 255: both
-decode the same video, each with its own FFmpeg.
+If the frames differ, the second command names the first frame and key that do and exits with 1. Pixels may differ by 2
+of 255, because each library decodes the video with its own FFmpeg.
 """
 
 import sys

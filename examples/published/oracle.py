@@ -2,11 +2,11 @@
 
     python examples/published/oracle.py --oracle DIR [--model model.pt]
 
-DIR holds config.json, index.json, the weights and one safetensors file per case. For every case: the greatest absolute
-error of each quantity (of gradients, relative to each tensor's greatest), and that of the case's last one (action,
-picture, gradient) after the value projection of the editor's first layer is scaled by 1.01, which says what an error
-looks like. With --model, the parts come from a policy folder that `imagewam import` makes of
-that checkpoint, instead of from the weights directly.
+DIR holds config.json, index.json, the weights and one safetensors file per case. The script prints, for every case, the
+greatest absolute error of each quantity (gradients: relative to each tensor's maximum). The column "1 % off" shows what
+a real error looks like: the error of the case's last quantity (action, picture or gradient) after the value projection
+of the editor's first layer is scaled by 1.01. With --model, the parts come from a policy folder that `imagewam import`
+makes from the checkpoint, instead of directly from the weights.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ Errors = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """What the cases run on. names: of the layers in the cases' files, in the order of the calls."""
+    """The models that the cases run on. names: of the layers in the cases' files, in the order of execution."""
 
     tokens: FluxTokens
     expert: dict[str, Any]
-    """ExpertConfig's fields but for the horizon, which differs from case to case."""
+    """Fields of `ExpertConfig` except the horizon, which differs between cases."""
     weights: dict[str, Tensor]
     proprio: dict[str, Tensor]
     names: tuple[str, ...]
@@ -73,7 +73,7 @@ class System:
         return expert
 
     def text(self, embeds: Tensor, valid: Tensor, state: Tensor | None, *, packed: bool) -> Text:
-        """The case's text states, with the state's token where the case has one."""
+        """Return the case's text states, with the state token if the case has one."""
         text = Text(embeds=embeds.to(self.dtype), valid=valid)
         if state is None:
             return text
@@ -89,7 +89,7 @@ class System:
 
 
 def direct(folder: Path, rounding: RoundingName) -> System:
-    """The system from the oracle's weights, without a policy folder."""
+    """Build the system directly from the oracle's weights, without a policy folder."""
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
     config = json.loads((folder / "config.json").read_text())
@@ -124,7 +124,7 @@ def direct(folder: Path, rounding: RoundingName) -> System:
 
 
 def imported(folder: Path, model: Path, rounding: RoundingName) -> System:
-    """The system from a policy folder that `imagewam import` makes of a checkpoint."""
+    """Build the system from a policy folder that `imagewam import` makes from a checkpoint."""
     config = json.loads((folder / "config.json").read_text())
     names = tuple(f"joint_{i}" for i in range(config["action_dim"]))
     robot = dataclasses.replace(
@@ -164,8 +164,10 @@ def imported(folder: Path, model: Path, rounding: RoundingName) -> System:
 
 
 def _write_pipeline(folder: Path, base: Path, *, text_width: int) -> None:
-    """A pipeline folder around the oracle's editor and VAE, whose cases bring their text states with them: the text
-    encoder only has to be there."""
+    """Write a pipeline folder with the oracle's editor and VAE.
+
+    The cases include their text states, so the text encoder must exist but is not used.
+    """
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -189,7 +191,7 @@ def _made_up(dim: int) -> dict[str, list[float]]:
 
 
 def infer(system: System, case: Case, spec: dict[str, Any]) -> Errors:
-    """Everything from the picture to the action."""
+    """Compare every step from the picture to the action."""
     grid = _grid(case["in.image"])
     dtype = system.dtype
     with torch.no_grad():
@@ -198,7 +200,9 @@ def infer(system: System, case: Case, spec: dict[str, Any]) -> Errors:
         reference = system.tokens.image(case["in.image"].to(dtype))
         recorded = system.prefix(text, reference, grid)
         prefix = PrefixKV(tuple(recorded.layers.values()), recorded.valid)
-        layers = system.prefix(text, case["ref.tokens"], grid).layers.values()  # the picture's rounding left out
+        layers = system.prefix(
+            text, case["ref.tokens"], grid
+        ).layers.values()  # without the rounding of the picture's tokens
         schedule = FlowSchedule(shift=spec.get("sigma_shift", 5.0))
         levels = schedule.grid(spec["steps"])
         expert = system.action_expert(case["noise.initial"].shape[1])
@@ -226,7 +230,7 @@ def infer(system: System, case: Case, spec: dict[str, Any]) -> Errors:
 
 
 def train(system: System, case: Case, spec: dict[str, Any]) -> Errors:
-    """Losses, predictions and every gradient of the joint step; gradients relative to each tensor's greatest."""
+    """Compare losses, predictions and all gradients of the joint step; gradients relative to each tensor's maximum."""
     tokens, expert = system.tokens, system.action_expert(case["in.action"].shape[1])
     weight, bias = (system.proprio[name].clone().requires_grad_() for name in ("weight", "bias"))
     tokens.transformer.requires_grad_(True).zero_grad()
@@ -282,7 +286,7 @@ def train(system: System, case: Case, spec: dict[str, Any]) -> Errors:
 
 
 def _step_error(named: list[tuple[str, Tensor, Tensor]], case: Case) -> float:
-    """Of the weights after one AdamW step with the published numbers, where the case has them."""
+    """Return the error of the weights after one AdamW step with the published hyperparameters, if the case has them."""
     parameters = [parameter.detach().clone().requires_grad_() for _, parameter, _ in named]
     for parameter, (_, _, gradient) in zip(parameters, named, strict=True):
         parameter.grad = gradient.clone()
@@ -293,7 +297,7 @@ def _step_error(named: list[tuple[str, Tensor, Tensor]], case: Case) -> float:
 
 
 def video(system: System, case: Case, spec: dict[str, Any]) -> Errors:
-    """The future picture, denoised by the editor alone."""
+    """Compare the future picture, denoised by the editor without the expert."""
     grid = _grid(case["in.image"])
     tokens, ids = system.tokens, image_ids(*grid, t=REFERENCE_T)
     state = case["in.proprio"] if spec["proprio"] else None
@@ -318,7 +322,7 @@ def video(system: System, case: Case, spec: dict[str, Any]) -> Errors:
 
 
 def table(rows: list[tuple[str, Errors]]) -> str:
-    """Aligned text: a line per case, a column per quantity."""
+    """Format the errors as text: a line per case, a column per quantity."""
     columns = list(dict.fromkeys(quantity for _, errors in rows for quantity in errors))
     lines = [["case", *columns]]
     lines += [[name, *(f"{e[c]:.1e}" if c in e else "" for c in columns)] for name, e in rows]
@@ -327,7 +331,7 @@ def table(rows: list[tuple[str, Errors]]) -> str:
 
 
 def perturbed(system: System) -> System:
-    """The same with one weight tensor 1 % larger."""
+    """Return the system with one weight tensor scaled by 1.01."""
     transformer = copy.deepcopy(system.tokens.transformer)
     with torch.no_grad():
         transformer.transformer_blocks[0].attn.to_v.weight.mul_(1.01)
@@ -336,7 +340,7 @@ def perturbed(system: System) -> System:
 
 
 def cases(folder: Path, kind: str) -> list[tuple[str, Case, dict[str, Any]]]:
-    """(name, tensors, parameters) of the cases of one kind that are there."""
+    """Return (name, tensors, parameters) of the available cases of one kind."""
     index = json.loads((folder / "index.json").read_text())[kind]
     pattern = "infer_{}_bf16" if kind == "bf16" else f"{kind}_{{}}"
     paths = {name: folder / f"{pattern.format(name)}.safetensors" for name in index}
@@ -344,7 +348,7 @@ def cases(folder: Path, kind: str) -> list[tuple[str, Case, dict[str, Any]]]:
 
 
 def run(folder: Path, model: Path | None) -> list[tuple[str, Errors]]:
-    """Every case of the folder. model: the checkpoint to import; None: straight from the weights."""
+    """Run every case in the folder. model: the checkpoint to import; None: use the weights directly."""
     rows = []
     kinds: tuple[tuple[str, RoundingName], ...] = (("infer", "exact"), ("bf16", "published-bf16"))
     for kind, rounding in kinds:
@@ -393,7 +397,7 @@ def _layer(config: dict[str, Any], name: str) -> LayerSpec:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--oracle", type=Path, required=True, help="folder of the cases")
-    parser.add_argument("--model", type=Path, help="a checkpoint to import, instead of the folder's plain weights")
+    parser.add_argument("--model", type=Path, help="a checkpoint to import, instead of using the folder's weights")
     arguments = parser.parse_args()
     print(table(run(arguments.oracle, arguments.model)))
 

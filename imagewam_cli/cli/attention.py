@@ -30,7 +30,7 @@ from imagewam_cli.cli.output import output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from imagewam_cli.evaluation.attention.measurement import AttentionResult, Glance
+    from imagewam_cli.evaluation.attention.measurement import AttentionResult, AttentionSample
 
 _SHEET_ROWS = 8
 _PAGE = re.compile(r"episode-\d{6,}-frame-\d{6,}\.png")
@@ -122,10 +122,10 @@ def attention_command(
         )
         held_out = ()
     with output.progress(rows, "row") as bar:
-        result, glances = evaluate_attention(
+        result, samples = evaluate_attention(
             acting, recorded, rows=rows, target=target.value, held_out=held_out, on_rows=bar.update
         )
-    _write(folder, result, glances)
+    _write(folder, result, samples)
     of = f"{result.episodes} held-out episodes" if result.held_out else f"{result.episodes} episodes"
     left_out = f"; skipped {result.still} rows in which nothing changes" if result.still else ""
     text = f"{attention_table(result)}\n{result.rows} rows of {of}{left_out}\n{folder}"
@@ -142,7 +142,7 @@ def _refuse_onnx(policy: Path) -> None:
         )
 
 
-def _write(folder: Path, result: AttentionResult, glances: Sequence[Glance]) -> None:
+def _write(folder: Path, result: AttentionResult, samples: Sequence[AttentionSample]) -> None:
     """Write the pictures and numbers. Pages of an earlier run are replaced only after all pictures are drawn."""
     from imagewam_cli.config import dump_json, to_dict
     from imagewam_cli.evaluation.attention.pictures import page, sheet
@@ -153,11 +153,11 @@ def _write(folder: Path, result: AttentionResult, glances: Sequence[Glance]) -> 
     rows.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".attention-", dir=folder) as scratch:
         drawn = Path(scratch)
-        for glance in glances:
-            name = f"episode-{glance.row.episode:06d}-frame-{glance.row.frame:06d}.png"
-            write_picture(drawn / name, page(glance))
-        shown = spaced(len(glances), _SHEET_ROWS)
-        write_picture(folder / "sheet.png", sheet([glances[i] for i in shown]))
+        for sample in samples:
+            name = f"episode-{sample.row.episode:06d}-frame-{sample.row.frame:06d}.png"
+            write_picture(drawn / name, page(sample))
+        shown = spaced(len(samples), _SHEET_ROWS)
+        write_picture(folder / "sheet.png", sheet([samples[i] for i in shown]))
         for path in rows.iterdir():
             if _PAGE.fullmatch(path.name):  # the folder may hold files of the user
                 path.unlink()

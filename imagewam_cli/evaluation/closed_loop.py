@@ -1,6 +1,6 @@
 """Closed-loop success: how many scenes of a simulator a policy solves, per split and kind of task.
 
-`summarize` counts episodes that were rolled out anywhere; `evaluate_in_simulator` rolls them out first.
+`evaluate_in_simulator` rolls out episodes and summarizes them; `summarize` takes episodes rolled out elsewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from imagewam_cli.sim.rollout import Episode, roll_out
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a group of episodes. mean_steps: of the successful ones, None where there are none."""
+    """Results of a group of episodes. mean_steps: of the successful ones; None if none was successful."""
 
     success: Rate
     mean_steps: float | None
@@ -25,7 +25,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitResult:
-    """One split: all its episodes, and apart by kind of task (sorted by name)."""
+    """Results of one split: of all its episodes, and per kind of task (sorted by name)."""
 
     total: Outcome
     kinds: Mapping[str, Outcome]
@@ -33,7 +33,7 @@ class SplitResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeRecord:
-    """An episode without its pictures. `given`: the instruction that the policy read."""
+    """An episode without its pictures. given: the instruction that the policy read."""
 
     seed: int
     split: str
@@ -46,9 +46,9 @@ class EpisodeRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedLoopResult:
-    """Results per split, in the order in which the splits were run, and every single episode.
+    """Results per split, in the order of evaluation, and every episode.
 
-    `config.to_dict` makes plain JSON-able values of it, `config.from_dict` reads them back.
+    `config.to_dict` converts the result to JSON-ready values, and `config.from_dict` reads them back.
     """
 
     splits: Mapping[str, SplitResult]
@@ -56,7 +56,7 @@ class ClosedLoopResult:
 
 
 def summarize(episodes: Sequence[Episode]) -> ClosedLoopResult:
-    """Count successes per split and, inside, per kind of task."""
+    """Count successes per split, and within a split per kind of task."""
     splits = {}
     for split in dict.fromkeys(e.split for e in episodes):
         members = [e for e in episodes if e.split == split]
@@ -78,19 +78,20 @@ def evaluate_in_simulator(
     batch: int = 25,
     on_episode: Callable[[Episode], None] = lambda episode: None,
 ) -> tuple[ClosedLoopResult, list[Episode]]:
-    """Roll out scenes seed .. seed + episodes - 1 of each split; `policy` None: the environment's scripted expert.
+    """Roll out scenes seed .. seed + episodes - 1 of each split and summarize them.
 
-    other_instructions: tell the policy the instruction of the next scene that has another one (the last scenes take
-        the first ones'), and judge by the scene's own goal. A policy that ignores what it is told keeps its success
-        rate, one that listens loses it.
-    max_steps: fewer than the environment allows; None: as many as it allows.
-    keep_frames: of how many scenes, from the first, every picture of the first camera is kept in `Episode.frames`, for
+    policy: None for the environment's scripted demonstrator.
+    other_instructions: give the policy the instruction of the next scene with a different one (cyclically), but judge
+        by the scene's own goal. A policy that ignores instructions keeps its success rate; one that follows them loses
+        it.
+    max_steps: limit on the steps of an episode; None: the environment's limit.
+    keep_frames: number of scenes, from the first, whose `Episode.frames` keep every picture of the first camera, for
         contact sheets and videos.
-    batch: scenes that run side by side.
+    batch: number of scenes that run side by side.
 
     Raises:
-        UsageError: fewer than one episode, step, scene at a time or action per plan (`policy.execute`), or no two
-            instructions that differ.
+        UsageError: `episodes`, `max_steps`, `batch` or `policy.execute` is below 1, or all scenes have the same
+            instruction although `other_instructions` is set.
         UnknownNameError: the environment has no such split.
     """
     execute = None if policy is None else policy.execute
@@ -98,13 +99,13 @@ def evaluate_in_simulator(
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}", f"pass at least 1 as {name}")
     if not splits:
-        raise UsageError("no split to evaluate on", "name at least one")
+        raise UsageError("no split to evaluate on", "name at least one split")
     scenes = make_env()
     for split in splits:
         if split not in scenes.splits:
             raise UnknownNameError("split", split, scenes.splits)
     seeds = range(seed, seed + episodes)
-    told = {split: _others(scenes, seeds, split) for split in splits} if other_instructions else {}
+    replaced = {split: _others(scenes, seeds, split) for split in splits} if other_instructions else {}
     rolled: list[Episode] = []
     for split in dict.fromkeys(splits):
         rolled += roll_out(
@@ -114,7 +115,7 @@ def evaluate_in_simulator(
             split,
             max_steps=max_steps,
             keep_frames=keep_frames - len(rolled),
-            instruction_of=told[split].__getitem__ if other_instructions else None,
+            instruction_of=replaced[split].__getitem__ if other_instructions else None,
             batch=batch,
             on_episode=on_episode,
         )
@@ -122,12 +123,12 @@ def evaluate_in_simulator(
 
 
 def _others(env: Environment, seeds: Sequence[int], split: str) -> dict[int, str]:
-    """seed -> instruction of the next scene, cyclically, whose instruction is another."""
+    """Return seed -> the instruction of the next scene, cyclically, that has a different one."""
     own = [env.reset(seed, split).instruction for seed in seeds]
     if len(set(own)) < 2:
         raise UsageError(
             f"the {len(own)} scenes of split {split!r} all have the instruction {own[0]!r}",
-            "other instructions need two scenes that differ: evaluate more episodes",
+            "evaluate more episodes, so that instructions can be exchanged",
         )
     others = {}
     for i, seed in enumerate(seeds):

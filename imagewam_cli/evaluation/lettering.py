@@ -1,4 +1,4 @@
-"""Text in pictures: one font, its line height, and lines of a width."""
+"""Text in pictures: the font, its line height, and line wrapping."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LINE_HEIGHT = _FONT_SIZE + 5
 
 @functools.cache
 def font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own."""
+    """Return Pillow's built-in font."""
     return ImageFont.load_default(_FONT_SIZE)
 
 
 def wrapped(text: str, width: int, most: int) -> tuple[str, ...]:
-    """`text` in at most `most` lines of `width` pixels; what does not fit ends in three dots."""
+    """Wrap `text` to at most `most` lines of `width` pixels; text that does not fit ends in three dots."""
     lines: list[str] = []
     rest = text.split()
     length = font().getlength

@@ -1,7 +1,7 @@
-"""Open-loop error: what a policy plans at recorded frames, against what the demonstrator did from there.
+"""Open-loop error: compare the actions that a policy plans at recorded frames with the recorded ones.
 
-No robot and no simulator is needed, and success is not measured: a plan may differ from the recording and be as good.
-The number to look at is the ratio to the best constant chunk, which knows the recordings but never looks.
+This needs neither robot nor simulator, but does not measure success: a plan may differ from the recording and be just
+as good. Compare the error with that of the best constant chunk, which knows the recordings but ignores observations.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from imagewam_cli.policy.acting import ChunkPolicy
 Float64Array = npt.NDArray[np.float64]
 
 _LEAST_ERROR = 1e-12
-"""Stands for the constant chunk's error where the recorded actions never change, so that ratios stay finite."""
+"""Least error of the constant chunk in ratios: keeps them finite if the recorded actions never change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkErrors:
-    """Mean errors of one predictor. `absolute` and `squared`: T x A, in robot units and their squares.
+    """Mean errors of one predictor.
 
-    mean_absolute, mean_squared: over all steps and dimensions; each recorded number counts once.
+    absolute, squared: T x A, in robot units and their squares; mean_absolute, mean_squared: means over all recorded
+    numbers, each counted once.
     """
 
     absolute: tuple[tuple[float, ...], ...]
@@ -39,7 +40,10 @@ class ChunkErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class ActionError:
-    """Mean absolute errors of one action dimension over all steps, in its robot unit, and the ratio of mean squares."""
+    """Mean absolute errors of one action dimension, in its robot unit.
+
+    policy, constant: of the policy and of the constant chunk; ratio: of their mean squared errors.
+    """
 
     name: str
     policy: float
@@ -49,7 +53,7 @@ class ActionError:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeError:
-    """Mean errors of the policy's plans in one episode, over all steps and dimensions."""
+    """Mean errors of the policy in one episode, over all steps and dimensions."""
 
     episode: int
     rows: int
@@ -61,10 +65,12 @@ class EpisodeError:
 class OpenLoopResult:
     """Errors of the policy and of the best constant chunk over the same rows and steps.
 
-    horizon: T, steps compared. rows: frames at which a chunk was planned. ratio_to_constant: the policy's mean squared
-    error over the constant chunk's; below 1 beats not looking. Where dimensions have different units or ranges, look at
-    `per_action` instead: the widest one decides the sum.
-    `config.to_dict` makes plain JSON-able values of it, `config.from_dict` reads them back.
+    horizon: number of compared steps T; rows: number of frames at which a chunk was planned.
+    ratio_to_constant: the policy's mean squared error divided by the constant chunk's; below 1, the policy makes use of
+    its observations. If dimensions have different units or ranges, read `per_action` instead: the dimension with the
+    widest range dominates the sum.
+
+    `config.to_dict` converts the result to JSON-ready values, and `config.from_dict` reads them back.
     """
 
     action_names: tuple[str, ...]
@@ -80,7 +86,7 @@ class OpenLoopResult:
 
     @property
     def mean_squared_error(self) -> float:
-        """Of the policy, over all steps and dimensions."""
+        """Mean squared error of the policy, over all steps and dimensions."""
         return self.policy.mean_squared
 
 
@@ -96,21 +102,22 @@ def open_loop(
 ) -> OpenLoopResult:
     """Plan at every `stride`-th frame of each episode and compare with the recorded actions.
 
-    Steps beyond an episode's end are left out. The constant chunk is the mean of the recorded actions per step and
-    dimension over exactly the compared numbers, so no other constant has a smaller squared error.
-    Memory: one episode's actions and one batch of pictures.
+    Steps beyond an episode's end are skipped. The constant chunk is the mean of the compared actions per step and
+    dimension, so it has the least squared error of all constants. Memory: one episode's actions and one batch of
+    pictures.
 
     Args:
-        horizon: T, steps of each plan to compare; no more than the policy plans. Steps that even the longest episode
-            does not have are left out.
-        episodes: indices; None: all.
-        batch: frames planned in one call of the policy.
+        horizon: number of steps T to compare, at most as many as the policy plans. Cut at the length of the longest
+            episode.
+        episodes: indices of the episodes; None: all.
+        batch: number of frames per call of the policy.
         on_rows: called with the number of rows of each finished batch.
 
     Raises:
-        UsageError: horizon, stride or batch below 1, no episode, or the policy plans fewer than T steps.
-        DatasetError: the dataset is damaged, or the policy's actions have other dimensions than the dataset's.
-        RunError: the policy planned something that is not a finite number.
+        UsageError: `horizon`, `stride` or `batch` is below 1, `episodes` is empty, or the policy plans fewer than T
+            steps.
+        DatasetError: the dataset is damaged, or its action dimensions are not the policy's.
+        RunError: the policy planned a number that is not finite.
     """
     for name, value in (("horizon", horizon), ("stride", stride), ("batch", batch)):
         if value < 1:
@@ -121,7 +128,7 @@ def open_loop(
         if index not in lengths:
             raise DatasetError(f"{dataset.info.root} has no episode {index}", f"it has {len(lengths)} episodes")
     if not chosen:
-        raise UsageError("no episode to compare with", "name at least one episode")
+        raise UsageError("no episode to compare with", "choose at least one episode")
     horizon = min(horizon, max(lengths[index] for index in chosen))
     constant = _constant_chunk(policy, dataset, chosen, stride, horizon)
 
@@ -154,7 +161,7 @@ def open_loop(
 
 
 def _episodes(policy: ChunkPolicy, dataset: Dataset, chosen: Sequence[int]) -> Iterator[tuple[int, Float32Array]]:
-    """(episode, all its actions (L, A) as the policy would send them), without decoding a picture."""
+    """Yield each episode's index and its actions (L, A), converted to commands, without decoding pictures."""
     for index, rows in itertools.groupby(dataset.rows(episodes=chosen, images=False), key=lambda row: row.episode):
         yield index, policy.command(np.stack([row.action for row in rows]))
 
@@ -162,7 +169,7 @@ def _episodes(policy: ChunkPolicy, dataset: Dataset, chosen: Sequence[int]) -> I
 def _constant_chunk(
     policy: ChunkPolicy, dataset: Dataset, chosen: Sequence[int], stride: int, horizon: int
 ) -> Float64Array:
-    """Mean recorded chunk (T, A) over the frames that will be compared."""
+    """Return the mean recorded chunk (T, A) over the compared frames."""
     total, count = np.zeros((horizon, dataset.info.action_dim)), np.zeros((horizon, 1))
     for _, actions in _episodes(policy, dataset, chosen):
         for frame in range(0, len(actions), stride):
@@ -176,9 +183,9 @@ def _constant_chunk(
 def _frames(
     policy: ChunkPolicy, dataset: Dataset, chosen: Sequence[int], stride: int, horizon: int
 ) -> Iterator[tuple[Row, ActionChunk]]:
-    """Every `stride`-th frame with its pictures, and the recorded chunk that starts there.
+    """Yield every `stride`-th frame with its pictures, and the recorded chunk that starts there.
 
-    Two streams side by side: one decodes the pictures of the frames that are planned at, one has all actions.
+    Reads two streams: one decodes pictures of these frames only, the other reads the actions of all frames.
     """
     episodes = _episodes(policy, dataset, chosen)
     index, actions = next(episodes)
@@ -189,7 +196,7 @@ def _frames(
 
 
 def _plan(policy: ChunkPolicy, dataset: Dataset, rows: Sequence[Row], horizon: int) -> Float64Array:
-    """The first T steps of the plans, (B, T, A)."""
+    """Plan at the rows and return the first T steps, (B, T, A)."""
     observations: list[Observation] = [row.observation() for row in rows]
     plans = np.asarray(policy.chunks(observations), dtype=np.float64)
     actions = dataset.info.action_dim
@@ -197,7 +204,7 @@ def _plan(policy: ChunkPolicy, dataset: Dataset, rows: Sequence[Row], horizon: i
         raise DatasetError(
             f"the policy planned an array of shape {plans.shape} for {len(rows)} frames of {dataset.info.root}, "
             f"which has {actions} action dimensions: {', '.join(dataset.info.action_names)}",
-            "use the kind of dataset that the policy was trained on",
+            "use a dataset of the robot that the policy was trained for",
         )
     if plans.shape[1] < horizon:
         raise UsageError(
@@ -208,19 +215,19 @@ def _plan(policy: ChunkPolicy, dataset: Dataset, rows: Sequence[Row], horizon: i
         if not np.isfinite(plan).all():
             raise RunError(
                 f"the policy planned numbers that are not finite at episode {row.episode}, frame {row.frame}",
-                "look at that frame, and at the policy's statistics and weights",
+                "check that frame, and the policy's statistics and weights",
             )
     return plans[:, :horizon]
 
 
 def _difference(plan: Float64Array, chunk: ActionChunk) -> Float64Array:
-    """plan - recorded, (steps, A), without the padding, which stands at the end."""
+    """Return plan - recorded, (steps, A), without the padding at the end."""
     steps = int((~chunk.is_pad).sum())
     return plan[:steps] - chunk.actions[:steps]
 
 
 class _ErrorSums:
-    """Sums over rows of absolute and squared errors, (T, A), and of the rows that have each step, (T, 1)."""
+    """Sums of absolute and squared errors over rows, (T, A), and the number of rows that have each step, (T, 1)."""
 
     def __init__(self, horizon: int, actions: int) -> None:
         self.absolute = np.zeros((horizon, actions))
@@ -245,7 +252,7 @@ class _ErrorSums:
 
 @dataclass(kw_only=True)
 class _EpisodeSums:
-    """Sums over all steps and dimensions of one episode."""
+    """Sums of errors over all steps and dimensions of one episode."""
 
     rows: int = 0
     numbers: int = 0

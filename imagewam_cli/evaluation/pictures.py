@@ -1,6 +1,6 @@
-"""Pictures of rolled-out episodes: a contact sheet, and a grid of episodes as GIF or MP4.
+"""Draw rolled-out episodes: a contact sheet, or a grid of episodes as GIF or MP4.
 
-Episodes come from `sim.rollout.roll_out(..., keep_frames=N)`. Success is green, failure red, here and in `plots`.
+The episodes come from `sim.rollout.roll_out(..., keep_frames=N)`. Success is green and failure red.
 """
 
 from __future__ import annotations
@@ -26,38 +26,40 @@ from imagewam_cli.sim.rollout import Episode
 SUCCESS_RGB: RGB = (22, 148, 72)
 FAILURE_RGB: RGB = (206, 44, 44)
 RUNNING_RGB: RGB = (190, 192, 198)
-"""Border of an episode that has not ended yet."""
+"""Border colour of an episode that has not ended yet."""
 
 MAX_EPISODES = 12
-"""Episodes of a grid."""
+"""Greatest number of episodes in a grid."""
 
 _GAP = 4
 _BORDER = 4
 _MAX_LINES = 3
-"""Lines of an episode's caption in a grid."""
+"""Greatest number of lines of a caption in a grid."""
 _PALETTE_SAMPLES = 6
-"""Moments of each episode that a GIF's colours are chosen from."""
+"""Number of frames per episode from which a GIF's palette is chosen."""
 _VIDEO_THREADS = 2
 
 
 def contact_sheet(
     episodes: Sequence[Episode], columns: int = 8, frames_per_episode: int | None = None, width: int = 128
 ) -> Image.Image:
-    """A few pictures of each episode, evenly spaced from its first to its last, below a caption with the instruction.
+    """Draw a few evenly spaced pictures of each episode below a caption with its instruction.
 
-    The caption begins with a square: green with a tick for success, red with a cross for failure.
+    The caption starts with a square: green with a tick for success, red with a cross for failure.
 
     Args:
-        columns: pictures in a row.
-        frames_per_episode: None: `columns`, a row per episode. Fewer: as many episodes side by side as fit.
+        columns: number of pictures in a row.
+        frames_per_episode: None: `columns`, so one episode per row. With fewer, several episodes share a row.
         width: of each picture, in pixels.
 
     Raises:
-        UsageError: nothing to show, frames of different sizes, or more frames per episode than columns.
+        UsageError: there are no episodes or frames, frames differ in size, or an episode has more frames than columns.
     """
     shown = columns if frames_per_episode is None else frames_per_episode
     if not 1 <= shown <= columns:
-        raise UsageError(f"{shown} frames per episode do not fit {columns} columns", f"pass 1 .. {columns}")
+        raise UsageError(
+            f"{shown} frames per episode do not fit {columns} columns", f"pass a number from 1 to {columns}"
+        )
     size = _picture_size(episodes, width)
     beside = columns // shown
     strip = (shown * (size[0] + _GAP) - _GAP, LINE_HEIGHT + _GAP + size[1])
@@ -68,14 +70,14 @@ def contact_sheet(
         row, column = divmod(i, beside)
         left, top = _GAP + column * (strip[0] + 3 * _GAP), 2 * _GAP + row * (strip[1] + 3 * _GAP)
         _write_caption(sheet, (left, top), strip[0], episode)
-        for place, index in enumerate(spaced(len(episode.frames), shown)):
-            at = (left + place * (size[0] + _GAP), top + LINE_HEIGHT + _GAP)
+        for number, index in enumerate(spaced(len(episode.frames), shown)):
+            at = (left + number * (size[0] + _GAP), top + LINE_HEIGHT + _GAP)
             sheet.paste(_picture(episode, index, size), at)
     return sheet
 
 
 def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a picture atomically, in the format that the suffix names."""
+    """Write a picture atomically, in the format of the suffix."""
     with atomic_file(path) as temporary:
         picture.save(temporary)
 
@@ -83,18 +85,18 @@ def write_picture(path: Path, picture: Image.Image) -> None:
 def write_gif(
     path: Path, episodes: Sequence[Episode], *, columns: int = 4, width: int = 192, fps: float = 10.0, hold: float = 1.5
 ) -> None:
-    """The first 12 episodes playing side by side as an endless GIF.
+    """Write the first 12 episodes, playing side by side, as a looping GIF.
 
-    An episode that has ended holds its last picture in a green (success) or red border.
+    An episode that has ended shows its last picture with a green (success) or red (failure) border.
 
     Args:
-        columns: episodes in a row.
+        columns: number of episodes in a row.
         width: of each episode's picture, in pixels.
         fps: pictures per second; GIF players keep multiples of 10 ms.
-        hold: seconds that the end of the longest episode stays.
+        hold: seconds to show the end of the longest episode.
 
     Raises:
-        UsageError: nothing to show, frames of different sizes, or columns, width or fps that make no grid.
+        UsageError: there are no episodes or frames, frames differ in size, or `columns`, `width` or `fps` is too small.
     """
     grid = _Grid.of(episodes, columns, width, fps)
     palette = grid.palette()
@@ -110,11 +112,11 @@ def write_gif(
 def write_mp4(
     path: Path, episodes: Sequence[Episode], *, columns: int = 4, width: int = 192, fps: float = 10.0, hold: float = 1.5
 ) -> None:
-    """The same grid as an H.264 MP4 that browsers play; arguments as for `write_gif`.
+    """Write the same grid as an H.264 MP4 that browsers play. Arguments as for `write_gif`.
 
     Raises:
         UsageError: as for `write_gif`.
-        SimulationError: the encoder refuses; names the file.
+        SimulationError: the video cannot be encoded; the error names the file.
     """
     grid = _Grid.of(episodes, columns, width, fps)
     try:
@@ -126,7 +128,10 @@ def write_mp4(
 
 
 def spaced(length: int, count: int) -> list[int]:
-    """At most `count` different indices below `length`, evenly spaced from first to last; the last where count is 1."""
+    """Return at most `count` different indices below `length`, evenly spaced from first to last.
+
+    Return only the last index if `count` is 1.
+    """
     if count == 1 or length == 1:
         return [length - 1]
     return sorted({round(i) for i in np.linspace(0, length - 1, min(count, length)).tolist()})
@@ -134,7 +139,7 @@ def spaced(length: int, count: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Grid:
-    """Episodes side by side: a border around each picture, the caption below."""
+    """Episodes side by side, each with a border and a caption below."""
 
     episodes: tuple[Episode, ...]
     columns: int
@@ -154,40 +159,40 @@ class _Grid:
 
     @property
     def length(self) -> int:
-        """Frames of the longest episode."""
+        """Number of frames of the longest episode."""
         return max(len(e.frames) for e in self.episodes)
 
     @property
     def cell(self) -> tuple[int, int]:
-        """Width and height of one episode with border and caption."""
+        """Width and height of one episode, with border and caption."""
         lines = max(len(c) for c in self.captions)
         return self.picture[0] + 2 * _BORDER, self.picture[1] + 2 * _BORDER + lines * LINE_HEIGHT
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the whole, both even, as video encoders want them."""
+        """Width and height of the grid, both even, because video encoders require it."""
         rows = math.ceil(len(self.episodes) / self.columns)
         across = self.columns * (self.cell[0] + 2 * _GAP)
         down = rows * (self.cell[1] + 2 * _GAP)
         return across + across % 2, down + down % 2
 
     def frames(self) -> Iterator[Image.Image]:
-        """The grid at every moment, from the first frames to the end of the longest episode."""
+        """Yield the grid for every frame number, up to the end of the longest episode."""
         sheet = self._blank()
-        for moment in range(self.length):
+        for number in range(self.length):
             for i, episode in enumerate(self.episodes):
-                if moment < len(episode.frames):
-                    self._show(sheet, i, moment)
+                if number < len(episode.frames):
+                    self._show(sheet, i, number)
             yield sheet.copy()
 
     def palette(self) -> Image.Image:
-        """256 colours that fit a few moments of every episode, with the borders' colours exactly as they are."""
+        """Return a palette of 256 colours for a few frames of every episode, with exact border colours."""
         samples = Image.new("RGB", (self.size[0], self.size[1] * _PALETTE_SAMPLES))
         for number in range(_PALETTE_SAMPLES):
             sheet = self._blank()
             for i, episode in enumerate(self.episodes):
-                moments = spaced(len(episode.frames), _PALETTE_SAMPLES)
-                self._show(sheet, i, moments[min(number, len(moments) - 1)])
+                indices = spaced(len(episode.frames), _PALETTE_SAMPLES)
+                self._show(sheet, i, indices[min(number, len(indices) - 1)])
             samples.paste(sheet, (0, number * self.size[1]))
         fixed = [SUCCESS_RGB, FAILURE_RGB, RUNNING_RGB, PAPER_RGB, INK_RGB]
         reduced = samples.quantize(256 - len(fixed), method=Image.Quantize.MEDIANCUT)
@@ -201,7 +206,7 @@ class _Grid:
         return _GAP + column * (self.cell[0] + 2 * _GAP), _GAP + row * (self.cell[1] + 2 * _GAP)
 
     def _blank(self) -> Image.Image:
-        """The captions alone."""
+        """Draw a sheet with the captions only."""
         sheet = Image.new("RGB", self.size, PAPER_RGB)
         pen = ImageDraw.Draw(sheet)
         for i, lines in enumerate(self.captions):
@@ -211,17 +216,17 @@ class _Grid:
                 pen.text((left + _BORDER, y), line, fill=INK_RGB, font=font())
         return sheet
 
-    def _show(self, sheet: Image.Image, i: int, moment: int) -> None:
+    def _show(self, sheet: Image.Image, i: int, frame: int) -> None:
         episode, (left, top) = self.episodes[i], self._corner(i)
-        ended = moment == len(episode.frames) - 1
+        ended = frame == len(episode.frames) - 1
         border = _verdict(episode) if ended else RUNNING_RGB
         right, bottom = left + self.picture[0] + 2 * _BORDER, top + self.picture[1] + 2 * _BORDER
         sheet.paste(border, (left, top, right, bottom))
-        sheet.paste(_picture(episode, moment, self.picture), (left + _BORDER, top + _BORDER))
+        sheet.paste(_picture(episode, frame, self.picture), (left + _BORDER, top + _BORDER))
 
 
 def _encode(path: Path, grid: _Grid, fps: float, hold: float) -> None:
-    """H.264 with the dataset writer's settings, but a key frame only every few seconds: nobody trains on this."""
+    """H.264 with the dataset writer's settings, but key frames every few seconds only: nobody trains on this video."""
     settings = encoder_settings("h264")
     rate = Fraction(fps).limit_denominator(1000)
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
@@ -239,23 +244,28 @@ def _encode(path: Path, grid: _Grid, fps: float, hold: float) -> None:
 
 
 def _held(grid: _Grid, more: int) -> Iterator[Image.Image]:
-    """The grid's frames, the last one `more` times again."""
+    """Yield the grid's frames, and repeat the last one `more` times."""
     for number, image in enumerate(grid.frames(), start=1):
         yield from itertools.repeat(image, 1 if number < grid.length else 1 + more)
 
 
 def _picture_size(episodes: Sequence[Episode], width: int) -> tuple[int, int]:
-    """(width, height) at which all episodes' frames are shown."""
+    """Return the size (width, height) at which to show all frames."""
     if not episodes:
-        raise UsageError("no episodes to show", "roll out at least one")
+        raise UsageError("no episodes to show", "roll out at least one episode")
     if width < 1:
-        raise UsageError(f"pictures {width} pixels wide cannot be seen", "pass a width of at least 1")
+        raise UsageError(f"a picture cannot be {width} pixels wide", "pass a width of at least 1")
     empty = next((e for e in episodes if not e.frames), None)
     if empty is not None:
-        raise UsageError(f"scene {empty.seed} of {empty.split!r} has no frames", "roll out with keep_frames=True")
+        raise UsageError(
+            f"scene {empty.seed} of {empty.split!r} has no frames",
+            "roll out with keep_frames at the number of episodes to show",
+        )
     shapes = {frame.shape for e in episodes for frame in e.frames}
     if len(shapes) > 1:
-        raise UsageError(f"frames of different shapes: {sorted(shapes)}", "show episodes of one environment and camera")
+        raise UsageError(
+            f"the frames have different shapes: {sorted(shapes)}", "show episodes of one environment and camera"
+        )
     height, across, _ = shapes.pop()
     return width, max(1, round(width * height / across))
 
@@ -274,14 +284,14 @@ def _verdict(episode: Episode) -> RGB:
 
 
 def _caption(episode: Episode) -> str:
-    """What the policy was told, and what it was judged by where that is something else."""
+    """Return the episode's instruction, or both instructions if the policy read another one."""
     if episode.given == episode.instruction:
         return episode.instruction
-    return f"told: {episode.given}; judged by: {episode.instruction}"
+    return f"given: {episode.given}; judged by: {episode.instruction}"
 
 
 def _write_caption(sheet: Image.Image, at: tuple[int, int], width: int, episode: Episode) -> None:
-    """The mark of success and one line of text."""
+    """Draw the success mark and one line of text."""
     left, top = at
     side = LINE_HEIGHT - 2
     pen = ImageDraw.Draw(sheet)
@@ -293,7 +303,7 @@ def _write_caption(sheet: Image.Image, at: tuple[int, int], width: int, episode:
 
 
 def _draw_sign(pen: ImageDraw.ImageDraw, left: int, top: int, side: int, *, tick: bool) -> None:
-    """A tick or a cross in white: colour alone does not tell everybody."""
+    """Draw a white tick or cross, for readers who cannot distinguish the colours."""
     a, b, c = round(0.25 * side), round(0.5 * side), round(0.75 * side)
     lines = [((a, b), (round(0.42 * side), c)), ((round(0.42 * side), c), (c, a))]
     if not tick:

@@ -1,6 +1,6 @@
-"""Curves and bars of results. matplotlib (the extra `plots`) is imported only when one is drawn.
+"""Plot results as curves and bars. matplotlib (the extra `plots`) is imported only when a plot is drawn.
 
-Figures are drawn through matplotlib's object interface on the Agg canvas: no window, no global state.
+Figures use matplotlib's object interface on the Agg canvas, which needs neither a window nor global state.
 """
 
 from __future__ import annotations
@@ -8,12 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imagewam_cli.errors import ImagewamError, UsageError, install_hint
 from imagewam_cli.evaluation.open_loop import OpenLoopResult
 from imagewam_cli.evaluation.statistics import Rate
 from imagewam_cli.files import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -25,7 +29,7 @@ _DOTS_PER_INCH = 144
 
 
 def plot_open_loop(result: OpenLoopResult, path: Path) -> None:
-    """Mean absolute error over the steps of a chunk, a panel per action dimension, with the constant chunk's.
+    """Plot the mean absolute error of policy and constant chunk over the steps, one panel per action dimension.
 
     Raises:
         ImagewamError: matplotlib is missing.
@@ -51,11 +55,11 @@ def plot_open_loop(result: OpenLoopResult, path: Path) -> None:
 
 
 def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Training and validation curves of a run's metrics.
+    """Plot training and validation curves of a run's metrics.
 
     Args:
         metrics: records with "step" and any of "loss", "validation_loss" (left), "validation_action_error" and
-            "validation_constant_error" (right, left out where there are none), as in a run's `metrics.jsonl`.
+            "validation_constant_error" (right panel, omitted if no record has them), as in a run's `metrics.jsonl`.
 
     Raises:
         ImagewamError: matplotlib is missing.
@@ -72,7 +76,7 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     panels = [("flow loss", losses), ("squared error of the chunk, held-out episodes", errors)]
     drawn = [(title, lines) for title, lines in panels if any(_series(metrics, key)[0] for key, *_ in lines)]
     if not drawn:
-        raise UsageError("the metrics hold no loss", "plot them after the first log step of a run")
+        raise UsageError("the metrics hold no loss", "plot a run after its first logged step")
     figure = new_figure(5.0 * len(drawn), 3.4)
     for place, (title, lines) in enumerate(drawn, start=1):
         axes = figure.add_subplot(1, len(drawn), place)
@@ -94,11 +98,11 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def plot_success(named: Mapping[str, Rate], path: Path) -> None:
-    """Success rates as bars from top to bottom, with their 95 % intervals and counts.
+    """Plot success rates as horizontal bars with 95 % intervals and counts.
 
     Raises:
         ImagewamError: matplotlib is missing.
-        UsageError: nothing to plot, or the suffix of `path` is not one of `SUFFIXES`.
+        UsageError: `named` is empty, or the suffix of `path` is not one of `SUFFIXES`.
     """
     if not named:
         raise UsageError("no success rates to plot", "evaluate a policy first")
@@ -120,13 +124,17 @@ def plot_success(named: Mapping[str, Rate], path: Path) -> None:
 
 
 def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of the records that have `key`."""
+    """Return the steps and values of the records that have `key`."""
     points = [(int(m["step"]), float(m[key])) for m in metrics if m.get(key) is not None]
     return [step for step, _ in points], [value for _, value in points]
 
 
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure of that size in inches."""
+def new_figure(width: float, height: float) -> Figure:
+    """Create an empty figure of the given size in inches.
+
+    Raises:
+        ImagewamError: matplotlib is missing.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -137,8 +145,8 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def label_axes(axes: Any, x: str, y: str) -> None:
-    """Labels, a faint grid, and no box around."""
+def label_axes(axes: Axes, x: str, y: str) -> None:
+    """Label the axes, draw a faint grid and remove the box."""
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
     axes.tick_params(which="both", labelsize=8)
@@ -147,7 +155,8 @@ def label_axes(axes: Any, x: str, y: str) -> None:
 
 
 def require_suffix(path: Path) -> None:
-    """
+    """Check that plots can be written to `path`.
+
     Raises:
         UsageError: the suffix of `path` is not one of `SUFFIXES`.
     """
@@ -155,7 +164,12 @@ def require_suffix(path: Path) -> None:
         raise UsageError(f"cannot plot to {path.name}", "end the name in one of " + ", ".join(SUFFIXES))
 
 
-def save_figure(figure: Any, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write the figure atomically, in the format of the suffix.
+
+    Raises:
+        UsageError: the suffix of `path` is not one of `SUFFIXES`.
+    """
     require_suffix(path)
     with atomic_file(path) as temporary:
         figure.savefig(temporary)

@@ -1,4 +1,4 @@
-"""Success rates and means, and how sure one can be of them."""
+"""Success rates and means with confidence intervals."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from imagewam_cli.errors import UsageError
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval (low, high) of a success probability; (0, 1) where nothing was tried.
+    """Return the Wilson score interval (low, high) of a success probability; (0, 1) without trials.
 
-    Unlike the textbook interval p +- z sqrt(p (1 - p) / n) it stays inside [0, 1] and has a width at 0 and n successes.
+    Unlike the textbook interval p +- z sqrt(p (1 - p) / n), it stays in [0, 1] and has a width at 0 and n successes.
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
 
     Args:
-        successes: 0 .. trials.
-        trials: independent attempts.
-        confidence: two-sided, inside (0, 1).
+        successes: from 0 to `trials`.
+        trials: number of independent attempts.
+        confidence: two-sided, between 0 and 1.
 
     Raises:
         UsageError: an argument is outside its range.
@@ -37,7 +37,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     widening = 1 + z * z / trials
     centre = (share + z * z / (2 * trials)) / widening
     half = z / widening * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    # At the ends the two terms are equal on paper and may differ in the last bit.
+    # Mathematically the two terms are equal at the ends, but they may differ in the last bit.
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == trials else centre + half
     return low, high
@@ -45,7 +45,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """A success rate in [0, 1] with the interval [low, high] that `wilson_interval` gives. No trials: rate 0."""
+    """A success rate in [0, 1] with its `wilson_interval` [low, high]. The rate is 0 without trials."""
 
     successes: int
     trials: int
@@ -55,7 +55,11 @@ class Rate:
 
     @classmethod
     def of(cls, successes: int, trials: int, confidence: float = 0.95) -> Rate:
-        """Raises UsageError where the counts or the confidence are impossible."""
+        """Compute the rate and its interval.
+
+        Raises:
+            UsageError: the counts or the confidence are impossible.
+        """
         low, high = wilson_interval(successes, trials, confidence)
         rate = successes / trials if trials else 0.0
         return cls(successes=successes, trials=trials, rate=rate, low=low, high=high)
@@ -63,7 +67,7 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """A mean with the interval [low, high] that `bootstrap` gives."""
+    """A mean with its bootstrap interval [low, high]."""
 
     mean: float
     low: float
@@ -73,16 +77,21 @@ class Mean:
     def bootstrap(
         cls, values: Sequence[float], groups: Sequence[int], confidence: float = 0.95, resamples: int = 2000
     ) -> Mean:
-        """The mean of the values, and the percentile interval over whole groups drawn again with replacement: values of
-        one group (rows of one episode) resemble each other, groups are independent. The draws are the same each time.
+        """Compute the mean of the values and its percentile interval, resampling whole groups with replacement.
+
+        Groups (episodes) are independent, while values of one group (its rows) are similar. The random draws are the
+        same in every call.
 
         Source: B. Efron, R. Tibshirani, "An introduction to the bootstrap" (1993), chapters 8 and 13.
 
         Raises:
-            UsageError: values and groups do not pair up, fewer than two groups, or an impossible confidence.
+            UsageError: `values` and `groups` differ in length, there are fewer than two groups, or the confidence is
+                impossible.
         """
         if len(values) != len(groups) or len(set(groups)) < 2:
-            raise UsageError(f"{len(values)} values in {len(set(groups))} group(s)", "two groups are needed")
+            raise UsageError(
+                f"{len(values)} values in {len(set(groups))} group(s)", "pass values of at least two groups"
+            )
         if not 0.0 < confidence < 1.0:
             raise UsageError(f"a confidence of {confidence} is impossible", "pass a number between 0 and 1")
         _, member = np.unique(np.asarray(groups), return_inverse=True)

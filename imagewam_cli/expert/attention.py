@@ -1,8 +1,9 @@
-"""Joint attention of action tokens over [prefix K/V | own K/V], one softmax, and the rotary positions that go with it.
+"""Joint attention of action tokens over [prefix K/V | own K/V] in one softmax, and its rotary positions.
 
 Shape letters: B prefixes, N noisy chunks per prefix (draws), T tokens of a chunk, P prefix tokens, H heads, G key
 heads, D head size.
-A chunk batch is (B N), the draws of one prefix side by side, so that a prefix is read once for all of its draws.
+
+The chunk batch is (B N): the N draws of one prefix are consecutive, so attention reads each prefix only once.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from imagewam_cli.prefix.spec import RopeSpec, RoundingName
 
 
 def joint_attention(q: Tensor, k: Tensor, v: Tensor, prefix: LayerKV | None, valid: Tensor | None) -> Tensor:
-    """Attention output (B N, T, H D).
+    """Return the attention output (B N, T, H D).
 
-    q (B N, T, H, D), k and v (B N, T, G, D): the chunk's own; prefix: k, v (B, P, G, D) or None; valid: bool (B, P) or
-    None. Scale 1 / sqrt(D).
+    q (B N, T, H, D), k and v (B N, T, G, D): of the chunk's own tokens; prefix: k, v (B, P, G, D) or None; valid: which
+    prefix tokens to attend to, bool (B, P), None for all. The scale is 1 / sqrt(D).
     """
     chunks, tokens, heads, size = q.shape
     k, v = _expand_heads(k, heads), _expand_heads(v, heads)
@@ -32,41 +33,43 @@ def joint_attention(q: Tensor, k: Tensor, v: Tensor, prefix: LayerKV | None, val
     length = prefix.k.shape[1]
     k_prefix = _expand_heads(prefix.k, heads).to(q.dtype).permute(0, 2, 3, 1)
     v_prefix = _expand_heads(prefix.v, heads).to(q.dtype).transpose(1, 2)
-    seen = _fold(q, batch, draws) @ k_prefix
+    # Fold the draws into the query axis instead of copying K and V for every draw.
+    scores = _fold(q, batch, draws) @ k_prefix
     if valid is not None:
-        seen = seen.masked_fill(~valid[:, None, None, :], float("-inf"))
-    weights = torch.cat([_unfold(seen, batch, draws), own], dim=-1).softmax(-1)
+        scores = scores.masked_fill(~valid[:, None, None, :], float("-inf"))
+    # One softmax over both parts: the prefix and the chunk's own tokens compete for attention.
+    weights = torch.cat([_unfold(scores, batch, draws), own], dim=-1).softmax(-1)
     from_prefix = _fold(weights[..., :length], batch, draws) @ v_prefix
     out = _unfold(from_prefix, batch, draws) + weights[..., length:] @ v.transpose(1, 2)
     return out.transpose(1, 2).reshape(chunks, tokens, heads * size)
 
 
 def _fold(x: Tensor, batch: int, draws: int) -> Tensor:
-    """(B N, H, T, X) -> (B, H, N T, X): the draws of a prefix as more queries of the same attention."""
+    """Reshape (B N, H, T, X) to (B, H, N T, X): the draws of a prefix become more queries on it."""
     _, heads, tokens, last = x.shape
     return x.reshape(batch, draws, heads, tokens, last).transpose(1, 2).reshape(batch, heads, draws * tokens, last)
 
 
 def _unfold(x: Tensor, batch: int, draws: int) -> Tensor:
-    """The inverse of `_fold`."""
+    """Undo `_fold`."""
     _, heads, rows, last = x.shape
     x = x.reshape(batch, heads, draws, rows // draws, last).transpose(1, 2)
     return x.reshape(batch * draws, heads, rows // draws, last)
 
 
 def _expand_heads(x: Tensor, heads: int) -> Tensor:
-    """(.., G, D) -> (.., H, D): each key head serves H / G query heads."""
+    """Repeat key heads, (.., G, D) to (.., H, D): each serves H / G query heads."""
     return x if x.shape[2] == heads else x.repeat_interleave(heads // x.shape[2], dim=2)
 
 
 class Rotary(nn.Module):
-    """Rotates the q and k of chunk tokens exactly as the editor rotates its keys: interleaved pairs, several axes."""
+    """Rotate q and k of chunk tokens exactly as the editor rotates its keys: interleaved pairs, several axes."""
 
     cos: Tensor
     sin: Tensor
 
     def __init__(self, spec: RopeSpec, positions: Tensor, rounding: RoundingName = "exact") -> None:
-        """positions: (T,) ids of the tokens along the action axis."""
+        """positions: (T,) rotary ids of the tokens along the action axis."""
         super().__init__()
         ids = torch.tensor(spec.action_ids).repeat(len(positions), 1)
         ids[:, spec.action_axis] = positions
@@ -75,5 +78,5 @@ class Rotary(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B N, T, H, D)."""
+        """Rotate x (B N, T, H, D)."""
         return rotate(x, self.cos, self.sin)

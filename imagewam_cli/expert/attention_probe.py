@@ -1,6 +1,6 @@
-"""Where the action tokens look: the weights of the expert's attention, seen while a chunk is denoised.
+"""Record the expert's attention weights while it denoises a chunk.
 
-They are the numbers that the softmax of `attention.joint_attention` gives, observed from outside: no block knows of it.
+The weights are the outputs of the softmax in `attention.joint_attention`, observed from outside the blocks.
 """
 
 from __future__ import annotations
@@ -27,36 +27,38 @@ def action_attention(
     schedule: FlowSchedule,
     steps: int,
 ) -> tuple[Tensor, ...]:
-    """Attention of the action tokens in each layer, float64 (B, P + own) on the CPU: the mean over the layer's blocks,
-    heads, action tokens and Euler steps, over [prefix tokens | state token, where there is one, and action tokens].
-    Rows sum to 1.
+    """Return the attention of the action tokens in each layer, float64 (B, P + own) on the CPU.
 
-    The state token's own queries do not count. Arguments as for `sampler.integrate`; P may differ by layer.
+    The mean over the layer's blocks, heads, action tokens and Euler steps. Keys are [prefix tokens | state token, if
+    the expert has one | action tokens]; rows sum to 1. P may differ between layers. The state token's queries are left
+    out. Arguments as for `sampler.integrate`.
     """
     names = block_names(expert.config)
-    seen: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
 
-    def see(name: str, weights: Tensor) -> None:
-        """weights: (B, H, own, P + own)."""
+    def add(name: str, weights: Tensor) -> None:
+        """Add one block's weights at one Euler step, (B, H, own, P + own)."""
         of_actions = weights[:, :, -expert.config.horizon :].float().mean(dim=(1, 2)).cpu().double() / steps
-        seen[name] = seen[name] + of_actions if name in seen else of_actions
+        sums[name] = sums[name] + of_actions if name in sums else of_actions
 
-    with torch.no_grad(), observe(expert, names, SOFTMAX, see):
+    with torch.no_grad(), observe(expert, names, SOFTMAX, add):
         integrate(expert, noise, state, prefix, schedule, steps)
     several = expert.config.blocks_per_layer
-    of_blocks = [seen[name] for name in names]
+    of_blocks = [sums[name] for name in names]
     return tuple(torch.stack(of_blocks[i : i + several]).mean(0) for i in range(0, len(names), several))
 
 
 def block_names(config: ExpertConfig) -> tuple[str, ...]:
-    """The expert's modules in the order of their work: `blocks_per_layer` beside each editor layer."""
+    """Return the names of the expert's blocks in the order of execution, `blocks_per_layer` per editor layer."""
     counts = {kind: itertools.count() for kind in _BLOCKS}
     return tuple(f"{_BLOCKS[layer.block]}.{next(counts[layer.block])}" for layer in config.blocks)
 
 
 def untrained_expert(config: ExpertConfig, seed: int = 0) -> ActionExpert:
-    """An expert as training starts with it. Its output is zero, its attention is not: what the editor's keys alone draw
-    from random queries."""
+    """Return an expert with initial weights. Its output is zero, but its attention is not.
+
+    It shows how much attention the editor's keys attract from random queries.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         expert = ActionExpert(config)

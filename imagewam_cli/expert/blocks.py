@@ -1,10 +1,8 @@
-"""The expert's blocks. Names of modules are those of the published FLUX.2 action expert, so its state dict loads
-strictly.
+"""The expert's blocks, with the module names of the published FLUX.2 action expert: its state dict loads strictly.
 
-Layer norms have no affine and eps 1e-6; q and k pass an RMS norm over the head with a learned scale. No biases but the
-input
-encoders'. Modulation: shift, scale, gate, from one shared linear map per block kind. Source: arXiv 2606.19531, FLUX.2
-stack.
+Layer norms have no affine parameters and eps 1e-6. q and k pass an RMS norm over the head with a learned scale. Only
+the input encoders have biases. All blocks of a kind share one linear map for shift, scale and gate of the modulation.
+Source: arXiv 2606.19531, FLUX.2 stack.
 """
 
 from __future__ import annotations
@@ -24,56 +22,58 @@ EPS = 1e-6
 
 
 class TimeEmbedding(nn.Module):
-    """(B,) times in [0, 1] -> (B, hidden), over cosines, then sines, of 1000 t at 128 frequencies from 1 down to
-    1e-4."""
+    """Embed times (B,) in [0, 1] as (B, hidden).
+
+    Two linear layers on the cosines, then the sines, of 1000 t at 128 frequencies from 1 down to 1e-4.
+    """
 
     frequencies: Tensor
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
         half = TIME_FREQUENCIES // 2
-        # a buffer, so that exporters do not compute the exponential again in their own way
+        # A buffer, because an exported graph would recompute the exponential with another rounding.
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.in_layer = nn.Linear(TIME_FREQUENCIES, hidden, bias=False)
         self.out_layer = nn.Linear(hidden, hidden, bias=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        """t (B,) in [0, 1] -> (B, hidden)."""
-        angles = (1000.0 * t).float()[:, None] * self.frequencies  # 1000 t in t's own precision, as published
+        """Embed t (B,) in [0, 1] as (B, hidden)."""
+        angles = (1000.0 * t).float()[:, None] * self.frequencies  # the published code computes 1000 t in t's precision
         sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).to(t.dtype)
         out: Tensor = self.out_layer(F.silu(self.in_layer(sinusoid.to(self.in_layer.weight.dtype))))
         return out
 
 
 class Modulation(nn.Module):
-    """`sets` triples (shift, scale, gate), each (B, 1, hidden), from the condition vector (B, hidden)."""
+    """Map the condition vector (B, hidden) to `sets` triples (shift, scale, gate), each (B, 1, hidden)."""
 
     def __init__(self, hidden: int, sets: int) -> None:
         super().__init__()
         self.lin = nn.Linear(hidden, 3 * sets * hidden, bias=False)
 
     def forward(self, vec: Tensor) -> tuple[Tensor, ...]:
-        """vec (B, hidden)."""
+        """Return the 3 * sets modulation tensors for vec (B, hidden)."""
         return tuple(self.lin(F.silu(vec))[:, None, :].chunk(self.lin.out_features // vec.shape[-1], dim=-1))
 
 
 class HeadNorm(nn.Module):
-    """RMS norm over the head vector; float32 inside."""
+    """RMS norm over the head vector, computed in float32."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., head size) -> the same shape."""
+        """Normalise x (..., head size)."""
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
         return normed.to(x.dtype) * self.scale
 
 
 class QKNorm(nn.Module):
-    """One norm for queries, one for keys."""
+    """One norm for queries and one for keys."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class QKNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """q, k, v of a sequential block; rows of `qkv`: all q heads, all k heads, all v heads."""
+    """Projections of a sequential block's attention. Rows of `qkv`: all q heads, all k heads, all v heads."""
 
     def __init__(self, hidden: int, layer: LayerSpec) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class SelfAttention(nn.Module):
 
 
 class SequentialBlock(nn.Module):
-    """Attention, then MLP, each modulated and gated (FLUX's double block, image branch)."""
+    """Attention, then an MLP, each modulated and gated (the image branch of FLUX's double block)."""
 
     def __init__(self, hidden: int, mlp_ratio: float, layer: LayerSpec) -> None:
         super().__init__()
@@ -111,9 +111,9 @@ class SequentialBlock(nn.Module):
         prefix: LayerKV | None,
         valid: Tensor | None,
     ) -> Tensor:
-        """x (B N, T, hidden) -> the same shape.
+        """Process x (B N, T, hidden); return the same shape.
 
-        modulation: six of (B N, 1, hidden); prefix: this layer's, of B rows, with `valid` (B, P).
+        modulation: six tensors (B N, 1, hidden); prefix: this layer's K and V for B rows; valid: bool (B, P) or None.
         """
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation
         attention = self.img_attn
@@ -124,8 +124,10 @@ class SequentialBlock(nn.Module):
 
 
 class ParallelBlock(nn.Module):
-    """Attention and MLP from one fused projection (FLUX's single block); rows of `linear1`: q, k, v, gate half, up
-    half."""
+    """Attention and MLP from one fused projection (FLUX's single block).
+
+    Rows of `linear1`: q, k, v, then the gate half and the up half of the MLP.
+    """
 
     def __init__(self, hidden: int, mlp_ratio: float, layer: LayerSpec) -> None:
         super().__init__()
@@ -145,9 +147,9 @@ class ParallelBlock(nn.Module):
         prefix: LayerKV | None,
         valid: Tensor | None,
     ) -> Tensor:
-        """x (B N, T, hidden) -> the same shape.
+        """Process x (B N, T, hidden); return the same shape.
 
-        modulation: three of (B N, 1, hidden); prefix: this layer's, of B rows, with `valid` (B, P).
+        modulation: three tensors (B N, 1, hidden); prefix: this layer's K and V for B rows; valid: bool (B, P) or None.
         """
         shift, scale, gate = modulation
         fused = self.linear1(_modulated(x, shift, scale))
@@ -159,16 +161,16 @@ class ParallelBlock(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """SiLU(first half) * second half."""
+    """SiLU of the first half times the second half."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., 2 n) -> (..., n)."""
+        """Map x (..., 2 n) to (..., n)."""
         first, second = x.chunk(2, dim=-1)
         return F.silu(first) * second
 
 
 class Head(nn.Module):
-    """Modulated layer norm and a linear map; chunk order shift, scale."""
+    """A modulated layer norm and a linear map. The modulation's halves are shift, then scale."""
 
     def __init__(self, hidden: int, out: int) -> None:
         super().__init__()
@@ -176,7 +178,7 @@ class Head(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden, 2 * hidden, bias=False))
 
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
-        """x (B, T, hidden), vec (B, hidden) -> (B, T, out)."""
+        """Map x (B, T, hidden) to (B, T, out), modulated by vec (B, hidden)."""
         shift, scale = self.adaLN_modulation(vec)[:, None, :].chunk(2, dim=-1)
         out: Tensor = self.linear(_modulated(x, shift, scale))
         return out
@@ -187,7 +189,7 @@ def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def _heads(qkv: Tensor, layer: LayerSpec, norm: QKNorm, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Split into heads (B N, T, H, D), normalise q and k, rotate them."""
+    """Split a fused projection into q, k, v heads (B N, T, H, D); normalise and rotate q and k."""
     sizes = [n * layer.head_dim for n in (layer.heads, layer.kv_heads, layer.kv_heads)]
     parts = torch.split(qkv, sizes, dim=-1)
     q, k, v = (part.reshape(*part.shape[:-1], -1, layer.head_dim) for part in parts)

@@ -1,4 +1,4 @@
-"""An expert on disk: `expert.json` (its config) and `expert.safetensors` (its weights), loaded strictly."""
+"""Save and load an expert: `expert.json` (its config) and `expert.safetensors` (its weights), loaded strictly."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def save_expert(folder: Path, config: ExpertConfig, weights: dict[str, torch.Ten
 
 
 def load_expert(folder: Path, device: str = "cpu") -> ActionExpert:
-    """The expert in evaluation mode.
+    """Load the expert of a policy folder, in evaluation mode.
 
     Raises:
-        RunError: a file is missing, or weights and config disagree (both are named).
+        RunError: a file is missing or damaged, or the weights do not fit the config.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

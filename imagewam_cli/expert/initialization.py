@@ -1,11 +1,12 @@
-"""The expert's first weights from the editor's: tensors of the same name, resized by linear interpolation.
+"""Initialize the expert from the editor: tensors of the same name, resized by linear interpolation.
 
-published: as the published code does it (arXiv 2606.19531, `preprocess_action_dit_flux2`). Fused axes count as one, so
-that in a parallel block, whose attention rows keep their number while the MLP's shrink, queries come from the editor's
-queries and keys, keys from all three, and values from its MLP. repaired: each fused part is resized by itself.
+published: the method of the published code (arXiv 2606.19531, `preprocess_action_dit_flux2`). Each fused axis is
+    resized as a whole. In parallel blocks this mixes parts, because only the MLP shrinks: queries come from the
+    editor's queries and keys, keys from its queries, keys and values, and values from its MLP. The head gets PyTorch's
+    default weights.
+repaired: each part of a fused axis is resized separately. The head stays zero, so training starts at velocity zero.
 
-Either way the encoders keep their own first weights. published also draws the head as PyTorch does; repaired leaves it
-at zero, so that training starts from velocity zero.
+In both, the encoders keep their own initial weights.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ _EQUAL_PARTS = {
     ("double_stream_modulation_img.lin", 0): 6,
     ("single_stream_modulation.lin", 0): 3,
 }
-"""(module, axis) -> how many parts of equal length are fused, beside the attention's."""
+"""(module, axis) -> number of fused parts of equal length, besides the attention's."""
 
 
 def initialize(expert: ActionExpert, editor: Mapping[str, Tensor], how: Initialization) -> None:
     """Set the expert's weights in place.
 
-    editor: the denoiser's weights by their released names (`Editor.released_weights`).
+    editor: the denoiser's weights under their released names (`Editor.released_weights`).
 
     Raises:
-        EditorError: the editor has no tensor of a name that the expert needs.
+        EditorError: the editor lacks a tensor that the expert needs.
     """
     if how == "none":
         return
@@ -68,10 +69,10 @@ def initialize(expert: ActionExpert, editor: Mapping[str, Tensor], how: Initiali
 
 
 def resized(source: Tensor, shape: Sequence[int]) -> Tensor:
-    """`source` with each axis that differs interpolated in turn, the first first, both ends kept.
+    """Resize `source` to `shape` by linear interpolation, axis by axis, keeping both ends of each axis.
 
-    Computed in float32 and cast back to the source's dtype; then scaled by sqrt(old / new) inputs where the last axis
-    changed, so that sums over them keep their size.
+    Interpolates in float32 and casts back to the source's dtype. If the last axis (the inputs) changed, scales by
+    sqrt(old / new), so that sums over the inputs keep their magnitude.
     """
     out = source.float()
     for axis, size in enumerate(shape):
@@ -86,7 +87,7 @@ def resized(source: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _resized_by_part(name: str, source: Tensor, target: Tensor, layers: Sequence[LayerSpec]) -> Tensor:
-    """As `resized`, but for each part of a fused axis alone."""
+    """Resize `source` to the shape of `target`, each part of a fused axis separately."""
     rows = _parts(name, 0, (source.shape[0], target.shape[0]), layers)
     if target.ndim == 1:
         return torch.cat([resized(s, (n,)) for s, n in zip(torch.split(source, rows[0]), rows[1], strict=True)])
@@ -99,9 +100,9 @@ def _resized_by_part(name: str, source: Tensor, target: Tensor, layers: Sequence
 
 
 def _parts(name: str, axis: int, lengths: tuple[int, int], layers: Sequence[LayerSpec]) -> tuple[list[int], list[int]]:
-    """Lengths of the parts of an axis, in the editor and in the expert.
+    """Return the lengths of an axis's parts, in the editor and in the expert.
 
-    Attention's parts have the same length in both; the equal parts of what remains shrink alike.
+    The attention's parts have the same length in both. The rest is divided into equal parts.
     """
     module = re.sub(r"^(double|single)_blocks\.\d+\.|\.(weight|scale)$", "", name)
     equal = _EQUAL_PARTS.get((module, axis), 1)
@@ -115,7 +116,7 @@ def _parts(name: str, axis: int, lengths: tuple[int, int], layers: Sequence[Laye
 
 
 def _attention_parts(layers: Sequence[LayerSpec]) -> dict[tuple[str, int], list[int]]:
-    """(module, axis) -> rows of q, k and v, or columns of the attention's output."""
+    """Return (module, axis) -> lengths of the q, k and v rows, or of the attention's output columns."""
     found: dict[tuple[str, int], list[int]] = {}
     for layer in layers:
         qkv = [n * layer.head_dim for n in (layer.heads, layer.kv_heads, layer.kv_heads)]
@@ -127,20 +128,22 @@ def _attention_parts(layers: Sequence[LayerSpec]) -> dict[tuple[str, int], list[
 
 
 def _source(name: str, blocks: Mapping[str, str], editor: Mapping[str, Tensor]) -> Tensor:
-    """The editor's tensor for one of the expert's."""
+    """Return the editor's tensor that initializes the expert's tensor `name`."""
     block = re.match(r"(double|single)_blocks\.\d+", name)
     theirs = name if block is None else blocks[block[0]] + name[block.end() :]
     if theirs not in editor:
         raise EditorError(
-            f"the expert cannot begin as the editor: it has no {theirs}",
-            "use --init none; the published initialisation is for FLUX.2's stack",
+            f"the expert cannot be initialized from this editor, which has no tensor {theirs}",
+            "use --init none: the other initializations need a FLUX.2 editor",
         )
     return editor[theirs]
 
 
 def _editor_blocks(layers: Sequence[LayerSpec]) -> dict[str, str]:
-    """Block of the expert -> block of the editor that it stands beside: they differ where layers were left out. layers:
-    of the expert's blocks."""
+    """Map the expert's block names to those of the editor: they differ if the prefix keeps only some layers.
+
+    layers: the editor layer of each expert block.
+    """
     blocks: dict[str, str] = {}
     for kind, block in (("double_blocks", "sequential"), ("single_blocks", "parallel")):
         for i, layer in enumerate(layer for layer in layers if layer.block == block):

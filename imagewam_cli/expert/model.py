@@ -1,8 +1,7 @@
-"""The action expert: a block or a few beside each kept editor layer, velocity of a noisy action chunk.
+"""The action expert: one or more blocks per kept editor layer, predicting the velocity of a noisy action chunk.
 
-The state enters on the action side, so that the prefix stays a pure function of pictures and instruction: as one
-token before the actions and in the modulation vector. With `state_dim` 0 the model is the published expert, tensor for
-tensor.
+The state enters on the action side, as one token before the actions and in the modulation vector, so the prefix depends
+only on pictures and instruction. With `state_dim` 0 the model is the published expert, tensor for tensor.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from imagewam_cli.errors import ConfigError
 from imagewam_cli.expert.attention import Rotary
 from imagewam_cli.expert.blocks import Head, Modulation, ParallelBlock, SequentialBlock, TimeEmbedding
-from imagewam_cli.expert.token_coordinates import PrefixPlaces
+from imagewam_cli.expert.token_coordinates import TokenCoordinates
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.prefix.rounding import ROUNDINGS
 from imagewam_cli.prefix.spec import LayerSpec, RopeSpec, RoundingName
@@ -28,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertConfig:
-    """Sizes of an expert; `layers` and `rope` come from the prefix it attends to."""
+    """Sizes of an expert. `layers` and `rope` are those of the prefix that it attends to."""
 
     layers: tuple[LayerSpec, ...]
     rope: RopeSpec | None
@@ -38,11 +37,11 @@ class ExpertConfig:
     hidden: int = 256
     mlp_ratio: float = 4.0
     places: bool = False
-    """Values also say where in the picture they come from (`PrefixPlaces`). Published experts have none."""
+    """Whether token coordinates are added to the prefix's values (`TokenCoordinates`); False in published experts."""
     use_prefix: bool = True
-    """False: never look at the prefix (what the state alone is worth)."""
+    """False: ignore the prefix, to measure how well the state alone predicts actions."""
     blocks_per_layer: int = 1
-    """Blocks that attend to each layer, one after another, so that fewer layers need not be a smaller expert."""
+    """Number of consecutive blocks per layer, so that keeping fewer layers need not shrink the expert."""
     rounding: RoundingName = "exact"
 
     def __post_init__(self) -> None:
@@ -59,11 +58,11 @@ class ExpertConfig:
 
     @property
     def blocks(self) -> tuple[LayerSpec, ...]:
-        """The layer that each block attends to."""
+        """Layer that each block attends to."""
         return self.per_block(self.layers)
 
     def per_block(self, of_layers: Sequence[T]) -> tuple[T, ...]:
-        """What there is of each layer, for each block."""
+        """Repeat each layer's item once per block."""
         return tuple(x for x in of_layers for _ in range(self.blocks_per_layer))
 
 
@@ -91,8 +90,8 @@ class ActionExpert(nn.Module):
             ParallelBlock(hidden, config.mlp_ratio, layer) for layer in config.blocks if layer.block == "parallel"
         )
         self.head = Head(hidden, config.action_dim)
-        self.places = PrefixPlaces(config.layers) if config.places and config.use_prefix else None
-        # positions along the action axis: the state token stands just before the first action
+        self.places = TokenCoordinates(config.layers) if config.places and config.use_prefix else None
+        # Positions along the action axis: the state token comes just before the first action.
         positions = torch.arange(-1 if config.state_dim else 0, config.horizon)
         self.rotary = Rotary(config.rope, positions, config.rounding) if config.rope is not None else None
         self.positions = None if config.rope is not None else nn.Parameter(torch.zeros(len(positions), hidden))
@@ -102,14 +101,14 @@ class ActionExpert(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, and of the actions and prefixes that they take."""
+        """Precision of the weights, and of the actions and prefixes that the expert takes."""
         return self.action_encoder.weight.dtype
 
     def forward(self, noisy_actions: Tensor, t: Tensor, state: Tensor | None, prefix: PrefixKV | None) -> Tensor:
-        """Velocity (B N, T, A) of normalised chunks.
+        """Predict the velocity (B N, T, A) of noisy normalised chunks.
 
         noisy_actions: (B N, T, A); t: (B N,) in [0, 1]; state: (B N, S) normalised, None iff `state_dim` is 0;
-        prefix: of B rows, each serving N chunks side by side, or None.
+        prefix: of B rows, each serving N consecutive chunks, or None.
         """
         x = self.action_encoder(noisy_actions)
         vec = self.time_in(t)
@@ -129,16 +128,16 @@ class ActionExpert(nn.Module):
         single = self.single_stream_modulation(vec) if self.single_stream_modulation is not None else ()
         doubles, singles = iter(self.double_blocks), iter(self.single_blocks)
         for layer, kv in zip(self.config.blocks, self.config.per_block(layers), strict=True):
-            seen = valid if layer.holds_text else None
+            mask = valid if layer.holds_text else None  # only text is padded
             if layer.block == "sequential":
-                x = next(doubles)(x, double, self.rotary, kv, seen)
+                x = next(doubles)(x, double, self.rotary, kv, mask)
             else:
-                x = next(singles)(x, single, self.rotary, kv, seen)
+                x = next(singles)(x, single, self.rotary, kv, mask)
         velocity: Tensor = self.head(x[:, -self.config.horizon :], vec)
         return velocity
 
     def _initialize(self) -> None:
-        """Blocks start as the identity and the output at zero; everything else as PyTorch has it."""
+        """Start with identity blocks and zero output; keep PyTorch's initial weights for everything else."""
         for modulation in (self.double_stream_modulation_img, self.single_stream_modulation):
             if modulation is not None:
                 nn.init.zeros_(modulation.lin.weight)
@@ -150,23 +149,23 @@ class ActionExpert(nn.Module):
 
 
 def to_bfloat16(model: nn.Module) -> None:
-    """Cast the weights in place; tables of angles and frequencies stay float32."""
+    """Cast the weights to bfloat16 in place; buffers (angles, frequencies) stay float32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16()
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Numbers in all parameters."""
+    """Count the numbers in all parameters."""
     return sum(p.numel() for p in model.parameters())
 
 
 def masked_flow_loss(
     predicted: Tensor, target: Tensor, is_pad: Tensor, weight: Tensor, dim_is_pad: Tensor | None = None
 ) -> Tensor:
-    """Squared error over action dimensions, then over the steps that are not padding, times the weight, then the mean.
+    """Return the flow loss: squared error, mean over dimensions and real steps, weighted, mean over chunks.
 
     predicted, target: (N, T, A); is_pad: bool (N, T); weight: (N,); dim_is_pad: bool (N, A), dimensions that a robot
-    does not have, or None. Float32 inside.
+    lacks, or None. Computed in float32.
     """
     squared = F.mse_loss(predicted.float(), target.float(), reduction="none")
     if dim_is_pad is None:

@@ -1,4 +1,4 @@
-"""From noise to an action chunk: plain Euler steps along the expert's velocity."""
+"""Turn noise into an action chunk: Euler steps along the expert's velocity."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def integrate(
     schedule: FlowSchedule,
     steps: int,
 ) -> Tensor:
-    """Normalised chunk (B, T, A) from `noise` (B, T, A) in `steps` Euler steps, in the precision of the noise.
+    """Integrate `noise` (B, T, A) in `steps` Euler steps to a normalised chunk (B, T, A), in the noise's precision.
 
-    In less than float32 it is 1000 t that is rounded, as published.
+    Below float32, 1000 t is rounded instead of t, like in the published code.
     """
     grid = schedule.grid(steps).to(noise.device)
     times = grid if noise.dtype == torch.float32 else (TRAIN_STEPS * grid).to(noise.dtype) / TRAIN_STEPS
@@ -31,6 +31,9 @@ def integrate(
 
 
 def initial_noise(count: int, horizon: int, action_dim: int, seed: int) -> Tensor:
-    """float32 (count, T, A): the same start for every chunk, as published (one seed, used again at each replan)."""
+    """Return the starting noise, float32 (count, T, A): the same for every chunk and every replan.
+
+    The published code also reuses one seed at each replan.
+    """
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, horizon, action_dim, generator=generator).expand(count, -1, -1).contiguous()

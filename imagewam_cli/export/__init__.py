@@ -1,7 +1,7 @@
-"""Exporting a policy. The contract of an exporter, and one file per format.
+"""Export a policy: the exporter contract, and one module per format.
 
-An exporter reads a policy folder (`policy.bundle`), writes a folder of its own, and compares what it wrote with torch
-on the policy's sample rows before it says that it is done.
+An exporter reads a policy folder (`policy.bundle`) and writes a new folder. Before it finishes, it compares the result
+with torch on the policy's sample rows.
 """
 
 from __future__ import annotations
@@ -12,30 +12,31 @@ from pathlib import Path
 from typing import Protocol
 
 TOLERANCE = 1e-4
-"""Greatest difference from torch, float32, that an export may have."""
+"""Greatest allowed absolute difference between an export and torch, in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What was written. errors: check -> greatest absolute difference from torch on the sample rows."""
+    """A finished export. errors: check -> greatest absolute difference from torch on the sample rows."""
 
     folder: Path
     files: Mapping[str, int]
-    """file name -> bytes"""
+    """File name -> size in bytes."""
     errors: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 class Exporter(Protocol):
-    """What an `ExporterEntry.load` names: a class without constructor arguments."""
+    """The class that `ExporterEntry.load` names. Its constructor takes no arguments."""
 
     def export(self, policy: Path, out: Path, *, weights: Path | None = None) -> ExportReport:
-        """Export the policy folder `policy` into the empty or absent folder `out`.
+        """Export the policy folder `policy` into `out`, an empty or new folder.
 
-        weights: a diffusers folder of the policy's editor, where it is not found by itself.
+        weights: a diffusers folder of the policy's editor; None: the embedded weights or those in the Hub's cache.
 
         Raises:
-            ExportError: the result differs from torch by more than `TOLERANCE`, or cannot be expressed; nothing is
-            left. UsageError: `out` holds something else.
+            ExportError: the format cannot express the policy, or the result differs from torch by more than
+                `TOLERANCE`. Nothing is written then.
+            UsageError: `out` is not empty.
         """
         ...

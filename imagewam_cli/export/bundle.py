@@ -1,4 +1,4 @@
-"""Format `bundle`: the policy folder itself, copied whole and loaded again to see that it plans the same chunks."""
+"""Format `bundle`: a copy of the policy folder, loaded again to check that it plans the same chunks."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ from imagewam_cli.policy.bundle import EDITOR, NORMALIZATION, POLICY, PROPRIO, T
 from imagewam_cli.policy.policy import Policy
 
 FILES = (POLICY, checkpoint.CONFIG, checkpoint.WEIGHTS, NORMALIZATION, EDITOR, SAMPLES)
-"""What a policy folder consists of, with the parts of the editor in `TUNED`; whatever else lies there stays behind."""
-SOMETIMES = (PROPRIO,)
+"""Files of every policy folder. Other files, except the optional ones and the folder `TUNED`, are not copied."""
+OPTIONAL_FILES = (PROPRIO,)
 
 
 class BundleExporter:
-    """An `imagewam_cli.export.Exporter`. Weights of the editor that are not the policy's own are not copied: the bundle
-    names them."""
+    """An `imagewam_cli.export.Exporter` of policy folders.
+
+    Copies only the editor weights that belong to the policy; the bundle names the others.
+    """
 
     def export(self, policy: Path, out: Path, *, weights: Path | None = None) -> ExportReport:
-        """See `imagewam_cli.export.Exporter.export`. The copy must give equal chunks, to the last bit."""
+        """Export as described in `imagewam_cli.export.Exporter.export`. The copy must plan bit-identical chunks."""
         source = find_bundle(policy)
         observations = Samples.load(source / SAMPLES).observations
         with atomic_folder(out) as folder:
             original = Policy.load(source, weights=weights).chunks(observations)
-            for name in (*FILES, *(name for name in SOMETIMES if (source / name).exists())):
+            for name in (*FILES, *(name for name in OPTIONAL_FILES if (source / name).exists())):
                 shutil.copyfile(source / name, folder / name)
             if (source / TUNED).is_dir():
                 shutil.copytree(source / TUNED, folder / TUNED)
             error = float(np.abs(Policy.load(folder, weights=weights).chunks(observations) - original).max())
             if not error == 0.0:
                 raise ExportError(
-                    f"the copied policy plans other chunks than {source}: they differ by {error:.1e}",
-                    "was the policy written to meanwhile? export it again",
+                    f"the copy plans other chunks than {source}: they differ by {error:.1e}",
+                    "export again; the policy may have changed during the export",
                 )
             written = file_sizes(folder)
         return ExportReport(folder=out, files=written, errors={"chunk": error})

@@ -1,14 +1,15 @@
-"""Whether the ONNX files say what torch says: every graph alone, then everything from raw picture to action."""
+"""Compare ONNX files with torch: each graph separately, then everything from raw pictures to actions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from onnxruntime import InferenceSession
 
 from imagewam_cli.data.types import Observation
 from imagewam_cli.expert.flow import FlowSchedule
@@ -22,11 +23,11 @@ Array = npt.NDArray[Any]
 
 
 def measure(folder: Path, policy: Policy, observations: Sequence[Observation]) -> dict[str, float]:
-    """Greatest absolute difference from torch, check by check, over the rows all at once and one by one.
+    """Measure the greatest absolute difference from torch of each check, on all rows as one batch and on single rows.
 
-    prefix: K and V of `prefix.onnx` (only where there is one); step: velocities on torch's prefix at every noise level;
-    loop: chunks on torch's prefix; chunk: `OnnxPolicy.chunks` from raw observations. The last is measured in normalised
-    actions, so that it does not depend on the robot's units.
+    prefix: K and V of `prefix.onnx`, if it exists; step: velocities on torch's prefix at every noise level; loop:
+    chunks on torch's prefix; chunk: `OnnxPolicy.chunks` from raw observations, in normalised actions; the error does
+    not depend on the robot's units.
     """
     has_prefix = (folder / "prefix.onnx").exists()
     exported = OnnxPolicy.load(folder, encode=None if has_prefix else live_prefix(policy.editor))
@@ -47,9 +48,9 @@ def measure(folder: Path, policy: Policy, observations: Sequence[Observation]) -
 
 
 def _velocities(
-    step: Any, policy: Policy, rows: Sequence[Observation], prefix: PrefixKV
+    step: InferenceSession, policy: Policy, rows: Sequence[Observation], prefix: PrefixKV
 ) -> Iterator[tuple[Array, Array]]:
-    """(onnxruntime's, torch's) velocity of the policy's noise at each noise level of its loop."""
+    """Yield the velocities (onnxruntime's, torch's) of the policy's noise at each noise level of its loop."""
     config = policy.parts.config
     noise, state = policy.initial_noise(len(rows)), policy.normalized_state(rows)
     for level in FlowSchedule(shift=config.shift).grid(config.inference_steps)[:-1]:
@@ -62,7 +63,7 @@ def _velocities(
 
 
 def _chunk(policy: Policy, rows: Sequence[Observation], prefix: PrefixKV) -> Array:
-    """Torch's normalised chunk, by the loop that training and evaluation use."""
+    """Return torch's normalised chunk, from the loop that training and evaluation use."""
     config = policy.parts.config
     noise, state = policy.initial_noise(len(rows)), policy.normalized_state(rows)
     with torch.no_grad():
@@ -70,8 +71,8 @@ def _chunk(policy: Policy, rows: Sequence[Observation], prefix: PrefixKV) -> Arr
     return chunk.numpy()
 
 
-def _difference(mine: Any, theirs: dict[str, Array]) -> float:
-    """Over all tensors of a prefix; another name, shape or mask is infinitely far."""
+def _difference(mine: Mapping[str, Array], theirs: dict[str, Array]) -> float:
+    """Return the greatest difference over the tensors of a prefix; infinite if names, shapes or masks differ."""
     if mine.keys() != theirs.keys() or any(mine[name].shape != theirs[name].shape for name in theirs):
         return float("inf")
     if "valid" in theirs and not np.array_equal(mine["valid"], theirs["valid"]):
@@ -84,5 +85,5 @@ def _greatest(difference: Array) -> float:
 
 
 def _keep(worst: dict[str, float], check: str, error: float) -> None:
-    """The greater of what was measured; NaN stays NaN."""
+    """Keep the greatest error of a check; NaN stays NaN."""
     worst[check] = float(np.maximum(worst.get(check, 0.0), error))

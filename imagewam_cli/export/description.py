@@ -1,4 +1,7 @@
-"""`onnx.json`: all that a runtime must know and no graph says. `runtime.onnx_policy` reads it."""
+"""Describe an ONNX export in `onnx.json`: everything that a runtime needs besides the graphs.
+
+`runtime.onnx_policy` reads it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from imagewam_cli.runtime.onnx_policy import VERSION
 def describe(
     parts: BundleParts, prefix: PrefixGraph | None, *, files: Mapping[str, str], opset: int, levels: Sequence[float]
 ) -> dict[str, Any]:
-    """The content of `onnx.json`, but for what is measured. levels: the noise levels that the loop steps through."""
+    """Return the content of `onnx.json`, except the measured errors. levels: noise levels of the loop."""
     config = parts.config
     clamp = None if parts.state_normalizer.mode == "identity" else CLAMP
     return {
@@ -36,7 +39,7 @@ def describe(
 
 
 def prefix_inputs(graph: PrefixGraph) -> dict[str, Any]:
-    """How the inputs of `prefix.onnx` are made from pictures and instructions."""
+    """Describe how to make the inputs of `prefix.onnx` from pictures and instructions."""
     height, width = graph.image_size
     return {
         "cameras": graph.cameras,
@@ -53,5 +56,5 @@ def prefix_inputs(graph: PrefixGraph) -> dict[str, Any]:
 
 
 def _linear(normalizer: Normalizer) -> dict[str, list[float]]:
-    """normalised = value * scale + offset."""
+    """Return scale and offset of: normalised = value * scale + offset."""
     return {"scale": normalizer.scale.tolist(), "offset": normalizer.offset.tolist()}

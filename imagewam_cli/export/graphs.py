@@ -1,7 +1,7 @@
-"""What is traced into ONNX: modules with named inputs and outputs, and the call of torch's exporter.
+"""Trace modules with named inputs and outputs into ONNX.
 
-The expert is traced as one evaluation of its velocity (`unroll` makes the loop of it), the prefix as the editor's own
-module (`imagewam_cli.editors.contract.PrefixGraph`). The batch and the number of tokens stay open in both.
+The expert is traced as one evaluation of its velocity, from which `unroll` builds the loop. The prefix is traced as the
+editor's own module (`imagewam_cli.editors.contract.PrefixGraph`). Batch size and number of tokens stay dynamic in both.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,26 +19,36 @@ from torch import Tensor, nn
 from imagewam_cli.editors.contract import PrefixGraph
 from imagewam_cli.errors import ExportError
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
-from imagewam_cli.export.group_norm import SteadyGroupNorm
+from imagewam_cli.export.group_norm import AccurateGroupNorm
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.prefix.spec import LayerSpec
 
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
 OPSET = 21
-"""What onnxruntime runs well. With the fused attention and rotary operators of 23 to 25 its version 1.32 fails on open
-batch sizes or takes a multiple of the time."""
+"""ONNX operator set that onnxruntime runs well.
+
+With the fused attention and rotary operators of sets 23 to 25, onnxruntime 1.32 fails on dynamic batch sizes or is
+several times slower.
+"""
 
 LARGEST = 2**31 - 2**24
-"""Bytes of weights that one .onnx file can hold (protobuf's limit, with room for the graph)."""
+"""Greatest size of the weights in one .onnx file, in bytes: protobuf's limit, less room for the graph."""
 
 _BATCH, _TOKENS, _TEXT = 2, 11, 7
-"""Sizes of the traced example: all different from 1, which a trace would take for a constant."""
+"""Sizes of the traced example: none is 1, because the tracer would treat that as a constant."""
 
 Axes = dict[int, str]
+"""Axis -> name of its dynamic size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A module with positional tensors. inputs: name -> example; axes: name -> axis -> name of its open size."""
+    """A module with positional tensors, ready to be traced.
+
+    inputs: name -> example, in positional order; axes: input name -> its dynamic axes; outputs: names.
+    """
 
     module: nn.Module
     inputs: Mapping[str, Tensor]
@@ -47,14 +57,20 @@ class Graph:
 
 
 class Velocity(nn.Module):
-    """One evaluation of the expert: (noisy_actions, t, [state], [valid], k_0, v_0, ...) -> velocity."""
+    """One evaluation of the expert: (noisy_actions, t, [state], [valid], k_0, v_0, ...) -> velocity.
+
+    ONNX inputs are a flat list of tensors; this module rebuilds the expert's arguments from it.
+    """
 
     def __init__(self, expert: ActionExpert, *, has_valid: bool) -> None:
         super().__init__()
         self.expert, self.has_valid = expert, has_valid
 
     def forward(self, noisy_actions: Tensor, t: Tensor, *condition: Tensor) -> Tensor:
-        """float32 (B, T, A); condition: state and valid where there are any, then K and V of each layer."""
+        """Return the velocity, float32 (B, T, A).
+
+        condition: state and valid, if the expert takes them, then K and V of each layer.
+        """
         rest = list(condition)
         state = rest.pop(0) if self.expert.config.state_dim else None
         valid = rest.pop(0) if self.has_valid else None
@@ -64,7 +80,7 @@ class Velocity(nn.Module):
 
 
 def step_graph(expert: ActionExpert) -> Graph:
-    """`velocity` from `noisy_actions`, `t` (B,), and the condition."""
+    """Return the graph of `velocity` from `noisy_actions`, `t` (B,) and the condition."""
     config = expert.config
     inputs, axes = _condition(config)
     noisy = {"noisy_actions": torch.zeros(_BATCH, config.horizon, config.action_dim), "t": torch.zeros(_BATCH)}
@@ -77,15 +93,17 @@ def step_graph(expert: ActionExpert) -> Graph:
 
 
 def traced_prefix(prefix: PrefixGraph, layers: Sequence[LayerSpec]) -> Graph:
-    """`valid`, where a layer holds text, and K and V of each layer from `image`, `token_ids`, `token_valid`.
+    """Return the graph of the prefix from `image`, `token_ids` and `token_valid`.
+
+    Outputs: `valid`, if a layer holds text, then K and V of each layer.
 
     Raises:
-        ExportError: the weights are not float32, or more than a file can hold.
+        ExportError: the weights are not float32, or too large for one file.
     """
     dtypes = {p.dtype for p in prefix.module.parameters()} - {torch.float32}
     if dtypes:
         raise ExportError(f"the editor's weights are {', '.join(map(str, dtypes))}, not float32")
-    _require_room(prefix.module, "prefix.onnx")
+    _require_fits(prefix.module, "prefix.onnx")
     height, width = prefix.image_size
     return Graph(
         module=prefix.module,
@@ -99,13 +117,13 @@ def traced_prefix(prefix: PrefixGraph, layers: Sequence[LayerSpec]) -> Graph:
     )
 
 
-def trace(graph: Graph, name: str) -> Any:
-    """The module as an ONNX ModelProto, weights inside; `name` is for messages.
+def trace(graph: Graph, name: str) -> ModelProto:
+    """Trace the module into an ONNX model that contains its weights. name: of the file, for errors.
 
     Raises:
-        ExportError: too many weights for a file, or an operation that ONNX does not have.
+        ExportError: the weights are too large for one file, or ONNX lacks an operation.
     """
-    _require_room(graph.module, name)
+    _require_fits(graph.module, name)
     with warnings.catch_warnings(), _quiet("torch.onnx"), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
@@ -124,26 +142,26 @@ def trace(graph: Graph, name: str) -> Any:
             raise ExportError(f"{name} cannot be traced: {reason}") from error
     assert program is not None
     model = program.model_proto
-    _forget_sources(model.graph)
+    _remove_traces(model.graph)
     return model
 
 
 class _Positional(nn.Module):
-    """Gives every module the same signature, so that open sizes are described in one way, and a steady group norm."""
+    """Wrap a module to take `*inputs`, so that dynamic sizes have one form, and to use the accurate group norm."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, *inputs: Tensor) -> object:
-        with SteadyGroupNorm():
+        with AccurateGroupNorm():
             return self.module(*inputs)
 
 
 def _condition(config: ExpertConfig) -> tuple[dict[str, Tensor], dict[str, Axes]]:
-    """state (B, S), valid (B, P), then `layer.{i}.k` and `.v` (B, P, H, D): examples and open sizes.
+    """Return examples and dynamic axes: state (B, S), valid (B, P), then `layer.{i}.k` and `.v` (B, P, H, D).
 
-    `valid` where some layer holds text; a layer without text has an open size of its own.
+    Layers with text share the size 'tokens', to which `valid` belongs. Each layer without text has its own size.
     """
     inputs: dict[str, Tensor] = {}
     axes: dict[str, Axes] = {}
@@ -159,19 +177,21 @@ def _condition(config: ExpertConfig) -> tuple[dict[str, Tensor], dict[str, Axes]
     return inputs, axes
 
 
-def _require_room(module: nn.Module, file: str) -> None:
+def _require_fits(module: nn.Module, file: str) -> None:
     size = sum(p.numel() * p.element_size() for p in module.parameters())
     if size > LARGEST:
-        raise ExportError(f"{file} would hold {size / 1e9:.1f} GB of weights, and an .onnx file holds 2 GB")
+        raise ExportError(f"{file} would hold {size / 1e9:.1f} GB of weights; an .onnx file holds 2 GB")
 
 
 def _layer_names(count: int) -> list[str]:
     return [f"layer.{i}.{part}" for i in range(count) for part in "kv"]
 
 
-def _forget_sources(graph: Any) -> None:
-    """Drop the stack traces that the exporter leaves on every node: half of the graph's text, with this machine's
-    paths."""
+def _remove_traces(graph: GraphProto) -> None:
+    """Remove the stack traces that the exporter attaches to every node.
+
+    They are half of the graph's size and contain paths of this machine.
+    """
     graph.ClearField("metadata_props")
     for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         part.ClearField("metadata_props")
@@ -180,7 +200,7 @@ def _forget_sources(graph: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Only errors of this logger: the exporter reports which optional packages it looked for."""
+    """Show only errors of a logger: torch's exporter reports missing optional packages as warnings."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,13 +1,13 @@
 """Format `onnx`: a folder that onnxruntime runs without torch.
 
 loop.onnx       noise, state, prefix -> normalised action chunk, all Euler steps
-step.onnx       noisy actions, t, state, prefix -> velocity, for samplers of one's own
-prefix.onnx     picture, token ids -> keys and values; only where the editor can be traced
-tokenizer.json  the editor's tokenizer, beside prefix.onnx
-noise.npy       float32 (T, A): where the loop starts, the same at every replan
-onnx.json       everything else: names, sizes, normalisers, prompt, picture, editor, the errors measured here
-editor.json     which editor, with which weights and settings, the prefix comes from
-policy.py       runs all of it: `imagewam_cli.runtime.onnx_policy`
+step.onnx       noisy actions, t, state, prefix -> velocity, for custom samplers
+prefix.onnx     picture, token ids -> keys and values; only if the editor can be traced
+tokenizer.json  the editor's tokenizer; only with prefix.onnx
+noise.npy       starting noise of the loop, float32 (T, A), the same at every replan
+onnx.json       everything else: names, sizes, normalisers, prompt, picture, editor, measured errors
+editor.json     the editor, its weights and settings
+policy.py       a copy of `imagewam_cli.runtime.onnx_policy`, which runs the export
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from imagewam_cli.files import atomic_folder, file_sizes, write_atomically
 from imagewam_cli.policy.bundle import EDITOR, find_bundle
 from imagewam_cli.policy.policy import Policy
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "tokenizers")
 
 FILES = {"loop": "loop.onnx", "step": "step.onnx", "noise": "noise.npy"}
@@ -36,10 +39,10 @@ RUNTIME = "policy.py"
 
 
 class OnnxExporter:
-    """An `imagewam_cli.export.Exporter`."""
+    """An `imagewam_cli.export.Exporter` to ONNX."""
 
     def export(self, policy: Path, out: Path, *, weights: Path | None = None) -> ExportReport:
-        """See `imagewam_cli.export.Exporter.export`."""
+        """Export as described in `imagewam_cli.export.Exporter.export`."""
         _require_packages()
         from imagewam_cli.export.check import measure
 
@@ -53,10 +56,10 @@ class OnnxExporter:
             shutil.copyfile(source / EDITOR, folder / EDITOR)
             errors = measure(folder, live, observations)
             for check, error in errors.items():
-                if not error <= TOLERANCE:  # NaN is no pass
+                if not error <= TOLERANCE:  # also fails for NaN
                     raise ExportError(
                         f"onnx: {check} differs from torch by {error:.1e}, more than {TOLERANCE:.0e}",
-                        "nothing was written; this is a bug in the export or in onnxruntime, please report it",
+                        "nothing was written; please report this bug of the export or of onnxruntime",
                     )
             _write_description(folder, description | {"samples": len(observations), "errors": errors})
             written = file_sizes(folder)
@@ -83,7 +86,7 @@ def _require_expressible(policy: Policy) -> None:
 
 
 def _write_prefix(policy: Policy, folder: Path) -> tuple[PrefixGraph | None, tuple[str, ...]]:
-    """`prefix.onnx` and `tokenizer.json`; where they cannot be, None and a note that says why."""
+    """Write `prefix.onnx` and `tokenizer.json`. If that is impossible, return None and a note that says why."""
     from imagewam_cli.export.graphs import trace, traced_prefix
 
     try:
@@ -102,7 +105,7 @@ def _write_prefix(policy: Policy, folder: Path) -> tuple[PrefixGraph | None, tup
 
 
 def _write(policy: Policy, prefix: PrefixGraph | None, folder: Path) -> dict[str, Any]:
-    """The other files, with an `onnx.json` that has no errors yet; returns its content."""
+    """Write the other files; return the content of `onnx.json`, which has no measured errors yet."""
     from imagewam_cli.expert.flow import FlowSchedule
     from imagewam_cli.export.description import describe
     from imagewam_cli.export.graphs import OPSET, step_graph, trace
@@ -128,5 +131,5 @@ def _write_description(folder: Path, description: dict[str, Any]) -> None:
     write_atomically(folder / DESCRIPTION, dump_json(description).encode())
 
 
-def _save(model: Any, path: Path) -> None:
+def _save(model: ModelProto, path: Path) -> None:
     write_atomically(path, model.SerializeToString())

@@ -1,31 +1,36 @@
-"""`loop.onnx` from `step.onnx`: the velocity becomes an ONNX function, called once per Euler step and then inlined.
+"""Build `loop.onnx` from `step.onnx`: make the velocity an ONNX function, call it per Euler step, and inline the calls.
 
-So the network is traced once, whatever the number of steps, and all steps share one set of weights.
+The network is thus traced only once, and all steps share one set of weights.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto
 
 _DOMAIN, _FUNCTION = "imagewam", "Velocity"
 
 
-def unroll(step: Any, levels: Sequence[float]) -> Any:
-    """The ModelProto of the loop: `actions` from `noise` and everything else that the step takes.
+def unroll(step: ModelProto, levels: Sequence[float]) -> ModelProto:
+    """Return the model of the loop: `actions` from `noise` and the other inputs of the step.
 
-    step: ModelProto with the inputs `noisy_actions` (B, T, A) and `t` (B,) and the output `velocity`.
-    levels: noise levels from 1 down to 0, one more than there are steps; x moves by the difference times the velocity,
-        as in `expert.sampler.integrate`.
+    step: model with the inputs `noisy_actions` (B, T, A) and `t` (B,) and the output `velocity`.
+    levels: noise levels from 1 down to 0, one more than the number of steps. Each step moves x by the level's change
+        times the velocity, as in `expert.sampler.integrate`.
     """
     from onnx import helper, inliner
 
     graph = step.graph
     weights = [tensor.name for tensor in graph.initializer]
     condition = [value for value in graph.input if value.name not in ("noisy_actions", "t")]
+    # A function cannot capture initializers, so the weights become additional inputs of it.
     velocity = helper.make_function(
         _DOMAIN,
         _FUNCTION,
@@ -51,15 +56,21 @@ def unroll(step: Any, levels: Sequence[float]) -> Any:
         producer_name="imagewam",
     )
     model = inliner.inline_local_functions(model)
-    del model.opset_import[len(step.opset_import) :]  # the function's domain, of which nothing is left
+    del model.opset_import[len(step.opset_import) :]  # the function's domain, unused after inlining
     return model
 
 
-def _steps(levels: Sequence[float], inputs: Sequence[str], weights: Sequence[str]) -> tuple[list[Any], list[Any]]:
-    """Nodes and constants: t_i (B,) = level i, then x_{i+1} = x_i + (level_{i+1} - level_i) velocity(x_i, t_i)."""
+def _steps(
+    levels: Sequence[float], inputs: Sequence[str], weights: Sequence[str]
+) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Return the nodes and constants of all Euler steps.
+
+    Step i: t_i (B,) = level_i; x_{i+1} = x_i + (level_{i+1} - level_i) * velocity(x_i, t_i).
+    """
     from onnx import helper, numpy_helper
 
-    constants: dict[str, Any] = {}
+    constants: dict[str, npt.NDArray[np.float32]] = {}
+    # The batch size is known only at run time: read it from the noise and expand each level to it.
     nodes = [helper.make_node("Shape", ["noise"], ["loop.batch"], start=0, end=1)]
     x = "noise"
     for i, (level, following) in enumerate(itertools.pairwise(levels)):

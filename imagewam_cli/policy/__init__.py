@@ -1,7 +1,9 @@
-"""A trained policy: observation in, action out.
+"""Load and run a trained policy: observations in, actions out.
 
 action_transforms  recorded actions to robot commands, and back
-bundle     the folder of a policy: config, expert, statistics, editor
-policy     `Policy.load(DIR).act(observation)`
-acting     receding horizon over any source of action chunks; the baselines
+bundle             the folder of a policy: config, expert, normalisers, editor
+policy             `Policy.load(DIR).act(observation)`
+acting             receding horizon over any source of action chunks; the baselines
+loading            load a run, a bundle or an ONNX export
+proprio            the robot state as a token of the editor's text
 """

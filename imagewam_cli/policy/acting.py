@@ -1,4 +1,4 @@
-"""Receding horizon: look, plan a chunk, carry out its first actions, look again. And the baselines to compare with."""
+"""Receding-horizon control: observe, plan a chunk, execute its first actions, repeat. Also a random baseline."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from imagewam_cli.data.types import Float32Array, Observation
 
 
 class ChunkPolicy(abc.ABC):
-    """Anything that plans action chunks. `execute`: actions to carry out before planning again."""
+    """Base class of everything that plans action chunks.
+
+    execute: number of actions to execute before planning again.
+    """
 
     execute: int
     _queue: tuple[Float32Array, ...] = ()
 
     @abc.abstractmethod
     def chunks(self, observations: Sequence[Observation]) -> Float32Array:
-        """Chunks (B, T, A) in robot units for B independent scenes."""
+        """Plan chunks (B, T, A) of commands in robot units for B independent scenes."""
 
     def command(self, actions: Float32Array) -> Float32Array:
-        """What is sent to the robot for actions (..., A) as a dataset records them; `chunks` are such commands."""
+        """Convert actions (..., A), as a dataset records them, to commands like those of `chunks`."""
         return actions
 
     def act(self, observation: Observation) -> Float32Array:
-        """The next action (A,), planning anew when the actions to execute are used up."""
+        """Return the next action (A,). Plan a new chunk when all actions to execute are used up."""
         if not self._queue:
             self._queue = tuple(self.chunks([observation])[0][: self.execute])
         action, *rest = self._queue
@@ -33,12 +36,12 @@ class ChunkPolicy(abc.ABC):
         return action
 
     def reset(self) -> None:
-        """Forget the planned actions; call it when an episode starts."""
+        """Discard the planned actions. Call this at the start of every episode."""
         self._queue = ()
 
 
 class RandomPolicy(ChunkPolicy):
-    """Uniform actions in [-1, 1], held for a while so that they go somewhere."""
+    """Uniform random actions in [-1, 1], each repeated for a few steps so that the robot moves."""
 
     execute = 8
 

@@ -1,4 +1,4 @@
-"""One door for everything that acts: a run, a policy bundle or an ONNX export becomes a `ChunkPolicy`."""
+"""Load a run, a policy bundle or an ONNX export as a `ChunkPolicy`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 
 def load_policy(path: Path, hardware: Hardware = CPU, weights: Path | None = None) -> Policy | ExportedPolicy:
-    """The policy in the folder `path`: a run, a bundle, or an ONNX export.
+    """Load the policy in the folder `path`: a run, a bundle, or an ONNX export.
 
-    hardware, weights: of the live editor. An ONNX export with a prefix graph has none; one without is fed by it.
+    hardware, weights: of the live editor. An ONNX export with a prefix graph needs no editor and ignores them.
 
     Raises:
-        UsageError: this machine has no such device.
-        RunError: no policy there, a damaged one, one of another version, or another editor than it was made with.
+        UsageError: this machine lacks the device.
+        RunError: the folder holds no policy, the policy is damaged or has another version, or the editor is not the one
+            that it was trained with.
     """
     if (path / ONNX_MARKER).exists():
         return ExportedPolicy.load(path, hardware=hardware, weights=weights)
@@ -43,7 +44,7 @@ def load_policy(path: Path, hardware: Hardware = CPU, weights: Path | None = Non
 
 
 class ExportedPolicy(ChunkPolicy):
-    """An ONNX export as a `ChunkPolicy`, with this package's errors."""
+    """An ONNX export as a `ChunkPolicy`, with imagewam's errors."""
 
     def __init__(self, policy: OnnxPolicy) -> None:
         self.onnx = policy
@@ -53,7 +54,7 @@ class ExportedPolicy(ChunkPolicy):
 
     @classmethod
     def load(cls, folder: Path, *, hardware: Hardware = CPU, weights: Path | None = None) -> ExportedPolicy:
-        """See `load_policy`."""
+        """Load an ONNX export; arguments and errors as for `load_policy`."""
         try:
             from imagewam_cli.runtime.onnx_policy import OnnxPolicy
         except ImportError as error:
@@ -66,7 +67,7 @@ class ExportedPolicy(ChunkPolicy):
             raise RunError(f"{folder} is damaged: {error}", "export the policy again") from None
 
     def chunks(self, observations: Sequence[Observation]) -> Float32Array:
-        """(B, T, A) in robot units."""
+        """Plan a chunk for each observation, (B, T, A) in robot units."""
         from imagewam_cli.runtime.onnx_policy import ObservationError
 
         try:
@@ -76,7 +77,7 @@ class ExportedPolicy(ChunkPolicy):
 
 
 def live_prefix(editor: Editor) -> Encode:
-    """The editor as `OnnxPolicy` wants its prefix, where no graph gives it."""
+    """Return an encoder for an `OnnxPolicy` without a prefix graph, which runs the editor."""
 
     def encode(observations: Sequence[Observed]) -> dict[str, npt.NDArray[Any]]:
         prefix = editor.encode([o.images for o in observations], [o.instruction for o in observations])
@@ -86,8 +87,10 @@ def live_prefix(editor: Editor) -> Encode:
 
 
 def prefix_arrays(prefix: PrefixKV, layers: Sequence[LayerSpec]) -> dict[str, npt.NDArray[Any]]:
-    """`layer.{i}.k`, `layer.{i}.v`, float32 (B, P, H, D), and `valid`, bool (B, P), where a layer holds text; named as
-    in the ONNX graphs."""
+    """Convert a prefix to numpy arrays, named as in the ONNX graphs.
+
+    `layer.{i}.k` and `layer.{i}.v`, float32 (B, P, H, D), and `valid`, bool (B, P), if a layer holds text.
+    """
     import torch
 
     values = {}

@@ -1,7 +1,7 @@
-"""The published way of telling the robot's state: one trainable token inside the editor's text.
+"""The robot's state as one trainable token in the editor's text, as in published policies.
 
-Only for live policies: K and V of the whole prefix then depend on the state and on weights that are trained, so that no
-cache can hold them. A bundle has `proprio.safetensors` beside the expert, its `ProprioConfig` in policy.json.
+Only live policies can use it: K and V of the whole prefix then depend on the state and on trained weights, so they
+cannot be cached. A bundle stores the weights in `proprio.safetensors` and the `ProprioConfig` in `policy.json`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from imagewam_cli.policy.bundle import PROPRIO, ProprioConfig
 
 
 class ProprioEncoder(nn.Module):
-    """Normalised state -> one token as wide as the text states."""
+    """A linear map from the normalised state to one token as wide as the text states."""
 
     def __init__(self, config: ProprioConfig) -> None:
         super().__init__()
@@ -26,17 +26,17 @@ class ProprioEncoder(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.text_width))
 
     def forward(self, state: Tensor) -> Tensor:
-        """(B, S) -> (B, text_width)."""
+        """Map states (B, S) to tokens (B, text_width)."""
         return nn.functional.linear(state.to(self.weight.dtype), self.weight, self.bias)
 
     def token(self, state: Tensor) -> TextToken:
-        """state: (B, S) normalised."""
+        """Return the text token of normalised states (B, S)."""
         config = self.config
         return TextToken(vectors=self(state), placement=config.placement, text_tokens=config.text_tokens)
 
 
 def load_proprio(folder: Path, config: ProprioConfig, device: str, dtype: torch.dtype) -> ProprioEncoder:
-    """The encoder of a policy folder.
+    """Load the encoder of a policy folder.
 
     Raises:
         RunError: the file is missing or does not fit `config`.

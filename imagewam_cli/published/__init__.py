@@ -1,8 +1,8 @@
-"""Checkpoints of the published ImageWAM code, made into policy folders like any other.
+"""Import checkpoints of the published ImageWAM code as policy folders.
 
-checkpoint    the file of weights, read as tensors and nothing else
-robots        what the file does not say: cameras, normalisation, grippers of LIBERO and RoboTwin
+checkpoint    the weights, read as tensors only
+robots        settings that the checkpoint lacks: cameras, normalisation, action transforms of LIBERO and RoboTwin
 statistics    dataset_stats.json
-settings      train_config.yaml, as far as a policy needs it
-importing     all of it into one folder
+settings      the settings in train_config.yaml that a policy needs
+importing     write all of it to one policy folder
 """

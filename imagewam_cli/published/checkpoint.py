@@ -1,8 +1,8 @@
-"""A published checkpoint: the tensors of editor, expert and proprio encoder, by their published names.
+"""Read a published checkpoint: the tensors of editor, expert and proprio encoder under their published names.
 
 `torch.save` of {"mot": state dict, "step", "torch_dtype", "proprio_encoder"}. Names in `mot`:
 `mixtures.video.transformer.*`, `mixtures.action.*`, and the editor's blocks a second time as
-`mixtures.video.double_blocks.*` and `mixtures.video.single_blocks.*`, on the same storage. Source: arXiv 2606.19531's
+`mixtures.video.double_blocks.*` and `mixtures.video.single_blocks.*`, sharing storage. Source: arXiv 2606.19531's
 code.
 """
 
@@ -22,35 +22,37 @@ from imagewam_cli.errors import RunError
 _EDITOR, _EXPERT = "mixtures.video.transformer.", "mixtures.action."
 _ALIASES = ("mixtures.video.double_blocks.", "mixtures.video.single_blocks.")
 _KEYS = {"mot", "dit", "step", "torch_dtype", "proprio_encoder", "optimizer", "checkpoint_format"}
-"""dit: an older name of mot."""
+"""Known keys. `dit` is an older name of `mot`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Tensors by names without their prefixes. proprio: weight (D, S) and bias (D,), or None."""
+    """Tensors of a checkpoint, named without their prefixes. proprio: weight (D, S) and bias (D,), or None."""
 
     editor: Mapping[str, Tensor]
     expert: Mapping[str, Tensor]
     proprio: Mapping[str, Tensor] | None
     bfloat16: bool
-    """Whether it was trained in bfloat16."""
+    """Whether the policy was trained in bfloat16."""
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the file; nothing in it is ever run.
+    """Read a checkpoint without executing any code in it.
 
     Raises:
-        RunError: no such file, more than tensors in it, not a checkpoint, or names that are not known.
+        RunError: the file is missing, holds more than tensors, is not a checkpoint, or has unknown names.
     """
     values = _load(path)
     mot = values.get("mot", values.get("dit"))
     if not isinstance(mot, Mapping):
-        raise RunError(f"{path} is no ImageWAM checkpoint: it has no 'mot'", "pass the model.pt of a published policy")
+        raise RunError(
+            f"{path} is not an ImageWAM checkpoint: it has no 'mot'", "pass the model.pt of a published policy"
+        )
     unknown = sorted(str(key) for key in values.keys() - _KEYS)
     unknown += [name for name in mot if not name.startswith((_EDITOR, _EXPERT, *_ALIASES))]
     if unknown:
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-        raise RunError(f"{path} has names that are not known: {', '.join(unknown[:8])}{more}")
+        raise RunError(f"{path} has unknown names: {', '.join(unknown[:8])}{more}")
     _require_aliases(path, mot)
     proprio = values.get("proprio_encoder")
     if proprio is not None and set(proprio) != {"weight", "bias"}:
@@ -71,17 +73,17 @@ def _load(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError:
         raise RunError(
             f"{path} holds more than tensors and was not read: such a file can run any code",
-            "ask its authors for one that holds tensors alone",
+            "ask its authors for a checkpoint that holds only tensors",
         ) from None
     except (RuntimeError, EOFError, ValueError) as error:
-        raise RunError(f"{path} is no checkpoint, or damaged: {str(error).partition(chr(10))[0]}") from None
+        raise RunError(f"{path} is damaged or not a checkpoint: {str(error).partition(chr(10))[0]}") from None
     if not isinstance(values, dict):
-        raise RunError(f"{path} is no ImageWAM checkpoint: it holds a {type(values).__name__}")
+        raise RunError(f"{path} is not an ImageWAM checkpoint: it holds a {type(values).__name__}")
     return values
 
 
 def _require_aliases(path: Path, mot: Mapping[str, Tensor]) -> None:
-    """The second listing of the editor's blocks must be the first's tensors: else it is unclear which count."""
+    """Check that the second listing of the editor's blocks has the same tensors, so that it can be ignored."""
     for name, value in mot.items():
         if not name.startswith(_ALIASES):
             continue

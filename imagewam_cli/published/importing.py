@@ -1,6 +1,6 @@
-"""A published checkpoint into a policy folder: editor, expert, the state's token, normalisers, settings.
+"""Import a published checkpoint as a policy folder: editor, expert, state token, normalisers, settings.
 
-Strict: every tensor finds its place and every place its tensor, or nothing is written.
+The import is strict: it writes nothing unless the checkpoint has exactly the expected tensors.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from imagewam_cli.published.settings import TrainSettings
 from imagewam_cli.published.statistics import read_statistics
 
 SHIFT, NOISE_SEED = 5.0, 42
-"""Of the published evaluation: every chunk starts from the same noise."""
+"""Settings of the published evaluation, in which every chunk starts from the same noise."""
 _SAMPLES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What was written. sizes: of the editor ("double blocks": 5); files: name -> bytes."""
+    """An imported policy. sizes: of the editor, such as "double blocks": 5; files: name -> size in bytes."""
 
     folder: Path
     rounding: RoundingName
@@ -67,16 +67,17 @@ def import_policy(
     weights: Path | None = None,
     hardware: Hardware = CPU,
 ) -> Imported:
-    """Write the policy folder `out`.
+    """Import a checkpoint into the policy folder `out`.
 
-    rounding: None: published-bf16 for a checkpoint that was trained in bfloat16, else exact.
-    weights: a diffusers folder of the editor: its VAE, text encoder and sizes count, its denoiser is the checkpoint's.
+    rounding: None: published-bf16 for a checkpoint trained in bfloat16, exact otherwise.
+    weights: a diffusers folder of the editor, used for its VAE, text encoder and sizes; the denoiser comes from the
+        checkpoint.
 
     Raises:
-        RunError: the file is no checkpoint.
-        EditorError: the checkpoint is of another size than the editor, or has other names.
-        DatasetError, ConfigError: the statistics, or the robot, have other dimensions than the checkpoint.
-        UsageError: `out` holds something; the editor has no published checkpoints.
+        RunError: the file is not a checkpoint.
+        EditorError: the checkpoint's tensors do not fit the editor.
+        DatasetError, ConfigError: the statistics or the robot have other dimensions than the checkpoint.
+        UsageError: `out` is not empty, or the editor has no published checkpoints.
     """
     kind = installed_editor(editor)
     found = read_checkpoint(checkpoint)
@@ -114,17 +115,17 @@ def import_policy(
 
 
 def expert_config(weights: Mapping[str, Tensor], spec: KVSpec, horizon: int, rounding: RoundingName) -> ExpertConfig:
-    """The shape of a published expert, from its weights and the editor's layers.
+    """Return the config of a published expert, from its weights and the editor's layers.
 
     Raises:
-        EditorError: weights that are missing, unknown or of another shape.
+        EditorError: a weight is missing, is unknown or has another shape.
     """
     try:
         hidden, action_dim = weights["action_encoder.weight"].shape
         inner = weights["double_blocks.0.img_mlp.2.weight"].shape[1]
     except KeyError as error:
         raise EditorError(
-            f"the checkpoint's expert lacks {error}", "was it trained on another kind of editor?"
+            f"the checkpoint's expert lacks {error}", "choose the editor that it was trained on with --editor"
         ) from None
     config = ExpertConfig(
         layers=spec.layers,
@@ -143,7 +144,7 @@ def expert_config(weights: Mapping[str, Tensor], spec: KVSpec, horizon: int, rou
 
 
 def made_up_samples(robot: Robot, state: FieldStats) -> Samples:
-    """Observations of noise, with which an export checks itself: a checkpoint brings no pictures of its own."""
+    """Return random observations for the self-check of an export, because a checkpoint contains no pictures."""
     rng = np.random.default_rng(0)
     height, width = robot.image_size
     return Samples(
@@ -161,11 +162,11 @@ def made_up_samples(robot: Robot, state: FieldStats) -> Samples:
 def _require_dimensions(found: Checkpoint, state: FieldStats, action: FieldStats, robot: Robot) -> None:
     encoder = found.expert.get("action_encoder.weight")
     if encoder is None:
-        return  # `expert_config` names all that is missing
-    told = state.dim if found.proprio is None else found.proprio["weight"].shape[1]
+        return  # `expert_config` reports everything that is missing
+    state_dim = state.dim if found.proprio is None else found.proprio["weight"].shape[1]
     for what, learned, gathered, named in (
         ("action", encoder.shape[1], action.dim, len(robot.action_names)),
-        ("state", told, state.dim, len(robot.state_names)),
+        ("state", state_dim, state.dim, len(robot.state_names)),
     ):
         if learned != gathered:
             raise ConfigError(

@@ -1,6 +1,6 @@
-"""train_config.yaml of a published policy, as far as the policy needs it.
+"""Read the settings in a published policy's train_config.yaml that the policy needs.
 
-The file is a tree whose layout differs between releases, so a value is found by its key, wherever it is.
+The file is a tree whose layout differs between releases, so a value is found by its key, at any depth.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from imagewam_cli.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """What of it counts; the defaults are those of the published FLUX.2 configs. None: the robot's default."""
+    """Settings of a published policy; the defaults are those of the published FLUX.2 configs.
+
+    horizon: None for the robot's default.
+    """
 
     placement: TokenPlacement = "packed"
     text_tokens: int = 512
@@ -27,11 +30,12 @@ class TrainSettings:
 
 
 def read_train_config(path: Path) -> TrainSettings:
-    """Keys: pack_proprio_after_text, qwen_context_len, num_frames (one more than the horizon),
-    eval_num_inference_steps.
+    """Read the settings from a train_config.yaml.
+
+    Keys: pack_proprio_after_text, qwen_context_len, num_frames (horizon + 1), eval_num_inference_steps.
 
     Raises:
-        ConfigError: no such file, not YAML, a key with two values or of the wrong type.
+        ConfigError: the file is missing or not YAML, or a key has several values or one of the wrong type.
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -53,7 +57,7 @@ def read_train_config(path: Path) -> TrainSettings:
 
 
 def _value(path: Path, tree: Any, key: str, kind: type) -> Any:
-    """The one value of the key; references to other keys ("${...}") do not count."""
+    """Return the only value of the key, or None, ignoring references to other keys ("${...}")."""
     found = {v for v in _values(tree, key) if v is not None and not (isinstance(v, str) and v.startswith("${"))}
     if len(found) > 1:
         raise ConfigError(f"{path}: {key} has {len(found)} values: {', '.join(sorted(map(str, found)))}")
@@ -64,7 +68,7 @@ def _value(path: Path, tree: Any, key: str, kind: type) -> Any:
 
 
 def _values(tree: Any, key: str) -> Iterator[Any]:
-    """Scalars only: what else a key may hold is not this setting."""
+    """Yield the scalar values of the key at any depth; a mapping or list under that key is another setting."""
     if isinstance(tree, Mapping):
         for name, value in tree.items():
             if name == key and not isinstance(value, Mapping | list):

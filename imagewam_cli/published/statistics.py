@@ -1,7 +1,8 @@
-"""dataset_stats.json of the published code, as normalisers.
+"""Read the published code's dataset_stats.json.
 
-{"state": {KEY: {...}}, "action": {KEY: {...}}, ...}; each holds global_min, global_max, global_q01, global_q99,
-global_mean, global_std, one number per dimension, and the same per step, which no published policy uses.
+Format: {"state": {KEY: {...}}, "action": {KEY: {...}}, ...}. Each innermost mapping has global_min, global_max,
+global_q01, global_q99, global_mean and global_std, with one number per dimension. It also has the same per step, which
+no published policy uses.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ _HINT = "pass the dataset_stats.json that was published with the checkpoint"
 
 
 def read_statistics(path: Path) -> tuple[FieldStats, FieldStats]:
-    """(state, action).
+    """Read the statistics of state and action, in this order.
 
     Raises:
-        DatasetError: missing, damaged, or of several robots.
+        DatasetError: the file is missing, is damaged or describes several robots.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -32,14 +33,16 @@ def read_statistics(path: Path) -> tuple[FieldStats, FieldStats]:
         raise DatasetError(f"{path} holds no statistics", _HINT)
     if values.get("type") == "per_embodiment":
         robots = ", ".join(values.get("embodiments", {}))
-        raise DatasetError(f"{path} has statistics of each robot apart: {robots}", "save the one that is wanted")
+        raise DatasetError(
+            f"{path} has separate statistics for the robots {robots}", "save the statistics of one robot to a file"
+        )
     return _field(path, values, "state"), _field(path, values, "action")
 
 
 def _field(path: Path, values: Mapping[str, Any], field: str) -> FieldStats:
     keys = values.get(field)
     if not isinstance(keys, Mapping) or len(keys) != 1:
-        raise DatasetError(f"{path} has no statistics of one {field}", _HINT)
+        raise DatasetError(f"{path} must have statistics of one {field}", _HINT)
     (found,) = keys.values()
     try:
         return FieldStats.from_dict({name: found[f"global_{name}"] for name in _NAMES})

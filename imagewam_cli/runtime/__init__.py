@@ -1,1 +1,1 @@
-"""What runs an exported policy. Nothing here imports torch or the rest of imagewam."""
+"""Run exported policies. Nothing here imports torch or other parts of imagewam."""

@@ -1,6 +1,7 @@
-"""A policy on onnxruntime, in one file: it needs numpy, Pillow, onnxruntime and tokenizers, neither torch nor imagewam.
+"""Run an exported policy with numpy, Pillow, onnxruntime and tokenizers, without torch and imagewam.
 
-Every ONNX export holds a copy of it as `policy.py`, beside `onnx.json`, which says all that is not in the graphs.
+Every ONNX export contains a copy of this file as `policy.py`. It reads everything that is not in the graphs from
+`onnx.json`.
 
     policy = OnnxPolicy.load("exports/my-policy")
     policy.reset()
@@ -30,32 +31,31 @@ Array = npt.NDArray[Any]
 Float32Array = npt.NDArray[np.float32]
 
 Prefix = Mapping[str, Array]
-"""`layer.{i}.k` and `layer.{i}.v`, float32 (B, P, H, D), and `valid`, bool (B, P), where a layer
-holds text."""
+"""Arrays `layer.{i}.k` and `layer.{i}.v`, float32 (B, P, H, D), and `valid`, bool (B, P), if a layer holds text."""
 
 
 class Observed(Protocol):
-    """What the policy looks at: camera -> uint8 (H, W, 3), state (S,) in robot units, and what to do."""
+    """An observation of the robot."""
 
     @property
     def images(self) -> Mapping[str, npt.NDArray[np.uint8]]:
-        """Camera -> uint8 (H, W, 3)."""
+        """Camera name -> picture, uint8 (H, W, 3)."""
         ...
 
     @property
     def state(self) -> Float32Array:
-        """float32 (S,) in robot units."""
+        """Robot state, float32 (S,), in robot units."""
         ...
 
     @property
     def instruction(self) -> str:
-        """What is to be done."""
+        """Task for the robot, in plain English."""
         ...
 
 
 @dataclass(frozen=True)
 class Observation:
-    """The plainest `Observed`."""
+    """A plain `Observed`."""
 
     images: Mapping[str, npt.NDArray[np.uint8]]
     state: Float32Array
@@ -63,17 +63,20 @@ class Observation:
 
 
 Encode = Callable[[Sequence[Observed]], Prefix]
+"""Encoder of observations into a prefix."""
 
 
 class ObservationError(ValueError):
-    """An observation lacks a camera or has a state of another length."""
+    """An observation lacks a camera, or its state has the wrong length."""
 
 
 class OnnxPolicy:
-    """Observations in, action chunks out. `execute`: actions that `act` carries out before it plans anew."""
+    """Plan action chunks from observations. execute: number of actions to execute before planning again."""
 
-    def __init__(self, description: Mapping[str, Any], loop: Any, noise: Float32Array, encode: Encode) -> None:
-        """description: what `onnx.json` holds; loop: session of `loop.onnx`; noise: float32 (T, A)."""
+    def __init__(
+        self, description: Mapping[str, Any], loop: onnxruntime.InferenceSession, noise: Float32Array, encode: Encode
+    ) -> None:
+        """description: content of `onnx.json`; loop: session of `loop.onnx`; noise: float32 (T, A)."""
         self.description, self._loop, self._noise, self._encode = description, loop, noise, encode
         self.execute = int(description["execute"])
         self._queue: list[Float32Array] = []
@@ -86,13 +89,14 @@ class OnnxPolicy:
         encode: Encode | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> OnnxPolicy:
-        """The policy that was exported into `folder`.
+        """Load the policy exported into `folder`.
 
-        encode: gives the prefix where the export has no `prefix.onnx`; it takes that file's place where there is one.
+        encode: encoder of the prefix, used instead of `prefix.onnx`; required if the export has no such file.
+        providers: execution providers of onnxruntime.
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: the export is of another version, or has no prefix graph and `encode` is not given.
+            ValueError: the export has another version, or it has no prefix graph and `encode` is None.
         """
         folder = Path(folder)
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
@@ -110,10 +114,10 @@ class OnnxPolicy:
         return cls(description, session(folder / files["loop"], providers), noise, encode)
 
     def chunks(self, observations: Sequence[Observed]) -> Float32Array:
-        """Chunks (B, T, A) in robot units for B independent scenes.
+        """Plan chunks (B, T, A) in robot units for B independent scenes.
 
         Raises:
-            ObservationError: a camera is missing or a state has another length.
+            ObservationError: a camera is missing, or a state has the wrong length.
         """
         normalized = self.normalized_chunks(self.prefix(observations), self.normalized_state(observations))
         action = self.description["action"]
@@ -121,11 +125,11 @@ class OnnxPolicy:
         return np.asarray(actions, dtype=np.float32)
 
     def prefix(self, observations: Sequence[Observed]) -> Prefix:
-        """Keys and values of these pictures and instructions."""
+        """Encode the observations' pictures and instructions into keys and values."""
         return self._encode(observations)
 
     def normalized_state(self, observations: Sequence[Observed]) -> Float32Array:
-        """float32 (B, S)."""
+        """Return the normalised states, float32 (B, S)."""
         settings = self.description["state"]
         names = settings["names"]
         for o in observations:
@@ -137,28 +141,28 @@ class OnnxPolicy:
         return np.asarray(states if clamp is None else np.clip(states, -clamp, clamp), dtype=np.float32)
 
     def normalized_chunks(self, prefix: Prefix, state: Float32Array) -> Float32Array:
-        """What `loop.onnx` gives from the policy's own noise: float32 (B, T, A), normalised."""
+        """Run `loop.onnx` from the policy's noise; return normalised actions, float32 (B, T, A)."""
         noise = np.repeat(self._noise[None], len(state), axis=0)
         feeds = {**prefix, "state": state, "noise": noise}
         actions: Float32Array = run(self._loop, feeds)["actions"]
         return actions
 
     def act(self, observation: Observed) -> Float32Array:
-        """The next action (A,), planning anew when the actions to execute are used up."""
+        """Return the next action (A,). Plan a new chunk when all actions to execute are used up."""
         if not self._queue:
             self._queue = list(self.chunks([observation])[0][: self.execute])
         return self._queue.pop(0)
 
     def reset(self) -> None:
-        """Forget the planned actions; call it when an episode starts."""
+        """Discard the planned actions. Call this at the start of every episode."""
         self._queue = []
 
 
 class PrefixGraph:
-    """`prefix.onnx` with what its inputs are made of: an `Encode` without the editor's own code."""
+    """Encode observations with `prefix.onnx`, without the editor's code."""
 
-    def __init__(self, settings: Mapping[str, Any], tokenizer: str, graph: Any) -> None:
-        """settings: `prefix` of `onnx.json`; tokenizer: text of `tokenizer.json`; graph: session of `prefix.onnx`."""
+    def __init__(self, settings: Mapping[str, Any], tokenizer: str, graph: onnxruntime.InferenceSession) -> None:
+        """settings: `prefix` in `onnx.json`; tokenizer: text of `tokenizer.json`; graph: session of `prefix.onnx`."""
         from tokenizers import Tokenizer
 
         self._settings, self._graph = settings, graph
@@ -172,7 +176,7 @@ class PrefixGraph:
         return run(self._graph, {"image": image, "token_ids": ids, "token_valid": valid})
 
     def picture(self, images: Mapping[str, npt.NDArray[np.uint8]]) -> Float32Array:
-        """The cameras side by side, float32 (3, H, W) in [-1, 1]."""
+        """Return the cameras' pictures side by side, float32 (3, H, W) in [-1, 1]."""
         cameras, height, width = self._settings["cameras"], self._settings["height"], self._settings["width"]
         missing = [c for c in cameras if c not in images]
         if missing:
@@ -185,7 +189,7 @@ class PrefixGraph:
         return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
     def tokens(self, instructions: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Token ids (B, L), padded at the end, and which of them are no padding (B, L)."""
+        """Return token ids (B, L), padded at the end, and a mask (B, L) that is False at padding."""
         before, after = self._settings["before"], self._settings["after"]
         rows = [self._tokenizer.encode(before + instruction + after).ids for instruction in instructions]
         length = self._settings["pad_to"] or max(len(row) for row in rows)
@@ -197,22 +201,26 @@ class PrefixGraph:
         return ids, valid
 
 
-def session(path: Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Any:
-    """An onnxruntime session; a missing file is a FileNotFoundError."""
+def session(path: Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> onnxruntime.InferenceSession:
+    """Open an onnxruntime session.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     return onnxruntime.InferenceSession(str(path), providers=list(providers))
 
 
-def run(graph: Any, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """All outputs by name. Feeds that the graph does not take are left out."""
+def run(graph: onnxruntime.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a graph and return all outputs by name. Feeds that the graph does not take are ignored."""
     wanted = {i.name for i in graph.get_inputs()}
     values = graph.run(None, {name: value for name, value in feeds.items() if name in wanted})
     return dict(zip((o.name for o in graph.get_outputs()), values, strict=True))
 
 
 def _resized(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) at `size` = (width, height), bilinear."""
+    """Resize a picture (H, W, 3) to `size` = (width, height), bilinear."""
     picture = Image.fromarray(image)
     return np.asarray(picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR))
 
@@ -220,16 +228,22 @@ def _resized(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Print the action chunk that an exported policy plans, as JSON.")
     parser.add_argument(
-        "--image", action="append", required=True, metavar="[CAMERA=]FILE", help="a picture; once per camera, in order"
+        "--image",
+        action="append",
+        required=True,
+        metavar="[CAMERA=]FILE",
+        help="a picture; repeat for each camera, in order",
     )
     parser.add_argument("--state", default="", help="--state=X,Y,...: numbers in robot units")
     parser.add_argument("--instruction", required=True)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="the export; default: this file's")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(__file__).parent, help="the export; default: the folder of this file"
+    )
     return parser
 
 
 def _pictures(values: Sequence[str], cameras: Sequence[str]) -> dict[str, npt.NDArray[np.uint8]]:
-    """camera -> picture; values without a camera's name go to the cameras in their order."""
+    """Read the pictures by camera. Values without a camera's name belong to the cameras in order."""
     if len(values) != len(cameras):
         raise ObservationError(f"{len(values)} picture(s) for {len(cameras)} camera(s): {', '.join(cameras)}")
     images = {}
@@ -242,7 +256,7 @@ def _pictures(values: Sequence[str], cameras: Sequence[str]) -> dict[str, npt.ND
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = _arguments()
     arguments = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""Counting successes, and evaluation in a simulator whose results are known."""
+"""Success counts, and evaluation in a simulator with known results."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_scenes_of_each_split_are_run() -> None:
     assert all(e.given == e.instruction for e in episodes)
 
 
-def test_the_expert_runs_where_there_is_no_policy() -> None:
+def test_the_demonstrator_runs_without_a_policy() -> None:
     result, _ = evaluate_in_simulator(Line, None, episodes=2, splits=["test"])
     assert result.splits["test"].total.success == Rate.of(2, 2)
 
@@ -98,7 +98,7 @@ def test_frames_are_kept_on_request() -> None:
     assert len(episodes[0].frames) == 4  # before the first step and after each of three
 
 
-def test_other_instructions_are_told_and_the_own_goal_is_judged() -> None:
+def test_other_instructions_are_given_but_the_scenes_own_goal_is_judged() -> None:
     policy = Obedient()
     result, episodes = evaluate_in_simulator(Line, policy, episodes=4, splits=["test"], other_instructions=True)
     assert [e.instruction for e in episodes] == ["go left", "go right", "go left", "go right"]
@@ -107,7 +107,7 @@ def test_other_instructions_are_told_and_the_own_goal_is_judged() -> None:
     assert result.splits["test"].total.success == Rate.of(0, 4)
 
 
-def test_who_does_not_listen_keeps_the_success_rate_with_other_instructions() -> None:
+def test_a_policy_that_ignores_instructions_keeps_its_success_rate() -> None:
     rates = [
         evaluate_in_simulator(Line, Deaf(), episodes=4, splits=["test"], other_instructions=other)[0]
         for other in (False, True)
@@ -146,13 +146,13 @@ def test_an_unknown_split_is_refused() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"episodes": 0}, {"max_steps": 0}, {"batch": 0}, {"splits": []}])
-def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
+def test_numbers_below_one_are_refused(wrong: dict[str, object]) -> None:
     arguments = {"episodes": 1, "splits": ["test"]} | wrong
     with pytest.raises(UsageError):
         evaluate_in_simulator(Line, None, **arguments)  # type: ignore[arg-type]
 
 
-def test_a_policy_that_carries_out_nothing_is_refused() -> None:
+def test_a_policy_that_executes_no_action_is_refused() -> None:
     policy = Obedient()
     policy.execute = 0
     with pytest.raises(UsageError, match="execute is 0"):

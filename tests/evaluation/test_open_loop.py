@@ -1,4 +1,4 @@
-"""Open-loop errors against a plain computation over the same recording."""
+"""Open-loop errors, compared with a plain computation over the same recording."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ STRIDE = 5
 
 
 def plan(state: Float32Array) -> Float32Array:
-    """A chunk (PLANNED, 3) that depends on the state and on the step."""
+    """Return a chunk (PLANNED, 3) that depends on the state and the step."""
     return np.stack([0.5 - state + 0.02 * step for step in range(PLANNED)]).astype(np.float32)
 
 
 class StatePolicy(ChunkPolicy):
-    """Plans `plan(state)` and remembers what it saw."""
+    """Plan `plan(state)` and remember the observations."""
 
     execute = 4
 
@@ -40,7 +40,7 @@ class StatePolicy(ChunkPolicy):
 
 
 class FixedPolicy(ChunkPolicy):
-    """Always the same chunk."""
+    """Plan the same chunk every time."""
 
     execute = 4
 
@@ -59,7 +59,7 @@ def recorded(dataset: Dataset) -> dict[int, list[Row]]:
 
 
 def test_every_number_agrees_with_a_plain_computation(demonstrations: Dataset) -> None:
-    """Loops over episode, frame, step and dimension, collecting every difference."""
+    """Collect all differences in loops over episodes, frames, steps and dimensions."""
     pairs: list[list[list[tuple[float, float]]]] = [[[] for _ in range(3)] for _ in range(HORIZON)]
     by_episode: dict[int, list[float]] = {}
     rows = 0
@@ -140,7 +140,7 @@ def test_the_best_constant_chunk_has_ratio_one(demonstrations: Dataset) -> None:
     assert worse.ratio_to_constant > 1
 
 
-def test_who_repeats_the_recording_has_no_error(demonstrations: Dataset) -> None:
+def test_repeating_the_recording_has_no_error(demonstrations: Dataset) -> None:
     episodes = recorded(demonstrations)
 
     class Recorded(ChunkPolicy):
@@ -193,7 +193,7 @@ def test_the_table_has_a_line_per_joint(demonstrations: Dataset) -> None:
 
 
 class Streamed:
-    """The dataset, counting how many pictures have been handed out."""
+    """A dataset that counts the pictures it returns."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.info, self.episodes, self._dataset, self.given = dataset.info, dataset.episodes, dataset, 0
@@ -204,7 +204,7 @@ class Streamed:
             yield row
 
 
-def test_pictures_are_read_as_they_are_needed(demonstrations: Dataset) -> None:
+def test_pictures_are_read_when_they_are_needed(demonstrations: Dataset) -> None:
     dataset = Streamed(demonstrations)
 
     class Counting(StatePolicy):
@@ -218,7 +218,7 @@ def test_pictures_are_read_as_they_are_needed(demonstrations: Dataset) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"horizon": 0}, {"stride": 0}, {"batch": 0}, {"episodes": []}])
-def test_nonsense_is_refused(demonstrations: Dataset, wrong: dict[str, Any]) -> None:
+def test_numbers_below_one_are_refused(demonstrations: Dataset, wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         open_loop(StatePolicy(), demonstrations, **({"horizon": 4} | wrong))
 

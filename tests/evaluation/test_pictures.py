@@ -1,4 +1,4 @@
-"""Contact sheets, GIFs and MP4s: sizes, the right frames, and the marks of success."""
+"""Contact sheets, GIFs and MP4s: sizes, frames and success marks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WIDTH, HEIGHT = 48, 32
 
 
 def count(image: Image.Image, color: tuple[int, int, int], tolerance: int = 0) -> int:
-    """Pixels of that colour."""
+    """Count the pixels of that colour."""
     pixels = np.asarray(image.convert("RGB")).astype(int)
     return int((np.abs(pixels - color).max(-1) <= tolerance).sum())
 
@@ -63,7 +63,7 @@ def test_success_is_green_and_failure_red() -> None:
 
 
 def test_the_caption_is_the_instruction() -> None:
-    """Another instruction is another picture, the same one the same."""
+    """Different instructions give different pictures, equal instructions equal ones."""
     sheets = [
         contact_sheet([episode(True, instruction=text)], columns=6, width=WIDTH).tobytes()
         for text in ("push the red cube", "push the red cube", "open the drawer")
@@ -99,7 +99,7 @@ def test_nothing_to_show_is_refused() -> None:
 
 
 def gif_frames(path: Path) -> list[tuple[Image.Image, int]]:
-    """(RGB picture, milliseconds) of each frame."""
+    """Return (RGB picture, milliseconds) of each frame."""
     with Image.open(path) as gif:
         frames = []
         for i in range(gif.n_frames):  # type: ignore[attr-defined]

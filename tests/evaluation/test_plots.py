@@ -1,4 +1,4 @@
-"""Plots are written, need no window, and say what is missing."""
+"""Plots are written without a window, and errors name what is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wilson intervals against published values and against the equation that they solve."""
+"""Wilson intervals, compared with published values and with the equation that defines them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_impossible_arguments_are_refused(successes: int, trials: int, confidenc
         wilson_interval(successes, trials, confidence)
 
 
-def test_a_rate_survives_the_way_through_plain_values() -> None:
+def test_a_rate_survives_a_round_trip_through_plain_values() -> None:
     rate = Rate.of(43, 50)
     assert rate.rate == 0.86
     assert from_dict(Rate, to_dict(rate)) == rate
@@ -71,7 +71,7 @@ def test_the_bootstrap_of_many_values_agrees_with_the_normal_interval() -> None:
     assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
 
 
-def test_a_groups_copies_of_a_value_tell_nothing_new() -> None:
+def test_copies_of_a_value_within_a_group_do_not_narrow_the_interval() -> None:
     values = [1.0, 4.0, 2.0, 8.0]
     once, thrice = Mean.bootstrap(values, [3, 1, 2, 9]), Mean.bootstrap(values * 3, [3, 1, 2, 9] * 3)
     assert from_dict(Mean, to_dict(thrice), source="memory") == thrice

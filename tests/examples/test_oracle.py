@@ -1,4 +1,4 @@
-"""The comparison with the published code's numbers, as far as it goes without them."""
+"""The parts of the comparison with the published code that need none of its numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attention that is observed is the softmax of the blocks' own q and k, computed a second time in float64."""
+"""The observed attention equals the softmax of the blocks' q and k, recomputed in float64."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def random_prefix(layers: tuple[LayerSpec, ...], valid: Tensor | None) -> Prefix
 
 
 def test_weights_are_the_softmax_of_queries_and_keys() -> None:
-    """Queries and keys are taken where the expert has rotated them; the softmax is computed here."""
+    """Take the rotated queries and keys from the expert and compute the softmax here."""
     layers = (layer("parallel", kv_heads=1), layer("sequential"))
     expert = ActionExpert(config(*layers)).eval()
     random_weights(expert)
@@ -80,7 +80,7 @@ def test_weights_are_the_softmax_of_queries_and_keys() -> None:
 
 
 def test_a_picture_token_whose_key_is_the_queries_own_gets_the_attention() -> None:
-    """With nothing to tell the action tokens apart, and an output of zero, all queries are one query."""
+    """If the action tokens are indistinguishable and the output is zero, all queries are equal."""
     shape = config(layer("sequential"), state_dim=0, rope=False)
     expert = untrained_expert(shape)
     assert expert.positions is not None
@@ -99,7 +99,7 @@ def test_a_picture_token_whose_key_is_the_queries_own_gets_the_attention() -> No
     assert weights[:, token].min() > 0.999
 
 
-def test_looking_changes_nothing_and_leaves_no_hook() -> None:
+def test_observing_changes_nothing_and_leaves_no_hook() -> None:
     shape = config(layer("sequential"), layer("parallel"))
     expert = ActionExpert(shape).eval()
     random_weights(expert)
@@ -154,7 +154,7 @@ def test_a_module_that_calls_no_softmax_is_an_error() -> None:
 
 
 def test_several_blocks_a_layer_are_blocks_of_that_many_equal_layers() -> None:
-    """Two blocks beside each of two layers, against one beside each of four: the same weights, each layer twice."""
+    """Compare two blocks on each of two layers with one block on each of four, with the same weights."""
     layers = (layer("parallel", name="a"), layer("sequential", name="b"))
     shape = dataclasses.replace(config(*layers), blocks_per_layer=2)
     doubled = config(*(spec for spec in layers for _ in range(2)))

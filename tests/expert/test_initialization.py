@@ -1,4 +1,4 @@
-"""The expert's first weights from the editor's: against the published code's, and by interpolation written out."""
+"""The expert's initial weights, compared with the published code and with interpolation written out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def editor() -> dict[str, Tensor]:
 
 
 def new_expert(*names: str, hidden: int = EXPERT) -> ActionExpert:
-    """One block beside each of the named layers of the editor."""
+    """Return an expert with one block per named layer of the editor."""
 
     def layer(name: str) -> LayerSpec:
         block: BlockKind = "parallel" if name.startswith("single") else "sequential"
@@ -44,7 +44,7 @@ def new_expert(*names: str, hidden: int = EXPERT) -> ActionExpert:
 
 
 def interpolated(x: np.ndarray, size: int, axis: int) -> np.ndarray:
-    """Piecewise linear between the old points, both ends kept."""
+    """Interpolate linearly between the old points, keeping both ends."""
     old, new = np.arange(x.shape[axis]), np.linspace(0, x.shape[axis] - 1, size)
     return np.apply_along_axis(lambda line: np.interp(new, old, line), axis, x)
 
@@ -139,5 +139,5 @@ def test_blocks_follow_the_layers_that_were_kept(editor: dict[str, Tensor]) -> N
 
 
 def test_an_editor_of_another_kind_is_named() -> None:
-    with pytest.raises(EditorError, match=r"it has no time_in\.in_layer\.weight"):
+    with pytest.raises(EditorError, match=r"which has no tensor time_in\.in_layer\.weight"):
         initialize(new_expert(), {"conv_in.weight": torch.zeros(1)}, "published")

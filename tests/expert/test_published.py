@@ -1,4 +1,4 @@
-"""The expert against numbers computed with the published code."""
+"""The expert, compared with numbers computed by the published code."""
 
 from __future__ import annotations
 

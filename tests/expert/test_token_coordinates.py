@@ -1,4 +1,4 @@
-"""Places of prefix tokens: coordinates as mathematics has them, added to values alone."""
+"""Token coordinates: correct numbers, added to values only."""
 
 import math
 
@@ -7,7 +7,12 @@ import torch
 
 from imagewam_cli.errors import ConfigError
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
-from imagewam_cli.expert.token_coordinates import PLACE_FEATURES, PrefixPlaces, picture_features, place_features
+from imagewam_cli.expert.token_coordinates import (
+    COORDINATE_FEATURES,
+    TokenCoordinates,
+    coordinate_features,
+    picture_features,
+)
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.prefix.pooling import cell_means, pooled_segment
 from imagewam_cli.prefix.spec import LayerSpec, SegmentSpec
@@ -23,8 +28,8 @@ LAYER = layer(TEXT, PICTURE)
 
 
 def test_coordinates_are_those_of_the_tokens_centres() -> None:
-    features = place_features((2, 4))
-    assert features.shape == (8, PLACE_FEATURES)
+    features = coordinate_features((2, 4))
+    assert features.shape == (8, COORDINATE_FEATURES)
     second_row_last_column = features[7]
     assert second_row_last_column[:2].tolist() == [0.5, 0.75]
     angles = [math.pi * 2**k * c for k in range(3) for c in (0.5, 0.75)]
@@ -33,51 +38,51 @@ def test_coordinates_are_those_of_the_tokens_centres() -> None:
 
 
 def test_a_token_at_the_edge_is_as_small_as_the_picture_leaves_it() -> None:
-    """5 columns in cells of 2: the last cell is the fifth column, from 3/5 to 1."""
-    features = place_features((1, 3), (1.0, 2.5))
+    """Pool 5 columns in cells of 2: the last cell is the fifth column, from 3/5 to 1."""
+    features = coordinate_features((1, 3), (1.0, 2.5))
     assert features[:, 0].tolist() == [0.0] * 3
     assert features[:, 1].tolist() == pytest.approx([-0.6, 0.2, 0.8], abs=1e-6)
 
 
-def test_places_of_pooled_tokens_are_the_means_of_their_tokens_places() -> None:
+def test_coordinates_of_pooled_tokens_are_the_means_of_their_tokens_coordinates() -> None:
     for grid, size in (((4, 6), 2), ((5, 7), 3), ((3, 4), 5)):
         picture = SegmentSpec(name="reference", tokens=grid[0] * grid[1], grid=grid)
         cells = pooled_segment(picture, size)
-        places = place_features(grid)[None, :, None, :2]
+        places = coordinate_features(grid)[None, :, None, :2]
         assert torch.allclose(picture_features([cells])[:, :2], cell_means(places, grid, size)[0, :, 0], atol=1e-6)
 
 
 def test_only_values_of_the_picture_change() -> None:
     kv = LayerKV(torch.randn(2, 11, 1, 4), torch.randn(2, 11, 1, 4))
-    places = PrefixPlaces((LAYER,))
+    places = TokenCoordinates((LAYER,))
     (placed,) = places((kv,))
     added = (placed.v - kv.v).detach()
     assert torch.equal(placed.k, kv.k)
     assert added[:, :3].abs().max() == 0
-    assert torch.allclose(added[0, 3:, 0], place_features((2, 4)) @ places.maps["0"].linear.weight.T, atol=1e-6)
+    assert torch.allclose(added[0, 3:, 0], coordinate_features((2, 4)) @ places.maps["0"].linear.weight.T, atol=1e-6)
 
 
-def test_several_pictures_of_a_layer_are_told_apart() -> None:
+def test_several_pictures_of_a_layer_are_distinguished() -> None:
     other = SegmentSpec(name="target", tokens=2, grid=(1, 2))
     kv = LayerKV(torch.randn(2, 21, 1, 4), torch.randn(2, 21, 1, 4))
-    places = PrefixPlaces((layer(TEXT, other, PICTURE, PICTURE),))
+    places = TokenCoordinates((layer(TEXT, other, PICTURE, PICTURE),))
     (placed,) = places((kv,))
     weight = places.maps["0"].linear.weight
-    assert weight.shape == (4, PLACE_FEATURES + 3)
-    where, which = weight[:, :PLACE_FEATURES], weight[:, PLACE_FEATURES:]
+    assert weight.shape == (4, COORDINATE_FEATURES + 3)
+    where, which = weight[:, :COORDINATE_FEATURES], weight[:, COORDINATE_FEATURES:]
     added = (placed.v - kv.v)[0, :, 0]
     assert added[:3].abs().max() == 0
     for i, (start, grid) in enumerate([(3, (1, 2)), (5, (2, 4)), (13, (2, 4))]):
-        expected = place_features(grid) @ where.T + which[:, i]
+        expected = coordinate_features(grid) @ where.T + which[:, i]
         assert torch.allclose(added[start : start + len(expected)], expected, atol=1e-6)
 
 
 def test_a_layer_of_one_picture_keeps_its_shape() -> None:
-    assert PrefixPlaces((LAYER,)).maps["0"].linear.weight.shape == (4, PLACE_FEATURES)
+    assert TokenCoordinates((LAYER,)).maps["0"].linear.weight.shape == (4, COORDINATE_FEATURES)
 
 
-def test_attending_to_a_token_returns_where_it_is() -> None:
-    """An expert without places cannot tell apart two pictures whose tokens changed places; one with places can."""
+def test_attending_to_a_token_returns_its_position() -> None:
+    """Only an expert with token coordinates distinguishes two pictures whose tokens are swapped."""
     config = {"layers": (LAYER,), "rope": None, "action_dim": 2, "state_dim": 0, "horizon": 3, "hidden": 8}
     torch.manual_seed(2)
     kv = LayerKV(torch.randn(1, 11, 1, 4), torch.randn(1, 11, 1, 4))
@@ -95,7 +100,7 @@ def test_attending_to_a_token_returns_where_it_is() -> None:
 
 def test_text_may_have_another_length_than_the_spec_says() -> None:
     kv = LayerKV(torch.randn(2, 13, 1, 4), torch.randn(2, 13, 1, 4))
-    places = PrefixPlaces((LAYER,))
+    places = TokenCoordinates((LAYER,))
     (longer,) = places((kv,))
     (shorter,) = places((LayerKV(kv.k[:, 5:], kv.v[:, 5:]),))
     assert torch.equal(longer.v[:, 5:], shorter.v)
@@ -103,18 +108,18 @@ def test_text_may_have_another_length_than_the_spec_says() -> None:
 
 def test_a_layer_of_text_alone_is_left_as_it_is() -> None:
     kv = tuple(LayerKV(torch.randn(1, n, 1, 4), torch.randn(1, n, 1, 4)) for n in (3, 8))
-    text, picture = PrefixPlaces((layer(TEXT), layer(PICTURE)))(kv)
+    text, picture = TokenCoordinates((layer(TEXT), layer(PICTURE)))(kv)
     assert text is kv[0]
     assert not torch.equal(picture.v, kv[1].v)
 
 
 @pytest.mark.parametrize(
     ("segments", "problem"),
-    [((TEXT,), "places need picture tokens"), ((PICTURE, TEXT), "places need the text before the pictures")],
+    [((TEXT,), "expert.places needs picture tokens"), ((PICTURE, TEXT), "expert.places needs text before pictures")],
 )
-def test_places_need_pictures_after_the_text(segments: tuple[SegmentSpec, ...], problem: str) -> None:
+def test_coordinates_need_pictures_after_the_text(segments: tuple[SegmentSpec, ...], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        PrefixPlaces((layer(*segments),))
+        TokenCoordinates((layer(*segments),))
 
 
 def test_a_grid_holds_its_tokens() -> None:

@@ -1,4 +1,4 @@
-"""The policy folder copied and proved to plan the same."""
+"""The exported bundle is a copy that plans the same actions."""
 
 from __future__ import annotations
 

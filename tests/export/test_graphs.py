@@ -1,4 +1,4 @@
-"""Experts of other shapes than FLUX's, traced and unrolled, against torch."""
+"""Traced and unrolled experts of various shapes, compared with torch."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ BLIND = ExpertConfig(
 
 @functools.cache
 def traced(config: ExpertConfig) -> Any:
-    """The step's model for `random_expert(config)`; tracing takes seconds."""
+    """Return the traced step of `random_expert(config)`, cached because tracing takes seconds."""
     return graphs.trace(graphs.step_graph(random_expert(config)), "step.onnx")
 
 
@@ -133,7 +133,7 @@ def run(model: Any, feeds: dict[str, Any]) -> Any:
     return session.run(None, {i.name: feeds[i.name] for i in session.get_inputs()})[0]
 
 
-def test_nothing_in_a_model_tells_where_it_was_made() -> None:
+def test_a_model_contains_no_local_path() -> None:
     text = traced(BLIND).SerializeToString()
     assert str(Path(torch.__file__).parents[1]).encode() not in text
     assert str(Path(graphs.__file__).parent).encode() not in text

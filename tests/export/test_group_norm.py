@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagewam_cli.export.group_norm import SteadyGroupNorm, group_norm
+from imagewam_cli.export.group_norm import AccurateGroupNorm, group_norm
 
 
 def test_it_is_group_norm() -> None:
@@ -27,7 +27,7 @@ def test_it_keeps_its_digits_on_even_pictures() -> None:
 
 def test_modules_use_it_while_it_is_active() -> None:
     norm, x = nn.GroupNorm(2, 4), torch.randn(1, 4, 3, 3)
-    with SteadyGroupNorm():
+    with AccurateGroupNorm():
         inside, flat = norm(x), norm(x.flatten(2))
     torch.testing.assert_close(inside, group_norm(x, 2, norm.weight, norm.bias, norm.eps), rtol=0, atol=0)
     torch.testing.assert_close(flat, norm(x.flatten(2)), rtol=0, atol=0)

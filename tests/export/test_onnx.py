@@ -1,4 +1,4 @@
-"""The ONNX export as a whole: what is in it, and when it refuses."""
+"""The ONNX export as a whole: its files, and what it refuses to export."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_check_passed(onnx_export: ExportReport) -> None:
     assert onnx_export.notes == ()
 
 
-def test_the_folder_holds_what_the_report_says(onnx_export: ExportReport) -> None:
+def test_the_report_lists_the_files_in_the_folder(onnx_export: ExportReport) -> None:
     there = {path.name: path.stat().st_size for path in onnx_export.folder.iterdir()}
     assert there == dict(onnx_export.files)
     assert set(there) == {*GRAPHS, "tokenizer.json", "noise.npy", "onnx.json", "editor.json", "policy.py"}
@@ -88,7 +88,7 @@ def test_prefix_and_loop_fit_together(onnx_export: ExportReport) -> None:
     assert {value.name for value in prefix.graph.input} == {"image", "token_ids", "token_valid"}
 
 
-def test_no_file_tells_where_it_was_made(onnx_export: ExportReport, policy_folder: Path, tiny_weights: Path) -> None:
+def test_no_file_contains_a_local_path(onnx_export: ExportReport, policy_folder: Path, tiny_weights: Path) -> None:
     places = [policy_folder, tiny_weights, Path(graphs.__file__).parents[2], Path(onnx.__file__).parents[1]]
     for path in onnx_export.folder.iterdir():
         content = path.read_bytes()
@@ -96,7 +96,7 @@ def test_no_file_tells_where_it_was_made(onnx_export: ExportReport, policy_folde
 
 
 @pytest.mark.parametrize(("name", "check"), [("loop.onnx", "loop"), ("step.onnx", "step"), ("prefix.onnx", "prefix")])
-def test_a_graph_that_says_something_else_is_refused(
+def test_a_graph_that_differs_from_torch_is_refused(
     export_again: ExportAgain, tmp_path: Path, name: str, check: str
 ) -> None:
     with pytest.raises(ExportError, match=f"{check} differs from torch by .*, more than 1e-04"):
@@ -143,7 +143,7 @@ def test_an_occupied_folder_is_refused(policy_folder: Path, tmp_path: Path) -> N
 
 
 def take_graphs_from(folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[str, Any], Any]) -> None:
-    """Exports read their graphs from `folder` instead of tracing them again."""
+    """Make exports read their graphs from `folder` instead of tracing them again."""
     from imagewam_cli.export import unroll
 
     monkeypatch.setattr(graphs, "trace", lambda _graph, name: change(name, onnx.load(folder / name)))
@@ -151,7 +151,7 @@ def take_graphs_from(folder: Path, monkeypatch: pytest.MonkeyPatch, change: Call
 
 
 def tampered(model: Any) -> Any:
-    """The model with every matrix a thousandth larger."""
+    """Return the model with every matrix scaled by 1.001."""
     for tensor in model.graph.initializer:
         value = numpy_helper.to_array(tensor)
         if value.ndim == 2 and value.dtype == np.float32:

@@ -1,4 +1,4 @@
-"""FLUX.2's prefix as a module: the same numbers as `Flux2Editor.encode`, for whatever settings."""
+"""FLUX.2's prefix as a module gives the same numbers as `Flux2Editor.encode` with all settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`policy.bundle`: what is written comes back, and what is damaged is named."""
+"""`policy.bundle`: bundles survive a round trip, and errors name the damaged file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`policy.policy`: from pictures to actions, with a real if untrained editor."""
+"""`policy.policy`: from pictures to actions, with a real but untrained editor."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class TestNumbers:
         np.testing.assert_allclose(policy.chunks([observation])[0], expected, rtol=1e-4, atol=1e-5)
 
     def test_a_live_prefix_acts_as_the_cached_one(self, policy: Policy, tiny_cache: Path, tabletop: Path) -> None:
-        """A cached row is padded to the cache's longest instruction, a live one is not."""
+        """Cached rows are padded to the cache's longest instruction, live ones are not."""
         reader = CacheReader(tiny_cache)
         rows = [row for row in open_dataset(tabletop).rows(stride=4) if row.frame == 8]
         places = np.nonzero(reader.index.frame == 8)[0]

@@ -1,4 +1,4 @@
-"""The state as a token of the editor's text: a policy that is fed so, its bundle, and what is refused."""
+"""The state as a token of the editor's text: its policy, its bundle, and what is refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def linear() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, load_tiny: Any) -> Path:
-    """A policy on the small editor whose expert knows no state."""
+    """A policy on the small editor whose expert takes no state."""
     path = write_policy(tmp_path_factory.mktemp("proprio") / "policy", load_tiny())
     config = dataclasses.replace(load_expert(path).config, state_dim=0, places=False)
     save_expert(path, config, random_expert(config).state_dict())
@@ -57,7 +57,7 @@ def moved(seen: Observation) -> Observation:
 
 
 def test_prefix_is_that_of_text_with_the_token(policy: Policy) -> None:
-    """Row by row, the text alone and the token right behind it: no padding, no mask."""
+    """Compare each row with the same text followed by the token, without padding or mask."""
     rows = [observation(0), observation(1, "push")]
     prefix = policy.prefix(rows)
     assert prefix.valid is not None

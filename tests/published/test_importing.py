@@ -1,4 +1,4 @@
-"""An imported checkpoint acts as its parts do, and runs in eval and export like any policy."""
+"""An imported checkpoint acts like its parts, and works in eval and export like any policy."""
 
 from __future__ import annotations
 
@@ -258,11 +258,11 @@ def _another_alias(values: dict[str, Any]) -> None:
         (_drop("mixtures.action.head.linear.weight"), EditorError, "missing: head.linear.weight"),
         (_drop("mixtures.action.action_encoder.weight"), EditorError, "lacks 'action_encoder.weight'"),
         (_add("mixtures.action.gate"), EditorError, "unknown: gate"),
-        (_add("mixtures.audio.weight"), RunError, "not known: mixtures.audio.weight"),
+        (_add("mixtures.audio.weight"), RunError, "unknown names: mixtures.audio.weight"),
         (_without_a_block, EditorError, "has 1 single blocks, the editor tiny 2"),
         (_another_alias, RunError, "twice with different values"),
         (_add("mixtures.video.double_blocks.9.weight"), RunError, "counterpart"),
-        (lambda values: values.update(extra=1), RunError, "not known: extra"),
+        (lambda values: values.update(extra=1), RunError, "unknown names: extra"),
         (lambda values: values.pop("mot"), RunError, "has no 'mot'"),
         (lambda values: values["proprio_encoder"].pop("bias"), RunError, "instead of weight and bias"),
         (

@@ -1,4 +1,4 @@
-"""train_config.yaml: values wherever they stand, and what is refused."""
+"""train_config.yaml: values at any depth, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""dataset_stats.json against scales, offsets and normalised windows of the published code."""
+"""dataset_stats.json, compared with scales, offsets and normalised windows of the published code."""
 
 from __future__ import annotations
 
@@ -46,9 +46,12 @@ def test_normalised_values_are_the_published_ones(published: Any, theirs: str, m
     [
         ("{", "cannot be read"),
         ("[]", "holds no statistics"),
-        (json.dumps({"type": "per_embodiment", "embodiments": {"a": {}, "b": {}}}), "each robot apart: a, b"),
+        (
+            json.dumps({"type": "per_embodiment", "embodiments": {"a": {}, "b": {}}}),
+            "separate statistics for the robots a, b",
+        ),
         (json.dumps({"state": {"default": {}}, "action": {"default": {}}}), "state lack 'global_min'"),
-        (json.dumps({"state": {}, "action": {}}), "no statistics of one state"),
+        (json.dumps({"state": {}, "action": {}}), "must have statistics of one state"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: str, message: str) -> None:

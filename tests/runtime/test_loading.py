@@ -1,4 +1,4 @@
-"""One door for runs, bundles and ONNX exports."""
+"""`load_policy` loads runs, bundles and ONNX exports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exported policy without torch plans what the policy with torch plans."""
+"""The exported policy plans the same actions without torch as the policy does with torch."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_the_copy_says_what_is_wrong(
 
 
 def isolated(export: Path, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`policy.py` of the export in a process that can import neither torch nor this project."""
+    """Run the export's `policy.py` in a process that can import neither torch nor this project."""
     script = [sys.executable, "-c", ISOLATED, str(export / "policy.py"), *arguments]
     instruction = ["--instruction", "put the red block on the blue zone"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -1,10 +1,12 @@
-"""Where a policy's action tokens look, and whether they look at what is going to change.
+"""Measure where a policy's action tokens attend, and how much of that attention is on what is about to change.
 
-The policy acts on recorded frames: editor, then the expert's Euler steps. The attention of the action tokens on picture
-tokens (mean over heads, action tokens and steps, renormalised over the pictures) is compared with the tokens that
-change from the frame to a later one. `lift`: attention on them over their share of the area; 1 is what looking
-everywhere alike gives. Two things lie beside it, since a lift can come from looking at the middle or from what is
-conspicuous: the same maps against the changes of other episodes, and the maps of an expert that has learned nothing.
+The policy plans at recorded frames. The attention of its action tokens on picture tokens (mean over heads, action
+tokens and Euler steps, renormalised over the pictures) is compared with the tokens that change between the frame and a
+later one. The `lift` is the attention on these tokens divided by their share of the area; uniform attention has lift 1.
+
+A lift above 1 can also come from attending to the middle of the picture or to conspicuous objects. So two controls are
+reported: the same maps on the changes of other episodes, and the maps of an untrained expert.
+
 Source: the attention analysis of arXiv 2606.19531; the numbers are this module's own.
 """
 
@@ -21,7 +23,7 @@ import torch
 from imagewam_cli.data.camera_layout import recorded_layout
 from imagewam_cli.data.types import Dataset, Row, UInt8Image
 from imagewam_cli.errors import DatasetError, UsageError
-from imagewam_cli.evaluation.attention.frame_pairs import Moment, read_moments, spread_moments
+from imagewam_cli.evaluation.attention.frame_pairs import FramePair, read_frame_pairs, spread_frame_pairs
 from imagewam_cli.evaluation.attention.maps import (
     STILL,
     BoolArray,
@@ -43,13 +45,16 @@ from imagewam_cli.policy.policy import Policy
 
 Target = Literal["horizon", "end"]
 AVERAGE = "average"
-"""The name of the mean over layers."""
+"""Name of the mean over layers in results."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gaze:
-    """Lifts of one expert's maps. own: on what changes in the same row; others: on what changes in rows of other
-    episodes; above: own minus others, row by row."""
+class LiftStatistics:
+    """Mean lifts of one expert's maps.
+
+    own: on the changes of the same row; others: on the changes of rows of other episodes; above: own minus others, row
+    by row.
+    """
 
     own: Mean
     others: Mean
@@ -58,10 +63,10 @@ class Gaze:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerAttention:
-    """One layer, or the mean over layers.
+    """Results of one layer, or of the mean over layers, averaged over rows.
 
-    shares: kind of segment, and `own` for the chunk's tokens -> share of the trained expert's attention. mass: its
-    attention on what changes, of that on pictures; area: share of the picture that changes; means over rows.
+    shares: kind of segment (`own` for the chunk's tokens) -> share of the trained expert's attention.
+    mass: share of its attention on pictures that is on changing tokens; area: share of the picture that changes.
     """
 
     layer: str
@@ -69,13 +74,16 @@ class LayerAttention:
     shares: Mapping[str, float]
     mass: float
     area: float
-    trained: Gaze
-    untrained: Gaze
+    trained: LiftStatistics
+    untrained: LiftStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowAttention:
-    """One row that was measured. lift: of the mean over layers; area: share of the picture that changes."""
+    """Results of one row.
+
+    area: share of the picture that changes; lift: of the mean map over layers.
+    """
 
     episode: int
     frame: int
@@ -87,9 +95,12 @@ class RowAttention:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionResult:
-    """rows: those that were measured; still: those left out because nothing changes in them. held_out: whether all are
-    of episodes that the policy's run kept from training. Intervals are 95 %, over episodes.
-    `config.to_dict` makes plain JSON-able values of it, `config.from_dict` reads them back.
+    """Results of `evaluate_attention`. Intervals are 95 %, over episodes.
+
+    held_out: whether all episodes were held out from training; rows: number of measured rows; still: number of rows
+    skipped because nothing changes in them.
+
+    `config.to_dict` converts the result to JSON-ready values, and `config.from_dict` reads them back.
     """
 
     target: Target
@@ -100,14 +111,17 @@ class AttentionResult:
     episodes: int
     average: LayerAttention
     layers: tuple[LayerAttention, ...]
-    """Those that hold picture tokens."""
+    """Layers that hold picture tokens."""
     per_row: tuple[RowAttention, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Glance:
-    """One row as it was looked at. now, target: uint8 (H, W, 3), as the editor is given pictures; maps, shares: of the
-    trained expert, one for each layer that holds pictures; untrained: the untrained expert's maps."""
+class AttentionSample:
+    """The attention measured at one row.
+
+    now, target: the editor's input at the row and at the later frame, uint8 (H, W, 3).
+    maps, shares: of the trained expert, one per layer that holds pictures; untrained: the untrained expert's maps.
+    """
 
     row: Row
     target_frame: int
@@ -119,20 +133,20 @@ class Glance:
 
     @property
     def average(self) -> Float64Array:
-        """The mean map over layers, on the finest of their grids."""
+        """Mean map over layers, on the finest of their grids."""
         return average(self.maps)
 
     @property
     def still(self) -> bool:
-        """Whether nothing changes that could be looked at."""
+        """Whether the picture changes too little to measure attention on the change."""
         return float(differences(self.now, self.target, grid_of(self.average)).max()) < STILL
 
     def region(self, like: Float64Array) -> BoolArray:
-        """What changes, on the grid of the map `like`."""
+        """Return the changing tokens as a mask on the grid of the map `like`."""
         return changed(self.now, self.target, grid_of(like))
 
     def lift(self, values: Float64Array) -> float:
-        """Of a map on what changes."""
+        """Return the lift of a map on the changing tokens."""
         return lift(values, self.region(values))
 
 
@@ -145,61 +159,61 @@ def evaluate_attention(
     held_out: Sequence[int] = (),
     batch: int = 8,
     on_rows: Callable[[int], None] = lambda rows: None,
-) -> tuple[AttentionResult, tuple[Glance, ...]]:
-    """Look at `rows` frames, spread over the held-out episodes, or over all where none are named.
+) -> tuple[AttentionResult, tuple[AttentionSample, ...]]:
+    """Measure attention at `rows` frames of the episodes `held_out`, or of all episodes if that is empty.
 
-    target: `horizon`: the frame after the chunk, at most the episode's last; `end`: the episode's last frame.
+    target: the later frame. `horizon`: the frame after the chunk, cut at the episode's end; `end`: the last frame.
     on_rows: called with the number of rows of each finished batch.
 
-    Returns the numbers and the measured rows' maps, in order of (episode, frame).
+    Returns the results and the measured samples, sorted by episode and frame.
 
     Raises:
-        UsageError: no layer of the editor holds pictures, the expert never looks at the prefix, or too few rows.
-        DatasetError: a camera or state that the policy needs is missing, or fewer than two episodes show a change.
+        UsageError: no layer of the prefix holds pictures, the expert does not use the prefix, or `rows` is below 2.
+        DatasetError: the dataset lacks a camera or state of the policy, or fewer than two episodes show a change.
     """
     _require_pictures(policy)
     known = set(held_out)
     episodes = [e for e in dataset.episodes() if not known or e.index in known]
-    moments = spread_moments(episodes, rows, policy.horizon if target == "horizon" else None)
-    seen = list(_glances(policy, dataset, moments, batch, on_rows))
-    moving = tuple(glance for glance in seen if not glance.still)
-    if len({g.row.episode for g in moving}) < 2:
+    pairs = spread_frame_pairs(episodes, rows, policy.horizon if target == "horizon" else None)
+    measured = list(_samples(policy, dataset, pairs, batch, on_rows))
+    moving = tuple(sample for sample in measured if not sample.still)
+    if len({s.row.episode for s in moving}) < 2:
         raise DatasetError(
-            f"fewer than two of {len({g.row.episode for g in seen})} episodes show a change between frame and target",
-            "compare more rows, or with --target end",
+            f"fewer than two of {len({s.row.episode for s in measured})} episodes change between frame and target",
+            "measure more rows with --rows, or use --target end",
         )
-    return _result(policy, moving, target, bool(known), len(seen) - len(moving)), moving
+    return _result(policy, moving, target, bool(known), len(measured) - len(moving)), moving
 
 
 def average(maps: Sequence[Float64Array]) -> Float64Array:
-    """The mean of maps over the same picture, on the finest of their grids."""
+    """Return the mean of maps of the same picture, on the finest of their grids."""
     return combined(maps) / len(maps)
 
 
 def _require_pictures(policy: Policy) -> None:
     if not any(layer.holds_pictures for layer in policy.expert.config.layers):
         raise UsageError(
-            "no layer of this policy's prefix holds picture tokens: there is no picture to look at",
-            "keep a segment of pictures when caching, such as --segments text,reference",
+            "no layer of this policy's prefix holds picture tokens, so there is nothing to measure",
+            "build the cache with a picture segment, such as --segments text,reference, and train again",
         )
     if not policy.expert.config.use_prefix:
-        raise UsageError("this policy's expert never looks at the prefix", "train one with expert.use_prefix=true")
+        raise UsageError("this policy's expert does not use the prefix", "train a policy with expert.use_prefix=true")
 
 
-def _glances(
-    policy: Policy, dataset: Dataset, moments: Sequence[Moment], batch: int, on_rows: Callable[[int], None]
-) -> Iterator[Glance]:
-    """Both experts on the editor's one prefix."""
+def _samples(
+    policy: Policy, dataset: Dataset, pairs: Sequence[FramePair], batch: int, on_rows: Callable[[int], None]
+) -> Iterator[AttentionSample]:
+    """Yield the samples of the frame pairs. The trained and the untrained expert attend to the same prefix."""
     untrained = untrained_expert(policy.expert.config).to(policy.device)
     spec, own = policy.parts.editor.spec, policy.expert.config.horizon + (policy.expert.config.state_dim > 0)
     layers = [n for n, layer in enumerate(spec.layers) if layer.holds_pictures]
     layout = recorded_layout(policy.parts.editor.settings.camera_layout)
     pictures = len(layout.reference_sizes(spec.image_size, len(spec.cameras)))
-    pairs = read_moments(dataset, moments)
-    while members := list(itertools.islice(pairs, batch)):
+    rows = read_frame_pairs(dataset, pairs)
+    while members := list(itertools.islice(rows, batch)):
         weights, random = _attention(policy, [now for now, _ in members], (policy.expert, untrained))
         for i, (now, later) in enumerate(members):
-            yield Glance(
+            yield AttentionSample(
                 row=now,
                 target_frame=later.frame,
                 now=_canvas(now, policy),
@@ -214,7 +228,7 @@ def _glances(
 def _attention(
     policy: Policy, rows: Sequence[Row], experts: Sequence[ActionExpert]
 ) -> tuple[tuple[Float64Array, ...], ...]:
-    """Per expert and layer: attention of the action tokens (B, K)."""
+    """Return the attention of the action tokens, (B, K), per expert and layer."""
     observations = [row.observation() for row in rows]
     config = policy.parts.config
     with torch.no_grad():
@@ -230,38 +244,40 @@ def _canvas(row: Row, policy: Policy) -> UInt8Image:
     return layout.compose(row.images, spec.cameras, spec.image_size)
 
 
-def _result(policy: Policy, glances: Sequence[Glance], target: Target, held_out: bool, still: int) -> AttentionResult:
+def _result(
+    policy: Policy, samples: Sequence[AttentionSample], target: Target, held_out: bool, still: int
+) -> AttentionResult:
     names = [layer.name for layer in policy.parts.editor.spec.layers if layer.holds_pictures]
     layers = tuple(
-        _layer(name, glances, [g.maps[i] for g in glances], [g.untrained[i] for g in glances], [i])
+        _layer(name, samples, [s.maps[i] for s in samples], [s.untrained[i] for s in samples], [i])
         for i, name in enumerate(names)
     )
-    trained, untrained = [g.average for g in glances], [average(g.untrained) for g in glances]
-    everything = _layer(AVERAGE, glances, trained, untrained, range(len(names)))
+    trained, untrained = [s.average for s in samples], [average(s.untrained) for s in samples]
+    everything = _layer(AVERAGE, samples, trained, untrained, range(len(names)))
     return AttentionResult(
         target=target,
         horizon=policy.horizon,
         held_out=held_out,
-        rows=len(glances),
+        rows=len(samples),
         still=still,
-        episodes=len({g.row.episode for g in glances}),
+        episodes=len({s.row.episode for s in samples}),
         average=everything,
         layers=layers,
-        per_row=tuple(_row(glance) for glance in glances),
+        per_row=tuple(_row(sample) for sample in samples),
     )
 
 
 def _layer(
     name: str,
-    glances: Sequence[Glance],
+    samples: Sequence[AttentionSample],
     trained: Sequence[Float64Array],
     untrained: Sequence[Float64Array],
     of: Sequence[int],
 ) -> LayerAttention:
-    """trained, untrained: a map of each row; of: the layers whose mean shares are told."""
-    regions = np.stack([g.region(m) for g, m in zip(glances, trained, strict=True)])
-    episodes = [g.row.episode for g in glances]
-    counted = [g.shares[i] for g in glances for i in of]
+    """Summarize one layer. trained, untrained: one map per row; of: indices of the layers whose shares are averaged."""
+    regions = np.stack([s.region(m) for s, m in zip(samples, trained, strict=True)])
+    episodes = [s.row.episode for s in samples]
+    counted = [s.shares[i] for s in samples for i in of]
     kinds = dict.fromkeys(kind for one in counted for kind in one)
     return LayerAttention(
         layer=name,
@@ -269,29 +285,32 @@ def _layer(
         shares={kind: float(np.mean([one.get(kind, 0.0) for one in counted])) for kind in kinds},
         mass=float(np.mean([m[region].sum() for m, region in zip(trained, regions, strict=True)])),
         area=float(regions.mean()),
-        trained=gaze(np.stack(trained), regions, episodes),
-        untrained=gaze(np.stack(untrained), regions, episodes),
+        trained=lift_statistics(np.stack(trained), regions, episodes),
+        untrained=lift_statistics(np.stack(untrained), regions, episodes),
     )
 
 
-def gaze(maps: Float64Array, regions: BoolArray, episodes: Sequence[int]) -> Gaze:
-    """Lifts of N maps (N, R, C) on the changing regions (N, R, C) of their own rows and of other episodes' rows."""
+def lift_statistics(maps: Float64Array, regions: BoolArray, episodes: Sequence[int]) -> LiftStatistics:
+    """Average the lifts of N maps on the changes of their own rows and of other episodes' rows.
+
+    maps, regions: (N, R, C); episodes: the episode of each row.
+    """
     each = lifts(maps, regions)
     foreign = np.asarray(episodes)[:, None] != np.asarray(episodes)[None, :]
     own, others = np.diagonal(each), (each * foreign).sum(axis=1) / foreign.sum(axis=1)
-    return Gaze(
+    return LiftStatistics(
         own=Mean.bootstrap(own.tolist(), episodes),
         others=Mean.bootstrap(others.tolist(), episodes),
         above=Mean.bootstrap((own - others).tolist(), episodes),
     )
 
 
-def _row(glance: Glance) -> RowAttention:
+def _row(sample: AttentionSample) -> RowAttention:
     return RowAttention(
-        episode=glance.row.episode,
-        frame=glance.row.frame,
-        target=glance.target_frame,
-        instruction=glance.row.instruction,
-        area=float(glance.region(glance.average).mean()),
-        lift=glance.lift(glance.average),
+        episode=sample.row.episode,
+        frame=sample.row.frame,
+        target=sample.target_frame,
+        instruction=sample.row.instruction,
+        area=float(sample.region(sample.average).mean()),
+        lift=sample.lift(sample.average),
     )

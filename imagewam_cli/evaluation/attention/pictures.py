@@ -1,7 +1,7 @@
-"""Attention maps over pictures: one page for each row, and a sheet of rows.
+"""Draw attention maps over pictures: one page per row, and one sheet of several rows.
 
-A map lies over the picture in grey, from dark (none) to yellow (the map's greatest value), one square for each token.
-White lines go around the tokens that change.
+A map is drawn over a grey picture, one square per token, from dark (no attention) to yellow (the map's maximum). White
+lines outline the tokens that change.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from PIL import Image, ImageDraw
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.errors import UsageError
 from imagewam_cli.evaluation.attention.maps import BoolArray, Float64Array
-from imagewam_cli.evaluation.attention.measurement import Glance
+from imagewam_cli.evaluation.attention.measurement import AttentionSample
 from imagewam_cli.evaluation.lettering import INK_RGB, LINE_HEIGHT, PAPER_RGB, font, wrapped
 
 _GAP = 6
 _COLORS = np.array([(0, 0, 0), (84, 15, 109), (187, 55, 84), (249, 142, 9), (252, 255, 120)], dtype=np.float64)
-"""Of equally spaced values, dark to bright."""
+"""Colours of equally spaced values, dark to bright."""
 _STRENGTH = 0.8
-"""How much of the picture the brightest colour covers."""
+"""Opacity of the brightest colour."""
 
 Panel = tuple[str, Image.Image]
-"""A caption and the picture below it."""
+"""A caption, and the picture below it."""
 
 
-def page(glance: Glance, width: int = 160, columns: int = 4) -> Image.Image:
-    """The row's picture, what changes, the average map, and below them the map of each layer that holds pictures.
+def page(sample: AttentionSample, width: int = 160, columns: int = 4) -> Image.Image:
+    """Draw a row's picture, its change and its average map, and below them the map of each layer with pictures.
 
-    width: of a panel, in pixels; columns: panels side by side.
+    width: of a panel in pixels; columns: number of panels side by side.
     """
-    shown = _summary(glance, width)
+    shown = _summary(sample, width)
     shown += [("", Image.new("RGB", shown[0][1].size, PAPER_RGB))] * (-len(shown) % columns)
-    shown += [(f"map {i}: lift {glance.lift(m):.1f}", overlay(glance, m, width)) for i, m in enumerate(glance.maps)]
-    return _pasted([(_title(glance), shown)], columns)
+    shown += [(f"map {i}: lift {sample.lift(m):.1f}", overlay(sample, m, width)) for i, m in enumerate(sample.maps)]
+    return _pasted([(_title(sample), shown)], columns)
 
 
-def sheet(glances: Sequence[Glance], width: int = 128, beside: int = 2) -> Image.Image:
-    """The row's picture, what changes, and the average map of each row, `beside` rows side by side.
+def sheet(samples: Sequence[AttentionSample], width: int = 128, beside: int = 2) -> Image.Image:
+    """Draw the picture, the change and the average map of each row, `beside` rows side by side.
 
     Raises:
-        UsageError: nothing to show.
+        UsageError: there are no samples.
     """
-    if not glances:
-        raise UsageError("no rows to show", "measure at least two")
-    strips = [_pasted([(_title(g), _summary(g, width))], 3) for g in glances]
+    if not samples:
+        raise UsageError("no rows to show", "measure at least two rows")
+    strips = [_pasted([(_title(s), _summary(s, width))], 3) for s in samples]
     lines = math.ceil(len(strips) / beside)
     across, down = (max(s.size[axis] for s in strips) for axis in (0, 1))
     whole = Image.new("RGB", (beside * across, lines * down), PAPER_RGB)
@@ -56,33 +56,33 @@ def sheet(glances: Sequence[Glance], width: int = 128, beside: int = 2) -> Image
     return whole
 
 
-def overlay(glance: Glance, values: Float64Array, width: int) -> Image.Image:
-    """A map (R, C) over the row's picture."""
-    picture = np.asarray(_scaled(glance.now, width), dtype=np.float64)
+def overlay(sample: AttentionSample, values: Float64Array, width: int) -> Image.Image:
+    """Draw a map (R, C) over the row's picture."""
+    picture = np.asarray(_scaled(sample.now, width), dtype=np.float64)
     grey = 0.6 * picture.mean(axis=2, keepdims=True).repeat(3, axis=2)
     cells = values / values.max()
     rows, columns = (np.arange(picture.shape[axis]) * cells.shape[axis] // picture.shape[axis] for axis in (0, 1))
     heat = cells[rows][:, columns]
     share = _STRENGTH * heat[:, :, None]
     mixed = Image.fromarray(((1 - share) * grey + share * _colored(heat)).astype(np.uint8))
-    return _outlined(mixed, glance.region(values))
+    return _outlined(mixed, sample.region(values))
 
 
-def _summary(glance: Glance, width: int) -> list[Panel]:
-    average = glance.average
+def _summary(sample: AttentionSample, width: int) -> list[Panel]:
+    average = sample.average
     return [
-        (f"frame {glance.row.frame}", _scaled(glance.now, width)),
-        (f"frame {glance.target_frame}", _outlined(_scaled(glance.target, width), glance.region(average))),
-        (f"attention: lift {glance.lift(average):.1f}", overlay(glance, average, width)),
+        (f"frame {sample.row.frame}", _scaled(sample.now, width)),
+        (f"frame {sample.target_frame}", _outlined(_scaled(sample.target, width), sample.region(average))),
+        (f"attention: lift {sample.lift(average):.1f}", overlay(sample, average, width)),
     ]
 
 
-def _title(glance: Glance) -> str:
-    return f"episode {glance.row.episode}: {glance.row.instruction}"
+def _title(sample: AttentionSample) -> str:
+    return f"episode {sample.row.episode}: {sample.row.instruction}"
 
 
 def _pasted(sections: Sequence[tuple[str, Sequence[Panel]]], columns: int) -> Image.Image:
-    """Sections of a title and panels in rows of `columns`, one below the other."""
+    """Paste sections, each a title and panels in rows of `columns`, one below the other."""
     across, down = sections[0][1][0][1].size
     cell = (across + _GAP, down + LINE_HEIGHT + _GAP)
     height = sum(LINE_HEIGHT + math.ceil(len(panels) / columns) * cell[1] for _, panels in sections)
@@ -109,15 +109,15 @@ def _scaled(picture: UInt8Image, width: int) -> Image.Image:
 
 
 def _colored(heat: Float64Array) -> Float64Array:
-    """(H, W) in [0, 1] -> (H, W, 3), 0 to 255."""
+    """Map values (H, W) in [0, 1] to colours (H, W, 3), 0 to 255."""
     stops = np.linspace(0, 1, len(_COLORS))
     return np.stack([np.interp(heat, stops, _COLORS[:, channel]) for channel in range(3)], axis=-1)
 
 
 def _outlined(picture: Image.Image, region: BoolArray) -> Image.Image:
-    """The picture with lines around the region's tokens."""
+    """Outline the region's tokens on the picture."""
     pen, (rows, columns) = ImageDraw.Draw(picture), region.shape
-    padded = np.pad(region, 1)
+    padded = np.pad(region, 1)  # so that the picture's own edges count as borders
     xs = [round(i * (picture.width - 1) / columns) for i in range(columns + 1)]
     ys = [round(i * (picture.height - 1) / rows) for i in range(rows + 1)]
     for row, column in np.argwhere(padded[1:, :] != padded[:-1, :]).tolist():

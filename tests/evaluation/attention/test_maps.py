@@ -77,7 +77,7 @@ def test_one_target_of_several_cameras_is_the_first_of_them() -> None:
 
 
 def test_tokens_that_the_segments_do_not_explain_are_an_error() -> None:
-    with pytest.raises(CaptureError, match="layer a has 5 prefix tokens, its segments 4"):
+    with pytest.raises(CaptureError, match="layer a has 5 prefix tokens, but its segments have 4"):
         shares(np.full(8, 1 / 8), layer(REFERENCE), OWN)
 
 

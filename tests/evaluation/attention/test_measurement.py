@@ -16,7 +16,7 @@ from imagewam_cli.cli.tables import attention_table
 from imagewam_cli.config import from_dict, to_dict
 from imagewam_cli.data.types import Dataset, UInt8Image
 from imagewam_cli.errors import UsageError
-from imagewam_cli.evaluation.attention.measurement import AttentionResult, evaluate_attention, gaze
+from imagewam_cli.evaluation.attention.measurement import AttentionResult, evaluate_attention, lift_statistics
 from imagewam_cli.evaluation.attention.pictures import overlay, page, sheet
 from imagewam_cli.expert.checkpoint import load_expert
 from imagewam_cli.policy.bundle import read_bundle
@@ -83,39 +83,39 @@ def unet_policy(folder: Path) -> Policy:
 
 
 def test_the_target_of_cameras_apart_is_the_first_ones_picture(demonstrations: Dataset, tmp_path: Path) -> None:
-    """Even attention on a target and two references: the first camera's half has two tokens in each place."""
+    """With uniform attention on a target and two references, each position of the first camera has two tokens."""
     editor = ApartEditor("separate")
     write_policy(tmp_path, editor)
     policy = Policy(read_bundle(tmp_path), load_expert(tmp_path), editor)
-    _, glances = evaluate_attention(policy, demonstrations, rows=3)
-    for glance in glances:
-        np.testing.assert_allclose(glance.average, np.array([[2, 2, 1, 1]] * 2) / 12, atol=1e-6)
+    _, samples = evaluate_attention(policy, demonstrations, rows=3)
+    for sample in samples:
+        np.testing.assert_allclose(sample.average, np.array([[2, 2, 1, 1]] * 2) / 12, atol=1e-6)
 
 
 def test_maps_and_shares_are_distributions(looked: Any) -> None:
-    policy, (result, glances) = looked
+    policy, (result, samples) = looked
     spec = policy.parts.editor.spec
     assert [layer.layer for layer in result.layers] == [layer.name for layer in spec.layers]
     assert result.rows + result.still == 6
-    for glance in glances:
-        for m in (*glance.maps, *glance.untrained, glance.average):
+    for sample in samples:
+        for m in (*sample.maps, *sample.untrained, sample.average):
             assert m.shape == (4, 4)
             assert m.min() >= 0
             assert m.sum() == pytest.approx(1.0)
-        for one in glance.shares:
+        for one in sample.shares:
             assert sum(one.values()) == pytest.approx(1.0)
             assert list(one) == ["text", "reference", "own"]
 
 
 def test_numbers_are_those_of_the_maps(looked: Any) -> None:
-    """Mass, area and lift computed a second time, from the pictures and the maps."""
-    _, (result, glances) = looked
+    """Recompute mass, area and lift from the pictures and the maps."""
+    _, (result, samples) = looked
     mass, area, ratios = [], [], []
-    for glance in glances:
-        difference = np.abs(glance.now.astype(float) - glance.target.astype(float)).mean(axis=2)
+    for sample in samples:
+        difference = np.abs(sample.now.astype(float) - sample.target.astype(float)).mean(axis=2)
         tokens = difference.reshape(4, 16, 4, 16).mean(axis=(1, 3))
         region = tokens > tokens.max() / 4
-        mass.append(np.mean(glance.maps, axis=0)[region].sum())
+        mass.append(np.mean(sample.maps, axis=0)[region].sum())
         area.append(region.sum() / 16)
         ratios.append(mass[-1] / area[-1])
     assert result.average.mass == pytest.approx(np.mean(mass))
@@ -126,11 +126,11 @@ def test_numbers_are_those_of_the_maps(looked: Any) -> None:
 
 
 def test_rows_do_not_depend_on_their_batch(looked: Any, demonstrations: Dataset) -> None:
-    """Texts of different lengths share a batch: padding must not be looked at."""
-    policy, (_, glances) = looked
+    """Texts of different lengths share a batch, so padding must get no attention."""
+    policy, (_, samples) = looked
     _, alone = evaluate_attention(policy, demonstrations, rows=6, batch=1)
-    assert len({len(g.row.instruction) for g in glances}) > 1
-    for one, other in zip(glances, alone, strict=True):
+    assert len({len(g.row.instruction) for g in samples}) > 1
+    for one, other in zip(samples, alone, strict=True):
         np.testing.assert_allclose(one.maps, other.maps, atol=1e-5)
 
 
@@ -142,7 +142,7 @@ def test_the_target_is_the_frame_after_the_chunk_or_the_end(looked: Any, demonst
     assert all(r.target == last[r.episode] for r in end.per_row)
 
 
-def test_only_held_out_episodes_are_looked_at(looked: Any, demonstrations: Dataset) -> None:
+def test_only_held_out_episodes_are_measured(looked: Any, demonstrations: Dataset) -> None:
     result, _ = evaluate_attention(looked[0], demonstrations, rows=4, held_out=(0, 2))
     assert result.held_out
     assert {r.episode for r in result.per_row} == {0, 2}
@@ -151,19 +151,19 @@ def test_only_held_out_episodes_are_looked_at(looked: Any, demonstrations: Datas
 
 def test_an_editor_with_several_resolutions_and_text_alone(tmp_path: Path, demonstrations: Dataset) -> None:
     policy = unet_policy(tmp_path)
-    result, glances = evaluate_attention(policy, demonstrations, rows=5)
+    result, samples = evaluate_attention(policy, demonstrations, rows=5)
     assert [(layer.layer, layer.grid) for layer in result.layers] == [("l0", (2, 4)), ("l2", (1, 2))]
     assert result.average.grid == (2, 4)
-    first, second = glances[0].maps
-    np.testing.assert_allclose(glances[0].average, (first + second.repeat(2, 0).repeat(2, 1) / 4) / 2)
-    assert glances[0].now.shape == (16, 32, 3)
+    first, second = samples[0].maps
+    np.testing.assert_allclose(samples[0].average, (first + second.repeat(2, 0).repeat(2, 1) / 4) / 2)
+    assert samples[0].now.shape == (16, 32, 3)
     assert list(result.average.shares) == ["target", "own"]
 
 
-def test_keys_that_are_all_alike_give_a_lift_of_one(
+def test_equal_keys_give_a_lift_of_one(
     tmp_path: Path, demonstrations: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Attention is then even, at every resolution and in the mean over layers, whatever changes."""
+    """Attention is then uniform at every resolution and in the mean over layers."""
     policy = unet_policy(tmp_path)
     encode = policy.editor.encode
 
@@ -171,22 +171,22 @@ def test_keys_that_are_all_alike_give_a_lift_of_one(
         return PrefixKV(tuple(LayerKV(0 * kv.k, kv.v) for kv in encode(images, instructions).layers), None)
 
     monkeypatch.setattr(policy.editor, "encode", blind)
-    result, glances = evaluate_attention(policy, demonstrations, rows=5)
-    for glance in glances:
-        for m in (*glance.maps, *glance.untrained):
+    result, samples = evaluate_attention(policy, demonstrations, rows=5)
+    for sample in samples:
+        for m in (*sample.maps, *sample.untrained):
             np.testing.assert_allclose(m, np.full(m.shape, 1 / m.size))
     for layer in (*result.layers, result.average):
-        for look in (layer.trained, layer.untrained):
-            for mean in (look.own, look.others):
+        for lifts in (layer.trained, layer.untrained):
+            for mean in (lifts.own, lifts.others):
                 assert (mean.mean, mean.low, mean.high) == pytest.approx((1, 1, 1))
-            assert look.above.mean == pytest.approx(0)
+            assert lifts.above.mean == pytest.approx(0)
 
 
 def test_others_are_rows_of_other_episodes() -> None:
-    """Two rows of episode 0 look at the right place, the row of episode 1 at that of episode 0."""
+    """The rows of episode 0 attend to their own change; the row of episode 1 attends to that of episode 0."""
     left, right = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
     maps, regions = np.stack([left, left, left]), np.stack([left > 0, left > 0, right > 0])
-    found = gaze(maps, regions, [0, 0, 1])
+    found = lift_statistics(maps, regions, [0, 0, 1])
     assert found.own.mean == pytest.approx((2 + 2 + 0) / 3)
     assert found.others.mean == pytest.approx((0 + 0 + 2) / 3)
     assert found.above.mean == pytest.approx((2 + 2 - 2) / 3)
@@ -201,12 +201,12 @@ def test_a_prefix_without_pictures_is_refused(tmp_path: Path, demonstrations: Da
         evaluate_attention(policy, demonstrations, rows=4)
 
 
-def test_an_expert_that_never_looks_is_refused(
+def test_an_expert_without_a_prefix_is_refused(
     looked: Any, demonstrations: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expert = looked[0].expert
     monkeypatch.setattr(expert, "config", dataclasses.replace(expert.config, use_prefix=False))
-    with pytest.raises(UsageError, match="never looks at the prefix"):
+    with pytest.raises(UsageError, match="does not use the prefix"):
         evaluate_attention(looked[0], demonstrations, rows=4)
 
 
@@ -219,16 +219,16 @@ def test_the_result_reads_back_and_prints(looked: Any) -> None:
 
 
 def test_pictures_show_the_brightest_token_where_the_map_is_greatest(looked: Any) -> None:
-    _, (_, glances) = looked
+    _, (_, samples) = looked
     peak = np.full((4, 4), 0.01)
     peak[1, 2] = 0.85
-    pixels = np.asarray(overlay(glances[0], peak, 64), dtype=float)
+    pixels = np.asarray(overlay(samples[0], peak, 64), dtype=float)
     # four fifths of (252, 255, 120), the rest the picture in grey: at most 0.6 * 255 / 5
     assert pixels[24, 40].tolist() == pytest.approx([217, 219, 111], abs=16)
     assert np.abs(pixels[8, 8] - pixels[24, 40]).max() > 60
-    assert len(glances) >= 3
-    one, three = sheet(glances[:1], beside=2), sheet(glances[:3], beside=2)
+    assert len(samples) >= 3
+    one, three = sheet(samples[:1], beside=2), sheet(samples[:3], beside=2)
     assert three.size == (one.width, 2 * one.height)
-    assert page(glances[0], columns=2).height > page(glances[0], columns=4).height
+    assert page(samples[0], columns=2).height > page(samples[0], columns=4).height
     with pytest.raises(UsageError, match="no rows"):
         sheet([])
