@@ -1,12 +1,12 @@
-"""How much slower is building a cache than the editor alone? Aim: at least 95 % of the bare forward's rows a second.
+"""Compare building a cache with running the editor alone. Aim: at least 95 % of the rows per second.
 
     python examples/benchmarks/builder.py
     python examples/benchmarks/builder.py --editor instruct-pix2pix --random real --rows 10 --batch 2
 
-Every round builds a whole cache (videos decoded, numbers checked and encoded, checksums, shards flushed to disk) and
-runs the editor on the same batches, whose pictures are decoded beforehand and whose K and V are dropped. `tiny` takes
-its shipped weights; --random DIR writes a pipeline of the released sizes with random weights there, or takes the one
-that is there (instruct-pix2pix: 2 GB; on a CPU add --compute-dtype float32).
+Every round builds a whole cache (decode videos, check and encode numbers, compute checksums, flush shards to disk), and
+runs the editor on the same batches with images decoded beforehand, dropping K and V. `tiny` uses its shipped weights.
+--random DIR uses a pipeline of the released sizes with random weights, written to DIR if it is not there yet
+(instruct-pix2pix: 2 GB; on a CPU add --compute-dtype float32).
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 
 FORWARD, BUILD = "forward", "build"
 ROWS_PER_EPISODE = 38
-"""About, of the tabletop's demonstrations."""
+"""Approximate number of frames of a tabletop demonstration."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", type=Path, help="a LeRobot dataset; without it, demonstrations are recorded")
-    parser.add_argument("--rows", type=int, default=256, help="about how many, without --dataset")
+    parser.add_argument("--rows", type=int, default=256, help="approximate number of rows to record without --dataset")
     parser.add_argument("--editor", default="tiny")
     parser.add_argument("--weights", type=Path, help="a diffusers folder instead of the editor's own weights")
     parser.add_argument("--random", type=Path, help="a folder for random weights of the released sizes")
-    parser.add_argument("--size", type=int, help="height and width that the editor sees; by default its own")
+    parser.add_argument("--size", type=int, help="height and width of the editor's input; default: its own")
     parser.add_argument("--compute-dtype", choices=["float32", "bfloat16", "float16"], help="by default the editor's")
     parser.add_argument("--codec", default="bf16")
     parser.add_argument("--stride", type=int, default=4)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--shard-mb", type=float, default=32.0, help="several shards, as in a large cache")
+    parser.add_argument("--shard-mb", type=float, default=32.0, help="small, to get several shards")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--small", action="store_true", help="tiny sizes of --random: whether it runs, not how fast")
+    parser.add_argument("--small", action="store_true", help="use tiny sizes with --random, only to check that it runs")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[int, dict[str, float]]:
-    """Rows, and median seconds of each way."""
+    """Number of rows, and median seconds of each alternative."""
     dataset = open_dataset(arguments.dataset or recorded(scratch / "dataset", arguments.rows * arguments.stride))
     editor = loaded(arguments, dataset)
     settings = BuildSettings(stride=arguments.stride, batch=arguments.batch, shard_mb=arguments.shard_mb)
@@ -89,7 +89,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[int, dict[str
 
 
 def decoded(dataset: Dataset, editor: Editor, codec: Codec, settings: BuildSettings) -> list[list[Row]]:
-    """The batches that a build takes: they start anew with each shard."""
+    """Return the batches of a build; each shard starts a new one."""
     rows, found = dataset.rows(stride=settings.stride), []
     for shard in plan_build(dataset, editor.spec, codec, settings).shards:
         count = sum(-(-episode.length // settings.stride) for episode in shard)

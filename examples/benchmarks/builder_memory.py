@@ -1,10 +1,10 @@
-"""Does the memory of a build grow with the cache? Aim: 20,000 rows peak at most 200 MB above 1,000.
+"""Measure whether the memory of a build grows with the cache. Aim: 20,000 rows peak at most 200 MB above 1,000.
 
     python examples/benchmarks/builder_memory.py
 
-For each number of rows, demonstrations are recorded (as videos) and every frame is built into a cache by `tiny` with
-its shipped weights, in a process of its own, whose greatest resident memory is printed. 64x64 pixels and int4 so that
-20,000 rows take minutes on two cores and 0.7 GB of disk; what could grow does not depend on either.
+For each number of rows, records demonstrations as videos, builds a cache of every frame with `tiny` and its shipped
+weights in a separate process, and prints the peak resident memory of that process. With 64x64 pixels and int4, 20,000
+rows take minutes on two cores and 0.7 GB of disk; neither affects what could grow.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 20_000], help="about so many")
     parser.add_argument("--weights", type=Path, help="a diffusers folder instead of tiny's own weights")
-    parser.add_argument("--size", type=int, default=64, help="height and width that the editor sees")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the editor's input")
     parser.add_argument("--codec", default="int4")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--shard-mb", type=float, default=64.0)
@@ -53,11 +53,11 @@ def main() -> None:
 
 
 def in_a_process(folder: Path, rows: int) -> dict[str, Any]:
-    """A process of its own: the greatest memory of a process is never forgotten."""
+    """Measure in a new process, because the peak memory of a process never falls."""
     from imagewam_cli.sim.record import record
     from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 
-    record(TabletopEnvironment(), folder / "dataset", max(1, round(rows / 38)))  # frames of a demonstration, about
+    record(TabletopEnvironment(), folder / "dataset", max(1, round(rows / 38)))  # approximate frames of a demonstration
     command = [sys.executable, __file__, *sys.argv[1:], "--measure", str(folder)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     shutil.rmtree(folder)
@@ -93,9 +93,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def peak_bytes() -> int:
-    """The greatest resident memory of this process."""
+    """Return the peak resident memory of this process."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would also count the parent, before this program was loaded
+    if status.exists():  # getrusage would also count the parent before exec
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

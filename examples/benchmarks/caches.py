@@ -17,7 +17,7 @@ from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 
 
 def tiny_caches(arguments: argparse.Namespace, scratch: Path, episodes: int, settings: BuildSettings) -> list[Path]:
-    """One of `tiny` for each codec. arguments: codecs, size, weights."""
+    """Build one cache with `tiny` per codec. arguments: codecs, size, weights."""
     record(TabletopEnvironment(), scratch / "dataset", episodes)
     dataset, installed = open_dataset(scratch / "dataset"), Registry.installed()
     size = (arguments.size, arguments.size) if arguments.size else None

@@ -1,4 +1,4 @@
-"""What does recording keys and values cost? The same forward bare, recorded, and recorded and left early, in turns.
+"""Measure the cost of recording keys and values: a plain forward, a recorded one, and a recorded one that stops early.
 
     python examples/benchmarks/capture_overhead.py
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--repetitions", type=int, default=15)
-    parser.add_argument("--small", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    parser.add_argument("--small", action="store_true", help="use tiny sizes, only to check that it runs")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     arguments = parser.parse_args()
     results = {name: measure(*MODELS[name](arguments.small), arguments.repetitions) for name in arguments.models}
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measure(model: Any, inputs: dict[str, Any], repetitions: int) -> dict[str, float]:
-    """Median seconds of each way to run the model; every attention layer is recorded."""
+    """Return median seconds of each way to run the model, recording every attention layer."""
     names = list(attention_layers(model, **inputs))
 
     def recorded(early: bool) -> None:
@@ -57,7 +57,7 @@ def measure(model: Any, inputs: dict[str, Any], repetitions: int) -> dict[str, f
 
 
 def flux(small: bool) -> tuple[Any, dict[str, Any]]:
-    """One double and two single blocks; 392 reference tokens and 26 of text."""
+    """Build one double and two single blocks with inputs of 392 reference tokens and 26 of text."""
     from diffusers import Flux2Transformer2DModel
 
     from imagewam_flux2.tokens import REFERENCE_T, image_ids, text_ids
@@ -80,7 +80,7 @@ def flux(small: bool) -> tuple[Any, dict[str, Any]]:
 
 
 def unet(small: bool) -> tuple[Any, dict[str, Any]]:
-    """The whole UNet; 32 x 32 latents, 77 text tokens."""
+    """Build the whole UNet with inputs of 32 x 32 latents and 77 text tokens."""
     from diffusers import UNet2DConditionModel
 
     config = dict(Registry.installed().editors.get("instruct-pix2pix").config) | (_SMALL_UNET if small else {})

@@ -1,10 +1,10 @@
-"""What are more (noise, time) draws for each loaded prefix worth, at equal times?
+"""Compare numbers of (noise, time) draws per loaded prefix after equal training times.
 
     python examples/benchmarks/draws.py --seconds 60 --plot draws.png
 
-One training from the same cache for each number of draws, as many steps as fit into the seconds; whichever has had
-least time makes the next step, so that what slows the machine slows all. Prints the loss on held-out episodes against
-the seconds of training (no validation among them), and draws it.
+Trains once per number of draws from the same cache, with as many steps as fit into --seconds. The run with the least
+time so far makes the next step, so that a busy machine slows all runs alike. Prints and plots the loss on held-out
+episodes against the seconds of training; validation does not count.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from imagewam_cli.registry import Registry
 from imagewam_cli.training.prefixes import CachedPrefixes
 
 _TRIED = 4
-"""Steps that tell how long one is."""
+"""Number of steps to estimate the time of one."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, help="by default one of 50 demonstrations is built")
+    parser.add_argument("--cache", type=Path, help="a cache; by default one of 50 demonstrations is built")
     parser.add_argument("--editor", default="tiny")
     parser.add_argument("--weights", type=Path, help="a diffusers folder instead of the editor's own weights")
-    parser.add_argument("--size", type=int, help="height and width that the editor sees; by default its own")
+    parser.add_argument("--size", type=int, help="height and width of the editor's input; default: its own")
     parser.add_argument("--device", default="cpu", help="where the editor computes")
     parser.add_argument("--codec", default="bf16")
     parser.add_argument("--stride", type=int, default=4)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--seconds", type=float, default=60.0, help="of training, for each number of draws")
-    parser.add_argument("--precision", default="auto", help="of the expert's products: auto, float32, bfloat16")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds of training per number of draws")
+    parser.add_argument("--precision", default="auto", help="precision of the expert: auto, float32 or bfloat16")
     parser.add_argument("--plot", type=Path, help="write a picture of the curves there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
@@ -69,7 +69,7 @@ def measure(arguments: argparse.Namespace, cache: Path) -> list[Run]:
         for _ in range(_TRIED):
             tried.step()
         tried.close()
-        # the learning rate falls over the steps, so their number has to be known
+        # the learning-rate schedule needs the total number of steps
         arguments.steps = max(POINTS, round(arguments.seconds / statistics.median(tried.seconds[1:])))
         runs.append(Run(kind=CACHE, draws=draws, trainer=trainer(source, arguments, draws)))
     train(runs)
@@ -77,7 +77,7 @@ def measure(arguments: argparse.Namespace, cache: Path) -> list[Run]:
 
 
 def train(runs: Sequence[Run]) -> None:
-    """To their ends; the one that has had least time is next."""
+    """Run all trainings to their ends; the one with the least time so far is next."""
     while unfinished := [run for run in runs if len(run.seconds) < run.trainer.recipe.steps]:
         run = min(unfinished, key=lambda run: sum(run.seconds))
         run.step()
@@ -95,7 +95,7 @@ def built(arguments: argparse.Namespace, scratch: Path) -> Path:
 
 
 def table(runs: Sequence[Run], seconds: float) -> str:
-    """A Markdown table: validation loss at shares of the seconds, a column for each number of draws."""
+    """Return a Markdown table of validation loss at fractions of the time, with a column per number of draws."""
     header = " | ".join(f"{run.draws} draws" for run in runs)
     lines = [f"| planned s | {header} |", "|---" * (len(runs) + 1) + "|"]
     for i, points in enumerate(zip(*(run.points for run in runs), strict=True), start=1):

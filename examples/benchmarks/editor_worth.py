@@ -1,11 +1,11 @@
-"""What is the editor's training worth to a policy? The same expert on the same demonstrations, with other prefixes.
+"""Measure how much a policy gains from the editor's training: the same expert and demonstrations, different prefixes.
 
     python examples/benchmarks/editor_worth.py --out worth --episodes 25 50 100 200 --seeds 0 1 2
 
-Conditions: `trained` (tiny as shipped), `untrained` (its transformer and text encoder drawn anew, the VAE kept),
-`blank` (the trained editor shown a grey picture: text alone), `text-tokens` (reference tokens dropped from the cache).
+Conditions: `trained` (tiny as shipped), `untrained` (random transformer and text encoder, same VAE),
+`blank` (the trained editor sees a grey image, so only text), `text-tokens` (reference tokens dropped from the cache).
 Each policy runs the same unseen scenes, and its action chunks are compared with those of the same held-out episodes.
-Finished parts are kept, so the command can be stopped and started again. Writes `worth.json`, tables `worth.md` and a
+Finished parts are kept, so an interrupted run can be resumed. Writes `worth.json`, tables `worth.md` and a
 plot `worth.png`.
 """
 
@@ -91,13 +91,13 @@ def train_and_evaluate(cache: Path, run: Path, episodes: int, seed: int, steps: 
 
 
 def imagewam(*arguments: str) -> None:
-    """One public command, in a process of its own."""
+    """Run one public command in a separate process."""
     print("$ imagewam", *arguments, flush=True)
     subprocess.run([sys.executable, "-m", "imagewam_cli", "--quiet", *arguments], check=True)
 
 
 def report(out: Path, trials: Sequence[Trial]) -> None:
-    """Both tables and the plot, of what is finished."""
+    """Write both tables and the plot from the finished parts."""
     (out / "worth.json").write_text(json.dumps([asdict(t) for t in trials], indent=2) + "\n")
     text = (
         "Success on unseen scenes, all seeds together, with a 95 % interval:\n\n"

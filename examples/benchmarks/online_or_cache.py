@@ -1,10 +1,10 @@
-"""When does a cache pay? Training from a cache and online, on one machine with the same rows, batch and seeds.
+"""Find when a cache pays: train from a cache and online, on one machine with the same rows, batch and seeds.
 
     python examples/benchmarks/online_or_cache.py --dataset datasets/tabletop --steps 200
 
-For each number of draws one run from a cache and one online; step by step each run takes its turn, so that what slows
-the machine slows all. Two tables: rows per second by median step, with what building the cache took and after how many
-passes over the rows it is won back; and the loss on held-out episodes against the seconds of training.
+For each number of draws, trains one run from a cache and one online. The runs take turns step by step, so that a busy
+machine slows all alike. Prints two tables: rows per second of the median step, with the time to build the cache and the
+number of epochs after which it is recovered; and the loss on held-out episodes against the seconds of training.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ POINTS = 5
 class Point:
     step: int
     seconds: float
-    """Of training alone: no build, no decoding, no validation."""
+    """Seconds of training, without building, decoding and validation."""
     loss: float
-    """On held-out episodes, of the averaged weights."""
+    """Loss of the averaged weights on held-out episodes."""
 
 
 @dataclass(kw_only=True)
 class Run:
-    """One training, step by step."""
+    """One training run that makes one step per call."""
 
     kind: str
     draws: int
@@ -77,7 +77,7 @@ class Run:
 
     @property
     def rows_per_second(self) -> float:
-        """By the median step; the first does not count."""
+        """Rows per second of the median step, without the first."""
         rows = min(self.trainer.recipe.batch, len(self.trainer.data.train_rows))
         return rows / statistics.median(self.seconds[1:])
 
@@ -87,7 +87,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """What the cache took."""
+    """Time to build the cache."""
 
     rows: int
     seconds: float
@@ -98,14 +98,14 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, help="a LeRobot dataset; without it, 50 demonstrations are recorded")
     parser.add_argument("--editor", default="tiny")
     parser.add_argument("--weights", type=Path, help="a diffusers folder instead of the editor's own weights")
-    parser.add_argument("--size", type=int, help="height and width that the editor sees; by default its own")
+    parser.add_argument("--size", type=int, help="height and width of the editor's input; default: its own")
     parser.add_argument("--device", default="cpu", help="where the editor computes")
     parser.add_argument("--codec", default="bf16", help="of the cache")
     parser.add_argument("--stride", type=int, default=4)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--precision", default="auto", help="of the expert's products: auto, float32, bfloat16")
+    parser.add_argument("--precision", default="auto", help="precision of the expert: auto, float32 or bfloat16")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     arguments = parser.parse_args()
     if arguments.steps < 2:
@@ -143,7 +143,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[Build, list[R
 
 
 def train(runs: Sequence[Run], steps: int) -> None:
-    """Each run a step, in turn."""
+    """Let the runs take turns, one step each."""
     looks = {round(steps * (i + 1) / POINTS) for i in range(POINTS)}
     for step in range(1, steps + 1):
         for run in runs:
@@ -177,7 +177,7 @@ def trainer(source: PrefixSource, arguments: argparse.Namespace, draws: int) -> 
 
 
 def speeds(build: Build, runs: Sequence[Run]) -> str:
-    """A Markdown table: rows a second, and when the cache is won back."""
+    """Return a Markdown table of rows per second, and the epochs after which the cache has paid."""
     lines = ["| draws | cache, rows/s | online, rows/s | cache is won back after |", "|---|---|---|---|"]
     for cached, online in pairs(runs):
         after = won_back(build, cached.rows_per_second, online.rows_per_second)
@@ -187,13 +187,13 @@ def speeds(build: Build, runs: Sequence[Run]) -> str:
 
 
 def won_back(build: Build, cached: float, online: float) -> float | None:
-    """Passes over the cached rows until the build's seconds are saved; None where a row from the cache is no faster."""
+    """Return the epochs until the cache has saved its build time, or None if reading it is no faster."""
     saved = 1 / online - 1 / cached
     return build.seconds / build.rows / saved if saved > 0 else None
 
 
 def losses(runs: Sequence[Run]) -> str:
-    """A Markdown table: validation loss against seconds, a column for each run."""
+    """Return a Markdown table of validation loss against seconds, with a column per run."""
     header = [f"{run.kind}, {run.draws} draws" for run in runs]
     lines = ["| steps | " + " | ".join(header) + " |", "|---" * (len(runs) + 1) + "|"]
     for points in zip(*(run.points for run in runs), strict=True):
@@ -203,7 +203,7 @@ def losses(runs: Sequence[Run]) -> str:
 
 
 def pairs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """(cache, online) of each number of draws."""
+    """Return the (cache, online) pair of each number of draws."""
     return list(zip(runs[::2], runs[1::2], strict=True))
 
 

@@ -1,4 +1,4 @@
-"""What do trimmed text and leaving early save of a prefix? Against the padded forward of the same model to its end.
+"""Measure what trimmed text and an early stop save, against a padded forward through the whole model.
 
     python examples/benchmarks/prefill.py
 
@@ -46,7 +46,7 @@ SMALL = MEDIUM | {"num_layers": 1, "num_single_layers": 1, "num_attention_heads"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=15)
-    parser.add_argument("--small", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    parser.add_argument("--small", action="store_true", help="use tiny sizes, only to check that it runs")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     arguments = parser.parse_args()
     model = transformer(SMALL if arguments.small else MEDIUM, torch.device("cpu"), torch.float32)
@@ -68,11 +68,11 @@ def transformer(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
     with device:
         model = Flux2Transformer2DModel(**config)
-    return nn.Module.to(model, dtype).eval().requires_grad_(False)  # the model's own `to` warns of half precision
+    return nn.Module.to(model, dtype).eval().requires_grad_(False)  # the model's own `to` warns about half precision
 
 
 def inputs(model: Any, text: int) -> dict[str, Any]:
-    """Of one row, all on the model's device: copies from the host cannot be part of a CUDA graph."""
+    """Inputs of one row on the model's device: a CUDA graph cannot contain copies from the host."""
     like = next(model.parameters())
     rows, columns = GRID
     return {
@@ -91,7 +91,7 @@ def layers_of(model: Any, text: int) -> tuple[LayerSpec, ...]:
 
 
 def prefix(model: Any, given: dict[str, Any], names: list[str]) -> PrefixKV:
-    """Recorded and left early."""
+    """Run the recorded forward, which stops after the last recorded layer."""
     with torch.no_grad(), record(model, names, stop_after_last=True) as recording:
         model(**given)
     return PrefixKV(tuple(recording.layers[name] for name in names), None)
@@ -115,7 +115,7 @@ def prefills(model: Any, repetitions: int) -> dict[str, float]:
 
 
 def on_gpu(small: bool, repetitions: int) -> dict[str, tuple[dict[str, float], str]]:
-    """FLUX.2-klein-4B's sizes, text trimmed: prefill, and prefill with the expert's steps."""
+    """Measure FLUX.2-klein-4B's sizes with trimmed text: prefill alone, and with the expert's steps."""
     device, dtype = torch.device("cuda"), torch.bfloat16
     config = SMALL if small else dict(Registry.installed().editors.get("flux2-klein-4b").config)
     model = transformer(config, device, dtype)
@@ -144,7 +144,7 @@ def expert(model: Any, hidden: int, horizon: int) -> ActionExpert:
 
 
 class Acting:
-    """One row from tokens to actions, with everything that the steps need already on the device."""
+    """One row from tokens to actions; all inputs of the steps are already on the device."""
 
     def __init__(self, model: Any, given: dict[str, Any], expert: ActionExpert) -> None:
         self.model, self.given, self.expert = model, given, expert
@@ -158,7 +158,7 @@ class Acting:
         return prefix(self.model, self.given, self.names)
 
     def whole(self) -> torch.Tensor:
-        """As `imagewam_cli.expert.sampler.integrate`, its grid made once."""
+        """Integrate as `imagewam_cli.expert.sampler.integrate` does, with a grid that is created once."""
         kv, x = self.prefill(), self.noise
         with torch.no_grad():
             for i in range(STEPS):
@@ -167,7 +167,7 @@ class Acting:
 
 
 def replayed(call: Callable[[], object]) -> Callable[[], None]:
-    """The call as one CUDA graph, after the warm-up that capturing asks for."""
+    """Return the call as one CUDA graph, after the warm-up that capturing requires."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -1,15 +1,15 @@
-"""How fast are rows read from a cache, against plain reads of its files? Aim: at least 80 % of their bytes a second.
+"""Compare reading rows of a cache with plain reads of its files. Aim: at least 80 % of the bytes per second.
 
     python examples/benchmarks/reader.py
     python examples/benchmarks/reader.py --cache caches/mine
 
-Everything is in the page cache, so that this is about the reader and not about the disk. Per codec: the shards' bytes
-by Python's `read()`, as many as a batch has at a time; then batches by `CacheReader.gather`, sequential and random, in
-the first epoch (shards opened, rows held against their checksums) and in a later one (every row has been); and gathered
-and decoded to float32. Without --cache, `tiny` builds a cache of recorded demonstrations per codec.
+Everything is in the page cache, so this measures the reader and not the disk. For each codec: the shards by Python's
+`read()`, one batch of bytes at a time; batches by `CacheReader.gather`, sequential and random, in the first epoch
+(which opens shards and verifies checksums) and in a later one; and batches gathered and decoded to float32. Without
+--cache, `tiny` builds a cache of recorded demonstrations per codec.
 
-Two stricter baselines stand beside it: `readinto` one batch's memory that begins at a cache line, over and over, and
-`read()` of 1 MiB at a time, which the processor's caches hold: nothing of these reads ever reaches the memory.
+There are two stricter baselines: `readinto` the same cache-line-aligned batch buffer again and again, and `read()` of
+1 MiB at a time, which stays in the processor's caches and never reaches main memory.
 """
 
 from __future__ import annotations
@@ -39,34 +39,34 @@ PLAIN, DECODED = "plain read", "random, later epoch, decoded"
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Of one cache: what an epoch's batches hold, and median seconds of reading them in each way."""
+    """Size of an epoch of one cache, and median seconds to read it in each way."""
 
     name: str
     rows: int
     bytes: int
     seconds: dict[str, float]
     opening: float
-    """Seconds of a new reader and its first batch."""
+    """Seconds to open a reader and read its first batch."""
 
     def share(self, way: str) -> float:
-        """Of the rate of plain reads."""
+        """Smallest accepted ratio to the rate of plain reads."""
         return self.seconds[PLAIN] / self.seconds[way]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, help="a cache that is there, instead of one per codec")
+    parser.add_argument("--cache", type=Path, help="an existing cache, instead of one per codec")
     parser.add_argument("--codecs", nargs="+", default=["bf16", "fp8", "int8", "int4"])
-    parser.add_argument("--rows", type=int, default=4096, help="about how many, without --cache")
+    parser.add_argument("--rows", type=int, default=4096, help="approximate number of rows to record without --cache")
     parser.add_argument("--weights", type=Path, help="a diffusers folder instead of tiny's own weights")
-    parser.add_argument("--size", type=int, help="height and width that the editor sees; by default its own")
+    parser.add_argument("--size", type=int, help="height and width of the editor's input; default: its own")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--load", choices=get_args(LoadMethod), default="mmap")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        episodes = max(1, round(arguments.rows / 38))  # frames of one, about
+        episodes = max(1, round(arguments.rows / 38))  # approximate frames of a demonstration
         given, folder = arguments.cache, Path(scratch)
         folders = [given] if given else tiny_caches(arguments, folder, episodes, BuildSettings())
         found = [measure(folder, arguments.batch, arguments.load, arguments.repetitions) for folder in folders]
@@ -97,7 +97,7 @@ def measure(folder: Path, batch: int, load: LoadMethod, repetitions: int) -> Mea
     def first(order: Sequence[Indices]) -> Callable[[], None]:
         readers = [opened() for _ in range(repetitions + 1)]
         turns = iter(readers)
-        return lambda: gather(next(turns), order)  # which stay open, as in training: closing them is not reading
+        return lambda: gather(next(turns), order)  # kept open, as in training: closing them is not reading
 
     calls: dict[str, Callable[[], object]] = {
         PLAIN: lambda: plain(shards, lambda file: file.read(len(buffer))),
@@ -138,7 +138,7 @@ def plain(files: Sequence[Path], read: Callable[[io.FileIO], object]) -> None:
 
 
 def table(one: Measured) -> str:
-    """A Markdown table: rates, and their share of the plain reads'."""
+    """Return a Markdown table of rates, and their ratio to plain reads."""
     lines = [
         f"| {one.name}, {one.bytes / one.rows / 1e3:.0f} kB a row | rows/s | MB/s | / {PLAIN} |",
         "|---|---|---|---|",

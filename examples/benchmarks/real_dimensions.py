@@ -1,21 +1,20 @@
-"""Do editors of their released sizes run here, how fast, in how much memory, and do they give the bytes that are said?
+"""Run editors at their released sizes: check the bytes per row, and measure speed and memory.
 
     python examples/benchmarks/real_dimensions.py --editor instruct-pix2pix --out real --rows 32 --compute-dtype float32
     python examples/benchmarks/real_dimensions.py --editor flux2-klein-4b --out real --rows 2
     python examples/benchmarks/real_dimensions.py --editor flux2-klein-4b --out real --rows 2 --codecs int4 pca1
 
-Writes a pipeline folder with random weights (2 GB and 8 GB, kept for a second run), and encodes rows with it in a
-process of its own. Denoiser and VAE have the released sizes; a text encoder has the released depth and width of its
-states, but narrow layers, and the tokenizer is a small one: neither takes part in a row. Pictures are scenes of the
-tabletop. With --codecs also what each makes of the last rows: bytes, and the error of attention; those that are fitted
-are fitted to twelve other rows.
+Writes a pipeline folder with random weights (2 GB and 8 GB, kept for the next run), and encodes rows with it in a
+separate process. Denoiser and VAE have the released sizes. The text encoder has the released depth and state width but
+narrow layers, and the tokenizer is small; neither affects the size of a row. Images are scenes of the tabletop. With
+--codecs, also prints the bytes and the attention error of each codec on the last rows; codecs that need fitting are
+fitted to twelve other rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -31,16 +30,17 @@ from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.settings import PrefixOptions
+from imagewam_cli.files import write_atomically
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.registry import Registry
 from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 
 SIZES = {"instruct-pix2pix": (256, 256), "flux2-klein-4b": (224, 448)}
-"""(height, width): a square picture; two cameras of LIBERO side by side."""
+"""(height, width) of each editor's input: a square image, and two cameras of LIBERO side by side."""
 SMALL_SIZES = {"instruct-pix2pix": (128, 128), "flux2-klein-4b": (32, 64)}
 _FITTED = 12
-"""Rows that codecs are fitted to."""
+"""Number of rows that codecs are fitted to."""
 INSTRUCTION = "put the red block on the blue zone"
 
 
@@ -51,8 +51,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--compute-dtype", choices=["float32", "bfloat16", "float16"], help="by default the editor's")
-    parser.add_argument("--codecs", nargs="+", default=[], help="also the error of attention that these make")
-    parser.add_argument("--small", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    parser.add_argument("--codecs", nargs="+", default=[], help="codecs whose attention error is measured too")
+    parser.add_argument("--small", action="store_true", help="use tiny sizes, only to check that it runs")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     folder = arguments.out / (arguments.editor + ("-small" if arguments.small else ""))
@@ -67,14 +67,14 @@ def main() -> None:
     if not (folder / "model_index.json").exists():
         entry = Registry.installed().editors.get(arguments.editor)
         PIPELINES[arguments.editor](entry, folder, arguments.small)
-    # a process of its own: the greatest memory of a process is never forgotten
+    # a new process, because the peak memory of a process never falls
     command = [sys.executable, __file__, *sys.argv[1:], "--measure"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     print(report(json.loads(done.stdout.splitlines()[-1])))
 
 
 def report(found: dict[str, Any]) -> str:
-    """What was measured, in lines; fails where a row has other bytes than its layout says."""
+    """Format the measurements; fail if a row has another size than its layout declares."""
     if found["row_bytes"] != found["said_bytes"]:
         raise SystemExit(f"a row has {found['row_bytes']} bytes, its layout says {found['said_bytes']}")
     return (
@@ -94,7 +94,7 @@ def report(found: dict[str, Any]) -> str:
 def measure(
     name: str, folder: Path, settings: PrefixOptions, rows: int, batch: int, codecs: Sequence[str]
 ) -> dict[str, Any]:
-    """Load the editor and encode rows; K and V are counted as the editor computes them."""
+    """Load the editor and encode rows, counting the bytes of K and V as computed."""
     size = settings.image_size
     assert size is not None
     started = time.perf_counter()
@@ -126,7 +126,7 @@ def measure(
 
 
 def scenes(count: int, first: int = 0) -> list[UInt8Image]:
-    """The tabletop as its camera sees it, of so many seeds from `first` on."""
+    """Render one scene of the tabletop per seed, starting at seed `first`."""
     environment = TabletopEnvironment()
     return [environment.reset(first + i, "train").images["top"] for i in range(count)]
 
@@ -136,7 +136,7 @@ def encoded(editor: Editor, pictures: Sequence[UInt8Image]) -> PrefixKV:
 
 
 def errors(editor: Editor, prefix: PrefixKV, names: Sequence[str]) -> dict[str, tuple[int, float]]:
-    """Codec -> bytes of a row, and the error of attention, the mean over layers."""
+    """Return for each codec the bytes of a row and the attention error, averaged over layers."""
     codecs = [Registry.installed().codecs.load(name) for name in names]
     samples = [encoded(editor, [picture]) for picture in scenes(_FITTED, first=1000)]
     exact = prefix.to("cpu", torch.float32)
@@ -145,7 +145,7 @@ def errors(editor: Editor, prefix: PrefixKV, names: Sequence[str]) -> dict[str, 
 
 
 def random_model(kind: Any, config: Any, dtype: torch.dtype) -> Any:
-    """A model of that config without ever holding it in float32: normal weights of deviation 0.02, norms of one."""
+    """Create a model without ever holding it in float32: norms are 1, other weights normal with deviation 0.02."""
     with torch.device("meta"):
         model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
     model = torch.nn.Module.to(model, dtype).to_empty(device="cpu")
@@ -199,13 +199,13 @@ def instruct_pix2pix(entry: EditorEntry, folder: Path, small: bool) -> None:
 
 
 def _initialized(kind: Any, config: Any) -> Any:
-    """A small model as its class initialises it: its buffers are more than numbers."""
+    """Create a small model with its class's own initialization, because it has buffers with a meaning."""
     torch.manual_seed(0)
     return kind(config).eval()
 
 
 def _autoencoder(channels: tuple[int, ...]) -> dict[str, Any]:
-    """Stable Diffusion's."""
+    """Stable Diffusion's sizes."""
     return {
         "block_out_channels": channels,
         "layers_per_block": 2,
@@ -245,16 +245,13 @@ def flux2_klein(entry: EditorEntry, folder: Path, small: bool) -> None:
 
 
 def save(entry: EditorEntry, folder: Path, parts: dict[str, Any]) -> None:
-    """The parts as a pipeline folder; its index comes last, so that a folder with one is whole."""
+    """Write the parts as a pipeline folder. The index comes last, so a folder that has one is complete."""
     for name, part in parts.items():
         if isinstance(part, torch.nn.Module):
             part.save_pretrained(folder / name, max_shard_size="2GB")
         else:
             part.save_pretrained(folder / name)
-    index = {"_class_name": entry.family}
-    fresh = folder / "model_index.json.tmp"
-    fresh.write_text(json.dumps(index))
-    os.replace(fresh, folder / "model_index.json")
+    write_atomically(folder / "model_index.json", json.dumps({"_class_name": entry.family}).encode())
 
 
 PIPELINES: dict[str, Callable[[EditorEntry, Path, bool], None]] = {

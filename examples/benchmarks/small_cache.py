@@ -1,11 +1,11 @@
-"""How small may a cache become before the policy that is trained on it gets worse?
+"""Find how small a cache may be before the policy trained on it gets worse.
 
     python examples/benchmarks/small_cache.py --out small --dataset imagewam-demo/dataset --seeds 0 1 2 --scenes 200
 
 Settings: `full` (every layer, bf16), `pca1` and `pca0.5` (a sixteenth and a thirty-second of it, every layer),
-`one-layer` (one layer of six in int4, with four blocks of the expert beside it), and `no-prefix` (the expert sees the
-state alone). Every policy is trained as the demo's is and meets the same unseen scenes. Finished parts are kept, so the
-command can be stopped and started again. Writes `small.json` and the table `small.md`.
+`one-layer` (one layer of six in int4, with four expert blocks attending to it), and `no-prefix` (the expert sees only
+the state). Every policy is trained like the demo's and runs the same unseen scenes. Finished parts are kept, so an
+interrupted run can be resumed. Writes `small.json` and the table `small.md`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from editor_worth import imagewam
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Options of `cache`, and of `train-expert`. cache: whose cache is used, where it is another's."""
+    """Options of `cache` and `train-expert`. cache: name of another setting whose cache is used."""
 
     store: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ SETTINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One policy. row_bytes: of its cache, 0 where it sees none of it."""
+    """One policy. row_bytes: bytes per row of its cache, or 0 if it does not use one."""
 
     setting: str
     seed: int
@@ -52,7 +52,7 @@ class Trial:
     successes: int
     scenes: int
     error_ratio: float
-    """Squared error of action chunks on held-out episodes, over the best constant chunk's."""
+    """Squared error of action chunks on held-out episodes, divided by that of the best constant chunk."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Times taken side by side: every round runs each call once, in turn, so that what slows the machine slows all."""
+"""Time calls in turns: every round runs each call once, so that a busy machine slows all alike."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    """Median seconds of each call over `repetitions` rounds, after one round that does not count. On a GPU a call has
-    ended when its kernels have."""
+    """Return median seconds of each call over `repetitions` rounds, after one warm-up round.
+
+    On a GPU, a call ends when its kernels have finished.
+    """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repetitions + 1):
         for name, call in calls.items():
@@ -25,14 +27,14 @@ def interleaved(calls: Mapping[str, Callable[[], object]], repetitions: int) -> 
 
 
 def table(title: str, seconds: Mapping[str, float], base: str) -> str:
-    """A Markdown table of medians and of their ratios to `base`."""
+    """Return a Markdown table of medians and their ratios to `base`."""
     lines = [f"| {title} | median ms | / {base} |", "|---|---|---|"]
     lines += [f"| {name} | {1000 * s:.1f} | {s / seconds[base]:.3f} |" for name, s in seconds.items()]
     return "\n".join(lines)
 
 
 def machine() -> str:
-    """What the times are of."""
+    """Return a line that describes the machine."""
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     return f"torch {torch.__version__}, {where}"
 

@@ -1,10 +1,10 @@
-"""How long does training wait for its data? Aim: at most 5 % of its time, with the demonstration's settings.
+"""Measure how long training waits for its data. Aim: at most 5 % of its time, with the demo's settings.
 
     python examples/benchmarks/waiting.py
 
-Every round trains one expert from a cache of each codec: `tiny`, recorded demonstrations at stride 10, batch 64, 2
-draws. A step waits from when it asks for its batch until it has it; the next one is read and decoded
-meanwhile. The figures are those that every run writes to `metrics.jsonl` (`seconds_per_step`, `wait_seconds_per_step`).
+Every round trains one expert per codec from a cache of recorded demonstrations: `tiny`, stride 10, batch 64, 2 draws.
+A step waits from its request for a batch until the batch arrives; the next batch is read and decoded in the meantime.
+The figures are those that every run writes to `metrics.jsonl` (`seconds_per_step`, `wait_seconds_per_step`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=150)
     parser.add_argument("--stride", type=int, default=10)
     parser.add_argument("--weights", type=Path, help="a diffusers folder instead of tiny's own weights")
-    parser.add_argument("--size", type=int, help="height and width that the editor sees; by default its own")
+    parser.add_argument("--size", type=int, help="height and width of the editor's input; default: its own")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--steps", type=int, default=40)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, dict[str, float]]:
-    """Medians over the rounds, by codec."""
+    """Return medians over the rounds for each codec."""
     tiny_caches(arguments, scratch, arguments.episodes, BuildSettings(stride=arguments.stride))
     taken: dict[str, list[tuple[float, float]]] = {codec: [] for codec in arguments.codecs}
     for turn in range(arguments.repetitions):
@@ -66,7 +66,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, dict[str,
 
 
 def train(arguments: argparse.Namespace, cache: Path, run: Path) -> tuple[float, float]:
-    """Seconds of a step, and those of them that were waited; no validation is among them."""
+    """Return the seconds of a step and how many of them it waited, without validation."""
     steps = arguments.steps
     recipe = TrainRecipe(
         steps=steps,

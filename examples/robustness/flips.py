@@ -1,13 +1,13 @@
-"""Is every changed byte of a cache found, and does none reach training?
+"""Check that every flipped bit in a cache is found, and that none reaches training.
 
     python examples/robustness/flips.py --flips 1000
     python examples/robustness/flips.py --flips 1000 --editor instruct-pix2pix --codec pca1
 
-Flips one bit at a random place of a small cache's files (drawn evenly over all bytes, and a share evenly over the
-files, since shards have nearly all bytes), lets `verify` look, reads every row as training does, and puts the byte
-back. A few flips also go through the command line. With instruct-pix2pix (small, with random weights) the cache has a
-file of what follows from the instruction, with pca1 that of a codec that is fitted. Prints the counts; exit code 1
-where a flip was missed.
+Flips one bit at a random position in the files of a small cache, runs `verify`, reads every row as training does, and
+restores the byte. Most positions are drawn evenly over all bytes; some evenly over the files, because shards have
+nearly all bytes. A few flips also go through the command line. With instruct-pix2pix (small, with random weights) the
+cache also has a file of layers that depend only on the instruction, and with pca1 a file of the fitted codec. Prints
+the counts. The exit code is 1 if a flip was missed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--flips", type=int, default=1000)
-    parser.add_argument("--command-line", type=int, default=20, help="flips that go through `imagewam` too")
+    parser.add_argument("--command-line", type=int, default=20, help="number of flips that also go through `imagewam`")
     parser.add_argument("--codec", default="int8")
     parser.add_argument("--editor", choices=list(EDITORS), default="tiny")
     parser.add_argument("--seed", type=int, default=0)
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def campaign(cache: Path, flips: int, commands: int, rng: random.Random) -> int:
-    """Exit code: 0 where every flip was found by `verify`, and by the reader where the reader reads it."""
+    """Return 0 if `verify` found every flip, and the reader every flip in bytes that it reads."""
     paths = sorted(path for path in cache.rglob("*") if path.is_file())
     sizes = [path.stat().st_size for path in paths]
     seen: collections.Counter[str] = collections.Counter()
@@ -89,7 +89,7 @@ def _verify_finds(cache: Path) -> bool:
 
 
 def _reader_finds(cache: Path) -> bool:
-    """As training reads: every row, and the samples that a policy keeps."""
+    """Read what training reads: every row, and the samples that a policy stores."""
     try:
         reader = CacheReader(cache)
         reader.read(np.arange(len(reader)))

@@ -1,14 +1,15 @@
-"""Is a cache the same, to the bit, however often and whenever its build is killed?
+"""Check that a cache has the same bytes no matter how often and when its build is killed.
 
     python examples/robustness/kills.py --kills 200
     python examples/robustness/kills.py --kills 200 --editor instruct-pix2pix --codec pca1
 
-Builds a small cache undisturbed; then again and again in a process that gets SIGKILL at a random moment, drawn evenly
-over the length of a build, and is started anew until the build is done. Files that are written once, in a moment that
-would seldom be drawn, get a kill each when they are begun and when they are there: that of a codec that is fitted, and
-that of what follows from the instruction, which instruct-pix2pix has (small, with random weights). Processes are forked
-from one that has loaded the editor, so that no kill is spent on the start of an interpreter. Prints how many kills met
-which phase, and how many caches differed from the undisturbed one (exit code 1 where one did).
+Builds a small cache undisturbed. Then builds it again and again in a process that gets SIGKILL at a random moment,
+drawn evenly over the length of a build, and restarts it until the build is complete. Files that are written once and
+quickly would seldom be hit: the file of a fitted codec, and that of layers that depend only on the instruction
+(instruct-pix2pix has them; small, with random weights). They get one kill when they are started and one when they are
+complete. Processes are forked from one that has loaded the editor, so that no kill hits the start of an interpreter.
+Prints the number of kills in each phase, and how many caches differed from the undisturbed one. The exit code is 1 if
+any did.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def campaign(build: Callable[[Path], None], scratch: Path, kills: int, rng: random.Random) -> int:
-    """Exit code: 0 where every cache was the undisturbed one."""
+    """Return 0 if every cache equals the undisturbed one."""
     whole = scratch / "whole"
     started = time.perf_counter()
     _finish(build, whole)
@@ -96,13 +97,13 @@ def campaign(build: Callable[[Path], None], scratch: Path, kills: int, rng: rand
 
 
 def _in(seconds: float) -> Callable[[], bool]:
-    """Whether it is so late."""
+    """Return a function that returns whether `seconds` have passed since now."""
     until = time.perf_counter() + seconds
     return lambda: time.perf_counter() >= until
 
 
 def _killed(build: Callable[[Path], None], out: Path, due: Callable[[], bool]) -> bool:
-    """Whether the build was still running when it was due to be killed."""
+    """Run the build and kill it; return whether it was still running by then."""
     child = os.fork()
     if child == 0:
         try:
@@ -136,7 +137,7 @@ def _finish(build: Callable[[Path], None], out: Path) -> None:
 
 
 def _phase(out: Path) -> str:
-    """What the folder looks like after the kill."""
+    """Return the phase that the kill interrupted, by the files that it left."""
     if not (out / "manifest.json").exists():
         return "0 before the first manifest"
     names = [path.name for path in out.rglob("*")]
@@ -167,17 +168,19 @@ def _digest(folder: Path) -> str:
 
 SMALL = PrefixOptions(cameras=("top",), image_size=(64, 64))
 RARE = (CODEC, f"{SHARDS}/{INSTRUCTIONS}")
-"""Files of a cache that are written once, before the shards of its rows."""
+"""Files of a cache that are written once, before its row shards."""
 
 
 def tiny(dataset: Dataset, weights: Path | None = None) -> Editor:
-    """The embedded editor on pictures of 64 pixels, for a small cache; weights: not needed, it has its own."""
+    """Load the embedded editor for images of 64 pixels, which give a small cache. weights: unused; it has its own."""
     return load_editor("tiny", SMALL, instructions=instructions_of(dataset))
 
 
 def instruct_pix2pix(dataset: Dataset, weights: Path) -> Editor:
-    """Its first layers, two of self-attention and two of cross-attention; weights: where a small pipeline of random
-    weights is written."""
+    """Load the first four layers, two of self-attention and two of cross-attention.
+
+    weights: folder to write a small pipeline with random weights to.
+    """
     sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
     from real_dimensions import PIPELINES
 

@@ -1,14 +1,14 @@
-"""Is a cache that many workers built, some of them killed, the single build, byte for byte?
+"""Check that a cache built by many workers, some of them killed, equals the build of one process, byte for byte.
 
     python examples/robustness/parts.py --ways parts workers ray
 
 Builds a small cache with `tiny` in one process, then again in parts, each in a process of its own:
 
-parts    all parts at once; the middle one gets SIGKILL when it has finished a shard, and is run again
-workers  the same with two worker processes in each part; a worker of the first part gets SIGKILL too
-ray      one part after the other, with two Ray actors in each; an actor of the middle part gets SIGKILL
+parts    all parts at once; the middle one gets SIGKILL after its first shard, and is restarted
+workers  the same with two worker processes per part; a worker of the first part gets SIGKILL too
+ray      one part after the other, with two Ray actors each; an actor of the middle part gets SIGKILL
 
-Merges the parts and compares every file. Prints what was killed and compared; exit code 1 where something differs.
+Merges the parts and compares every file. Prints what was killed and compared. The exit code is 1 if a file differs.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ WORKERS = {
     "ray": lambda recipe: RayWorkers(recipe, count=2, threads=1),
 }
 COMMANDS = {"workers": "spawn_main", "ray": "ray::_Actor"}
-"""What tells a worker's process from others."""
+"""Text in the command line of every worker process."""
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 class Campaign:
-    """The single build, and others to hold against it."""
+    """The build of one process, and the builds to compare with it."""
 
     def __init__(self, scratch: Path, parts: int) -> None:
         self.scratch, self.parts = scratch, parts
@@ -83,7 +83,7 @@ class Campaign:
         self.expected = _files(scratch / "single")
 
     def same(self, way: str) -> bool:
-        """Whether the merged parts are the single build; said aloud."""
+        """Merge the parts, print the result, and return whether they equal the build of one process."""
         if way == "ray" and importlib.util.find_spec("ray") is None:
             print("ray: not installed, left out")
             return True
@@ -126,7 +126,7 @@ class Campaign:
         return [f"an actor of part {middle}"]
 
     def _with_their_first_shard(self, out: Path, acts: dict[int, Callable[[], None]]) -> None:
-        """For each of these parts, when it has finished a shard."""
+        """Run each of these actions when its part has finished a shard."""
         waiting, until = dict(acts), time.monotonic() + 120
         while waiting:
             if time.monotonic() > until:
@@ -169,7 +169,7 @@ class Campaign:
 
 
 def _kill_worker(builder: int, way: str) -> None:
-    """The first of them that is found."""
+    """Kill the first worker of this build that is found."""
     for process in psutil.Process(builder).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if COMMANDS[way] in " ".join(process.cmdline()):
