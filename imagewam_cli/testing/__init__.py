@@ -1,5 +1,5 @@
-"""What authors of plugins test theirs with.
+"""Tools for testing plugins.
 
-`contract`: `EditorContract`, a pytest class to inherit. `checks`: the same promises as plain functions, which
-`imagewam plugins doctor` runs without pytest. `dataset`: a dataset in memory.
+`contract` holds `EditorContract`, a pytest class to inherit. `checks` holds the same checks as plain functions, which
+`imagewam plugins doctor` runs without pytest. `dataset` holds a dataset in memory.
 """

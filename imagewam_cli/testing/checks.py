@@ -1,7 +1,8 @@
-"""Every promise of an editor, in the order in which it is worth looking at them.
+"""All checks of the editor contract, in the order in which their failures are worth reading.
 
-A check is a function of a `Subject`: it returns where the promise is kept, and raises `ContractError` where it is not
-or `NotApplicable` where it does not concern the editor. The first line of its docstring is the promise. No pytest here.
+A check is a function of a `Subject`. It returns if the editor keeps the promise, and raises `ContractError` if it does
+not, or `NotApplicable` if the promise does not concern this editor. The first line of its docstring is the promise.
+This module needs no pytest.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ CHECKS: tuple[Check, ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one check said of one mode of an editor."""
+    """Result of one check on one mode of an editor."""
 
     mode: str
     check: str
@@ -56,8 +57,7 @@ class Finding:
 
 
 def examine(subject: Subject) -> Iterator[Finding]:
-    """Every check, one after another; a broken promise does not stop those after it, but in a mode that there is not
-    there is nothing more to look at."""
+    """Run every check in turn. A broken promise does not stop the next checks, unless the mode itself is refused."""
     for check in CHECKS:
         finding = _finding(check, subject)
         yield finding
@@ -66,7 +66,7 @@ def examine(subject: Subject) -> Iterator[Finding]:
 
 
 def promise(check: Check) -> str:
-    """What the check makes sure of, in one line."""
+    """Return the promise of a check, in one line."""
     return (check.__doc__ or check.__name__).partition("\n")[0]
 
 
@@ -85,7 +85,7 @@ def _finding(check: Check, subject: Subject) -> Finding:
 
 
 def _place(error: Exception, kind: type) -> str:
-    """The innermost line of the plugin that the error went through, else where it was raised."""
+    """Return the innermost line of the plugin in the error's traceback, or the line that raised it."""
     folder = Path(inspect.getfile(kind)).parent
     frames = traceback.extract_tb(error.__traceback__)
     frame = next((f for f in reversed(frames) if Path(f.filename).parent == folder), frames[-1])

@@ -1,4 +1,4 @@
-"""`EditorContract`: every promise of an editor as a pytest test. Inherit it in your plugin's tests:
+"""`EditorContract`: the checks of the editor contract as pytest tests. Inherit it in your plugin's tests:
 
     class TestMine(EditorContract):
         name = "mine"
@@ -9,7 +9,7 @@
         def folder(cls, tmp_path_factory):
             return build_tiny_pipeline(tmp_path_factory.mktemp("mine"))
 
-Each promise is one test in each mode of the editor's entry.
+Each check is one test in each mode of the editor's entry.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from imagewam_cli.testing.subject import NotApplicable, Subject, subjects
 
 
 class EditorContract:
-    """The promises of the editor `name`, which must be installed."""
+    """Checks of the installed editor `name`."""
 
     name: ClassVar[str]
-    """As in its `EditorEntry`."""
+    """Name in its `EditorEntry`."""
     image_size: ClassVar[tuple[int, int] | None] = None
-    """(height, width) of the picture; None: the editor's own. Small is quick."""
+    """(height, width) of the picture; None: the editor's default. Small pictures are fast."""
     compute_dtype: ClassVar[Literal["float32", "bfloat16", "float16"]] = "float32"
-    """Others leave room for larger errors, and find fewer."""
+    """float32 finds the most errors: other dtypes need larger tolerances."""
     device: ClassVar[str] = "cpu"
 
     @pytest.fixture(scope="class")
     @classmethod
     def folder(cls) -> Path | None:
-        """The weights: a pipeline folder. None: what came with the plugin or was fetched."""
+        """Return a pipeline folder with the weights; None: the embedded or downloaded ones."""
         return None
 
     @pytest.fixture(scope="class")
     @classmethod
     def modes(cls, folder: Path | None) -> dict[str, Subject]:
-        """The editor in each of its modes. What a check has loaded is there for the next."""
+        """Return the editor in each of its modes. Checks share the editors that they load."""
         found = subjects(
             cls.name,
             weights=folder,
@@ -62,4 +62,4 @@ class EditorContract:
         try:
             check(modes[mode])
         except NotApplicable as reason:
-            pytest.skip(str(reason))  # the check has nothing to ask of this editor, and says why
+            pytest.skip(str(reason))

@@ -1,4 +1,4 @@
-"""A dataset in memory: small, exact, and known without reading a file."""
+"""A small dataset in memory with known contents."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ INSTRUCTIONS = ("put the red block on the blue zone", "push it left", "stop")
 
 
 class MemoryDataset:
-    """A `Dataset` of episodes of the given lengths; pictures, states and actions are drawn from the row number,
-    instructions come in turn."""
+    """A `Dataset` of episodes of the given lengths. Pictures, states and actions are random, seeded by the row number;
+    episodes take the instructions in turn."""
 
     def __init__(
         self,
@@ -26,14 +26,14 @@ class MemoryDataset:
         identity: str = "made in memory",
         shift: float = 0.0,
     ) -> None:
-        """size: (height, width) of the pictures of its only camera, `top`; shift: added to all states."""
+        """size: (height, width) of the pictures of its only camera, `top`; shift: is added to all states."""
         starts = np.cumsum([0, *lengths])
         self._episodes = [EpisodeInfo(index=i, length=n, first_row=int(starts[i])) for i, n in enumerate(lengths)]
         self._size, self._instructions, self._shift = size, tuple(instructions), shift
         self.streams: list[tuple[int, ...]] = []
-        """Episodes of each stream of pictures that was begun; with videos, each is a decoding from the beginning."""
+        """Episodes of each stream of pictures that was started. With videos, each stream is a decoding pass."""
         self.pictures = 0
-        """How many were given."""
+        """Number of pictures that were returned."""
         self.info = DatasetInfo(
             root=Path("memory"),
             format="memory",

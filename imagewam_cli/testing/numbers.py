@@ -1,4 +1,4 @@
-"""Promises about the numbers: a prefix is a pure function of picture, instruction, weights and settings."""
+"""Checks of the numbers: a prefix is a pure function of picture, instruction, weights and settings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def same_input_gives_the_same_bits(subject: Subject) -> None:
 
 
 def a_batch_is_its_rows(subject: Subject) -> None:
-    """rows encoded together are what they are alone"""
+    """rows encoded in one batch equal the same rows encoded alone"""
     editor, instructions, pictures = subject.load(), (SHORT, LONG, OTHER), subject.pictures(3)
     together = editor.encode(pictures, instructions)
     for i, instruction in enumerate(instructions):
@@ -43,21 +43,21 @@ def a_batch_is_its_rows(subject: Subject) -> None:
         require_equal(
             counting_tokens(together, editor.spec, i),
             alone,
-            f"row {i} of a batch of 3, beside the same row alone",
-            "no row may see another's: mask padded text in every attention, draw the same noise for all rows",
+            f"row {i} of a batch of 3, compared with the same row alone",
+            "no row may depend on another: mask padded text in every attention, and draw the same noise for all rows",
             rounding=True,
         )
 
 
 def padding_changes_nothing(subject: Subject) -> None:
-    """an instruction is what it is alone, when a longer one has been announced too"""
+    """an instruction gives the same prefix if a longer one has been announced too"""
     refused = []
     for padding in ("trim", "keep"):
         try:
             _compare_paddings(subject, padding)
         except UsageError as error:
             refused.append(error.message)
-    require(len(refused) < 2, f"every `text_padding` is refused: {refused}", "accept the one that is the default")
+    require(len(refused) < 2, f"every `text_padding` is refused: {refused}", "accept at least the default")
 
 
 def _compare_paddings(subject: Subject, padding: str) -> None:
@@ -67,7 +67,7 @@ def _compare_paddings(subject: Subject, padding: str) -> None:
         shown[1],
         shown[0],
         f"text_padding {padding}: {SHORT!r} padded to the length of {LONG!r}",
-        "hide padding from every attention, number tokens as without it, and mark it False in `valid`",
+        "mask padding in every attention, keep the position ids of the other tokens, and mark it False in `valid`",
         rounding=True,
     )
 
@@ -78,12 +78,12 @@ def another_picture_changes_the_prefix(subject: Subject) -> None:
         _prefix(subject, SHORT, seed=1),
         _prefix(subject, SHORT),
         "two pictures of noise give one prefix: the picture does not reach the kept tokens",
-        "see what `run` does with its pictures, and whether the default timestep leaves anything of them",
+        "check that `run` uses its pictures, and that the default timestep does not replace them by noise",
     )
 
 
 def every_camera_changes_the_prefix(subject: Subject) -> None:
-    """with two cameras, another picture of either gives another prefix, in each camera layout that takes two"""
+    """with two cameras, another picture of either gives another prefix, in each camera layout that accepts two"""
     for changes in subject.with_two_cameras():
         editor = subject.load(**changes)
         (before,), (after,) = (subject.pictures(1, seed, TWO_CAMERAS) for seed in (0, 1))
@@ -95,7 +95,7 @@ def every_camera_changes_the_prefix(subject: Subject) -> None:
                 other,
                 first,
                 f"camera_layout {changes['camera_layout']}: two pictures of the camera {camera!r} give one prefix",
-                "`run` gets the cameras of `settings` side by side: each must reach the kept tokens",
+                "`run` gets the cameras side by side; each must reach the kept tokens",
             )
 
 
@@ -106,13 +106,13 @@ def another_timestep_changes_the_prefix(subject: Subject) -> None:
     try:
         spec = subject.load(timestep=other).spec
     except UsageError as error:
-        raise NotApplicable(f"it has one timestep alone: {error.message}") from None
-    require(spec.timestep == other, f"asked for timestep {other}, the spec says {spec.timestep}", "see `spec`")
+        raise NotApplicable(f"it has only one timestep: {error.message}") from None
+    require(spec.timestep == other, f"asked for timestep {other}, but the spec says {spec.timestep}", "correct `spec`")
     require_different(
         _prefix(subject, SHORT, timestep=other),
         before,
         f"the timesteps {other} and {default} give one prefix",
-        "give the denoiser `settings.timestep` in its own units, and let no other stand in `run`",
+        "pass `settings.timestep` to the denoiser in its own units, and use no other timestep in `run`",
     )
 
 
@@ -122,43 +122,43 @@ def another_instruction_changes_the_prefix(subject: Subject) -> None:
         _prefix(subject, REORDERED),
         _prefix(subject, LONG),
         f"{LONG!r} and {REORDERED!r} give one prefix: the instruction does not reach the kept tokens",
-        "see what `embed` returns and what `run` does with it; a prompt_template needs {instruction}",
+        "check what `embed` returns and that `run` uses it; a prompt_template needs {instruction}",
     )
 
 
 def a_blank_picture_hides_everything(subject: Subject) -> None:
-    """with `--blank-images` it makes no difference what the camera shows"""
+    """with `--blank-images`, the prefix does not depend on the pictures"""
     blank = [_prefix(subject, SHORT, seed=seed, blank_images=True) for seed in (0, 1)]
     require_equal(
         blank[1],
         blank[0],
         "with `blank_images`, two pictures",
-        "replace the picture before anything reads it, a text encoder that sees it included",
+        "replace the picture before anything reads it, including a text encoder",
     )
     require_different(
         blank[0],
         _prefix(subject, SHORT),
         "a grey picture and one of noise give one prefix: `blank_images` does nothing",
-        "replace the picture by grey in `encode` where the settings say so",
+        "replace the picture by grey in `encode` if `settings.blank_images` is set",
     )
 
 
 def random_weights_change_the_prefix(subject: Subject) -> None:
-    """with `--random-weights` prefix and fingerprint are others"""
+    """with `--random-weights`, prefix and fingerprint change"""
     require_different(
         _prefix(subject, SHORT, random_weights=True),
         _prefix(subject, SHORT),
         "`random_weights` gives the prefix of the trained weights",
-        "draw the denoiser's weights anew where the settings say so (`pipeline_folder.randomize`)",
+        "initialise the denoiser at random (`imagewam_cli.editors.loading.folder.randomize`) if the settings say so",
     )
     same = subject.load().fingerprint() == subject.load(random_weights=True).fingerprint()
     if same:
-        raise ContractError("`random_weights` leaves the fingerprint as it is", "build it of all the settings")
+        raise ContractError("`random_weights` does not change the fingerprint", "include all settings in it")
 
 
 def _prefix(
     subject: Subject, instruction: str, seed: int = 0, announced: Sequence[str] = (), **changes: Any
 ) -> dict[str, Tensor]:
-    """One row. The editor is let go of, so that the next may take its place."""
+    """Encode one row. No reference to the editor is kept, so that it can be freed before the next is loaded."""
     editor = subject.load(announced, **changes)
     return counting_tokens(editor.encode(subject.pictures(1, seed), (instruction,)), editor.spec, 0)

@@ -1,4 +1,4 @@
-"""Promises about the layout: what `spec` and `describe` say is what `encode` gives, and a choice is a slice."""
+"""Checks of the layout: `encode` returns what `spec` and `describe` say, and a choice is a slice of the whole."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ Parts = dict[tuple[str, str], dict[str, Tensor]]
 
 
 def modes_of_the_entry_load(subject: Subject) -> None:
-    """every mode that the entry names is one that the class has"""
+    """every mode that the entry names can be loaded"""
     said = mode_refusal(subject)
     require(
         said is None,
-        f"the entry names mode {subject.mode}, and the class refuses it: {said}",
+        f"the entry names mode {subject.mode}, but `load` refuses it: {said}",
         "leave it out of the modes of the entry's `defaults`, or accept it in `load`",
     )
 
 
 def mode_refusal(subject: Subject) -> str | None:
-    """What `load` says against the subject's mode; None where it accepts it.
+    """Return why `load` refuses the subject's mode; None if it accepts it.
 
     Raises:
-        ImagewamError: it does not load in its own default mode either.
+        ImagewamError: the editor does not load in its default mode either.
     """
     said = _refusal(subject)
     if said is not None:
@@ -85,7 +85,7 @@ def _require_shapes(
 
 
 def pooled_shapes_are_those_of_the_spec(subject: Subject) -> None:
-    """with `pool` 2 a picture keeps one token for each begun 2 x 2, and K and V have the shapes that `spec` says"""
+    """with `pool` 2, a picture keeps one token for each 2 x 2 cell, and K and V have the shapes that `spec` says"""
     changes = {"segments": subject.segments()}
     whole = subject.load((SHORT, LONG), **changes).spec
     if not any(layer.holds_pictures for layer in whole.layers):
@@ -116,10 +116,10 @@ def _require_valid(prefix: PrefixKV, spec: KVSpec) -> None:
 
 
 def description_is_the_spec(subject: Subject) -> None:
-    """`describe` says without weights what the loaded editor's `spec` says"""
+    """`describe`, without weights, equals the `spec` of the loaded editor"""
     told = subject.kind.bound_to(_released_as_loaded(subject)).describe(subject.options())
     if told is None:
-        raise NotApplicable("the entry does not tell the layout: it has no `config`")
+        raise NotApplicable("the entry has no `config`, so the layout is unknown without weights")
     told, spec = _without_text_length(told), _without_text_length(subject.load().spec)
     for name in (f.name for f in dataclasses.fields(KVSpec)):
         said, true = getattr(told, name), getattr(spec, name)
@@ -133,11 +133,11 @@ def description_is_the_spec(subject: Subject) -> None:
 
 
 def _released_as_loaded(subject: Subject) -> EditorEntry:
-    """The entry with the config of the denoiser that is loaded, which may be a small one."""
+    """Return the entry with the config of the loaded denoiser, which may be a small one."""
     if subject.weights is None:
         return subject.kind.entry
     if subject.kind.embedded is not None:
-        raise NotApplicable("it describes the folder that comes with its plugin, and this is another one")
+        raise NotApplicable("it describes its embedded weights, but other weights are loaded")
     path = subject.weights / subject.kind.entry.denoiser / "config.json"
     if not path.is_file():
         return subject.kind.entry
@@ -145,7 +145,7 @@ def _released_as_loaded(subject: Subject) -> EditorEntry:
 
 
 def _without_text_length(spec: KVSpec) -> KVSpec:
-    """What is known of text beforehand is only how long it may be."""
+    """Return the layout with text of one token: without weights, only its maximum length is known."""
     layers = tuple(
         dataclasses.replace(
             layer,
@@ -157,19 +157,19 @@ def _without_text_length(spec: KVSpec) -> KVSpec:
 
 
 def _first_difference(said: tuple[object, ...], true: tuple[object, ...]) -> tuple[object, object]:
-    """Instead of dozens of layers: how many there are, or the first that is another."""
+    """Return the numbers of layers, or the first pair that differs, instead of dozens of layers."""
     if len(said) != len(true):
-        return f"{len(said)} of them", f"{len(true)} of them"
+        return f"{len(said)} layers", f"{len(true)} layers"
     return next(((a, b) for a, b in zip(said, true, strict=True) if a != b), (said, true))
 
 
 def segments_are_slices(subject: Subject) -> None:
-    """dropping kinds of tokens (`--segments`) gives slices of the whole prefix"""
+    """choosing kinds of tokens (`--segments`) gives slices of the whole prefix"""
     whole = _parts(subject, segments=subject.segments())
     for segment in subject.segments():
         kept = _parts(subject, segments=(segment,))
         expected = {key: values for key, values in whole.items() if key[1] == segment}
-        _require_parts(kept, expected, f"with `segments` {segment} alone")
+        _require_parts(kept, expected, f"with only `segments` {segment}")
 
 
 def layers_are_slices(subject: Subject) -> None:
@@ -182,31 +182,32 @@ def layers_are_slices(subject: Subject) -> None:
 
 
 def prefix_mode_has_no_target(subject: Subject) -> None:
-    """in mode `prefix` there are no target tokens, and `--segments target` is refused"""
+    """mode `prefix` has no target tokens, and `--segments target` is refused"""
     if subject.mode != "prefix":
         raise NotApplicable(f"the mode is {subject.mode}")
-    fix = "mode `prefix` is one forward without a target; offer what has one as mode `denoise`"
+    fix = "mode `prefix` is one forward without a target; offer a forward with a target as mode `denoise`"
     require("target" not in {name for _, name in _parts(subject)}, "the prefix has target tokens", fix)
     require(_refusal(subject, segments=("target",)) is not None, "`segments` target is accepted", fix)
 
 
 def unknown_choices_are_refused(subject: Subject) -> None:
-    """a segment or mode that the editor does not have is refused, naming those that it has"""
+    """a segment or mode that the editor does not have is refused, and the hint lists those that it has"""
     fix = "raise UsageError from `load` as `imagewam_cli.plugin.resolve` does, with a hint that lists the choices"
     unnamed = "name it in the modes of the entry's `defaults`, or refuse it in `load`"
     absent = [name for name in ("sky", *get_args(Segment)) if name not in subject.segments()]
     for name in absent:
         said = _refusal(subject, segments=(name,))
-        require(said is not None, f"`segments` {name} is accepted, and the editor has no such tokens", fix)
+        require(said is not None, f"`segments` {name} is accepted, but the editor has no such tokens", fix)
         listed = all(segment in str(said) for segment in subject.segments())
         require(listed, f"`segments` {name} is refused without naming {', '.join(subject.segments())}: {said}", fix)
     for mode in get_args(Mode):
         if mode not in subject.kind.entry.modes:
-            require(_refusal(subject, mode=mode) is not None, f"mode {mode} is accepted, the entry has it not", unnamed)
+            accepted = _refusal(subject, mode=mode) is None
+            require(not accepted, f"mode {mode} is accepted, but the entry does not have it", unnamed)
 
 
 def wrong_size_is_refused(subject: Subject) -> None:
-    """a picture size that does not split into tokens is refused, naming the nearest that does"""
+    """a picture size that does not split into tokens is refused, and the hint names the nearest that does"""
     height, width = subject.size
     size = (height + 1, width)
     said = _refusal(subject, image_size=size)
@@ -218,11 +219,11 @@ def wrong_size_is_refused(subject: Subject) -> None:
         )
         return
     spec = subject.load(image_size=size).spec
-    require(spec.image_size == size, f"{size} is accepted, and the spec says {spec.image_size}", "refuse it in `load`")
+    require(spec.image_size == size, f"{size} is accepted, but the spec says {spec.image_size}", "refuse it in `load`")
 
 
 def _refusal(subject: Subject, **changes: Any) -> str | None:
-    """What `load` says against these settings; None where it accepts them."""
+    """Return why `load` refuses these options; None if it accepts them."""
     try:
         subject.load(**changes)
     except UsageError as error:
@@ -231,7 +232,7 @@ def _refusal(subject: Subject, **changes: Any) -> str | None:
 
 
 def _parts(subject: Subject, **changes: Any) -> Parts:
-    """The whole prefix of two rows, in pieces."""
+    """Return the prefix of two rows, split by layer and segment."""
     editor = subject.load((SHORT, LONG), **changes)
     prefix = editor.encode(subject.pictures(2), (SHORT, LONG))
     parts: Parts = {}
@@ -245,7 +246,7 @@ def _parts(subject: Subject, **changes: Any) -> Parts:
 
 
 def _require_parts(given: Parts, expected: Mapping[tuple[str, str], dict[str, Tensor]], what: str) -> None:
-    fix = "what is kept must not change what is computed: record the same forward, then cut"
+    fix = "record the same forward for every choice, then cut: a choice must not change what is computed"
     require(list(given) == list(expected), f"{what}: the prefix has {list(given)}, not {list(expected)}", fix)
     for (layer, segment), values in expected.items():
         require_equal(given[layer, segment], values, f"{what}: {segment} tokens of {layer}", fix)

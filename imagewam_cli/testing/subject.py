@@ -1,4 +1,4 @@
-"""The editor under test, what it is shown, and how two prefixes are compared."""
+"""The editor under test, its inputs, and comparisons of two prefixes."""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ SHORT = "go left"
 LONG = "put the red block on the blue zone"
 OTHER = "lift it up"
 REORDERED = "put the blue block on the red zone"
-"""The words of `LONG` in another order: as many tokens, so that no editor can tell them apart by counting."""
+"""The words of `LONG` in another order, so that the number of tokens is the same."""
 CAMERA = "top"
 TWO_CAMERAS = ("left", "right")
 _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""How far apart two orders of one sum may end, relative to the largest number."""
+"""Tolerance for two orders of summation, relative to the largest number."""
 
 
 class ContractError(AssertionError):
-    """An editor breaks a promise; `fix` tells its author where to look."""
+    """An editor breaks a promise. `fix` tells its author what to correct."""
 
     def __init__(self, message: str, fix: str) -> None:
         super().__init__(f"{message}\nto fix: {fix}")
         self.message, self.fix = message, fix
 
 
-class NotApplicable(Exception):  # noqa: N818 - not an error: the check says nothing about this editor
-    """The promise does not concern this editor; the text says why."""
+class NotApplicable(Exception):  # noqa: N818 - not an error: the check does not apply to this editor
+    """The promise does not concern this editor. The message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """An editor in one of its modes, loaded as each check needs it."""
+    """An editor in one of its modes. Checks load it with the options that they need."""
 
     kind: type[Editor]
     """The editor's class, bound to its entry."""
     mode: Mode
     weights: Path | None = None
-    """A pipeline folder instead of what came with the plugin or was fetched."""
+    """Pipeline folder, instead of the embedded or downloaded one."""
     image_size: tuple[int, int] | None = None
-    """(height, width) of the picture; None: the editor's own."""
+    """(height, width) of the picture; None: the editor's default."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
     kept: int = 16
-    """Editors that stay loaded from check to check."""
+    """Maximum number of editors that stay loaded between checks."""
     loaded: dict[tuple[PrefixOptions, tuple[str, ...]], Editor] = field(default_factory=dict, repr=False)
 
     def options(self, **changes: Any) -> PrefixOptions:
-        """What the editor is loaded with; `changes` by the names of `PrefixOptions`."""
+        """Return the options that the editor is loaded with. changes: fields of `PrefixOptions`."""
         chosen: dict[str, Any] = {
             "mode": self.mode,
             "cameras": (CAMERA,),
@@ -74,7 +74,7 @@ class Subject:
         return PrefixOptions(**(chosen | changes))
 
     def load(self, instructions: Sequence[str] = (), **changes: Any) -> Editor:
-        """The editor, perhaps one that was loaded like this before."""
+        """Return the editor, loaded now or before with the same arguments."""
         key = (self.options(**changes), tuple(instructions))
         editor = self.loaded.pop(key, None)
         if editor is None:
@@ -83,7 +83,7 @@ class Subject:
         return editor
 
     def load_anew(self, instructions: Sequence[str] = (), **changes: Any) -> Editor:
-        """The editor, loaded once more. With it there are no more than `kept`."""
+        """Load the editor again. Older ones are freed, so that at most `kept` are loaded."""
         self._forget(len(self.loaded) - self.kept + 1)
         return self.kind.load(
             self.options(**changes),
@@ -93,25 +93,25 @@ class Subject:
         )
 
     def clear(self) -> None:
-        """Let go of every editor that is loaded."""
+        """Free every loaded editor."""
         self._forget(len(self.loaded))
 
     def _forget(self, count: int) -> None:
-        """The `count` editors that were asked for longest ago."""
+        """Free the `count` least recently used editors."""
         for key in list(self.loaded)[: max(0, count)]:
             del self.loaded[key]
         if count > 0:
-            gc.collect()  # an editor and what reads its texts know each other: no count of references frees them
+            gc.collect()  # an editor and its `TextStates` refer to each other, so reference counting cannot free them
 
     def where_graphs_are_made(self) -> Subject:
-        """The same subject on the CPU in float32, this one itself where it is there already."""
+        """Return the subject on the CPU in float32, where graphs are made: this one, or a copy."""
         if (self.device, self.compute_dtype) == ("cpu", "float32"):
             return self
-        self.clear()  # room for those of the other
+        self.clear()  # makes room for the copy's editors
         return dataclasses.replace(self, device="cpu", compute_dtype="float32", loaded={})
 
     def segments(self) -> tuple[Segment, ...]:
-        """Every kind of tokens that this mode has, kept by default or not."""
+        """Return every kind of tokens of this mode, kept by default or not."""
         return self.kind.entry.defaults.modes[self.mode].segments
 
     @functools.cached_property
@@ -120,10 +120,10 @@ class Subject:
         return self.image_size or self.load().spec.image_size
 
     def with_two_cameras(self, instructions: Sequence[str] = (), **changes: Any) -> Iterator[dict[str, Any]]:
-        """For each camera layout that takes two: `changes`, those cameras and that layout. The default must take them.
+        """Yield `changes` with two cameras, for each camera layout that accepts two.
 
         Raises:
-            UsageError: it does not.
+            UsageError: the default layout does not accept two cameras.
         """
         height, width = self.size
         default, *others = self.kind.entry.defaults.camera_layouts
@@ -141,7 +141,7 @@ class Subject:
         return True
 
     def pictures(self, count: int, seed: int = 0, cameras: Sequence[str] = (CAMERA,)) -> list[dict[str, UInt8Image]]:
-        """Rows of noise at the size that the editor sees."""
+        """Return rows of noise at the size that the editor sees."""
         height, width = self.size
         rng = np.random.default_rng(seed)
         return [
@@ -151,18 +151,17 @@ class Subject:
 
 
 def subjects(name: str, **options: Any) -> list[Subject]:
-    """The installed editor `name`, once per mode. options: of `Subject`.
+    """Return the installed editor `name` in each of its modes. options: fields of `Subject`.
 
     Raises:
-        UnknownNameError: no plugin has it.
-        PluginError: its code cannot be imported.
+        UnknownNameError, PluginError: as `installed_editor`.
     """
     kind = installed_editor(name)
     return [Subject(kind=kind, mode=mode, **options) for mode in kind.entry.modes]
 
 
 def counting_tokens(prefix: PrefixKV, spec: KVSpec, row: int) -> dict[str, Tensor]:
-    """ "K of LAYER", "V of LAYER" -> the row's tokens (tokens, H, D) without those that are padding."""
+    """Return "K of LAYER" and "V of LAYER" -> the row's tokens (tokens, H, D), without padding."""
     found = {}
     for layer, kv in zip(spec.layers, prefix.layers, strict=True):
         for part, values in (("K", kv.k), ("V", kv.v)):
@@ -172,9 +171,10 @@ def counting_tokens(prefix: PrefixKV, spec: KVSpec, row: int) -> dict[str, Tenso
 
 
 def require(truth: bool, message: str, fix: str) -> None:
-    """
+    """Check that `truth` holds.
+
     Raises:
-        ContractError: it is not so.
+        ContractError: it does not.
     """
     if not truth:
         raise ContractError(message, fix)
@@ -183,10 +183,10 @@ def require(truth: bool, message: str, fix: str) -> None:
 def require_equal(
     given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str, fix: str, *, rounding: bool = False
 ) -> None:
-    """The same tensors under the same names, bit by bit; rounding: as far as the dtype of the editor can tell.
+    """Check that two sets of tensors are equal, bit for bit. rounding: allow the rounding of the editor's dtype.
 
     Raises:
-        ContractError: names the first that differs, and by how much.
+        ContractError: names the first tensor that differs, and by how much.
     """
     require(given.keys() == expected.keys(), f"{what}: layers {sorted(given)} instead of {sorted(expected)}", fix)
     for name, wanted in expected.items():
@@ -194,18 +194,20 @@ def require_equal(
         require(found.shape == wanted.shape, f"{what}: {name} is {_shape(found)}, not {_shape(wanted)}", fix)
         gap = largest_gap(found, wanted)
         allowed = _ROUNDING[wanted.dtype] * max(1.0, _largest(wanted)) if rounding else 0.0
-        require(gap <= allowed, f"{what}: {name} differs by up to {gap:.2g}, allowed is {allowed:.2g}", fix)
+        require(gap <= allowed, f"{what}: {name} differs by up to {gap:.2g}; {allowed:.2g} is allowed", fix)
 
 
 def require_different(given: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str, fix: str) -> None:
-    """
+    """Check that two sets of tensors of equal shapes differ by more than rounding.
+
     Raises:
-        ContractError: nothing differs by more than rounding, or something has another shape, which says nothing of
-            the numbers.
+        ContractError: they do not, or their shapes differ.
     """
     for name, values in given.items():
         shapes = _shape(values), _shape(other[name])
-        require(shapes[0] == shapes[1], f"{name} is {shapes[0]} and {shapes[1]}, and cannot be compared", fix)
+        require(
+            shapes[0] == shapes[1], f"{name} has the shapes {shapes[0]} and {shapes[1]}, which cannot be compared", fix
+        )
     for name, values in given.items():
         if largest_gap(values, other[name]) > 10 * torch.finfo(values.dtype).eps * _largest(values):
             return

@@ -1,4 +1,4 @@
-"""Promises to those that use a prefix: the cache, the action expert, the exporters."""
+"""Checks for the users of a prefix: the cache, the action expert, the exporters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _HORIZON, _DRAWS, _HIDDEN = 3, 2, 32
 
 
 def a_cache_gives_back_what_was_encoded(subject: Subject) -> None:
-    """a cache in float32 holds the exact numbers, in as many bytes as were announced"""
+    """a cache in float32 holds the exact numbers, in the announced number of bytes"""
     dataset = MemoryDataset((2, 1), size=subject.size, instructions=(SHORT, LONG))
     editor = subject.load(instructions_of(dataset), segments=subject.segments())
     with tempfile.TemporaryDirectory() as name:
@@ -44,25 +44,25 @@ def a_cache_gives_back_what_was_encoded(subject: Subject) -> None:
         read = reader.read(np.arange(len(reader)))
         written = sum(_content_bytes(path) for path in (folder / SHARDS).iterdir())
     fix = (
-        "give `encode` and `spec` the same shapes, compute nothing that changes from call to call, and let no layer "
-        "that sees the picture be `by_instruction`"
+        "give `encode` and `spec` the same shapes, compute nothing that changes from call to call, and do not mark a "
+        "layer that sees the picture as `by_instruction`"
     )
     for i, row in enumerate(dataset.rows()):
         encoded = _tensors(editor.encode([row.images], [row.instruction]), editor)
         require_equal(_tensors(_row(read, i), editor), encoded, f"row {i} of the cache", fix)
     announced = plan_build(dataset, editor.spec, FLOAT32, BuildSettings()).total_bytes
-    require(written == announced, f"the shard holds {written} bytes, announced were {announced}", fix)
+    require(written == announced, f"the shard holds {written} bytes, but {announced} were announced", fix)
 
 
 def _content_bytes(shard: Path) -> int:
-    """Of a safetensors file without its header."""
+    """Return the bytes of a safetensors file without its header."""
     with shard.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     return shard.stat().st_size - 8 - header
 
 
 def _tensors(prefix: PrefixKV, editor: Editor) -> dict[str, Tensor]:
-    """K, V, in float32, and `valid`, by their names in a shard."""
+    """Return K, V and `valid` in float32, under their names in a shard."""
     return {name: torch.from_numpy(x) for name, x in prefix_arrays(prefix, editor.spec.layers).items()}
 
 
@@ -80,7 +80,7 @@ def expert_attends_jointly(subject: Subject) -> None:
     require_equal(
         given,
         expected,
-        "the expert's attention beside F.scaled_dot_product_attention",
+        "the expert's attention, compared with F.scaled_dot_product_attention",
         "`heads` must be a multiple of `kv_heads`, and `valid` belong to every layer that holds text",
         rounding=True,
     )
@@ -158,15 +158,15 @@ def _one_softmax(layer: LayerSpec, own: tuple[Tensor, Tensor, Tensor], kv: Layer
 
 
 def graph_equals_encode(subject: Subject) -> None:
-    """`prefix_graph`, where there is one, gives what `encode` gives, in float32 on the CPU"""
+    """`prefix_graph`, if the editor has one, equals `encode` in float32 on the CPU"""
     subject = subject.where_graphs_are_made()
     editor = subject.load()
     try:
         graph = editor.prefix_graph()
     except ExportError as error:
-        raise NotApplicable(f"it cannot be expressed with these settings: {error.message}") from None
+        raise NotApplicable(f"a graph cannot express these settings: {error.message}") from None
     if graph is None:
-        raise NotApplicable("it has none: exports of its policies need the live editor")
+        raise NotApplicable("it has no graph: exports of its policies need the live editor")
     pictures, instructions = subject.pictures(2), (SHORT, LONG)
     outputs = _run_graph(graph, pictures, instructions)
     encoded = _tensors(editor.encode(pictures, instructions), editor)
@@ -176,7 +176,7 @@ def graph_equals_encode(subject: Subject) -> None:
     require(len(outputs) == len(names), f"the graph gives {len(outputs)} tensors, not {len(names)}", fix)
     given = dict(zip(names, (output.float() for output in outputs), strict=True))
     expected = {name: encoded[name].float() for name in names}
-    require_equal(given, expected, "the graph beside `encode`", fix, rounding=True)
+    require_equal(given, expected, "the graph, compared with `encode`", fix, rounding=True)
 
 
 def _run_graph(

@@ -87,7 +87,7 @@ def test_its_own_tests_pass(python: Run, tmp_path: Path) -> None:
     assert checks < {case.attrib["name"] for case in cases}  # and tests of its own
     assert skipped == {
         "test_promise[denoise-prefix_mode_has_no_target]": "the mode is denoise",
-        "test_promise[denoise-graph_equals_encode]": "it has none: exports of its policies need the live editor",
+        "test_promise[denoise-graph_equals_encode]": "it has no graph: exports of its policies need the live editor",
     }
 
 
