@@ -16,13 +16,20 @@ from imagewam_cli.cli.build_options import (
     VariantsOption,
     build_settings,
 )
-from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
+from imagewam_cli.cli.editor_options import EditorOptions, editor_setup, takes_editor_options
 from imagewam_cli.cli.help import ADVANCED
 from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output
 from imagewam_cli.cli.plan import print_plan
-from imagewam_cli.cli.workers import EngineName, EngineOption, ThreadsOption, WorkerOptions, WorkersOption, open_builder
+from imagewam_cli.cli.workers import (
+    EngineName,
+    EngineOption,
+    ThreadsOption,
+    WorkerOptions,
+    WorkersOption,
+    open_producer,
+)
 
 if TYPE_CHECKING:
     from imagewam_cli.kvcache.building.shard_plan import BuildPlan
@@ -87,7 +94,7 @@ def cache_command(
     if budget is not None:
         raise UsageError("--budget is an option of `imagewam cache plan`", "imagewam cache plan --budget 50GB")
     stored = Registry.installed().codecs.load(codec)
-    chosen = choose_editor(options, weights)
+    chosen = editor_setup(options, weights)
     rows, folder = chosen.dataset, location(out) if out is not None else CACHES / chosen.name
     require_writable(storage_at(folder).disk)
     there = require_resumable(rows, chosen.kind.entry.name, folder, stored, build)
@@ -95,7 +102,7 @@ def cache_command(
     if there is not None and count is not None:
         chosen = chosen.with_layers(recorded_layers(folder, there, count))
     chosen.kind.require_weights(weights)
-    with open_builder(worker_options, chosen, folder, codec, build) as producer:
+    with open_producer(worker_options, chosen, folder, codec, build) as producer:
         planned = plan_build(rows, producer.spec, stored, build)
         with output.progress(planned.rows, "row") as bar:
             bar.set_postfix_str(f"{bytes_text(planned.bytes_per_row)}/row", refresh=False)

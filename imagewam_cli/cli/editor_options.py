@@ -155,7 +155,7 @@ def _in_panel_of(option: str, annotation: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChosenEditor:
+class EditorSetup:
     """The editor, settings and dataset that the options select, before any weights are loaded."""
 
     kind: type[Editor]
@@ -174,16 +174,16 @@ class ChosenEditor:
 
     def load(self) -> Editor:
         """Load the editor with every instruction of the dataset, measuring the layers of `auto:K` first."""
-        return self.settled()._load()
+        return self.with_measured_layers()._load()
 
-    def settled(self) -> ChosenEditor:
+    def with_measured_layers(self) -> EditorSetup:
         """Replace `auto:K` by the layers it selects. Measuring them loads the editor with all layers."""
         count = auto_count(self.settings.layers)
         if count is None:
             return self
         return self.with_layers(measured_layers(self.with_layers("all")._load(), self.dataset, count))
 
-    def with_layers(self, layers: str) -> ChosenEditor:
+    def with_layers(self, layers: str) -> EditorSetup:
         """Return a copy with other layers."""
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, layers=layers))
 
@@ -198,7 +198,7 @@ class ChosenEditor:
         )
 
 
-def choose_editor(options: EditorOptions, weights: Path | None, *, trial: str | None = None) -> ChosenEditor:
+def editor_setup(options: EditorOptions, weights: Path | None, *, trial: str | None = None) -> EditorSetup:
     """Find the editor and open the dataset. Without --dataset, record the tabletop demonstrations first.
 
     trial: the command or option that must not write anything, and so needs --dataset; None: recording is allowed.
@@ -226,7 +226,7 @@ def choose_editor(options: EditorOptions, weights: Path | None, *, trial: str | 
         path = _demonstrations()
     keys = KeyMap(state=options.state_key, action=options.action_key, cameras=tuple(options.camera or ()))
     dataset = open_dataset(existing_dataset(path), keys)
-    return ChosenEditor(
+    return EditorSetup(
         kind=kind,
         settings=_prefix_options(options, tuple(dataset.info.cameras)),
         dataset=dataset,

@@ -17,7 +17,7 @@ from imagewam_cli.cli.build_options import (
     VariantsOption,
     build_settings,
 )
-from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
+from imagewam_cli.cli.editor_options import EditorOptions, editor_setup, takes_editor_options
 from imagewam_cli.cli.help import KEEP
 from imagewam_cli.cli.options import FormatName, FormatOption, WeightsOption
 from imagewam_cli.cli.os_errors import require_writable
@@ -26,7 +26,7 @@ from imagewam_cli.cli.output import bytes_text, output, seconds_text
 if TYPE_CHECKING:
     from imagewam_cli.cache_study.budget import Choice
     from imagewam_cli.cache_study.throughput import Throughput
-    from imagewam_cli.cli.editor_options import ChosenEditor
+    from imagewam_cli.cli.editor_options import EditorSetup
     from imagewam_cli.data.types import Dataset, Row
     from imagewam_cli.editors.contract import Editor
     from imagewam_cli.kvcache.building.shard_plan import BuildPlan, BuildSettings
@@ -96,14 +96,14 @@ def print_plan(
 
     within = None if budget is None else size_in_bytes(budget, "--budget")
     stored = Registry.installed().codecs.load(codec)
-    chosen = choose_editor(options, weights, trial=named)
+    chosen = editor_setup(options, weights, trial=named)
     disk = storage_at(location(out) if out is not None else CACHES / chosen.name).disk
     require_writable(disk)
     output.result(*_plan_of(chosen, stored, build, disk, within), format.value)
 
 
 def _plan_of(
-    chosen: ChosenEditor, codec: Codec, build: BuildSettings, disk: Path, budget: float | None
+    chosen: EditorSetup, codec: Codec, build: BuildSettings, disk: Path, budget: float | None
 ) -> tuple[dict[str, Any], str]:
     """Return the plan as JSON values and as text.
 
@@ -176,7 +176,7 @@ def choices_within(
     return found
 
 
-def _spec_without_weights(chosen: ChosenEditor) -> KVSpec | None:
+def _spec_without_weights(chosen: EditorSetup) -> KVSpec | None:
     """Return the layout that the editor describes if its weights are missing here; None if they are present.
 
     Raises:

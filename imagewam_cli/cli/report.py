@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from imagewam_cli.cli.cache_source import open_cache_source
 from imagewam_cli.cli.help import INPUT, OUTPUT
 from imagewam_cli.cli.options import (
     CacheOption,
@@ -21,7 +22,6 @@ from imagewam_cli.cli.options import (
     from_home,
     require_at_least_one,
 )
-from imagewam_cli.cli.origin import cache_origin
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import output
 
@@ -91,7 +91,7 @@ def report_command(
     reader = CacheReader(chosen_cache(cache))
     hardware = chosen_hardware(device, offload, False)
     policy = None if run is None else Policy.load(existing_policy("--run", run), hardware=hardware, weights=weights)
-    recorded, editor = cache_origin(reader.manifest, dataset, weights, hardware)
+    recorded, editor = open_cache_source(reader.manifest, dataset, weights, hardware)
     with output.progress(rows, "row") as bar:
         result = evaluate_fidelity(reader, recorded, editor, rows=rows, policy=policy, on_rows=bar.update)
     if plot is not None:

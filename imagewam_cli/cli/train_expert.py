@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
+from imagewam_cli.cli.editor_options import EditorOptions, editor_setup, takes_editor_options
 from imagewam_cli.cli.help import ADVANCED, COMPUTE, CONDITION, INPUT, OUTPUT, RECIPE
 from imagewam_cli.cli.options import (
     CacheOption,
@@ -216,7 +216,7 @@ def _online_source(
     from imagewam_cli.training.online import OnlinePrefixes
 
     require_at_least_one(stride=options.stride, encode_batch=batch if batch is not None else 1)
-    chosen = choose_editor(options, weights, trial="--dry-run" if dry_run else None)
+    chosen = editor_setup(options, weights, trial="--dry-run" if dry_run else None)
     source = OnlinePrefixes(
         chosen.dataset,
         chosen.load(),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from imagewam_cli.cli.cache_source import open_cache_source
 from imagewam_cli.cli.help import INPUT
 from imagewam_cli.cli.options import (
     CacheOption,
@@ -19,7 +20,6 @@ from imagewam_cli.cli.options import (
     chosen_hardware,
     from_home,
 )
-from imagewam_cli.cli.origin import cache_origin
 from imagewam_cli.cli.output import output
 
 
@@ -65,7 +65,7 @@ def verify_command(
     changed: list[str] = []
     if damages and repair:
         output.say(text)
-        source, editor = cache_origin(manifest, dataset, weights, chosen_hardware(device, offload, False))
+        source, editor = open_cache_source(manifest, dataset, weights, chosen_hardware(device, offload, False))
         with output.progress(sum(e.rows for e in manifest.shards), "row") as bar:
             changed = repair_cache(place, damages, source, editor, on_rows=bar.update)
         text = f"{place}: repaired {', '.join(damage.file for damage in damages)}" + "".join(

@@ -17,7 +17,7 @@ from imagewam_cli.cli.options import require_at_least_one
 from imagewam_cli.cli.output import output
 
 if TYPE_CHECKING:
-    from imagewam_cli.cli.editor_options import ChosenEditor
+    from imagewam_cli.cli.editor_options import EditorSetup
     from imagewam_cli.kvcache.building.shard_builder import ShardProducer
     from imagewam_cli.kvcache.building.shard_plan import BuildSettings
     from imagewam_cli.kvcache.building.workers.pool import Workers
@@ -87,8 +87,8 @@ class WorkerOptions:
 
 
 @contextmanager
-def open_builder(
-    options: WorkerOptions, chosen: ChosenEditor, out: Location, codec: str, build: BuildSettings
+def open_producer(
+    options: WorkerOptions, chosen: EditorSetup, out: Location, codec: str, build: BuildSettings
 ) -> Iterator[ShardProducer]:
     """Open what builds the shards of `out`: an editor in this process, or a pool of workers.
 
@@ -106,7 +106,7 @@ def open_builder(
             torch.set_num_threads(options.threads)
         yield ShardBuilder(chosen.dataset, chosen.load(), out, Registry.installed().codecs.load(codec), build)
         return
-    recipe = _recipe(chosen.settled(), out, codec, build)
+    recipe = _recipe(chosen.with_measured_layers(), out, codec, build)
     with _silent_stdout() if options.engine is EngineName.ray else nullcontext():
         workers = _workers(options, recipe)
         output.say(f"loading the editor in {workers.count} workers")
@@ -139,7 +139,7 @@ def _workers(options: WorkerOptions, recipe: BuildRecipe) -> Workers:
     return ProcessWorkers(recipe, count, options.threads or max(1, torch.get_num_threads() // count))
 
 
-def _recipe(chosen: ChosenEditor, out: Location, codec: str, build: BuildSettings) -> BuildRecipe:
+def _recipe(chosen: EditorSetup, out: Location, codec: str, build: BuildSettings) -> BuildRecipe:
     from imagewam_cli.kvcache.building.workers.worker import BuildRecipe
 
     return BuildRecipe(

@@ -70,7 +70,7 @@ def test_another_number_than_the_caches_is_refused_before_the_editor_is_loaded(
     out = tmp_path / "cache"
     assert run(["-q", *small, "--layers", "0,2", "--out", str(out)]) == 0
     capsys.readouterr()
-    monkeypatch.setattr("imagewam_cli.cli.editor_options.ChosenEditor.load", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("imagewam_cli.cli.editor_options.EditorSetup.load", lambda _: pytest.fail("loaded"))
     assert run([*small, "--layers", "auto:1", "--out", str(out)]) == 1
     problem, advice = capsys.readouterr().err.splitlines()
     assert "is a cache of 2 layers (--layers 0,2), this build would choose 1" in problem

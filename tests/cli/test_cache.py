@@ -145,7 +145,7 @@ def test_what_does_not_go_on_with_the_cache_is_refused_before_anything_is_said(
         (out / "manifest.json").rename(out / "manifest.part-00001-of-00003.json")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     if not loads:
-        monkeypatch.setattr("imagewam_cli.cli.editor_options.ChosenEditor.load", lambda _: pytest.fail("loaded"))
+        monkeypatch.setattr("imagewam_cli.cli.editor_options.EditorSetup.load", lambda _: pytest.fail("loaded"))
     assert run([*small, "--out", str(out), *change, *(["--part", "0/3"] if parts else [])]) == 1
     problem, advice = capsys.readouterr().err.strip().splitlines()
     assert message in problem
@@ -157,7 +157,7 @@ def test_a_folder_of_something_else_is_refused_before_the_editor_is_loaded(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "precious").touch()
-    monkeypatch.setattr("imagewam_cli.cli.editor_options.ChosenEditor.load", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("imagewam_cli.cli.editor_options.EditorSetup.load", lambda _: pytest.fail("loaded"))
     assert run([*small, "--out", str(tmp_path)]) == 2
     assert "holds something that is not a cache" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from imagewam_cli.cli.editor_options import EditorOptions, choose_editor, takes_editor_options
+from imagewam_cli.cli.editor_options import EditorOptions, editor_setup, takes_editor_options
 from imagewam_cli.editors.loading.hardware import Hardware
 from imagewam_cli.errors import ConfigError, DatasetError
 
@@ -55,7 +55,7 @@ def test_settings_are_those_of_the_options(tabletop: Path) -> None:
         random_weights=True,
         offload="group",
     )
-    chosen = choose_editor(options, Path("weights"))
+    chosen = editor_setup(options, Path("weights"))
     settings = chosen.settings
     assert (settings.layers, settings.segments, settings.image_size) == ("every:2", ("reference",), (64, 32))
     assert (settings.text_padding, settings.compute_dtype) == ("keep", "float32")
@@ -77,4 +77,4 @@ def test_a_wrong_value_is_named(
     tabletop: Path, options: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        choose_editor(EditorOptions(dataset=tabletop, **options), None)  # type: ignore[arg-type]
+        editor_setup(EditorOptions(dataset=tabletop, **options), None)  # type: ignore[arg-type]

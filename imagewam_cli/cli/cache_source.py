@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from imagewam_cli.kvcache.format.manifest import Manifest
 
 
-def cache_origin(
+def open_cache_source(
     manifest: Manifest, dataset: Path | None, weights: Path | None, hardware: Hardware
 ) -> tuple[Dataset, Editor]:
     """Return the dataset and the editor of a cache.
