@@ -1,6 +1,6 @@
-"""What several parts of the tests share: a small untrained editor, a small dataset, and a cache of the two.
+"""Fixtures for all tests: a small untrained editor, a small dataset, and a cache of the two.
 
-Each is made once, when a test first asks for it, and read-only; copy it to break it.
+Each is made once, when a test first needs it. All are read-only; copy one to break it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 EDITOR_CAMERA = (64, 64)
-"""(height, width) that the small editor sees: 16 reference tokens."""
+"""(height, width) of the small editor's input, which gives 16 reference tokens."""
 
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline folder in `tiny`'s shape, untrained and smaller: one double block, two single ones, 2 heads of 32."""
+    """An untrained pipeline folder like `tiny`'s, but smaller: one double block, two single ones, 2 heads of 32."""
     from imagewam_tiny import recipe
     from tests.support.editors.flux2 import small_pipeline
 
@@ -28,7 +28,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tabletop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five demonstrations of the tabletop's scripted expert, pictures stored as PNG."""
+    """Five demonstrations of the tabletop's scripted demonstrator, with images stored as PNG."""
     from imagewam_cli.sim.record import record
     from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 
@@ -39,7 +39,7 @@ def tabletop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def load_tiny(tiny_weights: Path) -> Any:
-    """`load_tiny(instructions, **settings)`: the small editor at 64 pixels; `weights=` names another folder."""
+    """`load_tiny(instructions, **settings)` loads the small editor at 64 pixels; `weights=` names another folder."""
     from imagewam_cli.editors.installed import load_editor
     from imagewam_cli.editors.settings import PrefixOptions
 
@@ -52,7 +52,7 @@ def load_tiny(tiny_weights: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory, tabletop: Path, load_tiny: Any) -> Path:
-    """Every fourth frame of `tabletop` through the small editor, float32, one shard per episode or so."""
+    """A cache of every fourth frame of `tabletop`, encoded by the small editor, float32, about a shard per episode."""
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.kvcache.building.build import build_cache
     from imagewam_cli.kvcache.building.encoding import instructions_of
@@ -68,7 +68,7 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory, tabletop: Path, load_ti
 
 @pytest.fixture(scope="session")
 def policy_folder(tmp_path_factory: pytest.TempPathFactory, load_tiny: Any) -> Path:
-    """A small policy of random weights on the small editor."""
+    """A small policy with random weights on the small editor."""
     from tests.support.policies import small_policy
 
     return small_policy(tmp_path_factory, load_tiny)

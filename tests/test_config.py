@@ -1,4 +1,4 @@
-"""Strict configuration: what is wrong, where, and the nearest valid key."""
+"""Strict configuration: errors name the file, the key and the nearest valid key."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The two long commands as real processes, killed with SIGKILL in the middle and started again.
-
-What must hold: the second start ends with the bytes and the numbers of a run that nothing disturbed.
-"""
+"""Kill the two long commands with SIGKILL and resume them: the results equal those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -20,21 +17,21 @@ import pytest
 from tests.support.folders import files
 
 PATIENCE = 300.0
-"""Seconds until a process that makes no progress counts as hung."""
+"""Seconds after which a process without progress counts as hung."""
 
 TRAINING = ("--steps", "60", "--batch", "8", "--set", "save_every=10", "--set", "log_every=1")
 TRAINING += ("--set", "expert.hidden=16", "--set", "expert.horizon=8", "--set", "flow.inference_steps=2")
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
-    """One thread: the order of a sum depends on how many there are, and with it the last bit."""
+    """One thread, because the number of threads changes the order of sums and so the last bit."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "imagewam_cli", "--quiet", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 
 
 def finish(*arguments: str) -> dict[str, Any]:
-    """Run the command to its end; returns what it printed with `--format json`."""
+    """Run the command to its end and return its `--format json` output."""
     process = start(*arguments, "--format", "json")
     out, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, error.decode()
@@ -43,7 +40,7 @@ def finish(*arguments: str) -> dict[str, Any]:
 
 
 def kill_when(reached: Callable[[], bool], *arguments: str) -> None:
-    """Start the command and kill -9 it as soon as `reached` says so."""
+    """Start the command and send it SIGKILL as soon as `reached` returns true."""
     process = start(*arguments)
     deadline = time.monotonic() + PATIENCE
     try:
@@ -58,14 +55,14 @@ def kill_when(reached: Callable[[], bool], *arguments: str) -> None:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """Without what the clock says."""
+    """Return the metrics without measured times."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in record.items() if not k.endswith("seconds_per_step")} for record in records]
 
 
 @pytest.fixture(scope="module")
 def cache_command(tabletop: Path, tiny_weights: Path) -> tuple[str, ...]:
-    """A shard for each of the five episodes."""
+    """Options of a build with one shard for each of the five episodes."""
     inputs = ("--editor", "tiny", "--weights", str(tiny_weights), "--dataset", str(tabletop))
     return ("cache", *inputs, "--image-size", "64x64", "--batch", "2", "--shard-mb", "0.01")
 
@@ -78,7 +75,7 @@ def undisturbed_cache(cache_command: tuple[str, ...], tmp_path_factory: pytest.T
 
 
 @pytest.mark.slow
-def test_a_killed_cache_build_goes_on_to_the_same_bytes(
+def test_a_killed_cache_build_resumes_to_the_same_bytes(
     cache_command: tuple[str, ...], undisturbed_cache: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "cache"
@@ -92,7 +89,7 @@ def test_a_killed_cache_build_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_to_the_same_numbers(undisturbed_cache: Path, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_same_numbers(undisturbed_cache: Path, tmp_path: Path) -> None:
     command = ("train-expert", "--cache", str(undisturbed_cache), *TRAINING)
     run, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     kill_when(lambda: any(run.glob("checkpoints/step-*")), *command, "--out", str(run))

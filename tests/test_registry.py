@@ -1,4 +1,4 @@
-"""Plugins: one by one, errors reported, names unique."""
+"""Plugins are loaded one by one, their errors are reported, and their names are unique."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Plugin:
 
 
 def registry_with(monkeypatch: pytest.MonkeyPatch, **plugins: object) -> Registry:
-    """A registry whose entry points are these objects; an exception is raised when its plugin is imported."""
+    """Return a registry with these objects as entry points; importing an exception raises it."""
 
     class Point:
         dist = None

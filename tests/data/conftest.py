@@ -1,4 +1,4 @@
-"""The three small datasets that the tests read. Read-only and made once; copy one to break it."""
+"""Three small datasets, made once and read-only; copy one to break it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def recordings() -> list[Recording]:
 
 @pytest.fixture(scope="session")
 def v30(tmp_path_factory: pytest.TempPathFactory, recordings: list[Recording]) -> Path:
-    """A v3.0 set: all episodes in one data file and one mp4 per camera."""
+    """A v3.0 dataset with all episodes in one data file and one mp4 per camera."""
     return write_v30(tmp_path_factory.mktemp("v30") / "set", recordings)
 
 
 @pytest.fixture(scope="session")
 def v30_pictures(tmp_path_factory: pytest.TempPathFactory, recordings: list[Recording]) -> Path:
-    """A v3.0 set with PNG pictures inside the data file."""
+    """A v3.0 dataset with PNG images inside the data file."""
     return write_v30(tmp_path_factory.mktemp("v30") / "set", recordings, video_codec=None)
 
 
 @pytest.fixture(scope="session")
 def v21(tmp_path_factory: pytest.TempPathFactory, recordings: list[Recording]) -> Path:
-    """A v2.1 set: one data file and one mp4 per camera for each episode."""
+    """A v2.1 dataset with one data file and one mp4 per camera for each episode."""
     return write_v21(tmp_path_factory.mktemp("v21") / "set", recordings)

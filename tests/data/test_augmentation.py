@@ -1,4 +1,4 @@
-"""Augmented views: what stays, what changes, and on what they depend."""
+"""Augmented views: what they change, what they keep, and what they depend on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from imagewam_cli.data.augmentation import Augmentation, augmented
 from imagewam_cli.data.types import Row
 
 STILL = Augmentation(variants=2, changed=0.0, crop=1.0, turn=0.0)
-"""Nothing is drawn that changes a pixel."""
+"""With all ranges at 0, no pixel changes."""
 
 
 def row(number: int = 3) -> Row:
@@ -45,7 +45,7 @@ def test_the_first_view_is_the_row_itself_and_all_have_its_state_and_action() ->
 
 
 def test_a_view_depends_on_seed_row_variant_and_camera_alone() -> None:
-    """The same in another order and beside other rows; another seed, row or camera gives another."""
+    """The order and the other rows do not matter; another seed, row or camera does."""
     a = Augmentation(variants=3)
     alone, beside = views(a), list(augmented([row(1), row(3)], a))[3:]
     for one, other in zip(alone, beside, strict=True):
@@ -65,7 +65,7 @@ def test_nothing_drawn_is_nothing_changed() -> None:
     ("field", "value"), [("brightness", 0.9), ("hue", 0.4), ("saturation", 0.9), ("noise", 0.2), ("exposure", 2.0)]
 )
 def test_each_range_matters(field: str, value: float) -> None:
-    """Of 20 rows, some view differs from the one without this change."""
+    """Without this kind of change, at least one view of 20 rows differs."""
     none = dict.fromkeys(("brightness", "contrast", "saturation", "hue", "noise", "exposure"), 0.0)
     plain = dataclasses.replace(STILL, changed=1.0, gamma=(1.0, 1.0), **none)
     changed = dataclasses.replace(plain, **{field: value})
@@ -75,7 +75,7 @@ def test_each_range_matters(field: str, value: float) -> None:
 
 
 def test_a_turn_fills_with_the_mean_and_a_crop_stays_inside() -> None:
-    """A white picture stays white, whatever is turned and cropped: no black corners."""
+    """A white image stays white after rotation and cropping: it gets no black corners."""
     white = dataclasses.replace(row(), images={"top": np.full((24, 32, 3), 255, np.uint8)})
     turned = Augmentation(variants=5, changed=0.0, turn=45.0, crop=0.5)
     assert all((r.images["top"] == 255).all() for r in augmented([white], turned))

@@ -1,4 +1,4 @@
-"""Action chunks: which actions follow a frame, and what lies behind the end."""
+"""Action chunks: which actions follow a frame, and the padding after the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`open_dataset`: the version is found, and every wrong path or key is answered with the next step."""
+"""`open_dataset`: detect the version, and name the next step for every wrong path or key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`data.pictures`: any picture comes back as it went in, and the disk gets its bytes back."""
+"""`data.pictures`: images are read back unchanged, and the disk space is freed."""
 
 from __future__ import annotations
 

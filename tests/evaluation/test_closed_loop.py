@@ -103,7 +103,7 @@ def test_other_instructions_are_given_but_the_scenes_own_goal_is_judged() -> Non
     result, episodes = evaluate_in_simulator(Line, policy, episodes=4, splits=["test"], other_instructions=True)
     assert [e.instruction for e in episodes] == ["go left", "go right", "go left", "go right"]
     assert [e.given for e in episodes] == ["go right", "go left", "go right", "go left"]
-    assert policy.told[:4] == [e.given for e in episodes]
+    assert policy.instructions[:4] == [e.given for e in episodes]
     assert result.splits["test"].total.success == Rate.of(0, 4)
 
 

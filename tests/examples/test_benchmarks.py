@@ -1,4 +1,4 @@
-"""The benchmarks run at tiny sizes; what they time is what they say."""
+"""Run the benchmarks at tiny sizes, and check that they time what they claim to time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BENCHMARKS = EXAMPLES / "benchmarks"
 
 @pytest.fixture(autouse=True)
 def side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripts import their neighbours, as they do when run."""
+    """Let the scripts import their neighbours, as when they are run."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
@@ -149,7 +149,7 @@ def test_a_cache_and_none_are_trained_side_by_side(
         assert r["rows_per_second"] > 0
 
 
-def test_a_cache_is_won_back_when_its_build_is_saved() -> None:
+def test_a_cache_has_paid_when_it_saved_its_build_time() -> None:
     script = runpy.run_path(str(BENCHMARKS / "online_or_cache.py"))
     build = script["Build"](rows=100, seconds=30.0)
     # a pass of 100 rows takes 10 s from the cache and 25 s online: 15 s saved each
@@ -162,7 +162,7 @@ SMALL_TINY = ["--size", "64", "--batch", "4"]
 
 @pytest.fixture
 def recorded_once(tabletop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five demonstrations that are there, wherever a script would record some."""
+    """Use five existing demonstrations wherever a script would record some."""
     from imagewam_cli.sim import record
 
     def copied(environment: object, folder: Path, episodes: int) -> None:
@@ -204,7 +204,7 @@ def test_builder_of_released_sizes_runs(tmp_path: Path, tabletop: Path, monkeypa
     assert json.loads(output_of("builder", *options, monkeypatch=monkeypatch, capsys=capsys))["rows"] >= 5
 
 
-def test_the_memory_of_a_build_is_told(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_memory_of_a_build_is_reported(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     options = ["--rows", "30", "--weights", str(tiny_weights), "--json"]
     found = json.loads(output_of("builder_memory", *options, monkeypatch=monkeypatch, capsys=capsys))
     (build,) = found["builds"]
@@ -213,7 +213,7 @@ def test_the_memory_of_a_build_is_told(tiny_weights: Path, monkeypatch: pytest.M
     assert found["growth_bytes"] == 0
 
 
-def test_the_greatest_memory_is_not_forgotten() -> None:
+def test_peak_memory_does_not_fall() -> None:
     peak_bytes = runpy.run_path(str(BENCHMARKS / "builder_memory.py"))["peak_bytes"]
     before = peak_bytes()
     held = [b"x" * 300_000_000 for _ in range(2)]
@@ -239,7 +239,7 @@ def test_reading_is_measured_against_plain_reads(
         assert one["bytes"] % one["rows"] == 0
 
 
-def test_a_cache_that_is_there_is_read(tiny_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_an_existing_cache_is_read(tiny_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     options = ["--cache", str(tiny_cache), "--load", "read", "--repetitions", "1", "--batch", "8"]
     assert "| random, later epoch | " in output_of("reader", *options, monkeypatch=monkeypatch, capsys=capsys)
 
@@ -254,9 +254,9 @@ def test_waiting_is_a_share_of_the_steps(tiny_weights: Path, monkeypatch: pytest
 
 
 def test_figures_of_waiting_are_medians_over_the_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The share is the median of shares, not the share of medians."""
+    """The ratio is the median of ratios, not the ratio of medians."""
     measure = runpy.run_path(str(BENCHMARKS / "waiting.py"))["measure"]
-    runs = iter([(1.0, 0.5), (4.0, 0.4), (2.0, 0.3)])  # seconds a step, and those waited
+    runs = iter([(1.0, 0.5), (4.0, 0.4), (2.0, 0.3)])  # seconds per step, and how many of them it waited
     monkeypatch.setitem(measure.__globals__, "tiny_caches", lambda *given: None)
     monkeypatch.setitem(measure.__globals__, "train", lambda *given: next(runs))
     found = measure(argparse.Namespace(codecs=["bf16"], repetitions=3, episodes=1, stride=1), tmp_path)

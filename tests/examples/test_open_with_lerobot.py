@@ -1,4 +1,4 @@
-"""The half of the lerobot check that runs where imagewam is installed."""
+"""Test the half of the lerobot check that runs in imagewam's environment."""
 
 import runpy
 from pathlib import Path

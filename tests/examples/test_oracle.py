@@ -37,7 +37,7 @@ def test_table_has_a_line_per_case_and_gaps_where_nothing_was_measured(oracle: M
     ]
 
 
-def test_cases_are_those_that_are_there(oracle: ModuleType, tmp_path: Path) -> None:
+def test_only_existing_cases_are_compared(oracle: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text(
         json.dumps({"infer": {"a": {"steps": 1}, "b": {}}, "bf16": {"a": {"steps": 2}}})
     )

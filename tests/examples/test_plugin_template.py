@@ -1,5 +1,4 @@
-"""The template of a plugin, as its author would use it: installed into an environment of its own, from the command
-line."""
+"""Use the plugin template as an author would: installed in a separate environment, from the command line."""
 
 from __future__ import annotations
 
@@ -29,8 +28,10 @@ Run = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """`python(*arguments)`: stdout of the new environment's interpreter. It sees the packages of this one, and the
-    template is installed there alone."""
+    """`python(*arguments)` returns the stdout of a new environment's interpreter.
+
+    It sees the packages of this environment; the template is installed only there.
+    """
     root = tmp_path_factory.mktemp("plugin")
     venv.create(root / "venv", with_pip=False)
     (packages,) = (root / "venv").glob("lib/python*/site-packages")
@@ -103,7 +104,7 @@ def test_the_plugin_has_at_most_eighty_lines_of_code() -> None:
 
 
 def code_lines(path: Path) -> int:
-    """Without empty ones, comments and docstrings."""
+    """Count lines without empty ones, comments and docstrings."""
     text = path.read_text(encoding="utf-8")
     strings = [
         range(node.lineno, (node.end_lineno or 0) + 1)

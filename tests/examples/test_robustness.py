@@ -1,4 +1,4 @@
-"""The campaigns run, and see what they are to see. Full ones are the scripts' own."""
+"""Run short robustness campaigns. The scripts themselves run full ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run(script: str, *options: str) -> str:
 
 
 EVERY_FILE = ("--editor", "instruct-pix2pix", "--codec", "pca1")
-"""A codec that is fitted, and layers that are stored once for each instruction: files beside the shards of rows."""
+"""A fitted codec and layers stored per instruction, which have files beside the row shards."""
 
 
 @pytest.mark.slow

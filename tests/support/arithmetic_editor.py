@@ -1,4 +1,4 @@
-"""An editor that is arithmetic: small, exact, and known without a network."""
+"""A small editor that only does arithmetic, so that its exact output is known without a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from imagewam_cli.testing.dataset import INSTRUCTIONS as INSTRUCTIONS
 from imagewam_cli.testing.dataset import MemoryDataset as MemoryDataset
 
 TEXT, REFERENCE = 8, 4
-"""Tokens: the longest instruction's words, and a few for the picture."""
+"""Numbers of tokens: words of the longest instruction, and tokens of the image."""
 HEADS, HEAD_DIM = 2, 4
 ENTRY = EditorEntry(
     name="arithmetic",
@@ -44,9 +44,9 @@ ENTRY = EditorEntry(
 
 
 class ArithmeticEditor(Editor):
-    """K and V are sines of a number made from the picture's sum and the instruction's checksum.
+    """K and V are sines of a number computed from the sum of the image and the checksum of the instruction.
 
-    spoil: what to do to a prefix before it is returned, for tests of an editor that misbehaves.
+    spoil: a function that changes each prefix before it is returned, to test editors that misbehave.
     """
 
     entry = ENTRY
@@ -61,7 +61,7 @@ class ArithmeticEditor(Editor):
         self.settings = resolve(PrefixOptions(timestep=timestep), self.entry)
         self._weights, self._spoil = weights, spoil
         self.encoded = 0
-        """Rows that went through."""
+        """Number of rows encoded."""
 
     @classmethod
     def load(cls, options: PrefixOptions, **_: object) -> Self:
@@ -109,7 +109,7 @@ class ArithmeticEditor(Editor):
 def numbers(
     picture: UInt8Image, instruction: str, layer: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """K and V of one row, float32 (tokens, heads, head size)."""
+    """Return K and V of one row, float32 (tokens, heads, head size)."""
     shape = (TEXT + REFERENCE, HEADS, HEAD_DIM)
     angle = float(picture.sum()) + zlib.crc32(instruction.encode()) % 1000 + 10.0 * layer
     grid = angle + np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
@@ -117,6 +117,6 @@ def numbers(
 
 
 def seen(instruction: str) -> npt.NDArray[np.bool_]:
-    """bool (tokens,): one text token per word, every reference token."""
+    """Return which tokens are valid, bool (tokens,): one text token per word, and every reference token."""
     words = len(instruction.split())
     return np.array([True] * words + [False] * (TEXT - words) + [True] * REFERENCE)

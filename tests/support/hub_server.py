@@ -1,4 +1,4 @@
-"""A small Hub on loopback: enough of the API for huggingface_hub's own client, and a log of what was asked."""
+"""A small Hub server on loopback, with enough of the API for huggingface_hub's own client, and a log of requests."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ LATER = "89abcdef0123456789abcdef0123456789abcdef"
 
 @dataclass
 class Hub:
-    """One repository. files: of the first commit; later: of `LATER`, once main has moved there; main: the commit that
-    each question about main is answered with, the last one for good. cut: path -> bytes after which the connection is
-    closed, once; answer: a status for everything, with the code that the Hub sends in `X-Error-Code`."""
+    """One repository.
+
+    files: content of the first commit. later: content of the commit `LATER`, once main has moved there.
+    main: commits with which successive requests for main are answered; the last one repeats.
+    cut: path -> number of bytes after which the connection is closed, once.
+    answer: a status for every request, with the Hub's `X-Error-Code`.
+    """
 
     repo: str
     files: Mapping[str, bytes]

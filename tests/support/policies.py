@@ -1,5 +1,4 @@
-"""A small policy that no training has touched, on the small editor, and its ONNX export; each is made once per
-session."""
+"""A small untrained policy on the small editor, and its ONNX export. Each is made once per session."""
 
 from __future__ import annotations
 
@@ -23,11 +22,11 @@ from imagewam_cli.sim.tabletop.world import World
 
 NAMES = ("x", "y", "grip")
 EXECUTE, HORIZON, INFERENCE_STEPS = 3, 6, 4
-"""Of the run that `tests/policy` trains: actions per chunk that are executed, actions per chunk, flow steps."""
+"""Settings of the run that `tests/policy` trains: actions executed per chunk, actions per chunk, and flow steps."""
 
 
 def observation(seed: int, instruction: str | None = None) -> Observation:
-    """A scene of the tabletop as its camera sees it."""
+    """Return an observation of a tabletop scene."""
     world = World.start(sample_scene(seed))
     return Observation(
         images={"top": render(world)},
@@ -37,7 +36,7 @@ def observation(seed: int, instruction: str | None = None) -> Observation:
 
 
 def random_expert(config: ExpertConfig, seed: int = 0) -> ActionExpert:
-    """No weight is zero, so that every path through the expert counts."""
+    """Create an expert without zero weights, so that every path through it affects the result."""
     expert = ActionExpert(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for parameter in expert.parameters():
@@ -46,7 +45,7 @@ def random_expert(config: ExpertConfig, seed: int = 0) -> ActionExpert:
 
 
 def write_policy(folder: Path, editor: Editor, *, steps: int = 2, samples: int = 3) -> Path:
-    """A complete policy folder on `editor`: chunks of 5 actions in `steps` Euler steps."""
+    """Write a complete policy folder for `editor`, with chunks of 5 actions in `steps` Euler steps."""
     spec = editor.spec
     config = ExpertConfig(
         layers=spec.layers,
@@ -85,14 +84,14 @@ def write_policy(folder: Path, editor: Editor, *, steps: int = 2, samples: int =
 
 
 def small_policy(tmp_path_factory: Any, load_tiny: Any) -> Path:
-    """`write_policy` on the small editor, the same folder for all folders of tests."""
+    """Write a policy for the small editor, once per session."""
     if "policy" not in _made:
         _made["policy"] = write_policy(tmp_path_factory.mktemp("policies") / "small", load_tiny())
     return cast(Path, _made["policy"])
 
 
 def exported(tmp_path_factory: Any, policy: Path, weights: Path) -> ExportReport:
-    """The ONNX export of `small_policy`, the same one for all folders of tests."""
+    """Export `small_policy` to ONNX, once per session."""
     from imagewam_cli.export.onnx import OnnxExporter
 
     if "report" not in _made:

@@ -1,4 +1,4 @@
-"""A published checkpoint on the small editor: random weights by their published names, aliases included."""
+"""A checkpoint in the published format for the small editor: random weights under published names and aliases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def expert_config(spec: KVSpec, action_dim: int, **changes: Any) -> ExpertConfig
 
 
 def checkpoint(transformer: Any, spec: KVSpec, *, state_dim: int, action_dim: int) -> dict[str, Any]:
-    """What `torch.save` gets. The editor's weights are its own, moved a little, as training does."""
+    """Return the content for `torch.save`. The editor's weights are slightly changed, as by training."""
     state = {
         k: v + 0.02 * r for (k, v), r in zip(transformer.items(), random_state(transformer, 1).values(), strict=True)
     }
@@ -49,7 +49,7 @@ def checkpoint(transformer: Any, spec: KVSpec, *, state_dim: int, action_dim: in
 
 
 def statistics(path: Path, state_dim: int, action_dim: int) -> Path:
-    """dataset_stats.json, numbers between -1 and 2."""
+    """Write dataset_stats.json with numbers between -1 and 2."""
 
     def field(dim: int) -> dict[str, dict[str, list[float]]]:
         low, high = [-1.0 + 0.01 * i for i in range(dim)], [2.0 - 0.02 * i for i in range(dim)]

@@ -1,7 +1,7 @@
-"""Small datasets for the tests, made on the spot.
+"""Create small datasets for the tests.
 
-v3.0 sets come from the project's own writer. v2.1 sets, which it cannot write, are laid down here file by file with
-pyarrow and PyAV, so that the reader is checked against something that shares no code with it.
+v3.0 datasets come from the project's own writer. v2.1 datasets, which it cannot write, are written here file by file
+with pyarrow and PyAV, so that the reader is tested against code that it does not share.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INSTRUCTIONS = ("push the red cube", "open the drawer", "push the red cube")
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """What was recorded: the truth that a reader has to give back."""
+    """One recorded episode, which a reader must return unchanged."""
 
     frames: dict[str, npt.NDArray[np.uint8]]
     states: npt.NDArray[np.float32]
@@ -39,7 +39,7 @@ class Recording:
 
 
 def picture(size: tuple[int, int], episode: int, frame: int, camera: int) -> npt.NDArray[np.uint8]:
-    """Flat colour blocks that survive lossy coding and tell episode (of 4), frame (of 110) and camera (of 2) apart."""
+    """Draw flat colour blocks that survive lossy coding and identify episode (of 4), frame (of 110), camera (of 2)."""
     height, width = size
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[:, : width // 2] = 20 + 20 * (frame % 11)
@@ -106,12 +106,12 @@ def decode_mp4(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def write_v21(root: Path, recordings: Sequence[Recording]) -> Path:
-    """A v2.1 set with plain list columns, as lerobot before 0.4 wrote it; chunks of two episodes."""
+    """Write a v2.1 dataset with plain list columns, as lerobot before 0.4 did, in chunks of two episodes."""
     tasks = list(dict.fromkeys(recording.instruction for recording in recordings))
     features: dict[str, Any] = {
         f"observation.images.{name}": {
             "dtype": "video",
-            # (3, H, W): the axis names, not the positions, say what is what.
+            # (3, H, W): only the names of the axes tell which is which.
             "shape": [3, *frames.shape[1:3]],
             "names": ["channels", "height", "width"],
         }

@@ -1,4 +1,4 @@
-"""An S3 server on loopback, and the environment in which S3's clients find it."""
+"""An S3 server on loopback, and the environment variables that lead S3 clients to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BUCKET = "bucket"
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """Its address."""
+    """Start the server and yield its address."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -26,7 +26,7 @@ def s3_server() -> Iterator[str]:
 
 @contextmanager
 def s3_client(address: str) -> Iterator[None]:
-    """S3's clients, of this process and its children, ask this server."""
+    """Make S3 clients of this process and its children use this server."""
     import s3fs
 
     with pytest.MonkeyPatch.context() as patch:
@@ -39,6 +39,6 @@ def s3_client(address: str) -> Iterator[None]:
             "AWS_MAX_ATTEMPTS": "1",
         }.items():
             patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()  # its instances remember the address
+        s3fs.S3FileSystem.clear_instance_cache()  # its cached instances keep the old address
         yield
         s3fs.S3FileSystem.clear_instance_cache()

@@ -1,4 +1,4 @@
-"""A simulator and episodes small enough to know every number by hand."""
+"""A simulator, policies and episodes small enough to compute every number by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIDES = ("go left", "go right")
 
 
 class Line(Environment):
-    """A point on a line starts at 0 and shall walk 3 to the side that the instruction names. Odd seeds go right."""
+    """A point on a line starts at 0 and must move 3 to the side in the instruction: right for odd seeds."""
 
     name = "line"
     fps = 10.0
@@ -53,21 +53,21 @@ class Line(Environment):
 
 
 class Obedient(ChunkPolicy):
-    """Walks to the side that it is told. Remembers what it was told."""
+    """Move to the side in the instruction, and record all instructions."""
 
     execute = 2
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.instructions: list[str] = []
 
     def chunks(self, observations: Sequence[Observation]) -> Float32Array:
-        self.told += [o.instruction for o in observations]
+        self.instructions += [o.instruction for o in observations]
         steps = [1.0 if o.instruction == "go right" else -1.0 for o in observations]
         return np.array(steps, dtype=np.float32)[:, None, None].repeat(4, axis=1)
 
 
 class Deaf(Obedient):
-    """Always walks right."""
+    """Always move right."""
 
     def chunks(self, observations: Sequence[Observation]) -> Float32Array:
         return np.ones((len(observations), 4, 1), dtype=np.float32)
@@ -84,7 +84,7 @@ def episode(
     given: str | None = None,
     size: tuple[int, int] = (32, 48),
 ) -> Episode:
-    """An episode of `steps` steps; frame i is grey with brightness 40 + 20 i, at most 250."""
+    """Return an episode of `steps` steps; frame i is grey with brightness 40 + 20 i, at most 250."""
     frames: tuple[UInt8Image, ...] = tuple(
         np.full((*size, 3), min(40 + 20 * i, 250), dtype=np.uint8) for i in range(steps + 1)
     )

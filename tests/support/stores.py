@@ -1,4 +1,4 @@
-"""Two stores for caches: fsspec's own in memory, and a real S3 server on loopback."""
+"""Two stores for remote caches: fsspec's memory file system, and a real S3 server on loopback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _numbers = itertools.count()
 
 
 class Store:
-    """The files under a URL, seen past imagewam."""
+    """Access to the files under a URL without imagewam."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -33,18 +33,18 @@ class Store:
     def put(self, name: str, data: bytes) -> None:
         self.fs.pipe_file(self.path(name), data)
 
-    def flip(self, name: str, place: int) -> None:
+    def flip(self, name: str, offset: int) -> None:
         data = bytearray(self.fs.cat_file(self.path(name)))
-        data[place] ^= 1
+        data[offset] ^= 1
         self.put(name, bytes(data))
 
     def log(self, patch: pytest.MonkeyPatch, *methods: str) -> list[str]:
-        """Names of the files that these methods of the file system are asked for from now on."""
+        """Return a list to which these methods of the file system append the name of each requested file."""
         asked: list[str] = []
 
-        def logged(real: Callable[..., Any], place: int) -> Callable[..., Any]:
+        def logged(real: Callable[..., Any], position: int) -> Callable[..., Any]:
             def call(*arguments: Any, **options: Any) -> Any:
-                asked.append(arguments[place].removeprefix(f"{self.root}/"))
+                asked.append(arguments[position].removeprefix(f"{self.root}/"))
                 return real(*arguments, **options)
 
             return call
@@ -55,7 +55,7 @@ class Store:
 
 
 def copies(home: Path) -> dict[str, int]:
-    """Name and bytes of the shards' local copies."""
+    """Return name and size of each local copy of a shard."""
     return {path.name: path.stat().st_size for path in home.glob("*/copies/*shard*")}
 
 
@@ -77,7 +77,7 @@ def s3_address() -> Iterator[str]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where copies lie."""
+    """Return the folder of local copies."""
     folder = tmp_path / "home"
     monkeypatch.setenv("IMAGEWAM_CACHE_DIR", str(folder))
     return folder

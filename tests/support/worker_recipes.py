@@ -25,7 +25,7 @@ Build = Callable[..., Manifest]
 
 
 class Lost(BaseException):
-    """What stands for SIGKILL where the worker is a thread."""
+    """Ends a worker that is a thread, as SIGKILL ends a process."""
 
 
 def lose() -> None:
@@ -45,7 +45,7 @@ def mistype() -> None:
 
 
 class MinedEditor(ArithmeticEditor):
-    """Something happens at the first picture of an episode, for the first `times` workers that see it."""
+    """Call `happens` at the first image of an episode, for the first `times` workers that reach it."""
 
     def __init__(self, recipe: ArithmeticRecipe, *, weights: str) -> None:
         super().__init__(weights=weights)
@@ -64,16 +64,16 @@ class MinedEditor(ArithmeticEditor):
 
 @dataclass(frozen=True, kw_only=True)
 class ArithmeticRecipe:
-    """The build of `conftest.built`."""
+    """Recipe of the build that the fixture `built` holds."""
 
     out: Path
     marks: Path
-    """A folder with a file for each time that it happened."""
+    """Folder with one file for each call of `happens`."""
     episode: int = 1
     times: int = 0
     happens: Callable[[], None] = kill
     strangers: tuple[int, ...] = ()
-    """Workers with other weights."""
+    """Indices of workers whose editor has other weights."""
 
     def open(self, slot: int) -> tuple[ShardBuilder, Sequence[str]]:
         dataset = MemoryDataset(LENGTHS)

@@ -96,7 +96,7 @@ def test_the_end_is_checked_even_where_the_stride_skips_it(mp4: Path) -> None:
         list(VideoCamera("cam", SIZE).frames(episode(mp4, 0, 0, 10, is_last=True), 5))
 
 
-def test_a_video_that_goes_on_is_refused(mp4: Path) -> None:
+def test_a_video_with_extra_frames_is_refused(mp4: Path) -> None:
     with pytest.raises(DatasetError, match="episode 0: the video continues after the 8 frames of its last episode"):
         list(VideoCamera("cam", SIZE).frames(episode(mp4, 0, 0, 8, is_last=True), 1))
 

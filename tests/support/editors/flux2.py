@@ -9,12 +9,14 @@ import pytest
 import torch
 
 TEXT_LAYERS = 28
-"""FLUX.2 reads the 9th, 18th and 27th."""
+"""Number of text layers: FLUX.2 reads the 9th, 18th and 27th."""
 
 
 def build(path: Path) -> Path:
-    """Write the pipeline to `path`; the same weights every time, no norm's weight is 1 and the VAE's statistics are not
-    those of a fresh one."""
+    """Write the pipeline to `path` with the same weights every time.
+
+    No weight of a norm is 1, and the VAE's statistics differ from a new one's, so that ignoring them is noticed.
+    """
     from imagewam_tiny import recipe
 
     pipeline = small_pipeline(TEXT_LAYERS)
@@ -29,7 +31,7 @@ def build(path: Path) -> Path:
 
 
 def small_pipeline(text_layers: int) -> Any:
-    """Untrained: one double block, two single ones, 2 heads of 32."""
+    """Create an untrained pipeline: one double block, two single ones, 2 heads of 32."""
     from imagewam_tiny import recipe
 
     with pytest.MonkeyPatch.context() as patch:

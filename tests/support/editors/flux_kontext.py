@@ -1,4 +1,4 @@
-"""A whole FLUX.1-Kontext pipeline folder of some 170,000 random weights."""
+"""A complete FLUX.1-Kontext pipeline folder with about 170,000 random weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AXES = (4, 6, 6)
 
 
 def build(path: Path) -> Path:
-    """Two double blocks and one single one, 2 heads of 16; the scheduler leaves timesteps where they are put."""
+    """Write two double blocks and one single one, 2 heads of 16, and a scheduler that does not shift timesteps."""
     path.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -63,7 +63,7 @@ def build(path: Path) -> Path:
 
 
 def flux_vae() -> AutoencoderKL:
-    """FLUX.1's VAE in small: latents of 4 channels and an eighth of the size, shifted and scaled."""
+    """Create a small FLUX.1 VAE: latents of 4 channels and an eighth of the size, shifted and scaled."""
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -78,7 +78,7 @@ def flux_vae() -> AutoencoderKL:
 
 
 def clip_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Byte by byte, without merges."""
+    """Create a tokenizer of single bytes, without merges."""
     letters = sorted(ByteLevel.alphabet())
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary, merges = folder / "clip-vocab.json", folder / "clip-merges.txt"
@@ -91,7 +91,7 @@ def clip_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def t5_tokenizer() -> T5TokenizerFast:
-    """Letter by letter."""
+    """Create a tokenizer of single letters."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     letters = [(letter, -2.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
     return T5TokenizerFast(vocab=[*special, *letters], extra_ids=0, model_max_length=512)

@@ -1,4 +1,4 @@
-"""A tiny StableDiffusionInstructPix2PixPipeline folder: some ten thousand weights, two levels of cross-attention."""
+"""A tiny StableDiffusionInstructPix2PixPipeline folder: about ten thousand weights, two levels of cross-attention."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXT_TOKENS = 77
 
 
 def build(path: Path) -> Path:
-    """Write the pipeline to `path`; the same weights every time."""
+    """Write the pipeline to `path`, with the same weights every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline = StableDiffusionInstructPix2PixPipeline(
@@ -51,7 +51,7 @@ def build(path: Path) -> Path:
 
 
 def small_vae(**config: object) -> AutoencoderKL:
-    """Eight pixels to a latent, four channels."""
+    """Create a VAE with latents of four channels and an eighth of the size."""
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -63,7 +63,7 @@ def small_vae(**config: object) -> AutoencoderKL:
 
 
 def text_config(**config: object) -> CLIPTextConfig:
-    """Two layers for `byte_tokenizer`."""
+    """Return the config of a two-layer text encoder for `byte_tokenizer`."""
     sizes = {
         "hidden_size": 24,
         "intermediate_size": 32,
@@ -76,7 +76,7 @@ def text_config(**config: object) -> CLIPTextConfig:
 
 
 def byte_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """Byte by byte, without merges."""
+    """Create a tokenizer of single bytes, without merges."""
     letters = sorted(ByteLevel.alphabet())
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: i for i, word in enumerate(words)}
@@ -84,8 +84,10 @@ def byte_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
 
 
 def watch_projections(unet: UNet2DConditionModel) -> dict[str, list[torch.Tensor]]:
-    """Attention module -> [k, v] (B, tokens, channels), filled by the UNet's own `to_k` and `to_v` when it next runs,
-    in the order of the calls."""
+    """Return a dictionary that the next forward fills: attention module -> [k, v] (B, tokens, channels).
+
+    The values are outputs of the UNet's own `to_k` and `to_v`, in the order of the calls.
+    """
     seen: dict[str, list[torch.Tensor]] = {}
     for name, module in unet.named_modules():
         if name.endswith((".to_k", ".to_v")):
@@ -103,7 +105,7 @@ def assert_trained_timestep(
     betas: tuple[float, float],
     scaling: float,
 ) -> None:
-    """At `t` the UNet gets `timestep`, and the picture's latents as noisy as the DDPM of its training made them there.
+    """Check that at `t` the UNet gets `timestep`, and the latents with the noise of its training's DDPM.
 
     betas: first and last of the 1000 of schedule "scaled_linear"; scaling: of the latents, both as released.
     """

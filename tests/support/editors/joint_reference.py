@@ -1,7 +1,7 @@
-"""Keys and values of a joint transformer told without imagewam: hooks on the model's own projections and norms, and
-diffusers' own rotation.
+"""Compute the keys and values of a joint transformer without imagewam.
 
-Works for transformers in the shape of FLUX.1: double blocks that project text apart, single blocks that do not.
+Uses hooks on the model's own projections and norms, and diffusers' own rotation. Works for transformers with the
+structure of FLUX.1: double blocks that project text separately, and single blocks that do not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 class Observer:
-    """What one forward of a transformer was given, and the keys and values of its layers."""
+    """Inputs of one forward of a transformer, and the keys and values of its layers."""
 
     def __init__(self, transformer: Any) -> None:
         self.transformer = transformer
@@ -34,7 +34,7 @@ class Observer:
         self.inputs = kwargs
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Per layer k, v (B, text + pictures, H, D) of the last forward, k rotated."""
+        """k (rotated) and v of each layer in the last forward, (B, text + images, H, D)."""
         ids = torch.cat([self.inputs["txt_ids"], self.inputs["img_ids"]])
         rotation = self.transformer.pos_embed(ids)
         names = [name.removesuffix(".norm_k") for name in self._seen if name.endswith(".norm_k")]
@@ -50,7 +50,7 @@ class Observer:
 
 @contextlib.contextmanager
 def attention_mask(mask: Tensor) -> Iterator[None]:
-    """Every attention inside sees only what `mask` (queries, keys) says."""
+    """Apply `mask` (queries, keys) to every attention in the block."""
     attend: Callable[..., Tensor] = F.scaled_dot_product_attention
 
     def masked(*args: Any, **kwargs: Any) -> Tensor:
@@ -63,13 +63,13 @@ def attention_mask(mask: Tensor) -> Iterator[None]:
 
 
 def prefix_mask(text: int, target: int, reference: int) -> Tensor:
-    """bool (P, P) over [text | target | reference]: only the target sees the target."""
+    """Return a mask, bool (P, P) over [text | target | reference], in which only the target sees the target."""
     is_target = torch.tensor([False] * text + [True] * target + [False] * reference)
     return ~is_target[None, :] | is_target[:, None]
 
 
 def largest_difference(prefix: Any, expected: list[tuple[Tensor, Tensor]], tokens: list[int] | slice) -> float:
-    """Of k and v of all layers, against `tokens` of the expected ones."""
+    """Return the largest difference of k and v over all layers, compared with `tokens` of the expected ones."""
     assert len(prefix.layers) == len(expected)
     differences = []
     for kv, pair in zip(prefix.layers, expected, strict=True):

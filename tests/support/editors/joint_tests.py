@@ -1,4 +1,4 @@
-"""What holds for every `JointEditor`, on a tiny folder of its own: inherited by the tests of each."""
+"""Tests that every `JointEditor` must pass; the tests of each editor inherit them."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from tests.support.editors.joint_reference import Observer, largest_difference
 
 
 class JointEditorTests(abc.ABC):
-    """For a module with fixtures `folder` and `pipeline`."""
+    """Base class for a module with fixtures `folder` and `pipeline`."""
 
     load: ClassVar[Callable[..., Any]]
     """load(folder, instructions, **settings) -> editor."""
     pictures: ClassVar[Callable[[int], list[Any]]]
     instructions: ClassVar[list[str]]
     grid: ClassVar[tuple[int, int]]
-    """Rows and columns of a picture's tokens."""
+    """Rows and columns of the tokens of an image."""
     text: ClassVar[int]
-    """Tokens of a padded text."""
+    """Number of tokens of a padded text."""
     lengths: ClassVar[list[int]]
-    """Of the instructions, trimmed."""
+    """Number of tokens of the trimmed instructions."""
 
     @abc.abstractmethod
     def step(self, pipeline: Any) -> Observer:
-        """The pipeline's own step from noise alone, on the first picture and instruction."""
+        """Run the pipeline's own first step from pure noise, on the first image and instruction."""
 
     def test_the_target_matters_where_it_is_seen(self, folder: Path) -> None:
-        """Else a comparison with the pipeline could not tell one mode from the other."""
+        """Otherwise a comparison with the pipeline could not distinguish the modes."""
         first = self.instructions[:1]
         seen, unseen = (self.load(folder, mode=m).encode(self.pictures(1), first) for m in ("denoise", "prefix"))
         for i, (a, b) in enumerate(zip(seen.layers, unseen.layers, strict=True)):
@@ -103,7 +103,7 @@ class JointEditorTests(abc.ABC):
             assert torch.equal(found, expected.float())
 
     def test_actions_are_rotated_as_the_transformer_rotates(self, folder: Path, pipeline: Any) -> None:
-        """At ids that no other token has."""
+        """Uses positions that no other token has."""
         rope, observer = self.load(folder).spec.rope, self.step(pipeline)
         assert rope is not None
         ids = torch.tensor([(float(rope.action_ids[0]), float(step), 0.0) for step in range(4)])

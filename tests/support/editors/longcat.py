@@ -1,6 +1,6 @@
-"""A whole LongCat-Image-Edit pipeline folder of some 190,000 random weights.
+"""A complete LongCat-Image-Edit pipeline folder with about 190,000 random weights.
 
-Written part by part: the pipeline's own processor class wants torchvision, of which nothing else here has need.
+Written part by part, because the pipeline's own processor class needs torchvision and nothing else here does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SPECIAL = (
 
 
 def build(path: Path) -> Path:
-    """Two double blocks and one single one, 2 heads of 16; the scheduler leaves timesteps where they are put."""
+    """Write two double blocks and one single one, 2 heads of 16, and a scheduler that does not shift timesteps."""
     tokenizer = qwen_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -62,14 +62,14 @@ def build(path: Path) -> Path:
 
 
 class ImageProcessorAlone:
-    """All that the pipeline uses of its processor."""
+    """The part of the processor that the pipeline uses."""
 
     def __init__(self, image_processor: Any) -> None:
         self.image_processor = image_processor
 
 
 def load_pipeline(path: Path) -> Any:
-    """The library's pipeline on that folder."""
+    """Load the library's pipeline from the folder."""
     return LongCatImageEditPipeline(
         transformer=LongCatImageTransformer2DModel.from_pretrained(path / "transformer"),
         vae=AutoencoderKL.from_pretrained(path / "vae"),
@@ -81,7 +81,7 @@ def load_pipeline(path: Path) -> Any:
 
 
 def qwen_tokenizer() -> Qwen2Tokenizer:
-    """Byte by byte, without merges."""
+    """Create a tokenizer of single bytes, without merges."""
     letters = {letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}
     tokenizer = Qwen2Tokenizer(vocab=letters, merges=[])
     tokenizer.add_special_tokens({"additional_special_tokens": list(_SPECIAL)})

@@ -1,4 +1,4 @@
-"""The oracle's tiny editor, as far as the fixtures hold it: enough for the first three layers' keys and values."""
+"""The part of the oracle's tiny editor that the fixtures hold: enough for the keys and values of three layers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def case(name: str) -> Case:
 
 
 def released() -> dict[str, Tensor]:
-    """Released names -> weights of the editor with two single blocks; what the fixture leaves out is zero."""
+    """Return the weights of the editor with two single blocks by released names; weights not in the fixture are 0."""
     weights = {name: value for name, value in case("editor").items() if not name.startswith("proprio")}
     hidden, mlp = weights["img_in.weight"].shape[0], weights["single_blocks.0.linear1.weight"].shape[0]
     qkv = weights["single_blocks.1.linear1.weight"]
@@ -65,7 +65,7 @@ def tokens(model: Any) -> FluxTokens:
 
 
 def text(given: Case, placement: TokenPlacement, dtype: torch.dtype = torch.float32) -> Text:
-    """The case's text states with its state's token."""
+    """Return the text states of the case with the token of its robot state."""
     weights = case("editor")
     weight, bias = weights["proprio_encoder.weight"].to(dtype), weights["proprio_encoder.bias"].to(dtype)
     vectors = F.linear(given["in.proprio"].to(dtype), weight, bias)
@@ -80,7 +80,7 @@ def prefix(model: Any, given: Case, placement: TokenPlacement) -> FluxPrefix:
 
 
 def kv_error(given: Case, found: FluxPrefix) -> float:
-    """Greatest difference over the layers that the case has."""
+    """Return the largest difference over the layers of the case."""
     layers: dict[str, LayerKV] = dict(zip(NAMES, found.layers.values(), strict=True))
     errors = [
         (getattr(kv, part).flatten(2).float() - given[f"cache.{name}.{part}"].float()).abs().max()

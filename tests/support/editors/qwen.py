@@ -1,4 +1,4 @@
-"""A whole Qwen-Image-Edit pipeline folder, tiny and untrained: every part is the class of the released one."""
+"""A complete tiny, untrained Qwen-Image-Edit pipeline folder; every part has the class of the released one."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "processor", "transfo
 _WIDTH = 32
 _LATENTS = 4
 _PIXELS_READ = {"shortest_edge": 56 * 56, "longest_edge": 12_845_056}
-"""Of a picture that the text encoder sees, at least and at most; as released."""
+"""Fewest and most pixels of an image for the text encoder, as released."""
 _SENTENCES = ("put the red block on the blue zone", "Picture 1: open the drawer and then close the door")
 
 
 def build(path: Path, plus: bool = False, *, zero_cond_t: bool = False) -> Path:
-    """Write the folder: two layers of 2 heads of 16, pictures of 16 pixels a token, text states of 32.
+    """Write the folder: two layers of 2 heads of 16, images of 16 pixels per token, text states of 32.
 
-    plus: of the QwenImageEditPlusPipeline; zero_cond_t: as in the 2511 release.
+    plus: for QwenImageEditPlusPipeline; zero_cond_t: as in the 2511 release.
     """
     from diffusers import (
         AutoencoderKLQwenImage,
@@ -71,7 +71,7 @@ def build(path: Path, plus: bool = False, *, zero_cond_t: bool = False) -> Path:
 
 
 def text_encoder() -> Any:
-    """Qwen2.5-VL with the special tokens where `tokenizer` puts them."""
+    """Create a Qwen2.5-VL with the ids of special tokens from `tokenizer`."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     sizes = {"hidden_size": _WIDTH, "intermediate_size": 48}
@@ -105,7 +105,7 @@ def text_encoder() -> Any:
 
 
 def tokenizer(template: str) -> Any:
-    """Byte pairs learned from the pipeline's own template, which so takes few tokens; ids from 0 are `SPECIAL`."""
+    """Learn byte pairs from the pipeline's own template, so that it takes few tokens; ids from 0 are `SPECIAL`."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
@@ -129,8 +129,10 @@ def tokenizer(template: str) -> Any:
 
 
 def save_processor(path: Path, tokenizer: Any) -> None:
-    """As the released folders have it: the parts of a Qwen2VLProcessor (whose video half needs torchvision to be built
-    here), and its name in the index."""
+    """Write the parts of a Qwen2VLProcessor, and its name in the index, as in the released folders.
+
+    The processor itself cannot be created here, because its video part needs torchvision.
+    """
     from transformers import Qwen2VLImageProcessorPil
 
     tokenizer.save_pretrained(path / "processor")

@@ -15,7 +15,7 @@ POOLED, TIME_EMBEDDING = 20, 8
 
 
 def build(path: Path) -> Path:
-    """Write the pipeline to `path`; the same weights every time. The sampler is the released one."""
+    """Write the pipeline to `path`, with the same weights every time and the released sampler."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline = StableDiffusionXLInstructPix2PixPipeline(
