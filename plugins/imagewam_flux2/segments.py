@@ -1,4 +1,4 @@
-"""Which pictures one forward of FLUX.2 is given, in the order of their tokens, and their position ids.
+"""The pictures of one forward of FLUX.2, in the order of their tokens, and their position ids.
 
 Text comes first, then the pictures, in the order of diffusers' pipeline: the target where there is one, then each
 reference. A target is as large as the first reference, as the pipeline makes it; it has t = 0, references have t = 10,
@@ -18,19 +18,19 @@ from imagewam_flux2.tokens import REFERENCE_T, TARGET_T
 
 
 def picture_segments(settings: PrefixSettings) -> tuple[SegmentSpec, ...]:
-    """The pictures of one forward, each with its own grid. settings: resolved."""
+    """Return the pictures of one forward, each with its own grid."""
     sizes = settings.reference_sizes
     target = (_picture("target", sizes[0], TARGET_T),) if settings.mode == "denoise" else ()
     return (*target, *(_picture("reference", size, REFERENCE_T * (1 + i)) for i, size in enumerate(sizes)))
 
 
 def text_segment(tokens: int) -> SegmentSpec:
-    """Text, which counts along the last axis."""
+    """Return the text segment, whose ids count along the last axis."""
     return SegmentSpec(name="text", tokens=tokens, positions=TokenPositions(origin=(0.0,) * 4, moves=((3,),)))
 
 
 def picture_ids(pictures: Iterable[SegmentSpec]) -> Tensor:
-    """Position ids of their tokens one after another, float32 (tokens, 4)."""
+    """Return the position ids of the pictures' tokens, float32 (tokens, 4)."""
     return torch.cat([segment_ids(picture) for picture in pictures])
 
 

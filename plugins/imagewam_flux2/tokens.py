@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from imagewam_cli.plugin import LayerKV, RopeSpec, Text, grid_ids, joint_layers, record, replay, rotary_tables
 
 REFERENCE_T = 10
-"""Of the first reference picture; each further one has so much more."""
+"""Id of the first reference picture; that of the second is twice as large, and so on."""
 TARGET_T = 0
 ACTION_T = 2
 
@@ -37,7 +37,7 @@ class FluxPrefix:
     output: Tensor | None = None
 
     def repeat(self, times: int) -> FluxPrefix:
-        """The batch `times` over."""
+        """Return the batch repeated as a whole."""
         layers = {n: LayerKV(kv.k.repeat(times, 1, 1, 1), kv.v.repeat(times, 1, 1, 1)) for n, kv in self.layers.items()}
         return FluxPrefix(layers=layers, valid=self.valid.repeat(times, 1))
 
@@ -54,7 +54,7 @@ class FluxTokens:
     text_layers: tuple[int, ...] = (9, 18, 27)
     max_text_tokens: int = 512
     device: torch.device | None = None
-    """Where the text encoder computes, if its weights wait elsewhere."""
+    """Device on which the text encoder computes, if its weights are offloaded."""
 
     @classmethod
     def of(cls, pipeline: Any, *, text_layers: tuple[int, ...] = (9, 18, 27), max_text_tokens: int = 512) -> FluxTokens:

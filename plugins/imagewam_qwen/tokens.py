@@ -37,13 +37,13 @@ def picture_latents(vae: Any, pictures: Tensor) -> Tensor:
 
 
 def picture_shape(size: tuple[int, int], *, frames: int = 1) -> Shape:
-    """Of a picture of (height, width) pixels. No frames: it keeps its place in the sequence, without tokens."""
+    """Return the shape of a picture of (height, width) pixels. With no frames, it has ids but no tokens."""
     height, width = size
     return frames, height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
 
 
 def picture_positions(size: tuple[int, int], frame: int) -> TokenPositions:
-    """Of a picture of (height, width) pixels. An odd row or column is one more before the middle."""
+    """Return the positions of a picture of (height, width) pixels. An odd row or column goes before the middle."""
     _, rows, columns = picture_shape(size)
     return TokenPositions(
         origin=(float(frame), float(rows // 2 - rows), float(columns // 2 - columns)), moves=((1,), (2,))
@@ -51,12 +51,12 @@ def picture_positions(size: tuple[int, int], frame: int) -> TokenPositions:
 
 
 def text_start(sizes: Iterable[tuple[int, int]]) -> int:
-    """The id of the first text token beside pictures of (height, width) pixels."""
+    """Return the id of the first text token, for pictures of (height, width) pixels."""
     return max(side // 2 for size in sizes for side in picture_shape(size)[1:])
 
 
 def text_positions(sizes: Iterable[tuple[int, int]]) -> TokenPositions:
-    """Of text beside pictures of (height, width) pixels."""
+    """Return the positions of text, for pictures of (height, width) pixels."""
     return TokenPositions(origin=(float(text_start(sizes)),) * 3, moves=((0, 1, 2),))
 
 

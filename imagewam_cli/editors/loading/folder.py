@@ -1,4 +1,4 @@
-"""A pipeline's folder in the diffusers format: its parts, loaded one by one, and what tells one folder from another."""
+"""Read pipeline folders in the diffusers format: load single parts, and identify a folder by its digest."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _DAMAGED = "config.json and weights must belong together: fetch the editor again
 
 
 def require_family(folder: Path, family: str, parts: Collection[str]) -> None:
-    """Another family's folder may have all the sub-folders, and only fails at the first row.
+    """Check that a folder belongs to a family. Another family may have the same sub-folders, and would fail only at the
+    first row.
 
     Raises:
-        EditorError: it is another pipeline's folder, or a part is missing.
+        EditorError: the folder belongs to another pipeline, or a part is missing.
     """
     if not folder.is_dir():
         raise EditorError(f"{folder} does not exist", f"--weights takes a diffusers folder of a {family}")
@@ -45,9 +46,9 @@ def require_family(folder: Path, family: str, parts: Collection[str]) -> None:
 def load_part(
     folder: Path, name: str, kind: Any, device: torch.device | str | None, dtype: torch.dtype, **options: Any
 ) -> Any:
-    """One part of a pipeline folder, ready to encode; nothing is trained.
+    """Load one part of a pipeline folder in evaluation mode, without gradients.
 
-    kind: a class with `from_pretrained`; a model's own class, not one that guesses it. device: None leaves a model
+    kind: a class with `from_pretrained`; for a model its own class, not an `AutoModel`. device: None leaves a model
     where `options`, arguments of its `from_pretrained`, put it.
 
     Raises:
@@ -74,7 +75,7 @@ def load_part(
 
 
 def part_config(folder: Path, name: str) -> dict[str, Any]:
-    """config.json of a part.
+    """Read config.json of a part.
 
     Raises:
         EditorError: missing or damaged.
@@ -88,7 +89,7 @@ def part_config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def part_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """Every weight of a part, in one file or several.
+    """Read all weights of a part, in one file or several.
 
     Raises:
         EditorError: none is there, or a file is damaged.
@@ -106,7 +107,7 @@ def part_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def write_part(folder: Path, name: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """A part that `load_part` reads."""
+    """Write a part for `load_part`."""
     from safetensors.torch import save_file
 
     (folder / name).mkdir(parents=True, exist_ok=True)
@@ -115,10 +116,10 @@ def write_part(folder: Path, name: str, config: Mapping[str, Any], weights: Mapp
 
 
 def require_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """Names and shapes must be the same.
+    """Check that two state dicts have the same names and shapes.
 
     Raises:
-        EditorError: `what`, and the names that are missing, unknown or of another shape.
+        EditorError: they differ; the message is `what` and the names that are missing, unknown or of another shape.
     """
     other = [
         f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
@@ -140,7 +141,7 @@ def _more(names: list[str]) -> str:
 
 
 def randomize(model: nn.Module, seed: int) -> None:
-    """Draw the weights of a model anew, as its class initialises them."""
+    """Replace the weights of a model by random ones, as its class initialises them."""
     kind: Any = type(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -149,13 +150,13 @@ def randomize(model: nn.Module, seed: int) -> None:
 
 
 def revision(folder: Path) -> str | None:
-    """The commit, where the folder is a snapshot in the Hub's cache."""
+    """Return the commit if the folder is a snapshot in the Hub's cache, else None."""
     return folder.name if folder.parent.name == "snapshots" else None
 
 
 def digest(parts: Mapping[str, Path]) -> str:
-    """sha256 over names and contents of weight, config and tokenizer files; what else a folder holds, and where it
-    came from, makes no difference.
+    """Return a SHA-256 over names and contents of the weight, config and tokenizer files. Other files and the folder's
+    origin do not matter.
 
     parts: sub-folder -> the pipeline folder that has it.
     """
@@ -174,7 +175,7 @@ def digest(parts: Mapping[str, Path]) -> str:
 
 
 def _family(folder: Path) -> str | None:
-    """What model_index.json names; None without one: parts alone will do."""
+    """Return the family in model_index.json; None if there is no such file, since the parts are enough."""
     index = folder / "model_index.json"
     if not index.is_file():
         return None
@@ -187,7 +188,7 @@ def _family(folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
-    """Without transformers' progress bar: loading is part of a command that has a bar of its own."""
+    """Hide transformers' progress bar: the command that loads has its own."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

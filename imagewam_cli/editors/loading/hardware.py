@@ -1,7 +1,7 @@
-"""What an editor runs on: a choice that changes how fast and with how much memory, not which prefix it gives.
+"""The hardware that an editor runs on. It affects speed and memory but not the prefix, so it is not recorded.
 
-So it is recorded nowhere. What changes the numbers (`compute_dtype`, `quantization`) is a `PrefixSettings`. Imports no
-torch; `placement` carries it out.
+Choices that change the numbers (`compute_dtype`, `quantization`) are in `PrefixOptions`. Imports no torch; `placement`
+applies the choice.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """Where the models of an editor live and how they run."""
+    """Device, offloading and compilation of an editor's models."""
 
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps."""
     offload: Offload = "none"
-    """Where the weights of denoiser and text encoders wait. none: on the device. group: in main memory, and each of the
-    denoiser's blocks comes to the device for its turn. sequential: the same layer by layer, with the least memory on
-    the device. disk: in files, each layer read for its turn, on a machine without enough main memory."""
+    """Where the weights of denoiser and text encoders are kept. none: on the device. group: in main memory; each block
+    of the denoiser moves to the device when it runs. sequential: the same layer by layer, with the least memory on the
+    device. disk: in files; each layer is read when it runs, for machines without enough main memory."""
     compile: bool = False
-    """Compile the denoiser's repeated blocks. Slow at the first rows; K and V agree to rounding."""
+    """Whether to compile the denoiser's repeated blocks. The first rows are slow; K and V are equal up to rounding."""
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
@@ -48,20 +48,20 @@ CPU = Hardware()
 
 
 def lack(error: BaseException | None) -> BaseException | None:
-    """A full disk or memory, where that is what `error` is or came from; libraries put errors of their own in front.
+    """Return the error of a full disk or memory in the chain of causes of `error`; None if there is none.
 
-    A full disk is an OSError with ENOSPC; a full memory is what `is_out_of_memory` says.
+    Libraries wrap these errors in their own. A full disk is an OSError with ENOSPC; for memory see `is_out_of_memory`.
     """
     while error is not None:
         if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
             return error
-        if f"(os error {errno.ENOSPC})" in str(error):  # safetensors' only sign of it
+        if f"(os error {errno.ENOSPC})" in str(error):  # safetensors reports it only in its text
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         error = error.__cause__ or error.__context__
     return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the device (torch.OutOfMemoryError; on mps a plain RuntimeError) or of the machine."""
+    """Return whether device (torch.OutOfMemoryError; on mps a plain RuntimeError) or machine are out of memory."""
     said = isinstance(error, RuntimeError) and "out of memory" in str(error)
     return said or type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)

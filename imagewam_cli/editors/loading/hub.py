@@ -1,12 +1,12 @@
-"""Fetching an editor's weights from the Hugging Face Hub: what it needs of the repository, and nothing else.
+"""Download an editor's weights from the Hugging Face Hub: the components that its plugin reads, and nothing else.
 
-huggingface_hub does the work: finished files are kept, cut connections resumed, offline mode honoured. Here is what it
-does not know: which components the plugin reads, that pickles are refused, that the disk must have room, and one clear
-line for each way in which it can fail.
+huggingface_hub keeps finished files, resumes broken downloads and respects offline mode. This module adds what it does
+not know: which components are read, that pickles are refused, that the disk needs enough space, and one clear error for
+each failure.
 
-A branch or tag is resolved to its commit once, when the plan is made, and only the commit is downloaded. The cache's
-note of where the branch stands moves after the last file: planning changes nothing on the disk, and until a newer
-revision is complete the older one is what editors load.
+The plan resolves a branch or tag to a commit once, and only that commit is downloaded. The cache's reference for the
+branch moves after the last file. Planning therefore changes nothing on disk, and editors load the older revision until
+the newer one is complete.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _BRANCH = "main"
 _AGAIN = "run the same command again: complete files are kept"
 _MARGIN = 1.05
-"""Free space is asked for with some room beside the files themselves."""
+"""Required free space, relative to the size of the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchOptions:
-    """Where from and where to, named as `hf download` names them."""
+    """Options of a download, with the names of `hf download`."""
 
     revision: str | None = None
     include: tuple[str, ...] = ()
@@ -54,35 +54,37 @@ class FetchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FetchFile:
-    """One file of the repository that is wanted; present: it is on this disk already."""
+    """One file to download."""
 
     name: str
     bytes: int
     present: bool
+    """Whether it is already on this disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchPlan:
-    """What a fetch would do. revision: the resolved commit."""
+    """Files of a download."""
 
     editor: str
     repo: str
     revision: str
+    """Resolved commit."""
     files: tuple[FetchFile, ...]
 
     @property
     def total_bytes(self) -> int:
-        """Of all files, present or not."""
+        """Size of all files, present or not."""
         return sum(f.bytes for f in self.files)
 
     @property
     def missing_bytes(self) -> int:
-        """Still to be downloaded."""
+        """Size of the files that are not on this disk."""
         return sum(f.bytes for f in self.files if not f.present)
 
 
 def plan_fetch(entry: EditorEntry, options: FetchOptions) -> FetchPlan:
-    """Ask the Hub what there is.
+    """Ask the Hub which files a download needs.
 
     Raises:
         UsageError: the editor's weights come with its plugin, or the patterns match nothing.
@@ -108,9 +110,9 @@ def plan_fetch(entry: EditorEntry, options: FetchOptions) -> FetchPlan:
 
 
 def fetch(entry: EditorEntry, options: FetchOptions, plan: FetchPlan, *, bars: bool = True) -> Path:
-    """Download what the plan lacks, at the plan's revision; the folder, for `--weights`. bars: on stderr.
+    """Download the missing files of a plan, and return the folder. bars: show progress on stderr.
 
-    The default branch in the default cache is what `downloaded` finds without being told.
+    `downloaded` finds the default branch in the default cache; any other folder needs `--weights`.
 
     Raises:
         EditorError: no room on the disk, or the connection failed; what is complete is kept.
@@ -124,7 +126,7 @@ def fetch(entry: EditorEntry, options: FetchOptions, plan: FetchPlan, *, bars: b
 
 
 def downloaded(entry: EditorEntry) -> Path:
-    """The Hub snapshot on this disk, without asking the network: that of the default branch.
+    """Return the snapshot of the default branch on this disk, without network access.
 
     Raises:
         EditorError: there is none, or it is not complete; says which `imagewam fetch` to run, and which complete
@@ -143,28 +145,27 @@ def downloaded(entry: EditorEntry) -> Path:
 
 
 def finds_itself(entry: EditorEntry, folder: Path) -> bool:
-    """Whether the editor loads this folder without `--weights`."""
+    """Return whether the editor loads this folder without `--weights`."""
     return _complete(entry, _BRANCH) == folder
 
 
 def is_read(name: str) -> bool:
-    """Whether loading a part reads the file of this name: weights, configs and tokenizers, no second copies."""
+    """Return whether loading a part reads a file of this name: weights, configs and tokenizers, no second copies."""
     return any(fnmatch(name, p) for p in _READ) and not any(fnmatch(name, p) for p in _VARIANTS)
 
 
 def _commit(entry: EditorEntry, options: FetchOptions) -> str:
-    """What the wanted branch or tag is at the Hub now."""
+    """Return the current commit of the branch or tag."""
     from huggingface_hub import HfApi
 
     return str(HfApi(token=options.token).model_info(str(entry.repo), revision=options.revision).sha)
 
 
 def _listed(entry: EditorEntry, options: FetchOptions, commit: str) -> Any:
-    """The repository's files, and which of them are here. huggingface_hub makes the local folder even for this: one
-    that does not exist is stood in for."""
+    """List the repository's files, and which of them are on this disk."""
     if options.local_dir is None or options.local_dir.exists():
         return _download(entry, options, commit, dry_run=True)
-    with tempfile.TemporaryDirectory() as empty:
+    with tempfile.TemporaryDirectory() as empty:  # huggingface_hub would create the local folder just to list files
         return _download(entry, replace(options, local_dir=Path(empty)), commit, dry_run=True)
 
 
@@ -186,7 +187,7 @@ def _download(
 
 
 def _complete(entry: EditorEntry, revision: str, cache_dir: Path | None = None) -> Path | None:
-    """The snapshot of a branch or commit on this disk, if nothing that the plugin reads is missing."""
+    """Return the snapshot of a branch or commit on this disk, if it has every file that the plugin reads."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -206,7 +207,7 @@ def _complete(entry: EditorEntry, revision: str, cache_dir: Path | None = None) 
 
 
 def _other_revisions(entry: EditorEntry) -> tuple[Path | None, Path | None]:
-    """Of what the default cache holds of the repository: the newest complete snapshot, and the newest that is not."""
+    """Return the newest complete and the newest incomplete snapshot of the repository in the default cache."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -222,8 +223,8 @@ def _other_revisions(entry: EditorEntry) -> tuple[Path | None, Path | None]:
 
 
 def _note_revision(folder: Path, revision: str, commit: str) -> None:
-    """Say in the cache that the branch or tag `revision` is `commit`, whose snapshot is `folder`: the cache's own
-    layout, refs/REVISION beside snapshots/COMMIT."""
+    """Record in the Hub's cache that the branch or tag `revision` is `commit`, in its own layout: refs/REVISION beside
+    snapshots/COMMIT, which is `folder`."""
     note = folder.parents[1] / "refs" / revision
     if revision == commit or (note.is_file() and note.read_text() == commit):  # the cache may be read-only
         return
@@ -234,7 +235,7 @@ def _note_revision(folder: Path, revision: str, commit: str) -> None:
 
 
 def _patterns(entry: EditorEntry) -> list[str]:
-    """What the plugin reads, as huggingface_hub's patterns."""
+    """Return huggingface_hub's patterns of the files that the plugin reads."""
     return ["model_index.json", *(f"{c}/{kind}" for c in entry.components for kind in _READ)]
 
 
@@ -299,9 +300,9 @@ def _bars(*, shown: bool) -> Iterator[None]:
 
 @contextmanager
 def _explained(entry: EditorEntry, *, planning: bool = False) -> Iterator[None]:
-    """Turns huggingface_hub's errors into one line each, with what to do next.
+    """Convert huggingface_hub's errors to one line each, with a hint.
 
-    planning: only questions are asked, nothing is written, so what fails without an answer is the connection.
+    planning: nothing is written, so a failure without an answer from the Hub is a failed connection.
     """
     from huggingface_hub import errors
 
@@ -323,7 +324,7 @@ def _explained(entry: EditorEntry, *, planning: bool = False) -> Iterator[None]:
 
 
 def _answer(error: BaseException | None) -> Any:
-    """The Hub's own answer behind an error: huggingface_hub puts others in front of it."""
+    """Return the Hub's answer in the chain of causes of an error, if there is one."""
     from huggingface_hub.errors import HfHubHTTPError
 
     while error is not None and getattr(error, "response", None) is None:
@@ -332,7 +333,7 @@ def _answer(error: BaseException | None) -> Any:
 
 
 def _refusal(entry: EditorEntry, answer: Any) -> EditorError:
-    """What an answer other than the file means."""
+    """Return the error for an answer other than the file."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{entry.repo}"

@@ -1,9 +1,8 @@
-"""Loading the large models of an editor where `Hardware` says, by diffusers', accelerate's and torch's own means.
+"""Load the large models of an editor as `Hardware` says, with the offloading of diffusers and accelerate.
 
-group and sequential are diffusers' group offloading, by blocks and by leaves; disk is accelerate's. Transfers are not
-overlapped with computation: diffusers learns the order of the layers for that at the end of a first whole forward, and
-a recorded forward is left early. Compiled are the blocks that the model's class names as repeated; `capture` stays out
-of the graphs.
+group and sequential are diffusers' group offloading, by blocks and by leaves; disk is accelerate's. Transfers do not
+overlap with computation: diffusers would learn the order of the layers at the end of a first complete forward, and a
+recorded forward is left early. Only the blocks that the model's class declares as repeated are compiled.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from imagewam_cli.errors import UsageError
 
 
 def require_device(hardware: Hardware) -> torch.device:
-    """The device, if this machine has it.
+    """Return the device.
 
     Raises:
-        UsageError: it does not.
+        UsageError: this machine does not have it.
     """
     device = torch.device(hardware.device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -38,12 +37,13 @@ def require_device(hardware: Hardware) -> torch.device:
 
 
 class Placement:
-    """Loads denoiser and text encoders of one editor. Keep it as long as they are used: weights on disk go with it."""
+    """Loads denoiser and text encoders of one editor. Keep it while they are used: it owns the weights on disk."""
 
     def __init__(self, hardware: Hardware, *, quantization: Quantization, random_weights: bool) -> None:
-        """
+        """Check the choices before anything is loaded.
+
         Raises:
-            UsageError: this machine cannot do it, or the choices exclude each other.
+            UsageError: this machine does not support a choice, or two choices exclude each other.
         """
         self.hardware, self.quantization, self.random_weights = hardware, quantization, random_weights
         self.device = require_device(hardware)
@@ -58,7 +58,7 @@ class Placement:
         self._disk = tempfile.TemporaryDirectory(prefix="imagewam-offload-") if on_disk else None
 
     def load(self, folder: Path, name: str, kind: Any, dtype: torch.dtype, *, denoiser: bool) -> Any:
-        """A part of a pipeline folder, ready to encode. denoiser: the part is the one whose attention is recorded."""
+        """Load a part of a pipeline folder. denoiser: whether it is the part whose attention is recorded."""
         import diffusers
         import transformers
 
@@ -66,12 +66,13 @@ class Placement:
         options = loading_options(self.quantization, library, self.device, dtype)
         if self._disk is not None:
             options |= {"device_map": {"": "disk"}, "offload_folder": str(Path(self._disk.name) / name)}
-        waits = self.hardware.offload in ("group", "sequential")
-        there = None if "device_map" in options else torch.device("cpu") if waits else self.device
-        model = load_part(folder, name, kind, there, dtype, **options)
+        offloaded = self.hardware.offload in ("group", "sequential")
+        # a device map already places the model; offloaded models start in main memory
+        device = None if "device_map" in options else torch.device("cpu") if offloaded else self.device
+        model = load_part(folder, name, kind, device, dtype, **options)
         if self.random_weights:
             randomize(model, seed=0)
-        if waits:
+        if offloaded:
             offload(model, self.device, blocks=denoiser and self.hardware.offload == "group")
         if denoiser and self.hardware.compile:
             compile_blocks(model)
@@ -79,8 +80,10 @@ class Placement:
 
 
 def offload(model: nn.Module, device: torch.device, *, blocks: bool) -> None:
-    """Let weights wait in main memory and come to `device` for their turn. blocks: a whole block at a time, for models
-    whose blocks are lists right below them; else layer by layer."""
+    """Keep weights in main memory and move them to `device` when they are used.
+
+    blocks: move a whole block at a time, for models whose blocks are direct children; otherwise layer by layer.
+    """
     from diffusers.hooks import apply_group_offloading
 
     apply_group_offloading(
@@ -93,10 +96,10 @@ def offload(model: nn.Module, device: torch.device, *, blocks: bool) -> None:
 
 
 def compile_blocks(denoiser: Any, backend: str = "inductor") -> None:
-    """Compile what the denoiser repeats, at its first forward.
+    """Compile the denoiser's repeated blocks at its first forward.
 
     Raises:
-        UsageError: its class does not say what that is.
+        UsageError: its class does not declare them.
     """
     if not getattr(denoiser, "_repeated_blocks", None):
         raise UsageError(f"{type(denoiser).__name__} does not say which of its blocks repeat", "leave --compile out")
@@ -104,10 +107,11 @@ def compile_blocks(denoiser: Any, backend: str = "inductor") -> None:
 
 
 def require_compiler(device: torch.device, backend: str = "inductor") -> None:
-    """Tried on one addition: a compiler that is missing would otherwise show at the first row.
+    """Check that torch can compile, by compiling one addition. A missing compiler would otherwise show at the first
+    row.
 
     Raises:
-        UsageError: this machine lacks it.
+        UsageError: torch cannot compile here.
     """
     from torch._dynamo.exc import BackendCompilerFailed
 

@@ -1,7 +1,7 @@
-"""Weights of fewer bits than they were published with, by the libraries' own quantizers, while a model is loaded.
+"""Quantize weights while a model is loaded, with the libraries' own quantizers.
 
-Denoiser and text encoders are quantized, their linear layers alone; the VAE is small and is left as it is. Another
-quantization gives another prefix, so it is one of the `PrefixOptions`.
+Only the linear layers of denoiser and text encoders are quantized; the VAE is small. Quantization changes the prefix,
+so it is one of the `PrefixOptions`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ _PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes"}
 
 
 def require_quantization(quantization: Quantization, device: torch.device) -> None:
-    """
+    """Check that this machine supports a quantization.
+
     Raises:
         UsageError: its package is not installed, or it does not run on this device.
     """
@@ -37,12 +38,14 @@ def require_quantization(quantization: Quantization, device: torch.device) -> No
 def loading_options(
     quantization: Quantization, library: Any, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Arguments of `from_pretrained` that quantize. library: diffusers or transformers, whichever has the model: each
-    has config classes of its own."""
+    """Return the arguments of `from_pretrained` that quantize.
+
+    library: diffusers or transformers, whichever defines the model; each has its own config classes.
+    """
     if quantization == "int8":
         from torchao.quantization import Int8WeightOnlyConfig
 
-        # no device_map: with one that names the CPU the quantizer leaves the weights as they are, and says nothing
+        # no device_map: if it names the CPU, the quantizer silently leaves the weights as they are
         return {"quantization_config": library.TorchAoConfig(Int8WeightOnlyConfig())}
     if quantization == "nf4":
         config = library.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
