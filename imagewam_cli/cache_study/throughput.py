@@ -23,7 +23,7 @@ from imagewam_cli.kvcache.building.encoding import stored_tensors
 from imagewam_cli.kvcache.building.shard_plan import bytes_per_row
 from imagewam_cli.kvcache.codecs.contract import Codec
 from imagewam_cli.kvcache.codecs.fitting import fitted_to
-from imagewam_cli.kvcache.codecs.prefix import PLACE, decode_prefix, stored_parts
+from imagewam_cli.kvcache.codecs.prefix import INSTRUCTION_INDEX, decode_prefix, stored_parts
 from imagewam_cli.kvcache.format.shard import INDEX_KEYS, Shard, ShardWriter
 from imagewam_cli.prefix.kv import PrefixKV
 
@@ -116,7 +116,7 @@ def _of_instructions(
     first = [instructions.index(text) for text in distinct]
     once = stored_tensors(prefix, editor.spec, codec, by_instruction=True)
     places = torch.tensor([distinct.index(text) for text in instructions] * times)
-    return {name: tensor[first] for name, tensor in once.items()} | {PLACE: places}
+    return {name: tensor[first] for name, tensor in once.items()} | {INSTRUCTION_INDEX: places}
 
 
 def _written(

@@ -1,7 +1,6 @@
-"""What the trainer reads: prefixes of rows with the action chunk that follows each, normalised, in a seeded order.
+"""Training and validation batches: prefixes with normalised states and action chunks, in a seeded order.
 
-The order of epoch e is a function of (seed, e) alone, so a continued run sees the rows that the interrupted one would
-have seen.
+The order of an epoch depends on (seed, epoch) only, so a resumed run sees the rows that an uninterrupted run would see.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Batch:
 
 
 class TimedBatches(Iterator[Batch]):
-    """Batches, and how long was waited for them."""
+    """Iterates over batches and measures the time spent waiting for them."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches, self.seconds = batches, 0.0
@@ -68,7 +67,7 @@ class ExpertData:
         as_recorded = held_out[source.index.variant[held_out] == 0]
         self.validation_rows = _thin(as_recorded, recipe.validation_rows)
         if len(self.train_rows) == 0:
-            raise CacheError(f"{source.info.location} leaves no row to train on", "record more episodes")
+            raise CacheError(f"{source.info.location} has no row to train on", "record more episodes")
         table = source.table
         self.action_normalizer = _normalizer(
             [table.actions_of(e) for e in self.train_episodes], recipe.normalize_action
@@ -77,17 +76,17 @@ class ExpertData:
 
     @property
     def state_dim(self) -> int:
-        """Numbers of a state."""
+        """Dimensions of a state."""
         return int(self.source.table.state.shape[1])
 
     @property
     def action_dim(self) -> int:
-        """Numbers of an action."""
+        """Dimensions of an action."""
         return int(self.source.table.action.shape[1])
 
     def batch(self, indices: Indices) -> Batch:
         """Read and assemble the batch of these rows."""
-        return self._batch(indices, self.source.gather(indices))
+        return self._batch(indices, self.source.begin_read(indices))
 
     def _batch(self, indices: Indices, prefix: Callable[[], PrefixKV]) -> Batch:
         found = row_batch(self.source.table, self.source.index, indices, self.recipe.expert.horizon)
@@ -113,7 +112,7 @@ class ExpertData:
         return schedule.steps(first_step)
 
     def rows_needed(self, first_step: int, last_step: int, *, validation: bool = True) -> Indices:
-        """Every row that the batches of steps [first_step, last_step) or the validation hold."""
+        """Return every row that steps [first_step, last_step) or the validation use, ascending."""
         needed = np.zeros(self.source.info.rows, dtype=np.bool_)
         needed[self.validation_rows] = validation
         for indices in islice(self.order(first_step), last_step - first_step):
@@ -123,12 +122,12 @@ class ExpertData:
         return np.nonzero(needed)[0].astype(np.int64)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """The batches of steps [first_step, last_step), the next one read while the current one is used."""
+        """Yield the batches of steps [first_step, last_step); a thread reads the next batch meanwhile."""
         order = islice(self.order(first_step), last_step - first_step)
         with ThreadPoolExecutor(max_workers=1) as worker:
             waiting: tuple[Indices, Future[Callable[[], PrefixKV]]] | None = None
             for indices in order:
-                ahead = indices, worker.submit(self.source.gather, indices)
+                ahead = indices, worker.submit(self.source.begin_read, indices)
                 if waiting is not None:
                     yield self._batch(waiting[0], waiting[1].result())
                 waiting = ahead
@@ -140,7 +139,7 @@ class ExpertData:
 
 
 def _thin(rows: Indices, count: int) -> Indices:
-    """At most `count` of the rows, evenly spaced."""
+    """Return at most `count` of the rows, evenly spaced."""
     if len(rows) <= count:
         return rows
     return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]

@@ -1,7 +1,7 @@
-"""Prefixes computed where they are needed, by an editor that is handed in: nothing of them is stored.
+"""Compute prefixes during training with an editor; none are stored.
 
-Per batch one `Editor.encode` of each row, for all (noise, t) draws of that row. What a row's pictures show is decoded
-once, before the first step, since videos are read from front to back and training rows come shuffled.
+Each step encodes its rows once, for all (noise, t) draws of a row. Pictures are decoded once, before the first step,
+because videos are read from front to back while training rows are shuffled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from imagewam_cli.training.prefixes import SourceInfo
 
 Pictures = Sequence[Mapping[str, UInt8Image]]
 Watch = Callable[[int, int], AbstractContextManager[Callable[[int], object]]]
-"""(rows, bytes) of the pictures that are decoded next -> what is told of each n more of them."""
+"""(rows, bytes) of the pictures about to be decoded -> context with a callback for progress in rows."""
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def _unwatched(rows: int, size: int) -> Iterator[Callable[[int], object]]:
 
 
 class OnlinePrefixes:
-    """Every `stride`-th frame of a dataset through an editor; a `PrefixSource`."""
+    """A `PrefixSource` that encodes every `stride`-th frame of a dataset."""
 
     def __init__(
         self, dataset: Dataset, editor: Editor, *, stride: int = 1, batch: int = 16, watch: Watch = _unwatched
@@ -63,8 +63,8 @@ class OnlinePrefixes:
             rows=len(self.index.row),
         )
         self._pictures: PictureFile | None = None
-        self._place = np.full(len(self.index.row), -1)
-        """Of each row in the file of pictures; -1 where it is not there."""
+        self._position = np.full(len(self.index.row), -1)
+        """Position of each row in the file of pictures; -1 if it is not in the file."""
 
     @property
     def shard_rows(self) -> tuple[int, ...]:
@@ -78,28 +78,29 @@ class OnlinePrefixes:
 
     @contextmanager
     def prepare(self, indices: Indices, folder: Path) -> Iterator[None]:
-        """
+        """Decode the pictures of these rows into a temporary file, which is deleted at the end.
+
         Raises:
-            RunError: the disk has no room for the pictures.
-            DatasetError: a row's picture cannot be decoded, or is not there.
+            RunError: the disk is too full for the pictures.
+            DatasetError: a row's picture cannot be decoded or is missing.
         """
         wanted = np.unique(indices)
         self._pictures = PictureFile(folder, self.dataset.info.cameras, len(wanted))
         try:
             if len(wanted):
                 self._decode(self._pictures, wanted)
-            self._place[wanted] = np.arange(len(wanted))
+            self._position[wanted] = np.arange(len(wanted))
             yield
         finally:
-            self._place[:] = -1
+            self._position[:] = -1
             self._pictures.close()
 
-    def gather(self, indices: Indices) -> Callable[[], PrefixKV]:
-        """Reads pictures ahead; the editor computes in the call that is returned."""
-        places = self._place[indices]
-        if self._pictures is None or (places < 0).any():
-            raise RuntimeError("rows that were not announced to `prepare`")
-        pictures = self._pictures.read(places)
+    def begin_read(self, indices: Indices) -> Callable[[], PrefixKV]:
+        """Read pictures now; the editor encodes them in the returned function."""
+        positions = self._position[indices]
+        if self._pictures is None or (positions < 0).any():
+            raise RuntimeError("rows were not announced to `prepare`")
+        pictures = self._pictures.read(positions)
         instructions = [self._instructions[i] for i in self.index.instruction[indices]]
         return lambda: self._encoded(pictures, instructions)
 
@@ -131,7 +132,7 @@ class OnlinePrefixes:
         return PrefixKV(layers, torch.cat(valid) if valid else None)
 
     def _forward(self, pictures: Pictures, instructions: Sequence[str]) -> PrefixKV:
-        """As it would come out of a cache: float32, with `valid` wherever a layer holds text."""
+        """Encode rows, in the form that a cache returns: float32, with `valid` if a layer holds text."""
         spec = self.editor.spec
         prefix = self.editor.encode(pictures, instructions)
         check_prefix(prefix, spec, len(pictures))

@@ -1,4 +1,4 @@
-"""Where a trainer's prefixes come from. A trainer asks for rows and does not know whether they were stored."""
+"""Sources of prefixes. The trainer asks a source for rows and does not know whether they were stored or computed."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class SourceInfo:
 
 
 class PrefixSource(Protocol):
-    """Rows numbered 0 .. info.rows - 1, in the dataset's order."""
+    """Prefixes of rows numbered 0 .. info.rows - 1, in dataset order."""
 
     @property
     def info(self) -> SourceInfo:
-        """What the prefixes are, and of which rows."""
+        """Description of the prefixes and their rows."""
         ...
 
     @property
     def index(self) -> RowIndex:
-        """Which dataset frame each row is."""
+        """Dataset frame of each row."""
         ...
 
     @property
@@ -61,35 +61,37 @@ class PrefixSource(Protocol):
 
     @property
     def shard_rows(self) -> tuple[int, ...]:
-        """Rows of each file that rows are stored in, in their order; all of them where they are not stored."""
+        """Number of rows in each shard, in row order. A source without shards has one entry."""
         ...
 
     def samples(self) -> bytes | None:
-        """A file of `imagewam_cli.data.samples`, which a policy keeps; None where there is none."""
+        """Return a samples file (`imagewam_cli.data.samples`) for the policy to keep, or None."""
         ...
 
     def scratch_bytes(self, rows: int) -> int:
-        """What `prepare` takes of the disk for so many rows."""
+        """Return the disk space in bytes that `prepare` needs for this many rows."""
         ...
 
     def prepare(self, indices: Indices, folder: Path) -> AbstractContextManager[None]:
-        """Within it, `gather` is asked for these rows and no others. folder: whose disk may be used meanwhile."""
+        """Announce the rows that `begin_read` will be asked for inside `with`. folder: place for temporary files."""
         ...
 
-    def gather(self, indices: Indices) -> Callable[[], PrefixKV]:
-        """What may run ahead, in a thread beside a computation; the call that it returns does the rest and gives the
-        prefix of the rows, float32 on the CPU."""
+    def begin_read(self, indices: Indices) -> Callable[[], PrefixKV]:
+        """Do the part of reading that can run ahead, in another thread.
+
+        Returns a function that does the rest and returns the prefixes of the rows, float32 on the CPU.
+        """
         ...
 
 
 class CachedPrefixes:
-    """The rows of a cache."""
+    """Prefixes that are stored in a cache."""
 
     def __init__(self, place: Location, load: LoadMethod = "mmap") -> None:
-        """load: how the shards are read; the rows are the same.
+        """load: how shards are read; it does not change the result.
 
         Raises:
-            CacheError: no cache, a damaged one, or one without rows.
+            CacheError: there is no cache, it is damaged, or it has no rows.
         """
         self.reader = CacheReader(place, load)
         manifest = self.reader.manifest
@@ -125,6 +127,6 @@ class CachedPrefixes:
     def prepare(self, indices: Indices, folder: Path) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def gather(self, indices: Indices) -> Callable[[], PrefixKV]:
+    def begin_read(self, indices: Indices) -> Callable[[], PrefixKV]:
         prefix = self.reader.read(indices)
         return lambda: prefix

@@ -76,7 +76,7 @@ class EditorConfig(TrainConfig):
     prefix_weight: float = 0.0
     """Of the loss at the reference tokens themselves, see `train_editor`."""
     beside_share: float | None = None
-    """BuildPart of edits that put a block beside another; None: as the tabletop has it, about a quarter."""
+    """Share of edits that put a block beside another; None: as the tabletop has it, about a quarter."""
     first_edit: int = 0
     """Number of the stage's first edit: stages see other scenes."""
 

@@ -254,7 +254,7 @@ class TestBatch:
         def broken(indices: Indices) -> None:
             raise CacheError("shard is gone")
 
-        monkeypatch.setattr(data.source, "gather", broken)
+        monkeypatch.setattr(data.source, "begin_read", broken)
         with pytest.raises(CacheError, match="shard is gone"):
             next(data.batches(0, 5))
 

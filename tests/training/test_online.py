@@ -71,9 +71,9 @@ class TestSameAsACache:
     @pytest.mark.parametrize("batch", [1, 3, 16])
     def test_a_batch_is_that_of_the_same_rows(self, cache: Path, tmp_path: Path, batch: int) -> None:
         rows, source = np.array([30, 2, 17, 41]), online(batch=batch)
-        expected = CachedPrefixes(cache).gather(rows)()
+        expected = CachedPrefixes(cache).begin_read(rows)()
         with source.prepare(np.array([41, 2, 17, 30, 5]), tmp_path):
-            found = source.gather(rows)()
+            found = source.begin_read(rows)()
         assert_same(found, expected)
 
     def test_an_editor_that_counts_every_token_trains_as_from_its_cache(
@@ -86,7 +86,9 @@ class TestSameAsACache:
         build_cache(dataset, editor, tmp_path / "cache", FLOAT32, BuildSettings())
         source = online(editor, dataset, batch=2)
         with source.prepare(np.arange(5), tmp_path):
-            assert_same(source.gather(np.arange(5))(), CachedPrefixes(tmp_path / "cache").gather(np.arange(5))())
+            assert_same(
+                source.begin_read(np.arange(5))(), CachedPrefixes(tmp_path / "cache").begin_read(np.arange(5))()
+            )
 
     def test_numbers_in_bfloat16_reach_the_expert_as_float32(self, tmp_path: Path) -> None:
         def halved(prefix: PrefixKV) -> PrefixKV:
@@ -94,7 +96,7 @@ class TestSameAsACache:
 
         source = online(ArithmeticEditor(spoil=halved))
         with source.prepare(np.arange(3), tmp_path):
-            found = source.gather(np.arange(3))()
+            found = source.begin_read(np.arange(3))()
         assert {kv.k.dtype for kv in found.layers} | {kv.v.dtype for kv in found.layers} == {torch.float32}
 
 
@@ -257,9 +259,9 @@ class TestFailure:
     def test_rows_that_were_not_announced_are_a_bug(self, tmp_path: Path) -> None:
         source = online()
         with pytest.raises(RuntimeError, match="not announced"):
-            source.gather(np.array([0]))
+            source.begin_read(np.array([0]))
         with source.prepare(np.array([1, 3]), tmp_path), pytest.raises(RuntimeError, match="not announced"):
-            source.gather(np.array([1, 2]))
+            source.begin_read(np.array([1, 2]))
 
 
 class Gap(MemoryDataset):

@@ -1,7 +1,7 @@
-"""How keys and values are stored: the contract of a codec, and the codecs that cast.
+"""The contract of a codec, which decides how keys and values are stored.
 
-A codec turns K and V of one layer into a few tensors and back. It knows nothing of files, and each row is encoded by
-itself, so that a row has the same bytes in every batch.
+A codec encodes K and V of one layer into a few tensors and decodes them. It knows nothing of files. It encodes each row
+independently, so a row has the same bytes in every batch.
 """
 
 from __future__ import annotations
@@ -18,52 +18,54 @@ from imagewam_cli.prefix.spec import KVSpec, LayerSpec, RopeSpec
 
 
 class Codec(Protocol):
-    """encode and decode work on K and V of one layer, (N, P, H_kv, D). Both run wherever their tensors are."""
+    """Encodes and decodes K and V of one layer, (N, P, H_kv, D), on the device of the tensors it is given."""
 
     @property
     def name(self) -> str:
-        """As the manifest and --codec have it."""
+        """Name in manifests and for --codec."""
         ...
 
     def parts(self, layer: LayerSpec) -> Mapping[str, Part]:
-        """What is stored of a layer, by names of the codec's own."""
+        """Return shape and dtype of each tensor stored for a layer, by name."""
         ...
 
     def encode(
         self, kv: LayerKV, layer: LayerSpec, *, rope: RopeSpec | None = None, valid: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The tensors that `parts` names, with the rows in front.
+        """Return the tensors that `parts` names, with rows as the first dimension.
 
-        rope: how the editor rotated the keys; valid: bool (N, P), False where a token is padding and holds zeros,
-        which is not to be looked at. Numbers that cannot be held become infinite or NaN in a floating tensor.
+        rope: the rotation that the editor applied to the keys, or None. valid: bool (N, P), False for padding tokens,
+        whose zeros must not influence the encoding. Numbers out of range become infinite or NaN in a float tensor.
         """
         ...
 
     def decode(self, stored: Mapping[str, Tensor], layer: LayerSpec, *, rope: RopeSpec | None = None) -> LayerKV:
-        """float32 keys and values. stored: each row's numbers are in one piece, the rows may stand apart."""
+        """Return float32 keys and values. stored: contiguous within a row, but not necessarily across rows."""
         ...
 
 
 @runtime_checkable
 class FittedCodec(Codec, Protocol):
-    """A codec that is fitted to rows of the cache's own before the first is stored. Its `parts` are known before."""
+    """A codec that is fitted to a sample of the cache's rows before any is stored. `parts` works without a fit."""
 
     def fitted(self, spec: KVSpec, samples: Sequence[PrefixKV]) -> FittedCodec:
-        """One that can encode. samples: prefixes of rows from all over the dataset, on the CPU, in batches; the same
-        samples give the same codec."""
+        """Return a codec fitted to samples; the same samples give the same codec.
+
+        samples: batches of prefixes from all over the dataset, on the CPU.
+        """
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """What it learned, for a file."""
+        """Return the fitted parameters, to be stored in a file."""
         ...
 
     def restored(self, spec: KVSpec, state: Mapping[str, Tensor]) -> FittedCodec:
-        """The one that had this state."""
+        """Return the codec with these fitted parameters."""
         ...
 
 
 def all_finite(x: Tensor) -> bool:
-    """Whether every number is: NaN or an infinity would be the least or the greatest, found in one pass."""
+    """Whether every number is finite. One pass suffices: NaN or infinity would show in the minimum or maximum."""
     if x.dtype == torch.float8_e4m3fn:  # its only other numbers are NaN, all ones behind the sign
         return bool((x.view(torch.uint8) & 0x7F).max() < 0x7F)
     low, high = torch.aminmax(x)

@@ -1,4 +1,4 @@
-"""Codecs that are fitted to a cache's own rows: on which rows, and the file that keeps what they found."""
+"""Fit codecs to a sample of a cache's rows, and load fitted codecs from their file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from imagewam_cli.registry import Registry
 
 _ROWS_OF_EPISODE = 4
 _FEWEST, _MOST = 8, 128
-"""Rows."""
+"""Limits on the number of sampled rows."""
 _BYTES = 2e9
-"""Of memory that their K and V may take."""
+"""Memory limit for the K and V of the sample."""
 _BATCH = 8
 
 
 def sample_prefixes(editor: Editor, dataset: Dataset, stride: int) -> list[PrefixKV]:
-    """Prefixes of rows from all over the dataset, a few at a time, as many as memory allows."""
+    """Return batches of prefixes of rows spread over the dataset, as many as memory allows."""
     rows = int(min(max(_FEWEST, _BYTES / editor.spec.bytes_per_row(2)), _MOST))
     spread = list(spread_rows(dataset, episodes=-(-rows // _ROWS_OF_EPISODE), rows=_ROWS_OF_EPISODE, stride=stride))
     groups = [spread[i : i + _BATCH] for i in range(0, len(spread), _BATCH)]
@@ -33,12 +33,12 @@ def sample_prefixes(editor: Editor, dataset: Dataset, stride: int) -> list[Prefi
 
 
 def fitted_to(codec: Codec, spec: KVSpec, samples: Sequence[PrefixKV]) -> Codec:
-    """The codec, ready to encode; those that learn nothing are ready as they are."""
+    """Return the codec ready to encode, fitted to the samples if it needs a fit."""
     return codec.fitted(spec, samples) if isinstance(codec, FittedCodec) else codec
 
 
 def fit_codec(codec: FittedCodec, editor: Editor, dataset: Dataset, stride: int) -> tuple[FittedCodec, bytes]:
-    """The codec, ready to encode, and its file."""
+    """Return the fitted codec and the content of its file."""
     from safetensors.torch import save
 
     fitted = codec.fitted(editor.spec, sample_prefixes(editor, dataset, stride))
@@ -47,17 +47,17 @@ def fit_codec(codec: FittedCodec, editor: Editor, dataset: Dataset, stride: int)
 
 
 def stored_codec(storage: Storage, manifest: Manifest) -> Codec:
-    """The codec of a cache, as it was fitted to it.
+    """Load the codec of a cache with its fit.
 
     Raises:
-        CacheError: it is not installed, or its file is missing or damaged.
+        CacheError: the codec is not installed, or its file is missing or damaged.
     """
     from safetensors.torch import load
 
     codecs = Registry.installed().codecs
     if manifest.codec not in codecs:
         raise CacheError(
-            f"{storage.address} stores numbers as {manifest.codec!r}, which nothing installed can read",
+            f"{storage.address} was stored with the codec {manifest.codec!r}, which is not installed",
             "install the plugin that it was built with; see `imagewam plugins --hook codecs`",
         )
     codec: Codec = codecs.load(manifest.codec)

@@ -1,4 +1,4 @@
-"""Whole prefixes through a codec: which tensors a shard stores of them, and how they are read back."""
+"""Apply a codec to whole prefixes: name the tensors that a shard stores, and decode them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from imagewam_cli.kvcache.format.part import Part
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.prefix.spec import KVSpec
 
-PLACE = "instruction.place"
-"""(N,) int64: which of the instructions that are stored beside them the rows have."""
+INSTRUCTION_INDEX = "instruction.place"
+"""(N,) int64: for each row, the position of its instruction among the stored instruction rows."""
 
 
 def stored_parts(spec: KVSpec, codec: Codec, *, by_instruction: bool = False) -> dict[str, Part]:
-    """The tensors of a shard behind its index, by name. by_instruction: of the shard that has a row per instruction."""
+    """Return the tensors of a shard after its index, by name.
+
+    by_instruction: those of the shard that has one row per instruction.
+    """
     parts = {
         f"layer.{i}.{name}": part
         for i, layer in enumerate(spec.layers)
@@ -30,10 +33,13 @@ def stored_parts(spec: KVSpec, codec: Codec, *, by_instruction: bool = False) ->
 
 
 def decode_prefix(stored: Mapping[str, Tensor], spec: KVSpec, codec: Codec) -> PrefixKV:
-    """float32 K and V of tensors as `stored_parts` names them; those of instructions come with `PLACE`."""
+    """Return float32 K and V of stored tensors. Tensors stored per instruction are expanded by `INSTRUCTION_INDEX`."""
+    instruction = stored.get(INSTRUCTION_INDEX)
     layers: list[LayerKV] = []
     for i, layer in enumerate(spec.layers):
         kv = codec.decode({name: stored[f"layer.{i}.{name}"] for name in codec.parts(layer)}, layer, rope=spec.rope)
-        layers.append(LayerKV(kv.k[stored[PLACE]], kv.v[stored[PLACE]]) if layer.by_instruction else kv)
+        layers.append(LayerKV(kv.k[instruction], kv.v[instruction]) if layer.by_instruction else kv)
     valid = stored.get("valid")
-    return PrefixKV(tuple(layers), valid[stored[PLACE]] if valid is not None and spec.valid_by_instruction else valid)
+    if valid is not None and spec.valid_by_instruction:
+        valid = valid[instruction]
+    return PrefixKV(tuple(layers), valid)

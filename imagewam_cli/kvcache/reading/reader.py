@@ -1,4 +1,4 @@
-"""Reading a cache: random access to rows. Knows nothing of training."""
+"""Read rows of a cache in any order. Knows nothing of training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from imagewam_cli.errors import CacheError
 from imagewam_cli.files import has_checksum
 from imagewam_cli.kvcache.codecs.contract import Codec
 from imagewam_cli.kvcache.codecs.fitting import stored_codec
-from imagewam_cli.kvcache.codecs.prefix import PLACE, decode_prefix, stored_parts
+from imagewam_cli.kvcache.codecs.prefix import INSTRUCTION_INDEX, decode_prefix, stored_parts
 from imagewam_cli.kvcache.format.buffers import Buffers
 from imagewam_cli.kvcache.format.frame_table import FrameTable, Indices
 from imagewam_cli.kvcache.format.manifest import TABLE, Manifest, ShardEntry
@@ -34,9 +34,9 @@ from imagewam_cli.kvcache.storage.manifests import manifest_at, storage_at
 from imagewam_cli.prefix.kv import PrefixKV
 
 ROWS, INSTRUCTION_ROWS = "rows", "instruction.rows"
-"""Of what `CacheReader.gather` returns: the rows' bytes, and those of their instructions."""
+"""Keys of what `CacheReader.gather` returns: bytes of the rows, and bytes of their instructions."""
 _OPEN_SHARDS = 512
-"""At most so many are mapped and described in memory: a cache may have tens of thousands."""
+"""Limit on shards that are mapped at once: a cache may have tens of thousands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,51 +52,52 @@ class RowIndex:
 
 
 def row_index(table: FrameTable, episodes: Iterable[int], stride: int, variants: int = 1) -> RowIndex:
-    """Of so many views of every `stride`-th frame of these episodes."""
+    """Return the index of `variants` views of every `stride`-th frame of these episodes."""
     row, episode, frame = (np.repeat(column, variants) for column in table.frames(episodes, stride))
     variant = np.arange(len(row)) % variants
     return RowIndex(row=row, episode=episode, frame=frame, instruction=table.instruction[row], variant=variant)
 
 
 class CacheReader:
-    """A cache, opened: a folder, or a URL whose files are fetched when they are first used. `read(indices)` gives the
-    prefix of any cached rows, numbered 0 .. len - 1 in build order. Nothing is given that was not held against its
-    checksum: a shard's head when the shard is opened, a row when it is first read.
+    """Random access to the rows of a cache in a folder or at a URL, whose files are downloaded when first used.
 
-    Threads may share a reader. Pickled, it is opened again where it is unpickled; a forked process reaches the store
-    anew. So each worker of a `torch.utils.data.DataLoader` has its own.
+    `read(indices)` returns the prefixes of any rows, numbered 0 .. len - 1 in build order. Everything is verified
+    against its checksum before it is returned: the head of a shard when it is opened, a row when it is first read.
+
+    Threads may share a reader. Unpickling opens the cache again, and a forked process connects to the store again, so
+    each worker of a `torch.utils.data.DataLoader` has a reader of its own.
     """
 
-    def __init__(self, place: Location, method: LoadMethod = "mmap", *, open_shards: int = _OPEN_SHARDS) -> None:
-        """Read the manifest. open_shards: those used longest ago are closed when there are more.
+    def __init__(self, address: Location, method: LoadMethod = "mmap", *, open_shards: int = _OPEN_SHARDS) -> None:
+        """Read the manifest. open_shards: if more are open, the least recently used are closed.
 
         Raises:
-            CacheError: no cache, damaged, or without a single finished shard.
+            CacheError: there is no cache, it is damaged, or no shard is finished.
         """
-        manifest = manifest_at(storage_at(place))
+        manifest = manifest_at(storage_at(address))
         if manifest.rows == 0:
-            raise CacheError(f"{place} has no finished shard yet", "run the same `imagewam cache` command again")
-        self._set_up(place, method, open_shards, manifest)
+            raise CacheError(f"{address} has no finished shard yet", "run the same `imagewam cache` command again")
+        self._set_up(address, method, open_shards, manifest)
 
-    def _set_up(self, place: Location, method: LoadMethod, open_shards: int, manifest: Manifest) -> None:
-        self._place, self.method, self.manifest = place, method, manifest
+    def _set_up(self, address: Location, method: LoadMethod, open_shards: int, manifest: Manifest) -> None:
+        self._address, self.method, self.manifest = address, method, manifest
         self.codec: Codec = stored_codec(self.storage, manifest)
         self._starts = np.cumsum([0, *self.shard_rows])
         self._most_open = open_shards
         self._open: OrderedDict[str, Shard] = OrderedDict()
         self._checked: dict[Path, npt.NDArray[np.bool_]] = {}
-        """Of each file that was opened, its rows that were checked: they outlast its closing."""
+        """For each file, which rows were verified. Kept after the file is closed."""
         self._buffers, self._opening = Buffers(), threading.Lock()
         _readers.add(self)
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self._place, self.method, self._most_open, self.manifest
+        return self._address, self.method, self._most_open, self.manifest
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._set_up(*state)
 
     def leave_parent(self) -> None:
-        """After a fork: let go of the store's client, which refuses to go on, and of a lock that may be held there."""
+        """Reset what a fork must not share: the store's client, and a lock that a thread of the parent may hold."""
         self.__dict__.pop("storage", None)
         self._opening = threading.Lock()
 
@@ -105,12 +106,12 @@ class CacheReader:
 
     @functools.cached_property
     def storage(self) -> Storage:
-        """Where the files come from."""
-        return storage_at(self._place)
+        """Storage of the cache."""
+        return storage_at(self._address)
 
     @property
     def shard_rows(self) -> tuple[int, ...]:
-        """How many rows each shard has, in the order of the rows."""
+        """Number of rows in each shard, in row order."""
         return tuple(shard.rows for shard in self.manifest.shards)
 
     @functools.cached_property
@@ -125,7 +126,7 @@ class CacheReader:
 
     @functools.cached_property
     def index(self) -> RowIndex:
-        """Of all rows, from the manifest and the table: no shard is opened."""
+        """Index of all rows, from the manifest and the table; opens no shard."""
         episodes = [episode for shard in self.manifest.shards for episode in shard.episodes]
         dataset = self.manifest.dataset
         index = row_index(self.table, episodes, dataset.stride, dataset.augmentation.variants)
@@ -137,10 +138,10 @@ class CacheReader:
         return index
 
     def samples(self) -> bytes | None:
-        """The file of samples; None where the cache has none.
+        """Return the content of the samples file, or None if the cache has none.
 
         Raises:
-            CacheError: missing or damaged.
+            CacheError: it is missing or damaged.
         """
         checksum = self.manifest.files.get(SAMPLES)
         if checksum is None:
@@ -151,13 +152,13 @@ class CacheReader:
         return path.read_bytes()
 
     def read(self, indices: Indices, *, device: torch.device | str = "cpu") -> PrefixKV:
-        """The decoded prefix of the rows, float32, in the order of `indices`."""
+        """Return the decoded prefixes of the rows, float32, in the order of `indices`."""
         return self.decode(self.gather(indices), device=device)
 
     def gather(self, indices: Indices) -> dict[str, Tensor]:
-        """The rows as they are stored, (N, bytes) uint8, for `tensors` and `decode`: fit to be sent elsewhere, whole.
+        """Read rows as they are stored, (N, bytes) uint8, for `tensors` and `decode`, or to send to another process.
 
-        Copies and checksums, on two threads at most, so that it can run beside a computation that needs processors.
+        Copies and verifies with at most two threads, so it can run beside a computation.
         """
         if not len(indices):
             raise ValueError("no rows to read")
@@ -167,34 +168,39 @@ class CacheReader:
         numbers: list[int] = np.unique(shard_of).tolist()
         entries = self.manifest.shards
         rows = self._layout.blank(len(indices), self._buffers.empty)
-        for number in numbers:  # used before the next is opened: a small cache of remote files may drop it then
+        for number in numbers:  # finish each shard before opening the next, which may evict its local copy
             shard = self._shard(entries[number])
-            places = np.nonzero(shard_of == number)[0]
-            shard.take(indices[places] - self._starts[number], rows, places)
+            positions = np.nonzero(shard_of == number)[0]
+            shard.take(indices[positions] - self._starts[number], rows, positions)
         return {ROWS: torch.from_numpy(rows)} | self._of_instructions(indices)
 
     def _of_instructions(self, indices: Indices) -> dict[str, Tensor]:
-        """What is stored once for each of the rows' instructions, and which of these each row has."""
+        """Read what is stored once per instruction, and the position of each row's instruction in it."""
         entry = self.manifest.by_instruction
         if entry is None:
             return {}
         shard = self._shard(entry)
-        distinct, place = np.unique(self.index.instruction[indices], return_inverse=True)
+        distinct, instruction = np.unique(self.index.instruction[indices], return_inverse=True)
         rows = self._instruction_layout.blank(len(distinct))
         shard.take(distinct, rows, np.arange(len(distinct)))
-        return {INSTRUCTION_ROWS: torch.from_numpy(rows), PLACE: torch.from_numpy(place)}
+        return {INSTRUCTION_ROWS: torch.from_numpy(rows), INSTRUCTION_INDEX: torch.from_numpy(instruction)}
 
     def tensors(self, gathered: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What `gather` returned by the tensors' names in the shards, in the same memory; `PLACE` says which of those
-        that are stored for instructions each row has."""
+        """Return what `gather` read as tensors, named as in the shards, without a copy.
+
+        `INSTRUCTION_INDEX` says which of the instruction rows belongs to each row.
+        """
         found = self._layout.tensors(gathered[ROWS])
         if INSTRUCTION_ROWS in gathered:
-            found |= self._instruction_layout.tensors(gathered[INSTRUCTION_ROWS]) | {PLACE: gathered[PLACE]}
+            found |= self._instruction_layout.tensors(gathered[INSTRUCTION_ROWS])
+            found[INSTRUCTION_INDEX] = gathered[INSTRUCTION_INDEX]
         return found
 
     def decode(self, gathered: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
-        """float32 K and V of what `gather` returned, decoded on the device: compact numbers travel, not wide ones."""
-        moved = {name: gathered[name].to(device) for name in (ROWS, INSTRUCTION_ROWS, PLACE) if name in gathered}
+        """Return float32 K and V of what `gather` read. The encoded bytes are moved to the device and decoded there."""
+        moved = {
+            name: gathered[name].to(device) for name in (ROWS, INSTRUCTION_ROWS, INSTRUCTION_INDEX) if name in gathered
+        }
         return decode_prefix(self.tensors(moved), self.manifest.spec, self.codec)
 
     @functools.cached_property
@@ -206,6 +212,7 @@ class CacheReader:
         return RowLayout.of(stored_parts(self.manifest.spec, self.codec, by_instruction=True))
 
     def _shard(self, entry: ShardEntry) -> Shard:
+        # threads share the map of open shards; opening one may close another
         with self._opening:
             if entry.file not in self._open or self.storage.evictable:
                 self._reopen(entry)
@@ -214,7 +221,7 @@ class CacheReader:
 
     def _reopen(self, entry: ShardEntry) -> None:
         path = self.storage.shard(entry)
-        for renewed in self.storage.evicted():  # what is dropped takes its room until it is let go of here too
+        for renewed in self.storage.evicted():  # an evicted file takes disk space until its map is closed
             self._checked.pop(renewed, None)
             for other in [name for name, shard in self._open.items() if shard.path == renewed]:
                 del self._open[other]
@@ -230,7 +237,7 @@ class CacheReader:
             self._open.popitem(last=False)
 
     def _require_parts(self, shard: Shard, entry: ShardEntry) -> None:
-        """K and V must be those that the manifest describes, or an expert of other heads would train on them."""
+        """Refuse a shard whose tensors are not those that the manifest describes: training would use wrong numbers."""
         once = entry == self.manifest.by_instruction
         expected = (self._instruction_layout if once else self._layout).parts
         found, again = shard.layout.parts, "build the cache again in another folder"
@@ -240,10 +247,10 @@ class CacheReader:
                     f"{shard.path}: {name} is {found.get(name)}, the manifest says {expected.get(name)}", again
                 )
         if list(found) != list(expected):
-            raise CacheError(f"{shard.path}: its tensors stand in another order than the format's", again)
+            raise CacheError(f"{shard.path}: its tensors are stored in another order than the format's", again)
 
     def _require_rows(self, shard: Shard, entry: ShardEntry) -> None:
-        """The rows must be those of the manifest's episodes: a shard in another's place is sound in itself."""
+        """Refuse a shard with rows of other episodes: two exchanged files would each be valid."""
         if entry == self.manifest.by_instruction:
             expected = {"instruction": np.arange(len(self.manifest.instructions))}
         else:
@@ -253,12 +260,12 @@ class CacheReader:
         for key, values in expected.items():
             if not np.array_equal(shard.array(key), values):
                 raise CacheError(
-                    f"{shard.path} holds other rows than the manifest says: {key} differs", self.storage.repair
+                    f"{shard.path} has other rows than the manifest says: {key} differs", self.storage.repair
                 )
 
 
 _readers: weakref.WeakSet[CacheReader] = weakref.WeakSet()
-"""Those of this process."""
+"""Open readers of this process."""
 
 
 def _leave_parent() -> None:

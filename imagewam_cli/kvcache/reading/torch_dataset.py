@@ -1,11 +1,11 @@
-"""A cache for training loops of one's own: `torch.utils.data` reads it, with workers, and a share for each process.
+"""Read a cache with `torch.utils.data` in your own training loop, with workers and distributed ranks.
 
     dataset = PrefixDataset(folder, horizon=10)
     order = BatchOrder(dataset, batch=64)
     loader = DataLoader(dataset, sampler=order, batch_size=None, num_workers=2)
 
-An item is a batch: rows are read together, which costs less than one by one and a copy. What comes from a worker is as
-small as it is stored; `PrefixDataset.decode` makes float32 of it, on the device that needs it.
+An item is a whole batch, since reading rows together is faster. Workers return encoded bytes, which are small;
+`PrefixDataset.decode` turns them into float32 on the device that needs them.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ STATE, ACTIONS, IS_PAD, ROW = "state", "actions", "is_pad", "row"
 
 
 class PrefixDataset(Dataset[dict[str, Tensor]]):
-    """The rows of a cache, numbered 0 .. len - 1; `dataset[rows]` reads those of an array of numbers.
+    """Rows of a cache, numbered 0 .. len - 1. `dataset[rows]` reads an array of row numbers as one batch.
 
-    A worker of a DataLoader, forked or spawned, opens the cache for itself.
+    Each DataLoader worker, forked or spawned, opens the cache itself.
     """
 
     def __init__(self, place: Path | str, *, horizon: int = 10, load: LoadMethod = "mmap") -> None:
-        """place: a folder or a URL; horizon: steps of the action chunk that follows each row.
+        """place: folder or URL of the cache. horizon: number of actions in the chunk that follows each row.
 
         Raises:
-            CacheError: no cache, damaged, or without a single finished shard.
-            UsageError: a horizon below 1.
+            CacheError: there is no cache, it is damaged, or no shard is finished.
+            UsageError: the horizon is below 1.
         """
         if horizon < 1:
-            raise UsageError(f"a horizon of {horizon} is no action chunk", "use at least 1")
+            raise UsageError(f"horizon is {horizon}: an action chunk has at least one action", "use at least 1")
         self.reader, self.horizon = CacheReader(location(place) if isinstance(place, str) else place, load), horizon
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def __getitem__(self, rows: Indices) -> dict[str, Tensor]:
-        """K and V of these rows as the codec stored them, for `decode`, and
+        """Return K and V of these rows as stored, for `decode`, and
 
         state (B, S), actions (B, horizon, A) float32 in robot units; is_pad bool (B, horizon), True behind an episode's
         end; row int64 (B,), the dataset's.
 
         Raises:
-            CacheError: damaged; names the rows.
+            CacheError: rows are damaged; the message names them.
         """
         batch = row_batch(self.reader.table, self.reader.index, rows, self.horizon)
         return self.reader.gather(rows) | {
@@ -68,15 +68,15 @@ class PrefixDataset(Dataset[dict[str, Tensor]]):
         }
 
     def decode(self, batch: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
-        """float32 K and V of a batch, decoded on the device."""
+        """Return float32 K and V of a batch, decoded on the device."""
         return self.reader.decode(batch, device=device)
 
 
 class BatchOrder(Sampler[Indices]):
-    """Numbers of the rows of each batch of an epoch, for `DataLoader(..., sampler=order, batch_size=None)`.
+    """Sampler that yields the row numbers of each batch, for `DataLoader(..., sampler=order, batch_size=None)`.
 
-    The order is a function of (seed, epoch, rank) alone: not of the number of workers. Every row comes once an epoch
-    over all ranks, but for what `remainder` says.
+    The order depends on (seed, epoch, rank) only, not on the number of workers. Over all ranks, each epoch has every
+    row once, apart from what `remainder` repeats or leaves out.
     """
 
     def __init__(
@@ -94,19 +94,18 @@ class BatchOrder(Sampler[Indices]):
     ) -> None:
         """
         Args:
-            batch: rows of a batch of this rank; the last one of an epoch may have fewer, but with `drop`, where it is
-                left out.
-            rows: those to read, by default all.
-            shuffle: of all rows, of `shards` a few at a time, or `none`.
-            shuffle_rows: with `shards`, how many rows are shuffled together; by default four shards'.
-            rank, world_size: by default those of `torch.distributed` where it is initialised, else 0 of 1.
-            remainder: of rows that do not divide among the ranks. pad: the first of the epoch come twice, so that all
-                ranks have as many batches. drop: rows, and batches that are not full, are left out of this epoch.
-                uneven: every row exactly once, and some ranks have a row more.
+            batch: rows per batch of this rank. The last batch of an epoch may have fewer; `drop` leaves it out.
+            rows: rows to read; by default all.
+            shuffle: `rows` shuffles all rows, `shards` a few shards at a time, `none` keeps the stored order.
+            shuffle_rows: with `shards`, how many rows are shuffled together; by default those of four shards.
+            rank, world_size: by default those of `torch.distributed` if it is initialised, else 0 of 1.
+            remainder: what to do with rows that do not divide among the ranks. pad: repeat the first rows of the epoch,
+                so that all ranks have equally many batches. drop: leave out rows and incomplete batches. uneven: read
+                every row exactly once; some ranks have one row more.
 
         Raises:
-            UsageError: a number below 1, or no such rank.
-            IndexError: rows that the cache does not have.
+            UsageError: a number is below 1, or there is no such rank.
+            IndexError: the cache has fewer rows.
         """
         if batch < 1 or (shuffle_rows is not None and shuffle_rows < 1):
             raise UsageError("batch and shuffle_rows must be at least 1")
@@ -143,7 +142,7 @@ def _rank_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
     """Return rank and world size, by default those of `torch.distributed`.
 
     Raises:
-        UsageError: one without the other, or no such rank.
+        UsageError: only one of them is given, or there is no such rank.
     """
     if (rank is None) != (world_size is None):
         raise UsageError("rank and world_size belong together")

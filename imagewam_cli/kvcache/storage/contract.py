@@ -1,7 +1,7 @@
-"""Where a cache lies, as its writers and readers need it: a folder, or a remote store (`kvcache.remote`).
+"""The contract of a storage: a local folder (`local`) or a remote store (`remote`).
 
-Shards are written and read as local files. A folder holds them itself; a remote store takes finished ones in, and gives
-out copies.
+Shards are always written and read as local files. A folder stores them directly; a remote store uploads finished shards
+and downloads copies.
 """
 
 from __future__ import annotations
@@ -19,70 +19,73 @@ from imagewam_cli.kvcache.storage.lock import LOCK
 
 
 class Storage(Protocol):
-    """File names are those of the cache's top folder; a shard goes by its entry, or its name in `shards/`."""
+    """Access to the files of one cache. Names refer to its top folder; shards are named by their entry or file name."""
 
     address: str
-    """As the user names it."""
+    """Folder or URL, as the user gave it."""
     disk: Path
-    """The local folder, which need not exist, on whose disk shards are when they are read."""
+    """Local folder on the disk that shards are read from. It need not exist."""
     repair: str
-    """What to do about damage that a reader finds."""
+    """Hint for errors about damaged files."""
     evictable: bool
-    """Whether shards are copies that may be dropped: `shard` is then to be asked before each use, else once."""
+    """Whether shards are local copies that may be evicted. If so, call `shard` before each use; otherwise once."""
 
     def names(self) -> list[str]:
-        """What the top folder holds; nothing where there is none."""
+        """List the files in the top folder; empty if the folder does not exist."""
         ...
 
     def read(self, name: str) -> bytes:
-        """
+        """Read a file.
+
         Raises:
             FileNotFoundError: there is no such file.
         """
         ...
 
     def write(self, name: str, data: bytes) -> None:
-        """The file holds all of `data` or what it held before."""
+        """Replace a file atomically: afterwards it has its old or its new content, never a mixture."""
         ...
 
-    def delete(self, name: str) -> None: ...
+    def delete(self, name: str) -> None:
+        """Delete a file."""
+        ...
 
     def lock(self, name: str = LOCK, *, wait: bool = False) -> AbstractContextManager[None]:
-        """To be held while writing. wait: for another process to let go of it, where it holds it for a moment.
+        """Hold a lock while writing. wait: block until another process releases it instead of raising.
 
         Raises:
-            CacheError: another process writes there.
+            CacheError: another process holds it.
         """
         ...
 
     def free_bytes(self) -> int | None:
-        """Free bytes; None where nobody knows."""
+        """Return the free bytes, or None if unknown."""
         ...
 
     def damaged_shards(self, entries: Sequence[ShardEntry]) -> Mapping[str, CacheError]:
-        """Of these shards those that are not as listed, by their names. Rows are for `verify` to look at."""
+        """Return an error for each shard that does not match its entry, by file name. Rows are not checked."""
         ...
 
     def draft(self, file: str) -> Path:
-        """Where a `ShardWriter` is to write the shard: under the lock, or for a process that holds it."""
+        """Return the path for a `ShardWriter` to write a shard. The caller, or its parent process, holds the lock."""
         ...
 
     def add(self, file: str, path: Path) -> None:
-        """The finished shard at `path` is in the store when this returns. Gone from `path` if it was a draft."""
+        """Store the finished shard at `path`. A draft is removed from `path`."""
         ...
 
     def open_current(self, entry: ShardEntry) -> AbstractContextManager[Path]:
-        """The shard as it is in the store now; nothing is at the path where it is missing."""
+        """Provide the shard as it is stored now, bypassing local copies. If it is missing, the path does not exist."""
         ...
 
     def file(self, name: str, checksum: str) -> Path:
-        """A file beside the shards, to be read soon. What a remote store has is held against the checksum."""
+        """Return the path of a file beside the shards. Downloads are verified against the checksum."""
         ...
 
     def shard(self, entry: ShardEntry) -> Path:
-        """A shard, to be read. What a remote store has is held against the entry."""
+        """Return the path of a shard. Downloads are verified against the entry."""
         ...
 
     def evicted(self) -> Collection[Path]:
-        """Paths that are not, or no longer, the files that they were when `shard` gave them; each is told once."""
+        """Return paths evicted or replaced since `shard()` returned them. Each is reported once."""
         ...

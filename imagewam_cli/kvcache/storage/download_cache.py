@@ -1,8 +1,8 @@
 """Local copies of files of remote caches, in the user's cache folder.
 
-A copy is named by the checksum that a manifest gives it, so a cache that grew or was built again never meets copies of
-what it was. It comes by a rename, so that processes may fetch the same file at once. Where a limit is set, copies that
-were not used for longest go first.
+The name of a copy contains the checksum from the manifest, so a cache that was rebuilt never finds its old copies. Each
+copy appears by a rename, so several processes may download the same file at once. If a limit is set, the least recently
+used copies are evicted first.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from imagewam_cli.files import PARTIAL, atomic_file, unique_partial
 FOLDER_VARIABLE, LIMIT_VARIABLE = "IMAGEWAM_CACHE_DIR", "IMAGEWAM_CACHE_LIMIT"
 _COPIES = "copies"
 _STALE = 24 * 3600.0
-"""Seconds after which a half-fetched file is taken for a dead process's."""
+"""Seconds after which an unfinished download is assumed to belong to a dead process."""
 
 
 def copies_root() -> Path:
-    """The folder of all remote caches' copies: IMAGEWAM_CACHE_DIR, or in the user's cache folder."""
+    """Return the folder for copies of all remote caches: IMAGEWAM_CACHE_DIR, or one in the user's cache folder."""
     named = os.environ.get(FOLDER_VARIABLE)
     if named:
         return Path(named).expanduser()
@@ -32,25 +32,28 @@ def copies_root() -> Path:
 
 
 def copies_limit() -> float | None:
-    """Bytes that all copies together may take: IMAGEWAM_CACHE_LIMIT, as 50GB; None: no limit.
+    """Return the byte limit for all copies together (IMAGEWAM_CACHE_LIMIT, such as 50GB), or None.
 
     Raises:
-        ConfigError: not a size.
+        ConfigError: the variable is not a size.
     """
     text = os.environ.get(LIMIT_VARIABLE)
     return size_in_bytes(text, LIMIT_VARIABLE) if text else None
 
 
 class Copies:
-    """The copies of one remote cache, within the limit of all."""
+    """Copies of one remote cache. The limit applies to the copies of all caches together."""
 
     def __init__(self, root: Path, name: str, limit: float | None) -> None:
-        """name: the cache's folder in `root`."""
+        """name: folder of this cache in `root`."""
         self.root, self.folder, self.limit = root, root / name / _COPIES, limit
         self._evicted: set[Path] = set()
 
     def get(self, name: str, checksum: str, size: int, fetch: Callable[[Path], None]) -> Path:
-        """The copy, made by `fetch` where there is none: that writes the file at the path and checks it, or raises."""
+        """Return the path of a copy, downloading it if missing.
+
+        fetch: writes the file to the path that it is given and verifies it, or raises.
+        """
         path = self.folder / f"{checksum}-{name}"
         with suppress(FileNotFoundError):
             _used_now(path)
@@ -64,7 +67,7 @@ class Copies:
 
     @contextmanager
     def temporary(self, name: str) -> Iterator[Path]:
-        """A path of nobody else's, on the same disk; what is there at the end is deleted."""
+        """Provide a unique path on the same disk; a file left there is deleted at the end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = unique_partial(self.folder / name)
         try:
@@ -73,15 +76,15 @@ class Copies:
             path.unlink(missing_ok=True)
 
     def evicted(self) -> Collection[Path]:
-        """Copies that were made or dropped since this was last asked for."""
+        """Return the copies that were downloaded or evicted since the last call."""
         found, self._evicted = self._evicted, set()
         return found
 
     def _make_room(self, size: int) -> None:
-        """Drop what was not used for longest until `size` bytes more are within the limit, or nothing is left."""
+        """Evict the least recently used copies until `size` more bytes fit the limit, or none is left."""
         copies = []
         for path in self.root.glob(f"*/{_COPIES}/*"):
-            with suppress(FileNotFoundError):  # dropped by another process
+            with suppress(FileNotFoundError):  # evicted by another process
                 status = path.stat()
                 copies.append((status.st_mtime, status.st_size, path))
         total = size + sum(copied for _, copied, _ in copies)
@@ -94,6 +97,6 @@ class Copies:
 
 
 def _used_now(path: Path) -> None:
-    """By the fine clock: that of file systems ticks every few milliseconds."""
+    """Set the time of last use from the precise clock; the file system's own ticks only every few milliseconds."""
     now = time.time_ns()
     os.utime(path, ns=(now, now))

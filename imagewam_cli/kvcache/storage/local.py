@@ -1,4 +1,4 @@
-"""A cache in a folder."""
+"""Storage in a local folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imagewam_cli.kvcache.storage.lock import LOCK, write_lock
 
 
 class LocalStorage:
-    """A folder."""
+    """A cache in a folder; see `Storage`."""
 
     evictable = False
 
@@ -44,7 +44,7 @@ class LocalStorage:
                 yield
         finally:
             if new:
-                with suppress(OSError):  # unless it was made for nothing
+                with suppress(OSError):  # still empty: nothing was built
                     self.disk.rmdir()
 
     def free_bytes(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Where a cache lies, as a user writes it: a folder, or a URL of a store that fsspec reaches."""
+"""Parse where a cache is stored: a folder, or a URL that fsspec supports."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from urllib.parse import unquote, urlsplit
 from imagewam_cli.errors import UsageError
 
 Location = Path | str
-"""A folder; or, as text, the URL of a remote store without a slash at its end."""
+"""Path of a folder, or URL of a remote store without a trailing slash."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
 
 
 def location(text: str) -> Location:
-    """A URL as such, all else as the folder of that path, with `~` for a home. A `file://` URL is the folder it names.
+    """Parse text into a URL or the path of a folder. `~` and `file://` URLs become paths.
 
     Raises:
-        UsageError: a URL of nothing.
+        UsageError: a URL without a bucket or folder.
     """
     found = _URL.match(text)
     if found is None:
         return expanded(text)
     if not text[found.end() :].strip("/"):
-        raise UsageError(f"{text} names no place", "as s3://BUCKET/caches/NAME")
+        raise UsageError(f"{text} names no bucket or folder", "write it as s3://BUCKET/caches/NAME")
     if text.startswith("file://"):
         return Path(unquote(urlsplit(text).path))
     return text.rstrip("/")
 
 
 def expanded(path: Path | str) -> Path:
-    """With the home folder for a leading `~`: a shell leaves it in `--out=~/here`."""
+    """Expand a leading `~`, which a shell leaves alone in `--out=~/here`."""
     return Path(os.path.expanduser(path))  # unlike the method, it leaves `~nobody` as it is
 
 
 def name_of(address: Location) -> str:
-    """The last part, for a run that is named after it."""
+    """Return the last component, after which runs are named."""
     return address.rpartition("/")[2] if isinstance(address, str) else address.resolve().name

@@ -1,5 +1,8 @@
-"""One writer at a time. The operating system holds the lock for a process and lets it go when the process ends, however
-it ends: what a dead writer left in the file does not lock anybody out."""
+"""Locks for writers: one process at a time.
+
+The operating system releases a lock when its process ends, however it ends. A file left behind by a dead writer locks
+nobody out.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,20 @@ from imagewam_cli.errors import CacheError
 
 LOCK = ".lock"
 FILES_LOCK = f"{LOCK}.files"
-"""Of the files that all parts of a cache have in common; held for a moment."""
+"""Lock for the files that all parts of a cache share."""
 
 
 def part_lock(manifest: str) -> str:
-    """The lock of who builds the part of a cache that this manifest lists."""
+    """Return the name of the lock for building the part that this manifest lists."""
     return f"{LOCK}.{manifest}"
 
 
 @contextmanager
 def write_lock(folder: Path, name: str = LOCK, *, wait: bool = False) -> Iterator[None]:
-    """Hold the folder for writing. wait: for another process to let go of it, where it holds it for a moment.
+    """Hold a lock on the folder. wait: block until another process releases it instead of raising.
 
     Raises:
-        CacheError: another process writes there; says which.
+        CacheError: another process holds it; the message names the process.
     """
     path = folder / name
     descriptor = _locked(path, wait)
@@ -45,7 +48,7 @@ def write_lock(folder: Path, name: str = LOCK, *, wait: bool = False) -> Iterato
 
 def _locked(path: Path, wait: bool) -> int:
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)  # another process may have made it, and removed it, for nothing
+        path.parent.mkdir(parents=True, exist_ok=True)  # another process may have created and removed it
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -61,7 +64,7 @@ def _locked(path: Path, wait: bool) -> int:
                 return descriptor
         except FileNotFoundError:
             pass
-        os.close(descriptor)  # its last holder deleted this file while it was being opened: lock the new one
+        os.close(descriptor)  # the last holder deleted this file while we opened it: try the new file
 
 
 def _holder(descriptor: int) -> str:

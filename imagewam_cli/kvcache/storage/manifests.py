@@ -1,4 +1,4 @@
-"""The manifest of a cache, wherever the cache is stored."""
+"""Read, write and lock the manifests of a cache in any storage."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from imagewam_cli.kvcache.storage.lock import part_lock
 
 
 def storage_at(address: Location) -> Storage:
-    """
+    """Return the storage of a folder or URL.
+
     Raises:
-        UsageError: a URL that no installed package reaches.
+        UsageError: no installed package supports the URL.
     """
     address = location(address) if isinstance(address, str) else address
     if isinstance(address, Path):
@@ -38,11 +39,11 @@ def storage_at(address: Location) -> Storage:
 
 
 def read_manifest(address: Location) -> Manifest:
-    """The manifest of a cache; together with those of its parts that were not merged yet.
+    """Read the manifest of a cache, united with those of parts that are not merged yet.
 
     Raises:
         CacheError: no cache, a newer version, damaged, a name that leaves the folder, or parts of different caches.
-        UsageError: a URL that no installed package reaches.
+        UsageError: no installed package supports the URL.
     """
     return manifest_at(storage_at(address))
 
@@ -67,7 +68,7 @@ def stored_manifest(storage: Storage) -> Manifest | None:
 
 
 def manifests_at(storage: Storage) -> list[tuple[str, Manifest]]:
-    """The whole's, where there is one, and those of parts."""
+    """Read the manifest of the whole cache, if any, and those of its parts, with their names."""
     found = []
     for name in manifest_names(storage.names()):
         with suppress(FileNotFoundError, IsADirectoryError):
@@ -77,10 +78,10 @@ def manifests_at(storage: Storage) -> list[tuple[str, Manifest]]:
 
 @contextmanager
 def lock_whole(storage: Storage) -> Iterator[None]:
-    """Hold the cache and each of its parts for writing.
+    """Lock the cache and each of its parts for writing.
 
     Raises:
-        CacheError: somebody writes one of them.
+        CacheError: another process holds one of the locks.
     """
     with ExitStack() as locks:
         locks.enter_context(storage.lock())
@@ -90,12 +91,12 @@ def lock_whole(storage: Storage) -> Iterator[None]:
 
 
 def put_manifest(storage: Storage, manifest: Manifest, name: str = MANIFEST) -> None:
-    """Replace the manifest."""
+    """Store a manifest, replacing the one of this name."""
     storage.write(name, signed(to_dict(manifest)))
 
 
 def holds(storage: Storage, name: str, checksum: str) -> bool:
-    """Whether the file is there, with this XXH3-128 of its bytes."""
+    """Whether the stored file has this checksum (XXH3-128)."""
     try:
         return checksum_of(storage.read(name)) == checksum
     except (FileNotFoundError, IsADirectoryError):

@@ -1,7 +1,7 @@
-"""A cache in a remote store: anything that fsspec has a file system for.
+"""Storage in a remote store: anything that fsspec has a file system for.
 
-Of the store is asked what object stores give: a file appears whole under its name or not at all, and once written it is
-what the next reader gets. Nothing is renamed there. There is no lock between machines.
+The store must keep the promises of object stores: a file appears complete or not at all, and a reader sees the last
+write. Nothing is renamed there, since object stores cannot rename. Locks exclude processes of the same machine only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from imagewam_cli.kvcache.storage.lock import FILES_LOCK, LOCK, write_lock
 
 _HOST = socket.gethostname()
 _PACKAGES = {"s3": "imagewam[s3]", "s3a": "imagewam[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-"""What to install for the commonest stores; fsspec's own message says it of the others."""
+"""Packages for the most common stores; for others fsspec's own message names the package."""
 _FAILURES = (
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
@@ -41,21 +41,23 @@ _FAILURES = (
     ("azure.core.exceptions", "AzureError"),
     ("paramiko", "SSHException"),
 )
-"""What file systems raise beside OSError."""
+"""Exceptions that file systems raise besides OSError."""
 
 
 class RemoteStorage:
-    """A folder of a remote store; see `storage.Storage` for what the methods promise."""
+    """A cache in a folder of a remote store; see `Storage` for the methods."""
 
     evictable = True
 
     def __init__(self, url: str) -> None:
         """
         Raises:
-            UsageError: nothing installed reaches it.
+            UsageError: no installed package supports the URL.
         """
         self.address = url
-        self.repair = f"delete the copy, it is fetched again; if that does not help, {repair_hint(url)}"
+        self.repair = (
+            f"delete the local copy, which is then downloaded again; if that does not help, {repair_hint(url)}"
+        )
         self._fs, self._root = _file_system(url)
         self._made: set[str] = set()
         root, name = copies_root(), f"{name_of(url)}-{xxhash.xxh3_64_hexdigest(url.encode())}"
@@ -81,7 +83,7 @@ class RemoteStorage:
 
     @contextmanager
     def lock(self, name: str = LOCK, *, wait: bool = False) -> Iterator[None]:
-        """Keeps out other processes of this machine alone."""
+        """Exclude other processes of this machine. Other machines are not excluded: object stores have no locks."""
         self.disk.mkdir(parents=True, exist_ok=True)
         with write_lock(self.disk, name, wait=wait):
             for drafts in self.disk.glob(f"drafts.{_HOST}.*"):  # other hosts may share this folder
@@ -98,7 +100,7 @@ class RemoteStorage:
         return None
 
     def damaged_shards(self, entries: Sequence[ShardEntry]) -> Mapping[str, CacheError]:
-        """By their sizes: more would have to be fetched."""
+        """Compare sizes only: anything else would have to be downloaded."""
         sizes = self._listed(f"{self._root}/{SHARDS}") if entries else {}
         found = {}
         for entry in entries:
@@ -113,7 +115,9 @@ class RemoteStorage:
         return self._drafts / file
 
     def add(self, file: str, path: Path) -> None:
-        self._make(f"{self._root}/{SHARDS}")  # behind the manifest: by itself it would be no cache's
+        self._make(
+            f"{self._root}/{SHARDS}"
+        )  # after the manifest: a folder of shards alone is not recognised as a cache
         with _explained(self._shard_at(file)):
             self._fs.put_file(str(path), f"{self._root}/{SHARDS}/{file}")
             self._fs.invalidate_cache(f"{self._root}/{SHARDS}")
@@ -143,7 +147,7 @@ class RemoteStorage:
         return self._copies.evicted()
 
     def _make(self, folder: str) -> None:
-        """Where folders exist, this one; its parent must be there, for a missing parent may be a misspelt bucket."""
+        """Create a folder, if the store has folders. Its parent must exist: a missing one may be a misspelt bucket."""
         if folder in self._made:
             return
         with _explained(self.address), suppress(FileExistsError):
@@ -178,7 +182,7 @@ class RemoteStorage:
             self._fs.get_file(f"{self._root}/{SHARDS}/{file}", str(path))
 
     def _listed(self, folder: str) -> dict[str, int | None]:
-        """Name -> size of what is in the folder; nothing where there is none."""
+        """Return name -> size of the files in a folder; empty if there is no such folder."""
         try:
             with _explained(self.address, absent=True):
                 self._fs.invalidate_cache(folder)
@@ -207,7 +211,7 @@ def _alive(process: int) -> bool:
 
 
 def _file_system(url: str) -> tuple[Any, str]:
-    """What reaches the URL, and the path there."""
+    """Return the file system for a URL, and the path in it."""
     import fsspec
 
     protocol = url.partition("://")[0]
@@ -219,28 +223,29 @@ def _file_system(url: str) -> tuple[Any, str]:
         hint = f"pip install '{package}'" if package is not None else str(error)
         raise UsageError(f"{url} needs a package that is not installed", hint) from None
     except ValueError as error:
-        raise UsageError(f"{url} is no place for a cache: {error}", "as s3://BUCKET/caches/NAME") from None
+        raise UsageError(f"{url} cannot store a cache: {error}", "write it as s3://BUCKET/caches/NAME") from None
     return system, path.rstrip("/")
 
 
 @contextmanager
 def _explained(url: str, *, absent: bool = False, wrong: bool = False) -> Iterator[None]:
-    """One clear line for what a file system raises. absent, wrong: FileNotFoundError, ValueError is the caller's to
-    understand.
+    """Turn what a file system raises into one clear error.
+
+    absent, wrong: let FileNotFoundError or ValueError through for the caller to handle.
 
     Raises:
-        CacheError: with the URL and the reason.
+        CacheError: names the URL and the reason.
     """
     try:
         yield
     except PermissionError as error:
-        raise CacheError(f"{url}: no permission: {_reason(error)}", "look at the store's credentials") from error
+        raise CacheError(f"{url}: no permission: {_reason(error)}", "check the credentials of the store") from error
     except _failures() as error:
         no_room = isinstance(error, OSError) and error.errno == errno.ENOSPC
         if no_room or (absent and isinstance(error, FileNotFoundError)) or (wrong and isinstance(error, ValueError)):
             raise
         raise CacheError(
-            f"{url} failed: {_reason(error)}", "look at the URL, the network and the credentials; then run it again"
+            f"{url} failed: {_reason(error)}", "check the URL, the network and the credentials, then run it again"
         ) from error
 
 
@@ -249,6 +254,6 @@ def _reason(error: Exception) -> str:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Of the packages that are loaded: what is not loaded raises nothing."""
+    """Return the exception types of packages that are loaded; packages that are not loaded cannot raise."""
     special = (getattr(sys.modules[module], name) for module, name in _FAILURES if module in sys.modules)
     return (OSError, ValueError, NotImplementedError, *special)

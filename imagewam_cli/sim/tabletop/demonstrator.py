@@ -14,7 +14,7 @@ _ARRIVED = 0.35 * GRASP_RADIUS
 """Distance to the target below which the gripper counts as arrived."""
 
 _APPROACH = 0.4
-"""BuildPart of the remaining distance covered in one step, up to full speed.
+"""Share of the remaining distance covered in one step, up to full speed.
 
 The gripper thus slows down near the target, and a block is within reach for some steps before the jaws close.
 """

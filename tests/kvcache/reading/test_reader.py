@@ -150,7 +150,7 @@ def test_tensors_in_another_order_are_refused(built: Path, tmp_path: Path) -> No
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["shards"][0]["checksum"] = Shard.open(path).head_checksum
     resign(folder, manifest)
-    with pytest.raises(CacheError, match="its tensors stand in another order than the format's"):
+    with pytest.raises(CacheError, match="its tensors are stored in another order than the format's"):
         CacheReader(folder).read(np.array([0]))
 
 
@@ -177,7 +177,7 @@ def test_shards_in_each_others_place_are_refused(built: Path, tmp_path: Path) ->
     first, third = manifest["shards"][0], manifest["shards"][2]
     first["checksum"], third["checksum"] = third["checksum"], first["checksum"]
     resign(folder, manifest)
-    with pytest.raises(CacheError, match="holds other rows than the manifest says: row differs"):
+    with pytest.raises(CacheError, match="has other rows than the manifest says: row differs"):
         CacheReader(folder).read(np.array([0]))
 
 

@@ -64,7 +64,7 @@ class TestLocation:
 
     @pytest.mark.parametrize("text", ["s3://", "memory:///", "file://"])
     def test_a_url_of_nothing_is_refused(self, text: str) -> None:
-        with pytest.raises(UsageError, match=f"^{text} names no place$"):
+        with pytest.raises(UsageError, match=f"^{text} names no bucket or folder$"):
             location(text)
 
     def test_names_for_runs(self) -> None:
@@ -427,7 +427,7 @@ class TestUnreachable:
         assert refused(lambda: CacheReader(store.url)) == f"{store.url} is not a cache: it has no {MANIFEST}"
 
     def test_an_unknown_protocol(self, home: Path) -> None:
-        with pytest.raises(UsageError, match=r"^nosuch://a/b is no place for a cache: Protocol not known: nosuch"):
+        with pytest.raises(UsageError, match=r"^nosuch://a/b cannot store a cache: Protocol not known: nosuch"):
             CacheReader("nosuch://a/b")
 
     def test_a_package_that_is_not_installed(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

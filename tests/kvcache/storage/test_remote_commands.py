@@ -53,7 +53,7 @@ def test_from_dataset_to_expert(
         (["cache", "report", "--cache", "URL"], 1, "error: URL is not a cache: it has no manifest.json\n"),
         (["train-expert", "--cache", "URL"], 1, "error: URL is not a cache: it has no manifest.json\n"),
         (["cache", "merge", "URL"], 1, "error: URL has no part of a cache\n"),
-        (["info", "nosuch://a"], 2, "error: nosuch://a is no place for a cache: Protocol not known: nosuch\n"),
+        (["info", "nosuch://a"], 2, "error: nosuch://a cannot store a cache: Protocol not known: nosuch\n"),
         (["cache", "verify", "--cache", "file:///no/where"], 2, "error: --cache /no/where does not exist\n"),
     ],
 )
