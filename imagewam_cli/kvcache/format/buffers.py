@@ -1,4 +1,4 @@
-"""Memory for rows that are read batch after batch."""
+"""Reusable memory for batches of rows."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
 ALIGNMENT = 64
-"""Bytes of a cache line. Between places that are multiples of it copies are up to twice as fast."""
+"""Size of a cache line in bytes. Copies between aligned addresses are up to twice as fast."""
 
 
 def aligned(size: int) -> Bytes:
-    """`size` bytes of any content, from a multiple of `ALIGNMENT` on."""
+    """Return `size` uninitialised bytes whose address is a multiple of `ALIGNMENT`."""
     whole = np.empty(size + ALIGNMENT, np.uint8)
     return whole[-whole.ctypes.data % ALIGNMENT :][:size]
 
 
 class Buffers:
-    """Gives memory, and has it back when nothing that was made of it is left: no array, no tensor.
+    """Pool of buffers. A buffer returns to the pool when no array or tensor refers to it any more.
 
-    Pages that are new to a process cost more than the copy into them. At most `kept` buffers wait for their next use.
+    Reuse pays because the first write to a fresh page costs more than the copy itself. At most `kept` buffers wait.
     """
 
     def __init__(self, kept: int = 2) -> None:
         self._kept = kept
         self._free: dict[int, Bytes] = {}
-        """By their addresses. What is done to it is one step each: any thread may let go of memory at any time, in the
-        midst of these methods too, so a lock would wait for itself."""
+        """Free buffers by address. There is no lock: the garbage collector may call `_back` in the middle of a method
+        of the same thread, which would deadlock. Every access is a single dict operation instead, which is atomic."""
 
     def empty(self, size: int) -> Bytes:
-        """`size` bytes of any content."""
+        """Return `size` uninitialised bytes."""
         owner = self._fitting(size)
-        # arrays and tensors made of `lent` refer to it and not to `owner`: numpy follows arrays to the owner of the
-        # memory, but stops at another kind of object
+        # Arrays and tensors made of `lent` must keep `lent` alive, since its end returns the buffer. A plain view would
+        # not do: numpy makes views of views refer to the owner directly. It stops at a memoryview, so `owner.data`.
         lent = np.frombuffer(owner.data, np.uint8)
         weakref.finalize(lent, self._back, owner).atexit = False
         return lent[:size]
 
     def _fitting(self, size: int) -> Bytes:
-        for place, owner in list(self._free.items()):
-            if size <= len(owner) <= 2 * size and self._free.pop(place, None) is not None:
+        for address, owner in list(self._free.items()):
+            if size <= len(owner) <= 2 * size and self._free.pop(address, None) is not None:
                 return owner
         return aligned(size)
 
     def _back(self, owner: Bytes) -> None:
-        """Those that came back last are kept: a size that is asked for no more leaves."""
+        """Put a buffer back. Only the newest are kept, so sizes that are no longer used disappear."""
         self._free[owner.ctypes.data] = owner
-        for place in list(self._free)[: -self._kept]:
-            self._free.pop(place, None)
+        for address in list(self._free)[: -self._kept]:
+            self._free.pop(address, None)

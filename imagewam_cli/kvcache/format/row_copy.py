@@ -1,8 +1,7 @@
-"""Rows of a file into memory for them, and their checksums, piece by piece, on two threads where that is faster.
+"""Copy rows from a shard file into a batch and compute their checksums, on two threads for large batches.
 
-What takes long here runs without Python's lock: copies of many rows, and checksums of whole ones (xxhash lets go of it
-from 64 KiB on). Between them stands as little as possible, since two threads that meet there wait for each other longer
-than they work.
+The slow parts release the interpreter lock: numpy copies, and checksums of 64 KiB or more. The Python code between them
+is kept minimal, because two threads that compete for the lock wait longer than they work.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from imagewam_cli.kvcache.format.buffers import Bytes
 
 Rows = npt.NDArray[np.int64]
 Run = tuple[int, int]
-"""[begin, end) of rows to copy that are neighbours both where they come from and where they go to."""
+"""[begin, end) of rows that are neighbours both in the file and in the batch, so that one copy does."""
 Copy = Callable[[int, int, int], None]
-"""(row, place, count): copies so many rows from this one on, to this place and those behind it."""
+"""(row, target, count): copy `count` rows, from row `row` of the file to row `target` of the batch."""
 
-_SHARED = 2**22
-"""From so many bytes on two threads copy: to wake one takes as long as to copy a tenth of it."""
+_TWO_THREADS_FROM = 2**22
+"""Number of bytes from which two threads are used. Waking a thread takes as long as copying a tenth of this."""
 _PIECES = os.sysconf("SC_IOV_MAX")
 
 
@@ -36,41 +35,50 @@ def transfer(
     copier: Callable[[], AbstractContextManager[Copy]],
     rows: Rows,
     into: Bytes,
-    places: Rows,
+    targets: Rows,
     checked: Sequence[bool],
     at_once: int,
 ) -> list[int]:
-    """Copy the rows to these places of `into`, (places, bytes); returns XXH3-64 of each that is not `checked`, 0 of the
-    others. copier: gives each thread a `Copy`; at_once: bytes to copy before they go into checksums, about."""
+    """Copy rows of a file to rows `targets` of `into`, (N, bytes).
+
+    Args:
+        copier: opens a `Copy` for each thread.
+        checked: rows whose checksum is not needed.
+        at_once: approximate number of bytes to copy before computing their checksums, while they are in the CPU cache.
+
+    Returns:
+        XXH3-64 of each row, 0 for checked ones.
+    """
     if not len(rows):
         return []
-    sums, sources, targets = [0] * len(rows), rows.tolist(), places.tolist()
-    shares = deque(_shares(_runs(rows, places), _share(len(rows), at_once // max(1, into.shape[1]))))
+    sums, sources, targets_list = [0] * len(rows), rows.tolist(), targets.tolist()
+    chunks = deque(_chunks(_runs(rows, targets), _chunk_rows(len(rows), at_once // max(1, into.shape[1]))))
 
     def work() -> None:
         with copier() as copy:
-            for share in _popped(shares):
-                for begin, end in share:
-                    copy(sources[begin], targets[begin], end - begin)
-                for i in range(share[0][0], share[-1][1]):
+            for chunk in _popped(chunks):
+                for begin, end in chunk:
+                    copy(sources[begin], targets_list[begin], end - begin)
+                for i in range(chunk[0][0], chunk[-1][1]):
                     if not checked[i]:
-                        sums[i] = xxhash.xxh3_64_intdigest(into[targets[i]])
+                        sums[i] = xxhash.xxh3_64_intdigest(into[targets_list[i]])
 
-    if into.shape[1] * len(rows) < _SHARED:
+    if into.shape[1] * len(rows) < _TWO_THREADS_FROM:
         work()
     else:
+        # Both threads take chunks from one queue until it is empty, so neither waits for a slower one.
         other = _helper().submit(work)
         try:
             work()
         finally:
-            shares.clear()  # after an error the other has nothing more to do
-            if not other.cancel():  # it had begun: not so where it is at work for another reader
+            chunks.clear()  # after an error the helper should stop early
+            if not other.cancel():  # it may not have started, if the helper is busy with another reader
                 other.result()
     return sums
 
 
 def mapped_copy(blocks: Sequence[tuple[slice, Bytes]], into: Bytes) -> Copy:
-    """From a memory map. blocks: a place in a row's bytes, and what goes there of all rows, (N, tensors, bytes)."""
+    """Return a copy from a memory map. blocks: a slice of a row's bytes and its source, (N, tensors, bytes)."""
     pairs = [(into[:, place].reshape(len(into), *there.shape[1:]), there) for place, there in blocks]
 
     def copy(row: int, place: int, count: int) -> None:
@@ -81,9 +89,9 @@ def mapped_copy(blocks: Sequence[tuple[slice, Bytes]], into: Bytes) -> Copy:
 
 
 def plain_copy(file: int, tensors: Sequence[tuple[slice, int]], into: Bytes) -> Copy:
-    """By reads of an open file. tensors: a place in a row's bytes, and where the file has the first row's.
+    """Return a copy by reads of an open file. tensors: a slice of a row's bytes and the offset of row 0 in the file.
 
-    The copy raises EOFError where the file ends too soon.
+    The copy raises EOFError if the file is too short.
     """
     memory, stride = memoryview(into).cast("B"), into.shape[1]  # type: ignore[arg-type]  # arrays are buffers
 
@@ -98,7 +106,7 @@ def plain_copy(file: int, tensors: Sequence[tuple[slice, int]], into: Bytes) -> 
 
 
 def _fill(pieces: list[memoryview], file: int, at: int) -> None:
-    """All of them, one after the other: the system takes so many at once, and gives at most 2 GB."""
+    """Fill the pieces in order. Loops because one system call takes a limited number and reads at most 2 GB."""
     while pieces:
         count = os.preadv(file, pieces[:_PIECES], at)
         if not count:
@@ -111,44 +119,44 @@ def _fill(pieces: list[memoryview], file: int, at: int) -> None:
         pieces = [pieces[full][count:], *pieces[full + 1 :]] if full < len(pieces) else []
 
 
-def _runs(rows: Rows, places: Rows) -> Iterator[Run]:
-    breaks = np.nonzero((rows[1:] - rows[:-1] != 1) | (places[1:] - places[:-1] != 1))[0] + 1
+def _runs(rows: Rows, targets: Rows) -> Iterator[Run]:
+    breaks = np.nonzero((rows[1:] - rows[:-1] != 1) | (targets[1:] - targets[:-1] != 1))[0] + 1
     return itertools.pairwise([0, *breaks.tolist(), len(rows)])
 
 
-def _share(rows: int, most: int) -> int:
-    """How many rows to take at a time: equally many, as often on each of two threads."""
+def _chunk_rows(rows: int, most: int) -> int:
+    """Return the chunk size in rows, so that both threads get equally many chunks of equal size."""
     turns = -(-rows // (2 * max(1, most)))
     return max(1, rows // (2 * turns))
 
 
-def _shares(runs: Iterator[Run], most: int) -> Iterator[list[Run]]:
-    """Runs, cut where necessary, of so many rows together."""
-    share, free = list[Run](), most
+def _chunks(runs: Iterator[Run], most: int) -> Iterator[list[Run]]:
+    """Group runs into chunks of `most` rows, splitting runs where necessary."""
+    chunk, free = list[Run](), most
     for begin, end in runs:
         while begin < end:
             cut = min(end, begin + free)
-            share.append((begin, cut))
+            chunk.append((begin, cut))
             begin, free = cut, free - (cut - begin)
             if not free:
-                yield share
-                share, free = [], most
-    if share:
-        yield share
+                yield chunk
+                chunk, free = [], most
+    if chunk:
+        yield chunk
 
 
-def _popped(shares: deque[list[Run]]) -> Iterator[list[Run]]:
-    """Until there are none: threads may do so together."""
-    while shares:
+def _popped(chunks: deque[list[Run]]) -> Iterator[list[Run]]:
+    """Pop until the queue is empty; safe with several threads."""
+    while chunks:
         try:
-            yield shares.popleft()
+            yield chunks.popleft()
         except IndexError:  # the other thread was faster
             return
 
 
 @functools.cache
 def _helper() -> ThreadPoolExecutor:
-    """The second thread of this process: kept, since to start one takes as long as to read some megabytes."""
+    """Return the helper thread. It is kept, since starting a thread takes as long as reading some megabytes."""
     return ThreadPoolExecutor(1, "imagewam-rows")
 
 

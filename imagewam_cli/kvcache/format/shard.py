@@ -5,8 +5,8 @@ checksum                           (N,) uint64    XXH3-64 of a row's bytes in ev
 valid                              (N, P) bool    absent where no layer holds text
 layer.{i}.{part}                   (N, ...)       parts as the codec names them; i counts the kept layers
 
-The first six stand right behind the header. They and the header are the head of the file: the manifest has a checksum
-of the head, the head has one of every row, so each byte is covered, and a row can be checked when it is first read.
+The first six follow the header; together they are the head of the file. The manifest has a checksum of the head, and
+the head has one for every row. So every byte is covered, and a row can be verified when it is first read.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ INDEX_BYTES = 8 * (len(INDEX_KEYS) + 1)
 """Of a row."""
 
 LoadMethod = Literal["mmap", "read"]
-"""mmap: pages come as they are touched, and stay shared. read: plain reads, which network file systems serve better."""
+"""mmap: pages are loaded when touched and shared by processes. read: plain reads, faster on network file systems."""
 
 _AT_ONCE: dict[LoadMethod, int] = {"mmap": 2**21, "read": 2**24}
-"""Bytes that are copied before they go into checksums: while the processor's caches still hold them. Where each read is
-a call of its own, that there be few of them counts for more."""
+"""Bytes to copy before computing their checksums, while the CPU cache still holds them. For `read`, fewer system calls
+matter more than cache locality."""
 _DTYPES: dict[str, tuple[npt.DTypeLike, torch.dtype]] = {
     "F32": (np.float32, torch.float32),
     "F16": (np.float16, torch.float16),
@@ -65,10 +65,10 @@ _MAX_HEADER = 16 * 2**20
 
 
 class ShardWriter:
-    """Writes a shard piece by piece, in the memory of a piece; it is there, whole, after `finish`, or not at all."""
+    """Writes a shard batch by batch with the memory of one batch. The file appears, complete, on `finish` only."""
 
     def __init__(self, path: Path, rows: int, parts: Mapping[str, Part]) -> None:
-        """rows: that will come; parts: the tensors behind the index."""
+        """rows: number of rows that will be appended. parts: the tensors after the index."""
         self.path, self.rows = path, rows
         self._temporary = partial_of(path)
         self._parts, self._written = RowLayout.of(parts).parts, 0
@@ -85,12 +85,12 @@ class ShardWriter:
         self.close()
 
     def close(self) -> None:
-        """Leave nothing but what `finish` has finished."""
+        """Delete the file unless `finish` completed it."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 
     def append(self, index: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor]) -> None:
-        """The next rows. index: the columns of `INDEX_KEYS`; tensors: by the names of `parts`, on the CPU."""
+        """Append rows. index: the columns of `INDEX_KEYS`. tensors: named as in `parts`, on the CPU."""
         count = len(index["row"])
         if self._written + count > self.rows:
             raise self._other_count(f"more than {self.rows}")
@@ -103,7 +103,7 @@ class ShardWriter:
         self._written += count
 
     def finish(self) -> str:
-        """Make the file durable and give it its name; returns the checksum of its head."""
+        """Make the file durable under its final name; return the checksum of its head."""
         if self._written != self.rows:
             raise self._other_count(str(self._written))
         columns = [np.array(self._columns[name], np.int64).tobytes() for name in INDEX_KEYS]
@@ -115,7 +115,7 @@ class ShardWriter:
         return checksum_of(head)
 
     def _write(self, data: memoryview, at: int) -> None:
-        """All of it: the system takes at most 2 GB at once, and less where the disk is nearly full."""
+        """Write all data. Loops because one call writes at most 2 GB, and less if the disk is nearly full."""
         while data:
             written = os.pwrite(self._file.fileno(), data, at)
             data, at = data[written:], at + written
@@ -129,32 +129,32 @@ class ShardWriter:
 
 @dataclass
 class Shard:
-    """A shard, opened. Its rows are checked when they are first taken."""
+    """An open shard. Rows are verified when first read."""
 
     path: Path
     method: LoadMethod
     views: dict[str, tuple[npt.NDArray[np.generic], torch.dtype]]
     """Arrays over a memory map of the file."""
     offsets: dict[str, int]
-    """Of each array in the file."""
+    """Offset of each array in the file."""
     mapped: Bytes
     """The whole file."""
     head_checksum: str
     """XXH3-128 of the header and the index."""
     repair: str
-    """What to do about damage: the hint of errors."""
+    """Hint for errors about damage."""
     checked: npt.NDArray[np.bool_] = field(init=False)
-    """Rows that were held against their checksums, (N,); may be handed on to a shard that is opened again."""
+    """Which rows were verified, (N,). May be shared with the shard when it is opened again."""
 
     def __post_init__(self) -> None:
         self.checked = np.zeros(self.rows, np.bool_)
 
     @classmethod
     def open(cls, path: Path, method: LoadMethod = "mmap", repair: str | None = None) -> Shard:
-        """Read the header and map the file. repair: what to do about damage; None: what helps in a cache folder.
+        """Read the header and map the file. repair: hint for errors; by default the hint for a local cache.
 
         Raises:
-            CacheError: missing, or a header that does not describe this file.
+            CacheError: the file is missing, or its header does not describe it.
         """
         repair = repair if repair is not None else repair_hint(path.parent.parent)
         try:
@@ -175,7 +175,7 @@ class Shard:
                 raise ValueError("its tensors are not those of a shard")
             head = mapped[: start + INDEX_BYTES * counts.pop()].tobytes()
             if {int(entries[name]["data_offsets"][1]) + start <= len(head) for name in _COLUMNS} != {True}:
-                raise ValueError("its index does not stand behind its header")
+                raise ValueError("its index does not follow its header")
             offsets = {name: start + int(entry["data_offsets"][0]) for name, entry in entries.items()}
             shard = cls(path, method, views, offsets, mapped, checksum_of(head), repair)
             shard._require_order(len(head))
@@ -193,25 +193,25 @@ class Shard:
                 raise ValueError(f"{name} begins at {self.offsets[name]}, the tensor before it ends at {start}")
             start += self.rows * part.row_bytes
         if not self.layout.aligned:
-            raise ValueError("its narrow numbers do not stand behind its wide ones")
+            raise ValueError("its narrow dtypes do not follow its wide ones")
 
     @property
     def rows(self) -> int:
-        """How many it has."""
+        """Number of rows."""
         return len(self.views[CHECKSUM][0])
 
     @functools.cached_property
     def layout(self) -> RowLayout:
-        """The tensors behind the index, in the file's order."""
+        """Layout of the tensors after the index, in file order."""
         behind = [name for name in self.views if name not in INDEX_KEYS and name != CHECKSUM]
         behind.sort(key=lambda name: self.offsets[name])
         return RowLayout({name: Part(self.views[name][0].shape[1:], self.views[name][1]) for name in behind})
 
     def require_listed(self, size: int, checksum: str) -> None:
-        """The file must be the one that a manifest lists.
+        """Refuse a file that is not the one a manifest lists.
 
         Raises:
-            CacheError: gives both values.
+            CacheError: size or checksum differ; the message gives both values.
         """
         found = self.path.stat().st_size
         if found != size:
@@ -224,14 +224,14 @@ class Shard:
             )
 
     def array(self, name: str) -> npt.NDArray[np.generic]:
-        """All rows of a tensor, in numpy's dtype of the same bytes."""
+        """Return all rows of a tensor as numpy sees its bytes."""
         return self.views[name][0]
 
     def take(self, rows: Rows, into: Bytes, places: Rows) -> None:
-        """Copy the given rows to these places of memory that `layout.blank` gives; check those that had not been.
+        """Copy rows to rows `places` of memory allocated by `layout.blank`, verifying those not verified before.
 
         Raises:
-            CacheError: names the dataset's rows that are damaged.
+            CacheError: rows are damaged; the message names their dataset rows.
         """
         fresh = ~self.checked[rows]
         try:
@@ -253,13 +253,13 @@ class Shard:
             raise CacheError(f"{self.path} is damaged: dataset rows {numbers} differ from their checksums", self.repair)
 
     def read(self, rows: Rows) -> dict[str, Tensor]:
-        """The tensors behind the index of these rows, checked as `take` does."""
+        """Read the tensors of these rows, verified as in `take`."""
         taken = self.layout.blank(len(rows))
         self.take(rows, taken, np.arange(len(rows)))
         return self.layout.tensors(torch.from_numpy(taken))
 
     def damaged_rows(self) -> Rows:
-        """Rows whose bytes are not those of their checksums."""
+        """Return the rows that differ from their checksums."""
         found = np.array(row_checksums([_flat(self.array(name)) for name in self.layout.parts], self.rows), np.uint64)
         return np.nonzero(found != self.array(CHECKSUM))[0].astype(np.int64)
 
@@ -269,25 +269,27 @@ class Shard:
             yield mapped_copy(self._blocks, into)
             return
         with open(self.path, "rb", buffering=0) as file:
-            tensors = [(place, self.offsets[name]) for name, place in self.layout.places.items()]
+            tensors = [(place, self.offsets[name]) for name, place in self.layout.slices.items()]
             yield plain_copy(file.fileno(), tensors, into)
 
     @functools.cached_property
     def _blocks(self) -> list[tuple[slice, Bytes]]:
-        """Tensors that `mapped_copy` copies in one: of the same size, and neighbours in the file as in a row."""
+        """Groups of tensors that one numpy copy can move: of equal size, and neighbours in file and row alike."""
         blocks: list[tuple[slice, Bytes]] = []
-        parts, places = self.layout.parts, self.layout.places
+        parts, slices = self.layout.parts, self.layout.slices
         for size, group in itertools.groupby(parts, key=lambda name: parts[name].row_bytes):
             names = list(group)
             begin, length = self.offsets[names[0]], len(names) * self.rows * size
             there = self.mapped[begin : begin + length].reshape(len(names), self.rows, size).swapaxes(0, 1)
-            blocks.append((slice(places[names[0]].start, places[names[-1]].stop), there))
+            blocks.append((slice(slices[names[0]].start, slices[names[-1]].stop), there))
         return blocks
 
 
 def row_checksums(parts: Sequence[Bytes], rows: int) -> list[int]:
-    """XXH3-64 of each row's bytes, part after part. parts: (N, bytes) each, contiguous; none where all that a row has
-    follows from its instruction."""
+    """Return XXH3-64 of each row's bytes, part after part.
+
+    parts: (N, bytes) each, contiguous; empty if everything is stored per instruction.
+    """
     sums = [xxhash.xxh3_64() for _ in range(rows)]
     for part in parts:
         view, size = part.reshape(-1).data, part.shape[1]
@@ -297,7 +299,7 @@ def row_checksums(parts: Sequence[Bytes], rows: int) -> list[int]:
 
 
 def _header(parts: Mapping[str, Part], rows: int) -> tuple[bytes, dict[str, int], int]:
-    """The file's first bytes, where each tensor begins, and the file's size. parts: those behind the index."""
+    """Return header bytes, offset of each tensor, and file size. parts: the tensors after the index."""
     entries, relative, at = {}, {}, 0
     for name, part in {**_COLUMNS, **parts}.items():
         end = at + rows * part.row_bytes

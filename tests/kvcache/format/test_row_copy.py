@@ -35,7 +35,7 @@ def rows_of(tensors: list[Bytes]) -> Bytes:
 
 @pytest.fixture(params=[1, 2**60], ids=["two threads", "one thread"])
 def _threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SHARED", request.param)
+    monkeypatch.setattr(module, "_TWO_THREADS_FROM", request.param)
 
 
 @pytest.fixture(params=["mapped", "plain"])
@@ -84,7 +84,7 @@ def test_every_row_arrives_in_its_place_with_its_checksum(
 
 
 def test_two_threads_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SHARED", 1)
+    monkeypatch.setattr(module, "_TWO_THREADS_FROM", 1)
     both = threading.Barrier(2, timeout=30)
     met = threading.local()
 
@@ -96,7 +96,7 @@ def test_two_threads_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_helper_that_is_busy_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SHARED", 1)
+    monkeypatch.setattr(module, "_TWO_THREADS_FROM", 1)
     free, copied = threading.Event(), list[int]()
     busy = module._helper().submit(free.wait, 30)
     transfer(
@@ -113,7 +113,7 @@ def test_a_helper_that_is_busy_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_error_of_either_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SHARED", 1)
+    monkeypatch.setattr(module, "_TWO_THREADS_FROM", 1)
     main, both = threading.get_ident(), threading.Barrier(2, timeout=30)
     for fails_here in (True, False):
 
@@ -129,7 +129,7 @@ def test_an_error_of_either_thread_is_raised(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_forked_process_has_its_own_helper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SHARED", 1)
+    monkeypatch.setattr(module, "_TWO_THREADS_FROM", 1)
     module._helper().submit(int).result()
     child = os.fork()
     if child == 0:
@@ -139,7 +139,7 @@ def test_a_forked_process_has_its_own_helper(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_after_an_error_nothing_is_copied_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SHARED", 1)
+    monkeypatch.setattr(module, "_TWO_THREADS_FROM", 1)
     main, begun, copied = threading.get_ident(), threading.Event(), list[int]()
 
     def copy(row: int, place: int, count: int) -> None:

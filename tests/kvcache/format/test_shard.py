@@ -121,7 +121,7 @@ def test_narrow_numbers_before_wide_ones_are_refused(
     """They would begin in the middle of a number, in the file or in a row."""
     monkeypatch.setattr(RowLayout, "of", RowLayout)
     write(tmp_path / "x", {name: tensors[name] for name in ("valid", "layer.0.k")})
-    with pytest.raises(CacheError, match="its narrow numbers do not stand behind its wide ones"):
+    with pytest.raises(CacheError, match="its narrow dtypes do not follow its wide ones"):
         Shard.open(tmp_path / "x")
 
 

@@ -45,9 +45,9 @@ def everything(folder: Path) -> dict[str, torch.Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-@pytest.fixture(params=[1, row_copy._SHARED], ids=["two threads", "one thread"])
+@pytest.fixture(params=[1, row_copy._TWO_THREADS_FROM], ids=["two threads", "one thread"])
 def _threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_copy, "_SHARED", request.param)
+    monkeypatch.setattr(row_copy, "_TWO_THREADS_FROM", request.param)
 
 
 @pytest.mark.usefixtures("_threads")
