@@ -123,7 +123,7 @@ def small(tabletop: Path, tiny_weights: Path) -> list[str]:
         (["--stride", "5"], "another stride: it has 4, this build has 5", "choose another folder", False),
         (["--codec", "int8"], "another codec: it has fp32, this build has int8", "choose another folder", False),
         (["--editor", "flux2-klein-4b"], "another editor: it has tiny", "choose another folder", False),
-        (["--shard-mb", "1"], "cut into other shards", "use the same --shard-mb", True),
+        (["--shard-mb", "1"], "split into other shards", "use the same --shard-mb", True),
         (["--layers", "0"], "another setting 'layers': it has all, this build has 0", "choose another folder", True),
     ],
 )

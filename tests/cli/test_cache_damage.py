@@ -158,7 +158,7 @@ def test_a_manifest_that_cannot_be_followed_is_refused_everywhere(
     [
         ("codec", "stores numbers as 'gone'", "train-expert"),
         ("codec", "stores numbers as 'gone'", "report"),
-        ("editor", "made with the editor 'gone'", "report"),
+        ("editor", "built with the editor 'gone'", "report"),
     ],
 )
 def test_what_a_cache_needs_and_is_not_installed_is_named(

@@ -182,7 +182,7 @@ def test_wrong_numbers_are_one_line(cached: PrefixDataset, given: dict[str, Any]
 def test_rows_that_are_not_there_are_refused(cached: PrefixDataset, built: Path) -> None:
     with pytest.raises(IndexError):
         BatchOrder(cached, batch=1, rows=np.array([0, ROWS]))
-    with pytest.raises(UsageError, match="horizon of 0"):
+    with pytest.raises(UsageError, match="horizon is 0"):
         PrefixDataset(built, horizon=0)
 
 
