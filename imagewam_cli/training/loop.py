@@ -4,8 +4,8 @@
     metrics.jsonl        one line per log step       result.json    the final validation
     checkpoints/         the last two                policy/        the averaged weights as a policy bundle
 
-Noise and data order are functions of (seed, step), so a checkpoint is weights, moments and a step number, and a
-continued run gives the same numbers as an uninterrupted one.
+Noise and data order depend on (seed, step) only. So weights, optimizer moments and a step number make a checkpoint, and
+a resumed run gives the same numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ and stride; where the data was stored does not matter."""
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What a run would cost. seconds: from a few real steps on this machine."""
+    """Cost of a run. seconds: estimated from a few real steps on this machine."""
 
     parameters: int
     rows: int
@@ -61,7 +61,7 @@ class DryRun:
     memory_bytes: int
     """Weights, gradients, moments, average and one batch of prefix KV; activations come on top."""
     scratch_bytes: int
-    """Of the disk, while the run goes on."""
+    """Temporary disk space during the run."""
     seconds: float
 
 
@@ -71,10 +71,10 @@ class Trainer:
     def __init__(
         self, source: PrefixSource, recipe: TrainRecipe, editor_weights: Mapping[str, Tensor] | None = None
     ) -> None:
-        """editor_weights: by their released names, where the recipe begins with them (`expert.init`).
+        """editor_weights: by released names; required if the recipe starts from them (`expert.init`).
 
         Raises:
-            UsageError: no rows, or no weights to begin with.
+            UsageError: there are no rows, or the required weights are missing.
         """
         if source.info.rows == 0:
             raise UsageError(f"{source.info.location} has no rows to train on")
@@ -109,7 +109,8 @@ class Trainer:
     def train(
         self, folder: Path, *, on_step: Callable[[int, dict[str, float]], None] = lambda step, values: None
     ) -> Validation | None:
-        """Train into `folder`, going on from its newest checkpoint; the final figures, None where nothing is held out.
+        """Train into `folder`, resuming from its newest checkpoint. Return the final validation, None without held-out
+        episodes.
 
         Raises:
             RunError: the folder holds a run of another recipe or of other prefixes.
@@ -171,7 +172,7 @@ class Trainer:
         return float(loss.detach())
 
     def validate(self) -> Validation | None:
-        """Figures of the averaged weights on held-out episodes; None where none are held out."""
+        """Validate the averaged weights on held-out episodes; None if there are none."""
         if len(self.data.validation_rows) == 0:
             return None
         if self._validation is None:
@@ -191,7 +192,7 @@ class Trainer:
         return result
 
     def dry_run(self, measured_steps: int = 3) -> DryRun:
-        """Parameters, memory, steps and time, from a few real steps; no run is written."""
+        """Estimate memory and time from a few real steps; writes no run."""
         needed = self.data.rows_needed(0, measured_steps, validation=False)
         with self.source.prepare(needed, Path(tempfile.gettempdir())):
             started = time.monotonic()
@@ -214,9 +215,9 @@ class Trainer:
         )
 
     def _open(self, folder: Path) -> None:
-        """Start the run's folder, or check that it is this run's."""
+        """Create the run's folder, or check that an existing one belongs to this run."""
         identity = _identity(self.source.info) | {"precision": "bfloat16" if self._bfloat16 else "float32"}
-        if self.recipe.shuffle == "shards":  # a cache of the same rows may be cut otherwise, and the order with it
+        if self.recipe.shuffle == "shards":  # the order then depends on how the cache is split into shards
             identity["shards"] = hashlib.sha256(str(self.source.shard_rows).encode()).hexdigest()[:16]
         if (folder / RUN_MARKER).exists():
             _refuse_other_prefixes(folder, identity)
@@ -257,7 +258,7 @@ class Trainer:
 
 
 def editor_reference(info: SourceInfo) -> EditorReference:
-    """The editor that the prefixes are of."""
+    """Return the reference to the editor that computed the prefixes."""
     return EditorReference(
         name=str(info.fingerprint["editor"]),
         settings=settings_of(info.fingerprint),
@@ -267,7 +268,7 @@ def editor_reference(info: SourceInfo) -> EditorReference:
 
 
 def _has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 by itself; elsewhere it is slower than float32."""
+    """Whether the processor multiplies bfloat16 in hardware; otherwise it is slower than float32."""
     known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(known()) if known is not None else False
 

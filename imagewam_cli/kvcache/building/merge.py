@@ -1,4 +1,4 @@
-"""Parts of a cache, built by workers that know nothing of each other, become one."""
+"""Merge parts of a cache that were built independently."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from imagewam_cli.kvcache.storage.manifests import holds, lock_whole, manifests_
 
 
 def merge_cache(out: Location, others: Sequence[Location] = ()) -> Manifest:
-    """Unite the parts in `out`, and those in other places, which are copied and stay as they are. The manifest comes
-    last; then the parts' own go. To do it twice, or over a finished cache, changes nothing.
+    """Merge the parts in `out` with copies of those in other folders. Repeating it changes nothing.
+
+    The manifest of the whole cache is stored last; then the manifests of the parts are deleted.
 
     Raises:
-        CacheError: nothing to merge, parts of different caches, a part in `out` that is being built, or a shard that
-            is not what its manifest says.
+        CacheError: there is nothing to merge, the parts belong to different caches, a part in `out` is being built, or
+            a shard does not match its manifest.
     """
     target = storage_at(out)
     with lock_whole(target):
@@ -39,7 +40,7 @@ def merge_cache(out: Location, others: Sequence[Location] = ()) -> Manifest:
 
 
 def _bring(storage: Storage, part: Manifest, target: Storage) -> None:
-    """Shards and files of a part, looked at before they are listed, into the target."""
+    """Verify shards and files of a part and copy them to the target."""
     for error in storage.damaged_shards(part.entries).values():
         raise error
     for entry in part.entries if storage is not target else ():

@@ -1,4 +1,4 @@
-"""Is every byte of a cache what it was when it was written, and if not, which rows have to be computed again?"""
+"""Verify every byte of a cache against its checksums, and rebuild damaged rows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from imagewam_cli.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """What is wrong with one file. rows: those of the shard that differ; None: the file as a whole."""
+    """Damage of one file. rows: damaged rows of a shard; None if the whole file is unusable."""
 
     file: str
     what: str
@@ -48,11 +48,13 @@ class Damage:
 def verify_cache(
     cache: Location, *, rows: bool = True, on_rows: Callable[[int], None] = lambda rows: None
 ) -> list[Damage]:
-    """Read every byte. `on_rows(n)` is called after each shard of n rows. rows: False looks at files, sizes and the
-    heads of shards only, a thousandth of the bytes or so, and of a remote store at sizes.
+    """Return what is damaged. `on_rows(n)` is called after each shard of n rows.
+
+    rows: read every byte. False checks only files, sizes and heads of shards, about a thousandth of the bytes; of a
+        remote store only sizes.
 
     Raises:
-        CacheError: no cache, or its manifest is damaged: then nothing says what the rest should be.
+        CacheError: there is no cache, or its manifest is damaged, so that nothing can be verified.
     """
     storage = storage_at(cache)
     manifest, names = manifest_at(storage), storage.names()
@@ -82,11 +84,12 @@ def repair_cache(
     *,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> list[str]:
-    """Make what is damaged again: of a shard only the batches with damaged rows. Returns the shards whose bytes are not
-    the former ones, as where another machine computes them.
+    """Rebuild what is damaged; in a shard only the batches with damaged rows.
+
+    Returns the shards whose bytes differ from before, as when another machine computes them.
 
     Raises:
-        CacheError: the dataset or the editor is not the one of the cache; nothing is changed then.
+        CacheError: the dataset or the editor is not that of the cache; nothing is changed.
     """
     storage = storage_at(cache)
     with lock_whole(storage):
@@ -172,7 +175,7 @@ def _repair_shard(
     editor: Editor,
     on_rows: Callable[[int], None],
 ) -> ShardEntry:
-    """Batches as the shard was made of them, so that the same editor gives the same bytes."""
+    """Rebuild a shard in its original batches, so that the same editor gives the same bytes."""
     codec = stored_codec(storage, manifest)
     damaged = set(damage.rows if damage.rows is not None else range(entry.rows))
     numbers = {text: i for i, text in enumerate(manifest.instructions)}

@@ -25,9 +25,9 @@ from imagewam_cli.prefix.spec import LayerSpec, RopeSpec
 
 @dataclass(frozen=True)
 class GroupedIntegerCodec:
-    """q = round((x - low) / step), step = (high - low) / (2^bits - 1), with `low` and `step` of a group in float16.
+    """Stores q = round((x - low) / step), step = (high - low) / (2^bits - 1), with float16 `low` and `step` per group.
 
-    The error of a number is at most half a step, and what rounding `low` and `step` to 11 bits adds.
+    The error of a number is at most half a step, plus the rounding of `low` and `step` to 11 bits.
     """
 
     name: str
@@ -68,7 +68,7 @@ class GroupedIntegerCodec:
         return LayerKV(k if ids is None or rope is None else rotate_keys(k, ids, rope), v)
 
     def _scale(self, q: Tensor, step: Tensor, low: Tensor, axis: int) -> None:
-        """Whole numbers to x, in place. step, low: one number for each group along the axis."""
+        """Turn integers into x, in place. step, low: one number for each group along the axis."""
         step, low = step.float(), low.float()
         for i in range(step.shape[axis]):
             first = i * self.group
@@ -76,9 +76,9 @@ class GroupedIntegerCodec:
             members.mul_(step.narrow(axis, i, 1)).add_(low.narrow(axis, i, 1))
 
     def _numbers(self, x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (N, A, ...), grouped along A -> whole numbers of its shape, `low` and `step` (N, groups, ...).
+        """Quantise x (N, A, ...), grouped along A, into integers of its shape, and `low` and `step`, (N, groups, ...).
 
-        counted: bool, as x or broadcast; what is not counted does not widen a group.
+        counted: bool, broadcast to x; the rest does not widen the range of its group.
         """
         least = x if counted is None else x.masked_fill(~counted, torch.inf)
         greatest = x if counted is None else x.masked_fill(~counted, -torch.inf)
@@ -97,7 +97,7 @@ class GroupedIntegerCodec:
         return q, low, step
 
     def _packed(self, q: Tensor) -> Tensor:
-        """Two numbers of 4 bits in a byte, the first in the lower half."""
+        """Pack two 4-bit numbers into a byte, the first in the lower half."""
         return q if self.bits == 8 else q[..., 0::2] | (q[..., 1::2] << 4)
 
     def _unpacked(self, stored: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class GroupedIntegerCodec:
 
 
 def _ids(layer: LayerSpec, rope: RopeSpec | None) -> Tensor | None:
-    """Rotary ids of the layer's tokens; None where keys are not rotated, or the layout does not tell them."""
+    """Return rotary ids of the layer's tokens; None if keys are not rotated or the positions are unknown."""
     return None if rope is None else layer_ids(layer)
 
 

@@ -1,11 +1,12 @@
-"""Transform coding of keys and values: about one bit a number, at the error that `int4` has with four and a half.
+"""Transform coding of keys and values: about one bit per number, at the error of `int4` with four and a half.
 
-K and V of a token are views of one state, and states of neighbouring scenes are alike, so most of their numbers can be
-told from a few. Per segment of a layer, and per block of neighbouring heads, K and V side by side are turned to their
-principal axes, found on a sample of the dataset's own rows. Each axis is stored as a whole number of as many bits as it
-is worth: bits go, eight axes at a time, to where they lessen the squared error most (greedy allocation; Gersho and
-Gray, Vector Quantization and Signal Compression, 1992, chapter 8). Steps begin with the best for a Gaussian (Max 1960)
-and are widened where the sample has heavier tails. Rotary keys are turned back before, as in `int4`.
+K and V of a token derive from one hidden state, and hidden states of similar scenes are similar, so a few principal
+components predict most of their numbers. For each segment of a layer and each block of neighbouring heads, K and V are
+concatenated and projected onto principal axes, which are fitted to a sample of the dataset's rows. Each axis is then
+quantised with its own number of bits: bits go, eight axes at a time, to where they reduce the squared error most
+(greedy allocation; Gersho and Gray, Vector Quantization and Signal Compression, 1992, chapter 8). Step sizes start from
+the optimum for a Gaussian (Max 1960) and are widened if the sample has heavier tails. Rotary keys are un-rotated first,
+as in `int4`.
 """
 
 from __future__ import annotations
@@ -25,48 +26,48 @@ from imagewam_cli.prefix.positions import layer_ids, rotate_keys, unrotate
 from imagewam_cli.prefix.spec import KVSpec, LayerSpec, RopeSpec
 
 _BLOCK = 512
-"""Numbers of K and V of a token that are turned together, at most, if a head has not more."""
+"""Limit on the numbers of a token that one projection covers. A larger head has a block of its own."""
 _GROUP = 8
-"""Neighbouring axes of as many bits: so each plane of bits fills whole bytes."""
+"""Neighbouring axes that get equally many bits, so that each bit plane fills whole bytes."""
 _MOST_BITS = 8
 _GAUSSIAN_STEPS = (1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
-"""Best steps of uniform quantisers of 1 to 8 bits, of a Gaussian's deviation."""
+"""Optimal steps of uniform quantisers of 1 to 8 bits, for a Gaussian of deviation 1."""
 _WIDENINGS = (0.7, 0.85, 1.0, 1.2, 1.5, 1.9, 2.4, 3.0, 4.0, 6.0)
 _LEAST_STEP = 1e-12
 _SAMPLE = 2048
-"""Tokens that quantisers are tried on."""
+"""Number of tokens on which quantisers are compared."""
 
 
 @dataclass(frozen=True)
 class SegmentBasis:
-    """Of one segment of one layer; C = 2 G D numbers of a token, of which A axes are stored.
+    """Fitted basis of one segment of one layer. A token has C = 2 G D numbers, of which A axes are stored.
 
-    scale: (2,) what K and V are divided by, so that both count alike. order: (A,) which of the C axes, most bits first.
+    scale: (2,) divisors of K and V, so that both count equally. order: (A,) indices among the C axes, most bits first.
     """
 
     mean: Tensor
     """(C,) float32"""
     scale: Tensor
     blocks: tuple[Tensor, ...]
-    """Square, float16, whose columns are the axes; their sizes add up to C."""
+    """Square float16 matrices whose columns are the axes; their sizes add up to C."""
     order: Tensor
     bits: Tensor
-    """(A,) int64, of each stored axis."""
+    """(A,) int64: number of bits of each stored axis."""
     step: Tensor
     """(A,) float32"""
 
     def codes(self, x: Tensor) -> Tensor:
-        """(P, C) -> (P, A) uint8, from 0 to 2^bits - 1."""
+        """Quantise: (P, C) -> (P, A) uint8, from 0 to 2^bits - 1."""
         parts = [part @ inward for part, inward in zip(self._split(x - self.mean), self._inward, strict=True)]
-        turned = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)[:, self._places.argsort()]
+        turned = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)[:, self._block_order.argsort()]
         half = 2.0 ** (self.bits - 1)
         return (turned.floor() + half).clamp(min=torch.zeros_like(half), max=2 * half - 1).to(torch.uint8)
 
     def numbers(self, codes: Tensor) -> list[Tensor]:
-        """(M, A) uint8 -> of each block (M, size) float32."""
+        """Reconstruct: (M, A) uint8 -> (M, size) float32 for each block."""
         q = codes.float()
         if len(self.blocks) > 1:
-            q = q[:, self._places]
+            q = q[:, self._block_order]
         parts = torch.split(q, [len(outward) for outward in self._outward], dim=1)
         return [
             torch.addmm(lowest, part, outward)
@@ -78,19 +79,19 @@ class SegmentBasis:
 
     @functools.cached_property
     def _of_blocks(self) -> list[Tensor]:
-        """Which of the A stored axes are of each block, (A_b,) each."""
+        """For each block, the positions of its axes among the A stored ones, (A_b,)."""
         ends = torch.tensor([len(block) for block in self.blocks]).cumsum(0)
         owner = torch.bucketize(self.order.cpu(), ends, right=True)
         return [torch.nonzero(owner == i)[:, 0].to(self.order.device) for i in range(len(self.blocks))]
 
     @functools.cached_property
-    def _places(self) -> Tensor:
-        """(A,) the stored axes, block after block."""
+    def _block_order(self) -> Tensor:
+        """(A,) positions of the stored axes, block after block."""
         return torch.cat(self._of_blocks)
 
     @functools.cached_property
     def _axes(self) -> list[Tensor]:
-        """(size, A_b) of each block: the axes that are stored, in the order of `order`."""
+        """For each block (size, A_b): its stored axes as columns, in the order of `order`."""
         ends = accumulate(len(block) for block in self.blocks)
         return [
             block.float()[:, self.order[own] - (end - len(block))]
@@ -99,7 +100,7 @@ class SegmentBasis:
 
     @functools.cached_property
     def _inward(self) -> list[Tensor]:
-        """(size, A_b) of each block: from centred numbers to multiples of a step."""
+        """For each block (size, A_b): maps centred numbers to multiples of a step."""
         return [
             axes / self._spread(len(axes))[:, None] / self.step[own]
             for axes, own in zip(self._axes, self._of_blocks, strict=True)
@@ -107,7 +108,7 @@ class SegmentBasis:
 
     @functools.cached_property
     def _outward(self) -> list[Tensor]:
-        """(A_b, size) of each block: the way back."""
+        """For each block (A_b, size): the inverse map."""
         return [
             (axes * self._spread(len(axes))[:, None] * self.step[own]).T
             for axes, own in zip(self._axes, self._of_blocks, strict=True)
@@ -115,7 +116,7 @@ class SegmentBasis:
 
     @functools.cached_property
     def _lowest(self) -> list[Tensor]:
-        """(size,) of each block: the numbers that codes of zero stand for."""
+        """For each block (size,): the numbers that codes of zero represent."""
         middle = 0.5 - 2.0 ** (self.bits - 1)
         means = self._split(self.mean)
         return [
@@ -124,12 +125,12 @@ class SegmentBasis:
         ]
 
     def _spread(self, size: int) -> Tensor:
-        """`scale` for each number of a block: it holds K of its heads, then V of them."""
+        """Expand `scale` to the numbers of a block, which has K of its heads first, then V."""
         return self.scale.repeat_interleave(size // 2)
 
     def to(self, device: torch.device) -> SegmentBasis:
         if self.mean.device == device:
-            return self  # with the matrices that it has made
+            return self  # keeps the cached matrices
         moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         blocks = tuple(block.to(device) for block in moved.pop("blocks"))
         return SegmentBasis(blocks=blocks, **{name: tensor.to(device) for name, tensor in moved.items()})
@@ -137,22 +138,22 @@ class SegmentBasis:
 
 @dataclass(frozen=True)
 class PCACodec:
-    """`bits` of each number, on average, at most. To be fitted before it encodes; its bytes are known before."""
+    """Codec with at most `bits` per number on average. Must be fitted before encoding; its size is known before."""
 
     name: str
     bits: float
     bases: Mapping[tuple[str, int], SegmentBasis] = field(default_factory=dict)
-    """By layer's name and segment's place."""
+    """Bases by layer name and segment index."""
     _moved: dict[torch.device, dict[tuple[str, int], SegmentBasis]] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
-    """The same on other devices, with the matrices that they have made there."""
+    """Copies of the bases on other devices, with their cached matrices."""
 
     def parts(self, layer: LayerSpec) -> dict[str, Part]:
         return {"codes": Part((layer.tokens, self._token_bytes(layer)), torch.uint8)}
 
     def fitted(self, spec: KVSpec, samples: Sequence[PrefixKV]) -> PCACodec:
-        """samples: prefixes of a few dozen rows of the dataset, in batches. The same on every run."""
+        """Fit a basis to each segment. samples: batches of a few dozen prefixes. Deterministic."""
         bases = {}
         for i, layer in enumerate(spec.layers):
             kept = [
@@ -164,7 +165,7 @@ class PCACodec:
         return dataclasses.replace(self, bases=bases)
 
     def state(self) -> dict[str, Tensor]:
-        """What `restored` needs."""
+        """Return the tensors of all bases, for `restored`."""
         return {
             f"{layer}/{place}/{name}": tensor
             for (layer, place), basis in self.bases.items()
@@ -172,7 +173,7 @@ class PCACodec:
         }
 
     def restored(self, spec: KVSpec, state: Mapping[str, Tensor]) -> PCACodec:
-        """As it was fitted."""
+        """Return the codec with the bases of this state."""
         bases = {}
         for layer in spec.layers:
             for place in range(len(layer.segments)):
@@ -190,7 +191,7 @@ class PCACodec:
     ) -> dict[str, Tensor]:
         segments = self._of(layer, kv.k.device)
         packed = []
-        for row in _rows(kv, layer, rope):  # a row by itself: products of other shapes may round otherwise
+        for row in _rows(kv, layer, rope):  # one row at a time: matrix products of other shapes may round differently
             parts = [_packed(basis.codes(x), basis.bits) for basis, x in zip(segments, row, strict=True)]
             packed.append(torch.cat(parts))
         return {"codes": torch.stack(packed)}
@@ -226,21 +227,21 @@ def _tensors(basis: SegmentBasis) -> Iterator[tuple[str, Tensor]]:
 
 
 def _heads(layer: LayerSpec) -> list[int]:
-    """Numbers of K and V in each block: of as many heads as fit."""
+    """Return the size of each block: K and V of as many heads as fit."""
     at_once = max(1, _BLOCK // (2 * layer.head_dim))
     sizes = [min(at_once, layer.kv_heads - first) for first in range(0, layer.kv_heads, at_once)]
     return [2 * layer.head_dim * size for size in sizes]
 
 
 def _beside(k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
-    """(..., G, D) each -> (..., 2 G D): block after block, K then V."""
+    """Concatenate (..., G, D) each -> (..., 2 G D): block after block, in each K before V."""
     counts = [size // (2 * layer.head_dim) for size in _heads(layer)]
     pairs = zip(torch.split(k, counts, dim=-2), torch.split(v, counts, dim=-2), strict=True)
     return torch.cat([x.flatten(-2) for pair in pairs for x in pair], dim=-1)
 
 
 def _rows(kv: LayerKV, layer: LayerSpec, rope: RopeSpec | None) -> Iterator[tuple[Tensor, ...]]:
-    """Row by row, each segment's numbers (P, C), keys turned back."""
+    """Yield the numbers of each segment, (P, C), row by row, with keys un-rotated."""
     ids = None if rope is None else layer_ids(layer)
     k = kv.k.float() if ids is None or rope is None else unrotate(kv.k, ids, rope)
     for row in _beside(k, kv.v.float(), layer):
@@ -248,7 +249,7 @@ def _rows(kv: LayerKV, layer: LayerSpec, rope: RopeSpec | None) -> Iterator[tupl
 
 
 def _tokens(kv: LayerKV, layer: LayerSpec, rope: RopeSpec | None, valid: Tensor | None) -> list[Tensor]:
-    """Of each segment the numbers of all tokens that are not padding, (tokens, C)."""
+    """Return for each segment the numbers of all tokens that are not padding, (tokens, C)."""
     sizes = [s.tokens for s in layer.segments]
     seen = torch.ones(kv.k.shape[:2], dtype=torch.bool) if valid is None else valid.cpu()
     rows = [
@@ -259,7 +260,7 @@ def _tokens(kv: LayerKV, layer: LayerSpec, rope: RopeSpec | None, valid: Tensor 
 
 
 def _fitted(x: Tensor, sizes: Sequence[int], token_bytes: int) -> SegmentBasis:
-    """x: (tokens, C), C the sum of sizes."""
+    """Fit a basis to x, (tokens, C), where C is the sum of sizes."""
     mean = x.mean(0)
     scale = torch.stack([_size_of_half(x - mean, sizes, half) for half in (0, 1)])
     spread = torch.cat([scale.repeat_interleave(size // 2) for size in sizes])
@@ -275,18 +276,18 @@ def _fitted(x: Tensor, sizes: Sequence[int], token_bytes: int) -> SegmentBasis:
 
 
 def _spaced(x: Tensor, count: int) -> Tensor:
-    """At most so many of the rows, evenly spaced."""
+    """Return at most `count` of the rows, evenly spaced."""
     return x[torch.linspace(0, len(x) - 1, min(count, len(x))).long()]
 
 
 def _size_of_half(x: Tensor, sizes: Sequence[int], half: int) -> Tensor:
-    """Root mean square of K (half 0) or V (half 1) in all blocks."""
+    """Return the root mean square of K (half 0) or V (half 1) over all blocks."""
     parts = [part.chunk(2, dim=1)[half] for part in torch.split(x, list(sizes), dim=1)]
     return torch.cat(parts, dim=1).square().mean().sqrt().clamp(min=_LEAST_STEP)
 
 
 def _quantisers(y: Tensor) -> tuple[Tensor, Tensor]:
-    """(bits from 0 to most, C) each: the step of the least error on this sample, and that error."""
+    """Return for 0 to 8 bits the best step on this sample and its error, (bits, C) each."""
     deviation = y.square().mean(0).sqrt()
     steps, errors = [torch.zeros_like(deviation)], [y.square().mean(0)]
     for bits, gaussian in enumerate(_GAUSSIAN_STEPS, start=1):
@@ -305,47 +306,50 @@ def _error(y: Tensor, step: Tensor, bits: int) -> Tensor:
 
 
 def _allocated(errors: Tensor, token_bytes: int) -> Tensor:
-    """Bits of each axis, (C,): one more for the eight axes that gain most, `token_bytes` times.
+    """Return the number of bits of each axis, (C,), which fill `token_bytes`.
 
-    errors: (bits, C), axes of falling size.
+    errors: (bits, C) squared error of each axis by its number of bits, axes by falling variance.
     """
     count = errors.shape[1] // _GROUP
     of_groups = errors[:, : count * _GROUP].reshape(len(errors), count, _GROUP).sum(2)
     bits, groups = torch.zeros(count, dtype=torch.long), torch.arange(count)
+    # One more bit for a group of eight axes costs one byte per token. Greedy allocation is optimal if each further bit
+    # of an axis gains less than the one before it.
     for _ in range(min(token_bytes, _MOST_BITS * count)):
         gain = of_groups[bits, groups] - of_groups[(bits + 1).clamp(max=_MOST_BITS), groups]
         bits[gain.masked_fill(bits == _MOST_BITS, -torch.inf).argmax()] += 1
+    # axes that do not fill a group get no bits
     return torch.cat([bits.repeat_interleave(_GROUP), bits.new_zeros(errors.shape[1] - count * _GROUP)])
 
 
 def _planes(bits: Tensor) -> list[int]:
-    """How many axes have a lowest bit, a second, ..."""
+    """Return the number of axes in each bit plane: those with at least one bit, at least two, ..."""
     return [int((bits > plane).sum()) for plane in range(int(bits.max()) if len(bits) else 0)]
 
 
 def _packed(codes: Tensor, bits: Tensor) -> Tensor:
-    """(P, A) uint8 -> (P, bytes): plane after plane, eight axes in a byte, the first in its lowest bit."""
+    """Pack (P, A) uint8 -> (P, bytes): plane after plane, eight axes per byte, the first in the lowest bit."""
     planes = [(codes[:, :count] >> plane) & 1 for plane, count in enumerate(_planes(bits))]
     eights = torch.cat(planes, dim=1).reshape(len(codes), -1, 8)
-    return (eights << _places_of_bits(codes)).sum(2, dtype=torch.uint8)
+    return (eights << _bit_numbers(codes)).sum(2, dtype=torch.uint8)
 
 
 def _unpacked(stored: Tensor, bits: Tensor) -> Tensor:
-    """(N, P, bytes) -> (N, P, A) uint8."""
+    """Unpack (N, P, bytes) -> (N, P, A) uint8."""
     counts = _planes(bits)
     codes = torch.zeros((*stored.shape[:2], len(bits)), dtype=torch.uint8, device=stored.device)
     ends = accumulate(count // 8 for count in counts)
     for plane, (count, end) in enumerate(zip(counts, ends, strict=True)):
-        eights = (stored[..., end - count // 8 : end, None] >> _places_of_bits(stored)) & 1
+        eights = (stored[..., end - count // 8 : end, None] >> _bit_numbers(stored)) & 1
         codes[..., :count] |= eights.flatten(-2) << plane
     return codes
 
 
-def _places_of_bits(like: Tensor) -> Tensor:
+def _bit_numbers(like: Tensor) -> Tensor:
     return torch.arange(8, dtype=torch.uint8, device=like.device)
 
 
 PCA2 = PCACodec("pca2", 1.875)
 PCA1 = PCACodec("pca1", 0.9375)
-"""A little less than a bit, so that a row with its index takes no more than a sixteenth of bf16."""
+"""Slightly less than one bit, so that a row with its index takes at most a sixteenth of bf16."""
 PCA_HALF = PCACodec("pca0.5", 0.46875)

@@ -28,14 +28,14 @@ VERSION = 2
 MANIFEST = "manifest.json"
 TABLE = "table.safetensors"
 CODEC = "codec.safetensors"
-"""Of a codec that is fitted to the cache's rows."""
+"""File of a codec that is fitted to the cache's rows."""
 INSTRUCTIONS = "instructions.safetensors"
-"""Beside the shards, and one itself."""
+"""A shard with one row per instruction, stored beside the others."""
 SHARDS = "shards"
 CHECKSUM = "checksum"
 _NO_CHECKSUM = 32 * "0"
 _PART = re.compile(r"manifest\.part-(\d{5})-of-(\d{5})\.json")
-_ONE_FIT = "machines fit a codec unalike: start one part first, and the others when codec.safetensors is there"
+_ONE_FIT = "machines fit a codec differently: start one part first, and the others once codec.safetensors is stored"
 _REBUILD = "build the cache again into another folder"
 
 
@@ -86,30 +86,30 @@ class Manifest:
     files: Mapping[str, str]
     """XXH3-128 of the files beside the shards, by name, in its order."""
     total_rows: int
-    """Rows that the finished cache has."""
+    """Number of rows in the finished cache."""
     shards: tuple[ShardEntry, ...] = ()
     by_instruction: ShardEntry | None = None
     """The shard with a row for each instruction; None where no layer follows from the instruction alone."""
 
     @property
     def rows(self) -> int:
-        """Rows that are there."""
+        """Number of rows in finished shards."""
         return sum(s.rows for s in self.shards)
 
     @property
     def entries(self) -> tuple[ShardEntry, ...]:
-        """All files in the folder of shards."""
+        """Entries of all files in the folder of shards."""
         return (*((self.by_instruction,) if self.by_instruction is not None else ()), *self.shards)
 
     def with_entry(self, entry: ShardEntry) -> Manifest:
-        """With another entry for a file that it lists."""
+        """Return the manifest with another entry for a file that it lists."""
         if self.by_instruction is not None and entry.file == self.by_instruction.file:
             return dataclasses.replace(self, by_instruction=entry)
         return dataclasses.replace(self, shards=tuple(entry if e.file == entry.file else e for e in self.shards))
 
     @property
     def complete(self) -> bool:
-        """Whether every planned row is there."""
+        """Whether all rows are built."""
         return self.rows == self.total_rows
 
     @property
@@ -144,7 +144,7 @@ def settings_of(fingerprint: Mapping[str, Any]) -> PrefixOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPart:
-    """Part `index` (from 0) of `count` of a cache that several workers build without knowing of each other."""
+    """Part `index` (from 0) of `count` of a cache whose parts are built independently."""
 
     index: int
     count: int
@@ -171,26 +171,26 @@ class BuildPart:
         return f"manifest.part-{self.index:05d}-of-{self.count:05d}.json"
 
     def of(self, names: Sequence[str]) -> list[str]:
-        """Which of these are its own: consecutive ones, so that a worker decodes few videos."""
+        """Return the shards of this part: consecutive ones, so that it decodes few videos."""
         first, last = (len(names) * i // self.count for i in (self.index, self.index + 1))
         return list(names[first:last])
 
 
 def part_manifests(names: Collection[str]) -> list[str]:
-    """Those of parts that were not merged, in order."""
+    """Return the manifests of parts that are not merged, in order."""
     return sorted(name for name in names if _PART.fullmatch(name))
 
 
 def manifest_names(names: Collection[str]) -> list[str]:
-    """Of a cache's manifests: the whole's, where there is one, then those of parts."""
+    """Return the names of a cache's manifests: that of the whole cache, if any, then those of parts."""
     return [*([MANIFEST] if MANIFEST in names else []), *part_manifests(names)]
 
 
 def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
-    """One manifest of the shards of all, which may overlap. Each with where it stands, for messages.
+    """Unite the manifests of parts, whose shards may overlap. parts: address for messages, and manifest.
 
     Raises:
-        CacheError: they differ in anything but their shards, or in a shard.
+        CacheError: they differ in more than their shards, or in a shard that both have.
     """
     first_path, first = parts[0]
     shards: dict[str, ShardEntry] = {}

@@ -1,4 +1,4 @@
-"""Who makes which shard: runs of neighbouring shards for workers that are free, and again what a dead one leaves."""
+"""Assign shards to workers: runs of neighbouring shards for idle workers, and again the shards of dead ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from imagewam_cli.kvcache.storage.manifests import storage_at
 from imagewam_cli.prefix.spec import KVSpec
 
 ATTEMPTS = 3
-"""Workers that may die of one shard, or of loading the editor, before the build stops."""
+"""Number of workers that may die on one shard, or while loading the editor, before the build fails."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Finished:
 
 @dataclass(frozen=True)
 class Free:
-    """A worker has made all that it was given."""
+    """A worker has built all shards that it was given."""
 
     slot: int
 
 
 @dataclass(frozen=True)
 class Died:
-    """A worker is no more. how: as in "worker 1 was killed"."""
+    """A worker has died. how: predicate for messages, such as "was killed"."""
 
     slot: int
     how: str
@@ -56,24 +56,24 @@ Event = Ready | Finished | Free | Died
 
 
 class Workers(Protocol):
-    """A way to run workers: what an engine is. Each has a slot, 0 to `count` - 1."""
+    """An engine: a way to run workers. Each worker has a slot, 0 to `count` - 1."""
 
     count: int
 
     def start(self, slot: int) -> None:
-        """Start a worker in this slot, in place of a dead one too; `Ready` follows."""
+        """Start a worker in this slot, replacing a dead one; `Ready` follows."""
         ...
 
     def give(self, slot: int, names: Sequence[str]) -> None:
-        """Shards for a free worker; `Finished` follows for each, then `Free`."""
+        """Give shards to an idle worker; `Finished` follows for each, then `Free`."""
         ...
 
     def wait(self) -> Event:
-        """The next event; raises what a worker raised."""
+        """Wait for the next event; raise what a worker raised."""
         ...
 
     def stop(self) -> None:
-        """End all workers at once and wait until they have ended. To do it twice is harmless."""
+        """Kill all workers and wait until they have ended. Calling it twice is harmless."""
         ...
 
 
@@ -83,7 +83,7 @@ class WorkerPool:
     def __init__(
         self, workers: Workers, *, out: Location, identity: str, on_news: Callable[[str], None] = lambda line: None
     ) -> None:
-        """identity: of the dataset that they are to read; on_news: told in a line when a worker is replaced."""
+        """identity: identity of the dataset to read. on_news: receives a line when a worker is replaced."""
         self._workers, self._storage = workers, storage_at(out)
         self._identity, self._on_news = identity, on_news
         self._facts: WorkerFacts | None = None
@@ -130,10 +130,10 @@ class WorkerPool:
         on_finished: Callable[[ShardEntry], None],
         on_rows: Callable[[int], None],
     ) -> None:
-        """As `ShardProducer.make`; workers read the instructions from the dataset themselves.
+        """Build shards as `ShardProducer.make` says; workers read the instructions from the dataset themselves.
 
         Raises:
-            CacheError: a worker computes with another editor or dataset, or workers die of a shard `ATTEMPTS` times.
+            CacheError: workers have different editors or datasets, or `ATTEMPTS` workers died on one shard.
         """
         self._order = {name: i for i, name in enumerate(names)}
         self._waiting, unfinished = list(names), set(names)
@@ -153,7 +153,8 @@ class WorkerPool:
             raise
 
     def _hand_out(self) -> None:
-        """Long runs first, since a run is one stream of pictures; short ones last, so that all end together."""
+        """Give runs of shards to idle workers: long runs first, since a run decodes each video once; short runs at the
+        end, so that all workers finish together."""
         while self._free and self._waiting:
             run = max(1, len(self._waiting) // (2 * self._workers.count))
             slot, names = self._free.popleft(), self._waiting[:run]
@@ -161,7 +162,7 @@ class WorkerPool:
             self._workers.give(slot, tuple(names))
 
     def _advance(self) -> ShardEntry | None:
-        """Wait for one event; the shard that it finishes, if it does."""
+        """Handle one event; return the shard that it finished, if any."""
         event = self._workers.wait()
         match event:
             case Ready():
@@ -190,16 +191,17 @@ class WorkerPool:
         self._facts = first
 
     def _replace(self, death: Died) -> None:
-        """Start another worker for a dead one; what it was at is done again, unless that is what kills."""
+        """Replace a dead worker and reassign its shards, unless the same shard has killed too many workers."""
         if death.slot in self._free:
             self._free.remove(death.slot)
         left = self._given.pop(death.slot, [])
+        # shards finish in order, so the first one left is the one that the worker died on
         cause = left[0] if left else _loading(death.slot)
         self._deaths[cause] += 1
         if self._deaths[cause] >= ATTEMPTS:
             raise CacheError(
                 f"worker {death.slot} {death.how} at {cause}, and so did {ATTEMPTS - 1} before it",
-                "where memory is full, fewer --workers or a smaller --batch need less; the same command goes on",
+                "if memory is full, use fewer --workers or a smaller --batch; the same command resumes the build",
             )
         self._on_news(f"worker {death.slot} {death.how} at {cause}: another takes its place")
         self._waiting = sorted([*self._waiting, *left], key=self._order.__getitem__)

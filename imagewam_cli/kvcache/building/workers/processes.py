@@ -30,17 +30,17 @@ class _WorkerProcess:
 
 
 class ProcessWorkers:
-    """The engine `processes`: see `pool.Workers`."""
+    """Workers in processes of this machine; see `pool.Workers`."""
 
     def __init__(self, recipe: Recipe, count: int, threads: int) -> None:
-        """threads: torch's, of each process."""
+        """threads: number of torch threads in each process."""
         self.count = count
         self._recipe, self._threads = recipe, threads
         self._context = multiprocessing.get_context("spawn")
         self._processes: dict[int, _WorkerProcess] = {}
 
     def start(self, slot: int) -> None:
-        resource_tracker.ensure_running()  # else it starts with the first worker, and lifts the signals' mask for it
+        resource_tracker.ensure_running()  # otherwise it starts with the first worker and unblocks SIGINT for it
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_work, args=(theirs, self._recipe, slot, self._threads), name=f"worker {slot}", daemon=True
@@ -51,7 +51,7 @@ class ProcessWorkers:
         theirs.close()
 
     def give(self, slot: int, names: Sequence[str]) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: `wait` tells
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is dead, which `wait` will report
             self._processes[slot].connection.send(names)
 
     def wait(self) -> Event:
@@ -75,14 +75,14 @@ class ProcessWorkers:
     def _event_of(self, slot: int) -> Event:
         worker = self._processes[slot]
         try:
-            # a process that has ended may have said something before
-            said = worker.connection.recv() if worker.process.is_alive() or worker.connection.poll() else None
+            # a process that has ended may have sent an event before
+            received = worker.connection.recv() if worker.process.is_alive() or worker.connection.poll() else None
         except (EOFError, OSError):
-            said = None
-        if isinstance(said, BaseException):
-            raise said
-        if said is not None:
-            event: Event = said
+            received = None
+        if isinstance(received, BaseException):
+            raise received
+        if received is not None:
+            event: Event = received
             return event
         worker.process.kill()
         worker.process.join()
@@ -97,7 +97,7 @@ def _how(exit_code: int) -> str:
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C comes afterwards. Processes that are started meanwhile never see it: they inherit the mask."""
+    """Delay Ctrl-C. Processes started meanwhile inherit the signal mask and never receive it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -106,7 +106,7 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def _work(connection: Connection, recipe: Recipe, slot: int, threads: int) -> None:
-    """The life of a worker."""
+    """Run a worker until the connection closes."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         worker = Worker(recipe, slot, threads)
@@ -127,7 +127,7 @@ def _end_with_parent() -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """What can be sent of it, with the traceback as a note."""
+    """Return an exception that can be pickled, with the traceback as a note."""
     error.add_note("".join(traceback.format_exception(error)))
     try:
         pickle.loads(pickle.dumps(error))  # tried here, as the parent could only fail at it

@@ -31,7 +31,7 @@ _STOPPING = 10.0
 
 
 class RayWorkers:
-    """The engine `ray`: see `pool.Workers`."""
+    """Workers as Ray actors; see `pool.Workers`."""
 
     def __init__(
         self,
