@@ -395,7 +395,7 @@ class TestDamage:
         copy.write_bytes(data)
         with pytest.raises(CacheError, match=f"^{copy} is damaged: dataset rows 4 differ") as error:
             CacheReader(memory.url).read(EVERYTHING)
-        assert "delete the copy" in str(error.value.hint)
+        assert "delete the local copy" in str(error.value.hint)
         copy.unlink()
         assert same(CacheReader(memory.url).read(EVERYTHING), CacheReader(built).read(EVERYTHING))
 
