@@ -156,8 +156,8 @@ def test_a_manifest_that_cannot_be_followed_is_refused_everywhere(
 @pytest.mark.parametrize(
     ("key", "what", "command"),
     [
-        ("codec", "stores numbers as 'gone'", "train-expert"),
-        ("codec", "stores numbers as 'gone'", "report"),
+        ("codec", "was stored with the codec 'gone'", "train-expert"),
+        ("codec", "was stored with the codec 'gone'", "report"),
         ("editor", "built with the editor 'gone'", "report"),
     ],
 )
