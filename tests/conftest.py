@@ -18,11 +18,11 @@ EDITOR_CAMERA = (64, 64)
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained pipeline folder like `tiny`'s, but smaller: one double block, two single ones, 2 heads of 32."""
-    from imagewam_tiny import recipe
+    from imagewam_tiny import architecture
     from tests.support.editors.flux2 import small_pipeline
 
     folder = tmp_path_factory.mktemp("weights") / "small"
-    recipe.save_pipeline(small_pipeline(text_layers=3), folder)
+    architecture.save_pipeline(small_pipeline(text_layers=3), folder)
     return folder
 
 

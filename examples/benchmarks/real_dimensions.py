@@ -219,7 +219,7 @@ def flux2_klein(entry: EditorEntry, folder: Path, small: bool) -> None:
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from imagewam_tiny.recipe import build_tokenizer
+    from imagewam_tiny.architecture import build_tokenizer
 
     narrow = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 1, "joint_attention_dim": 96}
     config = {**entry.config, **(narrow if small else {})}

@@ -42,7 +42,7 @@ from imagewam_flux2.editor import Flux2Editor
 from imagewam_flux2.joint import JointBatch, joint_step
 from imagewam_flux2.release import Flux2Release
 from imagewam_flux2.tokens import ACTION_T, REFERENCE_T, FluxPrefix, FluxTokens, RoundedPositions, image_ids
-from imagewam_tiny import recipe
+from imagewam_tiny import architecture
 
 TOLERANCE = 5e-5
 VIDEO, ACTION, PROPRIO = "mixtures.video.transformer.", "mixtures.action.", "proprio_encoder."
@@ -171,9 +171,9 @@ def _write_pipeline(folder: Path, base: Path, *, text_width: int) -> None:
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    tokenizer = recipe.build_tokenizer()
-    hidden = text_width // len(recipe.TEXT_LAYERS)
-    text = recipe.TEXT_CONFIG | {"hidden_size": hidden, "intermediate_size": 2 * hidden}
+    tokenizer = architecture.build_tokenizer()
+    hidden = text_width // len(architecture.TEXT_LAYERS)
+    text = architecture.TEXT_CONFIG | {"hidden_size": hidden, "intermediate_size": 2 * hidden}
     Flux2Transformer2DModel.from_config(_config(folder / "diffusers_transformer_config.json")).save_pretrained(
         base / "transformer"
     )

@@ -41,7 +41,7 @@ from imagewam_cli.kvcache.building.verify import verify_cache
 from imagewam_cli.kvcache.building.workers.pool import WorkerPool, Workers
 from imagewam_cli.kvcache.building.workers.processes import ProcessWorkers
 from imagewam_cli.kvcache.building.workers.ray import RayWorkers
-from imagewam_cli.kvcache.building.workers.worker import BuildRecipe
+from imagewam_cli.kvcache.building.workers.worker import BuildJob
 from imagewam_cli.kvcache.format.manifest import BuildPart, parse_manifest
 from imagewam_cli.registry import Registry
 from imagewam_cli.sim.record import record
@@ -50,8 +50,8 @@ from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 SETTINGS = BuildSettings(stride=4, batch=4, shard_mb=1.0)
 CODEC = "int8"
 WORKERS = {
-    "workers": lambda recipe: ProcessWorkers(recipe, 2, 1),
-    "ray": lambda recipe: RayWorkers(recipe, count=2, threads=1),
+    "workers": lambda job: ProcessWorkers(job, 2, 1),
+    "ray": lambda job: RayWorkers(job, count=2, threads=1),
 }
 COMMANDS = {"workers": "spawn_main", "ray": "ray::_Actor"}
 """Text in the command line of every worker process."""
@@ -152,7 +152,7 @@ class Campaign:
         if way == "parts":
             build_cache(self.dataset, self.editor, out, self.codec, settings)
             return
-        recipe = BuildRecipe(
+        job = BuildJob(
             dataset=self.dataset.info.root,
             keys=KeyMap(),
             editor="tiny",
@@ -163,7 +163,7 @@ class Campaign:
             codec=CODEC,
             settings=settings,
         )
-        workers: Workers = WORKERS[way](recipe)
+        workers: Workers = WORKERS[way](job)
         with WorkerPool(workers, out=out, identity=self.dataset.info.identity) as crew:
             build_with(crew, self.dataset, out, self.codec, settings)
 

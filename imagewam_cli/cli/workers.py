@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from imagewam_cli.kvcache.building.shard_builder import ShardProducer
     from imagewam_cli.kvcache.building.shard_plan import BuildSettings
     from imagewam_cli.kvcache.building.workers.pool import Workers
-    from imagewam_cli.kvcache.building.workers.worker import BuildRecipe
+    from imagewam_cli.kvcache.building.workers.worker import BuildJob
     from imagewam_cli.kvcache.storage.location import Location
 
 
@@ -106,9 +106,9 @@ def open_producer(
             torch.set_num_threads(options.threads)
         yield ShardBuilder(chosen.dataset, chosen.load(), out, Registry.installed().codecs.load(codec), build)
         return
-    recipe = _recipe(chosen.with_measured_layers(), out, codec, build)
+    job = _job(chosen.with_measured_layers(), out, codec, build)
     with _silent_stdout() if options.engine is EngineName.ray else nullcontext():
-        workers = _workers(options, recipe)
+        workers = _workers(options, job)
         output.say(f"loading the editor in {workers.count} workers")
         with WorkerPool(workers, out=out, identity=chosen.dataset.info.identity, on_news=output.say) as pool:
             yield pool
@@ -121,7 +121,7 @@ def _silent_stdout() -> Iterator[None]:
         yield
 
 
-def _workers(options: WorkerOptions, recipe: BuildRecipe) -> Workers:
+def _workers(options: WorkerOptions, job: BuildJob) -> Workers:
     import torch
 
     from imagewam_cli.kvcache.building.workers.processes import ProcessWorkers
@@ -129,20 +129,20 @@ def _workers(options: WorkerOptions, recipe: BuildRecipe) -> Workers:
 
     if options.engine is EngineName.ray:
         return RayWorkers(
-            recipe,
+            job,
             address=os.environ.get("RAY_ADDRESS") or None,
-            gpus=recipe.hardware.device.startswith("cuda"),
+            gpus=job.hardware.device.startswith("cuda"),
             count=options.workers,
             threads=options.threads,
         )
     count = options.workers or 1
-    return ProcessWorkers(recipe, count, options.threads or max(1, torch.get_num_threads() // count))
+    return ProcessWorkers(job, count, options.threads or max(1, torch.get_num_threads() // count))
 
 
-def _recipe(chosen: EditorSetup, out: Location, codec: str, build: BuildSettings) -> BuildRecipe:
-    from imagewam_cli.kvcache.building.workers.worker import BuildRecipe
+def _job(chosen: EditorSetup, out: Location, codec: str, build: BuildSettings) -> BuildJob:
+    from imagewam_cli.kvcache.building.workers.worker import BuildJob
 
-    return BuildRecipe(
+    return BuildJob(
         dataset=chosen.path.resolve(),
         keys=chosen.dataset.info.keys,
         editor=chosen.kind.entry.name,

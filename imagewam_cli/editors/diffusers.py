@@ -227,9 +227,9 @@ class DiffusersEditor(Editor):
     def prepare(self) -> None:
         """Modify the loaded components as the settings require. Called once, at the end of loading."""
 
-    def recipe(self) -> Mapping[str, object]:
-        """Return what else determines the numbers, as JSON values: wording and constants of the installed diffusers or
-        of the plugin. Becomes part of the fingerprint."""
+    def fingerprint_extras(self) -> Mapping[str, object]:
+        """Return what determines K and V besides weights and settings, as JSON values: constants of the plugin, or
+        wording and constants of the installed diffusers. The fingerprint holds it as "recipe"."""
         return {}
 
     def text_tokens(self, prompt: str) -> int:
@@ -278,8 +278,8 @@ class DiffusersEditor(Editor):
         )
 
     def fingerprint(self) -> dict[str, object]:
-        recipe = self.recipe()
-        return super().fingerprint() | ({"recipe": dict(recipe)} if recipe else {})
+        extras = self.fingerprint_extras()
+        return super().fingerprint() | ({"recipe": dict(extras)} if extras else {})
 
     def prompt(self, instruction: str) -> str:
         """Return the instruction in the user's prompt template, or in the entry's: the prompt that `embed` gets."""

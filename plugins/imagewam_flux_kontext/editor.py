@@ -38,7 +38,7 @@ class FluxKontextEditor(JointEditor):
     # from the reference as the reference is from the target
     action_id = 2
 
-    def recipe(self) -> Mapping[str, object]:
+    def fingerprint_extras(self) -> Mapping[str, object]:
         return {"guidance": GUIDANCE}
 
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:

@@ -43,7 +43,7 @@ class LongCatEditor(JointEditor):
 
         return seen_tokens(Qwen2VLImageProcessorPil(), settings.image_size)
 
-    def recipe(self) -> Mapping[str, object]:
+    def fingerprint_extras(self) -> Mapping[str, object]:
         return {"preamble": self._prompts.preamble}
 
     def text_tokens(self, prompt: str) -> int:

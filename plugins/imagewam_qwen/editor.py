@@ -96,8 +96,8 @@ class QwenEditor(DiffusersEditor):
         """(height, width) at which the text encoder is shown a picture of (height, width) pixels."""
         return size
 
-    def recipe(self) -> Mapping[str, object]:
-        return self._reader.recipe | {"read_sizes": [list(size) for size in self._read_sizes]}
+    def fingerprint_extras(self) -> Mapping[str, object]:
+        return self._reader.wording | {"read_sizes": [list(size) for size in self._read_sizes]}
 
     def text_tokens(self, prompt: str) -> int:
         return self._placed(self._reader.length(prompt, self._read_sizes))

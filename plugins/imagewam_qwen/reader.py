@@ -27,8 +27,8 @@ class PromptReader:
         pipeline.text_encoder.register_forward_pre_hook(_with_token_types, with_kwargs=True)
 
     @property
-    def recipe(self) -> dict[str, object]:
-        """The pipeline's wording, and how many of its leading tokens are dropped."""
+    def wording(self) -> dict[str, object]:
+        """Prompt template and picture label, and the number of leading tokens that are dropped."""
         pipeline = self._pipeline
         return {
             "template": pipeline.prompt_template_encode,

@@ -10,16 +10,16 @@ import dataclasses
 
 from imagewam_cli.plugin import EditorEntry, ModeDefaults, hookimpl
 from imagewam_flux2 import DEFAULTS, components
-from imagewam_tiny import recipe
+from imagewam_tiny import architecture
 
 _DEFAULTS = dataclasses.replace(
     DEFAULTS,
-    modes={"prefix": ModeDefaults(timestep=recipe.PREFIX_TIMESTEP, segments=("text", "reference"))},
+    modes={"prefix": ModeDefaults(timestep=architecture.PREFIX_TIMESTEP, segments=("text", "reference"))},
     text_paddings=("trim", "keep"),
     compute_dtype="float32",
-    camera_size=(recipe.IMAGE_SIZE, recipe.IMAGE_SIZE),
+    camera_size=(architecture.IMAGE_SIZE, architecture.IMAGE_SIZE),
     camera_layouts=("tile", "head-over-wrists"),
-    max_text_tokens=recipe.MAX_TEXT_TOKENS,
+    max_text_tokens=architecture.MAX_TEXT_TOKENS,
 )
 """Timestep and padding are those of training; every other timestep is off its distribution. So are other forwards: in
 training, text and reference never saw a target, and there was one picture. Hence only mode `prefix`, and no cameras

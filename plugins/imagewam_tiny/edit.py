@@ -23,7 +23,7 @@ from imagewam_cli.plugin import PrefixOptions, UInt8Image
 from imagewam_cli.sim.tabletop.edits import Edit, judge_edit, sample_edit
 from imagewam_cli.sim.tabletop.scene import Split
 from imagewam_flux2.tokens import REFERENCE_T, FluxTokens, image_ids
-from imagewam_tiny import imagewam_editors, recipe
+from imagewam_tiny import architecture, imagewam_editors
 from imagewam_tiny.editor import WEIGHTS, TinyEditor
 
 EDIT_STEPS = 1
@@ -50,7 +50,7 @@ def edit(
             tokens.text(instructions),
             reference,
             image_ids(height, width, t=REFERENCE_T),
-            timestep=recipe.PREFIX_TIMESTEP,
+            timestep=architecture.PREFIX_TIMESTEP,
         )
         x = torch.randn(reference.shape, generator=torch.Generator().manual_seed(seed))
         for now, then in itertools.pairwise(grid):

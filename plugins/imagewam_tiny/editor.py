@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from imagewam_flux2.editor import Flux2Editor
-from imagewam_tiny import recipe
+from imagewam_tiny import architecture
 
 WEIGHTS = Path(__file__).with_name("weights")
 
@@ -14,4 +14,4 @@ class TinyEditor(Flux2Editor):
     """FLUX.2's editor on the weights that ship with the plugin."""
 
     embedded = WEIGHTS
-    text_layers = recipe.TEXT_LAYERS
+    text_layers = architecture.TEXT_LAYERS

@@ -34,7 +34,7 @@ from imagewam_cli.sim.tabletop.edits import Edit, sample_edit
 from imagewam_cli.sim.tabletop.render import TABLE_RGB
 from imagewam_cli.sim.tabletop.scene import sample_scene
 from imagewam_flux2.tokens import FluxTokens, image_ids
-from imagewam_tiny import recipe
+from imagewam_tiny import architecture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +111,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    pipeline = recipe.build_pipeline(arguments.seed)
+    pipeline = architecture.build_pipeline(arguments.seed)
     train_vae(pipeline.vae, VAE_STAGE, arguments.work / "vae.safetensors", arguments.seed)
     for number, stage in enumerate(EDITOR_STAGES):
         train_editor(pipeline, stage, arguments.work / f"editor-{number}.safetensors", arguments.seed)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.transformer):
         part.to(torch.float16)
-    recipe.save_pipeline(pipeline, arguments.out)
+    architecture.save_pipeline(pipeline, arguments.out)
 
 
 def train_vae(vae: Any, config: TrainConfig, checkpoint: Path, seed: int) -> None:
@@ -149,7 +149,7 @@ def train_editor(pipeline: Any, config: EditorConfig, checkpoint: Path, seed: in
     there. A policy sees nothing but the prefix: this way it is the prefix that finds out which block leaves and where
     it goes, not the target tokens alone, and the keys and values of the later layers say so.
     """
-    tokens = FluxTokens.of(pipeline, text_layers=recipe.TEXT_LAYERS, max_text_tokens=recipe.MAX_TEXT_TOKENS)
+    tokens = FluxTokens.of(pipeline, text_layers=architecture.TEXT_LAYERS, max_text_tokens=architecture.MAX_TEXT_TOKENS)
     trained = torch.nn.ModuleDict({"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder.model})
     schedule = FlowSchedule(shift=config.shift)
     stage = _Stage(trained, config, checkpoint)
@@ -163,7 +163,9 @@ def train_editor(pipeline: Any, config: EditorConfig, checkpoint: Path, seed: in
         t = schedule.sample(len(target), generator)
         with mixed_precision():
             text = tokens.text([e.instruction for e in edits], grad=True)
-            prefix = tokens.prefix(text, before, image_ids(8, 8, t=10), timestep=recipe.PREFIX_TIMESTEP, grad=True)
+            prefix = tokens.prefix(
+                text, before, image_ids(8, 8, t=10), timestep=architecture.PREFIX_TIMESTEP, grad=True
+            )
             predicted = tokens.target_velocity(prefix.repeat(config.draws), add_noise(target, noise, t), t)
         error = (predicted.float() - velocity(target, noise)).square().mean(-1)
         weight = 1 + (config.changed_weight - 1) * _changed(before, after)

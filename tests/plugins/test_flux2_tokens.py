@@ -10,14 +10,14 @@ import torch
 from diffusers import Flux2KleinPipeline
 
 from imagewam_flux2.tokens import REFERENCE_T, TARGET_T, FluxTokens, image_ids, text_ids
-from imagewam_tiny import recipe
+from imagewam_tiny import architecture
 
 INSTRUCTIONS = ["put the red square on the yellow zone", "move the blue one above the orange triangle"]
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Any:
-    pipe = recipe.build_pipeline(seed=3)
+    pipe = architecture.build_pipeline(seed=3)
     generator = torch.Generator().manual_seed(0)
     pipe.vae.bn.running_mean.copy_(torch.randn(32, generator=generator))
     pipe.vae.bn.running_var.copy_(torch.rand(32, generator=generator) + 0.5)
@@ -26,7 +26,7 @@ def pipeline() -> Any:
 
 @pytest.fixture(scope="module")
 def tokens(pipeline: Any) -> FluxTokens:
-    return FluxTokens.of(pipeline, text_layers=recipe.TEXT_LAYERS, max_text_tokens=24)
+    return FluxTokens.of(pipeline, text_layers=architecture.TEXT_LAYERS, max_text_tokens=24)
 
 
 def test_picture_tokens_and_ids_equal_the_pipelines(pipeline: Any, tokens: FluxTokens) -> None:
@@ -53,7 +53,7 @@ def test_text_equals_the_pipelines_on_valid_tokens(pipeline: Any, tokens: FluxTo
         tokenizer=pipeline.tokenizer,
         prompt=INSTRUCTIONS,
         max_sequence_length=24,
-        hidden_states_layers=list(recipe.TEXT_LAYERS),
+        hidden_states_layers=list(architecture.TEXT_LAYERS),
     )
     text = tokens.text(INSTRUCTIONS, pad_to=24)
     assert text.valid.sum(1).tolist() == [len(tokens.token_ids(i)) for i in INSTRUCTIONS]
@@ -82,4 +82,4 @@ def test_tokenizer_covers_any_text(pipeline: Any) -> None:
     text = "Ünïcode: 日本語 and a tab\t!"
     ids = pipeline.tokenizer(text)["input_ids"]
     assert pipeline.tokenizer.decode(ids) == text
-    assert np.max(ids) < recipe.VOCABULARY
+    assert np.max(ids) < architecture.VOCABULARY

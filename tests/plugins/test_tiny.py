@@ -17,7 +17,7 @@ from imagewam_cli.prefix.spec import KVSpec
 from imagewam_cli.registry import Registry
 from imagewam_cli.sim.tabletop.edits import sample_edit
 from imagewam_flux2.editor import Flux2Editor
-from imagewam_tiny import recipe
+from imagewam_tiny import architecture
 from imagewam_tiny.edit import judge, sheet
 from imagewam_tiny.editor import WEIGHTS
 
@@ -48,8 +48,8 @@ def test_folder_is_a_whole_diffusers_pipeline() -> None:
 
 def test_defaults_are_those_of_training() -> None:
     spec: KVSpec = load().spec
-    assert (spec.mode, spec.timestep, spec.text_padding) == ("prefix", recipe.PREFIX_TIMESTEP, "trim")
-    assert spec.image_size == (recipe.IMAGE_SIZE, recipe.IMAGE_SIZE)
+    assert (spec.mode, spec.timestep, spec.text_padding) == ("prefix", architecture.PREFIX_TIMESTEP, "trim")
+    assert spec.image_size == (architecture.IMAGE_SIZE, architecture.IMAGE_SIZE)
 
 
 def test_it_edits_better_than_copying() -> None:

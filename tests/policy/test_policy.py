@@ -180,10 +180,10 @@ class TestRefusal:
         with pytest.raises(RunError, match=r"setting 'timestep' is 0\.5, the policy expects 0\.0"):
             load_policy_editor(changed, weights=tiny_weights)
 
-    def test_a_recipe_that_the_policy_does_not_know_is_refused_by_name(
+    def test_unknown_fingerprint_extras_are_refused_with_their_values(
         self, loaded: Policy, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(DiffusersEditor, "recipe", lambda _self: {"guidance": 3.5})
+        monkeypatch.setattr(DiffusersEditor, "fingerprint_extras", lambda _self: {"guidance": 3.5})
         with pytest.raises(RunError, match=r"recipe is \{'guidance': 3\.5\}, the policy expects None"):
             load_policy_editor(loaded.parts.editor, weights=tiny_weights)
 

@@ -17,7 +17,7 @@ def build(path: Path) -> Path:
 
     No weight of a norm is 1, and the VAE's statistics differ from a new one's, so that ignoring them is noticed.
     """
-    from imagewam_tiny import recipe
+    from imagewam_tiny import architecture
 
     pipeline = small_pipeline(TEXT_LAYERS)
     generator = torch.Generator().manual_seed(0)
@@ -26,19 +26,21 @@ def build(path: Path) -> Path:
             parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
         pipeline.vae.bn.running_mean.copy_(torch.randn(32, generator=generator))
         pipeline.vae.bn.running_var.copy_(torch.rand(32, generator=generator) + 0.5)
-    recipe.save_pipeline(pipeline, path)
+    architecture.save_pipeline(pipeline, path)
     return path
 
 
 def small_pipeline(text_layers: int) -> Any:
     """Create an untrained pipeline: one double block, two single ones, 2 heads of 32."""
-    from imagewam_tiny import recipe
+    from imagewam_tiny import architecture
 
     with pytest.MonkeyPatch.context() as patch:
         small = {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "joint_attention_dim": 3 * 32}
-        patch.setattr(recipe, "TRANSFORMER_CONFIG", recipe.TRANSFORMER_CONFIG | small)
+        patch.setattr(architecture, "TRANSFORMER_CONFIG", architecture.TRANSFORMER_CONFIG | small)
         text = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
         patch.setattr(
-            recipe, "TEXT_CONFIG", recipe.TEXT_CONFIG | text | {"head_dim": 16, "num_hidden_layers": text_layers}
+            architecture,
+            "TEXT_CONFIG",
+            architecture.TEXT_CONFIG | text | {"head_dim": 16, "num_hidden_layers": text_layers},
         )
-        return recipe.build_pipeline(seed=3)
+        return architecture.build_pipeline(seed=3)

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from imagewam_cli.kvcache.building.workers.pool import Died, Event, Finished, Free, Ready
-from imagewam_cli.kvcache.building.workers.worker import Recipe, Worker
+from imagewam_cli.kvcache.building.workers.worker import Job, Worker
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class _WorkerProcess:
 class ProcessWorkers:
     """Workers in processes of this machine; see `pool.Workers`."""
 
-    def __init__(self, recipe: Recipe, count: int, threads: int) -> None:
+    def __init__(self, job: Job, count: int, threads: int) -> None:
         """threads: number of torch threads in each process."""
         self.count = count
-        self._recipe, self._threads = recipe, threads
+        self._job, self._threads = job, threads
         self._context = multiprocessing.get_context("spawn")
         self._processes: dict[int, _WorkerProcess] = {}
 
@@ -43,7 +43,7 @@ class ProcessWorkers:
         resource_tracker.ensure_running()  # otherwise it starts with the first worker and unblocks SIGINT for it
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=_work, args=(theirs, self._recipe, slot, self._threads), name=f"worker {slot}", daemon=True
+            target=_work, args=(theirs, self._job, slot, self._threads), name=f"worker {slot}", daemon=True
         )
         with _without_interrupts():
             process.start()
@@ -105,11 +105,11 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(connection: Connection, recipe: Recipe, slot: int, threads: int) -> None:
+def _work(connection: Connection, job: Job, slot: int, threads: int) -> None:
     """Run a worker until the connection closes."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        worker = Worker(recipe, slot, threads)
+        worker = Worker(job, slot, threads)
         connection.send(Ready(slot, worker.facts))
         while True:
             names = connection.recv()

@@ -19,7 +19,7 @@ import torch
 
 from imagewam_cli.errors import CacheError, UsageError, install_hint
 from imagewam_cli.kvcache.building.workers.pool import Died, Event, Finished, Free, Ready
-from imagewam_cli.kvcache.building.workers.worker import Recipe, Worker, WorkerFacts
+from imagewam_cli.kvcache.building.workers.worker import Job, Worker, WorkerFacts
 from imagewam_cli.kvcache.format.manifest import ShardEntry
 
 _OBJECTS = 100 * 2**20
@@ -35,7 +35,7 @@ class RayWorkers:
 
     def __init__(
         self,
-        recipe: Recipe,
+        job: Job,
         *,
         address: str | None = None,
         gpus: bool = False,
@@ -55,7 +55,7 @@ class RayWorkers:
             CacheError: there is no cluster at the address.
         """
         self._ray = _installed()
-        self._recipe = recipe
+        self._job = job
         self._actors: dict[int, Any] = {}
         self._pending: dict[Any, int] = {}
         self._ours = not self._ray.is_initialized()
@@ -74,7 +74,7 @@ class RayWorkers:
         if slot in self._actors:
             self._ray.kill(self._actors[slot])
         actor = self._actors[slot] = self._ray.remote(_Actor).options(**self._options).remote()
-        self._pending[actor.load.remote(self._recipe, slot, self._threads)] = slot
+        self._pending[actor.load.remote(self._job, slot, self._threads)] = slot
 
     def give(self, slot: int, names: Sequence[str]) -> None:
         made = self._actors[slot].make.options(num_returns="streaming").remote(names)
@@ -114,8 +114,8 @@ class RayWorkers:
 class _Actor:
     """A worker in an actor."""
 
-    def load(self, recipe: Recipe, slot: int, threads: int) -> WorkerFacts:
-        self._worker = Worker(recipe, slot, threads)
+    def load(self, job: Job, slot: int, threads: int) -> WorkerFacts:
+        self._worker = Worker(job, slot, threads)
         return self._worker.facts
 
     def make(self, names: Sequence[str]) -> Iterator[ShardEntry]:

@@ -1,4 +1,7 @@
-"""What a worker of any engine is: an editor, loaded once, that makes shards by name."""
+"""A worker of a distributed build: it loads the editor once, then writes the shards that it is assigned.
+
+The engines, `processes` and `ray`, start workers and send each of them a `Job`.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,17 @@ from imagewam_cli.prefix.spec import KVSpec
 from imagewam_cli.registry import Registry
 
 
-class Recipe(Protocol):
-    """How a worker gets its builder; plain data, since it is pickled into another process."""
+class Job(Protocol):
+    """What a worker needs to create its `ShardBuilder`. Plain data, because it is pickled into another process."""
 
     def open(self, slot: int) -> tuple[ShardBuilder, Sequence[str]]:
-        """The builder, and the dataset's instructions as a manifest numbers them. slot: the worker's number."""
+        """Return the builder and the dataset's instructions in the order of the manifest. slot: index of the worker."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildRecipe:
-    """A build from the command line. Paths are absolute: workers may stand in other folders."""
+class BuildJob:
+    """A build from the command line. Paths are absolute, because workers may run in another folder."""
 
     dataset: Path
     keys: KeyMap
@@ -61,7 +64,7 @@ class BuildRecipe:
 
 
 def _placed(hardware: Hardware, slot: int, devices: int) -> Hardware:
-    """Workers on `cuda` take the devices in turn; one that is named is for all of them."""
+    """Return the hardware of one worker: `cuda` spreads them over all devices, `cuda:1` puts all there."""
     if hardware.device != "cuda" or not devices:
         return hardware
     return dataclasses.replace(hardware, device=f"cuda:{slot % devices}")
@@ -69,25 +72,25 @@ def _placed(hardware: Hardware, slot: int, devices: int) -> Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerFacts:
-    """What a worker computes with, to be the same for all."""
+    """Facts that must be equal for all workers of a build."""
 
     spec: KVSpec
     fingerprint: Mapping[str, Any]
     dataset: str
-    """The dataset's identity."""
+    """Identity of the dataset."""
 
 
 class Worker:
-    """One of several. Loads the editor when it is made.
+    """One worker of a build. Creating it loads the editor.
 
     Raises:
         ImagewamError: as opening the dataset and loading the editor do.
     """
 
-    def __init__(self, recipe: Recipe, slot: int, threads: int) -> None:
-        """threads: torch's, on the CPU; their number can show in the last bits of what the CPU computes."""
+    def __init__(self, job: Job, slot: int, threads: int) -> None:
+        """threads: number of torch's CPU threads. It can change the last bits of K and V."""
         torch.set_num_threads(threads)
-        self._builder, self._instructions = recipe.open(slot)
+        self._builder, self._instructions = job.open(slot)
 
     @property
     def facts(self) -> WorkerFacts:
@@ -96,5 +99,5 @@ class Worker:
         return WorkerFacts(spec=builder.spec, fingerprint=builder.fingerprint(), dataset=identity)
 
     def make(self, names: Sequence[str], on_finished: Callable[[ShardEntry], None]) -> None:
-        """As `ShardBuilder.make`."""
+        """Build the named shards, like `ShardBuilder.make`."""
         self._builder.make(names, self._instructions, on_finished=on_finished)

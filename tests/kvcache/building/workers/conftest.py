@@ -14,14 +14,14 @@ from imagewam_cli.kvcache.codecs.cast import FLOAT32
 from imagewam_cli.kvcache.format.manifest import Manifest
 from tests.support.arithmetic_cache import LENGTHS, SETTINGS
 from tests.support.arithmetic_editor import MemoryDataset
-from tests.support.worker_recipes import ArithmeticRecipe, Build
+from tests.support.worker_jobs import ArithmeticJob, Build
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Callable[..., ArithmeticRecipe]:
+def job(tmp_path: Path) -> Callable[..., ArithmeticJob]:
     marks = tmp_path / "marks"
     marks.mkdir()
-    return lambda **values: ArithmeticRecipe(out=tmp_path / "cache", marks=marks, **values)
+    return lambda **values: ArithmeticJob(out=tmp_path / "cache", marks=marks, **values)
 
 
 @pytest.fixture

@@ -12,20 +12,20 @@ import pytest
 
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.building.workers.pool import Died, Event, Finished, Free, Ready, WorkerPool
-from imagewam_cli.kvcache.building.workers.worker import Recipe, Worker
+from imagewam_cli.kvcache.building.workers.worker import Job, Worker
 from imagewam_cli.kvcache.storage.manifests import read_manifest
 from tests.support.arithmetic_cache import CUT, LENGTHS
 from tests.support.arithmetic_editor import MemoryDataset
 from tests.support.faults import stop_after
 from tests.support.folders import files
-from tests.support.worker_recipes import Build, Lost, complain, lose
+from tests.support.worker_jobs import Build, Lost, complain, lose
 
 
 class ThreadWorkers:
     """Threads of this process: what the other engines are, without a process to start."""
 
-    def __init__(self, recipe: Recipe, count: int) -> None:
-        self.count, self._recipe = count, recipe
+    def __init__(self, job: Job, count: int) -> None:
+        self.count, self._job = count, job
         self._events: SimpleQueue[Event | BaseException] = SimpleQueue()
         self._work: dict[int, SimpleQueue[Sequence[str]]] = {}
         self.given: list[tuple[str, ...]] = []
@@ -50,7 +50,7 @@ class ThreadWorkers:
 
     def _live(self, slot: int, work: SimpleQueue[Sequence[str]]) -> None:
         try:
-            worker = Worker(self._recipe, slot, 1)
+            worker = Worker(self._job, slot, 1)
             self._events.put(Ready(slot, worker.facts))
             while True:
                 worker.make(work.get(), lambda entry: self._events.put(Finished(slot, entry)))
@@ -63,18 +63,18 @@ class ThreadWorkers:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 def test_any_number_of_workers_makes_the_single_build(
-    built: Path, tmp_path: Path, recipe: Any, build_by: Build, count: int
+    built: Path, tmp_path: Path, job: Any, build_by: Build, count: int
 ) -> None:
     counted: list[int] = []
-    workers = ThreadWorkers(recipe(), count)
+    workers = ThreadWorkers(job(), count)
     manifest = build_by(workers, on_rows=counted.append)
     assert files(tmp_path / "cache") == files(built)
     assert sum(counted) == manifest.rows == 15
     assert workers.stops
 
 
-def test_runs_are_long_first_and_single_at_the_end(recipe: Any, tmp_path: Path) -> None:
-    workers = ThreadWorkers(recipe(), 2)
+def test_runs_are_long_first_and_single_at_the_end(job: Any, tmp_path: Path) -> None:
+    workers = ThreadWorkers(job(), 2)
     pool = WorkerPool(workers, out=tmp_path, identity="")
     pool._waiting = [str(i) for i in range(40)]
     pool._workers.give = lambda slot, names: workers.given.append(names)
@@ -90,10 +90,10 @@ def test_runs_are_long_first_and_single_at_the_end(recipe: Any, tmp_path: Path) 
 
 @pytest.mark.parametrize("episode", [0, 1, 3, 4])
 def test_what_a_lost_worker_was_at_is_done_again(
-    built: Path, tmp_path: Path, recipe: Any, build_by: Build, episode: int
+    built: Path, tmp_path: Path, job: Any, build_by: Build, episode: int
 ) -> None:
     news: list[str] = []
-    build_by(ThreadWorkers(recipe(episode=episode, times=2, happens=lose), 2), on_news=news.append)
+    build_by(ThreadWorkers(job(episode=episode, times=2, happens=lose), 2), on_news=news.append)
     assert files(tmp_path / "cache") == files(built)
     (shard,) = [i for i, episodes in enumerate(CUT) if episode in episodes]
     assert len(news) == 2
@@ -101,19 +101,19 @@ def test_what_a_lost_worker_was_at_is_done_again(
 
 
 def test_a_shard_that_kills_every_worker_stops_the_build_which_can_be_continued(
-    built: Path, tmp_path: Path, recipe: Any, build_by: Build
+    built: Path, tmp_path: Path, job: Any, build_by: Build
 ) -> None:
     with pytest.raises(CacheError, match=r"was lost at shard-00001\.safetensors, and so did 2 before it") as error:
-        build_by(ThreadWorkers(recipe(times=3, happens=lose), 1))
+        build_by(ThreadWorkers(job(times=3, happens=lose), 1))
     assert error.value.hint is not None
     assert "--workers" in error.value.hint
     assert not [name for name in files(tmp_path / "cache") if name.endswith((".partial", ".lock"))]
-    build_by(ThreadWorkers(recipe(), 1))
+    build_by(ThreadWorkers(job(), 1))
     assert files(tmp_path / "cache") == files(built)
 
 
-def test_an_editors_error_stops_the_build_with_its_line(tmp_path: Path, recipe: Any, build_by: Build) -> None:
-    workers = ThreadWorkers(recipe(times=1, happens=complain), 1)
+def test_an_editors_error_stops_the_build_with_its_line(tmp_path: Path, job: Any, build_by: Build) -> None:
+    workers = ThreadWorkers(job(times=1, happens=complain), 1)
     with pytest.raises(CacheError, match="out of ink") as error:
         build_by(workers)
     assert error.value.hint == "buy some"
@@ -121,7 +121,7 @@ def test_an_editors_error_stops_the_build_with_its_line(tmp_path: Path, recipe: 
     assert read_manifest(tmp_path / "cache").rows == 3
 
 
-def test_a_worker_that_cannot_start_stops_the_build(recipe: Any, build_by: Build) -> None:
+def test_a_worker_that_cannot_start_stops_the_build(job: Any, build_by: Build) -> None:
     class Unloadable:
         def open(self, slot: int) -> Any:
             raise Lost
@@ -131,8 +131,8 @@ def test_a_worker_that_cannot_start_stops_the_build(recipe: Any, build_by: Build
 
 
 @pytest.mark.parametrize("strangers", [(0,), (1,)])
-def test_workers_with_different_editors_are_refused(recipe: Any, strangers: tuple[int, ...], tmp_path: Path) -> None:
-    differing = recipe(strangers=strangers)
+def test_workers_with_different_editors_are_refused(job: Any, strangers: tuple[int, ...], tmp_path: Path) -> None:
+    differing = job(strangers=strangers)
     identity = MemoryDataset(LENGTHS).info.identity
     with (
         pytest.raises(CacheError, match=r"worker \d computes with another editor"),
@@ -141,19 +141,19 @@ def test_workers_with_different_editors_are_refused(recipe: Any, strangers: tupl
         pool._advance()
 
 
-def test_a_worker_that_sees_another_dataset_is_refused(recipe: Any, tmp_path: Path) -> None:
+def test_a_worker_that_sees_another_dataset_is_refused(job: Any, tmp_path: Path) -> None:
     with (
         pytest.raises(CacheError, match="worker 0 computes with another dataset"),
-        WorkerPool(ThreadWorkers(recipe(), 1), out=tmp_path, identity="another"),
+        WorkerPool(ThreadWorkers(job(), 1), out=tmp_path, identity="another"),
     ):
         pass
 
 
-def test_ctrl_c_leaves_what_is_finished(built: Path, tmp_path: Path, recipe: Any, build_by: Build) -> None:
-    workers = ThreadWorkers(recipe(), 1)
+def test_ctrl_c_leaves_what_is_finished(built: Path, tmp_path: Path, job: Any, build_by: Build) -> None:
+    workers = ThreadWorkers(job(), 1)
     with pytest.raises(KeyboardInterrupt):
         build_by(workers, on_rows=stop_after(3))
     assert workers.stops
     assert read_manifest(tmp_path / "cache").rows == 3
-    build_by(ThreadWorkers(recipe(), 1))
+    build_by(ThreadWorkers(job(), 1))
     assert files(tmp_path / "cache") == files(built)

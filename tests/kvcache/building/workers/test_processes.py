@@ -10,22 +10,22 @@ import pytest
 from imagewam_cli.errors import CacheError, UnknownNameError
 from imagewam_cli.kvcache.building.workers.processes import ProcessWorkers
 from tests.support.folders import files
-from tests.support.worker_recipes import Build, kill, mistype
+from tests.support.worker_jobs import Build, kill, mistype
 
 
 def test_a_killed_worker_is_replaced_and_the_bytes_are_the_single_builds(
-    built: Path, tmp_path: Path, recipe: Any, build_by: Build
+    built: Path, tmp_path: Path, job: Any, build_by: Build
 ) -> None:
     news: list[str] = []
-    build_by(ProcessWorkers(recipe(times=1, happens=kill), 2, 1), on_news=news.append)
+    build_by(ProcessWorkers(job(times=1, happens=kill), 2, 1), on_news=news.append)
     assert files(tmp_path / "cache") == files(built)
     (line,) = news
     assert "was killed (SIGKILL) at shard-00001.safetensors" in line
 
 
-def test_an_error_comes_back_as_it_was(tmp_path: Path, recipe: Any, build_by: Build) -> None:
+def test_an_error_comes_back_as_it_was(tmp_path: Path, job: Any, build_by: Build) -> None:
     """One whose class takes other arguments than a message, with where it happened as a note."""
-    workers = ProcessWorkers(recipe(times=1, happens=mistype), 1, 1)
+    workers = ProcessWorkers(job(times=1, happens=mistype), 1, 1)
     with pytest.raises(UnknownNameError, match="unknown editor 'tinny'") as error:
         build_by(workers)
     assert error.value.hint == "did you mean 'tiny'?"

@@ -12,17 +12,17 @@ from imagewam_cli.errors import CacheError, UsageError
 from imagewam_cli.kvcache.building.workers.ray import RayWorkers, _options
 from tests.support.folders import files
 from tests.support.paths import ROOT
-from tests.support.worker_recipes import Build, kill
+from tests.support.worker_jobs import Build, kill
 
 
 def test_a_killed_actor_is_replaced_and_the_bytes_are_the_single_builds(
-    built: Path, tmp_path: Path, recipe: Any, build_by: Build, monkeypatch: pytest.MonkeyPatch
+    built: Path, tmp_path: Path, job: Any, build_by: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # where actors find the recipe
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # where actors find the job
     news: list[str] = []
-    build_by(RayWorkers(recipe(times=1, happens=kill), count=2, threads=1), on_news=news.append)
+    build_by(RayWorkers(job(times=1, happens=kill), count=2, threads=1), on_news=news.append)
     assert files(tmp_path / "cache") == files(built)
     (line,) = news
     assert "was lost" in line
@@ -30,13 +30,13 @@ def test_a_killed_actor_is_replaced_and_the_bytes_are_the_single_builds(
     assert not ray.is_initialized(), "the cluster ends with the build"
 
 
-def test_a_cluster_that_is_not_there_is_told_at_once(recipe: Any) -> None:
+def test_a_cluster_that_is_not_there_is_told_at_once(job: Any) -> None:
     pytest.importorskip("ray")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(CacheError, match=f"at {address}") as error:
-            RayWorkers(recipe(), address=address)
+            RayWorkers(job(), address=address)
     assert error.value.hint is not None
     assert "RAY_ADDRESS" in error.value.hint
 

@@ -1,4 +1,4 @@
-"""Recipes that a worker in another process can open, with editors that fail on purpose."""
+"""Jobs that a worker in another process can open, with editors that fail on purpose."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ def mistype() -> None:
 class MinedEditor(ArithmeticEditor):
     """Call `happens` at the first image of an episode, for the first `times` workers that reach it."""
 
-    def __init__(self, recipe: ArithmeticRecipe, *, weights: str) -> None:
+    def __init__(self, job: ArithmeticJob, *, weights: str) -> None:
         super().__init__(weights=weights)
-        self._recipe = recipe
-        (first,) = list(MemoryDataset(LENGTHS).rows(episodes=[recipe.episode]))[:1]
+        self._job = job
+        (first,) = list(MemoryDataset(LENGTHS).rows(episodes=[job.episode]))[:1]
         self._picture = first.images["top"]
 
     def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
         if any(np.array_equal(row["top"], self._picture) for row in images):
-            before = len(list(self._recipe.marks.iterdir())) if self._recipe.times else 0
-            if before < self._recipe.times:
-                (self._recipe.marks / str(before)).touch()
-                self._recipe.happens()
+            before = len(list(self._job.marks.iterdir())) if self._job.times else 0
+            if before < self._job.times:
+                (self._job.marks / str(before)).touch()
+                self._job.happens()
         return super().encode(images, instructions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArithmeticRecipe:
-    """Recipe of the build that the fixture `built` holds."""
+class ArithmeticJob:
+    """The build whose result the fixture `built` holds."""
 
     out: Path
     marks: Path
