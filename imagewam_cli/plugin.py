@@ -6,8 +6,9 @@ torch. What a plugin's tests need is in `imagewam_cli.testing`. See docs/guide/p
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from imagewam_cli.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from imagewam_cli.data.camera_layout import CameraLayout as CameraLayout
@@ -145,16 +146,5 @@ _NAMES = {
     "imagewam_cli.sim.environment": ("Environment", "StepResult"),
 }
 """Module -> the names that are public from there."""
-_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    globals()[name] = value  # the next use of the name does not come here
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULE_OF})
+__getattr__, __dir__ = lazy_exports(__name__, _NAMES)

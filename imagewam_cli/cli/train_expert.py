@@ -27,8 +27,6 @@ from imagewam_cli.cli.output import bytes_text, output, seconds_text
 from imagewam_cli.kvcache.storage.location import name_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from imagewam_cli.training.loop import DryRun
     from imagewam_cli.training.objective import Validation
     from imagewam_cli.training.prefixes import PrefixSource
@@ -140,6 +138,7 @@ def train_expert_command(
         imagewam train-expert --cache caches/tiny-tabletop --steps 1500
         imagewam train-expert --online --editor tiny --dataset datasets/tabletop
     """
+    from imagewam_cli.training.initial_weights import initial_weights
     from imagewam_cli.training.loop import Trainer
     from imagewam_cli.workspace import RUNS
 
@@ -155,7 +154,7 @@ def train_expert_command(
         source, name = _online_source(options, weights, encode_batch, dry_run)
     else:
         source, name = _cached_source(cache, load if load is not None else LoadName.mmap)
-    trainer = Trainer(source, recipe, _editor_weights(source, recipe, weights))
+    trainer = Trainer(source, recipe, initial_weights(source, recipe, weights))
     if dry_run:
         _print_dry_run(trainer.dry_run(), format)
         return
@@ -233,26 +232,6 @@ def _decoding(rows: int, size: int) -> Iterator[Callable[[int], object]]:
     output.say(f"decoding the pictures of {rows} rows into a temporary file of {bytes_text(size)}")
     with output.progress(rows, "row") as bar:
         yield bar.update
-
-
-def _editor_weights(source: PrefixSource, recipe: TrainRecipe, weights: Path | None) -> dict[str, Tensor] | None:
-    """Return the denoiser's weights by their released names; None if the expert starts from random weights.
-
-    Raises:
-        UsageError: the prefixes come from an untrained editor.
-        EditorError: the weights are missing or damaged.
-    """
-    from imagewam_cli.editors.installed import installed_editor
-    from imagewam_cli.errors import UsageError
-
-    if recipe.expert.init == "none":
-        return None
-    fingerprint = source.info.fingerprint
-    if fingerprint["settings"].get("random_weights"):
-        raise UsageError(
-            "the prefixes come from an untrained editor, which has no weights to start from", "use --init none"
-        )
-    return installed_editor(fingerprint["editor"]).released_weights(weights)
 
 
 def _recipe(config: Path | None, assignments: list[str], **options: int | None) -> TrainRecipe:

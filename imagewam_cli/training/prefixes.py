@@ -87,17 +87,17 @@ class PrefixSource(Protocol):
 class CachedPrefixes:
     """Prefixes that are stored in a cache."""
 
-    def __init__(self, place: Location, load: LoadMethod = "mmap") -> None:
-        """load: how shards are read; it does not change the result.
+    def __init__(self, cache: CacheReader | Location, load: LoadMethod = "mmap") -> None:
+        """Open the cache, or use an open reader. load: how shards are read; it does not change the result.
 
         Raises:
             CacheError: there is no cache, it is damaged, or it has no rows.
         """
-        self.reader = CacheReader(place, load)
-        manifest = self.reader.manifest
+        self.reader = cache if isinstance(cache, CacheReader) else CacheReader(cache, load)
+        manifest, location = self.reader.manifest, self.reader.address
         self.info = SourceInfo(
             kind="cache",
-            location=str(place.resolve()) if isinstance(place, Path) else place,
+            location=str(location.resolve()) if isinstance(location, Path) else location,
             fingerprint=manifest.fingerprint,
             spec=manifest.spec,
             codec=manifest.codec,

@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class CacheReader:
         self._set_up(address, method, open_shards, manifest)
 
     def _set_up(self, address: Location, method: LoadMethod, open_shards: int, manifest: Manifest) -> None:
-        self._address, self.method, self.manifest = address, method, manifest
+        self.address, self.method, self.manifest = address, method, manifest
         self.codec: Codec = stored_codec(self.storage, manifest)
         self._starts = np.cumsum([0, *self.shard_rows])
         self._most_open = open_shards
@@ -91,7 +91,7 @@ class CacheReader:
         _readers.add(self)
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self._address, self.method, self._most_open, self.manifest
+        return self.address, self.method, self._most_open, self.manifest
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._set_up(*state)
@@ -107,7 +107,7 @@ class CacheReader:
     @functools.cached_property
     def storage(self) -> Storage:
         """Storage of the cache."""
-        return storage_at(self._address)
+        return storage_at(self.address)
 
     @property
     def shard_rows(self) -> tuple[int, ...]:
@@ -151,9 +151,9 @@ class CacheReader:
             raise CacheError(f"{path} is missing or differs from its checksum", self.storage.repair)
         return path.read_bytes()
 
-    def read(self, indices: Indices, *, device: torch.device | str = "cpu") -> PrefixKV:
+    def read(self, indices: Indices | Sequence[int], *, device: torch.device | str = "cpu") -> PrefixKV:
         """Return the decoded prefixes of the rows, float32, in the order of `indices`."""
-        return self.decode(self.gather(indices), device=device)
+        return self.decode(self.gather(np.asarray(indices, np.int64)), device=device)
 
     def gather(self, indices: Indices) -> dict[str, Tensor]:
         """Read rows as they are stored, (N, bytes) uint8, for `tensors` and `decode`, or to send to another process.

@@ -1,0 +1,300 @@
+"""The Python API: each step from a dataset to a policy as one function. Import it as `import imagewam_cli as iw`.
+
+Paths may be strings. Errors are `ImagewamError`s with the hint that the command line prints. `progress=True` draws a
+progress bar on stderr. Whatever these functions do not offer is one import away: they call the same classes that the
+command line uses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imagewam_cli.config import from_dict, to_dict
+from imagewam_cli.data import formats
+from imagewam_cli.data.types import Dataset, KeyMap
+from imagewam_cli.editors import installed
+from imagewam_cli.editors.contract import Editor
+from imagewam_cli.editors.loading.hardware import Hardware
+from imagewam_cli.editors.settings import PrefixOptions
+from imagewam_cli.errors import UnknownNameError
+from imagewam_cli.kvcache.building import build
+from imagewam_cli.kvcache.building.encoding import instructions_of
+from imagewam_cli.kvcache.building.shard_plan import BuildSettings
+from imagewam_cli.kvcache.reading.reader import CacheReader
+from imagewam_cli.kvcache.storage.location import location
+from imagewam_cli.policy import loading
+from imagewam_cli.registry import Registry
+from imagewam_cli.training.metrics import read_metrics
+from imagewam_cli.training.objective import Validation
+from imagewam_cli.training.recipe import TrainRecipe
+
+if TYPE_CHECKING:
+    from imagewam_cli.evaluation.closed_loop import ClosedLoopResult
+    from imagewam_cli.evaluation.open_loop import OpenLoopResult
+    from imagewam_cli.export import ExportReport
+    from imagewam_cli.policy.loading import ExportedPolicy
+    from imagewam_cli.policy.policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished training run."""
+
+    folder: Path
+    validation: Validation | None
+    """Errors on held-out episodes; None if no episode was held out."""
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Return the records of metrics.jsonl, one for each logged step."""
+        return read_metrics(self.folder / "metrics.jsonl")
+
+
+def open_dataset(
+    path: str | Path,
+    *,
+    state_key: str = KeyMap.state,
+    action_key: str = KeyMap.action,
+    cameras: Sequence[str] = (),
+) -> Dataset:
+    """Open a dataset folder. Only metadata is read.
+
+    state_key, action_key: the dataset's features that hold the state and the action.
+    cameras: the cameras to use, in order; empty: all of them.
+
+    Raises:
+        DatasetError: no dataset there, damaged metadata, or no such feature.
+    """
+    return formats.open_dataset(path, KeyMap(state=state_key, action=action_key, cameras=tuple(cameras)))
+
+
+def record(
+    out: str | Path, *, env: str = "tabletop", episodes: int = 200, seed: int = 0, progress: bool = False
+) -> Dataset:
+    """Record scripted demonstrations of a simulator as a LeRobot v3.0 dataset, and open it.
+
+    Raises:
+        UsageError: `out` already holds something, or fewer than one episode.
+        UnknownNameError: no such environment.
+    """
+    from imagewam_cli.sim.record import record as record_demonstrations
+
+    make = Registry.installed().environments.load(env)
+    with _bar(progress, episodes, "episode") as advance:
+        record_demonstrations(make(), Path(out), episodes, seed=seed, on_episode=lambda: advance(1))
+    return open_dataset(out)
+
+
+def load_editor(
+    name: str = "tiny",
+    *,
+    dataset: Dataset | None = None,
+    options: PrefixOptions | None = None,
+    weights: str | Path | None = None,
+    device: str = "cpu",
+    hardware: Hardware | None = None,
+) -> Editor:
+    """Load an installed editor, ready to encode.
+
+    dataset: the dataset that it will encode. Its cameras are used unless the options name others, and its
+        instructions are encoded at once, so that text encoders can be freed. None: the editor takes any instruction.
+    weights: a diffusers folder instead of the embedded or fetched weights.
+    hardware: device, offloading and compilation together, in place of `device`.
+
+    Raises:
+        UnknownNameError: no such editor. EditorError: its weights are missing or do not fit.
+        UsageError: an option that this editor does not have, or a device that this machine does not have.
+    """
+    chosen = options or PrefixOptions()
+    if dataset is not None and not chosen.cameras:
+        chosen = dataclasses.replace(chosen, cameras=tuple(dataset.info.cameras))
+    return installed.load_editor(
+        name,
+        chosen,
+        instructions=() if dataset is None else instructions_of(dataset),
+        weights=_path(weights),
+        hardware=hardware or Hardware(device=device),
+    )
+
+
+def build_cache(
+    dataset: Dataset,
+    editor: Editor,
+    out: str | Path,
+    *,
+    codec: str = "bf16",
+    stride: int = 1,
+    batch: int = 16,
+    shard_mb: float = 256.0,
+    progress: bool = False,
+) -> CacheReader:
+    """Store the editor's prefix keys and values of every `stride`-th frame, and open the cache. Resumes a cache.
+
+    out: a folder, or a URL that fsspec reaches. codec: see `imagewam plugins --hook codecs`. batch: rows of a forward
+    pass.
+
+    Raises:
+        CacheError: `out` holds a cache of other contents, another process writes there, or the disk is full.
+        UsageError: `out` holds something that is not a cache.
+    """
+    address, stored = location(str(out)), Registry.installed().codecs.load(codec)
+    settings = BuildSettings(stride=stride, batch=batch, shard_mb=shard_mb)
+    with _bar(progress, sum(-(-e.length // stride) for e in dataset.episodes()), "row") as advance:
+        build.build_cache(dataset, editor, address, stored, settings, on_rows=advance)
+    return CacheReader(address)
+
+
+def open_cache(path: str | Path) -> CacheReader:
+    """Open a cache, a folder or a URL, to read any of its rows.
+
+    Raises:
+        CacheError: no cache there, a damaged one, or one without a finished shard.
+    """
+    return CacheReader(location(str(path)))
+
+
+def train(
+    cache: CacheReader | str | Path,
+    out: str | Path,
+    *,
+    recipe: TrainRecipe | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+    seed: int | None = None,
+    weights: str | Path | None = None,
+    progress: bool = False,
+) -> Run:
+    """Train an action expert on a cache. Resumes an interrupted run in `out`.
+
+    recipe: every number of the run; `steps`, `batch` and `seed` replace the recipe's.
+    weights: a diffusers folder of the cache's editor, for recipes that initialise the expert from the editor.
+
+    Raises:
+        ConfigError: a number that the recipe does not allow.
+        CacheError: the cache is missing or damaged.
+        RunError: `out` holds a run of another recipe or cache.
+        NonFiniteLossError: the loss or its gradient is not finite.
+    """
+    from imagewam_cli.training.initial_weights import initial_weights
+    from imagewam_cli.training.loop import Trainer
+    from imagewam_cli.training.prefixes import CachedPrefixes
+
+    given = {"steps": steps, "batch": batch, "seed": seed}
+    values = to_dict(recipe or TrainRecipe()) | {k: v for k, v in given.items() if v is not None}
+    chosen = from_dict(TrainRecipe, values, source="recipe")
+    source = CachedPrefixes(cache if isinstance(cache, CacheReader) else location(str(cache)))
+    folder = Path(out).expanduser()
+    trainer = Trainer(source, chosen, initial_weights(source, chosen, _path(weights)))
+    with _bar(progress, chosen.steps, "step") as advance:
+        done = 0
+
+        def on_step(step: int, values: dict[str, float]) -> None:
+            nonlocal done
+            advance(step - done)
+            done = step
+
+        validation = trainer.train(folder, on_step=on_step)
+    return Run(folder=folder, validation=validation)
+
+
+def load_policy(
+    path: str | Path, *, weights: str | Path | None = None, device: str = "cpu", hardware: Hardware | None = None
+) -> Policy | ExportedPolicy:
+    """Load the policy of a run, a bundle or an ONNX export, ready to act.
+
+        policy.reset()
+        action = policy.act(iw.Observation(images={"top": picture}, state=state, instruction="stack the blocks"))
+
+    weights: a diffusers folder of the policy's editor, in place of the embedded or fetched weights.
+
+    Raises:
+        RunError: no policy there, a damaged one, or another editor than the policy was trained on.
+        UsageError: a device that this machine does not have.
+    """
+    return loading.load_policy(
+        Path(path).expanduser(),
+        hardware=hardware or Hardware(device=device),
+        weights=_path(weights),
+    )
+
+
+def evaluate(
+    policy: Policy | ExportedPolicy,
+    *,
+    env: str = "tabletop",
+    episodes: int = 50,
+    splits: Sequence[str] = (),
+    seed: int = 0,
+    progress: bool = False,
+) -> ClosedLoopResult:
+    """Run the policy in a simulator and count successes, on `episodes` scenes of each split.
+
+    splits: families of scenes; empty: all but `train`.
+
+    Raises:
+        UnknownNameError: no such environment or split.
+    """
+    from imagewam_cli.evaluation.closed_loop import evaluate_in_simulator
+
+    make = Registry.installed().environments.load(env)
+    known = make().splits
+    for split in splits:
+        if split not in known:
+            raise UnknownNameError("split", split, known)
+    chosen = tuple(splits) or tuple(split for split in known if split != "train")
+    with _bar(progress, episodes * len(chosen), "episode") as advance:
+        result, _ = evaluate_in_simulator(
+            make, policy, episodes=episodes, splits=chosen, seed=seed, on_episode=lambda _: advance(1)
+        )
+    return result
+
+
+def open_loop(policy: Policy | ExportedPolicy, dataset: Dataset, *, episodes: int | None = None) -> OpenLoopResult:
+    """Compare the policy's action chunks with the recorded actions of a dataset.
+
+    episodes: only the first so many; None: all.
+    """
+    from imagewam_cli.evaluation.open_loop import open_loop as compare
+
+    chosen = [episode.index for episode in dataset.episodes()][:episodes]
+    return compare(policy, dataset, horizon=policy.horizon, episodes=chosen)
+
+
+def export_policy(
+    run: Run | str | Path, out: str | Path, *, format: str = "onnx", weights: str | Path | None = None
+) -> ExportReport:
+    """Export a policy and check the export against torch on real rows.
+
+    format: onnx, bundle, or a plugin's format. weights: as `load_policy`.
+
+    Raises:
+        ExportError: the export differs from torch, or the format cannot express the policy.
+        UsageError: `out` holds something else.
+    """
+    from imagewam_cli.policy.bundle import find_bundle
+
+    folder = run.folder if isinstance(run, Run) else Path(run).expanduser()
+    exporter = Registry.installed().exporters.load(format)()
+    report: ExportReport = exporter.export(find_bundle(folder), Path(out).expanduser(), weights=_path(weights))
+    return report
+
+
+@contextmanager
+def _bar(shown: bool, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Draw a progress bar; yield the function that advances it."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=unit, disable=not shown) as bar:
+
+        def advance(count: int) -> None:
+            bar.update(count)
+
+        yield advance
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path).expanduser()
