@@ -98,7 +98,7 @@ def cache_command(
     rows, folder = chosen.dataset, location(out) if out is not None else CACHES / chosen.name
     require_writable(storage_at(folder).disk)
     there = require_resumable(rows, chosen.kind.entry.name, folder, stored, build)
-    count = auto_count(options.layers)
+    count = auto_count(options.prefix.layers)
     if there is not None and count is not None:
         chosen = chosen.with_layers(recorded_layers(folder, there, count))
     chosen.kind.require_weights(weights)

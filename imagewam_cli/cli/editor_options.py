@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
+import types
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,19 +36,20 @@ if TYPE_CHECKING:
     from imagewam_cli.editors.loading.hardware import Hardware
 
 
-_PREFIX_FIELDS = {f.name: f for f in dataclasses.fields(PrefixOptions)}
-
-
-def _prefix_option(name: str, panel: str) -> Any:
-    """Return the option for a field of `PrefixOptions`, which holds its help."""
-    help = _PREFIX_FIELDS[name].metadata
-    flag = "--" + name.replace("_", "-")
-    return typer.Option(flag, metavar=help["metavar"], help=help["help"], rich_help_panel=panel)
+_PREFIX_PANELS = {
+    INPUT: ("image_size", "camera_layout"),
+    KEEP: ("mode", "timestep", "layers", "segments", "pool", "text_padding"),
+    COMPUTE: ("compute_dtype", "quantization"),
+    ADVANCED: ("blank_images", "random_weights"),
+}
+"""Panel -> the fields of `PrefixOptions` that are options of the command line, in the order of `--help`."""
+_PARSERS: dict[str, Callable[[Any], object]] = {"segments": listed, "image_size": size_of}
+"""Parsers of the fields that are not a single number, word or flag."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditorOptions:
-    """What the user asked of the editor; each field is one option of the command line."""
+    """Options about the editor as the user gave them. Each field is one option; `prefix` holds several."""
 
     editor: Annotated[
         str | None,
@@ -67,14 +70,6 @@ class EditorOptions:
             rich_help_panel=INPUT,
         ),
     ] = None
-    mode: Annotated[str | None, _prefix_option("mode", KEEP)] = None
-    timestep: Annotated[float | None, _prefix_option("timestep", KEEP)] = None
-    layers: Annotated[str, _prefix_option("layers", KEEP)] = "all"
-    segments: Annotated[str | None, _prefix_option("segments", KEEP)] = None
-    pool: Annotated[int, _prefix_option("pool", KEEP)] = 1
-    text_padding: Annotated[str | None, _prefix_option("text_padding", KEEP)] = None
-    compute_dtype: Annotated[str | None, _prefix_option("compute_dtype", COMPUTE)] = None
-    quantization: Annotated[str, _prefix_option("quantization", COMPUTE)] = "none"
     stride: Annotated[
         int, typer.Option("--stride", metavar="N", help="Use every N-th frame.", rich_help_panel=INPUT)
     ] = 1
@@ -87,8 +82,6 @@ class EditorOptions:
             rich_help_panel=INPUT,
         ),
     ] = None
-    image_size: Annotated[str | None, _prefix_option("image_size", INPUT)] = None
-    camera_layout: Annotated[str | None, _prefix_option("camera_layout", INPUT)] = None
     state_key: Annotated[
         str,
         typer.Option(
@@ -101,16 +94,16 @@ class EditorOptions:
             "--action-key", metavar="KEY", help="Column of the action in the dataset.", rich_help_panel=ADVANCED
         ),
     ] = "action"
-    blank_images: Annotated[bool, _prefix_option("blank_images", ADVANCED)] = False
-    random_weights: Annotated[bool, _prefix_option("random_weights", ADVANCED)] = False
+    prefix: PrefixOptions = field(default_factory=PrefixOptions)
+    """One option for each field of `_PREFIX_PANELS`. Its cameras are set by `editor_setup`, from the dataset."""
     device: DeviceOption = "cpu"
     offload: OffloadOption = "none"
     compile: CompileOption = False
 
     def given(self) -> list[str]:
         """Return the options that differ from their defaults, as typed: `--pool`, `--layers`."""
-        differing = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
-        return ["--" + name.replace("_", "-") for name in differing]
+        values = vars(self) | {name: getattr(self.prefix, name) for name in _prefix_fields()}
+        return [_flag(name) for name, _, default in _flat_fields() if values[name] != default]
 
 
 def takes_editor_options(*, only_with: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -118,24 +111,16 @@ def takes_editor_options(*, only_with: str | None = None) -> Callable[[Callable[
 
     only_with: the option of the command without which these have no effect; the panels of the help name it.
     """
-    hints = typing.get_type_hints(EditorOptions, include_extras=True)
-    shared = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=hints[field.name] if only_with is None else _in_panel_of(only_with, hints[field.name]),
-        )
-        for field in dataclasses.fields(EditorOptions)
-    ]
+    shared = [_parameter(name, kind, default, only_with) for name, kind, default in _flat_fields()]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters.values()
         parameters = [p for o in own for p in (shared if o.name == "options" else [o.replace(kind=o.KEYWORD_ONLY)])]
 
-        def expanded(**values: Any) -> None:
-            options = EditorOptions(**{p.name: values.pop(p.name) for p in shared})
-            command(options=options, **values)
+        def expanded(**values: object) -> None:
+            given = {p.name: values.pop(p.name) for p in shared}
+            prefix = _prefix_options({name: given.pop(name) for name in _prefix_fields()})
+            command(options=EditorOptions(**given, prefix=prefix), **values)  # type: ignore[arg-type]
 
         expanded.__name__, expanded.__doc__ = command.__name__, command.__doc__
         # typer reads the options from the signature
@@ -146,7 +131,65 @@ def takes_editor_options(*, only_with: str | None = None) -> Callable[[Callable[
     return decorate
 
 
-def _in_panel_of(option: str, annotation: Any) -> Any:
+@functools.cache
+def _flat_fields() -> tuple[tuple[str, object, object], ...]:
+    """Return name, annotation and default of every option, with those of the prefix in place of the field `prefix`."""
+    hints = typing.get_type_hints(EditorOptions, include_extras=True)
+    prefix_hints = typing.get_type_hints(PrefixOptions)
+    panels = {name: panel for panel, names in _PREFIX_PANELS.items() for name in names}
+    of_prefix = [
+        (
+            name,
+            Annotated[
+                _as_typed(prefix_hints[name]),
+                typer.Option(_flag(name), **known.metadata, rich_help_panel=panels[name]),
+            ],
+            known.default,
+        )
+        for name, known in _prefix_fields().items()
+    ]
+    fields = dataclasses.fields(EditorOptions)
+    return tuple(
+        option
+        for own in fields
+        for option in (of_prefix if own.name == "prefix" else [(own.name, hints[own.name], own.default)])
+    )
+
+
+def _as_typed(hint: object) -> object:
+    """Return the type that typer parses for a field: numbers and flags as they are, everything else as text.
+
+    A wrong word is then reported by `from_dict`, which suggests the nearest.
+    """
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    kind = next((k for k in kinds if k in (int, float, bool)), str)
+    return kind | None if type(None) in kinds else kind
+
+
+def _parameter(name: str, kind: object, default: object, only_with: str | None) -> inspect.Parameter:
+    annotation = kind if only_with is None else _in_panel_of(only_with, kind)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _prefix_fields() -> dict[str, dataclasses.Field[object]]:
+    """Return the fields of `PrefixOptions` that are options of the command line, in the order of `--help`."""
+    known = {f.name: f for f in dataclasses.fields(PrefixOptions)}
+    return {name: known[name] for names in _PREFIX_PANELS.values() for name in names}
+
+
+def _prefix_options(typed: Mapping[str, object]) -> PrefixOptions:
+    """Return the options of the prefix. typed: field -> value as parsed by typer."""
+    from imagewam_cli.config import from_dict
+
+    parsed = {name: _PARSERS[name](value) if name in _PARSERS else value for name, value in typed.items()}
+    return from_dict(PrefixOptions, parsed, source="command line")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _in_panel_of(option: str, annotation: object) -> object:
     """Return the annotation of an option with its panel renamed, such as "Input" to "Input, with --online"."""
     base, info = typing.get_args(annotation)
     moved = copy.copy(info)
@@ -213,7 +256,7 @@ def editor_setup(options: EditorOptions, weights: Path | None, *, trial: str | N
     from imagewam_cli.editors.installed import installed_editor
     from imagewam_cli.errors import UsageError
 
-    auto_count(options.layers)  # fail before recording demonstrations
+    auto_count(options.prefix.layers)  # fail before recording demonstrations
     kind = installed_editor(options.editor or "tiny")
     hardware = chosen_hardware(options.device, options.offload, options.compile)
     path = options.dataset
@@ -228,26 +271,12 @@ def editor_setup(options: EditorOptions, weights: Path | None, *, trial: str | N
     dataset = open_dataset(existing_dataset(path), keys)
     return EditorSetup(
         kind=kind,
-        settings=_prefix_options(options, tuple(dataset.info.cameras)),
+        settings=dataclasses.replace(options.prefix, cameras=tuple(dataset.info.cameras)),
         dataset=dataset,
         path=path,
         weights=weights,
         hardware=hardware,
     )
-
-
-_PARSERS: dict[str, Callable[[Any], Any]] = {"segments": listed, "image_size": size_of}
-"""Parsers of the options that have a text form of their own."""
-
-
-def _prefix_options(options: EditorOptions, cameras: tuple[str, ...]) -> PrefixOptions:
-    """Return the options of the prefix."""
-    from imagewam_cli.config import from_dict
-
-    values = {name: getattr(options, name) for name in _PREFIX_FIELDS if hasattr(options, name)}
-    for name, parse in _PARSERS.items():
-        values[name] = parse(values[name])
-    return from_dict(PrefixOptions, values | {"cameras": cameras}, source="command line")
 
 
 def _demonstrations() -> Path:

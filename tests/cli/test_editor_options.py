@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +12,7 @@ import typer
 
 from imagewam_cli.cli.editor_options import EditorOptions, editor_setup, takes_editor_options
 from imagewam_cli.editors.loading.hardware import Hardware
+from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.errors import ConfigError, DatasetError
 
 
@@ -36,25 +39,16 @@ def test_without_options_nothing_is_given() -> None:
 def test_options_reach_the_command() -> None:
     arguments = ["--editor", "tiny", "--dataset", "there", "--timestep", "0.5", "--camera", "a", "--camera", "b"]
     options, own = parsed(*arguments, "--own", "7", "--blank-images", "--image-size", "64x32")
-    expected = EditorOptions(
-        editor="tiny", dataset=Path("there"), timestep=0.5, camera=["a", "b"], blank_images=True, image_size="64x32"
-    )
+    prefix = PrefixOptions(timestep=0.5, blank_images=True, image_size=(64, 32))
+    expected = EditorOptions(editor="tiny", dataset=Path("there"), camera=["a", "b"], prefix=prefix)
     assert (options, own) == (expected, 7)
-    named = ["--editor", "--dataset", "--timestep", "--camera", "--image-size", "--blank-images"]
+    named = ["--editor", "--dataset", "--camera", "--image-size", "--timestep", "--blank-images"]
     assert options.given() == named
 
 
 def test_settings_are_those_of_the_options(tabletop: Path) -> None:
-    options = EditorOptions(
-        dataset=tabletop,
-        layers="every:2",
-        segments="reference",
-        image_size="64x32",
-        text_padding="keep",
-        compute_dtype="float32",
-        random_weights=True,
-        offload="group",
-    )
+    typed = "--layers every:2 --segments reference --image-size 64x32 --text-padding keep --compute-dtype float32"
+    options, _ = parsed("--dataset", str(tabletop), *typed.split(), "--random-weights", "--offload", "group")
     chosen = editor_setup(options, Path("weights"))
     settings = chosen.settings
     assert (settings.layers, settings.segments, settings.image_size) == ("every:2", ("reference",), (64, 32))
@@ -66,15 +60,23 @@ def test_settings_are_those_of_the_options(tabletop: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("typed", "error", "message"),
     [
-        ({"mode": "sideways"}, ConfigError, "mode is 'sideways'"),
-        ({"offload": "floppy"}, ConfigError, "offload is 'floppy'"),
-        ({"camera": ["nowhere"]}, DatasetError, "nowhere"),
+        (["--mode", "sideways"], ConfigError, "command line: mode is 'sideways'"),
+        (["--offload", "floppy"], ConfigError, "command line: offload is 'floppy'"),
+        (["--camera", "nowhere"], DatasetError, "nowhere"),
     ],
 )
-def test_a_wrong_value_is_named(
-    tabletop: Path, options: dict[str, object], error: type[Exception], message: str
-) -> None:
+def test_a_wrong_value_is_named(tabletop: Path, typed: list[str], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        editor_setup(EditorOptions(dataset=tabletop, **options), None)  # type: ignore[arg-type]
+        editor_setup(parsed("--dataset", str(tabletop), *typed)[0], None)
+
+
+def test_the_prefix_options_are_the_fields_with_help() -> None:
+    """Every field with help is an option, and the default of an option is that of its field."""
+    described = {f.name for f in dataclasses.fields(PrefixOptions) if f.metadata}
+    shared = inspect.signature(takes_editor_options()(lambda options: None)).parameters
+    assert described < shared.keys()
+    assert {name: shared[name].default for name in described} == {
+        f.name: f.default for f in dataclasses.fields(PrefixOptions) if f.name in described
+    }
