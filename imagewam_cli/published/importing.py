@@ -33,8 +33,8 @@ from imagewam_cli.policy.bundle import (
     ProprioConfig,
     write_bundle,
 )
-from imagewam_cli.prefix.rounding import ROUNDINGS
-from imagewam_cli.prefix.spec import KVSpec, RoundingName
+from imagewam_cli.prefix.rounding import EXACT, ROUNDINGS, Rounding
+from imagewam_cli.prefix.spec import ComputeDtype, KVSpec, RoundingName
 from imagewam_cli.published.checkpoint import Checkpoint, read_checkpoint
 from imagewam_cli.published.robots import PROMPT, Robot
 from imagewam_cli.published.settings import TrainSettings
@@ -69,7 +69,7 @@ def import_policy(
 ) -> Imported:
     """Import a checkpoint into the policy folder `out`.
 
-    rounding: None: published-bf16 for a checkpoint trained in bfloat16, exact otherwise.
+    rounding: by default the one that computes in the dtype of the checkpoint, else exact.
     weights: a diffusers folder of the editor, used for its VAE, text encoder and sizes; the denoiser comes from the
         checkpoint.
 
@@ -83,7 +83,7 @@ def import_policy(
     found = read_checkpoint(checkpoint)
     state, action = read_statistics(statistics)
     _require_dimensions(found, state, action, robot)
-    rounding = rounding or ("published-bf16" if found.bfloat16 else "exact")
+    rounding = rounding or _rounding_of(found).name
     options = _prefix_options(robot, rounding, found)
     with atomic_folder(out) as folder:
         editor_sizes = kind.write_released(found.editor, folder / TUNED, weights=weights)
@@ -179,6 +179,15 @@ def _require_dimensions(found: Checkpoint, state: FieldStats, action: FieldStats
             )
 
 
+def _trained_in(found: Checkpoint) -> ComputeDtype:
+    return "bfloat16" if found.bfloat16 else "float32"
+
+
+def _rounding_of(found: Checkpoint) -> Rounding:
+    """Return the rounding that the checkpoint was trained with: a checkpoint's dtype is that of all its products."""
+    return next((r for r in ROUNDINGS.values() if r.everything_in == _trained_in(found)), EXACT)
+
+
 def _prefix_options(robot: Robot, rounding: RoundingName, found: Checkpoint) -> PrefixOptions:
     return PrefixOptions(
         mode="prefix",
@@ -186,7 +195,7 @@ def _prefix_options(robot: Robot, rounding: RoundingName, found: Checkpoint) -> 
         text_padding="trim",
         image_size=robot.image_size,
         camera_layout=robot.camera_layout,
-        compute_dtype=ROUNDINGS[rounding].everything_in or ("bfloat16" if found.bfloat16 else "float32"),
+        compute_dtype=ROUNDINGS[rounding].everything_in or _trained_in(found),
         rounding=rounding,
         prompt_template=PROMPT,
         cameras=robot.cameras,
