@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     from imagewam_cli.sim.environment import Environment as Environment
     from imagewam_cli.sim.environment import StepResult as StepResult
 
-_NAMES = {
+_EXPORTS = {
     "imagewam_cli.data.camera_layout": ("CameraLayout",),
     "imagewam_cli.data.formats": ("DatasetFormat",),
     "imagewam_cli.data.types": (
@@ -147,4 +147,4 @@ _NAMES = {
 }
 """Module -> the names that are public from there."""
 
-__getattr__, __dir__ = lazy_exports(__name__, _NAMES)
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

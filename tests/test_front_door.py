@@ -19,7 +19,7 @@ FACADES = [imagewam_cli, plugin]
 
 @pytest.mark.parametrize("module", FACADES, ids=lambda module: module.__name__)
 def test_every_export_exists_and_is_declared_to_the_type_checker(module: Any) -> None:
-    exports = vars(module).get("_EXPORTS") or vars(module)["_NAMES"]
+    exports = vars(module)["_EXPORTS"]
     declared = {
         (node.module, name.name)
         for node in ast.walk(ast.parse(Path(module.__file__).read_text()))

@@ -14,21 +14,6 @@ from imagewam_cli import plugin
 ROOT = Path(plugin.__file__).parents[1]
 
 
-def test_every_name_is_the_one_that_type_checkers_see() -> None:
-    tree = ast.parse(Path(plugin.__file__).read_text(encoding="utf-8"))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
-    typed = {name.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for name in node.names}
-    assert typed == plugin._MODULE_OF
-    for name, module in typed.items():
-        assert getattr(plugin, str(name)) is getattr(sys.modules[str(module)], str(name))
-    assert set(typed) <= set(dir(plugin))
-
-
-def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'absent'"):
-        _ = plugin.absent
-
-
 def test_entries_cost_no_torch() -> None:
     code = (
         "import sys; from imagewam_cli.registry import Registry; found = list(Registry.installed().editors);"
