@@ -9,15 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from imagewam_cli.data.camera_layout import CAMERA_LAYOUTS, CameraLayout
 from imagewam_cli.errors import UsageError
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.prefix.rounding import ROUNDINGS
-from imagewam_cli.prefix.spec import ComputeDtype, Mode, RoundingName, Segment, TextPadding
+from imagewam_cli.prefix.spec import ComputeDtype, Mode, Quantization, RoundingName, Segment, TextPadding
 
-Quantization = Literal["none", "int8", "nf4"]
 C = TypeVar("C", bound=str)
 
 

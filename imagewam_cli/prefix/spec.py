@@ -19,6 +19,7 @@ BlockKind = Literal["sequential", "parallel"]
 Segment = Literal["text", "reference", "target"]
 TextPadding = Literal["trim", "keep"]
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8", "nf4"]
 RoundingName = Literal["exact", "published-bf16"]
 """Name of an `imagewam_cli.prefix.rounding.Rounding`."""
 

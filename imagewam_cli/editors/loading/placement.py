@@ -17,8 +17,8 @@ from torch import nn
 from imagewam_cli.editors.loading.folder import load_part, randomize
 from imagewam_cli.editors.loading.hardware import Hardware
 from imagewam_cli.editors.loading.quantization import loading_options, require_quantization
-from imagewam_cli.editors.settings import Quantization
 from imagewam_cli.errors import UsageError
+from imagewam_cli.prefix.spec import Quantization
 
 
 def require_device(hardware: Hardware) -> torch.device:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from imagewam_cli.editors.settings import Quantization
 from imagewam_cli.errors import UsageError, install_hint
+from imagewam_cli.prefix.spec import Quantization
 
 _PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes"}
 
