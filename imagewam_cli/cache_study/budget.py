@@ -1,8 +1,8 @@
-"""Which settings a budget of bytes has room for, and which of them to take.
+"""Find the cache settings that fit a budget of bytes, and rank them.
 
-Errors of attention compare codecs, where layers and tokens are the same. Between fewer tokens and fewer layers there is
-no common measure: a layer that is left out has no error, and the expert loses a block with it. So the order is a rule:
-first precision goes, then places (pooling), and layers only where nothing fits with all of them.
+The attention error compares codecs that store the same layers and tokens. It cannot weigh fewer tokens against fewer
+layers: a dropped layer has no error, but the expert loses a block. A fixed rule therefore decides: reduce precision
+first, then pool tokens, and drop layers only if nothing fits with all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _THINNINGS = ("all", "every:2", "every:4", "every:8")
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Options of `imagewam cache`, and what they come to. attention: error of the kept layers, on a sample."""
+    """Options of `imagewam cache` with the size and error of the resulting cache."""
 
     codec: str
     pool: int
@@ -32,10 +32,11 @@ class Choice:
     bytes_per_row: int
     total_bytes: int
     attention: float
+    """Mean attention error of the kept layers, measured on a sample."""
 
     @property
     def options(self) -> str:
-        """As they are written on the command line."""
+        """The options as written on the command line."""
         return f"--codec {self.codec} --pool {self.pool} --layers {self.layers}"
 
 
@@ -50,49 +51,50 @@ def choices(
     layers: str = "all",
     pool: int = 1,
 ) -> tuple[Choice, ...]:
-    """Every codec with every pooling and thinning, in the order in which they are to be taken where they fit.
+    """Return every combination of codec, pooling and layer subset, best first.
 
-    spec, exact: of a few rows; rows, instructions: of the cache; samples: other rows, for codecs that are fitted to
-    some. layers, pool: that the rows were made with; where these are not the defaults, they are the user's choice and
-    stay.
+    spec, exact: layout and prefix of a few sample rows. rows, instructions: their numbers in the cache. samples: other
+    rows, to fit codecs to. layers, pool: settings of the sample rows; if they are not the defaults, the user chose
+    them, and only the other settings are varied.
     """
     tried = storage_candidates(spec, codecs.values(), samples, pools=POOLS if pool == 1 else (1,))
-    errors = [[e.attention for e in of_candidate] for of_candidate in layer_errors_of(spec, exact, tried)]
+    errors = [[e.attention for e in candidate_errors] for candidate_errors in layer_errors_of(spec, exact, tried)]
     found = []
     for thinning, kept in _thinned(spec, layers):
-        of_thinning = []
-        for candidate, of_layers in zip(tried, errors, strict=True):
+        same_layers = []
+        for candidate, layer_errors in zip(tried, errors, strict=True):
             thin = dataclasses.replace(candidate.spec, layers=tuple(candidate.spec.layers[i] for i in kept))
             size = bytes_per_row(thin, candidate.codec)
-            of_thinning.append(
+            same_layers.append(
                 Choice(
                     codec=candidate.codec.name,
                     pool=pool if pool != 1 else candidate.pool,
                     layers=thinning,
                     bytes_per_row=size,
                     total_bytes=rows * size + instructions * bytes_per_instruction(thin, candidate.codec),
-                    attention=statistics.fmean(of_layers[i] for i in kept),
+                    attention=statistics.fmean(layer_errors[i] for i in kept),
                 )
             )
-        found += sorted(of_thinning, key=lambda choice: (choice.pool, choice.attention, choice.total_bytes))
+        found += sorted(same_layers, key=lambda choice: (choice.pool, choice.attention, choice.total_bytes))
     return tuple(found)
 
 
 def fitting(tried: Sequence[Choice], budget: float) -> tuple[Choice, ...]:
-    """Those of `choices` that are no larger than `budget` bytes; the first is the one to take."""
+    """Return the choices of at most `budget` bytes, in order; the first is the best."""
     return tuple(choice for choice in tried if choice.total_bytes <= budget)
 
 
 def best_codecs(tried: Sequence[Choice]) -> tuple[Choice, ...]:
-    """Of each pooling and thinning the first."""
+    """Return the first, best choice for each combination of pooling and layers."""
     return tuple(next(same) for _, same in groupby(tried, key=lambda choice: (choice.layers, choice.pool)))
 
 
 def _thinned(spec: KVSpec, layers: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Each set of layers once, under its first name."""
+    """Yield each distinct subset of layers once, under the first option that selects it."""
     everything = tuple(range(len(spec.layers)))
     if layers != "all":
         yield layers, everything
         return
+    # filled from the last option to the first, so that the first name of equal subsets wins
     named = {select_layers(name, len(spec.layers)): name for name in reversed(_THINNINGS)}
     yield from ((name, kept) for kept, name in reversed(named.items()))

@@ -1,8 +1,8 @@
-"""What a cache's compact numbers cost: errors of keys, of values, and of what attention makes of them.
+"""Measure how exactly a cache stores its prefixes: errors of keys, of values, and of attention over them.
 
-The reference is the editor's own output for the same rows. Attention is asked with keys of the layer itself, evenly
-spaced over its tokens, so that queries are of the size and directions that occur there; its error is relative, by root
-mean squares over heads, queries and rows. With a policy: how much its actions and its flow loss change.
+The reference is the editor's own output for the same rows. Attention is evaluated with queries taken from the layer's
+own keys, evenly spaced over its tokens, so that they have realistic sizes and directions. Errors are relative root mean
+squares over heads, queries and rows. With a policy, the change of its actions and of its flow loss is measured too.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from imagewam_cli.training.data import Batch
 from imagewam_cli.training.objective import flow_loss
 
 _QUERIES = 32
-"""Of each row and layer."""
+"""Attention queries per row and layer."""
 POOLS = (1, 2)
-"""Cells that are tried."""
+"""Pooling sizes to try, in tokens per side of a cell."""
 _BATCH = 8
 
 T = TypeVar("T", "LayerErrors", "SettingErrors", "PolicyChange")
@@ -47,7 +47,7 @@ T = TypeVar("T", "LayerErrors", "SettingErrors", "PolicyChange")
 
 @dataclass(frozen=True, kw_only=True)
 class LayerErrors:
-    """Relative errors of one layer. k, v: None where tokens were pooled, so that there is nothing to compare with."""
+    """Relative errors of one layer. k, v: None for pooled tokens, whose keys and values have no counterpart."""
 
     layer: str
     k: float | None
@@ -57,33 +57,39 @@ class LayerErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyChange:
-    """action: root mean square of the change of normalised actions; losses: flow loss on the same noise."""
+    """Effect of the stored numbers on a policy."""
 
     action: float
+    """Root mean square change of the normalised actions."""
     exact_loss: float
+    """Flow loss with the editor's own prefixes."""
     stored_loss: float
+    """Flow loss with the stored prefixes, on the same noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SettingErrors:
-    """One way to store the rows."""
+    """Size and error of one way to store the rows."""
 
     codec: str
     pool: int
     bytes_per_row: int
     attention: float
-    """Mean over layers."""
+    """Mean attention error over the layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityResult:
-    """layers: of the cache as it is; settings: of other ways to store the same prefixes, smallest first."""
+    """Errors of a cache, and of other ways to store the same prefixes."""
 
     codec: str
     bytes_per_row: int
     rows: int
+    """Number of rows that were measured."""
     layers: tuple[LayerErrors, ...]
+    """Errors of the cache, layer by layer."""
     settings: tuple[SettingErrors, ...]
+    """Errors of the alternatives, smallest size first."""
     policy: PolicyChange | None
 
 
@@ -96,19 +102,19 @@ def evaluate_fidelity(
     policy: Policy | None = None,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> FidelityResult:
-    """Look at `rows` rows, spread over the cache; figures are means over batches of a few rows.
+    """Measure `rows` rows, spread over the cache. Results are means over small batches.
 
-    editor: the one that the cache was made with.
+    editor: the editor that built the cache.
     """
     spec, count = reader.manifest.spec, min(rows, len(reader))
-    places = np.linspace(0, len(reader) - 1, count).round().astype(np.int64)
+    chosen = np.linspace(0, len(reader) - 1, count).round().astype(np.int64)
     unpooled = reader.manifest.settings.pool == 1
     codecs = [Registry.installed().codecs.load(entry.name) for entry in Registry.installed().codecs]
     samples = sample_prefixes(editor, dataset, reader.manifest.dataset.stride)
     tried = storage_candidates(spec, codecs, samples, pools=POOLS if unpooled else (1,))
     layers, settings, changes = [], [], []
-    for numbers, few in _picked(reader, dataset, places):
-        stored = reader.read(numbers)
+    for indices, few in _sampled(reader, dataset, chosen):
+        stored = reader.read(indices)
         exact = editor.encode([r.images for r in few], [r.instruction for r in few]).to("cpu", torch.float32)
         layers.append(compare(spec, exact, stored))
         settings.append(compare_candidates(spec, exact, tried))
@@ -119,39 +125,45 @@ def evaluate_fidelity(
         codec=reader.manifest.codec,
         bytes_per_row=bytes_per_row(spec, reader.codec),
         rows=count,
-        layers=tuple(_mean(LayerErrors, same) for same in zip(*layers, strict=True)),
+        layers=tuple(_mean(same) for same in zip(*layers, strict=True)),
         settings=tuple(
             sorted(
-                (_mean(SettingErrors, same) for same in zip(*settings, strict=True)),
+                (_mean(same) for same in zip(*settings, strict=True)),
                 key=lambda s: (s.bytes_per_row, s.attention),
             )
         ),
-        policy=_mean(PolicyChange, changes) if changes else None,
+        policy=_mean(changes) if changes else None,
     )
 
 
-def _picked(reader: CacheReader, dataset: Dataset, places: Indices) -> Iterator[tuple[Indices, list[Row]]]:
-    """The cache's rows at these places, with their pictures, a few at a time."""
+def _sampled(reader: CacheReader, dataset: Dataset, chosen: Indices) -> Iterator[tuple[Indices, list[Row]]]:
+    """Yield these rows of the cache with their pictures, in small batches: row indices, and dataset rows."""
     index, origin = reader.index, reader.manifest.dataset
-    wanted = {(int(index.row[place]), int(index.variant[place])): int(place) for place in places}
-    shown = {int(row) for row in index.row[places]}
-    frames = dataset.rows(episodes=np.unique(index.episode[places]).tolist(), stride=origin.stride)
+    wanted = {(int(index.row[i]), int(index.variant[i])): int(i) for i in chosen}
+    shown = {int(row) for row in index.row[chosen]}
+    frames = dataset.rows(episodes=np.unique(index.episode[chosen]).tolist(), stride=origin.stride)
     views = augmented((r for r in frames if r.row in shown), origin.augmentation)
     for few in batches((r for r in views if (r.row, r.variant) in wanted), _BATCH):
         yield np.array([wanted[r.row, r.variant] for r in few]), few
 
 
-def _mean(kind: type[T], same: Sequence[T]) -> T:
-    """Field by field; names, counts and what is not known stay."""
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
+def _mean(same: Sequence[T]) -> T:
+    """Average each float field. Other fields (names, sizes, None) are equal in all results and kept."""
+    means: dict[str, Any] = {}  # mypy checks `replace` against every field, not only the float ones
+    for field in dataclasses.fields(same[0]):
         found = [getattr(x, field.name) for x in same]
-        values[field.name] = float(np.mean(found)) if isinstance(found[0], float) else found[0]
-    return kind(**values)
+        if isinstance(found[0], float):
+            means[field.name] = float(np.mean(found))
+    return dataclasses.replace(same[0], **means)
 
 
 def layer_errors(layer: LayerSpec, exact: LayerKV, stored: LayerKV, valid: tuple[Tensor | None, ...]) -> LayerErrors:
-    """exact, stored: float32 (B, P, G, D), with tokens of their own; valid: bool (B, P) or None of each."""
+    """Compare the stored keys and values of a layer with the exact ones.
+
+    exact, stored: float32 (B, P, G, D); P may differ, because of pooling. valid: bool (B, P) or None, of exact and of
+    stored.
+    """
+    # only layers with text have padding: `valid` says nothing about the tokens of others
     seen = [v if layer.holds_text else None for v in valid]
     same = exact.k.shape == stored.k.shape
     queries = _queries(exact.k, seen[0])
@@ -164,7 +176,7 @@ def layer_errors(layer: LayerSpec, exact: LayerKV, stored: LayerKV, valid: tuple
 
 
 def compare(spec: KVSpec, exact: PrefixKV, stored: PrefixKV) -> tuple[LayerErrors, ...]:
-    """Layer by layer."""
+    """Return the errors of each layer; see `layer_errors`."""
     valid = (exact.valid, stored.valid)
     return tuple(
         layer_errors(layer, a, b, valid) for layer, a, b in zip(spec.layers, exact.layers, stored.layers, strict=True)
@@ -173,7 +185,7 @@ def compare(spec: KVSpec, exact: PrefixKV, stored: PrefixKV) -> tuple[LayerError
 
 @dataclass(frozen=True, kw_only=True)
 class StorageCandidate:
-    """A codec, ready to encode prefixes of the layout `spec`, whose pictures are in cells of `pool` tokens a side."""
+    """A codec, ready to encode prefixes of the layout `spec`: picture tokens pooled in cells of `pool` x `pool`."""
 
     codec: Codec
     pool: int
@@ -183,13 +195,16 @@ class StorageCandidate:
 def storage_candidates(
     spec: KVSpec, codecs: Iterable[Codec], samples: Sequence[PrefixKV] = (), *, pools: Sequence[int] = POOLS
 ) -> list[StorageCandidate]:
-    """Every codec, with picture tokens in cells of each size. spec, samples: of prefixes that are not pooled; without
-    samples, codecs that are fitted to some are left out."""
+    """Return every combination of codec and pooling.
+
+    spec, samples: layout and values of prefixes that are not pooled. Without samples, codecs that need fitting are left
+    out. Pooling is left out if the keys are rotated but the positions of their tokens are unknown.
+    """
     found = []
     for pool in pools:
         try:
             small = dataclasses.replace(spec, layers=tuple(pooled_layer(x, pool, spec.rope) for x in spec.layers))
-        except UsageError:  # keys are rotated, and nobody says where tokens stand
+        except UsageError:  # keys are rotated, and the layout does not give the tokens' positions
             continue
         pooled_samples = [pooled_prefix(spec, sample, pool)[1] for sample in samples]
         found += [
@@ -201,7 +216,7 @@ def storage_candidates(
 
 
 def layer_errors_of(spec: KVSpec, exact: PrefixKV, tried: Sequence[StorageCandidate]) -> list[tuple[LayerErrors, ...]]:
-    """Of each candidate, layer by layer. spec, exact: of prefixes that are not pooled."""
+    """Return the errors of each candidate, layer by layer. spec, exact: prefixes that are not pooled."""
     kept = {pool: pooled_prefix(spec, exact, pool)[1] for pool in {candidate.pool for candidate in tried}}
     return [
         compare(spec, exact, round_trip(candidate.codec, candidate.spec, kept[candidate.pool])) for candidate in tried
@@ -209,7 +224,7 @@ def layer_errors_of(spec: KVSpec, exact: PrefixKV, tried: Sequence[StorageCandid
 
 
 def compare_candidates(spec: KVSpec, exact: PrefixKV, tried: Sequence[StorageCandidate]) -> tuple[SettingErrors, ...]:
-    """As `layer_errors_of`, the mean over layers."""
+    """Return the size of each candidate and its attention error, the mean over layers."""
     return tuple(
         SettingErrors(
             codec=candidate.codec.name,
@@ -222,7 +237,7 @@ def compare_candidates(spec: KVSpec, exact: PrefixKV, tried: Sequence[StorageCan
 
 
 def round_trip(codec: Codec, spec: KVSpec, prefix: PrefixKV) -> PrefixKV:
-    """What comes back of a prefix that was stored."""
+    """Encode a prefix and decode it again."""
     layers = tuple(
         codec.decode(codec.encode(kv, layer, rope=spec.rope, valid=prefix.valid), layer, rope=spec.rope)
         for kv, layer in zip(prefix.layers, spec.layers, strict=True)
@@ -231,7 +246,7 @@ def round_trip(codec: Codec, spec: KVSpec, prefix: PrefixKV) -> PrefixKV:
 
 
 def policy_change(policy: Policy, rows: Sequence[Row], exact: PrefixKV, stored: PrefixKV) -> PolicyChange:
-    """How the policy's chunks and its loss on the rows' own actions differ between two prefixes of these rows."""
+    """Compare the policy's action chunks and flow loss under the exact and the stored prefixes of these rows."""
     config = policy.parts.config
     schedule, state = FlowSchedule(shift=config.shift), policy.normalized_state([r.observation() for r in rows])
     noise = policy.initial_noise(len(rows))
@@ -244,7 +259,7 @@ def policy_change(policy: Policy, rows: Sequence[Row], exact: PrefixKV, stored: 
                 prefix=prefix,
                 state=state,
                 actions=actions[:, None].expand(-1, config.horizon, -1),
-                is_pad=torch.arange(config.horizon).expand(len(rows), -1) > 0,  # the row's own action is known
+                is_pad=torch.arange(config.horizon).expand(len(rows), -1) > 0,  # only the row's own action is known
                 row=np.array([r.row for r in rows]),
             )
             generator = torch.Generator().manual_seed(0)
@@ -254,17 +269,17 @@ def policy_change(policy: Policy, rows: Sequence[Row], exact: PrefixKV, stored: 
 
 
 def _queries(k: Tensor, valid: Tensor | None) -> Tensor:
-    """(B, Q, G, D): keys of evenly spaced tokens, of each row's valid ones."""
+    """Return the keys of evenly spaced valid tokens of each row, (B, Q, G, D)."""
     rows = []
     for i, row in enumerate(k):
-        places = torch.arange(len(row)) if valid is None else torch.nonzero(valid[i])[:, 0]
-        spaced = torch.linspace(0, len(places) - 1, _QUERIES).round().long()
-        rows.append(row[places[spaced]])
+        tokens = torch.arange(len(row)) if valid is None else torch.nonzero(valid[i])[:, 0]
+        spaced = torch.linspace(0, len(tokens) - 1, _QUERIES).round().long()
+        rows.append(row[tokens[spaced]])
     return torch.stack(rows)
 
 
 def _attend(queries: Tensor, kv: LayerKV, valid: Tensor | None) -> Tensor:
-    """(B, Q, G, D), as the expert attends: one softmax, scale 1 / sqrt(D)."""
+    """Attend like the expert: one softmax with scale 1 / sqrt(D). Returns (B, Q, G, D)."""
     scores = torch.einsum("bqgd,bkgd->bgqk", queries, kv.k) * queries.shape[-1] ** -0.5
     if valid is not None:
         scores = scores.masked_fill(~valid[:, None, None, :], float("-inf"))
@@ -272,7 +287,7 @@ def _attend(queries: Tensor, kv: LayerKV, valid: Tensor | None) -> Tensor:
 
 
 def _relative(found: Tensor, expected: Tensor, valid: Tensor | None) -> float:
-    """Root mean square of the difference over that of what is expected, over valid tokens."""
+    """Return the root mean square of found - expected, relative to that of expected, over valid tokens."""
     keep = torch.ones(()) if valid is None else valid[:, :, None, None]
     error, size = ((x * keep).square().sum() for x in (found - expected, expected))
     return float((error / size.clamp(min=1e-30)).sqrt())

@@ -1,9 +1,9 @@
-"""Which layers to keep: those whose removal hurts a predictor of the actions least, measured on a sample of rows.
+"""Choose the layers to keep, by how well they predict the actions of a sample of rows.
 
-The predictor is kernel ridge regression from [state, keys and values of the kept layers] to the chunk that follows,
-with a linear kernel per layer, all of equal weight; its error is on episodes that it was not fitted to. One after
-another, the layer goes without which that error is least (backward elimination). Keys and values enter as sketches of a
-few hundred signed sums (count sketch, Charikar et al. 2002), whose inner products are those of the whole, on average.
+The predictor is kernel ridge regression from [state, keys and values of the kept layers] to the action chunk, with one
+linear kernel per layer, all of equal weight, and is scored on held-out episodes. Backward elimination removes one layer
+at a time: the one whose removal leaves the smallest error. Keys and values are reduced to sketches of `_SKETCH` signed
+sums (count sketch, Charikar et al. 2002), which preserve inner products on average.
 """
 
 from __future__ import annotations
@@ -30,29 +30,31 @@ _SKETCH = 1024
 _SPREAD = {"episodes": 48, "rows": 6}
 _BATCH = 8
 _HORIZON = 10
-"""Actions of the chunk."""
+"""Number of actions in the predicted chunk."""
 _FOLDS = 5
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerChoice:
-    """kept: indices, ascending; errors: of the predictor as layers went, over the spread of the actions, all of them
-    first; removed: in the order in which they went."""
+    """The chosen layers, and how the error grew as others were removed."""
 
     kept: tuple[int, ...]
+    """Indices of the kept layers, ascending."""
     removed: tuple[int, ...]
+    """Indices of the removed layers, in order of removal."""
     errors: tuple[float, ...]
+    """Mean squared errors over the actions' variance: with all layers, then after each removal."""
 
 
 class LayerSketches:
-    """Collects rows; memory is a sketch a row and layer."""
+    """Collect a sketch per row and layer, so that memory does not grow with the size of a prefix."""
 
     def __init__(self) -> None:
         self._rows: list[list[npt.NDArray[np.float32]]] = []
 
     def add(self, prefix: PrefixKV) -> None:
-        """A batch. What is padding holds zeros and adds nothing."""
+        """Add a batch of prefixes. Padding holds zeros and does not count."""
         for i, kv in enumerate(prefix.layers):
             if len(self._rows) <= i:
                 self._rows.append([])
@@ -60,17 +62,19 @@ class LayerSketches:
             self._rows[i].append(_sketched(flat, seed=i))
 
     def kernels(self) -> list[Float64Array]:
-        """One for each layer, (N, N): of centred sketches, with a mean of 1 on the diagonal."""
+        """Return each layer's linear kernel over the rows, (N, N): centred, with a mean diagonal of 1."""
         return [_kernel(np.concatenate(rows)) for rows in self._rows]
 
 
 def choose_layers(
     kernels: Sequence[Float64Array], state: Float64Array, actions: Float64Array, episodes: Sequence[int], keep: int
 ) -> LayerChoice:
-    """kernels: of the layers; state (N, S), actions (N, M): of the rows, M numbers of the chunk; keep: how many.
+    """Remove layers one at a time until `keep` are left.
+
+    kernels: (N, N) for each layer. state: (N, S). actions: (N, M), the flattened chunks. episodes: episode of each row.
 
     Raises:
-        UsageError: `keep` is none of 1 .. the number of layers, or the rows are of a single episode.
+        UsageError: `keep` is not between 1 and the number of layers, or the rows are from a single episode.
     """
     _require_layers(len(kernels), keep)
     folds = _folds(episodes)
@@ -93,13 +97,13 @@ def choose_layers(
 def measure_layers(
     editor: Editor, dataset: Dataset, keep: int, *, stride: int = 1, on_rows: Callable[[int], None] = lambda rows: None
 ) -> LayerChoice:
-    """On a few rows of each of a few dozen episodes. editor: with all of its layers.
+    """Choose layers from a few rows of each of a few dozen episodes. editor: the editor with all its layers.
 
     Raises:
-        UsageError: as `choose_layers`.
+        UsageError: `keep` is out of range, or the dataset has a single episode.
     """
     shown = sorted({episode for episode, _ in spread_places(dataset, **_SPREAD, stride=stride)})
-    _require_layers(len(editor.spec.layers), keep)  # before anything is computed
+    _require_layers(len(editor.spec.layers), keep)  # fail before the slow forward passes
     _folds(shown)
     table, _ = FrameTable.of(dataset.rows(images=False))
     sketches, rows = LayerSketches(), []
@@ -115,7 +119,7 @@ def measure_layers(
 
 
 def sample_rows(dataset: Dataset, stride: int = 1) -> int:
-    """How many rows `measure_layers` looks at."""
+    """Return the number of rows that `measure_layers` encodes."""
     return len(spread_places(dataset, **_SPREAD, stride=stride))
 
 
@@ -125,11 +129,11 @@ def _require_layers(count: int, keep: int) -> None:
 
 
 def _sketched(flat: torch.Tensor, seed: int) -> npt.NDArray[np.float32]:
-    """(N, M) -> (N, sketch): each number goes, with a random sign, to a random sum; the same for every row."""
+    """Reduce (N, M) to (N, _SKETCH): add each column, with a random sign, to a random sum; the same for every row."""
     generator = torch.Generator().manual_seed(seed)
-    places = torch.randint(_SKETCH, (flat.shape[1],), generator=generator)
+    columns = torch.randint(_SKETCH, (flat.shape[1],), generator=generator)
     signs = torch.randint(2, (flat.shape[1],), generator=generator) * 2.0 - 1.0
-    sums = torch.zeros(len(flat), _SKETCH).index_add_(1, places, flat * signs)
+    sums = torch.zeros(len(flat), _SKETCH).index_add_(1, columns, flat * signs)
     return sums.numpy()
 
 
@@ -140,16 +144,16 @@ def _kernel(features: npt.NDArray[np.float32]) -> Float64Array:
 
 
 def _folds(episodes: Sequence[int]) -> list[npt.NDArray[np.bool_]]:
-    """Which rows each fold holds out: whole episodes."""
+    """Return a mask of held-out rows for each fold. An episode is held out as a whole."""
     numbers = np.unique(np.asarray(episodes), return_inverse=True)[1]
     count = min(_FOLDS, int(numbers.max()) + 1)
     if count < 2:
-        raise UsageError("layers cannot be chosen from a single episode", "name them, as --layers 0,4,9")
+        raise UsageError("layers cannot be chosen from a single episode", "name the layers, for example --layers 0,4,9")
     return [numbers % count == fold for fold in range(count)]
 
 
 def _error(kernel: Float64Array, targets: Float64Array, folds: Sequence[npt.NDArray[np.bool_]]) -> float:
-    """Mean squared error on held-out rows, under the ridge that suits best."""
+    """Return the mean squared error on held-out rows, with the best ridge."""
     return min(_held_out(kernel, targets, folds, ridge) for ridge in _RIDGES)
 
 

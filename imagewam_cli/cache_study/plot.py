@@ -1,4 +1,4 @@
-"""Size of a row against the error of attention, as a picture."""
+"""Plot the size of a row against the attention error."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from imagewam_cli.evaluation.plots import POLICY_COLOR, VALIDATION_COLOR, label_
 
 
 def plot_fidelity(result: FidelityResult, path: Path) -> None:
-    """Bytes of a row against the relative error of attention, a point per setting; the line joins those than which
-    none is both smaller and more exact.
+    """Save a plot of bytes per row against the relative attention error.
+
+    Each setting is a point. A line joins the Pareto front: settings that no smaller setting matches in error.
 
     Raises:
         ImagewamError: matplotlib is missing.

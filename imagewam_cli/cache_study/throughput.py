@@ -1,7 +1,7 @@
-"""Does it pay to store prefixes on this machine, or is computing them again faster than reading them?
+"""Measure whether this machine reads stored prefixes faster than it computes them.
 
-Everything is measured by doing it: rows go through the editor, through the codec into a shard on the disk in question,
-are dropped from the page cache, and are read, checked and decoded as training reads them.
+A sample takes the real path: the editor computes it, the codec encodes it into a shard on the given disk, the shard is
+dropped from the page cache, and its rows are read, verified and decoded as in training.
 """
 
 from __future__ import annotations
@@ -28,56 +28,60 @@ from imagewam_cli.kvcache.format.shard import INDEX_KEYS, Shard, ShardWriter
 from imagewam_cli.prefix.kv import PrefixKV
 
 _SAMPLE_BYTES = 64e6
+"""Size of the sample shard; less if `_MOST_ROWS` rows are smaller."""
 _MOST_ROWS = 256
 _FORWARDS = 2
 _FORWARD_SECONDS = 20.0
-"""About how long one forward may take."""
+"""Approximate limit on the time of one forward pass: slow editors measure a smaller batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """Seconds of one row on this machine."""
+    """Cost of one row on this machine: its bytes, and the seconds of each stage."""
 
     row_bytes: int
     forward: float
-    """The editor."""
+    """Seconds to compute the prefix."""
     write: float
-    """Codec, checksums and disk."""
+    """Seconds to encode, checksum and write it."""
     read: float
-    """Disk, with nothing of it in memory, and checksums."""
+    """Seconds to read it from disk (with a cold page cache) and verify it."""
     decode: float
+    """Seconds to decode it to float32."""
 
     @property
     def worth_storing(self) -> bool:
-        """Whether a row is read faster than it is computed."""
+        """True if loading a row is faster than computing it."""
         return self.load < self.forward
 
     @property
     def load(self) -> float:
-        """What training waits for, where it waits: reading and decoding."""
+        """Seconds to read and decode a row."""
         return self.read + self.decode
 
     @property
     def break_even_epochs(self) -> float | None:
-        """Over the rows, after which building and reading took less than computing each time; None: never."""
+        """Epochs after which building the cache and loading from it is cheaper than computing; None: never."""
         return (self.forward + self.write) / (self.forward - self.load) if self.worth_storing else None
 
     @property
     def break_even_bytes(self) -> float:
-        """Of a row that would be read as fast as it is computed, decoding aside."""
+        """Largest row that would still be read as fast as it is computed, ignoring the time to decode."""
         return self.row_bytes * self.forward / self.read
 
 
 def measure(editor: Editor, codecs: Sequence[Codec], rows: Sequence[Row], folder: Path) -> list[Throughput]:
-    """Of each codec. rows: one batch, as a build would take it, of which fewer are looked at where a forward is slow;
-    folder: on the disk that the cache is for. Leaves nothing there."""
+    """Measure each codec on one batch; slow editors use fewer rows.
+
+    rows: a batch as a build would encode it. folder: a folder on the disk to measure; its sample is deleted.
+    """
     rows = rows[: max(1, int(_FORWARD_SECONDS / _seconds(lambda: _prefix(editor, rows[:1]))))]
     prefix = _prefix(editor, rows)
     forward = min(_seconds(lambda: _prefix(editor, rows)) for _ in range(_FORWARDS)) / len(rows)
-    return [_of_codec(editor, codec, rows, prefix, forward, folder) for codec in codecs]
+    return [_measured(editor, codec, rows, prefix, forward, folder) for codec in codecs]
 
 
-def _of_codec(
+def _measured(
     editor: Editor, codec: Codec, rows: Sequence[Row], prefix: PrefixKV, forward: float, folder: Path
 ) -> Throughput:
     codec = fitted_to(codec, editor.spec, [prefix])
@@ -90,7 +94,7 @@ def _of_codec(
         path = Path(scratch) / "sample.safetensors"
         write = _written(path, editor, codec, len(rows), tensors, times) / (times * len(rows))
         read, stored = _read(path, times * len(rows))
-    stored |= _of_instructions(prefix, editor, codec, [row.instruction for row in rows], times)
+    stored |= _instruction_tensors(prefix, editor, codec, [row.instruction for row in rows], times)
     decode = _seconds(lambda: decode_prefix(stored, editor.spec, codec)) / (times * len(rows))
     return Throughput(row_bytes=row_bytes, forward=forward, write=coding + write, read=read, decode=decode)
 
@@ -105,18 +109,20 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _of_instructions(
+def _instruction_tensors(
     prefix: PrefixKV, editor: Editor, codec: Codec, instructions: Sequence[str], times: int
 ) -> dict[str, Tensor]:
-    """What a reader adds to rows of these instructions, so many times over: read once, it is not part of a row's
-    cost."""
+    """Return the tensors stored once per instruction, and their index for `times` copies of the rows.
+
+    A reader reads them once, so they do not count towards the cost of a row.
+    """
     if not stored_parts(editor.spec, codec, by_instruction=True):
         return {}
     distinct = list(dict.fromkeys(instructions))
     first = [instructions.index(text) for text in distinct]
     once = stored_tensors(prefix, editor.spec, codec, by_instruction=True)
-    places = torch.tensor([distinct.index(text) for text in instructions] * times)
-    return {name: tensor[first] for name, tensor in once.items()} | {INSTRUCTION_INDEX: places}
+    index = torch.tensor([distinct.index(text) for text in instructions] * times)
+    return {name: tensor[first] for name, tensor in once.items()} | {INSTRUCTION_INDEX: index}
 
 
 def _written(
@@ -127,7 +133,7 @@ def _written(
     tensors: Mapping[str, Tensor],
     times: int,
 ) -> float:
-    """count: rows of the tensors, which are written so many times."""
+    """Write `times` copies of the tensors to a shard; return the seconds. count: rows in the tensors."""
     started = time.perf_counter()
     index = {name: [0] * count for name in INDEX_KEYS}
     with ShardWriter(path, times * count, stored_parts(editor.spec, codec)) as writer:
@@ -138,7 +144,7 @@ def _written(
 
 
 def _read(path: Path, rows: int) -> tuple[float, dict[str, torch.Tensor]]:
-    """Seconds of a row, and what was read."""
+    """Read the shard with a cold page cache; return the seconds per row, and its tensors."""
     with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     started = time.perf_counter()
