@@ -240,7 +240,7 @@ class TestFailure:
         def shorter(prefix: PrefixKV) -> PrefixKV:
             return PrefixKV(prefix.layers[:1], prefix.valid)
 
-        with pytest.raises(CacheError, match="the editor gave 1 layers, its spec says 2"):
+        with pytest.raises(CacheError, match="the editor returned 1 layers, its spec says 2"):
             Trainer(online(ArithmeticEditor(spoil=shorter)), recipe).train(tmp_path / "run")
 
     def test_a_dataset_without_a_promised_row_is_named(self, recipe: TrainRecipe, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Dataset rows through an editor and a codec, into the tensors of a shard."""
+"""Encode dataset rows into the tensors of a shard, with an editor and a codec."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.prefix.spec import KVSpec, LayerSpec
 
 _SAMPLED = (8, 24, 40, 56)
-"""Which of the first rows are kept with their pictures."""
+"""Positions of the rows that the samples file keeps, with their pictures."""
 
 
 def encode_rows(
     editor: Editor, codec: Codec, rows: Sequence[Row], numbers: Mapping[str, int], *, by_instruction: bool = False
 ) -> tuple[dict[str, list[int]], dict[str, Tensor]]:
-    """The index columns of these rows, and their tensors as `stored_parts` names them. numbers: of the instructions;
-    by_instruction: the tensors that are stored once for each of these.
+    """Encode rows. Returns their index columns, and their tensors named as in `stored_parts`.
+
+    numbers: index of each instruction. by_instruction: return the tensors stored once per instruction, instead of those
+    stored for each row.
 
     Raises:
-        CacheError: the editor does not keep to its layout, or the codec cannot hold its numbers.
+        CacheError: the prefix does not match the editor's layout, or its values do not fit the codec.
     """
     prefix = editor.encode([r.images for r in rows], [r.instruction for r in rows])
     check_prefix(prefix, editor.spec, len(rows))
@@ -44,58 +46,62 @@ def encode_rows(
 
 
 def stored_tensors(prefix: PrefixKV, spec: KVSpec, codec: Codec, *, by_instruction: bool = False) -> dict[str, Tensor]:
-    """The prefix as `stored_parts` names its tensors, on the CPU.
+    """Encode a prefix into tensors on the CPU, named as in `stored_parts`.
 
     Raises:
-        CacheError: the codec cannot hold its numbers.
+        CacheError: the prefix has values that do not fit the codec.
     """
     tensors: dict[str, Tensor] = {}
     for i, (kv, layer) in enumerate(zip(prefix.layers, spec.layers, strict=True)):
         if layer.by_instruction != by_instruction:
             continue
         stored = codec.encode(kv, layer, rope=spec.rope, valid=prefix.valid)
-        _require_held(stored, kv, layer, codec)
+        _require_representable(stored, kv, layer, codec)
         tensors |= {f"layer.{i}.{name}": tensor.cpu() for name, tensor in stored.items()}
     if spec.valid_tokens and spec.valid_by_instruction == by_instruction:
-        everywhere = torch.ones(prefix.batch, spec.valid_tokens, dtype=torch.bool)
-        tensors["valid"] = everywhere if prefix.valid is None else prefix.valid.cpu()
+        all_valid = torch.ones(prefix.batch, spec.valid_tokens, dtype=torch.bool)
+        tensors["valid"] = all_valid if prefix.valid is None else prefix.valid.cpu()
     return tensors
 
 
-def _require_held(stored: Mapping[str, Tensor], kv: LayerKV, layer: LayerSpec, codec: Codec) -> None:
+def _require_representable(stored: Mapping[str, Tensor], kv: LayerKV, layer: LayerSpec, codec: Codec) -> None:
+    # values beyond the range of a narrow float type become infinite
     for tensor in stored.values():
         if tensor.is_floating_point() and not all_finite(tensor):
             greatest = max(float(x.abs().max()) for x in (kv.k, kv.v))
             raise CacheError(
                 f"layer {layer.name}: numbers up to {greatest:.3g} do not fit {codec.name}",
-                "store them with another --codec, in another folder",
+                "choose another --codec, and another folder",
             )
 
 
 def check_prefix(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:
-    """Stop an editor that does not keep to its own layout, before it fills a disk or a model learns from it.
+    """Check a prefix against the editor's layout, before it is stored or trained on.
 
     Raises:
-        CacheError: names the layer, what was given and what the layout says.
+        CacheError: a shape differs, or a value is not finite. The message names the layer and both shapes.
     """
     if len(prefix.layers) != len(spec.layers):
-        raise CacheError(f"the editor gave {len(prefix.layers)} layers, its spec says {len(spec.layers)}")
+        raise CacheError(f"the editor returned {len(prefix.layers)} layers, its spec says {len(spec.layers)}")
     for kv, layer in zip(prefix.layers, spec.layers, strict=True):
         expected = (rows, layer.tokens, layer.kv_heads, layer.head_dim)
         for part, values in (("K", kv.k), ("V", kv.v)):
             given = tuple(values.shape)
             if given != expected:
-                raise CacheError(f"layer {layer.name}: the editor gave {part} of {given}, its spec says {expected}")
+                raise CacheError(
+                    f"layer {layer.name}: the editor returned {part} of shape {given}, its spec says {expected}"
+                )
             if not all_finite(values):
-                raise CacheError(f"layer {layer.name}: the editor gave {part} with numbers that are not finite")
+                raise CacheError(f"layer {layer.name}: the editor returned {part} with values that are not finite")
     if prefix.valid is not None and tuple(prefix.valid.shape) != (rows, spec.valid_tokens):
         raise CacheError(
-            f"the editor gave `valid` of {tuple(prefix.valid.shape)}, its spec says {(rows, spec.valid_tokens)}"
+            f"the editor returned `valid` of shape {tuple(prefix.valid.shape)}, "
+            f"its spec says {(rows, spec.valid_tokens)}"
         )
 
 
 def batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    """Consecutive rows, `size` at a time."""
+    """Group consecutive rows into lists of `size`; the last may be shorter."""
     batch: list[Row] = []
     for row in rows:
         batch.append(row)
@@ -107,24 +113,25 @@ def batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
 
 
 def instructions_of(dataset: Dataset) -> tuple[str, ...]:
-    """The distinct instructions, in order of appearance."""
+    """Return the distinct instructions, in order of appearance."""
     return tuple(dict.fromkeys(row.instruction for row in dataset.rows(images=False)))
 
 
 def instruction_rows(dataset: Dataset) -> Iterator[Row]:
-    """The first row that each distinct instruction is given with, in order of appearance."""
+    """Yield the first row of each distinct instruction, in order of appearance."""
     first: dict[str, Row] = {}
     for row in dataset.rows(images=False):
         first.setdefault(row.instruction, row)
     wanted = {row.row for row in first.values()}
     episodes = list(dict.fromkeys(row.episode for row in first.values()))
-    # one stream, as each would decode a video from its beginning; frames that the stride leaves out become no pictures
+    # One stream for all rows: a stream per row would decode each video from its beginning. The stride is the largest
+    # that reaches every wanted frame, because pictures of skipped frames are not made.
     stride = math.gcd(*(row.frame for row in first.values())) or max(e.length for e in dataset.episodes())
     rows = (row for row in dataset.rows(episodes=episodes, stride=stride) if row.row in wanted)
     return islice(rows, len(wanted))
 
 
 def samples_bytes(dataset: Dataset, stride: int) -> bytes:
-    """The file of samples: a few of the first rows, with their pictures."""
+    """Return the content of the samples file: a few of the first rows, with their pictures."""
     first = list(islice(dataset.rows(stride=stride), _SAMPLED[-1] + 1))
     return Samples.of([first[i] for i in _SAMPLED if i < len(first)] or first[-1:]).to_bytes()

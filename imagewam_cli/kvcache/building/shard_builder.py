@@ -1,4 +1,4 @@
-"""What computes the shards of a build, one after another, with reading and writing beside the editor."""
+"""Compute the shards of a build in order. Threads read, write and make durable while the editor computes."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from imagewam_cli.prefix.spec import KVSpec
 
 
 class ShardProducer(Protocol):
-    """What computes shards: an editor of this process (`ShardBuilder`), or workers that have one each (`engines`)."""
+    """Computes shards: with an editor in this process (`ShardBuilder`), or with a pool of workers (`WorkerPool`)."""
 
     @property
     def spec(self) -> KVSpec:
-        """Of the editor."""
+        """Layout of the editor's prefixes."""
         ...
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """Of the editor."""
+        """Return the editor's fingerprint."""
         ...
 
     def make(
@@ -52,18 +52,25 @@ class ShardProducer(Protocol):
         on_finished: Callable[[ShardEntry], None],
         on_rows: Callable[[int], None],
     ) -> None:
-        """Make the shards of these names, whole and durable. `CODEC` alone is the file of a codec that is fitted, and
-        has to be there before any shard; `INSTRUCTIONS` alone the shard of what follows from these.
+        """Build the named shards and make them durable. Returns or raises only after all writing has stopped.
 
-        instructions: the dataset's, as the manifest numbers them; on_finished: called for each shard, in any order;
-        on_rows(n): after each n rows. It ends, also by an exception, when nothing of it writes any more.
+        Two other files are requested in a call of their own: `CODEC`, the file of a fitted codec, which must exist
+        before any shard is built; and `INSTRUCTIONS`, the shard with one row per instruction.
+
+        Args:
+            names: the shards.
+            instructions: the dataset's instructions, in the order of the manifest.
+            on_finished: called with the entry of each durable shard, in any order.
+            on_rows: called with the number of rows after each batch.
         """
         ...
 
 
 class ShardBuilder:
-    """Shards by name, with an editor of this process: a `ShardProducer`. A finished shard is made durable beside the
-    computation of the next, so `on_finished` is called in another thread."""
+    """A `ShardProducer` with an editor in this process.
+
+    A finished shard is made durable while the next one is computed, so `on_finished` is called from another thread.
+    """
 
     def __init__(self, dataset: Dataset, editor: Editor, out: Location, codec: Codec, settings: BuildSettings) -> None:
         self.dataset, self.editor, self.codec, self.settings = dataset, editor, codec, settings
@@ -87,13 +94,13 @@ class ShardBuilder:
         on_finished: Callable[[ShardEntry], None],
         on_rows: Callable[[int], None] = lambda rows: None,
     ) -> None:
-        """As `ShardProducer.make`; names: in the order of the dataset."""
+        """Build shards; see `ShardProducer.make`. names: in the order of the dataset."""
         if tuple(names) == (CODEC,):
             on_finished(self._fitted())
             return
         numbers = {text: i for i, text in enumerate(instructions)}
         with _one_worker() as reading, _one_worker() as writing, _one_worker() as finishing:
-            before: Future[None] | None = None
+            before: Future[None] | None = None  # at most one shard waits to become durable, so that disk use is bounded
             for name, rows in self._streams(names, reading):
                 writer = self._encoded(name, rows, numbers, writing, on_rows)
                 try:
@@ -107,7 +114,7 @@ class ShardBuilder:
                 before.result()
 
     def _fitted(self) -> ShardEntry:
-        """Fit the codec and write its file."""
+        """Fit the codec and write its file. Returns its entry."""
         assert isinstance(self.codec, FittedCodec)
         self._ready, data = fit_codec(self.codec, self.editor, self.dataset, self.settings.stride)
         self.storage.write(CODEC, data)
@@ -116,25 +123,26 @@ class ShardBuilder:
 
     @functools.cached_property
     def _ready(self) -> Codec:
-        """The codec, ready to encode."""
+        """The codec, ready to encode: with its fitted parameters, if it has any."""
         if not isinstance(self.codec, FittedCodec):
             return self.codec
         return self.codec.restored(self.spec, load(self.storage.read(CODEC)))
 
     def _streams(self, names: Sequence[str], reading: Executor) -> Iterator[tuple[str, Iterator[Row]]]:
-        """Shard by shard, its rows: one stream for all, as a new one would decode a video from its beginning again."""
+        """Yield the name and rows of each shard. One stream serves all: a new one would decode its video again."""
         if tuple(names) == (INSTRUCTIONS,):
             yield INSTRUCTIONS, instruction_rows(self.dataset)
             return
         shard_of = {episode: name for name in names for episode in self.layout[name]}
         rows = self.dataset.rows(episodes=list(shard_of), stride=self.settings.stride) if names else iter(())
-        # grouped, not counted: a group ends when the row after it was read, so the checks at an episode's end have run
+        # Grouping rows by shard reads one row further than counting them would. So the dataset's checks at the end of
+        # an episode have run before the shard is finished.
         views = augmented(rows, self.settings.augmentation)
         ahead = _ahead(views, self.settings.batch, reading)
         groups = itertools.groupby(ahead, key=lambda row: shard_of[row.episode])
         for name in names:
-            given, group = next(groups, (None, iter(())))
-            yield name, group if given == name else iter(())
+            found, group = next(groups, (None, iter(())))
+            yield name, group if found == name else iter(())
 
     def _encoded(
         self,
@@ -144,7 +152,7 @@ class ShardBuilder:
         writing: Executor,
         on_rows: Callable[[int], None],
     ) -> ShardWriter:
-        """Encode and write the rows of a shard, all but its end; a batch is written while the next one is computed."""
+        """Encode and write the rows of a shard, without finishing it. A thread writes behind the editor."""
         once = name == INSTRUCTIONS
         count = len(numbers) if once else sum(self._rows[episode] for episode in self.layout[name])
         parts = stored_parts(self.spec, self._ready, by_instruction=once)
@@ -160,12 +168,12 @@ class ShardBuilder:
             if before is not None:
                 before.result()
         except BaseException:
-            writing.submit(writer.close)  # behind what is being written
+            writing.submit(writer.close)  # queued, so that the file is not closed during a write
             raise
         return writer
 
     def _finish(self, name: str, writer: ShardWriter, on_finished: Callable[[ShardEntry], None]) -> None:
-        """Make the shard durable, then known."""
+        """Make the shard durable, then report it: the manifest must not list a shard that a power cut could lose."""
         with writer:
             checksum = writer.finish()
         self.storage.add(name, writer.path)
@@ -182,7 +190,10 @@ class ShardBuilder:
 
 @contextmanager
 def _one_worker() -> Iterator[ThreadPoolExecutor]:
-    """Ends when the worker has ended, however often Ctrl-C is pressed: the lock is not to go while it writes."""
+    """Run one thread in a `with` block, and wait for it on exit, even if Ctrl-C is pressed again.
+
+    The build's lock is released after this, and must not be released while the thread writes.
+    """
     worker = ThreadPoolExecutor(max_workers=1)
     try:
         yield worker
@@ -199,7 +210,7 @@ def _one_worker() -> Iterator[ThreadPoolExecutor]:
 
 
 def _ahead(rows: Iterator[Row], count: int, reading: Executor) -> Iterator[Row]:
-    """The rows; the next `count` of them are read while one is used."""
+    """Yield the rows, reading up to `count` of them ahead in the thread `reading`."""
     waiting = deque(reading.submit(next, rows, None) for _ in range(count))
     while (row := waiting.popleft().result()) is not None:
         waiting.append(reading.submit(next, rows, None))

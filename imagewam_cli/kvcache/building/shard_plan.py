@@ -1,7 +1,7 @@
-"""What a build will write, told from the dataset's metadata and the layout alone: shards, rows, bytes.
+"""Plan the shards, rows and bytes of a build from the dataset's metadata and the prefix layout.
 
-Episodes are grouped into shards beforehand, so that an interrupted build goes on at the first shard that is missing and
-ends with the same bytes as an undisturbed one: a shard's content does not depend on what was computed before it.
+Episodes are assigned to shards in advance, so a shard does not depend on what was computed before it. An interrupted
+build resumes at the first missing shard and ends with the bytes of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,33 +23,34 @@ from imagewam_cli.prefix.spec import KVSpec
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """How a cache is cut and computed; `stride` and `augmentation` say which rows it has."""
+    """How a cache is divided into shards and computed. `stride` and `augmentation` decide which rows it has."""
 
     stride: int = 1
     augmentation: Augmentation = AS_RECORDED
     batch: int = 16
     shard_mb: float = 256.0
     part: BuildPart | None = None
-    """Build only this part of the shards; the other parts are other workers'."""
+    """Part of the shards to build, while other machines build the others; None: build all."""
 
     def __post_init__(self) -> None:
         if self.stride < 1 or self.batch < 1 or self.shard_mb <= 0:
-            raise UsageError("stride and batch must be at least 1, the shard size positive")
+            raise UsageError("stride and batch must be at least 1, and the shard size positive")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPlan:
-    """What a build will write: episodes per shard, rows, bytes."""
+    """What a build will write."""
 
     shards: tuple[tuple[EpisodeInfo, ...], ...]
+    """Episodes of each shard."""
     rows: int
     bytes_per_row: int
     instruction_bytes: int
-    """Of what is stored once for each instruction, all together."""
+    """Size of everything that is stored once per instruction."""
 
     @property
     def total_bytes(self) -> int:
-        """Of all rows and instructions, the headers of the files aside."""
+        """Size of all rows and instructions, without the headers of the files."""
         return self.rows * self.bytes_per_row + self.instruction_bytes
 
 
@@ -79,26 +80,27 @@ def plan_build(dataset: Dataset, spec: KVSpec, codec: Codec, settings: BuildSett
 
 
 def bytes_per_row(spec: KVSpec, codec: Codec) -> int:
-    """Bytes that a row takes in a shard: K and V, a byte per token for `valid`, and the index."""
+    """Return the bytes of a row in a shard: K and V, one byte per token of `valid`, and the index."""
     return sum(part.row_bytes for part in stored_parts(spec, codec).values()) + INDEX_BYTES
 
 
 def bytes_per_instruction(spec: KVSpec, codec: Codec) -> int:
-    """Bytes that an instruction takes in the shard of what is stored once for each; 0 where there is no such shard."""
+    """Return the bytes of a row in the shard of instructions; 0 if the cache has no such shard."""
     parts = stored_parts(spec, codec, by_instruction=True)
     return sum(part.row_bytes for part in parts.values()) + INDEX_BYTES if parts else 0
 
 
 def assigned_shards(plan: BuildPlan, settings: BuildSettings) -> dict[str, tuple[int, ...]]:
-    """File name -> episodes of each shard that is this build's to make."""
-    cut = shard_layout(plan)
-    return cut if settings.part is None else {name: cut[name] for name in settings.part.of(list(cut))}
+    """Return the shards that this build makes: their episodes, by file name."""
+    layout = shard_layout(plan)
+    return layout if settings.part is None else {name: layout[name] for name in settings.part.of(list(layout))}
 
 
 def shard_layout(plan: BuildPlan) -> dict[str, tuple[int, ...]]:
-    """File name -> episodes of each shard."""
+    """Return the episodes of every shard, by file name."""
     return {f"shard-{i:05d}.safetensors": tuple(e.index for e in shard) for i, shard in enumerate(plan.shards)}
 
 
 def row_count(episode: EpisodeInfo, settings: BuildSettings) -> int:
+    """Return the number of cached rows of an episode: frames taken (rounded up), times views of each."""
     return -(-episode.length // settings.stride) * settings.augmentation.variants

@@ -1,4 +1,4 @@
-"""Codecs that cast every number to another float type."""
+"""Codecs that cast each number to a float type: `fp32`, `bf16` and `fp16`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imagewam_cli.prefix.spec import LayerSpec, RopeSpec
 
 @dataclass(frozen=True)
 class CastCodec:
-    """Stores every number in another float type: exact for `fp32`, rounded to nearest for the others."""
+    """Stores each number as `dtype`: exactly for `fp32`, rounded to nearest for the others."""
 
     name: str
     dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""`fp8`: e4m3 numbers with one scale for each row and head."""
+"""The codec `fp8`: e4m3 numbers with one scale per row and head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _E4M3_MAX = 448.0
 
 @dataclass(frozen=True)
 class Float8Codec:
-    """e4m3 numbers (3 bits of mantissa) times a float32 scale, the greatest magnitude of a row's head over 448."""
+    """Stores e4m3 numbers (3 bits of mantissa) and, per row and head, a float32 scale: the largest magnitude / 448."""
 
     name: str = "fp8"
 
@@ -33,6 +33,7 @@ class Float8Codec:
         for name, x in (("k", kv.k.float()), ("v", kv.v.float())):
             scale = x.abs().amax(dim=(1, 3)) / _E4M3_MAX
             stored[f"{name}.scale"] = scale
+            # a head of zeros has scale 0, which must not divide
             stored[name] = (x / torch.where(scale > 0, scale, 1.0)[:, None, :, None]).to(torch.float8_e4m3fn)
         return stored
 
@@ -42,10 +43,10 @@ class Float8Codec:
 
 
 def _from_e4m3(x: Tensor) -> Tensor:
-    """float32 of finite e4m3 numbers, many times as fast as torch's own on a processor.
+    """Convert finite e4m3 numbers to float32, many times faster than torch does on a CPU.
 
-    The bits of e4m3 (sign, 4 of exponent with bias 7, 3 of mantissa) are those of a float16 (5 with bias 15, 10) that
-    is 2^8 times less, without the first of its exponent and the last of its mantissa.
+    e4m3 has 4 bits of exponent (bias 7) and 3 of mantissa; float16 has 5 (bias 15) and 10. Shifted left by 7, the bits
+    of an e4m3 number become a float16 that is 2^8 times smaller, once the copy of the sign in bit 14 is cleared.
     """
     bits = x.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~0x4000)
     return bits.view(torch.float16).float().mul_(2.0**8)

@@ -1,8 +1,7 @@
-"""`table.safetensors`: states and actions of every dataset frame, small beside K and V, so that training needs only
-the cache.
+"""`table.safetensors`: the states and actions of every dataset frame, so that training needs only the cache.
 
-A cached row names its dataset frame; the chunk of actions that follows it is cut here, for whatever horizon a run
-wants.
+A cached row names its dataset frame. The action chunk that follows is cut from this table, for any horizon. The table
+is small compared to K and V.
 """
 
 from __future__ import annotations
@@ -28,24 +27,29 @@ Indices = npt.NDArray[np.int64]
 class FrameTable:
     """All frames of the dataset, in dataset order.
 
-    state (N, S), action (N, A) float32 in robot units; instruction (N,) int64, numbers of the manifest's instructions;
-    first_row, length (E,) int64: where each episode lies.
+    N frames, E episodes; indices are int64.
     """
 
     state: Float32Array
+    """(N, S) float32, in robot units."""
     action: Float32Array
+    """(N, A) float32, in robot units."""
     instruction: Indices
+    """(N,) indices into the manifest's instructions."""
     first_row: Indices
+    """(E,) row of each episode's first frame."""
     length: Indices
+    """(E,) number of frames in each episode."""
     episode: Indices
+    """(E,) numbers of the episodes, ascending."""
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> tuple[FrameTable, tuple[str, ...]]:
-        """Collect the rows of whole episodes, in order; the distinct instructions, in order of appearance."""
-        states, actions, episodes, said = [], [], [], []
+        """Collect the rows of whole episodes. Returns the table, and the distinct instructions as they first appear."""
+        states, actions, episodes, instructions = [], [], [], []
         numbers_of: dict[str, int] = {}
         for row in rows:
-            said.append(numbers_of.setdefault(row.instruction, len(numbers_of)))
+            instructions.append(numbers_of.setdefault(row.instruction, len(numbers_of)))
             states.append(row.state)
             actions.append(row.action)
             episodes.append(row.episode)
@@ -53,7 +57,7 @@ class FrameTable:
         table = cls(
             state=np.stack(states).astype(np.float32),
             action=np.stack(actions).astype(np.float32),
-            instruction=np.array(said, np.int64),
+            instruction=np.array(instructions, np.int64),
             first_row=starts.astype(np.int64),
             length=lengths.astype(np.int64),
             episode=numbers.astype(np.int64),
@@ -65,7 +69,7 @@ class FrameTable:
         """Read the file.
 
         Raises:
-            CacheError: missing, damaged, or not the one with this checksum (XXH3-128).
+            CacheError: the file is missing or damaged, or its XXH3-128 is not `checksum`.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load
@@ -82,14 +86,14 @@ class FrameTable:
             raise CacheError(f"{path} is damaged: {error}", repair_hint(path.parent)) from None
 
     def to_bytes(self) -> bytes:
-        """The file that `load` reads."""
+        """Return the content of the file that `load` reads."""
         from safetensors.numpy import save
 
         data: bytes = save({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
         return data
 
     def frames(self, episodes: Iterable[int], stride: int) -> tuple[Indices, Indices, Indices]:
-        """Every `stride`-th frame of these episodes: rows of the table, episodes, and frames, (M,) each."""
+        """Return every `stride`-th frame of these episodes: rows of the table, episodes, and frames, (M,) each."""
         parts = [
             (np.arange(span.start, span.stop, stride), episode, np.arange(0, span.stop - span.start, stride))
             for episode, span in ((episode, self._span(episode)) for episode in episodes)
@@ -98,12 +102,12 @@ class FrameTable:
         return rows, np.repeat([part[1] for part in parts], [len(part[0]) for part in parts]).astype(np.int64), frames
 
     def chunk(self, episode: int, frame: int, horizon: int) -> ActionChunk:
-        """The `horizon` actions from `frame` of `episode` on, in robot units, padded at the episode's end."""
+        """Return the `horizon` actions from `frame` on, in robot units, padded at the episode's end."""
         actions = self.actions_of(episode)
         return action_chunk(actions, frame, horizon)
 
     def actions_of(self, episode: int) -> Float32Array:
-        """(L, A) in robot units, of the whole episode.
+        """Return all actions of an episode, (L, A), in robot units.
 
         Raises:
             CacheError: there is no such episode.
@@ -111,7 +115,7 @@ class FrameTable:
         return self.action[self._span(episode)]
 
     def states_of(self, episode: int) -> Float32Array:
-        """(L, S) in robot units, of the whole episode.
+        """Return all states of an episode, (L, S), in robot units.
 
         Raises:
             CacheError: there is no such episode.

@@ -1,4 +1,4 @@
-"""What a shard stores of one row: tensors of a fixed shape and dtype."""
+"""Describe the tensors that a shard stores for each row, by shape and dtype."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor that is stored for each row: its shape without the rows, and its dtype."""
+    """One tensor of a row: its shape, without the dimension of rows, and its dtype."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @property
     def row_bytes(self) -> int:
-        """Of one row."""
+        """Bytes per row."""
         return prod(self.shape) * self.dtype.itemsize

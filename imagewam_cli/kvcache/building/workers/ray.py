@@ -1,6 +1,6 @@
-"""Workers as actors of a Ray cluster: of one that runs, or of one on this machine that ends with the build.
+"""Run workers as actors of a Ray cluster: a running cluster, or a local one that is stopped after the build.
 
-Every node needs imagewam, and sees the dataset and the cache's folder under the same paths.
+Every node needs imagewam installed, and the dataset and the cache's folder at the same paths.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,12 +22,15 @@ from imagewam_cli.kvcache.building.workers.pool import Died, Event, Finished, Fr
 from imagewam_cli.kvcache.building.workers.worker import Job, Worker, WorkerFacts
 from imagewam_cli.kvcache.format.manifest import ShardEntry
 
-_OBJECTS = 100 * 2**20
-"""Bytes of a local cluster's object store: entries of shards are all that passes through it."""
-_ANSWERING = 5.0
-"""Seconds that a cluster may take to accept a connection."""
-_STOPPING = 10.0
-"""Seconds that a stopped actor of a cluster may take to be gone."""
+if TYPE_CHECKING:
+    from ray import ObjectRef, ObjectRefGenerator
+
+_OBJECT_STORE_BYTES = 100 * 2**20
+"""Size of a local cluster's object store. It only transfers shard entries."""
+_CONNECT_SECONDS = 5.0
+"""Timeout for connecting to a cluster."""
+_STOP_SECONDS = 10.0
+"""Timeout for killed actors to end."""
 
 
 class RayWorkers:
@@ -44,20 +47,22 @@ class RayWorkers:
     ) -> None:
         """
         Args:
-            address: of the cluster, as RAY_ADDRESS has it; None: start one on this machine.
-            gpus: whether the editor runs on them.
-            count: by default as many as the cluster has GPUs, or one without `gpus`.
-            threads: torch's, of each actor; by default the cluster's cores, or on this machine torch's own number,
-                divided by `count`.
+            address: address of the cluster, in the format of RAY_ADDRESS; None: start one on this machine.
+            gpus: if True, the editor runs on GPUs.
+            count: number of workers. Default: one per GPU of the cluster, or one worker without `gpus`.
+            threads: number of torch's threads per worker. Default: the cluster's cores (on this machine, torch's
+                default) divided by `count`.
 
         Raises:
-            UsageError: Ray is not installed, or there is no GPU.
-            CacheError: there is no cluster at the address.
+            UsageError: Ray is not installed, or `gpus` is True and the cluster has no GPU.
+            CacheError: no cluster answers at the address.
         """
         self._ray = _installed()
         self._job = job
         self._actors: dict[int, Any] = {}
-        self._pending: dict[Any, int] = {}
+        """Ray's actor handles. Their type does not declare the actor's methods."""
+        self._pending: dict[ObjectRef[WorkerFacts] | ObjectRefGenerator, int] = {}
+        """Slot of each running call: a reference while loading, a generator while building."""
         self._ours = not self._ray.is_initialized()
         if self._ours:
             _connect(self._ray, address)
@@ -91,7 +96,7 @@ class RayWorkers:
                 return Ready(slot, facts)
             entry: ShardEntry = self._ray.get(next(ready))
             return Finished(slot, entry)
-        except StopIteration:
+        except StopIteration:  # the worker has yielded all its entries
             del self._pending[ready]
             return Free(slot)
         except exceptions.RayTaskError as error:
@@ -104,7 +109,7 @@ class RayWorkers:
         for actor in self._actors.values():
             self._ray.kill(actor)
         if self._pending and self._ray.is_initialized():
-            self._ray.wait(list(self._pending), num_returns=len(self._pending), timeout=_STOPPING)
+            self._ray.wait(list(self._pending), num_returns=len(self._pending), timeout=_STOP_SECONDS)
         self._actors.clear()
         self._pending.clear()
         if self._ours:
@@ -112,14 +117,15 @@ class RayWorkers:
 
 
 class _Actor:
-    """A worker in an actor."""
+    """Wraps a `Worker` in a Ray actor."""
 
     def load(self, job: Job, slot: int, threads: int) -> WorkerFacts:
         self._worker = Worker(job, slot, threads)
         return self._worker.facts
 
     def make(self, names: Sequence[str]) -> Iterator[ShardEntry]:
-        """The entry of each shard, as soon as it is durable."""
+        """Build the shards; yield the entry of each as soon as it is durable."""
+        # `Worker.make` reports by callback, Ray streams a generator: a thread and a queue turn one into the other
         finished: SimpleQueue[ShardEntry | None] = SimpleQueue()
         with ThreadPoolExecutor(max_workers=1) as thread:
             made = thread.submit(self._worker.make, names, finished.put)
@@ -141,7 +147,7 @@ def _connect(ray: ModuleType, address: str | None) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECTS, **quiet)
+        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
         return
     try:
         _require_listening(address)
@@ -149,29 +155,31 @@ def _connect(ray: ModuleType, address: str | None) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise CacheError(
-            f"no Ray cluster lets us in at {address}: {reason}",
-            "RAY_ADDRESS is its head's address, RAY_AUTH_TOKEN its token if it asks for one; without RAY_ADDRESS the "
-            "actors run on this machine",
+            f"cannot connect to a Ray cluster at {address}: {reason}",
+            "set RAY_ADDRESS to the address of the head node, and RAY_AUTH_TOKEN if the cluster requires a token; "
+            "without RAY_ADDRESS the workers run on this machine",
         ) from None
 
 
 def _require_listening(address: str) -> None:
-    """Ray itself would knock for minutes. An address may also be a word, like auto.
+    """Check that a server listens at the address, because Ray itself retries for minutes.
+
+    Addresses without a port, such as `auto`, are not checked.
 
     Raises:
-        OSError: nobody answers.
+        OSError: nothing listens there.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
-        socket.create_connection((host, int(port)), timeout=_ANSWERING).close()
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 def _options(resources: dict[str, float], count: int | None, *, gpus: bool, alone: bool) -> tuple[int, dict[str, Any]]:
-    """How many actors, and what each asks for. alone: on a cluster of this build's own, where nobody else asks."""
+    """Return the number of actors, and the Ray options of each. alone: the cluster was started for this build."""
     found = int(resources.get("GPU", 0))
     if gpus and not found:
-        raise UsageError("--device cuda: no GPU is known to Ray", "use --device cpu, or give the cluster GPUs")
+        raise UsageError("--device cuda: no GPU is known to Ray", "use --device cpu, or add nodes with GPUs")
     chosen = count or (found if gpus else 1)
-    share = 1 / math.ceil(chosen / found) if gpus else 0
-    cores = 0 if alone else 1
+    share = 1 / math.ceil(chosen / found) if gpus else 0  # several workers may share a GPU
+    cores = 0 if alone else 1  # reserve cores only where other jobs compete for them
     return chosen, {"num_cpus": cores, "num_gpus": share, "max_restarts": 0, "scheduling_strategy": "SPREAD"}

@@ -28,10 +28,10 @@ from imagewam_cli.registry import Registry
 
 
 class Job(Protocol):
-    """What a worker needs to create its `ShardBuilder`. Plain data, because it is pickled into another process."""
+    """Everything that a worker needs to create its `ShardBuilder`, as plain data that can be pickled."""
 
     def open(self, slot: int) -> tuple[ShardBuilder, Sequence[str]]:
-        """Return the builder and the dataset's instructions in the order of the manifest. slot: index of the worker."""
+        """Return the builder, and the dataset's instructions in the order of the manifest. slot: the worker's index."""
         ...
 
 
@@ -64,7 +64,7 @@ class BuildJob:
 
 
 def _placed(hardware: Hardware, slot: int, devices: int) -> Hardware:
-    """Return the hardware of one worker: `cuda` spreads them over all devices, `cuda:1` puts all there."""
+    """Return the hardware of one worker. `cuda` spreads workers over all GPUs; `cuda:1` puts all workers on one."""
     if hardware.device != "cuda" or not devices:
         return hardware
     return dataclasses.replace(hardware, device=f"cuda:{slot % devices}")
@@ -84,7 +84,7 @@ class Worker:
     """One worker of a build. Creating it loads the editor.
 
     Raises:
-        ImagewamError: as opening the dataset and loading the editor do.
+        ImagewamError: the dataset cannot be opened, or the editor cannot be loaded.
     """
 
     def __init__(self, job: Job, slot: int, threads: int) -> None:
