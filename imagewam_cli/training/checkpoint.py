@@ -1,7 +1,7 @@
-"""Checkpoints of a run: `checkpoints/step-NNNNNN/` with weights, their average, the optimizer's moments and
-`state.json`.
+"""Save and load the checkpoints of a run.
 
-Written into a temporary folder and renamed, so a checkpoint is whole or absent. Safetensors and JSON only.
+`checkpoints/step-NNNNNN/` holds the weights, their average, the optimizer's state and `state.json`, as safetensors and
+JSON. A checkpoint is written to a temporary folder and renamed, so it is complete or absent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KEEP = 2
 def save_checkpoint(
     folder: Path, step: int, model: nn.Module, average: dict[str, Tensor], optimizer: ExpertOptimizer
 ) -> None:
-    """Save after `step` steps; older checkpoints but the last two are removed."""
+    """Save a checkpoint after `step` steps, and delete all but the newest two."""
     from safetensors.torch import save_file
 
     name = f"step-{step:06d}"
@@ -37,7 +37,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path, model: nn.Module, average: dict[str, Tensor], optimizer: ExpertOptimizer) -> int:
-    """Load the newest checkpoint in place; returns its step, 0 where there is none.
+    """Load the newest checkpoint into the model, average and optimizer. Returns its step, or 0 without a checkpoint.
 
     Raises:
         RunError: the checkpoint is damaged or does not fit the model.
@@ -59,12 +59,12 @@ def load_checkpoint(folder: Path, model: nn.Module, average: dict[str, Tensor], 
     except (RuntimeError, KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise RunError(
             f"{newest} is damaged or does not fit this run: {str(error).splitlines()[-1].strip()}",
-            "delete it to go on from the checkpoint before it, or start over with --fresh",
+            "delete it to resume from the previous checkpoint, or start over with --fresh",
         ) from None
     return step
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
+    """Return the checkpoints in the folder, oldest first."""
     found = [p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit()]
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))

@@ -1,4 +1,4 @@
-"""Metrics of a run: one JSON object a line in `metrics.jsonl`, and TensorBoard event files where that is installed."""
+"""Log the metrics of a run: `metrics.jsonl`, one JSON object per line, and TensorBoard event files if installed."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ import contextlib
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imagewam_cli.files import write_atomically
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 
 class MetricLog:
-    """Append-only. Lines of steps that a continued run does again are dropped first, so that each step stands once."""
+    """Appends records to the log of a run. Use it in `with`."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
+        """Open the log. Records after `first_step` are deleted, because a resumed run writes them again."""
         self.path = folder / "metrics.jsonl"
         kept = [r for r in read_metrics(self.path) if r["step"] <= first_step]
         write_atomically(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
         self._file = self.path.open("a")
-        self._board: Any = None
+        self._board: SummaryWriter | None = None
         with contextlib.suppress(ImportError):  # the extra `tensorboard` is optional
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(folder / "tensorboard", purge_step=first_step)
 
     def add(self, step: int, **values: float) -> None:
-        """One record, handed to the operating system before this returns."""
+        """Write a record and flush it, so that it survives a kill of the process."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -45,7 +49,7 @@ class MetricLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; a line that a kill cut off is left out."""
+    """Return the records of the file; empty if it does not exist. A line cut off by a kill is skipped."""
     if not path.exists():
         return []
     records = []

@@ -1,4 +1,4 @@
-"""The flow-matching loss of one batch, and the figures of a validation."""
+"""Compute the flow-matching loss of a batch, and the errors of a validation."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from imagewam_cli.training.data import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """On held-out episodes. Errors are mean squared, over steps that are not padding, in normalised units.
-
-    loss: flow loss at fixed noise and times; action_error: of the sampled chunk; constant_error: of the best constant
-    chunk, the per-step mean of the validation chunks themselves (a floor for anything that does not look).
-    """
+    """Errors on held-out episodes: mean squared errors in normalised units, without padded steps."""
 
     loss: float
+    """Flow loss at fixed noise and times."""
     action_error: float
+    """Error of the sampled chunks."""
     constant_error: float
+    """Error of the best constant chunk, the per-step mean of the validation chunks. No policy that ignores
+    its input does better."""
 
     @property
     def ratio(self) -> float:
-        """action_error over constant_error: below 1 beats not looking."""
+        """Ratio of action_error to constant_error. Below 1, the policy beats a constant chunk."""
         return self.action_error / max(self.constant_error, 1e-12)
 
 
 def flow_loss(
     expert: ActionExpert, batch: Batch, schedule: FlowSchedule, draws: int, generator: torch.Generator
 ) -> Tensor:
-    """Loss over `draws` independent (noise, t) per row; the draws of a row stand side by side."""
+    """Return the flow loss over `draws` independent (noise, t) per row. The draws of a row are adjacent."""
     actions = batch.actions.repeat_interleave(draws, dim=0)
     noise = torch.randn(actions.shape, generator=generator)
     t = schedule.sample(len(actions), generator)
@@ -46,11 +46,11 @@ def flow_loss(
 def validate(
     expert: ActionExpert, batches: list[Batch], schedule: FlowSchedule, *, steps: int, noise_seed: int
 ) -> Validation:
-    """The figures over all rows of `batches`."""
+    """Return the errors over all rows of `batches`. steps: Euler steps of the sampler."""
     losses, errors, counts = [], [], []
     with torch.no_grad():
         for i, batch in enumerate(batches):
-            generator = torch.Generator().manual_seed(i)
+            generator = torch.Generator().manual_seed(i)  # the same noise in every validation, so losses are comparable
             losses.append(float(flow_loss(expert, batch, schedule, 1, generator)) * len(batch.actions))
             rows, horizon, dimensions = batch.actions.shape
             noise = initial_noise(rows, horizon, dimensions, seed=noise_seed)

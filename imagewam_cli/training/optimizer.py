@@ -1,8 +1,8 @@
-"""Muon for the matrices of the expert's blocks, AdamW for everything else; or AdamW for all, as published.
+"""Optimize the matrices of the expert's blocks with Muon and everything else with AdamW, or everything with AdamW.
 
-Muon (Jordan et al. 2024; torch.optim.Muon) orthogonalizes the momentum of a matrix, so that no direction of it is left
-behind: the few steps of a small expert go further. Its step is scaled to the root mean square of AdamW's, so one
-learning rate serves both.
+Muon (Jordan et al. 2024; torch.optim.Muon) orthogonalizes the momentum of a matrix, so every direction advances equally
+and a small expert learns more in few steps. Its update is scaled to the root mean square of AdamW's, so both use the
+same learning rate. Published experts use AdamW alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MOMENTUM = 0.95
 
 
 class ExpertOptimizer:
-    """One interface over both; state by parameter name, for checkpoints."""
+    """Both optimizers behind one interface. Their state is stored by parameter name, for checkpoints."""
 
     def __init__(self, model: nn.Module, recipe: OptimizerRecipe) -> None:
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -39,23 +39,23 @@ class ExpertOptimizer:
         self._part_of = {n: self._parts[n in matrices] for n in self._parameters}
 
     def set_rate(self, rate: float) -> None:
-        """The learning rate of the steps to come."""
+        """Set the learning rate of the next steps."""
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = rate
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Delete the gradients."""
         for part in self._parts:
             part.zero_grad(set_to_none=True)
 
     def step(self) -> None:
-        """Change the parameters by their gradients."""
+        """Update the parameters from their gradients."""
         for part in self._parts:
             part.step()
 
     def state(self) -> dict[str, Tensor]:
-        """`NAME/KEY` -> tensor: the moments, and AdamW's count of steps."""
+        """Return the moments, and AdamW's step counts, by `PARAMETER/KEY`."""
         return {
             f"{name}/{key}": value
             for name, parameter in self._parameters.items()
@@ -63,14 +63,14 @@ class ExpertOptimizer:
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """What `state` gave.
+        """Load what `state` returned.
 
         Raises:
-            KeyError: a parameter that is not the model's, or one of the model's that is missing.
+            KeyError: a parameter is missing, or is not the model's.
         """
         missing = self._parameters.keys() - {path.rpartition("/")[0] for path in state}
         if missing:
-            raise KeyError(f"no moments of {min(missing)}")
+            raise KeyError(f"no optimizer state for {min(missing)}")
         for part in self._parts:
             part.state.clear()
         for path, value in state.items():

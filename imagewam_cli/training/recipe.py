@@ -1,5 +1,4 @@
-"""Every number of a training run. Defaults suit the embedded demonstration on two cores; a YAML file overrides any of
-them."""
+"""Settings of a training run, read from YAML. Defaults suit the embedded demonstration on two cores."""
 
 from __future__ import annotations
 
@@ -12,19 +11,22 @@ from imagewam_cli.data.normalization import NormalizationMode
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertRecipe:
-    """Shape of the expert and of what it predicts."""
+    """Shape of the action expert and of its action chunks."""
 
     horizon: int = 10
-    """Steps in an action chunk."""
+    """Number of steps in an action chunk."""
     hidden: int = 192
+    """Width of the expert."""
     mlp_ratio: float = 2.0
+    """Width of the MLPs, relative to `hidden`."""
     blocks_per_layer: int = 1
-    """Where few layers were kept, more blocks beside each keep the expert deep."""
+    """Consecutive blocks beside each kept layer. More keep the expert deep if few layers were kept."""
     places: bool = True
-    """Values say where in the picture they come from; published experts do not."""
+    """Add a learned map of each picture token's coordinates to its value. Published experts do not."""
     use_prefix: bool = True
+    """If False, the expert sees only the robot's state."""
     init: Literal["none", "published", "repaired"] = "none"
-    """The blocks' first weights from the editor's, resized; see `imagewam_cli.expert.initialization`."""
+    """Initial weights of the blocks: random, or the editor's, resized; see `imagewam_cli.expert.initialization`."""
 
     def __post_init__(self) -> None:
         _require(self.horizon >= 1, f"expert.horizon must be at least 1, got {self.horizon}")
@@ -35,13 +37,14 @@ class ExpertRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowRecipe:
-    """Flow matching: the schedule's shift, Euler steps when acting, and draws per row."""
+    """Settings of flow matching."""
 
     shift: float = 2.0
-    """Published: 5."""
+    """Shift of the noise schedule. The published value is 5."""
     inference_steps: int = 10
+    """Euler steps when acting."""
     draws: int = 2
-    """Independent (noise, t) draws per loaded prefix."""
+    """Independent (noise, t) draws per row and step. They share the row's prefix."""
 
     def __post_init__(self) -> None:
         _require(self.shift > 0, f"flow.shift must be positive, got {self.shift}")
@@ -51,18 +54,21 @@ class FlowRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecipe:
-    """How weights change. warmup_fraction: of the steps; final_fraction: of the learning rate, where it ends; ema: what
-    the averaged weights keep of themselves in a step."""
+    """Settings of the optimizer, its learning rate, and the average of the weights."""
 
     name: Literal["muon", "adamw"] = "muon"
-    """muon: for the matrices of the blocks, AdamW for the rest. Published: adamw."""
+    """`muon` uses Muon for the matrices of the blocks and AdamW for the rest; published experts use `adamw`."""
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_fraction: float = 0.05
+    """Fraction of the steps over which the learning rate rises."""
     final_fraction: float = 0.01
+    """Final learning rate, as a fraction of its peak."""
     clip_norm: float = 1.0
+    """Upper bound on the norm of the gradient."""
     ema: float = 0.995
+    """Decay per step of the exponential moving average of the weights."""
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, f"optimizer.learning_rate must be positive, got {self.learning_rate}")
@@ -78,31 +84,39 @@ class PolicyRecipe:
     """How the trained policy acts."""
 
     execute: int = 5
-    """Actions carried out before the next look at the scene."""
+    """Number of actions to execute before the next observation."""
     noise_seed: int = 42
+    """Seed of the initial noise of every action chunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
-    """Everything that decides a run's numbers, besides its prefixes; `config.yaml` of a run."""
+    """Everything that decides the result of a run, except its prefixes. Saved as `config.yaml` of the run."""
 
     steps: int = 1500
+    """Number of optimizer steps."""
     batch: int = 64
+    """Rows per step."""
     seed: int = 0
     validation_fraction: float = 0.1
+    """Fraction of the episodes to hold out."""
     validation_rows: int = 128
+    """Maximum number of held-out rows per validation."""
     episodes: int | None = None
     """Use only the first N training episodes."""
     shuffle: Literal["rows", "shards"] = "rows"
-    """rows: all rows of an epoch among each other. shards: those of four shards at a time, which a cache larger than
-    memory needs, or each row is read from the disk by itself."""
+    """`rows` shuffles all rows of an epoch. `shards` shuffles four shards at a time: for a cache larger than memory,
+    where `rows` would read each row from disk separately."""
     normalize_action: NormalizationMode = "min_max"
     normalize_state: NormalizationMode = "min_max"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the products; weights and sums stay float32. auto: bfloat16 where the processor has it."""
+    """Precision of matrix products; weights and sums stay float32. `auto`: bfloat16 if the CPU supports it."""
     log_every: int = 20
+    """Steps between records of the loss."""
     validate_every: int = 250
+    """Steps between validations."""
     save_every: int = 250
+    """Steps between checkpoints."""
     expert: ExpertRecipe = field(default_factory=ExpertRecipe)
     flow: FlowRecipe = field(default_factory=FlowRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
@@ -118,17 +132,17 @@ class TrainRecipe:
         _require(0.0 <= fraction < 1.0, f"validation_fraction must lie in [0, 1), got {fraction}")
         _require(
             1 <= self.policy.execute <= self.expert.horizon,
-            f"policy.execute {self.policy.execute} must lie between 1 and the horizon {self.expert.horizon}",
+            f"policy.execute {self.policy.execute} must be between 1 and the horizon {self.expert.horizon}",
         )
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up over `warmup_fraction` of the steps, then cosine down to `final_fraction`."""
+        """Return the learning rate of a step: linear warm-up, then cosine decay to `final_fraction` of the peak."""
         o = self.optimizer
         warmup = max(1, round(o.warmup_fraction * self.steps))
         if step < warmup:
             return o.learning_rate * (step + 1) / warmup
-        share = (step - warmup) / max(1, self.steps - warmup)
-        return o.learning_rate * (o.final_fraction + (1 - o.final_fraction) * 0.5 * (1 + math.cos(math.pi * share)))
+        progress = (step - warmup) / max(1, self.steps - warmup)
+        return o.learning_rate * (o.final_fraction + (1 - o.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def _require(holds: bool, message: str) -> None:

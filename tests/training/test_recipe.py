@@ -63,7 +63,7 @@ def test_a_run_of_few_steps_has_a_positive_rate_throughout(steps: int) -> None:
         ({"validation_fraction": -0.1}, "validation_fraction"),
         (
             {"expert": {"horizon": 16}, "policy": {"execute": 17}},
-            "policy.execute 17 must lie between 1 and the horizon 16",
+            "policy.execute 17 must be between 1 and the horizon 16",
         ),
         ({"policy": {"execute": 0}}, "policy.execute 0"),
         ({"expert": {"horizon": 0}}, "expert.horizon must be at least 1"),

@@ -1,8 +1,8 @@
-"""`manifest.json`: what a cache is, which shards it has, and what it was made of.
+"""`manifest.json`: the layout of a cache, its shards, and its provenance.
 
-The manifest is written anew (temporary file, then rename) after each finished shard, so a cache is readable while it
-grows and an interrupted build is continued. File names in it never leave the cache's folder. Its last value is a
-checksum of its own bytes, so that no byte of a cache can change unseen.
+The manifest is replaced atomically after each finished shard, so a cache is readable while it grows, and an interrupted
+build can be resumed. File names in it cannot point outside the cache's folder. Its last value is a checksum of its own
+bytes, so every byte of a cache is covered by a checksum.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ VERSION = 2
 MANIFEST = "manifest.json"
 TABLE = "table.safetensors"
 CODEC = "codec.safetensors"
-"""File of a codec that is fitted to the cache's rows."""
+"""File with the parameters of a codec that is fitted to the dataset."""
 INSTRUCTIONS = "instructions.safetensors"
-"""A shard with one row per instruction, stored beside the others."""
+"""Shard with one row per instruction."""
 SHARDS = "shards"
 CHECKSUM = "checksum"
 _NO_CHECKSUM = 32 * "0"
@@ -47,15 +47,16 @@ class ShardEntry:
     rows: int
     bytes: int
     checksum: str
-    """XXH3-128 of the file's head: its header and index, which has a checksum of each row."""
+    """XXH3-128 of the file's head: its header and its index, which holds a checksum of each row."""
     episodes: tuple[int, ...]
     batch: int
-    """Rows of a forward pass, counted from the shard's first row: the same batches give the same bytes."""
+    """Rows per forward pass, counted from the shard's first row. Repairing a row with the same batches gives the same
+    bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetEntry:
-    """The dataset that a cache was made of."""
+    """Description of the dataset that a cache was built from."""
 
     path: str
     format: str
@@ -67,29 +68,30 @@ class DatasetEntry:
     rows: int
     stride: int
     keys: KeyMap
-    """With the cameras that the editor sees."""
+    """Features that were read, including the cameras that the editor sees."""
     augmentation: Augmentation = AS_RECORDED
-    """A cache has `variants` rows for each frame that it takes."""
+    """Augmentation of the pictures. A cache has `variants` rows per cached frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a cache is: see docs/reference/cache-format.md. It grows by one shard at a time."""
+    """Content of `manifest.json`; see docs/reference/cache-format.md. It grows by one shard at a time."""
 
     version: int
     fingerprint: Mapping[str, Any]
+    """The editor's fingerprint: name, weights, settings and recipe."""
     spec: KVSpec
     codec: str
     dataset: DatasetEntry
     instructions: tuple[str, ...]
-    """Distinct instructions; a shard's rows name theirs by index."""
+    """Distinct instructions. Rows of a shard refer to them by index."""
     files: Mapping[str, str]
-    """XXH3-128 of the files beside the shards, by name, in its order."""
+    """XXH3-128 of each file other than the shards, sorted by name."""
     total_rows: int
     """Number of rows in the finished cache."""
     shards: tuple[ShardEntry, ...] = ()
     by_instruction: ShardEntry | None = None
-    """The shard with a row for each instruction; None where no layer follows from the instruction alone."""
+    """Shard with one row per instruction; None if no layer depends on the instruction alone."""
 
     @property
     def rows(self) -> int:
@@ -98,23 +100,23 @@ class Manifest:
 
     @property
     def entries(self) -> tuple[ShardEntry, ...]:
-        """Entries of all files in the folder of shards."""
+        """Entries of all shards, including the one with a row per instruction."""
         return (*((self.by_instruction,) if self.by_instruction is not None else ()), *self.shards)
 
     def with_entry(self, entry: ShardEntry) -> Manifest:
-        """Return the manifest with another entry for a file that it lists."""
+        """Return the manifest with the entry of the same file replaced."""
         if self.by_instruction is not None and entry.file == self.by_instruction.file:
             return dataclasses.replace(self, by_instruction=entry)
         return dataclasses.replace(self, shards=tuple(entry if e.file == entry.file else e for e in self.shards))
 
     @property
     def complete(self) -> bool:
-        """Whether all rows are built."""
+        """True if all rows are built."""
         return self.rows == self.total_rows
 
     @property
     def provenance(self) -> Provenance:
-        """What the cache was made of."""
+        """Provenance of the stored prefixes, to compare with another cache, run or editor."""
         return Provenance(
             dataset=self.dataset.identity,
             stride=self.dataset.stride,
@@ -128,23 +130,23 @@ class Manifest:
 
     @property
     def settings(self) -> PrefixOptions:
-        """The editor's settings."""
+        """Settings of the editor that built the cache."""
         return settings_of(self.fingerprint)
 
     @property
     def digest(self) -> str:
-        """16 hex digits over the fingerprint: equal digests mean interchangeable prefixes."""
+        """Digest of the fingerprint, 16 hex digits. Equal digests mean interchangeable prefixes."""
         return fingerprint_digest(self.fingerprint)
 
 
 def settings_of(fingerprint: Mapping[str, Any]) -> PrefixOptions:
-    """The editor's settings, as a fingerprint has them."""
+    """Read the editor's settings from its fingerprint."""
     return from_dict(PrefixOptions, fingerprint["settings"], source="fingerprint")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPart:
-    """Part `index` (from 0) of `count` of a cache whose parts are built independently."""
+    """One part of a cache whose parts are built independently: number `index`, from 0, of `count`."""
 
     index: int
     count: int
@@ -155,10 +157,10 @@ class BuildPart:
 
     @classmethod
     def named(cls, manifest: str) -> BuildPart:
-        """The part whose shards are listed in the file of this name.
+        """Return the part whose manifest has this file name.
 
         Raises:
-            ValueError: the name is no part's.
+            ValueError: it is not the name of a part's manifest.
         """
         found = _PART.fullmatch(manifest)
         if found is None:
@@ -167,30 +169,32 @@ class BuildPart:
 
     @property
     def manifest(self) -> str:
-        """The file that lists the part's shards."""
+        """File name of the part's manifest."""
         return f"manifest.part-{self.index:05d}-of-{self.count:05d}.json"
 
     def of(self, names: Sequence[str]) -> list[str]:
-        """Return the shards of this part: consecutive ones, so that it decodes few videos."""
+        """Return the shards of this part. They are consecutive, so that each part decodes few videos."""
         first, last = (len(names) * i // self.count for i in (self.index, self.index + 1))
         return list(names[first:last])
 
 
 def part_manifests(names: Collection[str]) -> list[str]:
-    """Return the manifests of parts that are not merged, in order."""
+    """Return the file names of parts' manifests, sorted."""
     return sorted(name for name in names if _PART.fullmatch(name))
 
 
 def manifest_names(names: Collection[str]) -> list[str]:
-    """Return the names of a cache's manifests: that of the whole cache, if any, then those of parts."""
+    """Return the file names of a cache's manifests: the whole cache's, if it exists, then the parts'."""
     return [*([MANIFEST] if MANIFEST in names else []), *part_manifests(names)]
 
 
 def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
-    """Unite the manifests of parts, whose shards may overlap. parts: address for messages, and manifest.
+    """Unite the manifests of a cache's parts. A shard may be in several parts.
+
+    parts: address (for messages) and manifest of each part.
 
     Raises:
-        CacheError: they differ in more than their shards, or in a shard that both have.
+        CacheError: the parts belong to different caches, disagree about a shard, or assign an episode to two shards.
     """
     first_path, first = parts[0]
     shards: dict[str, ShardEntry] = {}
@@ -203,7 +207,7 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
             )
         for entry in manifest.entries:
             if shards.setdefault(entry.file, entry) != entry:
-                raise CacheError(f"{path} has another {entry.file} than the parts before it", "build one of them again")
+                raise CacheError(f"{path} has another {entry.file} than the parts before it", "rebuild one of them")
             for episode in entry.episodes:
                 if shard_of.setdefault(episode, entry.file) != entry.file:
                     raise CacheError(
@@ -220,29 +224,29 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
 
 
 def _other_differences(first: Manifest, other: Manifest) -> Iterator[Difference]:
-    """What else all parts of one cache have in common, beside their provenance and apart from their shards."""
-    # the same dataset may be mounted elsewhere on another machine
+    """Yield differences between two parts that neither their provenance nor their shards show."""
+    # another machine may have the dataset at another path
     there, here = (to_dict(dataclasses.replace(m.dataset, path="")) for m in (first, other))
     pairs = [(f"dataset {key}", there[key], here[key]) for key in there]
     pairs += [
         ("the list of instructions", first.instructions, other.instructions),
         ("the number of rows", first.total_rows, other.total_rows),
     ]
-    # a part that has only begun does not list every file yet
+    # an unfinished part may not list every file yet
     pairs += [(name, first.files[name], other.files[name]) for name in first.files.keys() & other.files.keys()]
     yield from (Difference(what, old, new) for what, old, new in pairs if old != new)
 
 
-def no_cache(place: str) -> CacheError:
-    """For a place without a manifest."""
-    return CacheError(f"{place} is not a cache: it has no {MANIFEST}", "make one with `imagewam cache`")
+def no_cache(address: str) -> CacheError:
+    """Return the error for a folder or URL without a manifest."""
+    return CacheError(f"{address} is not a cache: it has no {MANIFEST}", "build one with `imagewam cache`")
 
 
 def parse_manifest(text: bytes, path: str) -> Manifest:
-    """path: where the text stands.
+    """Parse and verify a manifest. path: address of the text, for messages.
 
     Raises:
-        CacheError: a newer version, damaged, or a name that leaves the folder.
+        CacheError: the version is not supported, the text is damaged, or a file name points outside the folder.
     """
     try:
         values = json.loads(text)
@@ -271,18 +275,18 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
 
 
 def signed(values: Mapping[str, Any]) -> bytes:
-    """The JSON of a manifest, its checksum last: XXH3-128 of this text with zeros in the checksum's place."""
+    """Return a manifest as JSON that ends with its own checksum: XXH3-128 of the text with the checksum zeroed."""
     text = dump_json({**values, CHECKSUM: _NO_CHECKSUM}).encode()
-    before, place, after = text.rpartition(_NO_CHECKSUM.encode())
-    return before + checksum_of(before + place + after).encode() + after
+    before, _, after = text.rpartition(_NO_CHECKSUM.encode())
+    return before + checksum_of(text).encode() + after
 
 
 def _checksum(text: bytes, stated: str) -> str:
-    """Of a manifest that states this checksum."""
+    """Compute the checksum of a manifest's text. stated: the checksum in the text, which counts as zeros."""
     before, _, after = text.rpartition(stated.encode() or b"\0")
     return checksum_of(before + _NO_CHECKSUM.encode() + after)
 
 
 def repair_hint(folder: Path | str) -> str:
-    """What to do about a damaged cache."""
+    """Return the hint for a damaged cache."""
     return f"run `imagewam cache verify --cache {folder} --repair`"

@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,45 +33,52 @@ from imagewam_cli.kvcache.storage.manifests import manifest_at, storage_at
 from imagewam_cli.prefix.kv import PrefixKV
 
 ROWS, INSTRUCTION_ROWS = "rows", "instruction.rows"
-"""Keys of what `CacheReader.gather` returns: bytes of the rows, and bytes of their instructions."""
+"""Keys of the tensors that `CacheReader.gather` returns: bytes of the rows, and of the rows of their instructions."""
 _OPEN_SHARDS = 512
-"""Limit on shards that are mapped at once: a cache may have tens of thousands."""
+"""Maximum number of shards to keep open: a cache may have tens of thousands."""
+
+
+_State = tuple[Location, LoadMethod, int, Manifest]
+"""Pickled state of a `CacheReader`: the arguments of `_set_up`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowIndex:
-    """Which dataset frame each cached row is: int64 (N,) each; `instruction` indexes the manifest's list, `variant`
-    counts the views of a frame."""
+    """The dataset frame of each cached row; every field is (N,) int64."""
 
     row: Indices
+    """Row of the dataset, and of the frame table."""
     episode: Indices
     frame: Indices
+    """Position of the frame in its episode."""
     instruction: Indices
+    """Index into the manifest's instructions."""
     variant: Indices
+    """Number of the augmented view; 0 is as recorded."""
 
 
 def row_index(table: FrameTable, episodes: Iterable[int], stride: int, variants: int = 1) -> RowIndex:
-    """Return the index of `variants` views of every `stride`-th frame of these episodes."""
+    """Return the index of a cache with `variants` views of every `stride`-th frame of these episodes."""
     row, episode, frame = (np.repeat(column, variants) for column in table.frames(episodes, stride))
     variant = np.arange(len(row)) % variants
     return RowIndex(row=row, episode=episode, frame=frame, instruction=table.instruction[row], variant=variant)
 
 
 class CacheReader:
-    """Random access to the rows of a cache in a folder or at a URL, whose files are downloaded when first used.
+    """Random access to the rows of a cache, in a folder or at a URL. Remote files are downloaded on first use.
 
-    `read(indices)` returns the prefixes of any rows, numbered 0 .. len - 1 in build order. Everything is verified
-    against its checksum before it is returned: the head of a shard when it is opened, a row when it is first read.
+    `read(indices)` returns the prefixes of any rows, numbered 0 .. len - 1 in build order. Every byte is verified
+    against its checksum before it is returned: a shard's head when the shard is opened, a row when it is first read.
 
-    Threads may share a reader. Unpickling opens the cache again, and a forked process connects to the store again, so
-    each worker of a `torch.utils.data.DataLoader` has a reader of its own.
+    Threads may share a reader. Processes may not share its connections: unpickling opens the cache again, and a forked
+    process reconnects, so each worker of a `torch.utils.data.DataLoader` has its own.
     """
 
     def __init__(self, address: Location, method: LoadMethod = "mmap", *, open_shards: int = _OPEN_SHARDS) -> None:
-        """Read the manifest. open_shards: if more are open, the least recently used are closed.
+        """Read the manifest. open_shards: maximum number of open shards; the least recently used is closed first.
 
         Raises:
-            CacheError: there is no cache, it is damaged, or no shard is finished.
+            CacheError: there is no cache, its manifest is damaged, or no shard is finished.
         """
         manifest = manifest_at(storage_at(address))
         if manifest.rows == 0:
@@ -86,18 +92,18 @@ class CacheReader:
         self._most_open = open_shards
         self._open: OrderedDict[str, Shard] = OrderedDict()
         self._checked: dict[Path, npt.NDArray[np.bool_]] = {}
-        """For each file, which rows were verified. Kept after the file is closed."""
+        """Which rows of each file were verified. Kept after the file is closed, so rows are verified once."""
         self._buffers, self._opening = Buffers(), threading.Lock()
         _readers.add(self)
 
-    def __getstate__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> _State:
         return self.address, self.method, self._most_open, self.manifest
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: _State) -> None:
         self._set_up(*state)
 
     def leave_parent(self) -> None:
-        """Reset what a fork must not share: the store's client, and a lock that a thread of the parent may hold."""
+        """Reset the state that a fork must not share: the store's client, and a lock that the parent may hold."""
         self.__dict__.pop("storage", None)
         self._opening = threading.Lock()
 
@@ -126,13 +132,14 @@ class CacheReader:
 
     @functools.cached_property
     def index(self) -> RowIndex:
-        """Index of all rows, from the manifest and the table; opens no shard."""
+        """Index of all rows, computed from the manifest and the table without opening a shard."""
         episodes = [episode for shard in self.manifest.shards for episode in shard.episodes]
         dataset = self.manifest.dataset
         index = row_index(self.table, episodes, dataset.stride, dataset.augmentation.variants)
         if len(index.row) != len(self):
             raise CacheError(
-                f"{self.storage.address}: its table has {len(index.row)} rows for its shards, its manifest {len(self)}",
+                f"{self.storage.address}: the table has {len(index.row)} rows for its shards, "
+                f"the manifest says {len(self)}",
                 self.storage.repair,
             )
         return index
@@ -156,9 +163,9 @@ class CacheReader:
         return self.decode(self.gather(np.asarray(indices, np.int64)), device=device)
 
     def gather(self, indices: Indices) -> dict[str, Tensor]:
-        """Read rows as they are stored, (N, bytes) uint8, for `tensors` and `decode`, or to send to another process.
+        """Read rows without decoding them, as (N, bytes) uint8: for `tensors`, `decode`, or another process.
 
-        Copies and verifies with at most two threads, so it can run beside a computation.
+        At most two threads copy and verify, so a computation can run at the same time.
         """
         if not len(indices):
             raise ValueError("no rows to read")
@@ -172,10 +179,10 @@ class CacheReader:
             shard = self._shard(entries[number])
             positions = np.nonzero(shard_of == number)[0]
             shard.take(indices[positions] - self._starts[number], rows, positions)
-        return {ROWS: torch.from_numpy(rows)} | self._of_instructions(indices)
+        return {ROWS: torch.from_numpy(rows)} | self._gather_instructions(indices)
 
-    def _of_instructions(self, indices: Indices) -> dict[str, Tensor]:
-        """Read what is stored once per instruction, and the position of each row's instruction in it."""
+    def _gather_instructions(self, indices: Indices) -> dict[str, Tensor]:
+        """Read the rows stored once per instruction, and the index of each row's instruction among them."""
         entry = self.manifest.by_instruction
         if entry is None:
             return {}
@@ -186,9 +193,9 @@ class CacheReader:
         return {INSTRUCTION_ROWS: torch.from_numpy(rows), INSTRUCTION_INDEX: torch.from_numpy(instruction)}
 
     def tensors(self, gathered: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what `gather` read as tensors, named as in the shards, without a copy.
+        """Return views of the gathered bytes as tensors, named as in the shards.
 
-        `INSTRUCTION_INDEX` says which of the instruction rows belongs to each row.
+        Tensors stored per instruction have one row per instruction; `INSTRUCTION_INDEX` assigns one to each row.
         """
         found = self._layout.tensors(gathered[ROWS])
         if INSTRUCTION_ROWS in gathered:
@@ -197,7 +204,7 @@ class CacheReader:
         return found
 
     def decode(self, gathered: Mapping[str, Tensor], *, device: torch.device | str = "cpu") -> PrefixKV:
-        """Return float32 K and V of what `gather` read. The encoded bytes are moved to the device and decoded there."""
+        """Decode what `gather` returned to float32 K and V. Moves the encoded bytes to the device first."""
         moved = {
             name: gathered[name].to(device) for name in (ROWS, INSTRUCTION_ROWS, INSTRUCTION_INDEX) if name in gathered
         }
@@ -212,7 +219,7 @@ class CacheReader:
         return RowLayout.of(stored_parts(self.manifest.spec, self.codec, by_instruction=True))
 
     def _shard(self, entry: ShardEntry) -> Shard:
-        # threads share the map of open shards; opening one may close another
+        """Return the open shard, opening it if needed. One thread at a time, since opening one may close another."""
         with self._opening:
             if entry.file not in self._open or self.storage.evictable:
                 self._reopen(entry)
@@ -237,20 +244,20 @@ class CacheReader:
             self._open.popitem(last=False)
 
     def _require_parts(self, shard: Shard, entry: ShardEntry) -> None:
-        """Refuse a shard whose tensors are not those that the manifest describes: training would use wrong numbers."""
+        """Raise CacheError if the shard's tensors differ from the manifest's: training would use wrong numbers."""
         once = entry == self.manifest.by_instruction
         expected = (self._instruction_layout if once else self._layout).parts
-        found, again = shard.layout.parts, "build the cache again in another folder"
+        found, hint = shard.layout.parts, "build the cache again in another folder"
         for name in expected.keys() | found.keys():
             if expected.get(name) != found.get(name):
                 raise CacheError(
-                    f"{shard.path}: {name} is {found.get(name)}, the manifest says {expected.get(name)}", again
+                    f"{shard.path}: {name} is {found.get(name)}, the manifest says {expected.get(name)}", hint
                 )
         if list(found) != list(expected):
-            raise CacheError(f"{shard.path}: its tensors are stored in another order than the format's", again)
+            raise CacheError(f"{shard.path}: its tensors are stored in another order than the format's", hint)
 
     def _require_rows(self, shard: Shard, entry: ShardEntry) -> None:
-        """Refuse a shard with rows of other episodes: two exchanged files would each be valid."""
+        """Raise CacheError if the shard holds other rows than listed: two swapped files would each be valid."""
         if entry == self.manifest.by_instruction:
             expected = {"instruction": np.arange(len(self.manifest.instructions))}
         else:
@@ -265,7 +272,7 @@ class CacheReader:
 
 
 _readers: weakref.WeakSet[CacheReader] = weakref.WeakSet()
-"""Open readers of this process."""
+"""Readers of this process, to reset after a fork."""
 
 
 def _leave_parent() -> None:

@@ -385,7 +385,7 @@ class TestRefusal:
             (lambda p: spoiled(p, 1, v=p.layers[1].v[:, :, :1]), "(3, 12, 1, 4), its spec says (3, 12, 2, 4)"),
             (lambda p: spoiled(p, 0, k=p.layers[0].k[:-1], v=p.layers[0].v[:-1]), "(2, 12, 2, 4)"),
             (lambda p: PrefixKV(p.layers[:1], p.valid), "1 layers, its spec says 2"),
-            (lambda p: PrefixKV(p.layers, p.valid[:, :-1]), "`valid` of (3, 11)"),
+            (lambda p: PrefixKV(p.layers, p.valid[:, :-1]), "`valid` of shape (3, 11)"),
         ],
     )
     def test_an_editor_that_breaks_its_promise_is_stopped(
