@@ -2,8 +2,6 @@
 
 from imagewam_cli.plugin import Component, EditorDefaults, EditorEntry, ModeDefaults, hookimpl
 
-CHANNELS = {"in_channels": 96, "out_channels": 48}
-
 
 @hookimpl
 def imagewam_editors() -> list[EditorEntry]:
