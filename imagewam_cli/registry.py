@@ -42,20 +42,21 @@ KINDS = {
 
 @dataclass(kw_only=True)
 class PluginStatus:
-    """One entry point: its distribution, what it adds, and the error if it failed to load."""
+    """State of one plugin: its distribution, the entries that it adds, and the error if it failed to load."""
 
     name: str
     distribution: str = "unknown"
     version: str = ""
     error: str | None = None
     provides: dict[str, list[str]] = field(default_factory=dict)
+    """Kind of entry -> names."""
 
 
 class Catalog(Generic[E]):
     """The entries of one kind, by name."""
 
     def __init__(self, kind: str, found: list[tuple[str, E]], failed: Sequence[str] = ()) -> None:
-        """failed: plugins that could not be loaded, so that their entries are unknown."""
+        """failed: names of the plugins that could not be loaded, whose entries are unknown."""
         self.kind, self._failed = kind, tuple(failed)
         self._owners: dict[str, list[tuple[str, E]]] = {}
         for plugin, entry in found:
@@ -122,7 +123,7 @@ def imported(path: str, what: str, requires: str = "") -> Any:
     module, _, attribute = path.partition(":")
     try:
         return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except Exception as error:  # foreign code: whatever it raises is the plugin's failure
+    except Exception as error:  # third-party code may raise anything
         if requires and isinstance(error, ModuleNotFoundError):
             missing = f"{what} needs {error.name}, which is not installed"
             raise PluginError(missing, f"pip install '{requires}'") from None
@@ -130,7 +131,7 @@ def imported(path: str, what: str, requires: str = "") -> Any:
         raise PluginError(f"{what} cannot be loaded from {path!r}: {reason}") from error
 
 
-def _lacking(found: Any) -> list[str]:
+def _lacking(found: object) -> list[str]:
     """Return the abstract methods of a class, and the class variables declared by it or a base, that have no value."""
     if not inspect.isclass(found):
         return []
@@ -169,34 +170,34 @@ class Registry:
             try:
                 self.manager.register(point.load(), name=point.name)
                 self.manager.check_pending()
-            except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises is reported, not spread
+            except Exception as error:  # noqa: BLE001 - third-party code may raise anything; it is reported
                 status.error = f"{type(error).__name__}: {error}"
                 if self.manager.has_plugin(point.name):
                     self.manager.unregister(name=point.name)
 
     @property
     def editors(self) -> Catalog[EditorEntry]:
-        """Editors."""
+        """Catalog of the editors."""
         return self._catalog("editors")
 
     @property
     def exporters(self) -> Catalog[ExporterEntry]:
-        """Export formats."""
+        """Catalog of the export formats."""
         return self._catalog("exporters")
 
     @property
     def environments(self) -> Catalog[EnvironmentEntry]:
-        """Simulators."""
+        """Catalog of the simulators."""
         return self._catalog("environments")
 
     @property
     def dataset_formats(self) -> Catalog[DatasetFormatEntry]:
-        """Dataset formats."""
+        """Catalog of the dataset formats."""
         return self._catalog("dataset_formats")
 
     @property
     def codecs(self) -> Catalog[CodecEntry]:
-        """Codecs."""
+        """Catalog of the codecs."""
         return self._catalog("codecs")
 
     def status(self) -> list[PluginStatus]:
@@ -217,6 +218,7 @@ class Registry:
         return self.plugins
 
     def _catalog(self, name: str) -> Catalog[Any]:
+        # hooks are called one by one, not through pluggy, so that one that fails does not affect the others
         hook = f"imagewam_{name}"
         found: list[tuple[str, Entry]] = []
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
@@ -224,7 +226,7 @@ class Registry:
             status = next((s for s in self.plugins if s.name == plugin), None)
             try:
                 found += [(plugin, entry) for entry in implementation.function()]
-            except Exception as error:  # noqa: BLE001 - a foreign hook: reported, the other plugins' entries stay
+            except Exception as error:  # noqa: BLE001 - a failing hook must not hide the entries of others
                 if status is not None:
                     status.error = f"{hook}: {type(error).__name__}: {error}"
         return Catalog(KINDS[name], found, [s.name for s in self.plugins if s.error is not None])

@@ -1,4 +1,4 @@
-"""FLUX.2-klein as an imagewam editor. See `editor` for the code; this module only says what there is."""
+"""Entries of the FLUX.2-klein editors. The code is in `editor`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SIZES = {
     "9b": {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288},
 }
 _PARAMETERS = {"4b": (3_875_544_576, 4_022_468_096), "9b": (9_078_581_248, 8_190_735_360)}
-"""Parameters of transformer and text encoder."""
+"""Numbers of parameters of the transformer and the text encoder."""
 PIXELS_PER_TOKEN = 16
 DEFAULTS = EditorDefaults(
     modes={
@@ -24,7 +24,7 @@ DEFAULTS = EditorDefaults(
 )
 """Defaults of FLUX.2-klein; `editor` gives the reasons."""
 _LICENSES = {"4b": "Apache-2.0", "9b": "FLUX non-commercial"}
-_GATED = {"4b": None, "9b": True}  # of 4b public sources say both
+_GATED = {"4b": None, "9b": True}  # public sources disagree about 4b
 
 
 def components(transformer: int, text_encoder: int, *, vae: int) -> dict[str, Component]:

@@ -1,21 +1,21 @@
-"""FLUX.2-klein as an editor, in one forward: the prefix of [text | reference], or a whole step of editing over [text |
-target | reference].
+"""FLUX.2-klein as an editor, in one forward.
 
-Mode `prefix`, without a target. Default timestep 0: what the published code uses at inference (the reference picture is
-clean). Text and reference have the positions of the full sequence.
+Modes:
+- `prefix`: [text | reference] without a target, at the positions of the full sequence. Default timestep 0, at which the
+  reference picture is clean; the published code uses it at inference.
+- `denoise`: the pipeline's own step over [text | target | reference], in which all tokens attend to each other. Default
+  timestep 1, where the pipeline starts from pure noise. No target is needed there, and the network knows the edit from
+  picture and instruction alone, as a policy does. Below 1 the first reference picture, noised to that timestep,
+  replaces the target. All segments are kept by default, because every token has attended to the noisy target and so
+  differs from its counterpart in mode `prefix`.
 
-Mode `denoise`, in which all tokens attend to each other, as in the pipeline's own step. Default timestep 1: there the
-pipeline starts, from noise alone, so no target need be known, and what the network makes of those tokens it has from
-picture and instruction, as a policy does. Below 1 the first reference picture stands for the target, noised to that
-timestep. All segments are kept by default: each token has seen the noisy target, none is what it is in mode `prefix`.
-
-The cameras are tiled into one reference picture, or are one each (`camera_layout`), as the pipeline takes several. The
-text encoder is causal, so a row's states do not depend on padding, and states computed alone serve in any batch.
+The cameras are tiled into one reference picture, or each is a reference of its own (`camera_layout`): the pipeline
+accepts several. The text encoder is causal, so a row's states do not depend on the padding or on the batch.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ from imagewam_flux2.release import Flux2Release
 from imagewam_flux2.segments import picture_ids, picture_segments, text_segment
 from imagewam_flux2.tokens import ACTION_T, FluxTokens, RoundedPositions
 
+if TYPE_CHECKING:
+    from diffusers import Flux2Transformer2DModel
+
 
 class Flux2Editor(DiffusersEditor):
     """A FLUX.2-klein pipeline folder as an `Editor`."""
@@ -55,11 +58,13 @@ class Flux2Editor(DiffusersEditor):
             self.denoiser.pos_embed = RoundedPositions(rope)
 
     @classmethod
-    def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+    def attention_layers(
+        cls, denoiser: Flux2Transformer2DModel, settings: PrefixSettings, text: int
+    ) -> tuple[LayerSpec, ...]:
         return joint_layers(denoiser, (text_segment(text), *picture_segments(settings)))
 
     @classmethod
-    def rope(cls, denoiser: Any) -> RopeSpec:
+    def rope(cls, denoiser: Flux2Transformer2DModel) -> RopeSpec:
         return RopeSpec(
             axes=tuple(denoiser.config.axes_dims_rope),
             theta=float(denoiser.config.rope_theta),
@@ -82,7 +87,7 @@ class Flux2Editor(DiffusersEditor):
         self.tokens.joint_forward(text, tokens, picture_ids(segments), timestep=timestep)
 
     def prefix_graph(self) -> PrefixGraph | None:
-        """None in mode `denoise`: the editor then runs live beside a policy's graphs."""
+        """Return the graph; None in mode `denoise`, in which the editor itself runs beside a policy's graphs."""
         if self.settings.mode == "denoise":
             return None
         return prefix_graph(
@@ -96,7 +101,7 @@ class Flux2Editor(DiffusersEditor):
 
     @property
     def tokens(self) -> FluxTokens:
-        """The parts that are loaded now, as they turn pictures and text into tokens."""
+        """Conversion of pictures and text to tokens, with the components that are loaded now."""
         return FluxTokens(
             **{name: self.part.get(name) for name in self.entry.components},
             text_layers=self.text_layers,
@@ -106,5 +111,5 @@ class Flux2Editor(DiffusersEditor):
 
     @property
     def _padded(self) -> int | None:
-        """Every prompt has this many tokens; None: as many as it needs."""
+        """Number of tokens to which every prompt is padded; None: no padding."""
         return self.tokens.max_text_tokens if self.settings.text_padding == "keep" else None

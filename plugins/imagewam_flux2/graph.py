@@ -1,8 +1,9 @@
 """FLUX.2's prefix as a traceable module: picture and token ids in, keys and values out, equal to `Flux2Editor.encode`.
 
-Traced by `torch.export` without strict mode, which follows `capture.record` as it follows any Python. Two things
-differ from the editor's own forward: the attention mask is always passed (a graph cannot look whether a row is padded),
-and the forward is not left early (that confuses the tracer; what follows the last layer drops out of the graph anyway).
+`torch.export` traces it in non-strict mode, which runs `capture.record` as ordinary Python. Two things differ from the
+editor's own forward. The attention mask is always passed, because a graph cannot branch on whether a row is padded. The
+forward is not stopped after the last kept layer, which the tracer cannot follow; unused computation drops out of the
+graph anyway.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from imagewam_flux2.segments import picture_ids, picture_segments
 from imagewam_flux2.tokens import FluxTokens, text_ids
 
 KeepSegments = Callable[[Mapping[str, LayerKV], Tensor], PrefixKV]
-"""(layers, which text tokens are valid (B, L)) -> the segments that count, invalid tokens zeroed."""
+"""(layers, text_valid bool (B, L)) -> the kept segments, with K and V zero at invalid tokens."""
 
 _PROBES = ("put the red block on the blue zone", "  Put\tit {there}, 2 cm  left?  ", "x")
 
 
 class Flux2Prefix(nn.Module):
-    """forward(image, token_ids, token_valid) -> (valid, k_0, v_0, ...), as `PrefixGraph` asks."""
+    """forward(image, token_ids, token_valid) -> ([valid,] k_0, v_0, ...), as specified by `PrefixGraph.module`."""
 
     def __init__(
         self,
@@ -32,7 +33,7 @@ class Flux2Prefix(nn.Module):
         settings: PrefixSettings,
         keep_segments: KeepSegments,
     ) -> None:
-        """layers: attention modules to keep; settings: resolved, mode `prefix`."""
+        """layers: names of the attention modules to keep; settings: of mode `prefix`."""
         super().__init__()
         self.transformer, self.vae, self.text_encoder = tokens.transformer, tokens.vae, tokens.text_encoder.model
         self._tokens, self._layers, self._keep_segments = tokens, list(layers), keep_segments
@@ -71,15 +72,17 @@ def prefix_graph(
     prompt: Callable[[str], str],
     grey: int,
 ) -> PrefixGraph:
-    """The module with the recipe of its inputs.
+    """Return the graph of the prefix and how to prepare its inputs.
 
-    settings: with every None resolved; prompt: instruction -> what the chat template gets; grey: of a blank picture.
+    prompt: converts an instruction to the user message of the chat template; grey: pixel value of a blank picture.
 
     Raises:
-        ExportError: the cameras do not stand side by side, or the template does more than frame the instruction.
+        ExportError: the cameras are not in one row, or the template does more than enclose the instruction.
     """
-    if not settings.layout.in_one_row:  # the recipe of a graph's inputs sets cameras side by side
-        raise ExportError(f"the camera layout {settings.camera_layout!r} is not part of the graph's recipe")
+    if not settings.layout.in_one_row:  # `PrefixGraph` composes its picture from cameras side by side
+        raise ExportError(
+            f"the camera layout {settings.camera_layout!r} cannot be exported: a graph needs cameras side by side"
+        )
     before, after = _frame(tokens, prompt)
     return PrefixGraph(
         module=Flux2Prefix(tokens, layers, settings, keep_segments),
@@ -96,7 +99,7 @@ def prefix_graph(
 
 
 def _frame(tokens: FluxTokens, prompt: Callable[[str], str]) -> tuple[str, str]:
-    """What the chat template sets before and after an instruction, checked against `FluxTokens.token_ids`."""
+    """Return the template's text before and after an instruction, after a check against `FluxTokens.token_ids`."""
     from tokenizers import Tokenizer
 
     before, found, after = tokens.chat(prompt(_PROBES[0])).partition(_PROBES[0])
@@ -106,12 +109,12 @@ def _frame(tokens: FluxTokens, prompt: Callable[[str], str]) -> tuple[str, str]:
         for probe in _PROBES
     )
     if not found or not all(same):
-        raise ExportError("the chat template does more than put fixed text around the instruction")
+        raise ExportError("the chat template does more than add fixed text before and after the instruction")
     return before, after
 
 
 def _tokenizer_json(tokens: FluxTokens) -> str:
-    """The tokenizer alone, without the padding and truncation of its last call."""
+    """Return the tokenizer as JSON, without the padding and truncation of its last call."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(tokens.tokenizer.backend_tokenizer.to_str())

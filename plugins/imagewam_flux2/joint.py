@@ -1,9 +1,11 @@
-"""The published joint step: the editor learns the future picture, the expert the actions, in one forward of both.
+"""The published joint training step: the editor learns the future picture and the expert the actions, in one forward.
 
-Text and reference attend to each other, the target to them and itself, the actions to text, reference and themselves,
-never to the target. So the forward splits without loss: the prefix once, then target and actions, each on its keys and
-values. The whole editor sequence is modulated with the target's noise level. No gradient is stopped: the action loss
-reaches the editor through K and V. Source: arXiv 2606.19531 and its code.
+Text and reference attend to each other. The target attends to them and to itself, and the actions attend to text,
+reference and themselves, never to the target. The forward therefore splits exactly: first the prefix, then target and
+actions, each attending to the prefix's keys and values. The whole editor sequence is modulated with the target's noise
+level. No gradient is stopped: the action loss reaches the editor through K and V.
+
+Source: arXiv 2606.19531 and its code.
 """
 
 from __future__ import annotations
@@ -24,22 +26,22 @@ VIDEO_WEIGHT, ACTION_WEIGHT = 0.5, 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class JointBatch:
-    """B rows with their noise. Noise levels in [0, 1], (B,)."""
+    """B rows with their noise. Noise levels `video_t` and `action_t` are (B,) in [0, 1]."""
 
     text: Text
-    """With the state's token, where there is one."""
+    """Text states, with the token of the robot state if the policy has one."""
     reference: Tensor
     """Tokens of the current picture, (B, R, C)."""
     target: Tensor
     """Tokens of the future picture, (B, R, C)."""
     grid: tuple[int, int]
-    """(rows, columns) of either."""
+    """Numbers of (rows, columns) of `reference` and of `target`."""
     actions: Tensor
     """Normalised chunks, (B, T, A)."""
     is_pad: Tensor
-    """bool (B, T): steps beyond the episode's end."""
+    """bool (B, T), True at steps after the end of the episode."""
     dim_is_pad: Tensor | None = None
-    """bool (B, A): dimensions that the robot does not have."""
+    """bool (B, A), True at dimensions that the robot does not have."""
     video_noise: Tensor
     action_noise: Tensor
     video_t: Tensor
@@ -48,7 +50,7 @@ class JointBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class JointStep:
-    """Velocities (B, R, C) and (B, T, A), and the losses before their weights."""
+    """Predicted velocities of pictures (B, R, C) and actions (B, T, A), and the unweighted losses."""
 
     video_velocity: Tensor
     action_velocity: Tensor
@@ -57,12 +59,12 @@ class JointStep:
 
     @property
     def loss(self) -> Tensor:
-        """What is minimised."""
+        """Weighted sum that is minimised."""
         return VIDEO_WEIGHT * self.video_loss + ACTION_WEIGHT * self.action_loss
 
 
 def joint_step(tokens: FluxTokens, expert: ActionExpert, batch: JointBatch, schedule: FlowSchedule) -> JointStep:
-    """One forward of editor and expert, with gradients."""
+    """Run one forward of editor and expert, with gradients."""
     ids = image_ids(*batch.grid, t=REFERENCE_T)
     prefix = tokens.prefix(batch.text, batch.reference, ids, timestep=batch.video_t, grad=True)
     noisy_target = add_noise(batch.target, batch.video_noise, batch.video_t)
@@ -85,6 +87,6 @@ def joint_step(tokens: FluxTokens, expert: ActionExpert, batch: JointBatch, sche
 
 
 def video_flow_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Squared error over tokens and channels (B, R, C), times the weight (B,), then the mean. Float32 inside."""
+    """Return the mean over rows of weight (B,) times squared error, itself a mean over (R, C). Computed in float32."""
     error = F.mse_loss(predicted.float(), target.float(), reduction="none").mean((1, 2))
     return torch.mean(error * weight)

@@ -1,7 +1,9 @@
-"""FLUX.2's weights by the names of their release, and by those of diffusers' `Flux2Transformer2DModel`.
+"""Conversion of FLUX.2's weights between the names of the release and of diffusers' `Flux2Transformer2DModel`.
 
-One to one but for two things: diffusers keeps q, k and v of a double block apart, and the two halves of the final
-layer's modulation stand the other way round (released: shift, scale). Source: arXiv 2606.19531's code and FLUX.2's own.
+Names map one to one with two exceptions. The release fuses q, k and v of a double block, diffusers does not. The two
+halves of the final layer's modulation are swapped (the release has shift, then scale).
+
+Source: arXiv 2606.19531's code and FLUX.2's own.
 """
 
 from __future__ import annotations
@@ -49,10 +51,10 @@ _BLOCKS = {"double_blocks": "transformer_blocks", "single_blocks": "single_trans
 
 
 class Flux2Release:
-    """An `imagewam_cli.plugin.ReleaseNames`."""
+    """Implementation of `imagewam_cli.plugin.ReleaseNames`."""
 
     def from_release(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Released names -> diffusers' state dict. Names that are not known keep theirs."""
+        """Return diffusers' state dict of weights under released names. Unknown names are kept."""
         state: dict[str, Tensor] = {}
         for name, value in weights.items():
             targets = _targets(name)
@@ -63,7 +65,7 @@ class Flux2Release:
         return state
 
     def to_release(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `from_release`."""
+        """Return the weights under their released names, the inverse of `from_release`."""
         weights = {}
         for name in _released(state):
             targets = _targets(name)
@@ -73,7 +75,7 @@ class Flux2Release:
         return weights
 
     def sizes(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
-        """What tells one size of the model from another, from released names; parts that are missing are left out."""
+        """Return the dimensions that differ between sizes of the model, of the tensors that are there."""
         blocks = {(m[1], m[2]) for m in (re.match(r"(double|single)_blocks\.(\d+)\.", n) for n in weights) if m}
         found = {f"{kind} blocks": sum(k == kind for k, _ in blocks) for kind in ("double", "single")}
         for key, name, axis in (
@@ -88,7 +90,7 @@ class Flux2Release:
 
 
 def _targets(name: str) -> tuple[str, ...]:
-    """diffusers' names of a released tensor: three where q, k and v are fused there."""
+    """Return diffusers' names of a released tensor: three names if the release fuses q, k and v in it."""
     if name == _FINAL[0]:
         return (_FINAL[1],)
     module, _, leaf = name.rpartition(".")
@@ -110,7 +112,7 @@ def _targets(name: str) -> tuple[str, ...]:
 
 
 def _released(state: Mapping[str, Tensor]) -> list[str]:
-    """The released names of a diffusers state dict."""
+    """Return the released names of the tensors of a diffusers state dict."""
     names = [f"{module}.weight" for module in _TOP] + [_FINAL[0]]
     for kind, home in _BLOCKS.items():
         double = kind == "double_blocks"

@@ -1,4 +1,4 @@
-"""How FLUX.2 sees pictures, text and time, on diffusers' own classes.
+"""Tokens of FLUX.2: pictures, text, positions and timesteps, on diffusers' own classes.
 
 Picture -> VAE mean -> 2x2 space-to-channel -> batch norm -> tokens (B, h w, C). Instruction -> chat template ->
 hidden states of three Qwen3 layers side by side -> (B, L, 3 D). Position ids have four axes (t, h, w, l): text counts
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,17 +19,21 @@ from torch import Tensor, nn
 
 from imagewam_cli.plugin import LayerKV, RopeSpec, Text, grid_ids, joint_layers, record, replay, rotary_tables
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
 REFERENCE_T = 10
-"""Id of the first reference picture; that of the second is twice as large, and so on."""
+"""Position id t of the first reference picture. The second has twice this id, and so on."""
 TARGET_T = 0
 ACTION_T = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class FluxPrefix:
-    """Keys and values per attention module, tokens [text | reference]; valid, bool (B, P).
+    """Keys and values of the tokens [text | reference], by attention module. valid: bool (B, P).
 
-    output: (B, R, C), what the last layer says at the reference tokens; None where the forward was left before it.
+    output: the denoiser's output at the reference tokens, (B, R, C); None if the forward was stopped before it.
     """
 
     layers: dict[str, LayerKV]
@@ -44,20 +48,22 @@ class FluxPrefix:
 
 @dataclass(frozen=True, kw_only=True)
 class FluxTokens:
-    """The parts of a FLUX.2-klein pipeline that turn (picture, instruction) into keys and values and back into a
-    picture."""
+    """The parts of a FLUX.2-klein pipeline, to compute the prefix of (picture, instruction) and to decode pictures."""
 
-    transformer: Any
-    vae: Any
-    text_encoder: Any
-    tokenizer: Any
+    transformer: Flux2Transformer2DModel
+    vae: AutoencoderKLFlux2
+    text_encoder: Qwen3ForCausalLM
+    tokenizer: PreTrainedTokenizerFast
     text_layers: tuple[int, ...] = (9, 18, 27)
     max_text_tokens: int = 512
     device: torch.device | None = None
     """Device on which the text encoder computes, if its weights are offloaded."""
 
     @classmethod
-    def of(cls, pipeline: Any, *, text_layers: tuple[int, ...] = (9, 18, 27), max_text_tokens: int = 512) -> FluxTokens:
+    def of(
+        cls, pipeline: Flux2KleinPipeline, *, text_layers: tuple[int, ...] = (9, 18, 27), max_text_tokens: int = 512
+    ) -> FluxTokens:
+        """Return the parts of a loaded pipeline."""
         return cls(
             transformer=pipeline.transformer,
             vae=pipeline.vae,
@@ -68,9 +74,9 @@ class FluxTokens:
         )
 
     def image(self, pictures: Tensor, count: int = 1) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> normalised tokens (B, H W / 256, C), rows first.
+        """Encode pictures (B, 3, H, W) in [-1, 1] as normalised tokens (B, H W / 256, C), in row order.
 
-        count: pictures of one width that stand side by side; each is encoded alone, its tokens follow the last one's.
+        count: number of pictures of equal width, side by side. Each is encoded separately.
         """
         with torch.no_grad():
             return torch.cat([self._encoded(picture) for picture in pictures.chunk(count, dim=3)], dim=1)
@@ -81,8 +87,8 @@ class FluxTokens:
         return ((latents - mean) / std).flatten(2).transpose(1, 2)
 
     def picture(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        """The inverse of `image` for a grid of height x width tokens: (B, 3, 16 height, 16 width), clamped to [-1,
-        1]."""
+        """Decode tokens of a grid of height x width as (B, 3, 16 height, 16 width), clamped to [-1, 1]; the inverse of
+        `image`."""
         with torch.no_grad():
             latents = tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
             mean, std = self._batch_norm(latents)
@@ -90,7 +96,7 @@ class FluxTokens:
             return decoded.clamp(-1, 1)
 
     def chat(self, instruction: str) -> str:
-        """The instruction in the chat template."""
+        """Return the instruction in the chat template."""
         text: str = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": instruction}],
             tokenize=False,
@@ -100,13 +106,13 @@ class FluxTokens:
         return text
 
     def token_ids(self, instruction: str) -> list[int]:
-        """The instruction in the chat template, cut at `max_text_tokens`."""
+        """Return the token ids of the instruction in the chat template, cut at `max_text_tokens`."""
         text = self.chat(instruction)
         ids: list[int] = self.tokenizer(text, truncation=True, max_length=self.max_text_tokens)["input_ids"]
         return ids
 
     def text(self, instructions: Sequence[str], *, pad_to: int | None = None, grad: bool = False) -> Text:
-        """Hidden states of the instructions, padded at the end to the longest of them or to `pad_to` tokens."""
+        """Return the states of the instructions, padded at the end to the longest of them and to at least `pad_to`."""
         rows = [self.token_ids(i) for i in instructions]
         length = max(pad_to or 0, *(len(r) for r in rows))
         device = self.device or self.text_encoder.device
@@ -120,8 +126,8 @@ class FluxTokens:
             return Text(embeds=self.hidden_states(ids, valid), valid=valid)
 
     def hidden_states(self, ids: Tensor, valid: Tensor) -> Tensor:
-        """int64 (B, L), bool (B, L) -> the text layers side by side, (B, L, 3 D)."""
-        # the decoder stack alone: the language head is never needed
+        """Return the states of the text layers side by side, (B, L, 3 D), of ids int64 (B, L) and valid bool (B, L)."""
+        # `.model` skips the language head, which is not needed
         states = self.text_encoder.model(
             input_ids=ids, attention_mask=valid.long(), output_hidden_states=True, use_cache=False
         ).hidden_states
@@ -129,7 +135,7 @@ class FluxTokens:
 
     @property
     def layers(self) -> list[str]:
-        """The attention modules in the order in which they run: double blocks, then single blocks."""
+        """Names of the attention modules in the order in which they run: double blocks, then single blocks."""
         return [layer.name for layer in joint_layers(self.transformer, ())]
 
     def prefix(
@@ -142,9 +148,11 @@ class FluxTokens:
         layers: Sequence[str] | None = None,
         grad: bool = False,
     ) -> FluxPrefix:
-        """One forward over [text | reference] without a target, at one timestep in [0, 1] or one for each row (B,).
+        """Run one forward over [text | reference] without a target. Text and reference attend to each other; padding is
+        masked.
 
-        reference: (B, R, C); reference_ids: (R, 4). Text and reference attend to each other; padded text is never seen.
+        reference: (B, R, C); reference_ids: (R, 4); timestep: in [0, 1], one for all rows or one for each (B,); layers:
+        attention modules to record, by default all.
         """
         names = list(layers) if layers is not None else self.layers
         with (
@@ -156,36 +164,34 @@ class FluxTokens:
         return FluxPrefix(layers=recording.layers, valid=valid, output=output if grad else None)
 
     def joint_forward(self, text: Text, pictures: Tensor, picture_ids: Tensor, *, timestep: float | Tensor) -> Tensor:
-        """One forward over [text | pictures], all of which attend to each other, padded text apart.
+        """Run one forward over [text | pictures], in which all tokens except padding attend to each other.
 
-        pictures: (B, I, C), tokens of a reference, or of a noisy target and then its references; picture_ids: (I, 4).
-        Returns what the last layer says at the pictures' tokens, (B, I, C).
+        pictures: (B, I, C), tokens of references, after those of a noisy target if any; picture_ids: (I, 4).
+        Returns the denoiser's output at the pictures' tokens, (B, I, C).
         """
         batch, length = text.valid.shape
         mask = _key_mask(_with_pictures(text, pictures))
         t = torch.as_tensor(timestep, dtype=torch.float32).expand(batch)
-        output: Tensor = self._forward(text.embeds, pictures, text_ids(length), picture_ids, t, mask)
-        return output
+        return self._forward(text.embeds, pictures, text_ids(length), picture_ids, t, mask)
 
     def target_velocity(
         self, prefix: FluxPrefix, noisy: Tensor, t: Tensor, grid: tuple[int, int] | None = None
     ) -> Tensor:
-        """Velocity of the noisy target tokens (B, T, C) at noise levels t (B,), attending to the prefix.
+        """Return the velocity of noisy target tokens (B, T, C) at noise levels t (B,), which attend to the prefix.
 
-        grid: (rows, columns) of the tokens; None: a square.
+        grid: numbers of (rows, columns) of the tokens, by default a square.
         """
         batch, count, _ = noisy.shape
         rows, columns = grid or (round(count**0.5),) * 2
         empty = noisy.new_zeros(batch, 0, self.transformer.config.joint_attention_dim)
         with replay(self.transformer, prefix.layers, prefix.valid):
-            result: Tensor = self._forward(empty, noisy, text_ids(0), image_ids(rows, columns, t=TARGET_T), t, None)
-        return result
+            return self._forward(empty, noisy, text_ids(0), image_ids(rows, columns, t=TARGET_T), t, None)
 
     def _forward(
         self, embeds: Tensor, image: Tensor, txt_ids: Tensor, img_ids: Tensor, t: Tensor, mask: Tensor | None
-    ) -> Any:
+    ) -> Tensor:
         kwargs = None if mask is None else {"attention_mask": mask}
-        return self.transformer(
+        output: Tensor = self.transformer(
             hidden_states=image,
             encoder_hidden_states=embeds.to(image.dtype),
             timestep=t.to(image.device),
@@ -195,6 +201,7 @@ class FluxTokens:
             joint_attention_kwargs=kwargs,
             return_dict=False,
         )[0]
+        return output
 
     def _batch_norm(self, like: Tensor) -> tuple[Tensor, Tensor]:
         norm = self.vae.bn
@@ -204,35 +211,35 @@ class FluxTokens:
 
 
 class RoundedPositions(nn.Module):
-    """Replacement of the transformer's `pos_embed` whose angles are rounded as `rope.rounding` says."""
+    """Replacement of the transformer's `pos_embed` that rounds its angles according to `rope.rounding`."""
 
     def __init__(self, rope: RopeSpec) -> None:
         super().__init__()
         self.rope = rope
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Position ids (T, axes) -> cos and sin, float32 (T, D), each repeated for its pair."""
+        """Return cos and sin, float32 (T, D), of position ids (T, axes). Each value is repeated for its pair."""
         cos, sin = rotary_tables(ids, self.rope.axes, self.rope.theta, self.rope.rounding)
         return cos.repeat_interleave(2, dim=-1), sin.repeat_interleave(2, dim=-1)
 
 
 def image_ids(height: int, width: int, *, t: int) -> Tensor:
-    """Position ids of a grid of picture tokens, float32 (height * width, 4), rows first."""
+    """Return the position ids of a grid of picture tokens, float32 (height * width, 4), in row order."""
     return F.pad(grid_ids(t, height, width), (0, 1))
 
 
 def text_ids(length: int) -> Tensor:
-    """Position ids of `length` text tokens, float32 (length, 4)."""
+    """Return the position ids of `length` text tokens, float32 (length, 4)."""
     ids = torch.zeros(length, 4)
     ids[:, 3] = torch.arange(length)
     return ids
 
 
 def _with_pictures(text: Text, pictures: Tensor) -> Tensor:
-    """bool (B, L + I): which tokens of [text | pictures] count."""
+    """Return bool (B, L + I), False at the padding of [text | pictures]."""
     return torch.cat([text.valid, text.valid.new_ones(pictures.shape[:2])], dim=1)
 
 
 def _key_mask(valid: Tensor) -> Tensor | None:
-    """bool (B, 1, 1, P) for the attention, or None where every token is valid."""
+    """Return the attention mask bool (B, 1, 1, P), or None if every token is valid."""
     return None if bool(valid.all()) else valid[:, None, None, :]

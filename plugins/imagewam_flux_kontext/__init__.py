@@ -1,4 +1,4 @@
-"""FLUX.1-Kontext as an imagewam editor. See `editor` for the code; this module only says what there is."""
+"""Entry of the FLUX.1-Kontext editor. The code is in `editor`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DEFAULTS = EditorDefaults(
     size_multiple=16,
     max_text_tokens=512,
 )
-"""The reasons are in `imagewam_cli.editors.joint`."""
+"""`imagewam_cli.editors.joint` gives the reasons."""
 
 
 @hookimpl

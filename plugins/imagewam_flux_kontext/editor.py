@@ -1,16 +1,16 @@
 """FLUX.1-Kontext as an editor: one forward of its joint transformer over T5 states and the reference picture.
 
-Modes `prefix`, the default, and `denoise`, both at timestep 1, where editing starts, for the reasons in
-`imagewam_cli.editors.joint`: Kontext has one timestep for target and reference, and they see each other.
+Modes `prefix` (the default) and `denoise` both use timestep 1, where editing starts; `imagewam_cli.editors.joint` gives
+the reasons. Target and reference have one timestep and attend to each other.
 
-Kontext is distilled from guidance and takes its scale as an input: `GUIDANCE`, the pipeline's default.
+Kontext is guidance-distilled and takes the guidance scale as an input: `GUIDANCE`, the pipeline's default.
 
-Text: T5 sees all 512 positions of a padded prompt, and so does the transformer (`keep`, the default). With `trim` T5
-sees the same, and the states of padding are dropped: text is not ordered by position ids (all are 0), so what remains
-keeps its ids. The pooled vector is CLIP's of the prompt.
+T5 encodes all 512 positions of a padded prompt, and the transformer sees all of them (`keep`, the default). With `trim`
+T5 encodes the same and the states of the padding are dropped. All text has position id 0, so the remaining ids do not
+change. The pooled vector is CLIP's for the prompt.
 
-Default size 512 pixels: 1024 tokens. Pretraining and the pipeline use about one megapixel, in sizes of which each side
-is a multiple of 16; the size of a picture is the user's here, and pictures are not moved to one of those sizes.
+At the default size of 512 pixels a picture has 1024 tokens. Pretraining and the pipeline use a fixed list of sizes of
+about one megapixel; here the user chooses the size, and pictures are not resized to one of that list.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from imagewam_cli.plugin import JointEditor, Prompt, Text, UInt8Image
 
 GUIDANCE = 3.5
-"""`guidance_scale` of the pipeline where the user gives none."""
+"""Default `guidance_scale` of the pipeline."""
 
 
 class FluxKontextEditor(JointEditor):
@@ -34,8 +34,7 @@ class FluxKontextEditor(JointEditor):
     text_tokenizer = "tokenizer_2"
     picture_ids = MappingProxyType({"target": 0, "reference": 1})
     text_moves = ()
-    # text is (0, 0, 0), which a target token has too, and pictures are 0 and 1: the next one is nobody's, and as far
-    # from the reference as the reference is from the target
+    # text and target have id 0, the reference has 1; 2 is free, and as far from the reference as the target is
     action_id = 2
 
     def fingerprint_extras(self) -> Mapping[str, object]:
@@ -60,8 +59,8 @@ class FluxKontextEditor(JointEditor):
         )
 
     def _padded(self, tokenizer: str, prompt: str, length: int | None = None) -> Tensor:
-        """Token ids (1, length); None: as many as the tokenizer says."""
-        ids = self.part[tokenizer](
+        """Return token ids (1, length), padded. length: by default the tokenizer's own limit."""
+        ids: Tensor = self.part[tokenizer](
             prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).input_ids
-        return ids.to(self.device)  # type: ignore[no-any-return]
+        return ids.to(self.device)

@@ -1,5 +1,4 @@
-"""InstructPix2Pix as imagewam editors, on Stable Diffusion 1.5 and on SDXL. See `editor` and `sdxl` for the code; this
-module only says what there is."""
+"""Entries of the InstructPix2Pix editors on Stable Diffusion 1.5 and SDXL. The code is in `editor` and `sdxl`."""
 
 from __future__ import annotations
 
@@ -27,10 +26,10 @@ _SHARED = {
     "vae": Component("diffusers:AutoencoderKL", 83_653_863),
     "text_encoder": Component("transformers:CLIPTextModel", 123_060_480),
     "tokenizer": Component("transformers:CLIPTokenizer"),
-    # read for its noise levels alone, whatever sampler the folder names
+    # only its noise levels are used, so the class does not depend on the folder's sampler
     "scheduler": Component("diffusers:DDPMScheduler"),
 }
-"""Components that are the same in both."""
+"""Components that both editors have."""
 _SECOND_ENCODER = {
     "text_encoder_2": Component("transformers:CLIPTextModelWithProjection", 694_659_840),
     "tokenizer_2": Component("transformers:CLIPTokenizer"),

@@ -1,18 +1,19 @@
-"""InstructPix2Pix as an editor: one step of its UNet on noise beside the picture's latents.
+"""InstructPix2Pix as an editor: one step of its UNet on noise and the picture's latents.
 
-The picture enters by channel concatenation, so no token is the reference's alone: self-attention holds the target at
-each resolution, cross-attention the text. Mode `denoise`, the conditional branch only.
+The picture's latents are concatenated with the noise as channels, so no token belongs to the reference alone.
+Self-attention holds the target at each resolution, cross-attention holds the text. The only mode is `denoise`, with the
+conditional branch only.
 
-Default timestep 1: there the pipeline itself starts, from noise alone, and whatever the network knows of the edit it
-has from picture and instruction, as a policy does. Below 1 a target would have to be known; the current picture stands
-for it, noised to that timestep. t in [0, 1] is the training timestep t (N - 1), rounded. Default segments: the target,
-which has read the text already; `--segments text,target` adds the cross-attention. Default size: 256 pixels, at which
-the editor was trained.
+The default timestep is 1, where the pipeline starts from pure noise: the network knows the edit from picture and
+instruction alone, as a policy does. Below 1 a target is needed, and the current picture, noised to that timestep,
+replaces it. t in [0, 1] is the training timestep t (N - 1), rounded. By default only the target is kept, which has
+attended to the text; `--segments text,target` adds the cross-attention. Default size: 256 pixels, at which the editor
+was trained.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -30,12 +31,17 @@ from imagewam_cli.plugin import (
 )
 from imagewam_instruct_pix2pix import PIXELS_PER_LATENT
 
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
 
 class InstructPix2PixEditor(DiffusersEditor):
     """A StableDiffusionInstructPix2PixPipeline folder as an `Editor`."""
 
     @classmethod
-    def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+    def attention_layers(
+        cls, denoiser: UNet2DConditionModel, settings: PrefixSettings, text: int
+    ) -> tuple[LayerSpec, ...]:
         return unet_layers(denoiser, settings.image_size, text)
 
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
@@ -56,16 +62,16 @@ class InstructPix2PixEditor(DiffusersEditor):
         )
 
     def reference_latents(self, pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, 4, H / 8, W / 8), unscaled, as these editors were trained to see them."""
+        """Encode pictures (B, 3, H, W) in [-1, 1] as (B, 4, H / 8, W / 8), unscaled, as these editors were trained."""
         latents: Tensor = self.part["vae"].encode(pictures).latent_dist.mode()
         return latents
 
     def added_conditions(self, text: Text) -> dict[str, Tensor] | None:
-        """What the UNet adds to its timestep's embedding; None: nothing."""
+        """Return what the UNet adds to the embedding of the timestep; None: nothing."""
         return None
 
     def _start(self, reference: Tensor) -> tuple[int, Tensor]:
-        """The training timestep and the latents beside the reference's."""
+        """Return the training timestep and the noisy target latents (B, 4, H / 8, W / 8)."""
         t, scheduler = self.settings.timestep, self.part["scheduler"]
         timestep = round(t * (scheduler.config.num_train_timesteps - 1))
         noise = target_noise(reference.shape, reference)
@@ -76,14 +82,18 @@ class InstructPix2PixEditor(DiffusersEditor):
         return timestep, noisy
 
 
-def unet_layers(unet: Any, image_size: tuple[int, int], text: int) -> tuple[LayerSpec, ...]:
-    """Every attention layer of a diffusers UNet in the order of the calls: self-attention holds the target at the
-    block's resolution, cross-attention the text. A model on the meta device will do."""
+def unet_layers(unet: UNet2DConditionModel, image_size: tuple[int, int], text: int) -> tuple[LayerSpec, ...]:
+    """Return every attention layer of a diffusers UNet in the order of the calls.
+
+    Self-attention holds the target at the resolution of its block, cross-attention the text.
+    unet: may be on the meta device.
+    """
     last = len(unet.config.block_out_channels) - 1
     paths = [name for name, module in unet.named_modules() if hasattr(module, "to_k")]
     halvings = {path: _halvings(path, last) for path in paths}
     stages = ("down_blocks", "mid_block", "up_blocks")
     layers = []
+    # modules are registered as down, up, mid; a forward runs down, mid, up
     for path in sorted(paths, key=lambda path: stages.index(path.partition(".")[0])):
         module = unet.get_submodule(path)
         target = picture_segment("target", image_size, PIXELS_PER_LATENT * 2 ** halvings[path])
@@ -102,7 +112,7 @@ def unet_layers(unet: Any, image_size: tuple[int, int], text: int) -> tuple[Laye
 
 
 def _halvings(path: str, last: int) -> int:
-    """How often the latents were halved before the block of this module."""
+    """Return how often the latents were halved before the block of this module."""
     stage, _, rest = path.partition(".")
     if stage == "mid_block":
         return last

@@ -1,22 +1,24 @@
-"""InstructPix2Pix on SDXL as an editor: the same step of a larger UNet, which two text encoders and the picture's size
-condition.
+"""InstructPix2Pix on SDXL as an editor: the same step of a larger UNet, conditioned on two text encoders and sizes.
 
-Text states are the last hidden layer but one of either encoder, side by side; the second encoder also gives one vector
-for the whole text. The UNet reads its size conditions (arXiv 2307.01952, section 2.2) as (original height, width, crop
-top, left, target height, width): the picture is shown whole, so both sizes are the image size and the crop is (0, 0).
-Default size: 768 pixels, at which the editor was trained. Only the two lower resolutions attend, at 16 and 32 pixels to
-a token.
+Text states are those of the second-to-last hidden layer of both encoders, side by side. The second encoder also gives
+one vector for the whole text. The UNet's size conditions (arXiv 2307.01952, section 2.2) are (original height, width,
+crop top, left, target height, width): the picture is not cropped, so both sizes are the image size and the crop is
+(0, 0). Default size: 768 pixels, at which the editor was trained. Only the two lower resolutions have attention, with
+16 and 32 pixels for a token.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from imagewam_cli.plugin import Prompt, Text, UInt8Image
 from imagewam_instruct_pix2pix.editor import InstructPix2PixEditor
+
+if TYPE_CHECKING:
+    from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 _READERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
@@ -30,11 +32,12 @@ class SdxlInstructPix2PixEditor(InstructPix2PixEditor):
         read = [self._read(prompt, *reader) for reader in _READERS.items()]
         return Prompt(states=torch.cat([r.hidden_states[-2][0] for r in read], dim=-1), pooled=read[-1].text_embeds[0])
 
-    def _read(self, prompt: str, encoder: str, tokenizer: str) -> Any:
-        """One encoder's output. Padding is not masked, as the pipeline does not: the encoders are causal, so no token
-        of the text sees it."""
+    def _read(self, prompt: str, encoder: str, tokenizer: str) -> CLIPTextModelOutput:
+        """Return one encoder's output. Like the pipeline, it does not mask padding: the encoders are causal, so no text
+        token attends to it."""
         ids, _ = self.tokenized(prompt, tokenizer)
-        return self.part[encoder](ids, output_hidden_states=True)
+        output: CLIPTextModelOutput = self.part[encoder](ids, output_hidden_states=True)
+        return output
 
     def reference_latents(self, pictures: Tensor) -> Tensor:
         vae = self.part["vae"]

@@ -1,4 +1,4 @@
-"""LongCat-Image-Edit as an imagewam editor. See `editor` for the code; this module only says what there is."""
+"""Entry of the LongCat-Image-Edit editor. The code is in `editor`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DEFAULTS = EditorDefaults(
     size_multiple=16,
     max_text_tokens=512,
 )
-"""The reasons are in `imagewam_cli.editors.joint`."""
+"""`imagewam_cli.editors.joint` gives the reasons."""
 
 
 @hookimpl
@@ -30,8 +30,8 @@ def imagewam_editors() -> list[EditorEntry]:
                 "vae": Component("diffusers:AutoencoderKL", 83_819_683),
                 "text_encoder": Component("transformers:Qwen2_5_VLForConditionalGeneration", 8_292_166_656),
                 "tokenizer": Component("transformers:Qwen2Tokenizer"),
-                # only the picture half of the processor is used, and on Pillow whatever else is installed: torchvision
-                # resizes to other pixels
+                # only the picture half of the processor is used, always with Pillow: torchvision, if installed, would
+                # resize to different pixels
                 "text_processor": Component("transformers:Qwen2VLImageProcessorPil"),
             },
             config={"num_layers": 10, "num_single_layers": 20},

@@ -1,17 +1,20 @@
-"""LongCat-Image-Edit as an editor: one forward of its joint transformer over the states of a vision-language model,
-which sees picture and instruction, and the reference picture's latents.
+"""LongCat-Image-Edit as an editor.
 
-Modes `prefix`, the default, and `denoise`, both at timestep 1, where editing starts, for the reasons in
-`imagewam_cli.editors.joint`: LongCat has one timestep for target and reference, and they see each other.
-Guidance is outside the network: the conditional branch needs none.
+Its joint transformer attends over the reference picture's latents and the states of a vision-language model, which
+reads the picture and the instruction.
 
-Text: the picture's tokens, then the instruction. The pipeline shows the transformer the states of all 512 positions of
-a padded instruction (`keep`, the default). `trim` drops the padding: the encoder is causal, so no other state changes,
-and pictures keep the ids that they have behind 512 positions. Rows of different lengths are masked inside the blocks,
-which take a mask that the transformer itself does not hand on.
+Modes `prefix` (the default) and `denoise` both use timestep 1, where editing starts; `imagewam_cli.editors.joint` gives
+the reasons. Target and reference have one timestep and attend to each other. Guidance is applied outside the network,
+so only the conditional branch runs.
 
-The encoder sees every row's picture and is never freed. Default size 512 pixels: 1024 tokens, and 81 of the encoder.
-The pipeline resizes every picture to about one megapixel; its size is the user's here.
+Text is the picture's tokens, then the instruction. The pipeline shows the transformer all 512 positions of a padded
+instruction (`keep`, the default). `trim` drops the padding. The encoder is causal, so the other states do not change,
+and pictures keep their position ids after 512 text positions. In a batch, shorter rows are masked inside the blocks:
+the blocks accept a mask, although the transformer does not pass one on.
+
+The encoder reads every row's picture, so it is never freed. At the default size of 512 pixels a picture has 1024 tokens
+in the transformer and 81 in the encoder. The pipeline resizes every picture to about one megapixel; here the user
+chooses the size.
 """
 
 from __future__ import annotations
@@ -20,12 +23,15 @@ import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from imagewam_cli.plugin import EditorError, JointEditor, PrefixSettings, Prompt, Text, UInt8Image
 from imagewam_longcat.prompt import LongCatPrompt, seen_tokens
+
+if TYPE_CHECKING:
+    from diffusers import LongCatImageTransformer2DModel
 
 
 class LongCatEditor(JointEditor):
@@ -34,7 +40,7 @@ class LongCatEditor(JointEditor):
     reads_picture = True
     picture_ids = MappingProxyType({"target": 1, "reference": 2})
     text_moves = (1, 2)
-    # text is 0: the next one is nobody's, and as far from the reference as the reference is from the target
+    # ids 0, 1 and 2 are text, target and reference; 3 is free, and as far from the reference as the target is
     action_id = 3
 
     @classmethod
@@ -57,15 +63,15 @@ class LongCatEditor(JointEditor):
 
     @classmethod
     def picture_start(cls, settings: PrefixSettings, text: int) -> int:
-        """Behind the text, padded."""
+        """Return the ids of a picture's first token, which follow the padded text even if the padding is dropped."""
         return text if settings.text_padding == "keep" else cls.picture_text(settings) + cls.entry.defaults.text_limit
 
     def prepare(self) -> None:
-        said = self.picture_text(self.settings)
-        if self.settings.text_padding == "trim" and self._seen_tokens != said:
+        expected = self.picture_text(self.settings)
+        if self.settings.text_padding == "trim" and self._seen_tokens != expected:
             raise EditorError(
-                f"the folder's text_processor makes {self._seen_tokens} tokens of a picture, the family's {said}",
-                "use --text-padding keep, with which places are told from the text itself",
+                f"the folder's text_processor makes {self._seen_tokens} tokens of a picture, LongCat's own {expected}",
+                "use --text-padding keep, which takes positions from the length of the text",
             )
 
     def forward(self, image: Tensor, text: Text, mask: Tensor | None, **inputs: Tensor) -> None:
@@ -84,19 +90,20 @@ class LongCatEditor(JointEditor):
 
     @property
     def _seen_tokens(self) -> int:
-        """Text tokens that stand for the picture."""
+        """Number of text tokens that represent the picture."""
         return seen_tokens(self.part["text_processor"], self.settings.image_size)
 
 
 @contextlib.contextmanager
-def _masked(transformer: Any, mask: Tensor | None) -> Iterator[None]:
-    """Let the attention of every block see only what `mask` says, which goes to the blocks: the transformer's own
-    forward has no argument for it."""
+def _masked(transformer: LongCatImageTransformer2DModel, mask: Tensor | None) -> Iterator[None]:
+    """Pass an attention mask to every block. The transformer's own forward has no argument for it."""
     if mask is None:
         yield
         return
 
-    def add_mask(module: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def add_mask(
+        module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
         return args, {**kwargs, "joint_attention_kwargs": {"attention_mask": mask}}
 
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]

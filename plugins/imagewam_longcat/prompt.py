@@ -1,11 +1,11 @@
-"""How LongCat-Image-Edit puts a picture and an instruction to its vision-language model.
+"""Prompt of LongCat-Image-Edit's vision-language model: a fixed preamble, the picture, the instruction.
 
-A fixed preamble, the picture, the instruction padded to 512 tokens. The states from the start of the picture on are the
-text of the denoiser: [start | picture | end | instruction | padding]. What the pipeline puts behind them is left out:
-the model is causal, so no state that is used can tell. What stands in quotation marks is tokenized letter by letter, so
-that it can be written into a picture.
+The instruction is padded to 512 tokens. The denoiser's text is the states from the picture on: [start | picture | end |
+instruction | padding]. The tokens that the pipeline adds after them are left out: the model is causal, so they do not
+affect the states that are used. Quoted text is tokenized letter by letter, because the editor was trained to write it
+into pictures.
 
-The preamble is read from diffusers' pipeline.
+The preamble comes from diffusers' pipeline.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -22,30 +22,41 @@ from torch import Tensor
 
 from imagewam_cli.plugin import UInt8Image, picture_token_types
 
+if TYPE_CHECKING:
+    from transformers import (
+        BatchFeature,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2Tokenizer,
+        Qwen2VLImageProcessorPil,
+    )
+
 _START, _PICTURE = "<|vision_start|>", "<|image_pad|>"
 _FRAME_TOKENS = 2
-"""Start and end of the picture."""
+"""Number of tokens that mark the start and the end of the picture."""
 _APOSTROPHE = re.compile("[a-zA-Z]+'[a-zA-Z]+")
 _QUOTATION = re.compile("('[^']*'|\"[^\"]*\"|‘[^‘’]*’|“[^“”]*”)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LongCatPrompt:
-    """The parts of a LongCat folder that read. max_tokens: an instruction beyond is cut. device: where the encoder
-    computes, wherever its weights wait."""
+    """The parts of a LongCat folder that encode text.
 
-    tokenizer: Any
-    text_processor: Any
-    text_encoder: Any
+    max_tokens: length to which an instruction is truncated. device: where the encoder computes, even if its weights are
+    offloaded.
+    """
+
+    tokenizer: Qwen2Tokenizer
+    text_processor: Qwen2VLImageProcessorPil
+    text_encoder: Qwen2_5_VLForConditionalGeneration
     max_tokens: int
     device: torch.device
 
     def instruction_ids(self, prompt: str) -> list[int]:
-        """Token ids of an instruction alone."""
+        """Return the token ids of an instruction without preamble and picture."""
         return [i for piece in pieces(prompt) for i in self._ids(piece)][: self.max_tokens]
 
     def states(self, prompt: str, picture: UInt8Image, *, padded: bool) -> Tensor:
-        """Hidden states (L, D) of picture and instruction; padded: and of the padding after it."""
+        """Return the hidden states (L, D) of picture and instruction. padded: also those of the padding."""
         height, width = _shown(picture.shape[:2])
         seen = self.text_processor(
             images=Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS), return_tensors="pt"
@@ -57,8 +68,8 @@ class LongCatPrompt:
         valid = [i < len(before) + len(instruction) for i in range(len(ids))]
         return self._read(ids, valid, seen)[before.index(self.tokenizer.convert_tokens_to_ids(_START)) :]
 
-    def _read(self, ids: Sequence[int], valid: Sequence[bool], seen: Any) -> Tensor:
-        """Last hidden states (L, D) of all that is put to the model."""
+    def _read(self, ids: Sequence[int], valid: Sequence[bool], seen: BatchFeature) -> Tensor:
+        """Return the last hidden states (L, D) of all tokens."""
         device = self.device
         token_ids = torch.tensor([ids], device=device)
         states: Tensor = self.text_encoder.model(  # without the language head, which is never needed
@@ -73,7 +84,7 @@ class LongCatPrompt:
 
     @functools.cached_property
     def preamble(self) -> str:
-        """What stands before an instruction, with one token for the picture."""
+        """Text before the instruction, with one token for the picture."""
         from diffusers import LongCatImageEditPipeline
 
         pipeline = LongCatImageEditPipeline(
@@ -93,33 +104,32 @@ class LongCatPrompt:
 
 
 class _NoProcessor:
-    """What the pipeline must be given to be made."""
+    """Stand-in for the processor, of which the pipeline's constructor reads one attribute."""
 
     image_processor = None
 
 
 def pieces(prompt: str) -> Iterator[str]:
-    """What is tokenized apart: each letter of a quotation, its marks included, and all that stands between quotations.
-    An apostrophe inside a word is no mark."""
-    # not diffusers' split_quotation: of two words with apostrophes it may put one in the place of the other, by the
-    # process's hash seed
+    """Split a prompt into pieces that are tokenized separately: each character of a quotation, including its marks, and
+    the text between quotations. An apostrophe inside a word is not a quotation mark."""
+    # diffusers' split_quotation is not used: it can swap two words with apostrophes, depending on the hash seed
     hidden = _APOSTROPHE.sub(lambda word: word[0].replace("'", "\0"), prompt)
     for i, part in enumerate(_QUOTATION.split(hidden)):
         part = part.replace("\0", "'")
         yield from part if i % 2 else filter(None, [part])
 
 
-def seen_tokens(text_processor: Any, size: tuple[int, int]) -> int:
-    """Text tokens of a picture of (height, width) pixels, its frame included."""
+def seen_tokens(text_processor: Qwen2VLImageProcessorPil, size: tuple[int, int]) -> int:
+    """Return the number of text tokens of a picture of (height, width) pixels, with its start and end."""
     return _FRAME_TOKENS + _merged(text_processor, text_processor.get_number_of_image_patches(*_shown(size), {}))
 
 
-def _merged(text_processor: Any, patches: int) -> int:
-    """Tokens of a picture of so many patches."""
+def _merged(text_processor: Qwen2VLImageProcessorPil, patches: int) -> int:
+    """Return the number of tokens of a picture with this many patches, of which a square becomes one token."""
     side: int = text_processor.merge_size
     return patches // side**2
 
 
 def _shown(size: Sequence[int]) -> tuple[int, int]:
-    """(height, width) at which the model sees a picture: half of what the denoiser sees."""
+    """Return the (height, width) at which the model sees a picture: half of the denoiser's."""
     return size[0] // 2, size[1] // 2

@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit as imagewam editors. See `editor` for the code; this module only says what there is."""
+"""Entries of the Qwen-Image-Edit editors. The code is in `editor`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _DEFAULTS = EditorDefaults(
         "prefix": ModeDefaults(timestep=1.0, segments=("text", "reference")),
         "denoise": ModeDefaults(timestep=1.0, segments=("text", "target", "reference")),
     },
-    text_paddings=("trim",),  # the pipelines show their model no padding
+    text_paddings=("trim",),  # the pipelines mask padding
     camera_size=(1024, 1024),
     size_multiple=PIXELS_PER_TOKEN,
-    max_text_tokens=None,  # the pipelines name a limit of 1024, but cut nothing at it
+    max_text_tokens=None,  # the pipelines document a limit of 1024 but truncate nothing
 )
-"""Defaults of the first model; `editor` gives the reasons."""
+"""Defaults of Qwen-Image-Edit; `editor` gives the reasons."""
 _PLUS_DEFAULTS = dataclasses.replace(_DEFAULTS, camera_layouts=("tile", "separate"))
 
 
@@ -47,7 +47,7 @@ def imagewam_editors() -> list[EditorEntry]:
         *(
             EditorEntry(
                 name=name,
-                summary=f"Qwen-Image-Edit-{month}, one picture for each camera if wanted",
+                summary=f"Qwen-Image-Edit-{month}, one picture or one for each camera",
                 load="imagewam_qwen.editor:QwenPlusEditor",
                 family="QwenImageEditPlusPipeline",
                 defaults=_PLUS_DEFAULTS,

@@ -1,19 +1,21 @@
-"""Qwen-Image-Edit as an editor. Its text encoder sees the picture too, so text states belong to a row.
+"""Qwen-Image-Edit as an editor. Its text encoder also sees the picture, so text states belong to a row.
 
-Mode `prefix`, the default: one forward over [text | reference] without a target, at the positions of the full sequence.
-It costs half of a full step, and the target of a first step tells nothing: it is noise. Mode `denoise`: the full step,
-[text | target | reference], for those who want what the editor makes of the target; it is what the pipeline computes.
+Modes:
+- `prefix`, the default: one forward over [text | reference] without a target, at the positions of the full sequence. It
+  costs half as much as a full step. In the first step the target is noise and carries no information.
+- `denoise`: the full step over [text | target | reference], as in the pipeline, for keys and values of the target.
 
-Default timestep 1 in both. One vector modulates all tokens of a sequence, so a timestep says at which stage of the
-editing text and reference are read. At 1 the edit must be drawn from them alone, as a policy must draw actions; the
-pipeline starts there. Near 0 they only help to finish a target that is all but known, and that a prefix does not have.
-A transformer with `zero_cond_t` (2511) modulates the reference as clean, whatever the timestep; text and target follow
-it. Below 1 in `denoise` the first camera's picture stands for the target, noised to that timestep.
+Both modes use timestep 1 by default, where the pipeline starts. One vector modulates all tokens, so the timestep sets
+the stage of editing at which text and reference are read. At 1 the network must predict the edit from them alone, as a
+policy must predict actions. Near 0 the target is almost finished, and a prefix has no target. A transformer with
+`zero_cond_t` (2511) always modulates the reference as clean; the timestep applies to text and target. Below 1 in
+`denoise` the first camera's picture, noised to that timestep, replaces the target.
 
-Sizes are the user's: the pipelines rescale every picture to a megapixel first, which is the default here. What the text
-encoder sees is that picture; in the Plus line, as in its pipeline, a copy of some 384 x 384 pixels of the same shape.
+The user chooses the image size. The default is one megapixel, to which the pipelines rescale every picture. The text
+encoder sees the same picture; in the Plus line, as in its pipeline, it sees a copy of about 384 x 384 pixels with the
+same aspect ratio.
 
-The pipelines pad text only within a batch and mask it: a row's prefix does not depend on its batch.
+The pipelines pad text only within a batch and mask the padding, so a row's prefix does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -54,8 +56,11 @@ from imagewam_qwen.tokens import (
     without_target,
 )
 
+if TYPE_CHECKING:
+    from diffusers import QwenImageTransformer2DModel
+
 _PIXELS_READ_PER_TOKEN = 28
-"""Of Qwen2.5-VL, whose tokens of a picture are text to the transformer."""
+"""Width and height in pixels of one picture token of Qwen2.5-VL, which the transformer sees as a text token."""
 
 
 class QwenEditor(DiffusersEditor):
@@ -63,10 +68,12 @@ class QwenEditor(DiffusersEditor):
 
     reads_picture = True
     picture_label: ClassVar[str] = ""
-    """What the pipeline sets before the prompt for each picture, beside its template."""
+    """Text that the pipeline puts before the prompt for each picture, inside its template."""
 
     @classmethod
-    def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+    def attention_layers(
+        cls, denoiser: QwenImageTransformer2DModel, settings: PrefixSettings, text: int
+    ) -> tuple[LayerSpec, ...]:
         sizes = settings.reference_sizes
         kinds = {
             "text": (SegmentSpec(name="text", tokens=text, positions=text_positions(sizes)),),
@@ -78,7 +85,7 @@ class QwenEditor(DiffusersEditor):
         )
 
     @classmethod
-    def rope(cls, denoiser: Any) -> RopeSpec:
+    def rope(cls, denoiser: QwenImageTransformer2DModel) -> RopeSpec:
         return RopeSpec(
             axes=tuple(denoiser.config.axes_dims_rope),
             theta=float(denoiser.pos_embed.theta),
@@ -93,14 +100,14 @@ class QwenEditor(DiffusersEditor):
 
     @staticmethod
     def read_size(size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) at which the text encoder is shown a picture of (height, width) pixels."""
+        """Return the (height, width) at which the text encoder sees a picture of (height, width) pixels."""
         return size
 
     def fingerprint_extras(self) -> Mapping[str, object]:
         return self._reader.wording | {"read_sizes": [list(size) for size in self._read_sizes]}
 
     def text_tokens(self, prompt: str) -> int:
-        return self._placed(self._reader.length(prompt, self._read_sizes))
+        return self._checked(self._reader.length(prompt, self._read_sizes))
 
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
         assert picture is not None
@@ -110,11 +117,12 @@ class QwenEditor(DiffusersEditor):
     def run(self, pictures: Tensor, text: Text) -> None:
         t = self.settings.timestep
         batch, length, _ = text.embeds.shape
-        self._placed(length)
+        self._checked(length)
         cameras = pictures.chunk(len(self._sizes), dim=3)
         references = [picture_latents(self.part["vae"], camera) for camera in cameras]
         denoising = self.settings.mode == "denoise"
         target = [flow_target(references[0], t)] if denoising else []
+        # without a target its shape stays in the list, with 0 frames: it decides the positions of the references
         shapes = [picture_shape(self._sizes[0], frames=len(target)), *map(picture_shape, self._sizes)]
         with contextlib.nullcontext() if denoising else without_target(self.denoiser):
             self.denoiser(
@@ -130,6 +138,7 @@ class QwenEditor(DiffusersEditor):
     def _reader(self) -> PromptReader:
         import diffusers
 
+        # only the half that reads text is needed; the pipeline accepts None for the rest
         parts = dict.fromkeys(("scheduler", "vae", "tokenizer", "transformer"))
         reading = {name: self.part[name] for name in ("text_encoder", "processor")}
         return PromptReader(getattr(diffusers, self.entry.family)(**parts, **reading), self.picture_label, self.device)
@@ -142,11 +151,15 @@ class QwenEditor(DiffusersEditor):
     def _read_sizes(self) -> tuple[tuple[int, int], ...]:
         return tuple(self.read_size(size) for size in self._sizes)
 
-    def _placed(self, text: int) -> int:
-        """`text`, if the transformer has positions for so many tokens beside these pictures."""
+    def _checked(self, text: int) -> int:
+        """Return the number of text tokens, if the transformer has enough position ids for them after the pictures.
+
+        Raises:
+            UsageError: it has too few.
+        """
         if text_start(self._sizes) + text > len(self.denoiser.pos_embed.pos_freqs):
             raise UsageError(
-                f"{text} text tokens, the pictures' among them, are more than {self.entry.name} has positions for",
+                f"{text} text tokens, including those of the pictures, exceed the position ids of {self.entry.name}",
                 "choose smaller pictures with --image-size",
             )
         return text

@@ -1,13 +1,13 @@
-"""How Qwen2.5-VL reads an instruction together with the pictures it is about: as diffusers' own pipeline asks it to.
+"""Encode an instruction and its pictures with Qwen2.5-VL, through diffusers' own pipeline.
 
-The pipeline's template, and the number of leading tokens that it drops, are asked of the pipeline. One thing that it
-leaves out is added: which tokens stand for pictures (`imagewam_cli.editors.text.picture_token_types`).
+The prompt template and the number of leading tokens that are dropped come from the pipeline. One argument that the
+pipeline omits is added: which tokens represent pictures (`imagewam_cli.editors.text.picture_token_types`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -16,13 +16,19 @@ from torch import Tensor
 from imagewam_cli.plugin import UInt8Image, picture_token_types
 from imagewam_qwen.processor import picture_tokens
 
+if TYPE_CHECKING:
+    from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
 
 class PromptReader:
-    """The half of a pipeline that reads."""
+    """The half of a pipeline that encodes text."""
 
-    def __init__(self, pipeline: Any, label: str, device: torch.device) -> None:
-        """pipeline: with text encoder and processor; label: what it sets before the prompt for each picture, `{}` is
-        the picture's number; device: where the encoder computes, wherever its weights wait."""
+    def __init__(
+        self, pipeline: QwenImageEditPipeline | QwenImageEditPlusPipeline, label: str, device: torch.device
+    ) -> None:
+        """pipeline: has a text encoder and a processor; label: text before the prompt for each picture, in which `{}`
+        is the picture's number; device: where the encoder computes, even if its weights are offloaded."""
         self._pipeline, self._label, self._device = pipeline, label, device
         pipeline.text_encoder.register_forward_pre_hook(_with_token_types, with_kwargs=True)
 
@@ -37,21 +43,25 @@ class PromptReader:
         }
 
     def states(self, prompt: str, pictures: Sequence[UInt8Image], sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """(L, D). pictures: uint8 (H, W, 3), each shown to the encoder at its (height, width) in `sizes`."""
+        """Return the text states (L, D). pictures: uint8 (H, W, 3), each resized to its (height, width) in `sizes`."""
         resize = self._pipeline.image_processor.resize
         shown = [resize(Image.fromarray(p), *size) for p, size in zip(pictures, sizes, strict=True)]
         states: Tensor = self._pipeline.encode_prompt(prompt, image=shown, device=self._device)[0][0]
         return states
 
     def length(self, prompt: str, sizes: Sequence[tuple[int, int]]) -> int:
-        """L of `states`, told without the encoder."""
+        """Return the length L of `states` without running the encoder."""
         processor = self._pipeline.processor
         labels = "".join(self._label.format(i + 1) for i in range(len(sizes)))
         written = processor.tokenizer(self._pipeline.prompt_template_encode.format(labels + prompt)).input_ids
-        pictures = sum(picture_tokens(processor.image_processor, size) - 1 for size in sizes)  # one each is written
+        pictures = sum(
+            picture_tokens(processor.image_processor, size) - 1 for size in sizes
+        )  # the template already has one token for each picture
         return len(written) - int(self._pipeline.prompt_template_encode_start_idx) + pictures
 
 
-def _with_token_types(encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+def _with_token_types(
+    encoder: Qwen2_5_VLForConditionalGeneration, args: tuple[object, ...], kwargs: dict[str, Tensor]
+) -> tuple[tuple[object, ...], dict[str, Tensor]]:
     types = picture_token_types(kwargs["input_ids"], encoder.config.image_token_id)
     return args, {"mm_token_type_ids": types} | kwargs

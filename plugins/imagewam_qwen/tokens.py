@@ -1,8 +1,8 @@
-"""How Qwen-Image-Edit's transformer sees pictures: packed latents, and positions in three axes (frame, row, column).
+"""Tokens and positions of Qwen-Image-Edit: packed latents, and position ids with three axes (frame, row, column).
 
-Picture -> VAE mean -> normalised by the VAE's constants -> 2x2 space-to-channel -> tokens (B, h w, C), rows first. The
-target is frame 0 and the references are frames 1, 2, ... of one sequence; rows and columns are counted from the middle
-of each picture. Text token i has the same id on all axes, half the longest side of the pictures plus i.
+Picture -> VAE mean -> normalised by the VAE's constants -> 2x2 space-to-channel -> tokens (B, h w, C) in row
+order. The target is frame 0, the references are frames 1, 2, ... Rows and columns are counted from the middle of each
+picture. Text token i has the same id on all axes: i plus half the longest side of the pictures, in tokens.
 """
 
 from __future__ import annotations
@@ -10,25 +10,27 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imagewam_cli.plugin import TokenPositions, patch_tokens
 from imagewam_qwen import PIXELS_PER_TOKEN
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+
 ACTION_FRAME = -1
-"""Frames are counted from 0, and text ids are never negative: whatever the number of pictures and their size, no token
-of the editor has a frame below 0. -1 lies beside the target, within the distances between frames that the editor was
-trained on."""
+"""Frame id of action tokens. Frames count from 0 and text ids are never negative, so no token of the editor has a frame
+below 0. -1 is next to the target, within the distances between frames that the editor was trained on."""
 
 Shape = tuple[int, int, int]
-"""(frames, rows, columns) of one picture's tokens."""
+"""Numbers of (frames, rows, columns) of one picture's tokens."""
 
 
-def picture_latents(vae: Any, pictures: Tensor) -> Tensor:
-    """(B, 3, H, W) in [-1, 1] -> tokens (B, H W / 256, 4 C)."""
+def picture_latents(vae: AutoencoderKLQwenImage, pictures: Tensor) -> Tensor:
+    """Encode pictures (B, 3, H, W) in [-1, 1] as tokens (B, H W / 256, 4 C)."""
     latents = vae.encode(pictures[:, :, None]).latent_dist.mode()[:, :, 0]
     mean, std = (
         torch.tensor(x).view(1, -1, 1, 1).to(latents) for x in (vae.config.latents_mean, vae.config.latents_std)
@@ -37,13 +39,13 @@ def picture_latents(vae: Any, pictures: Tensor) -> Tensor:
 
 
 def picture_shape(size: tuple[int, int], *, frames: int = 1) -> Shape:
-    """Return the shape of a picture of (height, width) pixels. With no frames, it has ids but no tokens."""
+    """Return the shape of a picture of (height, width) pixels. With 0 frames it has position ids but no tokens."""
     height, width = size
     return frames, height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
 
 
 def picture_positions(size: tuple[int, int], frame: int) -> TokenPositions:
-    """Return the positions of a picture of (height, width) pixels. An odd row or column goes before the middle."""
+    """Return the positions of a picture of (height, width) pixels. An odd row or column comes before the middle."""
     _, rows, columns = picture_shape(size)
     return TokenPositions(
         origin=(float(frame), float(rows // 2 - rows), float(columns // 2 - columns)), moves=((1,), (2,))
@@ -61,9 +63,9 @@ def text_positions(sizes: Iterable[tuple[int, int]]) -> TokenPositions:
 
 
 @contextlib.contextmanager
-def without_target(transformer: Any) -> Iterator[None]:
-    """Inside, the first of the transformer's `img_shapes` may have no frames: what follows has the positions that it
-    has behind a target, and the transformer sees no target."""
+def without_target(transformer: QwenImageTransformer2DModel) -> Iterator[None]:
+    """Let the first of the transformer's `img_shapes` have 0 frames: the target then has no tokens, and the references
+    and the text have the same positions as after a target."""
     handles = (
         transformer.pos_embed.register_forward_pre_hook(_with_target),
         transformer.pos_embed.register_forward_hook(_target_dropped),
@@ -75,11 +77,14 @@ def without_target(transformer: Any) -> Iterator[None]:
             handle.remove()
 
 
-def _with_target(_module: Any, args: tuple[list[list[Shape]]]) -> tuple[list[list[Shape]]]:
+def _with_target(_module: nn.Module, args: tuple[list[list[Shape]]]) -> tuple[list[list[Shape]]]:
+    # rotary ids are computed as if the target were there, then `_target_dropped` removes its part
     (_, rows, columns), *references = args[0][0]
     return ([[(1, rows, columns), *references]],)
 
 
-def _target_dropped(_module: Any, args: tuple[list[list[Shape]]], output: tuple[Tensor, Tensor]) -> Any:
+def _target_dropped(
+    _module: nn.Module, args: tuple[list[list[Shape]]], output: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
     pictures, text = output
     return pictures[prod(args[0][0][0]) :], text

@@ -1,7 +1,6 @@
-"""`tiny`: the embedded editor, a trained miniature of FLUX.2-klein for 128-pixel tabletop pictures.
+"""Entry of `tiny`, the embedded editor: a trained miniature of FLUX.2-klein for 128-pixel tabletop pictures.
 
-Its folder `weights/` is an ordinary diffusers pipeline, loaded by the same class as FLUX.2-klein. How it was made:
-`train`.
+Its folder `weights/` is an ordinary diffusers pipeline, loaded by the same class as FLUX.2-klein. `train` made it.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ _DEFAULTS = dataclasses.replace(
     camera_layouts=("tile", "head-over-wrists"),
     max_text_tokens=architecture.MAX_TEXT_TOKENS,
 )
-"""Timestep and padding are those of training; every other timestep is off its distribution. So are other forwards: in
-training, text and reference never saw a target, and there was one picture. Hence only mode `prefix`, and no cameras
-of their own."""
+"""Choices that tiny was trained with. In training the prefix had one timestep, text and reference never attended to a
+target, and there was one reference picture. So there is no mode `denoise`, and no layout `separate`."""
 
 
 @hookimpl
@@ -38,6 +36,6 @@ def imagewam_editors() -> list[EditorEntry]:
             components=components(4_190_720, 499_776, vae=854_508),
             license="Apache-2.0",
             gated=False,
-            gated_source="it comes with the plugin",
+            gated_source="the weights are part of the plugin",
         )
     ]

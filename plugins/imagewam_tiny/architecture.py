@@ -1,6 +1,6 @@
-"""What `tiny` is made of: the sizes of its parts and an untrained pipeline folder of that shape.
+"""Architecture of `tiny`: the configs of its parts, and an untrained pipeline with them.
 
-All parts are diffusers and transformers classes with small configs, so whatever loads FLUX.2-klein loads this.
+All parts are diffusers and transformers classes with small configs, so code that loads FLUX.2-klein loads tiny.
 """
 
 from __future__ import annotations
@@ -8,15 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusers import Flux2KleinPipeline
+    from transformers import PreTrainedTokenizerFast
 
 TEXT_LAYERS = (1, 2, 3)
 MAX_TEXT_TOKENS = 64
 IMAGE_SIZE = 128
 PREFIX_TIMESTEP = 0.0
-"""The prefix is always modulated with this one timestep, in training as in use: see docs/reference/tiny.md."""
+"""Timestep that modulates the prefix, both in training and in use. See docs/reference/tiny.md."""
 
-VAE_CONFIG: dict[str, Any] = {
+VAE_CONFIG: dict[str, object] = {
     "block_out_channels": (16, 32, 64, 64),
     "decoder_block_out_channels": (16, 24, 48, 64),
     "layers_per_block": 1,
@@ -25,7 +29,7 @@ VAE_CONFIG: dict[str, Any] = {
     "sample_size": IMAGE_SIZE,
     "mid_block_add_attention": False,
 }
-TRANSFORMER_CONFIG: dict[str, Any] = {
+TRANSFORMER_CONFIG: dict[str, object] = {
     "in_channels": 32,
     "num_layers": 2,
     "num_single_layers": 4,
@@ -37,7 +41,7 @@ TRANSFORMER_CONFIG: dict[str, Any] = {
     "rope_theta": 2000,
     "guidance_embeds": False,
 }
-TEXT_CONFIG: dict[str, Any] = {
+TEXT_CONFIG: dict[str, object] = {
     "hidden_size": 128,
     "intermediate_size": 256,
     "num_hidden_layers": 3,
@@ -55,8 +59,8 @@ _CHAT_TEMPLATE = (
 )
 
 
-def build_pipeline(seed: int = 0) -> Any:
-    """An untrained `Flux2KleinPipeline` of tiny's shape, float32, weights drawn from `seed`."""
+def build_pipeline(seed: int = 0) -> Flux2KleinPipeline:
+    """Return an untrained `Flux2KleinPipeline` with tiny's configs: float32 weights, drawn with `seed`."""
     import torch
     from diffusers import (
         AutoencoderKLFlux2,
@@ -86,8 +90,8 @@ def build_pipeline(seed: int = 0) -> Any:
         )
 
 
-def build_tokenizer() -> Any:
-    """A byte-level BPE of 512 entries, learned from the tabletop's sentences: any text is covered, these are short."""
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of 512 entries, trained on tabletop instructions. It encodes any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -132,10 +136,10 @@ _OTHER_SENTENCES = (
 )
 
 
-def save_pipeline(pipeline: Any, folder: Path) -> None:
+def save_pipeline(pipeline: Flux2KleinPipeline, folder: Path) -> None:
     """Write the pipeline as a diffusers folder, weights as float16 safetensors."""
     pipeline.save_pretrained(folder, safe_serialization=True)
-    for path in folder.rglob("*.json"):  # where it was built says nothing about it
+    for path in folder.rglob("*.json"):  # drop the path of the machine that built it
         text = json.loads(path.read_text())
         if isinstance(text, dict) and "_name_or_path" in text:
             del text["_name_or_path"]

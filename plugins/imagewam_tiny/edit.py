@@ -1,8 +1,9 @@
-"""Edited pictures, decoded: the one thing that imagewam itself never needs, to see what the editor has learned.
+"""Edit pictures with `tiny`, to see what it has learned. imagewam itself never decodes a picture.
 
-python -m imagewam_tiny.edit --out sheet.png      a sheet of before / edited / true pictures, seeds 0 to 63 of unseen
-scenes
-                                                  and the rates of right edits and of right copies of the input
+    python -m imagewam_tiny.edit --out sheet.png
+
+draws a sheet of before / edited / true pictures of unseen scenes (seeds 0 to 63). It prints the rate of correct edits
+and, as a baseline, the rate at which an unchanged copy of the input counts as correct.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from imagewam_tiny import architecture, imagewam_editors
 from imagewam_tiny.editor import WEIGHTS, TinyEditor
 
 EDIT_STEPS = 1
-"""One step gives the mean of all pictures that may come of it; on a table, where an instruction leaves one, that is it.
-More steps draw one of them: sharper where several are right, and more often a wrong one here
+"""Number of Euler steps. One step predicts the mean of all possible results, which is right here: an instruction
+leaves one result. More steps sample a result: sharper if there are several, more often wrong here
 (docs/reference/tiny.md)."""
 EDIT_SHIFT = 3.0
 
@@ -41,7 +42,7 @@ def edit(
     steps: int = EDIT_STEPS,
     seed: int = 0,
 ) -> npt.NDArray[np.uint8]:
-    """Edited pictures, uint8 (B, H, W, 3), of pictures (B, H, W, 3): Euler steps of the target over one prefix."""
+    """Edit pictures, uint8 (B, H, W, 3), with Euler steps of the target over one prefix."""
     height, width = (side // 16 for side in pictures.shape[1:3])
     grid = FlowSchedule(shift=EDIT_SHIFT).grid(steps)
     with torch.no_grad():
@@ -63,7 +64,7 @@ def edit(
 def judge(
     tokens: FluxTokens, split: Split, seeds: Sequence[int], *, steps: int = EDIT_STEPS, batch: int = 32
 ) -> tuple[list[bool], list[UInt8Image]]:
-    """Whether each seed's edited picture shows the task done, and the pictures."""
+    """Edit the scene of each seed. Return whether each edited picture shows the finished task, and the pictures."""
     right: list[bool] = []
     pictures: list[UInt8Image] = []
     for i in range(0, len(seeds), batch):
@@ -75,7 +76,7 @@ def judge(
 
 
 def sheet(edits: Sequence[Edit], edited: Sequence[UInt8Image], right: Sequence[bool], columns: int = 8) -> Image.Image:
-    """Before / edited / true, one under the other; a green or red bar says whether the edit is right."""
+    """Draw before, edited and true picture of each scene in a column, above a green (right) or red (wrong) bar."""
     size, gap = edits[0].before.shape[0], 6
     rows = -(-len(edits) // columns)
     page = Image.new("RGB", (columns * (size + gap), rows * (3 * size + 3 * gap)), "white")
@@ -88,12 +89,14 @@ def sheet(edits: Sequence[Edit], edited: Sequence[UInt8Image], right: Sequence[b
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What the embedded editor has learned, as pictures and rates.")
+    parser = argparse.ArgumentParser(
+        description="Edit tabletop pictures with the embedded editor and rate the results."
+    )
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--out", type=Path, required=True, help="PNG of seeds 0 to 63")
-    parser.add_argument("--scenes", type=int, default=256, help="scenes per split for the rates")
-    parser.add_argument("--steps", type=int, default=EDIT_STEPS, help="Euler steps of an edit")
-    parser.add_argument("--first-seed", type=int, default=0, help="of the scenes; 0 to 63 make the sheet")
+    parser.add_argument("--out", type=Path, required=True, help="PNG to write, with seeds 0 to 63")
+    parser.add_argument("--scenes", type=int, default=256, help="number of scenes per split")
+    parser.add_argument("--steps", type=int, default=EDIT_STEPS, help="number of Euler steps of an edit")
+    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first scene")
     arguments = parser.parse_args()
     (entry,) = imagewam_editors()
     tokens = TinyEditor.bound_to(entry).load(PrefixOptions(), instructions=(), weights=arguments.weights).tokens

@@ -1,4 +1,4 @@
-"""Loads the embedded weights through the FLUX.2 editor class."""
+"""The FLUX.2 editor class with the embedded weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WEIGHTS = Path(__file__).with_name("weights")
 
 
 class TinyEditor(Flux2Editor):
-    """FLUX.2's editor on the weights that ship with the plugin."""
+    """FLUX.2's editor with the weights that ship with the plugin."""
 
     embedded = WEIGHTS
     text_layers = architecture.TEXT_LAYERS

@@ -1,14 +1,14 @@
-"""How `tiny` was trained: first the VAE on tabletop pictures, then text encoder and transformer on tabletop edits.
+"""Train `tiny`: first the VAE on tabletop pictures, then text encoder and transformer on tabletop edits.
 
     python -m imagewam_tiny.train --out DIR [--seed 0] [--threads 2]
 
-Each stage writes a checkpoint now and then and goes on from it when started again. Everything is drawn from the seed;
-the same seed, thread count and torch build give the same weights.
+Each stage writes checkpoints and resumes from the last one. Every random number depends on the seed: the same seed,
+thread count and torch build give the same weights.
 
-The editor stage trains exactly what `imagewam cache` stores. One forward over [text | reference] at the fixed
-`PREFIX_TIMESTEP` leaves keys and values; a second forward over the noisy target alone, at its own random timestep,
-attends to them. Text and reference never see the target (the published mask), and the prefix is never modulated with a
-timestep that it will not have in use (the mismatch of the published recipe).
+The editor stages train exactly what `imagewam cache` stores. One forward over [text | reference] at the fixed
+`PREFIX_TIMESTEP` gives keys and values; a second forward, over the noisy target at its own random timestep, attends to
+them. Text and reference never attend to the target (the published mask). The prefix has the same timestep in training
+and in use, unlike in the published training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +36,16 @@ from imagewam_cli.sim.tabletop.scene import sample_scene
 from imagewam_flux2.tokens import FluxTokens, image_ids
 from imagewam_tiny import architecture
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One stage's numbers."""
+    """Hyperparameters of one stage."""
 
     steps: int
-    """Length of the learning rate's schedule."""
+    """Length of the learning rate schedule."""
     batch: int
     learning_rate: float
     warmup: int = 100
@@ -50,35 +53,37 @@ class TrainConfig:
     ema: float = 0.999
     save_every: int = 250
     stop: int | None = None
-    """Leave the stage here, before its schedule ends."""
+    """Step at which to end the stage, before the end of its schedule."""
 
     @property
     def last(self) -> int:
-        """Steps that are done."""
+        """Number of steps of the stage."""
         return self.steps if self.stop is None else self.stop
 
     def rate(self, step: int) -> float:
-        """Learning rate: linear warm-up, then cosine down to 1 %."""
+        """Return the learning rate of a step: linear warm-up, then cosine decay to 1 %."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        share = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditorConfig(TrainConfig):
-    """An editor stage: its noise levels, and how much more a token counts that the edit changes."""
+    """Hyperparameters of an editor stage."""
 
     shift: float
+    """Shift of the schedule of noise levels."""
     draws: int = 1
-    """Noisy targets per prefix: the prefix is computed once for all of them."""
+    """Number of noisy targets for each prefix, which is computed once for all of them."""
     changed_weight: float = 1.0
+    """Weight in the loss of a token that the edit changes; other tokens weigh 1."""
     prefix_weight: float = 0.0
-    """Of the loss at the reference tokens themselves, see `train_editor`."""
+    """Weight of the loss at the reference tokens, see `train_editor`."""
     beside_share: float | None = None
-    """Share of edits that put a block beside another; None: as the tabletop has it, about a quarter."""
+    """Fraction of edits that put a block beside another; None: that of the tabletop, about a quarter."""
     first_edit: int = 0
-    """Number of the stage's first edit: stages see other scenes."""
+    """Number of the stage's first edit, so that each stage has its own scenes."""
 
 
 VAE_STAGE = TrainConfig(steps=1100, batch=32, learning_rate=2e-3, warmup=50, ema=0.99, save_every=100)
@@ -93,17 +98,18 @@ EDITOR_STAGES = (
         prefix_weight=1.0, beside_share=0.5, first_edit=2 * 10**7,
     ),
 )  # fmt: skip
-"""First the whole picture, where most of the error lies; then what the instruction changes, a few tokens of each
-picture, worked out by the prefix itself; last with more of the edits that are learned last."""
+"""The first stage learns the whole picture, which has most of the error. The second weights the few tokens that the
+instruction changes, and trains the prefix to compute the change. The third has more of the edits that are learned
+last."""
 KL_WEIGHT = 2e-7
 THINGS_WEIGHT = 4.0
-"""How much more a pixel that is not bare table counts for the VAE: blocks and jaws are a few percent of the picture."""
+"""Weight in the VAE's loss of a pixel that is not bare table: blocks and jaws are a few percent of a picture."""
 CHANGE = 0.5
-"""Least change of any channel, in standard deviations of the latents, at which a token counts as changed."""
+"""Change of any channel, in standard deviations of the latents, above which a token counts as changed."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the embedded editor `tiny` from nothing.")
+    parser = argparse.ArgumentParser(description="Train the embedded editor `tiny` from scratch.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the trained pipeline")
     parser.add_argument("--work", type=Path, default=Path("tiny-training"), help="folder of the checkpoints")
     parser.add_argument("--seed", type=int, default=0)
@@ -120,13 +126,13 @@ def main() -> None:
     architecture.save_pipeline(pipeline, arguments.out)
 
 
-def train_vae(vae: Any, config: TrainConfig, checkpoint: Path, seed: int) -> None:
-    """Reconstruct crops and whole pictures; then measure the latents' mean and variance for the batch norm."""
+def train_vae(vae: AutoencoderKLFlux2, config: TrainConfig, checkpoint: Path, seed: int) -> None:
+    """Train the VAE on crops and whole pictures, then set the batch norm to the mean and variance of its latents."""
     stage = _Stage(vae, config, checkpoint)
     for step in stage.remaining():
         whole = step % 4 == 3
         pictures = to_tensor(_pictures(seed, step, config.batch // 4 if whole else config.batch))
-        if not whole:  # the network is convolutional: crops teach the same for a quarter of the price
+        if not whole:  # the network is convolutional: crops teach the same at a quarter of the cost
             corner = np.random.default_rng([seed, step]).integers(0, 65, size=(len(pictures), 2))
             pictures = torch.stack([p[:, y : y + 64, x : x + 64] for p, (y, x) in zip(pictures, corner, strict=True)])
         torch.manual_seed(1_000_000 * (seed + 1) + step)
@@ -142,12 +148,12 @@ def train_vae(vae: Any, config: TrainConfig, checkpoint: Path, seed: int) -> Non
     vae.bn.running_var.copy_(latents.var(dim=(0, 2, 3)))
 
 
-def train_editor(pipeline: Any, config: EditorConfig, checkpoint: Path, seed: int) -> None:
-    """Flow matching on (picture now, instruction) -> picture when done.
+def train_editor(pipeline: Flux2KleinPipeline, config: EditorConfig, checkpoint: Path, seed: int) -> None:
+    """Train text encoder and transformer by flow matching: (picture before, instruction) -> picture after.
 
-    With a `prefix_weight` the denoiser's output at the reference tokens also learns the difference that the edit makes
-    there. A policy sees nothing but the prefix: this way it is the prefix that finds out which block leaves and where
-    it goes, not the target tokens alone, and the keys and values of the later layers say so.
+    With a `prefix_weight`, the denoiser's output at the reference tokens also learns to predict the change of the
+    latents there. A policy sees only the prefix. Without this loss only the target tokens might compute which block
+    moves and where; with it the prefix does, and the keys and values of the later layers carry the answer.
     """
     tokens = FluxTokens.of(pipeline, text_layers=architecture.TEXT_LAYERS, max_text_tokens=architecture.MAX_TEXT_TOKENS)
     trained = torch.nn.ModuleDict({"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder.model})
@@ -179,23 +185,23 @@ def train_editor(pipeline: Any, config: EditorConfig, checkpoint: Path, seed: in
 
 
 def mixed_precision() -> torch.autocast:
-    """bfloat16 products, float32 weights and sums: half the time where the processor has bfloat16."""
+    """Return a context of bfloat16 products with float32 weights and sums: twice as fast on CPUs with bfloat16."""
     return torch.autocast("cpu", torch.bfloat16)
 
 
 def to_tensor(pictures: npt.NDArray[np.uint8]) -> Tensor:
-    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]."""
+    """Convert uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def encode_mean(vae: Any, pictures: Tensor) -> Tensor:
-    """Packed latents before the batch norm, (B, 4 C, H / 16, W / 16)."""
+def encode_mean(vae: AutoencoderKLFlux2, pictures: Tensor) -> Tensor:
+    """Return packed latents before the batch norm, (B, 4 C, H / 16, W / 16)."""
     with torch.no_grad():
         return F.pixel_unshuffle(vae.encode(pictures).latent_dist.mode(), 2)
 
 
 def _edits(config: EditorConfig, seed: int, step: int) -> list[Edit]:
-    """The step's batch; where a share of kinds is asked for, each place in it takes the first seed of its kind."""
+    """Return the edits of a step. With a `beside_share`, each edit is the first of its seeds with the required kind."""
     first = seed * 10**8 + config.first_edit + step * config.batch
     if config.beside_share is None:
         return [sample_edit(first + i) for i in range(config.batch)]
@@ -204,7 +210,7 @@ def _edits(config: EditorConfig, seed: int, step: int) -> list[Edit]:
 
 
 def _first_of_kind(kind: str, number: int) -> int:
-    """The first of the seeds 100 number, 100 number + 1, ... whose task is of that kind."""
+    """Return the first of the seeds 100 number, 100 number + 1, ... whose task is of that kind."""
     return next(s for s in range(100 * number, 100 * number + 100) if sample_scene(s).task.kind == kind)
 
 
@@ -213,12 +219,12 @@ def _weighted(error: Tensor, weight: Tensor) -> Tensor:
 
 
 def _changed(before: Tensor, after: Tensor) -> Tensor:
-    """float32 (B, T): 1 for the tokens that the edit changes."""
+    """Return float32 (B, T), 1 at the tokens that the edit changes."""
     return ((before - after).abs().amax(-1) > CHANGE).float()
 
 
 def _things(pictures: Tensor) -> Tensor:
-    """float32 (B, 1, H, W): 1 where a pixel is not bare table."""
+    """Return float32 (B, 1, H, W), 1 at pixels that are not bare table."""
     table = torch.tensor(TABLE_RGB).view(1, 3, 1, 1) / 127.5 - 1
     return ((pictures - table).abs().amax(1, keepdim=True) > 0.1).float()
 
@@ -235,7 +241,7 @@ def _pictures(seed: int, step: int, count: int) -> npt.NDArray[np.uint8]:
 
 
 class _Stage:
-    """One model under AdamW with an average of its weights, checkpoints, and a line of progress now and then."""
+    """Training of one model with AdamW, an average of its weights, checkpoints and printed progress."""
 
     def __init__(self, model: torch.nn.Module, config: TrainConfig, checkpoint: Path) -> None:
         self.model, self.config, self.checkpoint = model.train(), config, checkpoint
@@ -248,11 +254,11 @@ class _Stage:
         self.losses: list[float] = []
 
     def remaining(self) -> Iterator[int]:
-        """The steps still to do: all of them, or those after the checkpoint."""
+        """Yield the steps that are left: all of them, or those after the checkpoint."""
         yield from range(self._restore(), self.config.last)
 
     def advance(self, step: int, loss: Tensor) -> None:
-        """One optimizer step; every `save_every` steps a checkpoint."""
+        """Take one optimizer step, and write a checkpoint every `save_every` steps."""
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {float(loss.detach())} at step {step}")
         for group in self.optimizer.param_groups:
@@ -261,6 +267,7 @@ class _Stage:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self.optimizer.step()
+        # a short average at first, so that the random start does not stay in it
         decay = min(self.config.ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
         self.losses.append(float(loss.detach()))
@@ -272,7 +279,7 @@ class _Stage:
             self._save(step + 1)
 
     def finish(self) -> None:
-        """The averaged weights become the model's."""
+        """Replace the model's weights by their average."""
         self._save(self.config.last)
         with torch.no_grad():
             for name, parameter in self.parameters.items():

@@ -415,7 +415,7 @@ def test_unfit_settings_are_refused_with_the_reason(
 
 def test_pictures_beyond_the_transformers_positions_are_refused_before_the_first_row(folders: dict[str, Path]) -> None:
     editor = load(folders, BASE, ("go",), image_size=(2048, 2048))
-    with pytest.raises(UsageError, match="more than qwen-image-edit has positions for"):
+    with pytest.raises(UsageError, match="exceed the position ids of qwen-image-edit"):
         _ = editor.spec
 
 
