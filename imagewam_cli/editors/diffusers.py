@@ -15,7 +15,7 @@ import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from imagewam_cli.editors.contract import (
     WeightsIdentity,
 )
 from imagewam_cli.editors.loading.folder import (
+    PipelinePart,
     digest,
     load_part,
     part_config,
@@ -57,6 +58,9 @@ from imagewam_cli.prefix.spec import (
     select_layers,
 )
 from imagewam_cli.registry import imported
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 GREY = 128
 """Value of every pixel of a blank picture."""
@@ -195,7 +199,7 @@ class DiffusersEditor(Editor):
         return dtype.itemsize * max(reading, everything - reading)
 
     @classmethod
-    def part_classes(cls) -> Mapping[str, Any]:
+    def part_classes(cls) -> Mapping[str, type[PipelinePart]]:
         """Return the class of each component: sub-folder of the pipeline -> class.
 
         Raises:
@@ -208,7 +212,7 @@ class DiffusersEditor(Editor):
 
     @classmethod
     @abc.abstractmethod
-    def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+    def attention_layers(cls, denoiser: ModelMixin, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
         """Return every attention layer in the order of the calls, with all segments of the mode of `settings`.
 
         denoiser: may be on the meta device, so only its config is meaningful. text: number of text tokens.
@@ -220,7 +224,7 @@ class DiffusersEditor(Editor):
         return 0
 
     @classmethod
-    def rope(cls, denoiser: Any) -> RopeSpec | None:
+    def rope(cls, denoiser: ModelMixin) -> RopeSpec | None:
         """Return how the keys are rotated; None if positions are not rotary."""
         return None
 
@@ -262,7 +266,7 @@ class DiffusersEditor(Editor):
         """Run one forward of the denoiser, whose attention is recorded. pictures: (B, 3, H, W) in [-1, 1]."""
 
     @property
-    def denoiser(self) -> Any:
+    def denoiser(self) -> ModelMixin:
         """Model whose attention is recorded."""
         return self.part[self.entry.denoiser]
 
@@ -340,7 +344,7 @@ class DiffusersEditor(Editor):
         return [(segment, LayerKV(k, v)) for segment, k, v in parts if segment.name in self.settings.segments]
 
     @classmethod
-    def _layout(cls, settings: PrefixSettings, denoiser: Any, text: int) -> KVSpec:
+    def _layout(cls, settings: PrefixSettings, denoiser: ModelMixin, text: int) -> KVSpec:
         return KVSpec(
             mode=settings.mode,
             timestep=settings.timestep,
@@ -353,7 +357,7 @@ class DiffusersEditor(Editor):
         )
 
     @classmethod
-    def _layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+    def _layers(cls, denoiser: ModelMixin, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
         """Return the layers of `encode`'s result: kept layers, chosen segments, pooled pictures."""
         wanted = [
             dataclasses.replace(layer, segments=tuple(s for s in layer.segments if s.name in settings.segments))
@@ -363,13 +367,13 @@ class DiffusersEditor(Editor):
         return tuple(pooled_layer(layer, settings.pool, rope) for layer in wanted)
 
     @classmethod
-    def rounded_rope(cls, denoiser: Any, settings: PrefixSettings) -> RopeSpec | None:
+    def rounded_rope(cls, denoiser: ModelMixin, settings: PrefixSettings) -> RopeSpec | None:
         """Return `rope` with the rounding of the settings."""
         rope = cls.rope(denoiser)
         return None if rope is None else dataclasses.replace(rope, rounding=settings.rounding)
 
     @classmethod
-    def _kept(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+    def _kept(cls, denoiser: ModelMixin, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
         """Return the kept layers, each with all its segments.
 
         `--layers` counts only layers that hold a chosen segment, so that its indices have no gaps.
@@ -422,13 +426,13 @@ class DiffusersEditor(Editor):
         return (tensor.float() / 127.5 - 1).to(self.device, self.dtype)  # scaled in float32, as the pipelines do
 
 
-def _weightless(kind: Any, config: Mapping[str, Any]) -> Any:
+def _weightless(kind: type[ModelMixin], config: Mapping[str, object]) -> ModelMixin:
     """Return a denoiser on the meta device. Callers with the same config share it, so nobody may modify it."""
-    return _built(kind, json.dumps(config, sort_keys=True))
+    return _built(kind, json.dumps(config, sort_keys=True))  # type: ignore[arg-type]  # mypy: a class of an untyped library
 
 
 @functools.lru_cache(maxsize=16)
-def _built(kind: Any, config: str) -> Any:
+def _built(kind: type[ModelMixin], config: str) -> ModelMixin:
     """config: JSON, which can be hashed."""
     from diffusers.models.modeling_utils import no_init_weights
 

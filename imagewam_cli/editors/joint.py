@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,9 @@ from imagewam_cli.editors.text import Text
 from imagewam_cli.editors.tokens import joint_layers, picture_segment
 from imagewam_cli.prefix.positions import segment_ids
 from imagewam_cli.prefix.spec import LayerSpec, RopeSpec, Segment, SegmentSpec, TokenPositions
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, ModelMixin
 
 PIXELS_PER_TOKEN = 16
 """Width and height of the patch of a token: two by two latents of 8 pixels."""
@@ -48,7 +51,7 @@ class JointEditor(DiffusersEditor):
     """First position id of actions, which no text or picture has. Actions are counted along the second axis."""
 
     @classmethod
-    def attention_layers(cls, denoiser: Any, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+    def attention_layers(cls, denoiser: ModelMixin, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
         return joint_layers(denoiser, cls.token_segments(settings, text))
 
     @classmethod
@@ -67,7 +70,7 @@ class JointEditor(DiffusersEditor):
         return tuple(segments)
 
     @classmethod
-    def rope(cls, denoiser: Any) -> RopeSpec:
+    def rope(cls, denoiser: ModelMixin) -> RopeSpec:
         return RopeSpec(
             axes=tuple(denoiser.config.axes_dims_rope),
             theta=float(denoiser.pos_embed.theta),
@@ -106,7 +109,7 @@ class JointEditor(DiffusersEditor):
         )
 
 
-def latent_tokens(vae: Any, pictures: Tensor) -> Tensor:
+def latent_tokens(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     """Encode pictures (B, 3, H, W) in [-1, 1] as tokens (B, H W / 256, 4 C), in row order: 2x2 patches of the VAE's
     mean, shifted and scaled as its config says."""
     latents = vae.encode(pictures).latent_dist.mode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,8 +12,11 @@ from imagewam_cli.errors import CaptureError
 from imagewam_cli.prefix.kv import LayerKV
 from imagewam_cli.prefix.spec import BlockKind, LayerSpec, Segment, SegmentSpec, TokenPositions
 
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
-def joint_layers(transformer: Any, segments: Sequence[SegmentSpec]) -> tuple[LayerSpec, ...]:
+
+def joint_layers(transformer: ModelMixin, segments: Sequence[SegmentSpec]) -> tuple[LayerSpec, ...]:
     """Return every attention layer of a diffusers joint transformer: its double blocks, then its single blocks, if any.
     All layers hold all segments."""
     kinds: tuple[tuple[str, BlockKind], ...] = (

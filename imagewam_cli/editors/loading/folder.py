@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,13 @@ from imagewam_cli.errors import EditorError
 from imagewam_cli.files import sha256_of
 
 _DAMAGED = "config.json and weights must belong together: fetch the editor again, or pass another --weights"
+
+
+class PipelinePart(Protocol):
+    """Class of a component of a pipeline: a model, tokenizer, processor or scheduler of diffusers or transformers."""
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, /, **options: Any) -> Any: ...
 
 
 def require_family(folder: Path, family: str, parts: Collection[str]) -> None:
@@ -44,7 +51,12 @@ def require_family(folder: Path, family: str, parts: Collection[str]) -> None:
 
 
 def load_part(
-    folder: Path, name: str, kind: Any, device: torch.device | str | None, dtype: torch.dtype, **options: Any
+    folder: Path,
+    name: str,
+    kind: type[PipelinePart],
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+    **options: Any,
 ) -> Any:
     """Load one part of a pipeline folder in evaluation mode, without gradients.
 
@@ -74,7 +86,7 @@ def load_part(
     return (model if device is None else model.to(device)).eval().requires_grad_(False)
 
 
-def part_config(folder: Path, name: str) -> dict[str, Any]:
+def part_config(folder: Path, name: str) -> dict[str, object]:
     """Read config.json of a part.
 
     Raises:
@@ -82,7 +94,7 @@ def part_config(folder: Path, name: str) -> dict[str, Any]:
     """
     path = folder / name / "config.json"
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
+        values: dict[str, object] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise EditorError(f"{path} is missing or damaged: {error}", "fetch the editor again") from None
     return values
@@ -106,7 +118,7 @@ def part_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         raise EditorError(f"{folder / name} is damaged: {error}", "fetch the editor again") from None
 
 
-def write_part(folder: Path, name: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+def write_part(folder: Path, name: str, config: Mapping[str, object], weights: Mapping[str, Tensor]) -> None:
     """Write a part for `load_part`."""
     from safetensors.torch import save_file
 

@@ -20,10 +20,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imagewam_cli.errors import EditorError, UsageError
 from imagewam_cli.hookspecs import EditorEntry
+
+if TYPE_CHECKING:
+    from huggingface_hub import DryRunFileInfo
+    from huggingface_hub.errors import HfHubHTTPError
 
 _WEIGHTS = "*.safetensors"
 _READ = (_WEIGHTS, "*.json", "*.txt", "*.jinja", "*.model")
@@ -94,7 +98,7 @@ def plan_fetch(entry: EditorEntry, options: FetchOptions) -> FetchPlan:
         raise UsageError(f"the weights of {entry.name!r} come with its plugin", "there is nothing to fetch")
     with _explained(entry, planning=True), _bars(shown=False):
         commit = _commit(entry, options)
-        listed: list[Any] = _listed(entry, options, commit)
+        listed = _listed(entry, options, commit)
     wanted = [f for f in listed if _wanted(f.filename, entry, options)]
     if not options.include:
         for component in entry.components:
@@ -161,12 +165,15 @@ def _commit(entry: EditorEntry, options: FetchOptions) -> str:
     return str(HfApi(token=options.token).model_info(str(entry.repo), revision=options.revision).sha)
 
 
-def _listed(entry: EditorEntry, options: FetchOptions, commit: str) -> Any:
+def _listed(entry: EditorEntry, options: FetchOptions, commit: str) -> list[DryRunFileInfo]:
     """List the repository's files, and which of them are on this disk."""
+    files: list[DryRunFileInfo]
     if options.local_dir is None or options.local_dir.exists():
-        return _download(entry, options, commit, dry_run=True)
+        files = _download(entry, options, commit, dry_run=True)
+        return files
     with tempfile.TemporaryDirectory() as empty:  # huggingface_hub would create the local folder just to list files
-        return _download(entry, replace(options, local_dir=Path(empty)), commit, dry_run=True)
+        files = _download(entry, replace(options, local_dir=Path(empty)), commit, dry_run=True)
+    return files
 
 
 def _download(
@@ -323,7 +330,7 @@ def _explained(entry: EditorEntry, *, planning: bool = False) -> Iterator[None]:
         raise EditorError(f"fetching {entry.repo} failed: {str(error).partition(chr(10))[0]}", _AGAIN) from error
 
 
-def _answer(error: BaseException | None) -> Any:
+def _answer(error: BaseException | None) -> HfHubHTTPError | None:
     """Return the Hub's answer in the chain of causes of an error, if there is one."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -332,7 +339,7 @@ def _answer(error: BaseException | None) -> Any:
     return error if isinstance(error, HfHubHTTPError) else None
 
 
-def _refusal(entry: EditorEntry, answer: Any) -> EditorError:
+def _refusal(entry: EditorEntry, answer: HfHubHTTPError) -> EditorError:
     """Return the error for an answer other than the file."""
     from huggingface_hub import errors
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from imagewam_cli.editors.loading.folder import load_part, randomize
+from imagewam_cli.editors.loading.folder import PipelinePart, load_part, randomize
 from imagewam_cli.editors.loading.hardware import Hardware
 from imagewam_cli.editors.loading.quantization import loading_options, require_quantization
 from imagewam_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 from imagewam_cli.prefix.spec import Quantization
 
 
@@ -57,7 +60,9 @@ class Placement:
             require_compiler(self.device)
         self._disk = tempfile.TemporaryDirectory(prefix="imagewam-offload-") if on_disk else None
 
-    def load(self, folder: Path, name: str, kind: Any, dtype: torch.dtype, *, denoiser: bool) -> Any:
+    def load(
+        self, folder: Path, name: str, kind: type[PipelinePart], dtype: torch.dtype, *, denoiser: bool
+    ) -> nn.Module:
         """Load a part of a pipeline folder. denoiser: whether it is the part whose attention is recorded."""
         import diffusers
         import transformers
@@ -69,7 +74,7 @@ class Placement:
         offloaded = self.hardware.offload in ("group", "sequential")
         # a device map already places the model; offloaded models start in main memory
         device = None if "device_map" in options else torch.device("cpu") if offloaded else self.device
-        model = load_part(folder, name, kind, device, dtype, **options)
+        model: nn.Module = load_part(folder, name, kind, device, dtype, **options)
         if self.random_weights:
             randomize(model, seed=0)
         if offloaded:
@@ -95,7 +100,7 @@ def offload(model: nn.Module, device: torch.device, *, blocks: bool) -> None:
     )
 
 
-def compile_blocks(denoiser: Any, backend: str = "inductor") -> None:
+def compile_blocks(denoiser: ModelMixin, backend: str = "inductor") -> None:
     """Compile the denoiser's repeated blocks at its first forward.
 
     Raises:

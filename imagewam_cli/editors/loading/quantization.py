@@ -7,7 +7,7 @@ so it is one of the `PrefixOptions`.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
+from types import ModuleType
 
 import torch
 
@@ -36,8 +36,8 @@ def require_quantization(quantization: Quantization, device: torch.device) -> No
 
 
 def loading_options(
-    quantization: Quantization, library: Any, device: torch.device, dtype: torch.dtype
-) -> dict[str, Any]:
+    quantization: Quantization, library: ModuleType, device: torch.device, dtype: torch.dtype
+) -> dict[str, object]:
     """Return the arguments of `from_pretrained` that quantize.
 
     library: diffusers or transformers, whichever defines the model; each has its own config classes.
