@@ -221,10 +221,7 @@ class Editor(abc.ABC):
             UsageError: this editor has no released names.
             EditorError: the weights are missing or damaged.
         """
-        raise UsageError(
-            f"{cls.entry.name} has no released names for its weights",
-            "choose an editor of a published policy, such as flux2-klein-4b",
-        )
+        raise _no_released_names(cls.entry.name)
 
     @classmethod
     def write_released(
@@ -238,10 +235,7 @@ class Editor(abc.ABC):
             UsageError: as `released_weights`.
             EditorError: the denoiser has another size, or a tensor is missing, unknown or of another shape.
         """
-        raise UsageError(
-            f"{cls.entry.name} has no released names for its weights",
-            "choose an editor of a published policy, such as flux2-klein-4b",
-        )
+        raise _no_released_names(cls.entry.name)
 
     def fingerprint(self) -> dict[str, object]:
         """Return what determines the numbers in a cache: editor, weights, settings.
@@ -259,5 +253,6 @@ class Editor(abc.ABC):
 
 def _no_released_names(editor: str) -> UsageError:
     return UsageError(
-        f"{editor} has no released names for its weights", "use an editor of published policies, such as flux2-klein-4b"
+        f"{editor} has no released names for its weights",
+        "choose an editor of a published policy, such as flux2-klein-4b",
     )

@@ -81,7 +81,7 @@ class EditorReference:
     name: str
     settings: PrefixOptions
     spec: KVSpec
-    fingerprint: Mapping[str, Any]
+    fingerprint: Mapping[str, object]
     tuned: bool = False
     """Whether the policy's `editor/` folder holds parts that replace the editor's own."""
 

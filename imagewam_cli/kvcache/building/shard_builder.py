@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from safetensors.torch import load
 
@@ -40,7 +40,7 @@ class ShardProducer(Protocol):
         """Layout of the editor's prefixes."""
         ...
 
-    def fingerprint(self) -> Mapping[str, Any]:
+    def fingerprint(self) -> Mapping[str, object]:
         """Return the editor's fingerprint."""
         ...
 
@@ -83,7 +83,7 @@ class ShardBuilder:
     def spec(self) -> KVSpec:
         return self.editor.spec
 
-    def fingerprint(self) -> Mapping[str, Any]:
+    def fingerprint(self) -> Mapping[str, object]:
         return self.editor.fingerprint()
 
     def make(

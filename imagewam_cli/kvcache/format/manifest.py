@@ -78,7 +78,7 @@ class Manifest:
     """Content of `manifest.json`; see docs/reference/cache-format.md. It grows by one shard at a time."""
 
     version: int
-    fingerprint: Mapping[str, Any]
+    fingerprint: Mapping[str, object]
     """The editor's fingerprint: name, weights, settings and recipe."""
     spec: KVSpec
     codec: str
@@ -139,7 +139,7 @@ class Manifest:
         return fingerprint_digest(self.fingerprint)
 
 
-def settings_of(fingerprint: Mapping[str, Any]) -> PrefixOptions:
+def settings_of(fingerprint: Mapping[str, object]) -> PrefixOptions:
     """Read the editor's settings from its fingerprint."""
     return from_dict(PrefixOptions, fingerprint["settings"], source="fingerprint")
 

@@ -42,7 +42,7 @@ class Provenance:
     """Features of the dataset that were read."""
     codec: str | None = None
     editor: str | None = None
-    fingerprint: Mapping[str, Any] | None = None
+    fingerprint: Mapping[str, object] | None = None
     """The editor's: name, weights, settings, recipe."""
     digest: str | None = None
     """Digest of the fingerprint, for when the fingerprint itself was not stored."""
@@ -92,12 +92,12 @@ class Provenance:
         return self.digest if self.fingerprint is None else fingerprint_digest(self.fingerprint)
 
 
-def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
+def fingerprint_digest(fingerprint: Mapping[str, object]) -> str:
     """Return 16 hex digits of a fingerprint. Equal digests mean interchangeable prefixes."""
     return hashlib.sha256(json.dumps(_comparable(fingerprint), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _comparable(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def _comparable(fingerprint: Mapping[str, object]) -> dict[str, Any]:
     """Leave out the revision: weights from the Hub and the same weights from a folder are the same."""
     return {key: value for key, value in to_dict(fingerprint).items() if key != "revision"}
 

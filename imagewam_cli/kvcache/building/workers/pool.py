@@ -6,7 +6,7 @@ import collections
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from imagewam_cli.errors import CacheError
 from imagewam_cli.files import partial_of
@@ -113,7 +113,7 @@ class WorkerPool:
     def spec(self) -> KVSpec:
         return self._known.spec
 
-    def fingerprint(self) -> Mapping[str, Any]:
+    def fingerprint(self) -> Mapping[str, object]:
         return self._known.fingerprint
 
     @property

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -75,7 +75,7 @@ class WorkerFacts:
     """Facts that must be equal for all workers of a build."""
 
     spec: KVSpec
-    fingerprint: Mapping[str, Any]
+    fingerprint: Mapping[str, object]
     dataset: str
     """Identity of the dataset."""
 
