@@ -55,12 +55,12 @@ def campaign(cache: Path, flips: int, commands: int, rng: random.Random) -> int:
     missed = 0
     for number in range(flips):
         (path,) = rng.choices(paths, None if number % 4 == 0 else sizes)
-        place, bit = rng.randrange(path.stat().st_size), rng.randrange(8)
-        _flip(path, place, bit)
+        offset, bit = rng.randrange(path.stat().st_size), rng.randrange(8)
+        _flip(path, offset, bit)
         found = {"verify": _verify_finds(cache), "reader": _reader_finds(cache)}
         if number < commands:
             found["command line"] = _command_finds(cache)
-        _flip(path, place, bit)
+        _flip(path, offset, bit)
         for who, did in found.items():
             seen[f"{who}: {'found' if did else 'missed'}"] += 1
             missed += not did
@@ -73,11 +73,11 @@ def campaign(cache: Path, flips: int, commands: int, rng: random.Random) -> int:
     return int(missed > 0)
 
 
-def _flip(path: Path, place: int, bit: int) -> None:
+def _flip(path: Path, offset: int, bit: int) -> None:
     with open(path, "r+b") as file:
-        file.seek(place)
+        file.seek(offset)
         (byte,) = file.read(1)
-        file.seek(place)
+        file.seek(offset)
         file.write(bytes([byte ^ 1 << bit]))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from imagewam_cli.data.spread import spread_places, spread_rows
+from imagewam_cli.data.spread import spread_frames, spread_rows
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.errors import UsageError
@@ -102,7 +102,7 @@ def measure_layers(
     Raises:
         UsageError: `keep` is out of range, or the dataset has a single episode.
     """
-    shown = sorted({episode for episode, _ in spread_places(dataset, **_SPREAD, stride=stride)})
+    shown = sorted({episode for episode, _ in spread_frames(dataset, **_SPREAD, stride=stride)})
     _require_layers(len(editor.spec.layers), keep)  # fail before the slow forward passes
     _folds(shown)
     table, _ = FrameTable.of(dataset.rows(images=False))
@@ -120,7 +120,7 @@ def measure_layers(
 
 def sample_rows(dataset: Dataset, stride: int = 1) -> int:
     """Return the number of rows that `measure_layers` encodes."""
-    return len(spread_places(dataset, **_SPREAD, stride=stride))
+    return len(spread_frames(dataset, **_SPREAD, stride=stride))
 
 
 def _require_layers(count: int, keep: int) -> None:

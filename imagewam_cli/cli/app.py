@@ -1,4 +1,4 @@
-"""The `imagewam` command: its commands, its global options, and the one place where errors become lines."""
+"""The `imagewam` command: its commands, its global options, and its one error handler."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def auto_count(choice: str) -> int | None:
     return int(count)
 
 
-def recorded_layers(place: Location, manifest: Manifest, count: int) -> str:
+def recorded_layers(address: Location, manifest: Manifest, count: int) -> str:
     """Return the layers of the cache that a build resumes, in place of `auto:K`: they are not measured again.
 
     Raises:
@@ -42,7 +42,7 @@ def recorded_layers(place: Location, manifest: Manifest, count: int) -> str:
     there, layers = len(manifest.spec.layers), manifest.settings.layers
     if there != count:
         raise CacheError(
-            f"{place} is a cache of {there} layers (--layers {layers}), this build would choose {count}",
+            f"{address} is a cache of {there} layers (--layers {layers}), this build would choose {count}",
             f"resume it with --layers auto:{there}, or choose another folder with --out",
         )
     output.say(f"--layers {_AUTO}{count}: {layers}, the layers of the cache")

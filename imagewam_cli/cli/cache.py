@@ -140,11 +140,11 @@ def _require_no_options(context: typer.Context, command: str) -> None:
             raise UsageError(f"{option} has no effect before `{command}`", f"imagewam cache {command} {option} ...")
 
 
-def _say_start(place: Location, part: BuildPart | None, plan: BuildPlan) -> None:
+def _say_start(address: Location, part: BuildPart | None, plan: BuildPlan) -> None:
     if part is not None:
-        output.say(f"building part {part.index} of {part.count}; join the parts with `imagewam cache merge {place}`")
+        output.say(f"building part {part.index} of {part.count}; join the parts with `imagewam cache merge {address}`")
     output.say(
-        f"{place}: {plan.rows} rows, {bytes_text(plan.bytes_per_row)} each, {bytes_text(plan.total_bytes)} in all"
+        f"{address}: {plan.rows} rows, {bytes_text(plan.bytes_per_row)} each, {bytes_text(plan.total_bytes)} in all"
     )
 
 

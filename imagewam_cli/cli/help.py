@@ -103,12 +103,12 @@ def _options(command: Command, ctx: Context) -> dict[str, list[tuple[str, str]]]
 def rank(panel: str) -> tuple[int, int]:
     """Sort key of a panel: "Input, with --online" follows all panels without a condition."""
     name, condition, _ = panel.partition(CONDITION)
-    place = _ORDER.index(name) if name in _ORDER else len(_ORDER)
-    return (2 if name == OPTIONS else 1 if condition else 0, place)
+    position = _ORDER.index(name) if name in _ORDER else len(_ORDER)
+    return (2 if name == OPTIONS else 1 if condition else 0, position)
 
 
 def _write_panels(panels: dict[str, list[tuple[str, str]]], formatter: HelpFormatter) -> None:
-    """Write one section for each panel, in order, with the second column at the same place in all of them."""
+    """Write one section for each panel, in order, with their second columns aligned."""
     names = [name for rows in panels.values() for name, _ in rows]
     width = max((len(name) for name in names if len(name) <= _MAX_COLUMN), default=0)
     for panel in sorted(panels, key=rank):

@@ -31,8 +31,8 @@ def info_command(
     Examples:
         imagewam info caches/tiny-tabletop
     """
-    place = location(path)
-    values = _cache(place) if isinstance(place, str) else describe(place)
+    address = location(path)
+    values = _cache(address) if isinstance(address, str) else describe(address)
     text = "\n".join(f"{key}: {_text(value)}" for key, value in values.items())
     output.result(values, text, format.value)
 
@@ -86,13 +86,13 @@ def _dataset(path: Path) -> dict[str, Any]:
     }
 
 
-def _cache(place: Location) -> dict[str, Any]:
+def _cache(address: Location) -> dict[str, Any]:
     from imagewam_cli.kvcache.building.verify import verify_cache
     from imagewam_cli.kvcache.format.manifest import MANIFEST, BuildPart
     from imagewam_cli.kvcache.storage.manifests import manifest_at, manifests_at, storage_at
 
-    storage = storage_at(place)
-    manifest, damages = manifest_at(storage), verify_cache(place, rows=False)
+    storage = storage_at(address)
+    manifest, damages = manifest_at(storage), verify_cache(address, rows=False)
     listings = dict(manifests_at(storage))
     merged = listings.pop(MANIFEST, None) is not None
     parts = {BuildPart.named(name): part.rows for name, part in listings.items()}
@@ -106,7 +106,7 @@ def _cache(place: Location) -> dict[str, Any]:
         "complete": manifest.complete,
         "parts": {f"{part.index}/{part.count}": rows for part, rows in parts.items()},
         "damage": [f"{damage.file}: {damage.what}" for damage in damages],
-        "next": _advice(place, manifest, list(parts), merged=merged, damaged=bool(damages)),
+        "next": _advice(address, manifest, list(parts), merged=merged, damaged=bool(damages)),
         "bytes": sum(entry.bytes for entry in manifest.entries),
         "shards": len(manifest.shards),
         "codec": manifest.codec,
@@ -120,12 +120,12 @@ def _cache(place: Location) -> dict[str, Any]:
 
 
 def _advice(
-    place: Location, manifest: Manifest, parts: Sequence[BuildPart], *, merged: bool, damaged: bool
+    address: Location, manifest: Manifest, parts: Sequence[BuildPart], *, merged: bool, damaged: bool
 ) -> list[str]:
     """Return what to do about a damaged, unfinished or unmerged cache. merged: some parts were merged before."""
     from imagewam_cli.kvcache.format.manifest import repair_hint
 
-    advice = [repair_hint(place)] if damaged else []
+    advice = [repair_hint(address)] if damaged else []
     counts = {part.count for part in parts}
     known = len(counts) == 1 and not merged
     every = {f"{i}/{count}" for count in counts for i in range(count)} if known else set()
@@ -134,7 +134,7 @@ def _advice(
         missing = f"{manifest.total_rows - manifest.rows} rows are missing: "
         begun = f"not started: part {', '.join(absent)}; " if absent else ""
         advice.append(f"{missing}{begun}run the same `imagewam cache` command again to resume")
-    return advice + ([f"`imagewam cache merge {place}` joins the parts"] if parts else [])
+    return advice + ([f"`imagewam cache merge {address}` joins the parts"] if parts else [])
 
 
 def _run(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from imagewam_cli.cli.options import FormatName, FormatOption, existing_place
+from imagewam_cli.cli.options import FormatName, FormatOption, existing_location
 from imagewam_cli.cli.output import output
 
 
@@ -29,10 +29,10 @@ def merge_command(
     from imagewam_cli.kvcache.building.merge import merge_cache
     from imagewam_cli.kvcache.storage.location import location
 
-    places = [existing_place("folder", text, "pass the --out of its parts") for text in others or []]
+    parts = [existing_location("folder", text, "pass the --out of its parts") for text in others or []]
     # if parts are copied from elsewhere, the target may not exist yet
-    target = location(cache) if places else existing_place("folder", cache, "pass the --out of its parts")
-    manifest = merge_cache(target, places)
+    target = location(cache) if parts else existing_location("folder", cache, "pass the --out of its parts")
+    manifest = merge_cache(target, parts)
     values = {"cache": str(cache), "rows": manifest.rows, "of": manifest.total_rows, "shards": len(manifest.shards)}
     missing = "" if manifest.complete else f"; {manifest.total_rows - manifest.rows} rows are missing"
     text = f"{cache}: {manifest.rows} rows in {len(manifest.shards)} shards{missing}"

@@ -92,17 +92,17 @@ def chosen_cache(text: str | None) -> Location:
     """
     if text is None:
         return newest_instead_of("--cache", "cache")
-    return existing_place("--cache", text, "`imagewam list` shows the caches; `imagewam cache` builds one")
+    return existing_location("--cache", text, "`imagewam list` shows the caches; `imagewam cache` builds one")
 
 
-def existing_place(what: str, text: str, advice: str) -> Location:
+def existing_location(what: str, text: str, advice: str) -> Location:
     """Return a folder that exists, or a URL, which is not checked here.
 
     Raises:
         UsageError: the folder does not exist.
     """
-    place = location(text)
-    return place if isinstance(place, str) else existing(what, place, advice)
+    address = location(text)
+    return address if isinstance(address, str) else existing(what, address, advice)
 
 
 def existing_dataset(path: Path) -> Path:

@@ -25,20 +25,20 @@ def os_error_of(error: BaseException) -> OSError | None:
 
 def explained(error: OSError) -> tuple[str, str | None]:
     """Return the message and the hint, which is None if there is nothing to advise."""
-    place = str(error.filename2 or error.filename or "")
+    path = str(error.filename2 or error.filename or "")
     if error.errno in _FULL:
         return "the disk is full", "free some space, then run the same command again to resume"
     if error.errno == errno.EFBIG:
         return "the file is too large for the disk or for the limits of this user", f"raise the limit, or {_ELSEWHERE}"
     if error.errno in _FORBIDDEN:
-        return f"Permission denied: {place}".rstrip(": "), f"{_ELSEWHERE}, or change the permissions of this one"
+        return f"Permission denied: {path}".rstrip(": "), f"{_ELSEWHERE}, or change the permissions of this one"
     if error.errno == errno.EROFS:
-        return f"the disk is read-only: {place}".rstrip(": "), _ELSEWHERE
+        return f"the disk is read-only: {path}".rstrip(": "), _ELSEWHERE
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return f"a file is in the way of a folder: {place}".rstrip(": "), _ELSEWHERE
+        return f"a file is in the way of a folder: {path}".rstrip(": "), _ELSEWHERE
     if error.errno == errno.EISDIR:
-        return f"a folder is in the way of a file: {place}".rstrip(": "), f"move it away, or {_ELSEWHERE}"
-    return f"{error.strerror or error}: {place}".rstrip(": "), None
+        return f"a folder is in the way of a file: {path}".rstrip(": "), f"move it away, or {_ELSEWHERE}"
+    return f"{error.strerror or error}: {path}".rstrip(": "), None
 
 
 def require_writable(folder: Path) -> None:

@@ -214,7 +214,7 @@ def _first_rows(dataset: Dataset, batch: int) -> list[Row]:
 
 
 def _existing_parent(folder: Path) -> Path:
-    """Return the folder or its nearest parent that exists: a place on the same disk to write a sample to."""
+    """Return the folder or its nearest parent that exists, to write a sample to the same disk."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 

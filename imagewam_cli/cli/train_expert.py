@@ -200,12 +200,12 @@ def _cached_source(cache: str | None, load: LoadName) -> tuple[PrefixSource, str
     """Return the prefixes of a cache and a name for the run."""
     from imagewam_cli.training.prefixes import CachedPrefixes
 
-    place = chosen_cache(cache)
-    source = CachedPrefixes(place, load.value)
+    address = chosen_cache(cache)
+    source = CachedPrefixes(address, load.value)
     manifest = source.reader.manifest
     if not manifest.complete:
-        output.say(f"{place} is unfinished: training on {manifest.rows} of {manifest.total_rows} rows")
-    return source, name_of(place)
+        output.say(f"{address} is unfinished: training on {manifest.rows} of {manifest.total_rows} rows")
+    return source, name_of(address)
 
 
 def _online_source(

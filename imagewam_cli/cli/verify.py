@@ -56,30 +56,30 @@ def verify_command(
     from imagewam_cli.kvcache.building.verify import repair_cache, verify_cache
     from imagewam_cli.kvcache.storage.manifests import manifest_at, storage_at
 
-    place = chosen_cache(cache)
-    manifest = manifest_at(storage_at(place))
+    address = chosen_cache(cache)
+    manifest = manifest_at(storage_at(address))
     with output.progress(manifest.rows, "row") as bar:
-        damages = verify_cache(place, on_rows=bar.update)
-    text = "\n".join(f"{place}/{damage.file}: {damage.what}" for damage in damages)
+        damages = verify_cache(address, on_rows=bar.update)
+    text = "\n".join(f"{address}/{damage.file}: {damage.what}" for damage in damages)
     unfinished = "" if manifest.complete else f"; the build is unfinished, {manifest.total_rows} rows are planned"
     changed: list[str] = []
     if damages and repair:
         output.say(text)
         source, editor = open_cache_source(manifest, dataset, weights, chosen_hardware(device, offload, False))
         with output.progress(sum(e.rows for e in manifest.shards), "row") as bar:
-            changed = repair_cache(place, damages, source, editor, on_rows=bar.update)
-        text = f"{place}: repaired {', '.join(damage.file for damage in damages)}" + "".join(
+            changed = repair_cache(address, damages, source, editor, on_rows=bar.update)
+        text = f"{address}: repaired {', '.join(damage.file for damage in damages)}" + "".join(
             f"\n{name}: intact, but with other bytes than before (computed by another machine or library version)"
             for name in changed
         )
     values = {
-        "cache": str(place),
+        "cache": str(address),
         "rows": manifest.rows,
         "damaged": [{"file": d.file, "what": d.what, "rows": d.rows} for d in damages],
         "repaired": bool(damages) and repair,
         "changed": changed,
     }
-    output.result(values, text or f"{place}: {manifest.rows} rows, all checksums match{unfinished}", format.value)
+    output.result(values, text or f"{address}: {manifest.rows} rows, all checksums match{unfinished}", format.value)
     if damages and not repair:
-        output.say(f"repair it with `imagewam cache verify --cache {place} --repair`")
+        output.say(f"repair it with `imagewam cache verify --cache {address} --repair`")
         raise typer.Exit(1)

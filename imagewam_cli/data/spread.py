@@ -14,12 +14,12 @@ def spread_rows(dataset: Dataset, *, episodes: int, rows: int, stride: int = 1) 
 
     Only every `stride`-th frame of an episode is considered.
     """
-    wanted = spread_places(dataset, episodes=episodes, rows=rows, stride=stride)
+    wanted = spread_frames(dataset, episodes=episodes, rows=rows, stride=stride)
     stream = dataset.rows(episodes=sorted({episode for episode, _ in wanted}), stride=stride)
     return (row for row in stream if (row.episode, row.frame) in wanted)
 
 
-def spread_places(dataset: Dataset, *, episodes: int, rows: int, stride: int = 1) -> set[tuple[int, int]]:
+def spread_frames(dataset: Dataset, *, episodes: int, rows: int, stride: int = 1) -> set[tuple[int, int]]:
     """Return the (episode, frame) pairs that `spread_rows` would yield, without reading the dataset."""
     every = dataset.episodes()
     count = min(episodes, len(every))

@@ -78,8 +78,8 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     if not drawn:
         raise UsageError("the metrics hold no loss", "plot a run after its first logged step")
     figure = new_figure(5.0 * len(drawn), 3.4)
-    for place, (title, lines) in enumerate(drawn, start=1):
-        axes = figure.add_subplot(1, len(drawn), place)
+    for position, (title, lines) in enumerate(drawn, start=1):
+        axes = figure.add_subplot(1, len(drawn), position)
         for key, label, color, style in lines:
             steps, values = _series(metrics, key)
             if steps:
@@ -108,12 +108,12 @@ def plot_success(named: Mapping[str, Rate], path: Path) -> None:
         raise UsageError("no success rates to plot", "evaluate a policy first")
     figure = new_figure(6.4, 0.9 + 0.45 * len(named))
     axes = figure.add_subplot(1, 1, 1)
-    for place, rate in enumerate(named.values()):
+    for position, rate in enumerate(named.values()):
         share = 100 * rate.rate
         below, above = max(0.0, share - 100 * rate.low), max(0.0, 100 * rate.high - share)
-        axes.barh(place, share, height=0.6, color=POLICY_COLOR, alpha=0.85)
-        axes.errorbar(share, place, xerr=[[below], [above]], color="black", capsize=3, linewidth=1.2)
-        axes.text(100 * rate.high + 2, place, f"{rate.successes}/{rate.trials}", va="center", fontsize=9)
+        axes.barh(position, share, height=0.6, color=POLICY_COLOR, alpha=0.85)
+        axes.errorbar(share, position, xerr=[[below], [above]], color="black", capsize=3, linewidth=1.2)
+        axes.text(100 * rate.high + 2, position, f"{rate.successes}/{rate.trials}", va="center", fontsize=9)
     axes.set_yticks(range(len(named)), list(named))
     axes.invert_yaxis()
     axes.set_xlim(0, 115)

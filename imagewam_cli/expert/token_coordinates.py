@@ -32,9 +32,9 @@ def coordinate_features(grid: tuple[int, int], extent: tuple[float, float] | Non
         part then determines the centre.
     """
     y, x = (_centres(side, whole) for side, whole in zip(grid, extent or grid, strict=True))
-    places = torch.cartesian_prod(y, x)
-    angles = torch.cat([math.pi * 2**octave * places for octave in range(_OCTAVES)], dim=-1)
-    return torch.cat([places, angles.sin(), angles.cos()], dim=-1)
+    centres = torch.cartesian_prod(y, x)
+    angles = torch.cat([math.pi * 2**octave * centres for octave in range(_OCTAVES)], dim=-1)
+    return torch.cat([centres, angles.sin(), angles.cos()], dim=-1)
 
 
 def _centres(count: int, whole: float) -> Tensor:
@@ -48,11 +48,11 @@ def picture_features(pictures: Sequence[SegmentSpec]) -> Tensor:
 
     The last N columns are the picture's index, one-hot. Every segment must have a grid.
     """
-    places = torch.cat([coordinate_features(s.grid, s.extent) for s in pictures if s.grid is not None])
+    features = torch.cat([coordinate_features(s.grid, s.extent) for s in pictures if s.grid is not None])
     if len(pictures) == 1:
-        return places
+        return features
     each = torch.eye(len(pictures)).repeat_interleave(torch.tensor([s.tokens for s in pictures]), dim=0)
-    return torch.cat([places, each], dim=1)
+    return torch.cat([features, each], dim=1)
 
 
 class TokenCoordinates(nn.Module):

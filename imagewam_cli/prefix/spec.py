@@ -46,8 +46,8 @@ class TokenPositions:
         moves = np.zeros((len(self.moves), len(self.origin)), np.float32)
         for row, axes in zip(moves, self.moves, strict=True):
             row[list(axes)] = self.step
-        places = np.indices(sizes, np.float32).reshape(len(sizes), -1).T
-        return places @ moves + np.array(self.origin, np.float32)
+        indices = np.indices(sizes, np.float32).reshape(len(sizes), -1).T
+        return indices @ moves + np.array(self.origin, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

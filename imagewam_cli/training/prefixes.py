@@ -73,7 +73,7 @@ class PrefixSource(Protocol):
         ...
 
     def prepare(self, indices: Indices, folder: Path) -> AbstractContextManager[None]:
-        """Announce the rows that `begin_read` will be asked for inside `with`. folder: place for temporary files."""
+        """Announce the rows that `begin_read` will be asked for inside `with`. folder: folder for temporary files."""
         ...
 
     def begin_read(self, indices: Indices) -> Callable[[], PrefixKV]:

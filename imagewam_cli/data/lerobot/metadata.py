@@ -189,15 +189,15 @@ def _episodes_v21(info: Info) -> list[_EpisodeRow]:
     rows = []
     for line in _json_lines(path, {"episode_index": int, "length": int, "tasks": list}):
         index, length = line["episode_index"], line["length"]
-        place = {"episode_chunk": index // info.chunks_size, "episode_index": index}
+        numbers = {"episode_chunk": index // info.chunks_size, "episode_index": index}
         rows.append(
             _EpisodeRow(
                 index=index,
                 length=length,
                 tasks=tuple(str(task) for task in line["tasks"]),
-                data_file=info.data_file(**place),
+                data_file=info.data_file(**numbers),
                 videos={
-                    key: VideoSpan(path=info.video_file(key, **place), first_frame=0, is_last=True) for key in cameras
+                    key: VideoSpan(path=info.video_file(key, **numbers), first_frame=0, is_last=True) for key in cameras
                 },
                 declared_first_row=None,
             )

@@ -187,11 +187,11 @@ def _repair_shard(
         old = Shard.open(path) if damage.rows is not None else None
         first = 0
         for rows in batches(stream, entry.batch):
-            places = range(first, first + len(rows))
-            if old is None or not damaged.isdisjoint(places):
+            positions = range(first, first + len(rows))
+            if old is None or not damaged.isdisjoint(positions):
                 index, tensors = encode_rows(editor, codec, rows, numbers, by_instruction=once)
             else:
-                index, tensors = _copied(old, places)
+                index, tensors = _copied(old, positions)
             writer.append(index, tensors)
             first += len(rows)
             on_rows(len(rows))
@@ -200,7 +200,7 @@ def _repair_shard(
         return repaired
 
 
-def _copied(shard: Shard, places: range) -> tuple[dict[str, list[int]], dict[str, Tensor]]:
-    rows = np.arange(places.start, places.stop)
+def _copied(shard: Shard, positions: range) -> tuple[dict[str, list[int]], dict[str, Tensor]]:
+    rows = np.arange(positions.start, positions.stop)
     index = {name: shard.array(name)[rows].tolist() for name in INDEX_KEYS}
     return index, shard.read(rows)

@@ -160,15 +160,15 @@ class PCACodec:
                 _tokens(prefix.layers[i], layer, spec.rope, prefix.valid if layer.holds_text else None)
                 for prefix in samples
             ]
-            for place, segment in enumerate(zip(*kept, strict=True)):
-                bases[layer.name, place] = _fitted(torch.cat(segment), _heads(layer), self._token_bytes(layer))
+            for index, segment in enumerate(zip(*kept, strict=True)):
+                bases[layer.name, index] = _fitted(torch.cat(segment), _heads(layer), self._token_bytes(layer))
         return dataclasses.replace(self, bases=bases)
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors of all bases, for `restored`."""
         return {
-            f"{layer}/{place}/{name}": tensor
-            for (layer, place), basis in self.bases.items()
+            f"{layer}/{index}/{name}": tensor
+            for (layer, index), basis in self.bases.items()
             for name, tensor in _tensors(basis)
         }
 
@@ -176,11 +176,11 @@ class PCACodec:
         """Return the codec with the bases of this state."""
         bases = {}
         for layer in spec.layers:
-            for place in range(len(layer.segments)):
-                prefix = f"{layer.name}/{place}/"
+            for index in range(len(layer.segments)):
+                prefix = f"{layer.name}/{index}/"
                 found = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
                 blocks = sum(name.startswith("block.") for name in found)
-                bases[layer.name, place] = SegmentBasis(
+                bases[layer.name, index] = SegmentBasis(
                     blocks=tuple(found[f"block.{i}"] for i in range(blocks)),
                     **{name: found[name] for name in ("mean", "scale", "order", "bits", "step")},
                 )
@@ -214,8 +214,8 @@ class PCACodec:
         return LayerKV(k if ids is None or rope is None else rotate_keys(k, ids, rope), v)
 
     def _of(self, layer: LayerSpec, device: torch.device) -> list[SegmentBasis]:
-        moved, places = self._moved.setdefault(device, {}), range(len(layer.segments))
-        return [moved.setdefault(key, self.bases[key].to(device)) for key in ((layer.name, place) for place in places)]
+        moved, keys = self._moved.setdefault(device, {}), [(layer.name, i) for i in range(len(layer.segments))]
+        return [moved.setdefault(key, self.bases[key].to(device)) for key in keys]
 
     def _token_bytes(self, layer: LayerSpec) -> int:
         return max(1, int(self.bits * 2 * layer.kv_heads * layer.head_dim / 8))

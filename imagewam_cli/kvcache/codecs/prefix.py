@@ -12,7 +12,7 @@ from imagewam_cli.kvcache.format.part import Part
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.prefix.spec import KVSpec
 
-INSTRUCTION_INDEX = "instruction.place"
+INSTRUCTION_INDEX = "instruction.index"
 """(N,) int64: for each row, the position of its instruction among the stored instruction rows."""
 
 

@@ -79,11 +79,11 @@ def transfer(
 
 def mapped_copy(blocks: Sequence[tuple[slice, Bytes]], into: Bytes) -> Copy:
     """Return a copy from a memory map. blocks: a slice of a row's bytes and its source, (N, tensors, bytes)."""
-    pairs = [(into[:, place].reshape(len(into), *there.shape[1:]), there) for place, there in blocks]
+    pairs = [(into[:, columns].reshape(len(into), *there.shape[1:]), there) for columns, there in blocks]
 
-    def copy(row: int, place: int, count: int) -> None:
+    def copy(row: int, target: int, count: int) -> None:
         for here, there in pairs:
-            here[place : place + count] = there[row : row + count]
+            here[target : target + count] = there[row : row + count]
 
     return copy
 
@@ -95,8 +95,8 @@ def plain_copy(file: int, tensors: Sequence[tuple[slice, int]], into: Bytes) -> 
     """
     memory, stride = memoryview(into).cast("B"), into.shape[1]  # type: ignore[arg-type]  # arrays are buffers
 
-    def copy(row: int, place: int, count: int) -> None:
-        begin, end = place * stride, (place + count) * stride
+    def copy(row: int, target: int, count: int) -> None:
+        begin, end = target * stride, (target + count) * stride
         for part, first in tensors:
             if size := part.stop - part.start:
                 pieces = [memory[i : i + size] for i in range(begin + part.start, end, stride)]

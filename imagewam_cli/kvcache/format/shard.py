@@ -227,8 +227,8 @@ class Shard:
         """Return all rows of a tensor as numpy sees its bytes."""
         return self.views[name][0]
 
-    def take(self, rows: Rows, into: Bytes, places: Rows) -> None:
-        """Copy rows to rows `places` of memory allocated by `layout.blank`, verifying those not verified before.
+    def take(self, rows: Rows, into: Bytes, targets: Rows) -> None:
+        """Copy rows to rows `targets` of memory allocated by `layout.blank`, verifying those not verified before.
 
         Raises:
             CacheError: rows are damaged; the message names their dataset rows.
@@ -239,7 +239,7 @@ class Shard:
                 functools.partial(self._copier, into),
                 rows,
                 into[:, : self.layout.bytes],
-                places,
+                targets,
                 (~fresh).tolist(),
                 _AT_ONCE[self.method],
             )
@@ -269,7 +269,7 @@ class Shard:
             yield mapped_copy(self._blocks, into)
             return
         with open(self.path, "rb", buffering=0) as file:
-            tensors = [(place, self.offsets[name]) for name, place in self.layout.slices.items()]
+            tensors = [(columns, self.offsets[name]) for name, columns in self.layout.slices.items()]
             yield plain_copy(file.fileno(), tensors, into)
 
     @functools.cached_property
@@ -309,7 +309,7 @@ def _header(parts: Mapping[str, Part], rows: int) -> tuple[bytes, dict[str, int]
     head = 8 + len(text) + rows * INDEX_BYTES
     text += b" " * (-head % ALIGNMENT)  # so the first tensor behind the index begins at a multiple of it
     start = 8 + len(text)
-    offsets = {name: start + place for name, place in relative.items()}
+    offsets = {name: start + offset for name, offset in relative.items()}
     return len(text).to_bytes(8, "little") + text, offsets, start + at
 
 

@@ -36,8 +36,8 @@ class PrefixDataset(Dataset[dict[str, Tensor]]):
     Each DataLoader worker, forked or spawned, opens the cache itself.
     """
 
-    def __init__(self, place: Path | str, *, horizon: int = 10, load: LoadMethod = "mmap") -> None:
-        """place: folder or URL of the cache. horizon: number of actions in the chunk that follows each row.
+    def __init__(self, address: Path | str, *, horizon: int = 10, load: LoadMethod = "mmap") -> None:
+        """address: folder or URL of the cache. horizon: number of actions in the chunk that follows each row.
 
         Raises:
             CacheError: there is no cache, it is damaged, or no shard is finished.
@@ -45,7 +45,10 @@ class PrefixDataset(Dataset[dict[str, Tensor]]):
         """
         if horizon < 1:
             raise UsageError(f"horizon is {horizon}: an action chunk has at least one action", "use at least 1")
-        self.reader, self.horizon = CacheReader(location(place) if isinstance(place, str) else place, load), horizon
+        self.reader, self.horizon = (
+            CacheReader(location(address) if isinstance(address, str) else address, load),
+            horizon,
+        )
 
     def __len__(self) -> int:
         return len(self.reader)

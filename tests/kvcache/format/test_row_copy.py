@@ -68,11 +68,11 @@ def orders() -> list[Rows]:
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("at_once", [1, 100, 2**20])
 @pytest.mark.parametrize("order", orders(), ids=len)
-def test_every_row_arrives_in_its_place_with_its_checksum(
+def test_every_row_is_copied_to_its_target_with_its_checksum(
     copy_into: Callable[[Bytes], Copy], rows_of: Bytes, order: Rows, at_once: int
 ) -> None:
-    places = np.random.default_rng(2).permutation(50)[: len(order)]
-    for arranged in (np.sort(places), places):
+    targets = np.random.default_rng(2).permutation(50)[: len(order)]
+    for arranged in (np.sort(targets), targets):
         into = np.zeros((50, 24), np.uint8)
         checked = [i % 3 == 1 for i in range(len(order))]
         sums = transfer(lambda into=into: nullcontext(copy_into(into)), order, into[:, :21], arranged, checked, at_once)
@@ -88,7 +88,7 @@ def test_two_threads_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     both = threading.Barrier(2, timeout=30)
     met = threading.local()
 
-    def copy(row: int, place: int, count: int) -> None:
+    def copy(row: int, target: int, count: int) -> None:
         if not hasattr(met, "other"):
             met.other = both.wait()
 
@@ -100,7 +100,7 @@ def test_a_helper_that_is_busy_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
     free, copied = threading.Event(), list[int]()
     busy = module._helper().submit(free.wait, 30)
     transfer(
-        lambda: nullcontext(lambda row, place, count: copied.extend(range(row, row + count))),
+        lambda: nullcontext(lambda row, target, count: copied.extend(range(row, row + count))),
         np.arange(8),
         np.zeros((8, 4), np.uint8),
         np.arange(8),
@@ -122,7 +122,7 @@ def test_an_error_of_either_thread_is_raised(monkeypatch: pytest.MonkeyPatch) ->
             both.wait()
             if (threading.get_ident() == main) == fails_here:
                 raise OSError("the disk is gone")
-            yield lambda row, place, count: None
+            yield lambda row, target, count: None
 
         with pytest.raises(OSError, match="the disk is gone"):
             transfer(copier, np.arange(8), np.zeros((8, 4), np.uint8), np.arange(8), [True] * 8, 1)
@@ -142,7 +142,7 @@ def test_after_an_error_nothing_is_copied_any_more(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "_TWO_THREADS_FROM", 1)
     main, begun, copied = threading.get_ident(), threading.Event(), list[int]()
 
-    def copy(row: int, place: int, count: int) -> None:
+    def copy(row: int, target: int, count: int) -> None:
         if threading.get_ident() == main:
             begun.wait(30)
             raise OSError("the disk is gone")

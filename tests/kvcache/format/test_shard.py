@@ -76,15 +76,15 @@ def test_checksums_are_those_of_the_bytes_in_the_files_order(path: Path, tensors
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
-    places = {name: [start + x for x in entry["data_offsets"]] for name, entry in header.items()}
+    offsets = {name: [start + x for x in entry["data_offsets"]] for name, entry in header.items()}
     for i, found in enumerate(load_file(path)["checksum"].numpy()):
         row = b""
-        for name in sorted(tensors, key=lambda name: places[name][0]):
-            size = (places[name][1] - places[name][0]) // ROWS
-            row += data[places[name][0] + i * size :][:size]
+        for name in sorted(tensors, key=lambda name: offsets[name][0]):
+            size = (offsets[name][1] - offsets[name][0]) // ROWS
+            row += data[offsets[name][0] + i * size :][:size]
         assert int(found) == xxhash.xxh3_64_intdigest(row)
     head = data[: start + 48 * ROWS]
-    assert max(places[name][1] for name in (*INDEX_KEYS, "checksum")) == len(head)
+    assert max(offsets[name][1] for name in (*INDEX_KEYS, "checksum")) == len(head)
     assert Shard.open(path).head_checksum == xxhash.xxh3_128_hexdigest(head)
 
 

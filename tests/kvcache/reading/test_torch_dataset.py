@@ -93,11 +93,11 @@ def test_a_fork_while_a_thread_reads_is_no_deadlock(built: Path) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_a_place_is_a_folder_or_a_url(built: Path, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_address_is_a_folder_or_a_url(built: Path, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     memory.fs.put(str(built), memory.root, recursive=True)
     monkeypatch.setenv("HOME", str(built.parent))
-    for place in (str(built), f"~/{built.name}", built.as_uri(), memory.url):
-        assert len(PrefixDataset(place)) == ROWS
+    for address in (str(built), f"~/{built.name}", built.as_uri(), memory.url):
+        assert len(PrefixDataset(address)) == ROWS
 
 
 def test_an_epoch_set_outside_reaches_workers_that_stay(cached: PrefixDataset) -> None:

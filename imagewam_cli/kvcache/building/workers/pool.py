@@ -203,7 +203,7 @@ class WorkerPool:
                 f"worker {death.slot} {death.how} at {cause}, and so did {ATTEMPTS - 1} before it",
                 "if memory is full, use fewer --workers or a smaller --batch; the same command resumes the build",
             )
-        self._on_news(f"worker {death.slot} {death.how} at {cause}: another takes its place")
+        self._on_news(f"worker {death.slot} {death.how} at {cause}: starting another")
         self._waiting = sorted([*self._waiting, *left], key=self._order.__getitem__)
         self._workers.start(death.slot)
 
