@@ -1,4 +1,4 @@
-"""`evaluation.budget`: precision goes first, then places, then layers; errors are compared where they can be."""
+"""Test `cache_study.budget`: precision is reduced first, then tokens are pooled, then layers dropped."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ COUNTS = {"rows": 1000, "instructions": 3}
 
 @pytest.fixture
 def deep(prefix: PrefixKV) -> tuple[KVSpec, PrefixKV]:
-    """Five layers."""
+    """A layout of five layers."""
     layers = tuple(dataclasses.replace(layer(), name=name) for name in "abcde")
     return dataclasses.replace(spec_of(layer()), layers=layers), PrefixKV(prefix.layers * 5, prefix.valid)
 
 
-def test_each_setting_is_what_storing_so_costs(deep: tuple[KVSpec, PrefixKV]) -> None:
+def test_each_choice_has_the_size_and_error_of_storing_it(deep: tuple[KVSpec, PrefixKV]) -> None:
     found = {(c.codec, c.pool): c for c in choices(*deep, CODECS, **COUNTS) if c.layers == "all"}
     for setting in compare_candidates(*deep, storage_candidates(deep[0], CODECS.values())):
         choice = found[setting.codec, setting.pool]
@@ -37,7 +37,7 @@ def test_each_setting_is_what_storing_so_costs(deep: tuple[KVSpec, PrefixKV]) ->
         assert choice.attention == setting.attention
 
 
-def test_codecs_that_are_fitted_are_tried_where_there_are_rows_to_fit_them_to(deep: tuple[KVSpec, PrefixKV]) -> None:
+def test_fitted_codecs_need_sample_rows(deep: tuple[KVSpec, PrefixKV]) -> None:
     codecs = {**CODECS, "pca2": PCA2}
     assert "pca2" not in {c.codec for c in choices(*deep, codecs, **COUNTS)}
     found = [c for c in choices(*deep, codecs, **COUNTS, samples=[deep[1]]) if c.codec == "pca2"]
@@ -45,7 +45,7 @@ def test_codecs_that_are_fitted_are_tried_where_there_are_rows_to_fit_them_to(de
     assert all(0 < c.attention < 1 for c in found)
 
 
-def test_precision_goes_first_then_places_then_layers(deep: tuple[KVSpec, PrefixKV]) -> None:
+def test_precision_is_reduced_before_tokens_and_tokens_before_layers(deep: tuple[KVSpec, PrefixKV]) -> None:
     tried = choices(*deep, CODECS, **COUNTS)
     order = [(layers, pool) for layers in ("all", "every:2", "every:4", "every:8") for pool in (1, 2)]
     assert [(c.layers, c.pool) for c in best_codecs(tried)] == order
@@ -64,7 +64,7 @@ def test_precision_goes_first_then_places_then_layers(deep: tuple[KVSpec, Prefix
     assert any(c.attention < less_precise[0].attention for c in less_precise if c.layers != "all"), "no common measure"
 
 
-def test_everything_that_fits_is_given_and_nothing_else(deep: tuple[KVSpec, PrefixKV]) -> None:
+def test_exactly_the_choices_within_the_budget_are_returned(deep: tuple[KVSpec, PrefixKV]) -> None:
     tried = choices(*deep, CODECS, **COUNTS)
     for budget in {c.total_bytes for c in tried}:
         found = fitting(tried, budget)

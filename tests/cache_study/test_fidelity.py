@@ -1,4 +1,4 @@
-"""`evaluation.fidelity` against numpy, torch's own attention, and cases whose error is known."""
+"""Test `cache_study.fidelity` against numpy, torch's attention, and cases with known errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_errors_of_keys_and_values_are_relative_to_their_size(prefix: PrefixKV) 
     assert errors.v == pytest.approx(0.25, rel=1e-5)
 
 
-def test_what_stands_in_padding_is_no_error(prefix: PrefixKV) -> None:
+def test_padding_does_not_count_as_error(prefix: PrefixKV) -> None:
     (kv,), valid = prefix.layers, prefix.valid
     assert valid is not None
     noisy = LayerKV(kv.k + 9.0 * (~valid)[:, :, None, None], kv.v + 9.0 * (~valid)[:, :, None, None])
@@ -42,7 +42,7 @@ def test_what_stands_in_padding_is_no_error(prefix: PrefixKV) -> None:
     assert (errors.k, errors.v, errors.attention) == (0.0, 0.0, 0.0)
 
 
-def test_attention_is_that_of_torch(prefix: PrefixKV) -> None:
+def test_attention_matches_torch(prefix: PrefixKV) -> None:
     """Queries are the row's own valid keys, evenly spaced."""
     (kv,), valid = prefix.layers, prefix.valid
     assert valid is not None
@@ -51,9 +51,9 @@ def test_attention_is_that_of_torch(prefix: PrefixKV) -> None:
     for one in (kv, other.layers[0]):
         rows = []
         for i in range(3):
-            places = np.nonzero(valid[i].numpy())[0]
-            spaced = places[np.linspace(0, len(places) - 1, 32).round().astype(int)]
-            q, k, v = (x.transpose(0, 1)[None] for x in (kv.k[i, spaced], one.k[i, places], one.v[i, places]))
+            tokens = np.nonzero(valid[i].numpy())[0]
+            spaced = tokens[np.linspace(0, len(tokens) - 1, 32).round().astype(int)]
+            q, k, v = (x.transpose(0, 1)[None] for x in (kv.k[i, spaced], one.k[i, tokens], one.v[i, tokens]))
             rows.append(F.scaled_dot_product_attention(q, k, v).numpy())
         outputs.append(np.stack(rows))
     expected = np.sqrt(np.square(outputs[1] - outputs[0]).sum() / np.square(outputs[0]).sum())
@@ -62,7 +62,7 @@ def test_attention_is_that_of_torch(prefix: PrefixKV) -> None:
     assert errors.attention > 0.01
 
 
-def test_equal_neighbours_lose_nothing_in_a_cell() -> None:
+def test_pooling_equal_neighbours_is_exact() -> None:
     one = layer(text=False)
     cells = torch.randn(2, 2, 3, HEADS, SIZE, generator=torch.Generator().manual_seed(0))
     alike = cells.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2)
@@ -106,7 +106,7 @@ def test_a_report_of_a_real_cache(
     assert (tmp_path / "report.png").stat().st_size > 10_000
 
 
-def test_a_policy_that_reads_other_numbers_acts_otherwise(
+def test_other_numbers_change_the_actions_of_a_policy(
     tiny_cache: Path, tiny_weights: Path, policy_folder: Path, tabletop: Path
 ) -> None:
     from imagewam_cli.cache_study.fidelity import policy_change

@@ -1,4 +1,4 @@
-"""`evaluation.layer_choice`: layers that tell of the actions stay, others go."""
+"""Test `cache_study.layer_selection`: layers that predict the actions are kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TELLING = (1, 3)
 
 @pytest.fixture(scope="module")
 def sample() -> tuple[LayerSketches, np.ndarray, np.ndarray, list[int]]:
-    """Two layers hold what decides the actions, each another half of it; the others hold noise."""
+    """Two layers each determine half of the actions; the others hold noise."""
     rng = np.random.default_rng(0)
     causes = rng.normal(size=(ROWS, 2))
     maps = rng.normal(size=(LAYERS, 2, 6, 2, 4))
@@ -34,7 +34,9 @@ def sample() -> tuple[LayerSketches, np.ndarray, np.ndarray, list[int]]:
     return sketches, state, actions, [i // 10 for i in range(ROWS)]
 
 
-def test_layers_that_tell_of_the_actions_stay(sample: tuple[LayerSketches, np.ndarray, np.ndarray, list[int]]) -> None:
+def test_layers_that_predict_the_actions_are_kept(
+    sample: tuple[LayerSketches, np.ndarray, np.ndarray, list[int]],
+) -> None:
     sketches, state, actions, episodes = sample
     choice = choose_layers(sketches.kernels(), state, actions, episodes, 2)
     assert choice.kept == TELLING
@@ -45,7 +47,7 @@ def test_layers_that_tell_of_the_actions_stay(sample: tuple[LayerSketches, np.nd
     assert one.errors[-1] > 5 * choice.errors[-1], "each holds another half"
 
 
-def test_all_layers_are_kept_where_all_are_asked_for(
+def test_all_layers_are_kept_if_requested(
     sample: tuple[LayerSketches, np.ndarray, np.ndarray, list[int]],
 ) -> None:
     sketches, state, actions, episodes = sample
@@ -54,7 +56,9 @@ def test_all_layers_are_kept_where_all_are_asked_for(
 
 
 @pytest.mark.parametrize("keep", [0, LAYERS + 1])
-def test_there_are_not_so_many(sample: tuple[LayerSketches, np.ndarray, np.ndarray, list[int]], keep: int) -> None:
+def test_more_layers_than_exist_are_refused(
+    sample: tuple[LayerSketches, np.ndarray, np.ndarray, list[int]], keep: int
+) -> None:
     sketches, state, actions, episodes = sample
     with pytest.raises(UsageError, match=f"auto:{keep}: the editor has {LAYERS} layers"):
         choose_layers(sketches.kernels(), state, actions, episodes, keep)

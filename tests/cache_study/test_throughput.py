@@ -1,4 +1,4 @@
-"""`cache_study.throughput`: advice by arithmetic, and a real measurement that leaves nothing."""
+"""Test `cache_study.throughput`: the break-even arithmetic, and a real measurement that leaves no files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def throughput(**changed: float) -> Throughput:
     return Throughput(**values)  # type: ignore[arg-type]
 
 
-def test_a_cache_is_won_back_when_building_and_reading_took_less_than_computing() -> None:
+def test_break_even_is_when_building_and_reading_cost_less_than_computing() -> None:
     """70 ms to build a row, 40 ms saved in each pass: 1.75 passes."""
     paying = throughput()
     assert paying.break_even_epochs == pytest.approx(1.75)
@@ -35,7 +35,7 @@ def test_a_cache_is_won_back_when_building_and_reading_took_less_than_computing(
 
 
 @pytest.mark.parametrize("forward", [0.020, 0.001])
-def test_what_is_computed_as_fast_as_it_is_read_is_not_to_be_stored(forward: float) -> None:
+def test_rows_computed_as_fast_as_they_are_read_are_not_worth_storing(forward: float) -> None:
     losing = throughput(forward=forward)
     assert losing.break_even_epochs is None
     assert storing_advice(losing).startswith("do not store: 5.00 MB/row reads in 20.0 ms")
@@ -47,7 +47,7 @@ def test_at_the_break_even_a_row_is_read_as_fast_as_it_is_computed() -> None:
     assert found.read * found.break_even_bytes / found.row_bytes == pytest.approx(found.forward)
 
 
-def test_it_measures_a_real_shard_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_shard_is_measured_and_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock on which everything that is timed takes one second, so that its share is one over its rows: a forward
     and the codec have the 9 rows, the shard holds them 28 times, as 256 are the most.
     """

@@ -1,4 +1,4 @@
-"""A cache of five episodes in four shards, made by an editor that is arithmetic."""
+"""Fixture of a cache with five episodes in four shards, built by an editor that only does arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cache of six episodes of eight frames, made by an editor that is arithmetic, and a recipe of a dozen steps."""
+"""Fixtures: a cache of six episodes of eight frames by an arithmetic editor, and a recipe of a dozen steps."""
 
 from __future__ import annotations
 

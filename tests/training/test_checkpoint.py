@@ -1,4 +1,4 @@
-"""`training.checkpoint`: what comes back, what is refused, what a full disk leaves."""
+"""Test `training.checkpoint`: round trips, damaged checkpoints, full disks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from imagewam_cli.training.recipe import OptimizerRecipe
 
 
 class State:
-    """A model, its average and its optimizer, some steps into a regression."""
+    """Return a model, its average and its optimizer after some steps of a regression."""
 
     def __init__(self, seed: int, *, inputs: int = 3, steps: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -62,7 +62,7 @@ def test_weights_average_and_step_come_back(tmp_path: Path) -> None:
     assert same(loaded.average, saved.average)
 
 
-def test_the_optimizer_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_the_optimizer_resumes_exactly(tmp_path: Path) -> None:
     saved, loaded = State(1, steps=3), State(2)
     saved.save(tmp_path, 3)
     loaded.load(tmp_path)
@@ -124,7 +124,7 @@ def test_a_checkpoint_of_another_shape_is_refused_with_both(tmp_path: Path) -> N
         State(2, inputs=5).load(tmp_path)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = State(1, steps=2)
     state.save(tmp_path, 2)
     before = state.weights()
@@ -143,7 +143,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
     assert same(loaded.weights(), before)
 
 
-def test_what_a_kill_left_half_written_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_of_a_killed_run_is_ignored(tmp_path: Path) -> None:
     state = State(1, steps=2)
     state.save(tmp_path, 2)
     (tmp_path / ".step-000005.partial").mkdir()

@@ -1,4 +1,4 @@
-"""`training.data`: which rows, in which order, and what a batch of them holds."""
+"""Test `training.data`: the training and validation rows, their order, and the content of batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's folder tells which episodes it never trained on, or nothing."""
+"""Test which episodes of a dataset a run did not train on, and when that is unknown."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def trained(
     return folder / "policy", tuple(trainer.data.train_episodes), tuple(trainer.data.validation_episodes)
 
 
-def test_they_are_those_that_the_trainer_kept(
+def test_held_out_episodes_are_those_of_the_trainer(
     trained: tuple[Path, tuple[int, ...], tuple[int, ...]], dataset: MemoryDataset
 ) -> None:
     policy, on, kept = trained
@@ -42,7 +42,9 @@ def test_they_are_those_that_the_trainer_kept(
     assert kept
 
 
-def test_augmented_views_do_not_hide_them(dataset: MemoryDataset, recipe: TrainRecipe, tmp_path: Path) -> None:
+def test_augmented_views_do_not_change_the_held_out_episodes(
+    dataset: MemoryDataset, recipe: TrainRecipe, tmp_path: Path
+) -> None:
     """A run of three views of each frame has three times the dataset's rows; an older run.json does not say why."""
     settings = BuildSettings(augmentation=Augmentation(variants=3))
     build_cache(dataset, ArithmeticEditor(), tmp_path / "cache", FLOAT32, settings)
@@ -57,7 +59,7 @@ def test_augmented_views_do_not_hide_them(dataset: MemoryDataset, recipe: TrainR
     trainer.train(tmp_path / "run")  # and is still continued
 
 
-def test_of_other_data_nothing_is_known(
+def test_held_out_episodes_of_other_data_are_unknown(
     trained: tuple[Path, tuple[int, ...], tuple[int, ...]], dataset: MemoryDataset, tmp_path: Path
 ) -> None:
     policy = trained[0]

@@ -47,7 +47,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path, recipe: TrainRe
 
 class TestContinuation:
     @pytest.mark.parametrize("step", [0, 1, 4, 5, 7, 10, 11, 12])
-    def test_a_stopped_run_goes_on_to_the_same_bits(
+    def test_a_stopped_run_resumes_to_the_same_bits(
         self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path, step: int
     ) -> None:
         run = tmp_path / "run"
@@ -66,7 +66,7 @@ class TestContinuation:
         Trainer(CachedPrefixes(cache), recipe).train(run)
         assert result_of(run) == result_of(whole)
 
-    def test_a_run_in_bfloat16_goes_on_to_the_same_bits(self, cache: Path, recipe: TrainRecipe, tmp_path: Path) -> None:
+    def test_a_bfloat16_run_resumes_to_the_same_bits(self, cache: Path, recipe: TrainRecipe, tmp_path: Path) -> None:
         half = dataclasses.replace(recipe, precision="bfloat16")
         Trainer(CachedPrefixes(cache), half).train(tmp_path / "undisturbed")
         with pytest.raises(KeyboardInterrupt):
@@ -74,7 +74,7 @@ class TestContinuation:
         Trainer(CachedPrefixes(cache), half).train(tmp_path / "run")
         assert result_of(tmp_path / "run") == result_of(tmp_path / "undisturbed")
 
-    def test_it_goes_on_from_the_checkpoint_and_not_from_the_start(
+    def test_it_resumes_from_the_checkpoint_and_not_from_the_start(
         self, cache: Path, recipe: TrainRecipe, tmp_path: Path
     ) -> None:
         with pytest.raises(KeyboardInterrupt):
@@ -95,7 +95,7 @@ class TestContinuation:
         part: str,
         times: int,
     ) -> None:
-        """`times`: 1 is the first save of the run, 3 the last."""
+        """times: the save to stop at; 1 is the first of the run, 3 the last."""
         run, real, calls = tmp_path / "run", getattr(loop, part), 0
 
         def stopped(*args: Any, **kwargs: Any) -> None:
@@ -113,7 +113,7 @@ class TestContinuation:
         assert result_of(run) == result_of(whole)
 
     @pytest.mark.parametrize("stopped_at", range(1, 5))
-    def test_a_run_stopped_while_it_starts_goes_on(
+    def test_a_run_stopped_while_it_starts_resumes(
         self,
         cache: Path,
         recipe: TrainRecipe,
@@ -122,7 +122,7 @@ class TestContinuation:
         monkeypatch: pytest.MonkeyPatch,
         stopped_at: int,
     ) -> None:
-        """As by a power cut: at the first flushes to disk, with the half-written file left behind."""
+        """Stop like a power cut: at the first flushes to disk, leaving a half-written file."""
         run, real, calls = tmp_path / "run", os.fsync, 0
 
         def fsync(descriptor: int) -> None:
@@ -172,7 +172,7 @@ class TestContinuation:
 
 
 class TestMetrics:
-    def test_each_step_stands_once_after_a_continuation(self, cache: Path, recipe: TrainRecipe, tmp_path: Path) -> None:
+    def test_each_step_is_logged_once_after_resuming(self, cache: Path, recipe: TrainRecipe, tmp_path: Path) -> None:
         run = tmp_path / "run"
         with pytest.raises(KeyboardInterrupt):
             Trainer(CachedPrefixes(cache), recipe).train(run, on_step=stop_at(9))
@@ -182,7 +182,7 @@ class TestMetrics:
         steps = [json.loads(line)["step"] for line in log_of(run).read_text().splitlines()]
         assert steps == list(range(1, 13))
 
-    def test_validation_stands_where_the_recipe_says(self, whole: Path) -> None:
+    def test_validations_are_logged_at_the_steps_of_the_recipe(self, whole: Path) -> None:
         validated = [r["step"] for r in read_metrics(log_of(whole)) if "validation_loss" in r]
         assert validated == [6, 12]
 
@@ -242,7 +242,7 @@ class TestNumbers:
         trainer.validate()
         assert all(torch.equal(p, before[name]) for name, p in trainer.expert.named_parameters())
 
-    def test_an_expert_told_not_to_look_is_the_same_whatever_the_prefix(
+    def test_an_expert_without_prefix_does_not_depend_on_the_prefix(
         self, cache: Path, recipe: TrainRecipe, dataset: MemoryDataset, tmp_path: Path
     ) -> None:
         other = tmp_path / "other"
@@ -463,7 +463,7 @@ class TestFresh:
         assert "not a run" in capsys.readouterr().err
         assert files(tmp_path) == {"photos/one.txt": b"mine"}
 
-    def test_fresh_is_no_way_to_lose_the_cache(self, cache: Path, tmp_path: Path) -> None:
+    def test_fresh_does_not_delete_the_cache(self, cache: Path, tmp_path: Path) -> None:
         copied = shutil.copytree(cache, tmp_path / "cache")
         assert self.train(copied, copied, "--fresh") == 2
         assert files(copied) == files(cache)

@@ -1,4 +1,4 @@
-"""`training.objective` against the same formulas written in numpy, float64."""
+"""Test `training.objective` against the same formulas in float64 numpy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def batch(source: CachedPrefixes, recipe: TrainRecipe) -> Batch:
 
 @pytest.fixture
 def expert(source: CachedPrefixes) -> ActionExpert:
-    """With random weights everywhere, so that every input counts."""
+    """Return an expert with random weights everywhere, so that every input has an effect."""
     spec = source.info.spec
     expert = ActionExpert(
         ExpertConfig(layers=spec.layers, rope=spec.rope, action_dim=3, state_dim=2, horizon=4, hidden=16)
@@ -42,7 +42,7 @@ def expert(source: CachedPrefixes) -> ActionExpert:
 
 
 def linear(noisy: Tensor, t: Tensor, state: Tensor, prefix: PrefixKV) -> Tensor:
-    """A stand-in for an expert that shows each of its inputs in a known way."""
+    """Stand in for an expert: every input changes the output in a known way."""
     return 0.5 * noisy + t[:, None, None] - 0.1 * state.sum(-1)[:, None, None]
 
 

@@ -123,7 +123,7 @@ class TestCost:
         assert told.before == [(LENGTH, LENGTH * 4 * 4 * 3)]
         assert told.rows == LENGTH
 
-    def test_the_files_bytes_are_told_by_a_dry_run(
+    def test_a_dry_run_reports_the_bytes_of_temporary_files(
         self, recipe: TrainRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -137,7 +137,7 @@ class TestCost:
 
 class TestContinuation:
     @pytest.mark.parametrize("step", [0, 4, 5, 7, 11, 12])
-    def test_a_stopped_run_goes_on_to_the_same_bits(
+    def test_a_stopped_run_resumes_to_the_same_bits(
         self, recipe: TrainRecipe, whole: Path, tmp_path: Path, step: int
     ) -> None:
         with pytest.raises(KeyboardInterrupt):
@@ -174,14 +174,14 @@ class TestContinuation:
             Trainer(online(**options), recipe).train(run)
         assert files(run) == files(whole)
 
-    def test_a_run_without_a_cache_does_not_go_on_with_one(
+    def test_an_online_run_does_not_resume_with_a_cache(
         self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
     ) -> None:
         run = shutil.copytree(whole, tmp_path / "run")
         with pytest.raises(RunError, match="its codec is none, this one's fp32"):
             Trainer(CachedPrefixes(cache), recipe).train(run)
 
-    def test_it_is_written_down_what_the_run_is_of(self, recipe: TrainRecipe, whole: Path) -> None:
+    def test_the_run_records_its_source(self, recipe: TrainRecipe, whole: Path) -> None:
         run = json.loads((whole / "run.json").read_text())
         origin = online().info
         assert run == {
@@ -222,7 +222,7 @@ class TestFailure:
             *("config.yaml", "run.json", "metrics.jsonl", "result.json", "checkpoints", "policy")
         }
 
-    def test_a_disk_without_room_is_said_before_anything_is_decoded(
+    def test_a_full_disk_is_reported_before_anything_is_decoded(
         self, recipe: TrainRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         usage, dataset = shutil.disk_usage(tmp_path), MemoryDataset([LENGTH] * EPISODES)
@@ -232,7 +232,7 @@ class TestFailure:
         assert dataset.streams == []
 
     @pytest.mark.parametrize("batch", [{"stride": 0}, {"batch": 0}])
-    def test_no_rows_at_a_time_is_wrong_usage(self, batch: dict[str, int]) -> None:
+    def test_a_batch_of_no_rows_is_wrong_usage(self, batch: dict[str, int]) -> None:
         with pytest.raises(UsageError, match="at least 1"):
             online(**batch)
 

@@ -1,4 +1,4 @@
-"""The optimizer against torch's own: the same steps as AdamW and Muon by hand."""
+"""Test the optimizer against torch's AdamW and Muon, stepped by hand."""
 
 import copy
 
@@ -24,7 +24,7 @@ def loss(net: nn.ModuleDict) -> Tensor:
     return out
 
 
-def test_matrices_of_blocks_take_muons_steps_and_the_rest_adamws() -> None:
+def test_matrices_of_blocks_use_muon_and_the_rest_adamw() -> None:
     ours, theirs = model(), model()
     optimizer = ExpertOptimizer(ours, RECIPE)
     matrix = theirs["blocks"][0].weight  # type: ignore[index]
@@ -59,7 +59,7 @@ def test_adamw_alone_when_asked() -> None:
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_loaded_state_goes_on_alike(name: str) -> None:
+def test_loaded_state_gives_the_same_steps(name: str) -> None:
     recipe = OptimizerRecipe(name=name, learning_rate=0.01)  # type: ignore[arg-type]
     ours = model()
     optimizer = ExpertOptimizer(ours, recipe)

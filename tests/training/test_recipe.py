@@ -1,4 +1,4 @@
-"""`training.recipe`: the learning rate by hand, and values that make no run."""
+"""Test `training.recipe`: the learning rate against values computed by hand, and invalid values."""
 
 from __future__ import annotations
 

@@ -45,10 +45,8 @@ class PrefixDataset(Dataset[dict[str, Tensor]]):
         """
         if horizon < 1:
             raise UsageError(f"horizon is {horizon}: an action chunk has at least one action", "use at least 1")
-        self.reader, self.horizon = (
-            CacheReader(location(address) if isinstance(address, str) else address, load),
-            horizon,
-        )
+        self.reader = CacheReader(location(address) if isinstance(address, str) else address, load)
+        self.horizon = horizon
 
     def __len__(self) -> int:
         return len(self.reader)

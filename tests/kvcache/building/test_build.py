@@ -1,4 +1,4 @@
-"""`kvcache.build`: what is written, what an interruption costs, what is refused. Shards are read with safetensors."""
+"""Test `kvcache.building.build`: files, interruptions and refusals. Shards are read with safetensors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def shards(folder: Path) -> list[dict[str, torch.Tensor]]:
 
 
 class Worded(ArithmeticEditor):
-    """Its library words its prompts otherwise."""
+    """An editor whose library uses another prompt template."""
 
     def fingerprint(self) -> dict[str, object]:
         return super().fingerprint() | {"recipe": {"template": "please {}"}}
@@ -160,7 +160,7 @@ class TestContent:
 
     @pytest.mark.parametrize("bad", [1, 4])
     def test_an_episode_that_ends_wrongly_stops_the_build_before_its_shard(self, tmp_path: Path, bad: int) -> None:
-        """What a dataset notices only after an episode's last row must not be lost between two shards."""
+        """An error that a dataset raises after an episode's last row must not be lost between two shards."""
 
         class Longer(MemoryDataset):
             def _stream(self, episodes: Any, stride: int, images: bool) -> Any:
@@ -266,7 +266,7 @@ class TestContinuation:
     def test_a_build_stopped_while_it_starts_goes_on(
         self, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
     ) -> None:
-        """As by a power cut: at the first, second, third flush to disk, with the half-written file left behind."""
+        """Stop like a power cut: at the first, second and third flush to disk, leaving a half-written file."""
         out, real, calls = tmp_path / "cache", os.fsync, 0
 
         def fsync(descriptor: int) -> None:
@@ -288,7 +288,7 @@ class TestContinuation:
     def test_a_build_reads_each_manifest_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: BuildPart | None
     ) -> None:
-        """Each read is a network trip where the cache is in a store. The codec is fitted, so its file is asked for."""
+        """Each read of a remote manifest is a network trip. The codec is fitted, so its file is built too."""
         out, real, read = tmp_path / "cache", LocalStorage.read, list[str]()
         parts = [None] if part is None else [BuildPart(index=0, count=2), part]
         for each in parts:

@@ -1,4 +1,4 @@
-"""Layers that follow from the instruction alone are stored once for each instruction."""
+"""Test layers that depend on the instruction alone: they are stored once per instruction."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def build(out: Path, codec: Codec = FLOAT32, part: BuildPart | None = None) -> C
     return editor
 
 
-def test_rows_come_back_whole(tmp_path: Path) -> None:
-    """Float32 is exact, in any order, with rows of the same instruction beside each other and apart."""
+def test_rows_are_read_back_completely(tmp_path: Path) -> None:
+    """fp32 is exact in any row order, whether rows of one instruction are adjacent or not."""
     editor, reader = build(tmp_path / "c"), CacheReader(tmp_path / "c")
     rows = list(MemoryDataset(LENGTHS).rows(stride=SETTINGS.stride))
     order = np.random.default_rng(0).permutation(len(rows))
@@ -101,7 +101,7 @@ def test_rows_come_back_whole(tmp_path: Path) -> None:
 
 
 class TextAlone(CrossAttention):
-    """As `--segments text` leaves a UNet."""
+    """A UNet with `--segments text` stores nothing per row."""
 
     @property
     def spec(self) -> KVSpec:
@@ -113,7 +113,7 @@ class TextAlone(CrossAttention):
 
 
 @pytest.mark.parametrize("method", ["mmap", "read"])
-def test_rows_of_which_nothing_is_stored_come_back_too(tmp_path: Path, method: Any) -> None:
+def test_rows_without_stored_tensors_are_read_back(tmp_path: Path, method: Any) -> None:
     editor = TextAlone()
     build_cache(MemoryDataset(LENGTHS), editor, tmp_path, FLOAT32, SETTINGS)
     assert verify_cache(tmp_path) == []
@@ -140,7 +140,7 @@ def test_bytes_are_those_of_the_picture_alone(tmp_path: Path) -> None:
     assert plan.total_bytes == 15 * plan.bytes_per_row + plan.instruction_bytes
 
 
-def test_a_damaged_one_is_found_refused_repaired_and_built_again(tmp_path: Path) -> None:
+def test_a_damaged_file_of_instructions_is_found_refused_repaired_and_rebuilt(tmp_path: Path) -> None:
     build(tmp_path, INT8)
     before, path = files(tmp_path), tmp_path / SHARDS / INSTRUCTIONS
     flip(path, len(path.read_bytes()) - 1)
@@ -155,8 +155,8 @@ def test_a_damaged_one_is_found_refused_repaired_and_built_again(tmp_path: Path)
     assert files(tmp_path) == before
 
 
-def test_parts_share_it(tmp_path: Path) -> None:
-    """Each part writes the same one; a part that has only begun is no obstacle to reading the other."""
+def test_parts_share_the_file_of_instructions(tmp_path: Path) -> None:
+    """Each part writes the same file; an unfinished part does not prevent reading the other."""
     build(tmp_path / "whole")
     for i in range(2):
         build(tmp_path / "parts", part=BuildPart(index=i, count=2))
@@ -165,7 +165,7 @@ def test_parts_share_it(tmp_path: Path) -> None:
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
-def test_without_it_nothing_is_read(tmp_path: Path) -> None:
+def test_without_the_file_of_instructions_nothing_is_read(tmp_path: Path) -> None:
     build(tmp_path / "a")
     (tmp_path / "a" / SHARDS / INSTRUCTIONS).unlink()
     with pytest.raises(CacheError, match="is missing"):
@@ -173,7 +173,7 @@ def test_without_it_nothing_is_read(tmp_path: Path) -> None:
 
 
 def test_what_a_row_costs_is_measured_on_whole_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is decoded, of two instructions, is what the editor gave."""
+    """The decoded prefixes of two instructions equal the editor's."""
     decoded: list[PrefixKV] = []
     monkeypatch.setattr(throughput, "decode_prefix", lambda *given: decoded.append(decode_prefix(*given)))
     rows, editor = list(MemoryDataset(LENGTHS).rows())[3:7], CrossAttention()
@@ -187,7 +187,7 @@ def test_what_a_row_costs_is_measured_on_whole_rows(tmp_path: Path, monkeypatch:
 
 
 def test_one_picture_is_read_for_each_instruction() -> None:
-    """In one stream: with videos, each is a decoding from the beginning."""
+    """All rows are read in one stream: a new stream would decode its video from the beginning."""
     dataset = MemoryDataset((6, 6, 6, 6))
     assert [row.row for row in instruction_rows(dataset)] == [0, 6, 12]
     assert (dataset.streams, dataset.pictures) == ([(0, 1, 2)], 3)
@@ -205,7 +205,7 @@ def test_an_instruction_that_begins_within_an_episode_is_found() -> None:
 
 
 def test_a_budget_counts_it() -> None:
-    """Whatever is tried, with the bytes that a build with it would plan."""
+    """Every setting is reported with the bytes that a build with it would plan."""
     dataset, editor = MemoryDataset(LENGTHS), CrossAttention()
     sample = list(dataset.rows())[:4]
     tried = [c for c in choices_within(editor, dataset, SETTINGS.stride, sample, 15, 1e9) if c.layers == "all"]

@@ -1,4 +1,4 @@
-"""Parts built by workers that know nothing of each other: merged, they are the single build, byte for byte."""
+"""Test merging independently built parts: the result equals a single build, byte for byte."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def build_part(
 
 
 class Elsewhere(ArithmeticEditor):
-    """On a machine that computes other last bits, with the weights from another place."""
+    """An editor on a machine that rounds differently, with weights from another folder."""
 
     def encode(self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str]) -> PrefixKV:
         exact = super().encode(images, instructions)
@@ -126,7 +126,7 @@ def test_readers_see_what_was_merged_and_what_came_after(built: Path, tmp_path: 
 
 
 def test_a_fitted_codec_is_everybodys_and_survives_a_rerun_elsewhere(tmp_path: Path) -> None:
-    """Its fit there would give other axes, and every shard be undecodable."""
+    """Fitting the codec again would give other axes, and no shard could be decoded."""
     out = tmp_path / "cache"
     for index in range(2):
         build_part(out, index, 2, codec=PCA2)
@@ -159,7 +159,7 @@ def test_where_the_dataset_and_the_weights_lay_is_no_difference(tmp_path: Path) 
 
 
 def test_parts_that_were_repaired_can_be_merged(tmp_path: Path) -> None:
-    """To other bytes, as another machine gives them."""
+    """Rebuild a shard to other bytes, as another machine would."""
     out = tmp_path / "cache"
     for index in range(2):
         build_part(out, index, 2)
@@ -192,7 +192,7 @@ def test_what_is_merged_from_elsewhere_is_durable_before_it_is_listed(
 
 
 def test_the_whole_and_its_parts_are_not_written_at_once(tmp_path: Path) -> None:
-    """Nor parts of another number, nor a merge: each would write the other's shards."""
+    """Parts of another count, and a merge, are refused too: each would write the other's shards."""
     out = tmp_path / "cache"
 
     def meanwhile(rows: int) -> None:

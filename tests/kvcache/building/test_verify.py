@@ -1,4 +1,4 @@
-"""`kvcache.verify`: every flipped byte is found, and repair gives the former bytes from few rows."""
+"""Test `kvcache.building.verify`: every flipped byte is found, and repair restores the bytes by encoding few rows."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def test_an_intact_cache_has_nothing_wrong(built: Path) -> None:
 
 
 def test_every_flipped_byte_is_found_and_none_is_read(copy: Path) -> None:
-    """Over all files, at places drawn from a seed. A table or a manifest that differs is refused as it is read."""
+    """Flip bytes of every file at seeded offsets. A damaged table or manifest is refused when it is read."""
     rng = np.random.default_rng(0)
     for name, content in files(copy).items():
-        for place in rng.integers(0, len(content), size=25):
-            flip(copy / name, int(place))
+        for offset in rng.integers(0, len(content), size=25):
+            flip(copy / name, int(offset))
             if name == MANIFEST:
                 with pytest.raises(CacheError):
                     verify_cache(copy)
@@ -107,7 +107,7 @@ def test_rows_in_few_bits_are_repaired_to_the_same_bytes(tmp_path: Path) -> None
 
 
 def test_another_result_than_before_is_told_and_sound(copy: Path) -> None:
-    """As of another library's rounding, which no fingerprint shows."""
+    """Round differently, like another library version: the fingerprint does not show it."""
     path = copy / "shards" / "shard-00003.safetensors"
     flip(path, -1)
     other = ArithmeticEditor(
@@ -159,7 +159,7 @@ def test_a_folder_in_a_shards_place_is_one_finding_among_others(copy: Path) -> N
 
 
 def test_another_layout_repairs_nothing(copy: Path) -> None:
-    """A plugin that learned to tell positions gives other int4 bytes for the same keys."""
+    """A plugin version that declares positions gives other int4 bytes for the same keys."""
     flip(copy / "shards" / "shard-00000.safetensors", -1)
 
     class Wider(ArithmeticEditor):

@@ -1,4 +1,4 @@
-"""`kvcache.codec`: what is exact, and how far rounding goes. Expected bits come from numpy."""
+"""Test `kvcache.codecs.cast`: exact round trips and rounding. Expected bits are computed with numpy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAYER = ArithmeticEditor().spec.layers[0]
 
 
 def through(codec: CastCodec, values: torch.Tensor) -> torch.Tensor:
-    """As keys and as values, which must come back alike."""
+    """Encode and decode the numbers as keys and as values; both must give the same result."""
     back = codec.decode(codec.encode(LayerKV(values, values), LAYER), LAYER)
     assert torch.equal(back.k, back.v)
     return back.k
@@ -23,13 +23,13 @@ def through(codec: CastCodec, values: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def values() -> torch.Tensor:
-    """Numbers of every size that K and V have, and of both signs, (N, 1, 1, 1)."""
+    """Return numbers of every magnitude that K and V have, with both signs, (N, 1, 1, 1)."""
     rng = np.random.default_rng(0)
     drawn = rng.normal(size=4096) * 10.0 ** rng.uniform(-3, 3, size=4096)
     return torch.from_numpy(drawn.astype(np.float32)).reshape(-1, 1, 1, 1)
 
 
-def test_fp32_gives_back_every_bit() -> None:
+def test_fp32_is_exact() -> None:
     bits = np.random.default_rng(0).integers(0, 2**31 - 2**24, size=4096).astype(np.uint32)
     np.testing.assert_array_equal(
         through(FLOAT32, torch.from_numpy(bits.view(np.float32))).numpy().view(np.uint32), bits
@@ -58,7 +58,7 @@ def test_the_relative_error_is_at_most_half_a_step(codec: CastCodec, bits: int, 
 
 
 @pytest.mark.parametrize(("codec", "size"), [(FLOAT32, 4), (BFLOAT16, 2), (FLOAT16, 2)])
-def test_parts_are_what_is_stored(codec: CastCodec, size: int) -> None:
+def test_parts_describe_the_stored_tensors(codec: CastCodec, size: int) -> None:
     numbers = torch.randn(3, LAYER.tokens, LAYER.kv_heads, LAYER.head_dim)
     stored, parts = codec.encode(LayerKV(numbers, numbers), LAYER), codec.parts(LAYER)
     assert stored.keys() == parts.keys() == {"k", "v"}
@@ -68,7 +68,7 @@ def test_parts_are_what_is_stored(codec: CastCodec, size: int) -> None:
 
 
 def nearest_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """By integer arithmetic on the bits: add half a step, plus one where the result would be odd, and cut."""
+    """Round by integer arithmetic on the bits: add half a step (one more if the result would be odd) and truncate."""
     bits = values.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
     return rounded.astype(np.uint32).view(np.float32)

@@ -1,4 +1,4 @@
-"""`kvcache.compact`: the error of each number against the bound that the format gives it, group by group in numpy."""
+"""Test `kvcache.codecs.integer`: the error of each number against the bound of the format, computed in numpy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CODECS: list[Any] = [INT8, INT4, FLOAT8, GroupedIntegerCodec("int4", 4, group=32
 
 @pytest.fixture(scope="module")
 def kv() -> LayerKV:
-    """As of an editor: a few channels of K are large in every token, V is not."""
+    """Return values like an editor's: a few channels of K are large in every token, those of V are not."""
     generator = torch.Generator().manual_seed(0)
     k, v = torch.randn(2, 4, TOKENS, HEADS, SIZE, generator=generator)
     k[..., :3] = 8 * k[..., :3] + 20
@@ -44,7 +44,7 @@ def back(codec: Any, kv: LayerKV, **given: Any) -> LayerKV:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_parts_are_what_is_stored(codec: Any, kv: LayerKV) -> None:
+def test_parts_describe_the_stored_tensors(codec: Any, kv: LayerKV) -> None:
     stored, parts = codec.encode(kv, LAYER), codec.parts(LAYER)
     assert stored.keys() == parts.keys()
     for name, part in parts.items():
@@ -74,7 +74,7 @@ def test_no_number_is_further_off_than_half_a_step_of_its_group(bits: Any, group
 
 
 def bound(members: npt.NDArray[np.float64], axis: int, bits: int) -> npt.NDArray[np.float64]:
-    """Half a step, and what 11 bits of `low` and of `step` add."""
+    """Half a step, plus the rounding of `low` and `step` to 11 bits."""
     low, high = members.min(axis, keepdims=True), members.max(axis, keepdims=True)
     rounding = np.abs(low) * 2.0**-11 + (high - low + np.abs(low) * 2.0**-11) * 2.0**-11
     bounds: npt.NDArray[np.float64] = 0.5 * (high - low) / (2**bits - 1) + 2 * rounding + 1e-6
@@ -138,12 +138,12 @@ def test_four_bits_are_at_most_a_third_of_bfloat16(kv: LayerKV) -> None:
     assert stored * 3 < LAYER.numbers_per_row * 2
 
 
-def test_keys_are_stored_as_they_were_before_their_rotation() -> None:
+def test_keys_are_stored_without_their_rotation() -> None:
     """Channels that are the same in every token before it are groups of one number each, and come back as they were."""
     rope = RopeSpec(axes=(16, 24), theta=100.0, action_axis=0, action_ids=(0, 0))
-    places = TokenPositions(origin=(3.0, 1.0), moves=((0,), (1,)))
+    positions = TokenPositions(origin=(3.0, 1.0), moves=((0,), (1,)))
     layer = dataclasses.replace(
-        LAYER, segments=(SegmentSpec(name="reference", tokens=150, grid=(10, 15), positions=places),)
+        LAYER, segments=(SegmentSpec(name="reference", tokens=150, grid=(10, 15), positions=positions),)
     )
     still = torch.randn(1, 1, HEADS, SIZE, generator=torch.Generator().manual_seed(0)).expand(1, TOKENS, HEADS, SIZE)
     ids = layer_ids(layer)
@@ -155,7 +155,7 @@ def test_keys_are_stored_as_they_were_before_their_rotation() -> None:
 
 
 @pytest.mark.parametrize("codec", [INT8, INT4, GroupedIntegerCodec("int4", 4, group=32)])
-def test_numbers_come_back_as_the_format_says_to_the_bit(codec: GroupedIntegerCodec, kv: LayerKV) -> None:
+def test_decoded_numbers_match_the_documented_format_exactly(codec: GroupedIntegerCodec, kv: LayerKV) -> None:
     """x = low + q * step in float32, each operation rounded, from the stored bytes alone."""
     stored = {name: tensor.numpy() for name, tensor in codec.encode(kv, LAYER).items()}
     found = codec.decode({name: torch.from_numpy(x) for name, x in stored.items()}, LAYER)

@@ -1,4 +1,4 @@
-"""`kvcache.principal`: bytes, errors against what information theory and other codecs give, and the cache that keeps
+"""Test `kvcache.codecs.pca`: sizes, errors against information theory and other codecs, and the cache that keeps
 its state."""
 
 from __future__ import annotations
@@ -103,15 +103,15 @@ def back(codec: PCACodec, layout: KVSpec, given: PrefixKV) -> list[LayerKV]:
 
 
 def error(found: LayerKV, expected: LayerKV, valid: Tensor | None) -> float:
-    """Root mean square, of that of the numbers' spread."""
+    """Return the root mean square error, relative to the standard deviation of the numbers."""
     assert valid is not None
     pairs = [(a[valid], b[valid]) for a, b in ((found.k, expected.k), (found.v, expected.v))]
     return max(float(((a - b).square().mean() / b.var()).sqrt()) for a, b in pairs)
 
 
 @pytest.mark.parametrize("codec", [PCA2, PCA1])
-def test_bytes_are_the_bits_that_were_promised(codec: PCACodec) -> None:
-    """By hand: 2 x 3 heads x 16 numbers of a token."""
+def test_a_token_takes_the_promised_number_of_bits(codec: PCACodec) -> None:
+    """Computed by hand: a token has 2 x 3 heads x 16 numbers."""
     layout = spec(layer())
     fitted = codec.fitted(layout, [prefix(layout.layers, 8, 0)])
     stored = fitted.encode(prefix(layout.layers, 2, 1).layers[0], layout.layers[0], rope=ROPE)
@@ -133,7 +133,7 @@ def test_numbers_of_few_degrees_of_freedom_come_back(head_dim: int) -> None:
     assert error(found, given.layers[0], given.valid) < 0.03
 
 
-def test_less_is_lost_than_with_twice_the_bytes_of_whole_numbers() -> None:
+def test_the_error_is_below_that_of_integers_with_twice_the_bytes() -> None:
     """Correlated numbers: two bits of principal axes against four and more of `int4`."""
     layout = spec(layer())
     given = prefix(layout.layers, 16, 1, inner=24)
@@ -171,7 +171,7 @@ def test_a_row_has_the_same_bytes_in_every_batch() -> None:
         assert torch.equal(fitted.encode(alone, layout.layers[0], rope=ROPE)["codes"][0], whole[row])
 
 
-def test_state_is_all_there_is_and_the_same_twice() -> None:
+def test_state_restores_the_codec_and_fitting_is_deterministic() -> None:
     layout = spec(layer(), layer(name="b"))
     samples = [prefix(layout.layers, 8, seed) for seed in (0, 1)]
     first, again = (PCA2.fitted(layout, samples) for _ in range(2))
@@ -186,7 +186,7 @@ def test_state_is_all_there_is_and_the_same_twice() -> None:
 
 
 def test_padding_is_not_learned_from() -> None:
-    """Whatever stands in padded tokens, the codec is the same."""
+    """The values of padded tokens do not change the codec."""
     layout = spec(layer())
     given = prefix(layout.layers, 8, 0)
     assert given.valid is not None
@@ -201,7 +201,7 @@ def test_padding_is_not_learned_from() -> None:
 
 
 def test_numbers_that_never_change_come_back() -> None:
-    """A layer that gives the same for every token has nothing to store."""
+    """A layer with the same value for every token has no variance to store."""
     layout = spec(layer(rope=False), rope=None)
     constant = PrefixKV((LayerKV(*(torch.full((4, TEXT + PICTURE, 3, 16), x) for x in (2.0, -1.0))),), None)
     (found,) = back(PCA1.fitted(layout, [constant]), layout, constant)
@@ -219,7 +219,7 @@ def test_blocks_hold_k_of_a_few_heads_then_v_of_them(heads: int, size: int, toge
     assert torch.equal(side[..., -size:], v[:, :, -1])
 
 
-def test_planes_of_bits_come_back() -> None:
+def test_bit_planes_are_unpacked_exactly() -> None:
     bits = torch.tensor([5] * 8 + [3] * 16 + [1] * 8)
     codes = torch.stack([torch.arange(32) * i % 2**bits for i in range(10)]).to(torch.uint8)
     packed = _packed(codes, bits)
@@ -289,14 +289,14 @@ class TestCache:
         build_cache(MemoryDataset(LENGTHS), editor, out, PCA2, settings, on_rows=on_rows)
         return editor
 
-    def test_its_state_lies_beside_the_shards(self, tmp_path: Path) -> None:
+    def test_its_state_is_a_file_of_the_cache(self, tmp_path: Path) -> None:
         self.build(tmp_path)
         reader = CacheReader(tmp_path)
         assert CODEC in reader.manifest.files
         assert reader.read(np.arange(15)).layers[0].k.shape == (15, 12, 2, 4)
         assert verify_cache(tmp_path) == []
 
-    def test_without_it_nothing_is_read_and_it_can_be_made_again(self, tmp_path: Path) -> None:
+    def test_without_its_file_reading_fails_and_repair_restores_it(self, tmp_path: Path) -> None:
         self.build(tmp_path)
         before = files(tmp_path)
         flip(tmp_path / CODEC, 300)
@@ -307,7 +307,7 @@ class TestCache:
         repair_cache(tmp_path, [damage], MemoryDataset(LENGTHS), ArithmeticEditor())
         assert files(tmp_path) == before
 
-    def test_a_stopped_build_goes_on_with_the_same_codec(self, tmp_path: Path) -> None:
+    def test_a_stopped_build_resumes_with_the_same_codec(self, tmp_path: Path) -> None:
         self.build(tmp_path / "whole")
         with pytest.raises(KeyboardInterrupt):
             self.build(tmp_path / "c", stop_after(5))

@@ -1,4 +1,4 @@
-"""`kvcache.buffers`: memory is given again when nobody can see it any more, and never before."""
+"""Test `kvcache.format.buffers`: memory is reused once nothing refers to it, and never before."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def address(array: np.ndarray) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def test_memory_that_nobody_holds_is_given_again() -> None:
+def test_memory_is_reused_when_nothing_holds_it() -> None:
     buffers = Buffers()
     first = buffers.empty(1000)
-    place = address(first)
+    where = address(first)
     del first
     again = buffers.empty(900)
-    assert (address(again), len(again)) == (place, 900)
+    assert (address(again), len(again)) == (where, 900)
 
 
-def test_memory_that_a_tensor_of_a_view_holds_is_not_given_again() -> None:
+def test_memory_held_by_a_tensor_of_a_view_is_not_reused() -> None:
     buffers = Buffers()
     whole = buffers.empty(800)
-    place = address(whole)
+    where = address(whole)
     tensor = torch.from_numpy(whole[80:160].view(np.float32).reshape(4, 5)).view(torch.int32)[1:3]
     tensor.fill_(7)
     del whole
@@ -36,10 +36,10 @@ def test_memory_that_a_tensor_of_a_view_holds_is_not_given_again() -> None:
     assert tensor.tolist() == [[7] * 5] * 2
     del tensor
     held = [buffers.empty(800), buffers.empty(800)]
-    assert place in {address(array) for array in held}
+    assert where in {address(array) for array in held}
 
 
-def test_no_more_waits_than_is_kept_and_much_too_large_is_not_used() -> None:
+def test_few_buffers_are_kept_and_far_too_large_ones_are_not_used() -> None:
     buffers = Buffers(kept=2)
     held = [buffers.empty(100) for _ in range(5)]
     held.clear()

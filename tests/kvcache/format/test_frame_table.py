@@ -1,4 +1,4 @@
-"""`kvcache.table`: the chunk that follows a frame, padded where the episode ends."""
+"""Test `kvcache.format.frame_table`: the chunk that follows a frame, padded at the end of the episode."""
 
 from __future__ import annotations
 

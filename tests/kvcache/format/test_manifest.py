@@ -1,4 +1,4 @@
-"""`kvcache.manifest`: what a reader refuses before it touches a shard."""
+"""Test `kvcache.format.manifest`: round trip, checksum, digest, and manifests that are refused."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_manifest_is_read_back_as_it_was_written(tmp_path: Path, manifest: Man
     assert read_manifest(tmp_path) == manifest
 
 
-def test_its_checksum_is_of_its_text_with_zeros_in_the_place(tmp_path: Path, manifest: Manifest) -> None:
+def test_the_checksum_is_that_of_the_text_with_the_checksum_zeroed(tmp_path: Path, manifest: Manifest) -> None:
     put_manifest(storage_at(tmp_path), manifest)
     text = (tmp_path / MANIFEST).read_text()
     checksum = json.loads(text)["checksum"]
@@ -131,7 +131,7 @@ def test_damaged_json_is_refused_with_the_file(tmp_path: Path, text: str) -> Non
         read_manifest(tmp_path)
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CacheError, match="is damaged"):
         read_manifest(tmp_path)
@@ -172,7 +172,7 @@ def test_where_the_weights_came_from_does_not_change_the_digest() -> None:
     assert fingerprint_digest(fingerprint | {"revision": "a" * 40}) == fingerprint_digest(fingerprint)
 
 
-def test_the_digest_survives_the_way_through_json(tmp_path: Path, manifest: Manifest) -> None:
+def test_the_digest_survives_a_round_trip_through_json(tmp_path: Path, manifest: Manifest) -> None:
     put_manifest(storage_at(tmp_path), manifest)
     assert read_manifest(tmp_path).digest == fingerprint_digest(ArithmeticEditor().fingerprint())
 

@@ -1,4 +1,4 @@
-"""`kvcache.format.provenance`: what is compared, what is not, and in which words."""
+"""Test `kvcache.format.provenance`: what is compared, and how differences are reported."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_sixteen_digits_and_a_digest_are_enough_for_a_run() -> None:
 
 
 def test_equal_digests_are_equal_item_by_item() -> None:
-    """Whatever changes the digest is found without it, too."""
+    """Every difference that changes the digest is also found by comparing the fingerprints."""
     for key in FINGERPRINT.keys() - {"revision"}:
         other = {**FINGERPRINT, key: {"another": 1}}
         assert fingerprint_digest(other) != fingerprint_digest(FINGERPRINT)

@@ -1,4 +1,4 @@
-"""`kvcache.transfer`: every row arrives once with its checksum, on one thread or two, whatever the system gives."""
+"""Test `kvcache.format.row_copy`: each row is copied once with its checksum, by one thread or two."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_two_threads_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     transfer(lambda: nullcontext(copy), np.arange(8), np.zeros((8, 4), np.uint8), np.arange(8), [True] * 8, 1)
 
 
-def test_a_helper_that_is_busy_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_helper_thread_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_TWO_THREADS_FROM", 1)
     free, copied = threading.Event(), list[int]()
     busy = module._helper().submit(free.wait, 30)
@@ -138,7 +138,7 @@ def test_a_forked_process_has_its_own_helper(monkeypatch: pytest.MonkeyPatch) ->
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_after_an_error_nothing_is_copied_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_copied_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_TWO_THREADS_FROM", 1)
     main, begun, copied = threading.get_ident(), threading.Event(), list[int]()
 
@@ -157,7 +157,7 @@ def test_after_an_error_nothing_is_copied_any_more(monkeypatch: pytest.MonkeyPat
     assert len(copied) <= 2
 
 
-def test_no_rows_and_nothing_of_a_row(tmp_path: Path) -> None:
+def test_no_rows_and_rows_of_no_bytes(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     with (tmp_path / "empty").open("rb") as file:
         copy = plain_copy(file.fileno(), [(slice(0, 0), 0)], np.zeros((4, 8), np.uint8))
@@ -168,10 +168,10 @@ def test_no_rows_and_nothing_of_a_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", [1, 7, 64])
-def test_reads_that_give_less_go_on(
+def test_short_reads_are_continued(
     tmp_path: Path, tensors: list[Bytes], rows_of: Bytes, monkeypatch: pytest.MonkeyPatch, given: int
 ) -> None:
-    """The system may give less than was asked for, and takes only so many pieces at once."""
+    """A system call may read fewer bytes than requested, and accepts a limited number of pieces."""
     (tmp_path / "tensors").write_bytes(tensors[0].tobytes())
     real, asked = os.preadv, list[int]()
 
@@ -193,7 +193,7 @@ def test_reads_that_give_less_go_on(
     assert max(asked) == 9
 
 
-def test_a_file_that_ends_too_soon_is_told(tmp_path: Path) -> None:
+def test_a_file_that_ends_too_soon_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(bytes(20))
     with (tmp_path / "short").open("rb") as file, pytest.raises(EOFError, match="ends before its byte 20"):
         plain_copy(file.fileno(), [(slice(0, 6), 0)], np.zeros((4, 8), np.uint8))(0, 0, 4)

@@ -1,4 +1,4 @@
-"""`kvcache.rows`: where the tensors of a row stand, by torch's own view of the same memory."""
+"""Test `kvcache.format.row_layout`: offsets of a row's tensors, against torch views of the same memory."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def test_wide_numbers_come_first_and_rows_begin_at_cache_lines() -> None:
     assert layout.bytes == 4 + 2 * 6 + 5 + 7
 
 
-def test_narrow_numbers_before_wide_ones_are_told() -> None:
+def test_narrow_numbers_before_wide_ones_are_refused() -> None:
     assert RowLayout.of(PARTS).aligned
     assert not RowLayout({name: PARTS[name] for name in ("mask", "scale")}).aligned
 
 
-def test_memory_is_asked_for_once_and_used() -> None:
+def test_memory_is_allocated_once() -> None:
     given = RowLayout.of(PARTS).blank(ROWS)
     given[:] = 7
     blank = RowLayout.of(PARTS).blank(ROWS, lambda size: given.reshape(-1)[:size])

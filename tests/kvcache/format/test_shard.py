@@ -1,4 +1,4 @@
-"""`kvcache.shard`: atomic writing, and headers that do not describe their file. safetensors itself is the reference."""
+"""Test `kvcache.format.shard`: atomic writes, damaged files, wrong headers. The reference is safetensors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def index(rows: range) -> dict[str, list[int]]:
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], cut: int = 2) -> tuple[int, str]:
-    """In two pieces; (bytes, checksum)."""
+    """Write a shard in two pieces; return its size and checksum."""
     with ShardWriter(path, ROWS, {name: Part(tuple(t.shape[1:]), t.dtype) for name, t in tensors.items()}) as writer:
         for rows in (range(cut), range(cut, ROWS)):
             writer.append(index(rows), {name: t[rows.start : rows.stop] for name, t in tensors.items()})
@@ -66,13 +66,13 @@ def test_safetensors_reads_back_what_was_written(path: Path, tensors: dict[str, 
         assert back[name].tolist() == numbers
 
 
-def test_it_is_the_same_file_however_it_is_cut(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def test_the_file_does_not_depend_on_how_rows_are_batched(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     assert write(tmp_path / "a", tensors, 1) == write(tmp_path / "b", tensors, 4)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_checksums_are_those_of_the_bytes_in_the_files_order(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """As docs/reference/cache-format.md has it, from the file alone."""
+    """Compute the checksums as docs/reference/cache-format.md specifies, from the file alone."""
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
@@ -88,14 +88,14 @@ def test_checksums_are_those_of_the_bytes_in_the_files_order(path: Path, tensors
     assert Shard.open(path).head_checksum == xxhash.xxh3_128_hexdigest(head)
 
 
-def test_every_tensor_begins_at_a_multiple_of_its_numbers(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def test_every_tensor_is_aligned_to_its_dtype(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     shard = Shard.open(path)
     for name, tensor in tensors.items():
         assert shard.offsets[name] % tensor.element_size() == 0
 
 
 @pytest.mark.parametrize("rows", [1, 2, ROWS])
-def test_the_first_tensor_behind_the_index_begins_at_a_cache_line(
+def test_the_first_tensor_after_the_index_begins_at_a_cache_line(
     tmp_path: Path, tensors: dict[str, torch.Tensor], rows: int
 ) -> None:
     with ShardWriter(tmp_path / "x", rows, {"layer.0.k": Part((3, 2, 4), torch.float32)}) as writer:
@@ -118,14 +118,14 @@ def test_a_gap_between_tensors_is_refused(path: Path) -> None:
 def test_narrow_numbers_before_wide_ones_are_refused(
     tmp_path: Path, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They would begin in the middle of a number, in the file or in a row."""
+    """Wide numbers would begin at unaligned offsets, in the file or in a row."""
     monkeypatch.setattr(RowLayout, "of", RowLayout)
     write(tmp_path / "x", {name: tensors[name] for name in ("valid", "layer.0.k")})
     with pytest.raises(CacheError, match="its narrow dtypes do not follow its wide ones"):
         Shard.open(tmp_path / "x")
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_told(path: Path) -> None:
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(path: Path) -> None:
     shard = Shard.open(path, "read")
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(CacheError, match=r"shard\.safetensors ends before its byte"):
@@ -151,7 +151,7 @@ def test_taken_rows_are_those_of_safetensors(path: Path, method: Any) -> None:
 
 @pytest.mark.parametrize("method", ["mmap", "read"])
 @pytest.mark.parametrize("name", ["layer.0.k", "layer.1.v", "layer.2.v", "valid"])
-def test_a_flipped_bit_is_found_in_its_row_alone(path: Path, method: Any, name: str) -> None:
+def test_a_flipped_bit_is_reported_for_its_row_only(path: Path, method: Any, name: str) -> None:
     damaged, data = 3, bytearray(path.read_bytes())
     shard = Shard.open(path)
     data[shard.offsets[name] + damaged * shard.layout.parts[name].row_bytes] ^= 16
@@ -163,10 +163,10 @@ def test_a_flipped_bit_is_found_in_its_row_alone(path: Path, method: Any, name: 
         shard.read(np.array([4, 3]))
 
 
-def test_a_write_in_pieces_is_whole(
+def test_partial_writes_are_continued(
     tmp_path: Path, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The system may take less than it is given."""
+    """A system call may write fewer bytes than requested."""
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: real(descriptor, data[:10], at))
     write(tmp_path / "pieces", tensors)
@@ -194,7 +194,7 @@ def test_fewer_rows_than_announced_leave_nothing(tmp_path: Path, tensors: dict[s
     assert not list(tmp_path.iterdir())
 
 
-def test_an_index_elsewhere_than_behind_the_header_is_refused(path: Path) -> None:
+def test_an_index_that_does_not_follow_the_header_is_refused(path: Path) -> None:
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])

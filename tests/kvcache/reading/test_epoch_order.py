@@ -1,4 +1,4 @@
-"""`kvcache.order`: every row once, in an order that (seed, epoch, rank) decide; few shards at a time where asked."""
+"""Test `kvcache.reading.epoch_order`: every row once per epoch, in an order that only (seed, epoch, rank) decide."""
 
 from __future__ import annotations
 

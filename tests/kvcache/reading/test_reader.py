@@ -1,4 +1,4 @@
-"""`kvcache.reader` against safetensors' own reading of the same shards."""
+"""Test `kvcache.reading.reader` against safetensors reading the same shards."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ ROWS = 15
 
 
 def resign(folder: Path, values: dict[str, Any]) -> None:
-    """A manifest of these values that is sound in itself."""
+    """Write a manifest of these values with a valid checksum."""
     (folder / "manifest.json").write_bytes(signed({k: v for k, v in values.items() if k != "checksum"}))
 
 
 def everything(folder: Path) -> dict[str, torch.Tensor]:
-    """All shards' tensors, one after the other, as safetensors reads them."""
+    """Return the tensors of all shards, concatenated, as safetensors reads them."""
     parts = [load_file(path) for path in sorted((folder / "shards").iterdir())]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -84,7 +84,7 @@ def test_what_is_read_is_float32_of_what_is_stored(tmp_path: Path, codec: CastCo
 
 
 def test_batches_without_a_mask_count_all_their_tokens(tmp_path: Path) -> None:
-    """An editor may leave the mask out where no row of a batch is padded; the rows keep theirs apart."""
+    """An editor may omit the mask of a batch without padding; other batches keep theirs."""
 
     def some(prefix: PrefixKV) -> PrefixKV:
         assert prefix.valid is not None
@@ -138,7 +138,7 @@ def test_a_shard_of_other_heads_than_the_manifest_says_is_refused(built: Path, t
 
 
 def test_tensors_in_another_order_are_refused(built: Path, tmp_path: Path) -> None:
-    """K and V have the same size: a shard may be sound in itself and have each in the other's place."""
+    """K and V have the same size, so a shard with K and V swapped can still have valid checksums."""
     folder = Path(shutil.copytree(built, tmp_path / "cache"))
     path = folder / "shards" / "shard-00000.safetensors"
     data = path.read_bytes()
@@ -164,7 +164,7 @@ def test_a_batch_is_one_piece_of_memory(built: Path) -> None:
 
 
 def test_shards_in_each_others_place_are_refused(built: Path, tmp_path: Path) -> None:
-    """Each is sound in itself, and here of the other's size."""
+    """Both shards are valid and of equal size."""
     folder = Path(shutil.copytree(built, tmp_path / "cache"))
     one, two = (folder / "shards" / f"shard-0000{i}.safetensors" for i in (0, 2))
     assert one.stat().st_size == two.stat().st_size
@@ -225,7 +225,7 @@ def test_threads_share_a_reader(built: Path) -> None:
 
 
 def test_a_growing_cache_is_readable_after_each_shard(tmp_path: Path) -> None:
-    """When the first batch of a shard is computed, the one before it becomes known."""
+    """A shard is listed while the next one is computed."""
     folder, readable = tmp_path / "cache", []
     known = iter((0, 3, 3, 8, 11, 11))  # rows of finished shards, batch by batch: 3 | 3 + 2 | 3 | 3 + 1
 

@@ -1,4 +1,4 @@
-"""`kvcache.loader` with torch's own DataLoader: workers of both kinds, ranks, epochs, and what a batch holds."""
+"""Test `kvcache.reading.torch_dataset` with torch's DataLoader: forked and spawned workers, ranks, epochs, batches."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_workers_change_neither_order_nor_content(cached: PrefixDataset, workers
 
 
 def test_workers_of_a_cache_in_a_store_reach_it_themselves(built: Path, s3: Store) -> None:
-    """Forked ones too, which must not use the clients of the process that they come from."""
+    """Forked workers must not use the store client of their parent process."""
     s3.fs.put(str(built), s3.root, recursive=True)
     stored, cached = PrefixDataset(f"{s3.url}/"), PrefixDataset(built)
     order = BatchOrder(stored, batch=4)

@@ -1,4 +1,4 @@
-"""`kvcache.lock`: one writer, and dead writers lock nobody out."""
+"""Test `kvcache.storage.lock`: one writer at a time, and no lock outlives its process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ with write_lock(Path(sys.argv[1])):
 
 
 def holding(folder: Path) -> subprocess.Popen[str]:
-    """Another process that holds the lock."""
+    """Start another process that holds the lock."""
     process = subprocess.Popen([sys.executable, "-c", _HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -50,7 +50,7 @@ def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path: Path) -> Non
         process.wait()
 
 
-def test_what_a_killed_writer_left_locks_nobody_out(tmp_path: Path) -> None:
+def test_a_killed_writer_does_not_leave_a_lock(tmp_path: Path) -> None:
     process = holding(tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -60,7 +60,7 @@ def test_what_a_killed_writer_left_locks_nobody_out(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_gives_the_lock_back(tmp_path: Path) -> None:
+def test_an_error_releases_the_lock(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="within"), write_lock(tmp_path):
         raise ValueError("within")
     with write_lock(tmp_path):
@@ -76,7 +76,7 @@ def test_build_and_repair_hold_it(tmp_path: Path, built: Path) -> None:
             repair_cache(folder, [], MemoryDataset(LENGTHS), ArithmeticEditor())
 
 
-def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(descriptor: int, how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 

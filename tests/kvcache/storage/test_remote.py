@@ -1,4 +1,4 @@
-"""Caches in remote stores: the bytes of a local build, fetched once, never mixed, and one line for what goes wrong."""
+"""Test caches in remote stores: the bytes of a local build, downloaded once, never mixed, with one-line errors."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class TestBuild:
             build(memory.url)
         assert parse_manifest(memory.files()[MANIFEST], MANIFEST).rows == 0
 
-    def test_a_killed_process_is_gone_on_from(self, built: Path, s3: Store, home: Path) -> None:
+    def test_a_build_resumes_after_a_kill(self, built: Path, s3: Store, home: Path) -> None:
         process = subprocess.Popen(
             [sys.executable, "-c", _BUILD_AND_WAIT, s3.url],
             stdout=subprocess.PIPE,
@@ -234,7 +234,7 @@ class TestReading:
         assert np.array_equal(here.index.row, there.index.row)
         assert np.array_equal(here.table.action, there.table.action)
 
-    def test_files_are_fetched_when_they_are_used_and_once(
+    def test_files_are_downloaded_once_on_first_use(
         self, store: Store, home: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         build(store.url)
@@ -251,7 +251,7 @@ class TestReading:
         assert (len(fetched), read[2:]) == (4, [MANIFEST, "samples.safetensors"])
 
     @pytest.mark.parametrize("limit", [20_000, 100])
-    def test_within_a_limit_the_least_used_go_first(
+    def test_over_the_limit_the_least_recently_used_are_evicted(
         self, built: Path, memory: Store, home: Path, monkeypatch: pytest.MonkeyPatch, limit: int
     ) -> None:
         """Shards take 7 to 10 kB: two of them are kept, or only the one in use, which is larger than the limit."""
@@ -268,7 +268,7 @@ class TestReading:
         assert fetched == [], "the last one is still there"
         assert same(here.read(EVERYTHING), there.read(EVERYTHING))
 
-    def test_what_was_used_just_now_stays(self, memory: Store, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_recently_used_copies_are_kept(self, memory: Store, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         build(memory.url)
         first, last = SHARD, "shards/shard-00003.safetensors"
         monkeypatch.setenv("IMAGEWAM_CACHE_LIMIT", f"{sum(len(memory.files()[name]) for name in (first, last))}")
@@ -277,12 +277,12 @@ class TestReading:
             reader.read(np.array([row]))
         assert sorted(f"shards/{name.partition('-')[2]}" for name in copies(home)) == [first, last]
 
-    def test_a_limit_that_is_none_is_told(self, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_invalid_limit_is_refused(self, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("IMAGEWAM_CACHE_LIMIT", "much")
         with pytest.raises(UsageError, match="IMAGEWAM_CACHE_LIMIT must look like 50GB, got 'much'"):
             CacheReader(memory.url)
 
-    def test_a_dead_process_half_fetched_file_goes(self, memory: Store, home: Path) -> None:
+    def test_an_incomplete_download_of_a_dead_process_is_deleted(self, memory: Store, home: Path) -> None:
         build(memory.url)
         reader = CacheReader(memory.url)
         reader.read(np.array([0]))
@@ -330,7 +330,7 @@ class TestChange:
         assert len(fetched) == 2
 
     def test_a_cache_built_again_never_meets_old_copies(self, built: Path, memory: Store, tmp_path: Path) -> None:
-        """Same dataset, same cut, same sizes: only the numbers differ."""
+        """The dataset, shards and sizes are the same; only the numbers differ."""
         build(memory.url)
         old = CacheReader(memory.url)
         old.read(np.arange(3))
@@ -377,10 +377,10 @@ class TestDamage:
         repair_cache(memory.url, damages, MemoryDataset(LENGTHS), ArithmeticEditor())
         assert memory.files() == files(built)
 
-    @pytest.mark.parametrize("place", [60, 700])
-    def test_a_damaged_head_is_no_copy(self, memory: Store, home: Path, place: int) -> None:
+    @pytest.mark.parametrize("offset", [60, 700])
+    def test_a_shard_with_a_damaged_head_is_not_kept_as_a_copy(self, memory: Store, home: Path, offset: int) -> None:
         build(memory.url)
-        memory.flip(SHARD, place)
+        memory.flip(SHARD, offset)
         with pytest.raises(CacheError, match=f"^{memory.url}/{SHARD} is damaged") as error:
             CacheReader(memory.url).read(np.array([0]))
         assert f"`imagewam cache verify --cache {memory.url} --repair`" in str(error.value.hint)

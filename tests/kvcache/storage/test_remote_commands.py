@@ -1,4 +1,4 @@
-"""The commands on a URL: a cache is built in an S3 store, looked at, trained from and verified."""
+"""Test the commands on a URL: build a cache in an S3 store, inspect it, train from it and verify it."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def test_from_dataset_to_expert(
     assert printed(capsys, "info", s3.url) == printed(capsys, "info", local)
 
     policies = []
-    for place in (local, s3.url):
+    for address in (local, s3.url):
         out = tmp_path / f"run-{len(policies)}"
-        printed(capsys, "train-expert", "--cache", place, "--out", str(out), *BRIEFLY)
-        assert json.loads((out / "run.json").read_text())["cache"] == place
+        printed(capsys, "train-expert", "--cache", address, "--out", str(out), *BRIEFLY)
+        assert json.loads((out / "run.json").read_text())["cache"] == address
         policies.append([path.read_bytes() for path in sorted((out / "policy").glob("*.safetensors"))])
     assert policies[0] == policies[1]
 

@@ -1,4 +1,4 @@
-"""A build by several workers, whatever runs them."""
+"""Fixtures of builds by several workers, for any engine."""
 
 from __future__ import annotations
 

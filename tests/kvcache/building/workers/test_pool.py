@@ -1,4 +1,4 @@
-"""Who makes which shard, and what becomes of the shards of the dead. Workers are threads here."""
+"""Test how shards are assigned, and reassigned after a worker's death. Workers are threads here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.worker_jobs import Build, Lost, complain, lose
 
 
 class ThreadWorkers:
-    """Threads of this process: what the other engines are, without a process to start."""
+    """Workers as threads of this process, with the interface of the other engines."""
 
     def __init__(self, job: Job, count: int) -> None:
         self.count, self._job = count, job

@@ -1,4 +1,4 @@
-"""Real processes, really killed."""
+"""Test builds with worker processes, some of which are killed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_killed_worker_is_replaced_and_the_bytes_are_the_single_builds(
 
 
 def test_an_error_comes_back_as_it_was(tmp_path: Path, job: Any, build_by: Build) -> None:
-    """One whose class takes other arguments than a message, with where it happened as a note."""
+    """Raise an error whose class takes more than a message, with its location as a note."""
     workers = ProcessWorkers(job(times=1, happens=mistype), 1, 1)
     with pytest.raises(UnknownNameError, match="unknown editor 'tinny'") as error:
         build_by(workers)

@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine, for one build."""
+"""Test builds on a Ray cluster on this machine."""
 
 from __future__ import annotations
 
