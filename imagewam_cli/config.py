@@ -147,7 +147,7 @@ def _coerce(hint: Any, value: Any, source: str, key: str) -> Any:
         return float(value)
     elif hint is Path and isinstance(value, str | Path):
         return Path(value)
-    elif hint is Any or (
+    elif hint in (Any, object) or (
         isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     ):
         return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,16 @@ class Outer:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    values: Mapping[str, object]
+
+
+def test_a_mapping_to_objects_takes_any_value() -> None:
+    values = {"flag": True, "none": None, "list": [1, "a"], "nested": {"x": 0.5}}
+    assert from_dict(Values, {"values": values}).values == values
 
 
 def test_round_trip_through_yaml(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,9 @@ def initial_weights(source: PrefixSource, recipe: TrainRecipe, weights: Path | N
     if recipe.expert.init == "none":
         return None
     fingerprint = source.info.fingerprint
-    if fingerprint["settings"].get("random_weights"):
+    settings = fingerprint["settings"]
+    if isinstance(settings, Mapping) and settings.get("random_weights"):
         raise UsageError(
             "the prefixes come from an untrained editor, which has no weights to start from", "use --init none"
         )
-    return installed_editor(fingerprint["editor"]).released_weights(weights)
+    return installed_editor(str(fingerprint["editor"])).released_weights(weights)

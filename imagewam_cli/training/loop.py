@@ -273,7 +273,7 @@ def _has_bfloat16() -> bool:
     return bool(known()) if known is not None else False
 
 
-def _identity(info: SourceInfo) -> dict[str, Any]:
+def _identity(info: SourceInfo) -> dict[str, object]:
     """What `run.json` stores of the prefixes."""
     return {
         info.kind: info.location,
@@ -300,7 +300,7 @@ def _provenance(identity: Mapping[str, Any]) -> Provenance:
     )
 
 
-def _refuse_other_prefixes(folder: Path, identity: dict[str, Any]) -> None:
+def _refuse_other_prefixes(folder: Path, identity: dict[str, object]) -> None:
     """The cache or dataset may have moved, but its rows, and the precision, must be those that the run began with."""
     try:
         there = json.loads((folder / RUN_MARKER).read_text())
@@ -338,14 +338,14 @@ def _require_finite(what: str, value: Tensor, step: int, batch: Batch) -> None:
         )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
-def _result(validation: Validation | None, steps: int) -> dict[str, Any]:
+def _result(validation: Validation | None, steps: int) -> dict[str, object]:
     if validation is None:
         return {"steps": steps, "validation": None}
     return {"steps": steps, "validation": asdict(validation) | {"ratio_to_constant": validation.ratio}}

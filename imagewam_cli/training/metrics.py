@@ -6,7 +6,7 @@ import contextlib
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imagewam_cli.files import write_atomically
 
@@ -48,7 +48,7 @@ class MetricLog:
             self._board.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, float]]:
     """Return the records of the file; empty if it does not exist. A line cut off by a kill is skipped."""
     if not path.exists():
         return []

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from imagewam_cli.kvcache.format.frame_table import FrameTable, Indices
 from imagewam_cli.kvcache.format.manifest import TABLE, DatasetEntry
@@ -25,7 +25,7 @@ class SourceInfo:
     kind: Literal["cache", "online"]
     location: str
     """Folder or URL of the cache, or folder of the dataset."""
-    fingerprint: Mapping[str, Any]
+    fingerprint: Mapping[str, object]
     """Fingerprint of the editor and its settings."""
     spec: KVSpec
     codec: str

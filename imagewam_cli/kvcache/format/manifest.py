@@ -13,7 +13,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from imagewam_cli.config import dump_json, from_dict, to_dict
 from imagewam_cli.data.augmentation import AS_RECORDED, Augmentation
@@ -274,7 +273,7 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
     return manifest
 
 
-def signed(values: Mapping[str, Any]) -> bytes:
+def signed(values: Mapping[str, object]) -> bytes:
     """Return a manifest as JSON that ends with its own checksum: XXH3-128 of the text with the checksum zeroed."""
     text = dump_json({**values, CHECKSUM: _NO_CHECKSUM}).encode()
     before, _, after = text.rpartition(_NO_CHECKSUM.encode())

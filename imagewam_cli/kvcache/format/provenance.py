@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from imagewam_cli.config import to_dict
 from imagewam_cli.data.augmentation import Augmentation
@@ -77,7 +76,7 @@ class Provenance:
         there, here = (_comparable(p.fingerprint) for p in (self, other) if p.fingerprint is not None)
         for key in dict.fromkeys(("weights", "settings", "recipe", *sorted(there.keys() | here.keys()))):
             if key == "settings":
-                old, new = there.get(key) or {}, here.get(key) or {}
+                old, new = _settings(there), _settings(here)
                 for name in sorted(old.keys() | new.keys()):
                     yield f"setting {name!r}", old.get(name), new.get(name)
             elif key != "editor":
@@ -97,9 +96,15 @@ def fingerprint_digest(fingerprint: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(_comparable(fingerprint), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _comparable(fingerprint: Mapping[str, object]) -> dict[str, Any]:
+def _comparable(fingerprint: Mapping[str, object]) -> dict[str, object]:
     """Leave out the revision: weights from the Hub and the same weights from a folder are the same."""
     return {key: value for key, value in to_dict(fingerprint).items() if key != "revision"}
+
+
+def _settings(fingerprint: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the editor's settings in a fingerprint; empty if it has none."""
+    settings = fingerprint.get("settings")
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def _pair(what: str, there: object, here: object) -> Iterator[tuple[str, object, object]]:
@@ -118,11 +123,11 @@ def _layout_pair(there: KVSpec | None, here: KVSpec | None) -> Iterator[tuple[st
             return
 
 
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+def _leaves(value: object, path: str = "") -> dict[str, object]:
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if children is None:
         return {path: value}
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for key, child in children:
         found |= _leaves(child, f"{path}.{key}" if path else str(key))
     return found

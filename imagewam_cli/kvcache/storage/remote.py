@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import xxhash
 
@@ -26,6 +26,9 @@ from imagewam_cli.kvcache.format.shard import Shard
 from imagewam_cli.kvcache.storage.download_cache import Copies, copies_limit, copies_root
 from imagewam_cli.kvcache.storage.location import name_of
 from imagewam_cli.kvcache.storage.lock import FILES_LOCK, LOCK, write_lock
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 _HOST = socket.gethostname()
 _PACKAGES = {"s3": "imagewam[s3]", "s3a": "imagewam[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
@@ -210,7 +213,7 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def _file_system(url: str) -> tuple[AbstractFileSystem, str]:
     """Return the file system for a URL, and the path in it."""
     import fsspec
 

@@ -174,7 +174,9 @@ def _require_listening(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
 
 
-def _options(resources: dict[str, float], count: int | None, *, gpus: bool, alone: bool) -> tuple[int, dict[str, Any]]:
+def _options(
+    resources: dict[str, float], count: int | None, *, gpus: bool, alone: bool
+) -> tuple[int, dict[str, object]]:
     """Return the number of actors, and the Ray options of each. alone: the cluster was started for this build."""
     found = int(resources.get("GPU", 0))
     if gpus and not found:
