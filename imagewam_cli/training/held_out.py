@@ -1,4 +1,4 @@
-"""Which episodes a run has never trained on, as its own folder tells."""
+"""Find the episodes that a run did not train on, from the run's folder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from imagewam_cli.workspace import RUN_MARKER
 
 
 def held_out_episodes(policy: Path, dataset: Dataset) -> tuple[int, ...]:
-    """The validation episodes of the run that the policy folder `policy` lies in, ascending; none where that cannot be
-    told: no run around it, another dataset, or a cache that did not hold all of its episodes.
+    """Return the validation episodes of a policy's run, ascending.
+
+    Returns no episode if they are unknown: the policy folder is not inside a run, the run used another dataset, or its
+    cache did not hold all rows of the dataset.
+
+    policy: the policy folder of a run.
 
     Raises:
         RunError: the run's files are damaged.

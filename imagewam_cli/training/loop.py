@@ -268,13 +268,13 @@ def editor_reference(info: SourceInfo) -> EditorReference:
 
 
 def _has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware; otherwise it is slower than float32."""
+    """Return True if the CPU multiplies bfloat16 in hardware; otherwise bfloat16 is slower than float32."""
     known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(known()) if known is not None else False
 
 
 def _identity(info: SourceInfo) -> dict[str, object]:
-    """What `run.json` stores of the prefixes."""
+    """Return the description of the prefixes that `run.json` stores."""
     return {
         info.kind: info.location,
         "fingerprint": info.digest,
@@ -289,7 +289,7 @@ def _identity(info: SourceInfo) -> dict[str, object]:
 
 
 def _provenance(identity: Mapping[str, Any]) -> Provenance:
-    """What the prefixes of a run were made of, as its `run.json` says."""
+    """Return the provenance of the prefixes that `run.json` describes."""
     return Provenance(
         dataset=str(identity["dataset"]),
         stride=int(identity["stride"]),

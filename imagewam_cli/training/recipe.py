@@ -81,7 +81,7 @@ class OptimizerRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyRecipe:
-    """How the trained policy acts."""
+    """Settings of the trained policy when it acts."""
 
     execute: int = 5
     """Number of actions to execute before the next observation."""

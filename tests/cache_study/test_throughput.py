@@ -48,8 +48,8 @@ def test_at_the_break_even_a_row_is_read_as_fast_as_it_is_computed() -> None:
 
 
 def test_a_real_shard_is_measured_and_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock on which everything that is timed takes one second, so that its share is one over its rows: a forward
-    and the codec have the 9 rows, the shard holds them 28 times, as 256 are the most.
+    """The clock advances one second per reading, so each stage costs one second divided by its rows. The editor and the
+    codec process 9 rows; the shard holds them 28 times, because 256 rows are the limit.
     """
     monkeypatch.setattr(economy_module, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     rows = list(MemoryDataset((5, 4)).rows())

@@ -1,5 +1,4 @@
-"""`training.loop`: a run that is stopped goes on to the same bits, and nothing is mixed, poisoned or deleted by
-mistake."""
+"""Test `training.loop`: a stopped run resumes to the same bits, and no run is mixed up, corrupted or lost."""
 
 from __future__ import annotations
 
@@ -320,7 +319,7 @@ class TestNonFinite:
     def test_a_bad_gradient_stops_the_run_before_the_step(
         self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
     ) -> None:
-        """The loss is finite, its gradient is not: taking the step would poison the next checkpoint."""
+        """The loss is finite but its gradient is not: the step would corrupt the next checkpoint."""
         trainer, run = Trainer(CachedPrefixes(cache), recipe), tmp_path / "run"
 
         def spoil(step: int, values: dict[str, float]) -> None:
@@ -333,7 +332,7 @@ class TestNonFinite:
         self.check_kept(cache, recipe, whole, run)
 
     def check_kept(self, cache: Path, recipe: TrainRecipe, whole: Path, run: Path) -> None:
-        """The last good checkpoint is there, and once the data is mended the run ends as it should."""
+        """The last good checkpoint is kept, and the run finishes once the data is repaired."""
         newest = sorted((run / "checkpoints").iterdir())[-1]
         assert newest.name in ("step-000005", "step-000010")
         assert all(bool(torch.isfinite(t).all()) for t in load_file(newest / "model.safetensors").values())

@@ -47,7 +47,7 @@ def linear(noisy: Tensor, t: Tensor, state: Tensor, prefix: PrefixKV) -> Tensor:
 
 
 def losses_by_hand(actions: Array, noise: Array, u: Array, state: Array, pad: npt.NDArray[np.bool_]) -> list[float]:
-    """Of `linear`, one per chunk: arXiv 2606.19531, shift 5."""
+    """Return the loss of `linear` for each chunk, as in arXiv 2606.19531 with shift 5."""
     grid = np.arange(1, 1001) / 1000
     bells = bell(5 * grid / (1 + 4 * grid))
     losses = []

@@ -115,13 +115,13 @@ class TestCost:
         assert sorted(dataset.streams) == [everything] * 2  # for the steps, and for the samples of the policy
 
     def test_only_needed_rows_are_decoded(self, recipe: TrainRecipe, tmp_path: Path) -> None:
-        dataset, told = MemoryDataset([LENGTH] * EPISODES), Told()
+        dataset, progress = MemoryDataset([LENGTH] * EPISODES), Progress()
         few = dataclasses.replace(recipe, episodes=1, validation_fraction=0.0)
-        trainer = Trainer(online(dataset=dataset, watch=told), few)
+        trainer = Trainer(online(dataset=dataset, watch=progress), few)
         trainer.train(tmp_path / "run")
         assert dataset.streams[0] == tuple(trainer.data.train_episodes)
-        assert told.before == [(LENGTH, LENGTH * 4 * 4 * 3)]
-        assert told.rows == LENGTH
+        assert progress.before == [(LENGTH, LENGTH * 4 * 4 * 3)]
+        assert progress.rows == LENGTH
 
     def test_a_dry_run_reports_the_bytes_of_temporary_files(
         self, recipe: TrainRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -272,8 +272,8 @@ class Gap(MemoryDataset):
         return dataclasses.replace(row, row=-1) if images and row.row == 9 else row
 
 
-class Told:
-    """What a watcher heard."""
+class Progress:
+    """Record the calls of the progress callbacks."""
 
     def __init__(self) -> None:
         self.before: list[tuple[int, int]] = []

@@ -111,7 +111,7 @@ def repair_cache(
 
 
 def _fault(entry: ShardEntry, faults: Mapping[str, CacheError]) -> Damage | None:
-    """Of a shard that is not as listed, seen from outside."""
+    """Return the damage that the storage reports for a shard without reading it, or None."""
     if entry.file not in faults:
         return None
     return Damage(file=f"{SHARDS}/{entry.file}", what=faults[entry.file].message.rpartition(f"{entry.file} ")[2])

@@ -65,7 +65,7 @@ class FittedCodec(Codec, Protocol):
 
 
 def all_finite(x: Tensor) -> bool:
-    """Whether every number is finite. One pass suffices: NaN or infinity would show in the minimum or maximum."""
+    """Return True if every number is finite. One pass suffices: NaN and infinity show in the minimum or maximum."""
     if x.dtype == torch.float8_e4m3fn:  # its only other numbers are NaN, all ones behind the sign
         return bool((x.view(torch.uint8) & 0x7F).max() < 0x7F)
     low, high = torch.aminmax(x)

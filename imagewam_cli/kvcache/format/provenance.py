@@ -1,4 +1,4 @@
-"""What prefixes were made of, and in what two sets of prefixes differ.
+"""Describe what prefixes were made of, and compare two descriptions.
 
 Everything that asks "is this the same dataset, editor and cache?" asks here: resuming and merging a build, repairing a
 cache, resuming a run, loading a policy's editor, and workers that build one cache together.

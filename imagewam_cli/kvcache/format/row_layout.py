@@ -42,7 +42,7 @@ class RowLayout:
 
     @property
     def aligned(self) -> bool:
-        """Whether every tensor is aligned to its item size."""
+        """True if every tensor is aligned to its item size."""
         return not any(self.slices[name].start % part.dtype.itemsize for name, part in self.parts.items())
 
     def blank(self, rows: int, memory: Callable[[int], Bytes] | None = None) -> Bytes:

@@ -40,7 +40,7 @@ from imagewam_cli.kvcache.format.row_layout import RowLayout
 INDEX_KEYS = ("row", "episode", "frame", "instruction", "variant")
 CHECKSUM = "checksum"
 INDEX_BYTES = 8 * (len(INDEX_KEYS) + 1)
-"""Of a row."""
+"""Bytes of the index per row."""
 
 LoadMethod = Literal["mmap", "read"]
 """mmap: pages are loaded when touched and shared by processes. read: plain reads, faster on network file systems."""

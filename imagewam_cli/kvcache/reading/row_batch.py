@@ -1,4 +1,4 @@
-"""What a policy learns from, for rows of a cache or a dataset: state and action chunk, in robot units.
+"""Look up the training targets of rows: states and action chunks, in robot units.
 
 The trainer and `PrefixDataset` both build their batches here.
 """

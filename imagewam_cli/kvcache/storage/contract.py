@@ -28,7 +28,7 @@ class Storage(Protocol):
     repair: str
     """Hint for errors about damaged files."""
     evictable: bool
-    """Whether shards are local copies that may be evicted. If so, call `shard` before each use; otherwise once."""
+    """True if shards are local copies that may be evicted. If so, call `shard` before each use; otherwise once."""
 
     def names(self) -> list[str]:
         """List the files in the top folder; empty if the folder does not exist."""

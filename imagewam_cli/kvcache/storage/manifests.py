@@ -96,7 +96,7 @@ def put_manifest(storage: Storage, manifest: Manifest, name: str = MANIFEST) -> 
 
 
 def holds(storage: Storage, name: str, checksum: str) -> bool:
-    """Whether the stored file has this checksum (XXH3-128)."""
+    """Return True if the stored file has this checksum (XXH3-128)."""
     try:
         return checksum_of(storage.read(name)) == checksum
     except (FileNotFoundError, IsADirectoryError):

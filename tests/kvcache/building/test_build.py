@@ -83,7 +83,7 @@ class TestPlan:
 
 
 class TestContent:
-    def test_every_strided_row_stands_there_once_in_order(self, built: Path) -> None:
+    def test_every_strided_row_is_stored_once_in_order(self, built: Path) -> None:
         found = {key: torch.cat([s[key] for s in shards(built)]).tolist() for key in ("row", "episode", "frame")}
         starts = np.cumsum([0, *LENGTHS])
         expected = [(int(starts[e]) + f, e, f) for e, length in enumerate(LENGTHS) for f in range(0, length, 2)]
@@ -263,7 +263,7 @@ class TestContinuation:
         assert files(out) == files(built)
 
     @pytest.mark.parametrize("stopped_at", range(1, 11))
-    def test_a_build_stopped_while_it_starts_goes_on(
+    def test_a_build_stopped_while_it_starts_resumes(
         self, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
     ) -> None:
         """Stop like a power cut: at the first, second and third flush to disk, leaving a half-written file."""
@@ -305,7 +305,7 @@ class TestContinuation:
         assert len(names) == len(parts)
         assert [name for name in read if name.startswith("manifest.")] == names
 
-    def test_too_little_room_is_told_before_anything_is_computed(
+    def test_too_little_space_is_reported_before_anything_is_computed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 9000, 9000))
@@ -388,7 +388,7 @@ class TestRefusal:
             (lambda p: PrefixKV(p.layers, p.valid[:, :-1]), "`valid` of shape (3, 11)"),
         ],
     )
-    def test_an_editor_that_breaks_its_promise_is_stopped(
+    def test_a_prefix_that_does_not_match_the_layout_is_refused(
         self, tmp_path: Path, spoil: Callable[[PrefixKV], PrefixKV], said: str
     ) -> None:
         out = tmp_path / "cache"

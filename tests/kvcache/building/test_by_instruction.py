@@ -125,8 +125,8 @@ def test_rows_without_stored_tensors_are_read_back(tmp_path: Path, method: Any) 
 
 
 def test_bytes_are_those_of_the_picture_alone(tmp_path: Path) -> None:
-    """By hand: K and V of 4 tokens, 2 heads, 4 numbers, 4 bytes each, and 48 bytes of index; the instruction's 8 tokens
-    and their `valid` once."""
+    """Computed by hand: per row, K and V of 4 tokens, 2 heads, 4 numbers of 4 bytes, and 48 bytes of index; per
+    instruction, 8 tokens and their `valid`."""
     build(tmp_path)
     spec = CrossAttention().spec
     assert bytes_per_row(spec, FLOAT32) == 2 * REFERENCE * HEADS * HEAD_DIM * 4 + 48
@@ -217,7 +217,7 @@ def test_a_budget_counts_it() -> None:
         assert (choice.bytes_per_row, choice.total_bytes) == (plan.bytes_per_row, plan.total_bytes)
 
 
-def test_bytes_that_are_told_include_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reported_bytes_include_the_file_of_instructions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build(tmp_path)
     assert run(["info", str(tmp_path), "--format", "json"]) == 0
     told = json.loads(capsys.readouterr().out)["bytes"]

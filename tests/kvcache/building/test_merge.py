@@ -89,7 +89,7 @@ def test_a_reader_unites_parts_on_the_fly(built: Path, tmp_path: Path) -> None:
     assert not verify_cache(tmp_path / "cache")
 
 
-def test_a_stopped_part_goes_on_and_a_finished_one_is_left_alone(built: Path, tmp_path: Path) -> None:
+def test_a_stopped_part_resumes_and_a_finished_one_is_left_alone(built: Path, tmp_path: Path) -> None:
     out, settings = tmp_path / "cache", dataclasses.replace(SETTINGS, part=BuildPart(index=1, count=2))
     build_part(out, 0, 2)
     with pytest.raises(KeyboardInterrupt):
@@ -232,7 +232,7 @@ def test_a_damaged_part_is_not_merged(tmp_path: Path) -> None:
     assert not (tmp_path / "cache" / "manifest.json").exists()
 
 
-def test_nothing_to_merge_is_told(tmp_path: Path) -> None:
+def test_nothing_to_merge_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="has no part of a cache"):
         merge_cache(tmp_path)
 

@@ -106,7 +106,7 @@ def test_rows_in_few_bits_are_repaired_to_the_same_bytes(tmp_path: Path) -> None
     assert files(tmp_path / "cache") == before
 
 
-def test_another_result_than_before_is_told_and_sound(copy: Path) -> None:
+def test_a_repair_to_other_bytes_is_reported_and_valid(copy: Path) -> None:
     """Round differently, like another library version: the fingerprint does not show it."""
     path = copy / "shards" / "shard-00003.safetensors"
     flip(path, -1)

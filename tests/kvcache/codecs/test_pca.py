@@ -122,8 +122,8 @@ def test_a_token_takes_the_promised_number_of_bits(codec: PCACodec) -> None:
 
 @pytest.mark.parametrize("head_dim", [16, 300])
 def test_numbers_of_few_degrees_of_freedom_come_back(head_dim: int) -> None:
-    """96 numbers of 8 degrees of freedom in 96 bits: 8 bits for each of these, an error of 1 % (Max). Heads of 300 are
-    turned one at a time, and each sees all 8."""
+    """96 numbers with 8 degrees of freedom get 96 bits, at least 8 for each degree: an error of 1 % (Max). With 300
+    channels, heads are transformed one at a time, and each depends on all 8."""
     rope = ROPE if head_dim == 16 else None
     layout = spec(layer(3 if rope else 2, head_dim, rope=rope is not None), rope=rope)
     one_bit = PCACodec("one", 1.0)
@@ -134,7 +134,7 @@ def test_numbers_of_few_degrees_of_freedom_come_back(head_dim: int) -> None:
 
 
 def test_the_error_is_below_that_of_integers_with_twice_the_bytes() -> None:
-    """Correlated numbers: two bits of principal axes against four and more of `int4`."""
+    """For correlated numbers, two bits on principal axes beat the four and more of `int4`."""
     layout = spec(layer())
     given = prefix(layout.layers, 16, 1, inner=24)
     fitted = PCA2.fitted(layout, [prefix(layout.layers, 64, 0, inner=24)])

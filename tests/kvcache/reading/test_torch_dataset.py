@@ -143,7 +143,7 @@ def test_the_rank_is_that_of_torch_distributed(cached: PrefixDataset) -> None:
     assert (found.rank, found.world_size) == (2, 3)
 
 
-def test_an_interrupted_epoch_goes_on_at_its_batch(cached: PrefixDataset) -> None:
+def test_an_interrupted_epoch_resumes_at_its_batch(cached: PrefixDataset) -> None:
     order = BatchOrder(cached, batch=4, shuffle="shards")
     order.set_epoch(5)
     whole = [rows.tolist() for rows in order]

@@ -83,7 +83,7 @@ class TestBuild:
         assert not [path for path in home.rglob("*") if path.is_file()], "nothing stays here"
 
     @pytest.mark.parametrize("rows", [1, 3, 9, 14])
-    def test_an_interrupted_build_goes_on_where_it_was(self, built: Path, memory: Store, home: Path, rows: int) -> None:
+    def test_an_interrupted_build_resumes(self, built: Path, memory: Store, home: Path, rows: int) -> None:
         with pytest.raises(KeyboardInterrupt):
             build(memory.url, on_rows=stop_after(rows))
         there = parse_manifest(memory.files()[MANIFEST], MANIFEST)

@@ -30,7 +30,7 @@ def test_a_killed_actor_is_replaced_and_the_bytes_are_the_single_builds(
     assert not ray.is_initialized(), "the cluster ends with the build"
 
 
-def test_a_cluster_that_is_not_there_is_told_at_once(job: Any) -> None:
+def test_a_missing_cluster_is_reported_at_once(job: Any) -> None:
     pytest.importorskip("ray")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -58,6 +58,6 @@ def test_actors_share_the_gpus(
     assert (number, options["num_gpus"]) == expected
 
 
-def test_gpus_that_are_not_there_are_told() -> None:
+def test_missing_gpus_are_reported() -> None:
     with pytest.raises(UsageError, match="no GPU is known to Ray"):
         _options({"CPU": 8.0}, 2, gpus=True, alone=True)
