@@ -30,7 +30,7 @@ RECORDED = {
     "blank_images": False,
     "random_weights": False,
 }
-"""Settings as caches hold them since version 0.1: the fingerprint hashes them."""
+"""Settings as caches record them since version 0.1. The fingerprint hashes them, so names and order must not change."""
 
 
 def test_settings_are_recorded_under_the_same_names_in_the_same_order() -> None:
@@ -39,14 +39,14 @@ def test_settings_are_recorded_under_the_same_names_in_the_same_order() -> None:
     assert [f.name for f in dataclasses.fields(PrefixOptions)] == list(RECORDED)
 
 
-def test_complete_settings_stay_as_they_are() -> None:
+def test_resolve_keeps_complete_settings() -> None:
     settings = resolve(PrefixOptions(timestep=0.5, segments=("reference", "text")), KLEIN)
     assert settings.segments == ("text", "reference")
     assert resolve(settings, KLEIN) == settings
 
 
 @pytest.mark.parametrize("missing", [{"rounding": None}, {"camera_layout": None, "compute_dtype": None}])
-def test_records_that_left_a_choice_to_the_editor_are_read(missing: dict[str, Any]) -> None:
+def test_records_with_missing_choices_are_completed(missing: dict[str, Any]) -> None:
     recorded = from_dict(PrefixOptions, RECORDED | missing, source="fingerprint")
     assert to_dict(resolve(recorded, KLEIN)) == RECORDED
     without = {key: value for key, value in RECORDED.items() if key not in missing}
@@ -66,6 +66,6 @@ def test_complete_settings_need_every_choice() -> None:
         ({"camera_layout": "head-over-wrists", "cameras": ("a", "b")}, "is for 3 cameras, not 2"),
     ],
 )
-def test_choices_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
+def test_incompatible_choices_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         resolve(PrefixOptions(**options), KLEIN)

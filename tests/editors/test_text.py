@@ -1,4 +1,4 @@
-"""Text states wait in main memory; batches are on the device, here torch's `meta`."""
+"""`editors.text`: remembered text states are in main memory, batches on the device (here torch's `meta`)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ META = torch.device("meta")
 
 
 def embed(instruction: str, picture: UInt8Image | None) -> Prompt:
-    """As many states as there are letters, each the number of letters."""
+    """Return one state per letter; every value is the number of letters."""
     n = len(instruction)
     return Prompt(states=torch.full((n, 3), float(n)), pooled=torch.full((2,), float(n)))
 
 
 class Moved:
-    """Prompts that a device has made, and where they were sent."""
+    """Create prompts that record the devices they are moved to."""
 
     def __init__(self) -> None:
         self.to: list[torch.device] = []
@@ -35,7 +35,7 @@ class Moved:
         return OnDevice(states=torch.zeros(len(instruction), 3))
 
 
-def test_a_batch_is_on_the_device_and_what_is_remembered_in_main_memory() -> None:
+def test_batches_are_on_the_device_and_remembered_states_in_main_memory() -> None:
     texts = TextStates(embed, len, ["ab", "abcd"], META)
     assert texts.read_all(10**6)
     text = texts.of(["ab", "abcd", "ab"])
@@ -45,7 +45,7 @@ def test_a_batch_is_on_the_device_and_what_is_remembered_in_main_memory() -> Non
     assert {p.states.device.type for p in texts._known.values()} == {"cpu"}
 
 
-def test_states_that_a_device_made_are_brought_to_main_memory_once() -> None:
+def test_each_text_is_moved_to_main_memory_once() -> None:
     moved = Moved()
     texts = TextStates(moved.embed, len, [])
     texts.of(["ab", "ab"])
@@ -53,7 +53,7 @@ def test_states_that_a_device_made_are_brought_to_main_memory_once() -> None:
     assert moved.to == [torch.device("cpu")]
 
 
-def test_a_batch_is_its_rows_padded() -> None:
+def test_a_batch_pads_its_rows() -> None:
     text = TextStates(embed, len, ["a", "abc"]).of(["a", "abc"])
     assert text.embeds[:, :, 0].tolist() == [[1, 0, 0], [3, 3, 3]]
     assert text.valid.tolist() == [[True, False, False], [True, True, True]]
@@ -61,7 +61,7 @@ def test_a_batch_is_its_rows_padded() -> None:
     assert text.pooled[:, 0].tolist() == [1, 3]
 
 
-def test_the_encoder_stays_where_states_take_more_than_it_does() -> None:
+def test_the_encoder_is_kept_if_the_states_need_more_memory() -> None:
     one = embed("abcd", None).bytes
     assert one == 4 * (4 * 3 + 2)
     kept = TextStates(embed, len, ["abcd", "efgh"])

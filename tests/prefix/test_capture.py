@@ -1,4 +1,4 @@
-"""Recording and replaying attention on a real diffusers transformer with small random weights."""
+"""Record and replay attention on a real diffusers transformer with small random weights."""
 
 from __future__ import annotations
 
@@ -52,9 +52,8 @@ def test_layers_are_found_in_order_with_their_heads(transformer: Flux2Transforme
     assert attention_layers(transformer, **inputs()) == dict.fromkeys(NAMES, (2, 16))
 
 
-def test_values_are_those_of_the_models_own_projection(transformer: Flux2Transformer2DModel) -> None:
-    """V of a double block is [text | image] through the block's own value projections: taken with hooks, not with
-    capture."""
+def test_recorded_values_equal_the_models_projections(transformer: Flux2Transformer2DModel) -> None:
+    """V of a double block is [text | image] after the block's own value projections, read here with plain hooks."""
     seen: dict[str, Tensor] = {}
     attention = transformer.transformer_blocks[0].attn
     hooks = [
@@ -71,7 +70,7 @@ def test_values_are_those_of_the_models_own_projection(transformer: Flux2Transfo
     assert torch.equal(recording.layers[NAMES[0]].v, expected)
 
 
-def test_keys_are_normalised_and_rotated(transformer: Flux2Transformer2DModel) -> None:
+def test_recorded_keys_are_normalised_and_rotated(transformer: Flux2Transformer2DModel) -> None:
     from diffusers.models.embeddings import apply_rotary_emb
 
     seen: dict[str, Tensor] = {}
@@ -120,11 +119,11 @@ def test_stopping_after_the_last_layer_records_the_same(transformer: Flux2Transf
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_replay_equals_the_joint_forward_under_the_published_mask(
-    transformer: Flux2Transformer2DModel, padded: bool
-) -> None:
-    """Target tokens attending to a recorded [text | reference] prefix give what one forward over all tokens gives, when
-    the mask keeps the prefix from seeing the target and everyone from seeing padded text."""
+def test_replay_equals_one_forward_with_the_published_mask(transformer: Flux2Transformer2DModel, padded: bool) -> None:
+    """Target tokens that attend to a recorded [text | reference] prefix equal one forward over all tokens.
+
+    The mask of that forward hides the target from the prefix, and padded text from every token.
+    """
     values = inputs()
     batch, target = 2, 4
     noisy = torch.randn(batch, target, 8, generator=torch.Generator().manual_seed(9))
@@ -188,8 +187,10 @@ def test_layer_that_never_attends_is_named() -> None:
         model(torch.zeros(1, 3))
 
 
-def test_another_backend_is_refused(transformer: Flux2Transformer2DModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backend that does not end in torch's attention function leaves the layer unseen: an error, not silence."""
+def test_an_attention_backend_that_cannot_be_recorded_is_an_error(
+    transformer: Flux2Transformer2DModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Capture sees only torch's attention function, so a backend that does not call it must not go unnoticed."""
     from diffusers.models.transformers import transformer_flux2
 
     def other(query: Tensor, key: Tensor, value: Tensor, **_: object) -> Tensor:
@@ -203,7 +204,7 @@ def test_another_backend_is_refused(transformer: Flux2Transformer2DModel, monkey
 
 
 class _Causal(nn.Module):
-    """Gives `is_causal` by position, as scaled_dot_product_attention allows."""
+    """Attention that passes `is_causal` as a positional argument."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,7 +216,7 @@ class _Causal(nn.Module):
         return out
 
 
-def test_arguments_given_by_position_are_kept() -> None:
+def test_positional_arguments_of_attention_are_kept() -> None:
     x = torch.randn(1, 2, 5, 8)
     model = _Causal()
     with record(model, ["attention"]):
@@ -225,8 +226,8 @@ def test_arguments_given_by_position_are_kept() -> None:
 
 
 @pytest.mark.parametrize("early", [False, True])
-def test_nothing_is_kept_of_a_recording_that_nobody_has(transformer: Flux2Transformer2DModel, early: bool) -> None:
-    """Not until Python looks for circles: K and V of a few forwards fill a device."""
+def test_a_dropped_recording_is_freed_at_once(transformer: Flux2Transformer2DModel, early: bool) -> None:
+    """Tensors must not wait for the garbage collector: K and V of a few forwards can fill a GPU."""
 
     def recorded() -> list[weakref.ref[Tensor]]:
         names = list(attention_layers(transformer, **inputs()))
@@ -234,7 +235,7 @@ def test_nothing_is_kept_of_a_recording_that_nobody_has(transformer: Flux2Transf
             transformer(**inputs())
         return [weakref.ref(x) for kv in recording.layers.values() for x in (kv.k, kv.v)]
 
-    recorded()  # the first one of a process imports a part of torch, which keeps frames
+    recorded()  # the first recording of a process imports a part of torch that keeps frames alive
     gc.disable()
     try:
         assert not any(tensor() is not None for tensor in recorded())

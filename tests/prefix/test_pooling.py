@@ -1,4 +1,4 @@
-"""Pooled picture tokens: means over cells, computed once more in numpy with loops and complex numbers."""
+"""Compare pooled picture tokens with means over cells computed in numpy, with loops and complex rotations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def picture(grid: tuple[int, int], positions: TokenPositions | None = POSITIONS)
 
 
 def means(values: np.ndarray, grid: tuple[int, int], size: int) -> np.ndarray:
-    """(tokens, ...) -> (cells, ...), cell by cell."""
+    """Average each cell: (tokens, ...) -> (cells, ...)."""
     square = values.reshape(*grid, *values.shape[1:])
     return np.stack(
         [
@@ -37,8 +37,8 @@ def means(values: np.ndarray, grid: tuple[int, int], size: int) -> np.ndarray:
     )
 
 
-def turned(k: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """(tokens, heads, 8) rotated by (tokens, 2) ids under `ROPE`."""
+def rotated(k: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Rotate keys (tokens, heads, 8) by ids (tokens, 2) with `ROPE`."""
     frequencies = np.array([1.0, 0.1])
     angles = (ids[:, :, None] * frequencies).reshape(len(ids), 1, 4)
     pairs = (k[..., ::2] + 1j * k[..., 1::2]) * np.exp(1j * angles)
@@ -46,20 +46,22 @@ def turned(k: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("grid", "size"), GRIDS)
-def test_values_are_the_means_of_their_cells(grid: tuple[int, int], size: int) -> None:
+def test_pooled_values_are_means_of_cells(grid: tuple[int, int], size: int) -> None:
     v = torch.randn(2, grid[0] * grid[1], 3, 8)
     kv = pooled(LayerKV(v, v), picture(grid), size, None)
     for row in range(2):
         expected = means(v[row].numpy(), grid, size)
         np.testing.assert_allclose(kv.v[row].numpy(), expected, atol=1e-6)
-        np.testing.assert_allclose(kv.k[row].numpy(), expected, atol=1e-6)  # not rotated: as the values
+        np.testing.assert_allclose(
+            kv.k[row].numpy(), expected, atol=1e-6
+        )  # without a rope, keys are pooled like values
 
 
 @pytest.mark.parametrize(("grid", "size"), GRIDS)
-def test_keys_are_averaged_before_their_rotation_and_stand_at_the_centre(grid: tuple[int, int], size: int) -> None:
+def test_keys_are_averaged_unrotated_then_rotated_to_the_cell_centre(grid: tuple[int, int], size: int) -> None:
     plain = np.random.default_rng(0).normal(size=(grid[0] * grid[1], 2, 8))
     ids = np.array([(10 + row, -2 + column) for row in range(grid[0]) for column in range(grid[1])])
-    k = torch.from_numpy(turned(plain, ids)).float()[None]
+    k = torch.from_numpy(rotated(plain, ids)).float()[None]
     found = pooled(LayerKV(k, k), picture(grid), size, ROPE).k[0].numpy()
     middle = (size - 1) / 2
     centres = np.array(
@@ -69,25 +71,25 @@ def test_keys_are_averaged_before_their_rotation_and_stand_at_the_centre(grid: t
             for column in range(0, grid[1], size)
         ]
     )
-    np.testing.assert_allclose(found, turned(means(plain, grid, size), centres), atol=1e-5)
-    told = pooled_segment(picture(grid), size).position_ids
-    assert told is not None
-    np.testing.assert_allclose(told, centres)
+    np.testing.assert_allclose(found, rotated(means(plain, grid, size), centres), atol=1e-5)
+    position_ids = pooled_segment(picture(grid), size).position_ids
+    assert position_ids is not None
+    np.testing.assert_allclose(position_ids, centres)
 
 
-def test_a_constant_picture_stays_as_it_is() -> None:
+def test_pooling_keeps_a_constant_picture() -> None:
     constant = torch.full((1, 35, 2, 8), 0.3)
     assert torch.allclose(cell_means(constant, (5, 7), 3), torch.full((1, 6, 2, 8), 0.3), atol=1e-7)
 
 
-def test_twice_two_is_four() -> None:
+def test_pooling_a_segment_by_2_twice_equals_pooling_by_4() -> None:
     once, twice = pooled_segment(picture((8, 8)), 4), pooled_segment(pooled_segment(picture((8, 8)), 2), 2)
     assert once == twice
     assert (once.grid, once.extent, once.tokens) == ((2, 2), None, 4)
     assert pooled_segment(picture((5, 8)), 2).extent == (2.5, 4.0)
 
 
-def test_text_is_not_pooled_and_one_changes_nothing() -> None:
+def test_text_is_not_pooled_and_pool_1_changes_nothing() -> None:
     text = SegmentSpec(name="text", tokens=4, positions=TokenPositions(origin=(0.0, 0.0), moves=((1,),)))
     kv = LayerKV(torch.randn(1, 4, 1, 8), torch.randn(1, 4, 1, 8))
     assert pooled(kv, text, 2, ROPE) is kv
@@ -95,7 +97,7 @@ def test_text_is_not_pooled_and_one_changes_nothing() -> None:
     assert pooled(kv, picture((2, 2)), 1, ROPE) is kv
 
 
-def test_unknown_positions_are_refused_where_keys_are_rotated() -> None:
+def test_rotated_keys_without_positions_cannot_be_pooled() -> None:
     layer = LayerSpec(
         name="a", block="parallel", heads=1, kv_heads=1, head_dim=8, segments=(picture((2, 2), positions=None),)
     )
@@ -107,7 +109,7 @@ def test_unknown_positions_are_refused_where_keys_are_rotated() -> None:
 
 
 @pytest.mark.parametrize("pool", [0, -2])
-def test_less_than_one_is_refused(pool: int) -> None:
+def test_a_pool_below_1_is_refused(pool: int) -> None:
     with pytest.raises(UsageError, match="pool must be at least 1"):
         PrefixOptions(pool=pool)
 
@@ -117,8 +119,8 @@ def tiny(**settings: Any) -> Any:
     return load_editor("tiny", chosen, instructions=["go left", "go"])
 
 
-def test_an_editor_gives_the_means_of_what_it_gave() -> None:
-    """4 x 5 tokens: the last cells hold two tokens. Text, validity and padding are as they were."""
+def test_an_editor_with_pool_2_gives_the_means_of_its_unpooled_tokens() -> None:
+    """The grid has 4 x 5 tokens, so the last cells hold two. Text, validity and padding do not change."""
     rows = [{"top": x} for x in np.random.default_rng(0).integers(0, 256, (2, 64, 80, 3), dtype=np.uint8)]
     whole, fewer = tiny(), tiny(pool=2)
     before, after = (editor.encode(rows, ["go left", "go"]) for editor in (whole, fewer))
@@ -140,7 +142,7 @@ def test_an_editor_gives_the_means_of_what_it_gave() -> None:
             np.testing.assert_allclose(b.v[row, text:], means(a.v[row, text:].numpy(), (4, 5), 2), atol=1e-5)
 
 
-def test_one_is_bit_by_bit_what_the_attention_saw() -> None:
+def test_pool_1_keeps_the_recorded_bits() -> None:
     editor, row = tiny(pool=1), [{"top": np.zeros((64, 80, 3), np.uint8)}]
     recorded: dict[str, LayerKV] = {}
     keep = editor.keep_segments

@@ -1,4 +1,4 @@
-"""`kvcache.spec`: sizes by hand, and the ways to choose layers."""
+"""`prefix.spec`: row sizes and position ids computed by hand, and the ways to choose layers."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def test_a_row_of_flux2_4b_takes_128_megabytes() -> None:
     assert spec(*[layer(24, 24, 128, 418)] * 25).bytes_per_row(2) == 128_409_600
 
 
-def test_layers_of_different_sizes_add_up_by_their_key_heads() -> None:
+def test_bytes_per_row_sum_over_layers_of_different_sizes() -> None:
     # (K, V) x 3 tokens x 2 key heads x 5 = 60 numbers, and (K, V) x 7 x 1 x 4 = 56
     assert spec(layer(8, 2, 5, 3), layer(4, 1, 4, 7)).bytes_per_row(4) == 4 * (60 + 56)
 
 
-def test_tokens_are_those_of_all_segments() -> None:
+def test_tokens_of_a_layer_sum_over_its_segments() -> None:
     assert layer(1, 1, 2, 418, text=26).tokens == 26 + 392
 
 
-def test_ids_of_a_grid_by_hand() -> None:
+def test_position_ids_of_a_grid() -> None:
     positions = TokenPositions(origin=(10.0, -1.0, 0.5), moves=((1,), (1, 2)), step=2.0)
     segment = SegmentSpec(name="reference", tokens=4, grid=(2, 2), positions=positions)
     assert segment.position_ids is not None
     assert segment.position_ids.tolist() == [[10, -1, 0.5], [10, 1, 2.5], [10, 1, 0.5], [10, 3, 2.5]]
 
 
-def test_ids_of_text_by_hand() -> None:
+def test_position_ids_of_text() -> None:
     for moves, expected in (((), [[3, 4]] * 3), ((1,), [[3, 4], [3, 5], [3, 6]])):
         positions = TokenPositions(origin=(3.0, 4.0), moves=(moves,))
         ids = SegmentSpec(name="text", tokens=3, positions=positions).position_ids
@@ -71,14 +71,14 @@ def test_positions_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize("extent", [(1.0, 2.0), (2.5, 2.0), (2.0, 1.0)])
-def test_a_picture_fills_its_grid(extent: tuple[float, float]) -> None:
+def test_an_extent_that_does_not_fill_the_grid_is_refused(extent: tuple[float, float]) -> None:
     SegmentSpec(name="reference", tokens=4, grid=(2, 2), extent=(1.5, 2.0))
     with pytest.raises(ValueError, match="does not fill a grid"):
         SegmentSpec(name="reference", tokens=4, grid=(2, 2), extent=extent)
 
 
 def unet(*text: int) -> KVSpec:
-    """A layer of 16 picture tokens, then one of text alone for each given length."""
+    """Return a layer with 16 picture tokens, then one with only text for each given length."""
     target = SegmentSpec(name="target", tokens=16, grid=(4, 4))
     texts = [SegmentSpec(name="text", tokens=n) for n in text]
     return spec(
@@ -89,7 +89,7 @@ def unet(*text: int) -> KVSpec:
     )
 
 
-def test_valid_is_as_wide_as_the_layers_that_hold_text() -> None:
+def test_valid_tokens_is_the_width_of_the_layers_with_text() -> None:
     assert spec(layer(1, 1, 2, 418, text=26)).valid_tokens == 418
     assert unet(77, 77).valid_tokens == 77
     assert unet().valid_tokens == 0
@@ -114,7 +114,7 @@ def test_layers_are_chosen_in_three_ways(choice: str, chosen: tuple[int, ...]) -
 
 
 @pytest.mark.parametrize("choice", ["", "none", "every:", "every:x", "every:0", "every:-1", "1,,2", "1-3", "0.5"])
-def test_another_form_is_refused_with_the_three_that_there_are(choice: str) -> None:
+def test_another_choice_of_layers_is_refused_with_the_three_forms(choice: str) -> None:
     with pytest.raises(ValueError, match=r"'all', 'every:N' or a list like '0,4,9'"):
         select_layers(choice, 7)
 

@@ -1,4 +1,4 @@
-"""The cache that most cache tests build: five short episodes, encoded by an editor that only does arithmetic."""
+"""Build the cache that most cache tests use: five short episodes, encoded by an editor that only does arithmetic."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from imagewam_cli.kvcache.codecs.cast import FLOAT32, CastCodec
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
 
 LENGTHS = (5, 9, 4, 1, 7)
-"""Frames of each episode."""
+"""Number of frames in each episode."""
 
 SETTINGS = BuildSettings(stride=2, batch=3, shard_mb=0.009)
 """Rows take 1596 bytes, so a shard of 9000 bytes holds five. The episodes have 3, 5, 2, 1 and 4 rows."""
 
 CUT = ((0,), (1,), (2, 3), (4,))
-"""Episodes of each shard under SETTINGS: 3 | 5 | 2 + 1 | 4 rows."""
+"""Episodes in each shard with SETTINGS. The shards have 3 | 5 | 2 + 1 | 4 rows."""
 
 
 def build(

@@ -21,7 +21,7 @@ from imagewam_cli.testing.dataset import INSTRUCTIONS as INSTRUCTIONS
 from imagewam_cli.testing.dataset import MemoryDataset as MemoryDataset
 
 TEXT, REFERENCE = 8, 4
-"""Numbers of tokens: words of the longest instruction, and tokens of the image."""
+"""Number of text tokens (the longest instruction has as many words) and of image tokens."""
 HEADS, HEAD_DIM = 2, 4
 ENTRY = EditorEntry(
     name="arithmetic",
@@ -44,9 +44,9 @@ ENTRY = EditorEntry(
 
 
 class ArithmeticEditor(Editor):
-    """K and V are sines of a number computed from the sum of the image and the checksum of the instruction.
+    """Encode K as sines and V as cosines of a number: image sum plus a checksum of the instruction.
 
-    spoil: a function that changes each prefix before it is returned, to test editors that misbehave.
+    spoil: a function that changes each prefix before it is returned, to imitate faulty editors.
     """
 
     entry = ENTRY
@@ -117,6 +117,6 @@ def numbers(
 
 
 def seen(instruction: str) -> npt.NDArray[np.bool_]:
-    """Return which tokens are valid, bool (tokens,): one text token per word, and every reference token."""
+    """Return the mask of valid tokens, bool (tokens,): one text token per word, and every reference token."""
     words = len(instruction.split())
     return np.array([True] * words + [False] * (TEXT - words) + [True] * REFERENCE)

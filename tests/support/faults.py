@@ -1,4 +1,4 @@
-"""Faults for the tests to cause: Ctrl-C after some work, a flipped bit, a full disk."""
+"""Inject faults into tests: Ctrl-C after some work, a flipped bit, a full disk."""
 
 from __future__ import annotations
 

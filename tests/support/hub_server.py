@@ -16,12 +16,12 @@ LATER = "89abcdef0123456789abcdef0123456789abcdef"
 
 @dataclass
 class Hub:
-    """One repository.
+    """A repository on the server.
 
-    files: content of the first commit. later: content of the commit `LATER`, once main has moved there.
-    main: commits with which successive requests for main are answered; the last one repeats.
-    cut: path -> number of bytes after which the connection is closed, once.
-    answer: a status for every request, with the Hub's `X-Error-Code`.
+    files: content of the first commit. later: content of the commit `LATER`.
+    main: commits that successive requests for the branch main resolve to; the last one repeats.
+    cut: path -> number of bytes after which the server closes the connection, once per path.
+    answer: status and `X-Error-Code` of every response; None serves the files.
     """
 
     repo: str
@@ -54,6 +54,8 @@ def _etag(content: bytes) -> str:
 
 @contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
+    """Serve the repository in a thread, set `hub.url` and log requests to `hub.log`."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 

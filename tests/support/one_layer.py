@@ -1,11 +1,11 @@
-"""A specification of one layer, as small as `cache_study` can measure."""
+"""Create a KV specification with one layer, the smallest that `cache_study` can measure."""
 
 from __future__ import annotations
 
 from imagewam_cli.prefix.spec import KVSpec, LayerSpec, SegmentSpec
 
 TEXT, GRID, HEADS, SIZE = 5, (4, 6), 2, 8
-"""Text tokens, reference grid, heads, and numbers per head."""
+"""Number of text tokens, reference grid, number of heads, and head size."""
 
 
 def layer(*, text: bool = True) -> LayerSpec:

@@ -1,4 +1,4 @@
-"""Folders of the repository that tests read."""
+"""Paths of the folders that tests read."""
 
 from __future__ import annotations
 

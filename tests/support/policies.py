@@ -1,4 +1,4 @@
-"""A small untrained policy on the small editor, and its ONNX export. Each is made once per session."""
+"""Create a small untrained policy on the small editor and its ONNX export, each once per session."""
 
 from __future__ import annotations
 

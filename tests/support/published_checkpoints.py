@@ -1,4 +1,4 @@
-"""A checkpoint in the published format for the small editor: random weights under published names and aliases."""
+"""Create a checkpoint in the published format for the small editor: random weights under published names."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def expert_config(spec: KVSpec, action_dim: int, **changes: Any) -> ExpertConfig
 
 
 def checkpoint(transformer: Any, spec: KVSpec, *, state_dim: int, action_dim: int) -> dict[str, Any]:
-    """Return the content for `torch.save`. The editor's weights are slightly changed, as by training."""
+    """Return the content for `torch.save`. The editor's weights differ slightly, as if trained."""
     state = {
         k: v + 0.02 * r for (k, v), r in zip(transformer.items(), random_state(transformer, 1).values(), strict=True)
     }
     mot: dict[str, Tensor] = {}
     for name, value in Flux2Release().to_release(state).items():
         mot[f"mixtures.video.transformer.{name}"] = value
-        if name.startswith(("double_blocks", "single_blocks")):
+        if name.startswith(("double_blocks", "single_blocks")):  # published under two names
             mot[f"mixtures.video.{name}"] = value
     expert = random_state(ActionExpert(expert_config(spec, action_dim)).state_dict(), 2, scale=0.2)
     mot |= {f"mixtures.action.{name}": value for name, value in expert.items()}
@@ -49,7 +49,7 @@ def checkpoint(transformer: Any, spec: KVSpec, *, state_dim: int, action_dim: in
 
 
 def statistics(path: Path, state_dim: int, action_dim: int) -> Path:
-    """Write dataset_stats.json with numbers between -1 and 2."""
+    """Write a dataset_stats.json with values between -1 and 2."""
 
     def field(dim: int) -> dict[str, dict[str, list[float]]]:
         low, high = [-1.0 + 0.01 * i for i in range(dim)], [2.0 - 0.02 * i for i in range(dim)]

@@ -106,12 +106,12 @@ def decode_mp4(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def write_v21(root: Path, recordings: Sequence[Recording]) -> Path:
-    """Write a v2.1 dataset with plain list columns, as lerobot before 0.4 did, in chunks of two episodes."""
+    """Write a v2.1 dataset in chunks of two episodes, with plain list columns like lerobot before 0.4."""
     tasks = list(dict.fromkeys(recording.instruction for recording in recordings))
     features: dict[str, Any] = {
         f"observation.images.{name}": {
             "dtype": "video",
-            # (3, H, W): only the names of the axes tell which is which.
+            # Stored as (3, H, W): a reader must look at the axis names to tell.
             "shape": [3, *frames.shape[1:3]],
             "names": ["channels", "height", "width"],
         }

@@ -1,4 +1,4 @@
-"""The dataset that most training tests train on, and the results of a run."""
+"""Size of the dataset that most training tests use, and functions that read the results of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from imagewam_cli.training.metrics import read_metrics
 
 EPISODES, LENGTH = 6, 8
-"""Episodes, and frames of each. With a fifth held out, 40 rows are for training and 8 for validation."""
+"""Number of episodes and frames per episode. With 1/5 held out, 40 rows are for training and 8 for validation."""
 
 
 def log_of(run: Path) -> Path:

@@ -1,4 +1,4 @@
-"""An S3 server on loopback, and the environment variables that lead S3 clients to it."""
+"""Start an S3 server on loopback and point S3 clients to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scene built by hand, for tests that need known positions."""
+"""Build a tabletop scene with known positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two stores for remote caches: fsspec's memory file system, and a real S3 server on loopback."""
+"""Fixtures of two stores for remote caches: fsspec's memory file system, and a real S3 server on loopback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _numbers = itertools.count()
 
 
 class Store:
-    """Access to the files under a URL without imagewam."""
+    """Read and write the files under a URL without imagewam."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -39,7 +39,7 @@ class Store:
         self.put(name, bytes(data))
 
     def log(self, patch: pytest.MonkeyPatch, *methods: str) -> list[str]:
-        """Return a list to which these methods of the file system append the name of each requested file."""
+        """Return a list to which these methods of the file system append the file names that they are called with."""
         asked: list[str] = []
 
         def logged(real: Callable[..., Any], position: int) -> Callable[..., Any]:

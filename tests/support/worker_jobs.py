@@ -1,4 +1,4 @@
-"""Jobs that a worker in another process can open, with editors that fail on purpose."""
+"""Build jobs that a worker can open in another process, with editors that fail on purpose."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Build = Callable[..., Manifest]
 
 
 class Lost(BaseException):
-    """Ends a worker that is a thread, as SIGKILL ends a process."""
+    """End a worker that runs as a thread, like SIGKILL ends a process."""
 
 
 def lose() -> None:
@@ -45,7 +45,7 @@ def mistype() -> None:
 
 
 class MinedEditor(ArithmeticEditor):
-    """Call `happens` at the first image of an episode, for the first `times` workers that reach it."""
+    """Call the job's `happens` at the first image of its episode, in the first `times` workers that reach it."""
 
     def __init__(self, job: ArithmeticJob, *, weights: str) -> None:
         super().__init__(weights=weights)
@@ -64,7 +64,7 @@ class MinedEditor(ArithmeticEditor):
 
 @dataclass(frozen=True, kw_only=True)
 class ArithmeticJob:
-    """The build whose result the fixture `built` holds."""
+    """The same build as the one in the fixture `built`."""
 
     out: Path
     marks: Path

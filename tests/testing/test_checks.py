@@ -1,4 +1,4 @@
-"""Each check finds the editor that breaks its promise, and says what to correct."""
+"""Each contract check finds an editor that breaks its promise, and reports how to fix it."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from imagewam_cli.testing.checks import CHECKS, Check, examine
 from imagewam_cli.testing.subject import ContractError, NotApplicable, Subject
 from imagewam_tiny.editor import TinyEditor
 
-_ALONE = "IMAGEWAM_TEST_ALONE"
+_IN_OWN_PROCESS = "IMAGEWAM_TEST_OWN_PROCESS"
 
 
 class Sound(TinyEditor):
-    """Keeps every promise. On the folder that it is given, as an editor without one of its own."""
+    """Keep every promise, on the weights folder that the test passes instead of the embedded one."""
 
     embedded = None
 
@@ -59,10 +59,10 @@ class LeavesPadding(Sound):
 class MisdescribesHeads(Sound):
     @classmethod
     def describe(cls, settings: PrefixOptions) -> KVSpec | None:
-        told = super().describe(settings)
-        assert told is not None
-        layers = tuple(dataclasses.replace(layer, heads=layer.heads + 1) for layer in told.layers)
-        return dataclasses.replace(told, layers=layers)
+        spec = super().describe(settings)
+        assert spec is not None
+        layers = tuple(dataclasses.replace(layer, heads=layer.heads + 1) for layer in spec.layers)
+        return dataclasses.replace(spec, layers=layers)
 
 
 class DrawsNoise(Sound):
@@ -80,12 +80,12 @@ class SeesPadding(Sound):
         super().run(pictures, dataclasses.replace(text, valid=torch.ones_like(text.valid)))
 
 
-class SeesNoPicture(Sound):
+class IgnoresThePicture(Sound):
     def run(self, pictures: Tensor, text: Text) -> None:
         super().run(torch.zeros_like(pictures), text)
 
 
-class ReadsNoInstruction(Sound):
+class IgnoresTheInstruction(Sound):
     def text_tokens(self, prompt: str) -> int:
         return super().text_tokens("always this")
 
@@ -93,14 +93,14 @@ class ReadsNoInstruction(Sound):
         return super().embed("always this", picture)
 
 
-class ForgetsWhatItRead(Sound):
-    """Text is as long as the instruction, and says nothing."""
+class EncodesEmptyText(Sound):
+    """Encode text of the right length whose states are all zero."""
 
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
         return Prompt(states=torch.zeros_like(super().embed(prompt, picture).states))
 
 
-class TrimsAtRandom(Sound):
+class TrimsEverySecondCall(Sound):
     def spoil(self, prefix: PrefixKV) -> PrefixKV:
         self.calls = getattr(self, "calls", 0) + 1
         return self._shorter(prefix) if self.calls % 2 else prefix
@@ -116,104 +116,104 @@ class SeesTheFirstCamera(Sound):
         super().run(torch.cat([pictures[..., :width], torch.zeros_like(pictures[..., width:])], dim=-1), text)
 
 
-class SeparatesTheFirstCamera(SeesTheFirstCamera):
-    """Cameras of their own are where it goes wrong."""
+class SeesOneSeparateCamera(SeesTheFirstCamera):
+    """See only the first camera, but only with the camera layout "separate"."""
 
     def run(self, pictures: Tensor, text: Text) -> None:
         run = super().run if self.settings.camera_layout == "separate" else super(SeesTheFirstCamera, self).run
         run(pictures, text)
 
 
-class HasOneTimestep(Sound):
+class IgnoresTheTimestep(Sound):
     def run(self, pictures: Tensor, text: Text) -> None:
-        asked = self.settings
-        self.settings = dataclasses.replace(asked, timestep=0.25)
+        requested = self.settings
+        self.settings = dataclasses.replace(requested, timestep=0.25)
         super().run(pictures, text)
-        self.settings = asked
+        self.settings = requested
 
 
-class LooksThroughBlank(Sound):
+class IgnoresBlankImages(Sound):
     def _picture(self, images: Mapping[str, UInt8Image]) -> UInt8Image:
         return next(iter(images.values()))
 
 
-class _Accepts(Sound):
-    """Loads with other settings than it was asked for."""
+class _ChangesSettings(Sound):
+    """Load with other settings than requested: those that `changed` returns."""
 
     @classmethod
     def load(cls, settings: PrefixOptions, **options: Any) -> Any:
-        return super().load(cls.bent(settings), **options)
+        return super().load(cls.changed(settings), **options)
 
     @classmethod
-    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
+    def changed(cls, settings: PrefixOptions) -> PrefixOptions:
         return settings
 
 
-class KeepsItsWeights(_Accepts):
+class IgnoresRandomWeights(_ChangesSettings):
     @classmethod
-    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
+    def changed(cls, settings: PrefixOptions) -> PrefixOptions:
         return dataclasses.replace(settings, random_weights=False)
 
 
-class KeepsItsTimestep(_Accepts):
+class LoadsTheDefaultTimestep(_ChangesSettings):
     @classmethod
-    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
+    def changed(cls, settings: PrefixOptions) -> PrefixOptions:
         return dataclasses.replace(settings, timestep=None)
 
 
-class RefusesTimesteps(_Accepts):
+class RefusesTimesteps(_ChangesSettings):
     @classmethod
-    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
+    def changed(cls, settings: PrefixOptions) -> PrefixOptions:
         if settings.timestep is not None:
             raise UsageError("the timestep is 0")
         return settings
 
 
-class AcceptsAnySegment(_Accepts):
+class AcceptsAnySegment(_ChangesSettings):
     @classmethod
-    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
+    def changed(cls, settings: PrefixOptions) -> PrefixOptions:
         known = tuple(s for s in settings.segments or () if s in {"text", "reference"})
         return dataclasses.replace(settings, segments=known or None)
 
 
-class HasNoPrefix(_Accepts):
+class HasNoPrefix(_ChangesSettings):
     @classmethod
-    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
+    def changed(cls, settings: PrefixOptions) -> PrefixOptions:
         if settings.mode is not None:
             raise UsageError(f"mode {settings.mode!r} is not available")
         return settings
 
 
-class HasDenoiseToo(_Accepts):
+class AcceptsDenoise(_ChangesSettings):
     @classmethod
-    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
+    def changed(cls, settings: PrefixOptions) -> PrefixOptions:
         return dataclasses.replace(settings, mode="prefix")
 
 
-class RoundsTheSize(_Accepts):
+class RoundsTheSize(_ChangesSettings):
     @classmethod
-    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
+    def changed(cls, settings: PrefixOptions) -> PrefixOptions:
         height, width = settings.image_size or (64, 64)
         return dataclasses.replace(settings, image_size=(height // 16 * 16, width // 16 * 16))
 
 
-class PoolsNothing(_Accepts):
+class IgnoresPool(_ChangesSettings):
     @classmethod
-    def bent(cls, settings: PrefixOptions) -> PrefixOptions:
+    def changed(cls, settings: PrefixOptions) -> PrefixOptions:
         return dataclasses.replace(settings, pool=1)
 
 
-class PoolsInTheSpecAlone(Sound):
+class PoolsOnlyTheSpec(Sound):
     def keep_segments(self, recorded: Mapping[str, LayerKV], text_valid: Tensor) -> PrefixKV:
-        asked = self.settings
-        self.settings = dataclasses.replace(asked, pool=1)
-        whole = super().keep_segments(recorded, text_valid)
-        self.settings = asked
-        return whole
+        requested = self.settings
+        self.settings = dataclasses.replace(requested, pool=1)
+        unpooled = super().keep_segments(recorded, text_valid)
+        self.settings = requested
+        return unpooled
 
 
-class HasPlacesOfItsOwn(Sound):
-    """It does not say where its tokens stand."""
+class HasUnknownPositions(Sound):
+    """Describe tokens without their positions."""
 
     @classmethod
     def attention_layers(cls, denoiser: Any, settings: PrefixOptions, text: int) -> tuple[LayerSpec, ...]:
@@ -223,13 +223,15 @@ class HasPlacesOfItsOwn(Sound):
         )
 
 
-class ComputesChoicesAnew(Sound):
+class DiffersByChoice(Sound):
+    """Compute other numbers when only some layers or segments are kept."""
+
     def spoil(self, prefix: PrefixKV) -> PrefixKV:
         whole = self.settings.layers == "all" and len(self.settings.segments or ()) == 2
         return prefix if whole else each(prefix, lambda x: 1.0001 * x)
 
 
-class RotatesHalf(Sound):
+class DescribesOtherRopeAxes(Sound):
     @classmethod
     def rope(cls, denoiser: Any) -> RopeSpec:
         return dataclasses.replace(super().rope(denoiser), axes=(2, 2, 2, 2))
@@ -245,7 +247,7 @@ class _Doubled(nn.Module):
         return valid, *(2 * x for x in values)
 
 
-class ExportsAnother(Sound):
+class ExportsAnotherGraph(Sound):
     def prefix_graph(self) -> PrefixGraph:
         graph = super().prefix_graph()
         return dataclasses.replace(graph, module=_Doubled(graph.module))
@@ -258,52 +260,56 @@ def each(prefix: PrefixKV, change: Callable[[Tensor], Tensor]) -> PrefixKV:
 @pytest.fixture
 def subject_of(tiny_weights: Path) -> Callable[[type[Sound]], Subject]:
     entry = Registry.installed().editors.get("tiny")
-    apart = dataclasses.replace(entry.defaults, camera_layouts=("tile", "separate", "head-over-wrists"))
+    with_separate = dataclasses.replace(entry.defaults, camera_layouts=("tile", "separate", "head-over-wrists"))
 
     def subject(kind: type[Sound]) -> Subject:
-        """An editor that goes wrong where cameras are apart must offer that layout."""
-        separates = issubclass(kind, (SeparatesTheFirstCamera, NoPipelineThatSeparates))
-        bound = kind.bound_to(dataclasses.replace(entry, defaults=apart) if separates else entry)
+        # An editor that fails only with separate cameras must offer that layout; `tiny` does not.
+        separates = issubclass(kind, (SeesOneSeparateCamera, NoPipelineThatSeesOneCamera))
+        bound = kind.bound_to(dataclasses.replace(entry, defaults=with_separate) if separates else entry)
         return Subject(kind=bound, mode="prefix", weights=tiny_weights, image_size=(64, 64))
 
     return subject
 
 
-def test_a_sound_editor_breaks_nothing(subject_of: Callable[[type[Sound]], Subject]) -> None:
+def test_a_sound_editor_passes_every_check(subject_of: Callable[[type[Sound]], Subject]) -> None:
     results = {finding.check: finding.result for finding in examine(subject_of(Sound))}
     assert results == {check.__name__: "kept" for check in CHECKS}
 
 
 BROKEN = [
     (spec_checks.modes_of_the_entry_load, HasNoPrefix, "the entry names mode prefix, but .* 'prefix' is not available"),
-    (spec_checks.unknown_choices_are_refused, HasDenoiseToo, "mode denoise is accepted, but the entry"),
+    (spec_checks.unknown_choices_are_refused, AcceptsDenoise, "mode denoise is accepted, but the entry"),
     (spec_checks.shapes_are_those_of_the_spec, LosesAToken, r"the spec says \(2, "),
     (spec_checks.shapes_are_those_of_the_spec, LeavesPadding, "not zero where `valid` is False"),
-    (spec_checks.pooled_shapes_are_those_of_the_spec, PoolsNothing, "with `pool` 2 the spec of"),
-    (spec_checks.pooled_shapes_are_those_of_the_spec, PoolsInTheSpecAlone, r"the spec says \(2, "),
+    (spec_checks.pooled_shapes_are_those_of_the_spec, IgnoresPool, "with `pool` 2 the spec of"),
+    (spec_checks.pooled_shapes_are_those_of_the_spec, PoolsOnlyTheSpec, r"the spec says \(2, "),
     (spec_checks.description_is_the_spec, MisdescribesHeads, r"described layers: .*heads=3"),
     (numbers.same_input_gives_the_same_bits, DrawsNoise, "encoded twice: K of .* differs by up to"),
     (numbers.a_batch_is_its_rows, MixesRows, "row 0 of a batch of 3"),
     (numbers.padding_changes_nothing, SeesPadding, "padded to the length of"),
-    (numbers.another_picture_changes_the_prefix, SeesNoPicture, "two pictures of noise give one prefix"),
+    (numbers.another_picture_changes_the_prefix, IgnoresThePicture, "two pictures of noise give one prefix"),
     (numbers.every_camera_changes_the_prefix, SeesTheFirstCamera, "layout tile: two pictures of the camera 'right'"),
-    (numbers.every_camera_changes_the_prefix, SeparatesTheFirstCamera, "layout separate: two pictures of the camera"),
-    (numbers.another_timestep_changes_the_prefix, HasOneTimestep, "the timesteps 0.5 and .* give one prefix"),
-    (numbers.another_timestep_changes_the_prefix, KeepsItsTimestep, "asked for timestep 0.5, but the spec says"),
-    (numbers.another_instruction_changes_the_prefix, ReadsNoInstruction, "give one prefix: the instruction"),
-    (numbers.another_instruction_changes_the_prefix, ForgetsWhatItRead, "give one prefix: the instruction"),
-    (numbers.another_instruction_changes_the_prefix, TrimsAtRandom, "which cannot be compared"),
-    (numbers.a_blank_picture_hides_everything, LooksThroughBlank, "with `blank_images`, two pictures"),
-    (numbers.a_blank_picture_hides_everything, SeesNoPicture, "`blank_images` does nothing"),
-    (numbers.random_weights_change_the_prefix, KeepsItsWeights, "gives the prefix of the trained weights"),
-    (spec_checks.segments_are_slices, ComputesChoicesAnew, "with only `segments` text"),
-    (spec_checks.layers_are_slices, ComputesChoicesAnew, "with `layers` every:2"),
+    (
+        numbers.every_camera_changes_the_prefix,
+        SeesOneSeparateCamera,
+        "layout separate: two pictures of the camera",
+    ),
+    (numbers.another_timestep_changes_the_prefix, IgnoresTheTimestep, "the timesteps 0.5 and .* give one prefix"),
+    (numbers.another_timestep_changes_the_prefix, LoadsTheDefaultTimestep, "asked for timestep 0.5, but the spec says"),
+    (numbers.another_instruction_changes_the_prefix, IgnoresTheInstruction, "give one prefix: the instruction"),
+    (numbers.another_instruction_changes_the_prefix, EncodesEmptyText, "give one prefix: the instruction"),
+    (numbers.another_instruction_changes_the_prefix, TrimsEverySecondCall, "which cannot be compared"),
+    (numbers.a_blank_picture_hides_everything, IgnoresBlankImages, "with `blank_images`, two pictures"),
+    (numbers.a_blank_picture_hides_everything, IgnoresThePicture, "`blank_images` does nothing"),
+    (numbers.random_weights_change_the_prefix, IgnoresRandomWeights, "gives the prefix of the trained weights"),
+    (spec_checks.segments_are_slices, DiffersByChoice, "with only `segments` text"),
+    (spec_checks.layers_are_slices, DiffersByChoice, "with `layers` every:2"),
     (spec_checks.prefix_mode_has_no_target, AcceptsAnySegment, "`segments` target is accepted"),
     (spec_checks.unknown_choices_are_refused, AcceptsAnySegment, "`segments` sky is accepted"),
     (spec_checks.wrong_size_is_refused, RoundsTheSize, r"\(65, 64\) is accepted, but the spec says \(64, 64\)"),
     (uses.a_cache_gives_back_what_was_encoded, DrawsNoise, "row 0 of the cache"),
-    (uses.expert_attends_jointly, RotatesHalf, "rope axes"),
-    (uses.graph_equals_encode, ExportsAnother, "the graph, compared with `encode`"),
+    (uses.expert_attends_jointly, DescribesOtherRopeAxes, "rope axes"),
+    (uses.graph_equals_encode, ExportsAnotherGraph, "the graph, compared with `encode`"),
 ]
 
 
@@ -318,11 +324,11 @@ def test_a_broken_promise_is_found(
     assert f"to fix: {caught.value.fix}" in str(caught.value)
 
 
-def test_nothing_more_is_asked_of_a_mode_that_is_not_there(subject_of: Callable[[type[Sound]], Subject]) -> None:
+def test_a_mode_that_does_not_load_is_not_checked_further(subject_of: Callable[[type[Sound]], Subject]) -> None:
     assert [finding.check for finding in examine(subject_of(HasNoPrefix))] == ["modes_of_the_entry_load"]
 
 
-def test_an_editor_that_loads_in_no_mode_is_no_matter_of_modes(subject_of: Callable[[type[Sound]], Subject]) -> None:
+def test_an_error_in_every_mode_is_not_reported_as_a_missing_mode(subject_of: Callable[[type[Sound]], Subject]) -> None:
     given = dataclasses.replace(subject_of(Sound), image_size=(65, 64))
     with pytest.raises(UsageError, match="image size 65x64"):
         spec_checks.mode_refusal(given)
@@ -332,81 +338,83 @@ def test_every_check_can_fail() -> None:
     assert {check for check, _, _ in BROKEN} == set(CHECKS)
 
 
-def test_an_editor_of_one_timestep_is_told_nothing(subject_of: Callable[[type[Sound]], Subject]) -> None:
+def test_the_timestep_check_skips_editors_that_refuse_timesteps(
+    subject_of: Callable[[type[Sound]], Subject],
+) -> None:
     with pytest.raises(NotApplicable, match="the timestep is 0"):
         numbers.another_timestep_changes_the_prefix(subject_of(RefusesTimesteps))
 
 
-def test_an_editor_that_does_not_say_where_tokens_stand_pools_nothing(
+def test_the_pooling_check_skips_an_editor_with_unknown_positions(
     subject_of: Callable[[type[Sound]], Subject],
 ) -> None:
     with pytest.raises(NotApplicable, match="reference tokens cannot be pooled: their keys are rotated"):
-        spec_checks.pooled_shapes_are_those_of_the_spec(subject_of(HasPlacesOfItsOwn))
+        spec_checks.pooled_shapes_are_those_of_the_spec(subject_of(HasUnknownPositions))
 
 
-@pytest.mark.parametrize("elsewhere", [{"compute_dtype": "bfloat16"}, {"device": "cuda"}])
-def test_a_graph_is_compared_on_the_cpu_in_float32(
-    subject_of: Callable[[type[Sound]], Subject], elsewhere: dict[str, Any]
+@pytest.mark.parametrize("change", [{"compute_dtype": "bfloat16"}, {"device": "cuda"}])
+def test_the_graph_check_runs_on_the_cpu_in_float32(
+    subject_of: Callable[[type[Sound]], Subject], change: dict[str, Any]
 ) -> None:
-    uses.graph_equals_encode(dataclasses.replace(subject_of(Sound), **elsewhere))
+    uses.graph_equals_encode(dataclasses.replace(subject_of(Sound), **change))
     with pytest.raises(ContractError, match="the graph, compared with `encode`"):
-        uses.graph_equals_encode(dataclasses.replace(subject_of(ExportsAnother), **elsewhere))
+        uses.graph_equals_encode(dataclasses.replace(subject_of(ExportsAnotherGraph), **change))
 
 
 @pytest.mark.slow
-def test_one_editor_at_a_time_where_one_is_kept() -> None:
-    """In a process of its own: what an earlier test left, a traceback for one, may hold an editor longer."""
-    node = f"{__file__}::test_editors_that_are_alive"
-    alone = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", node]
-    done = subprocess.run(alone, env=os.environ | {_ALONE: "1"}, capture_output=True, text=True, check=False)
+def test_a_subject_that_keeps_one_editor_holds_one_at_a_time() -> None:
+    """Runs the next test in its own process, where no traceback of an earlier test keeps an editor alive."""
+    node = f"{__file__}::test_editors_alive_at_once"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", node]
+    done = subprocess.run(command, env=os.environ | {_IN_OWN_PROCESS: "1"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert done.stdout.startswith("."), "it was skipped"
 
 
-@pytest.mark.skipif(_ALONE not in os.environ, reason="run by the test above")
-def test_editors_that_are_alive(subject_of: Callable[[type[Sound]], Subject]) -> None:
+@pytest.mark.skipif(_IN_OWN_PROCESS not in os.environ, reason="run by the test above")
+def test_editors_alive_at_once(subject_of: Callable[[type[Sound]], Subject]) -> None:
     alive: weakref.WeakSet[Sound] = weakref.WeakSet()
-    together: list[int] = []
+    counts: list[int] = []
 
     class Counted(Sound):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             alive.add(self)
-            together.append(len(alive))
+            counts.append(len(alive))
 
     subject = dataclasses.replace(subject_of(Counted), kept=1)
-    gc.freeze()  # what was there before need not be looked through each time an editor goes
+    gc.freeze()  # faster: skips older objects in the collection after each editor
     try:
         assert {finding.result for finding in examine(subject)} == {"kept"}
-        assert max(together) == 1
+        assert max(counts) == 1
         subject.clear()
         assert not alive
     finally:
         gc.unfreeze()
 
 
-def test_the_size_of_a_picture_is_asked_for_once(subject_of: Callable[[type[Sound]], Subject]) -> None:
+def test_the_default_image_size_is_read_from_one_load(subject_of: Callable[[type[Sound]], Subject]) -> None:
     loads: list[PrefixOptions] = []
 
-    class Counted(_Accepts):
+    class Counted(_ChangesSettings):
         @classmethod
-        def bent(cls, settings: PrefixOptions) -> PrefixOptions:
+        def changed(cls, settings: PrefixOptions) -> PrefixOptions:
             loads.append(settings)
             return settings
 
     given = subject_of(Counted)
     assert given.pictures(1)[0]["top"].shape == (64, 64, 3)
     assert not loads
-    asked = dataclasses.replace(given, image_size=None, kept=1)
+    without_size = dataclasses.replace(given, image_size=None, kept=1)
     height, width = Registry.installed().editors.get("tiny").defaults.camera_size
     for _ in range(2):
-        assert asked.pictures(1)[0]["top"].shape == (height, width, 3)
-        asked.clear()
+        assert without_size.pictures(1)[0]["top"].shape == (height, width, 3)
+        without_size.clear()
     assert len(loads) == 1
 
 
 class NoPipeline(Editor):
-    """An editor that is no `DiffusersEditor`, and keeps the picture alone by default."""
+    """Wrap an editor without being a `DiffusersEditor`, and keep only the reference by default."""
 
     inner: Sound
 
@@ -440,39 +448,39 @@ class NoPipelineThatSeesPadding(NoPipeline):
         return SeesPadding
 
 
-class NoPipelineThatSeparates(NoPipeline):
+class NoPipelineThatSeesOneCamera(NoPipeline):
     @classmethod
     def sound(cls) -> type[Sound]:
-        return SeparatesTheFirstCamera
+        return SeesOneSeparateCamera
 
 
-def test_an_editor_without_a_pipeline_is_held_to_as_much(subject_of: Callable[[type[Editor]], Subject]) -> None:
-    said = {finding.check: finding.result for finding in examine(subject_of(NoPipeline))}
-    no_promise = {"description_is_the_spec", "graph_equals_encode"}
-    assert said == {c.__name__: "not applicable" if c.__name__ in no_promise else "kept" for c in CHECKS}
-    assert subject_of(NoPipeline).segments() == ("text", "reference")  # kept by default or not
+def test_an_editor_without_a_pipeline_passes_the_same_checks(subject_of: Callable[[type[Editor]], Subject]) -> None:
+    results = {finding.check: finding.result for finding in examine(subject_of(NoPipeline))}
+    optional = {"description_is_the_spec", "graph_equals_encode"}
+    assert results == {c.__name__: "not applicable" if c.__name__ in optional else "kept" for c in CHECKS}
+    assert subject_of(NoPipeline).segments() == ("text", "reference")  # also what the default does not keep
     with pytest.raises(ContractError, match="padded to the length of"):
         numbers.padding_changes_nothing(subject_of(NoPipelineThatSeesPadding))
     with pytest.raises(ContractError, match="camera_layout separate"):
-        numbers.every_camera_changes_the_prefix(subject_of(NoPipelineThatSeparates))
+        numbers.every_camera_changes_the_prefix(subject_of(NoPipelineThatSeesOneCamera))
 
 
-def test_an_attention_that_is_not_one_softmax_is_found(
+def test_an_expert_that_ignores_the_padding_mask_is_found(
     subject_of: Callable[[type[Sound]], Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true = blocks.joint_attention
-    monkeypatch.setattr(blocks, "joint_attention", lambda q, k, v, prefix, valid: true(q, k, v, prefix, None))
+    original = blocks.joint_attention
+    monkeypatch.setattr(blocks, "joint_attention", lambda q, k, v, prefix, valid: original(q, k, v, prefix, None))
     with pytest.raises(ContractError, match="the expert's attention"):
         uses.expert_attends_jointly(subject_of(Sound))
 
 
-def test_a_shard_of_another_size_is_found(
+def test_a_shard_of_another_size_than_planned_is_found(
     subject_of: Callable[[type[Sound]], Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true = uses.plan_build
+    original = uses.plan_build
 
     def larger(*arguments: Any) -> BuildPlan:
-        plan = true(*arguments)
+        plan = original(*arguments)
         return dataclasses.replace(plan, bytes_per_row=plan.bytes_per_row + 1)
 
     monkeypatch.setattr(uses, "plan_build", larger)
@@ -480,7 +488,7 @@ def test_a_shard_of_another_size_is_found(
         uses.a_cache_gives_back_what_was_encoded(subject_of(Sound))
 
 
-def test_what_a_plugin_raises_is_a_finding_with_its_place(subject_of: Callable[[type[Sound]], Subject]) -> None:
+def test_an_exception_in_a_plugin_is_reported_with_file_and_line(subject_of: Callable[[type[Sound]], Subject]) -> None:
     class Raises(Sound):
         def run(self, pictures: Tensor, text: Text) -> None:
             raise RuntimeError("boom")

@@ -1,4 +1,4 @@
-"""Where an editor runs changes no prefix; what a machine lacks is said before anything is loaded."""
+"""Device, offloading and compilation do not change a prefix, and missing hardware is reported before loading."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def difference(one: Any, other: Any) -> float:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"device": "cuda:one"}, "unknown device 'cuda:one'"),
@@ -56,19 +56,19 @@ def difference(one: Any, other: Any) -> float:
         ({"offload": "group", "compile": True}, "are not compiled"),
     ],
 )
-def test_what_cannot_be_is_refused(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_invalid_hardware_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         Hardware(**values)
 
 
 @without_cuda
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_a_missing_device_is_refused() -> None:
     with pytest.raises(UsageError, match="torch finds 0 CUDA devices"):
         require_device(Hardware(device="cuda:1"))
 
 
 @without_cuda
-def test_cache_and_eval_say_so(
+def test_cache_and_eval_refuse_a_missing_device(
     tabletop: Path, policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = ["cache", "--editor", "tiny", "--dataset", str(tabletop), "--out", str(tmp_path / "c")]
@@ -82,63 +82,63 @@ def test_cache_and_eval_say_so(
 
 @pytest.mark.parametrize("offload", ["group", "sequential", "disk"])
 @pytest.mark.parametrize("instructions", [(), INSTRUCTIONS], ids=["live", "announced"])
-def test_a_prefix_is_the_same_wherever_weights_wait(tiny_weights: Path, offload: Any, instructions: Any) -> None:
+def test_offloading_does_not_change_the_prefix(tiny_weights: Path, offload: Any, instructions: Any) -> None:
     plain = load(tiny_weights, instructions)
     editor = load(tiny_weights, instructions, Hardware(offload=offload))
     expected = rows(plain)
-    for _ in range(2):  # a forward that was left early leaves nothing behind
+    for _ in range(2):  # recording stops a forward early, which must not affect the next one
         assert difference(rows(editor), expected) < 1e-5
     assert fingerprint_digest(editor.fingerprint()) == fingerprint_digest(plain.fingerprint())
 
 
-def test_weights_wait_where_they_should(tiny_weights: Path) -> None:
-    def waits(module: nn.Module) -> bool:
+def test_weights_are_offloaded_by_block_or_by_layer_or_to_disk(tiny_weights: Path) -> None:
+    def is_offloaded(module: nn.Module) -> bool:
         return hasattr(module, "_diffusers_hook")
 
     for offload, by_block in (("group", True), ("sequential", False)):
         part = load(tiny_weights, hardware=Hardware(offload=offload)).part
         block = part["transformer"].transformer_blocks[0]
-        assert (waits(block), waits(block.attn.to_q)) == (by_block, not by_block)
-        assert waits(part["text_encoder"].model.layers[0].self_attn.q_proj)
+        assert (is_offloaded(block), is_offloaded(block.attn.to_q)) == (by_block, not by_block)
+        assert is_offloaded(part["text_encoder"].model.layers[0].self_attn.q_proj)
     part = load(tiny_weights, hardware=Hardware(offload="disk")).part
     for name in ("transformer", "text_encoder"):
         assert {p.device.type for p in part[name].parameters()} == {"meta"}
 
 
-def test_random_weights_are_not_on_disk(tiny_weights: Path) -> None:
+def test_random_weights_cannot_be_offloaded_to_disk(tiny_weights: Path) -> None:
     with pytest.raises(UsageError, match="used as they were published"):
         load(tiny_weights, hardware=Hardware(offload="disk"), random_weights=True)
 
 
-OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-FULL = OSError(errno.ENOSPC, "No space left on device")
-FOREIGN = "Error while serializing: I/O error: No space left on device (os error 28)"
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+DISK_FULL = OSError(errno.ENOSPC, "No space left on device")
+DISK_FULL_IN_RUST = "Error while serializing: I/O error: No space left on device (os error 28)"
 
 
 @pytest.mark.parametrize(
-    ("raised", "cause", "said"),
+    ("raised", "cause", "expected"),
     [
-        (OUT, None, OUT),
-        (FULL, None, FULL),
-        (OSError("Unable to load weights"), OUT, OUT),
-        (SafetensorError(FOREIGN), None, OSError),
+        (OUT_OF_MEMORY, None, OUT_OF_MEMORY),
+        (DISK_FULL, None, DISK_FULL),
+        (OSError("Unable to load weights"), OUT_OF_MEMORY, OUT_OF_MEMORY),
+        (SafetensorError(DISK_FULL_IN_RUST), None, OSError),
         (OSError("Unable to load weights"), None, EditorError),
         (RuntimeError("size mismatch"), None, EditorError),
     ],
 )
-def test_a_full_disk_or_device_is_no_fault_of_the_folder(
-    tmp_path: Path, raised: Exception, cause: Exception | None, said: Any
+def test_a_full_disk_or_device_is_not_blamed_on_the_folder(
+    tmp_path: Path, raised: Exception, cause: Exception | None, expected: Any
 ) -> None:
     class Part(nn.Module):
         @classmethod
         def from_pretrained(cls, *_: object, **__: object) -> None:
             raise raised from cause
 
-    with pytest.raises(said if isinstance(said, type) else type(said)) as error:
+    with pytest.raises(expected if isinstance(expected, type) else type(expected)) as error:
         load_part(tmp_path, "unet", Part, "cpu", torch.float32)
-    if isinstance(said, Exception):
-        assert error.value is said
-    elif said is OSError:
+    if isinstance(expected, Exception):
+        assert error.value is expected
+    elif expected is OSError:
         assert error.value.errno == errno.ENOSPC
     else:
         assert error.value.hint is not None
@@ -147,7 +147,7 @@ def test_a_full_disk_or_device_is_no_fault_of_the_folder(
 
 class TestCompile:
     DOUBLE, SINGLE = 2, 10
-    """More layers than torch makes graphs of one function (8) before it gives up."""
+    """More layers than torch compiles graphs for one function (8) before it gives up."""
 
     @pytest.fixture
     def denoiser(self) -> Any:
@@ -180,7 +180,7 @@ class TestCompile:
             )
         return recording.layers
 
-    def test_compiled_blocks_are_recorded_exactly_by_graphs_that_last(self, denoiser: Any) -> None:
+    def test_compiled_blocks_record_the_same_bits_and_do_not_recompile(self, denoiser: Any) -> None:
         from torch._dynamo.utils import counters
 
         expected = self.recorded(denoiser, early=False)
@@ -199,18 +199,20 @@ class TestCompile:
             assert self.recorded(denoiser, early=True).keys() == expected.keys()
             assert counters["stats"]["unique_graphs"] == graphs, "a further row compiles nothing"
 
-    def test_a_model_that_names_no_blocks_is_refused(self) -> None:
+    def test_a_model_without_named_blocks_cannot_be_compiled(self) -> None:
         with pytest.raises(UsageError, match="Linear does not say which of its blocks repeat"):
             compile_blocks(nn.Linear(1, 1))
 
-    def test_a_missing_compiler_is_one_line(self) -> None:
+    def test_a_missing_compiler_is_refused(self) -> None:
         def broken(graph: Any, inputs: Any) -> Any:
             raise RuntimeError("no compiler here")
 
         with pytest.raises(UsageError, match="torch cannot compile here: no compiler here"):
             require_compiler(torch.device("cpu"), backend=broken)  # type: ignore[arg-type]
 
-    def test_it_is_tried_before_anything_is_loaded(self, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_compiler_is_tried_before_weights_are_loaded(
+        self, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def missing(device: torch.device) -> None:
             raise UsageError("no compiler here")
 
@@ -222,18 +224,20 @@ class TestCompile:
 
 
 class TestQuantization:
-    def test_its_package_is_asked_for(self, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_quantization_without_torchao_names_the_extra(
+        self, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("imagewam_cli.editors.loading.quantization.find_spec", lambda _: None)
         with pytest.raises(UsageError, match="needs torchao") as error:
             load(tiny_weights, quantization="int8")
         assert error.value.hint == "pip install 'imagewam[quantization]'"
 
-    def test_what_needs_a_gpu_says_so(self, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_nf4_needs_a_cuda_device(self, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("imagewam_cli.editors.loading.quantization.find_spec", lambda _: True)
         with pytest.raises(UsageError, match="'nf4' needs a CUDA device, not cpu"):
             load(tiny_weights, quantization="nf4")
 
-    def test_four_bits_do_not_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_nf4_cannot_be_offloaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("imagewam_cli.editors.loading.quantization.find_spec", lambda _: True)
         monkeypatch.setattr("imagewam_cli.editors.loading.placement.require_device", lambda _: torch.device("cuda"))
         with pytest.raises(UsageError, match="nf4 stay on their device"):
@@ -244,7 +248,7 @@ class TestQuantization:
             PrefixOptions(random_weights=True, quantization="int8")
 
     @needs_torchao
-    def test_int8_is_every_linear_layer_within_half_a_step(self, tiny_weights: Path) -> None:
+    def test_int8_rounds_linear_weights_to_the_nearest_step(self, tiny_weights: Path) -> None:
         plain, quantized = load(tiny_weights), load(tiny_weights, quantization="int8")
         exact, found = rows(plain), rows(quantized)
         for name, block in (("transformer", "transformer_blocks.0.attn.to_q"), ("text_encoder", "model.layers.0.mlp")):
@@ -261,7 +265,7 @@ class TestQuantization:
         assert fingerprint_digest(plain.fingerprint()) != fingerprint_digest(quantized.fingerprint())
 
     @needs_torchao
-    def test_quantized_weights_wait_too(self, tiny_weights: Path) -> None:
+    def test_quantized_weights_can_be_offloaded(self, tiny_weights: Path) -> None:
         expected = rows(load(tiny_weights, quantization="int8"))
         for offload in ("group", "sequential"):
             hardware = Hardware(offload=offload)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""`imagewam fetch` against a Hub on loopback, with huggingface_hub's real client in a process of its own."""
+"""Run `imagewam fetch` against a Hub on loopback, with huggingface_hub's real client in another process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.hub_server import COMMIT, LATER, Hub, serve
 
 EDITOR, REPO = "instruct-pix2pix", "timbrooks/instruct-pix2pix"
 LARGE = 22_000_000
-"""More than huggingface_hub writes at a time (10 MB), so that a cut leaves something to go on from."""
+"""Bytes of a large file: more than huggingface_hub writes at once (10 MB), so that a cut leaves a partial file."""
 
 
 def repository() -> dict[str, bytes]:
@@ -52,27 +52,27 @@ def run(hub: Hub, home: Path, *arguments: str, **environment: str) -> subprocess
     )
 
 
-def ask(home: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """Python with the library and the same cache, without a connection; `entry` is the editor's."""
+def run_python(home: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code offline with the same Hub cache; `entry` is the editor's entry."""
     before = f"from imagewam_cli.registry import Registry; entry = Registry.installed().editors.get({EDITOR!r})\n"
     known = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     return subprocess.run([sys.executable, "-c", before + code], env=os.environ | known, capture_output=True, text=True)
 
 
 def loaded(home: Path) -> str:
-    """The commit that an editor loads; else the error and its hint."""
+    """Return the commit that the editor loads, or the error and its hint on two lines."""
     code = (
         "from imagewam_cli.errors import EditorError; from imagewam_cli.editors.loading.hub import downloaded\n"
         "try: print(downloaded(entry).name)\n"
         "except EditorError as error: print(error.message, error.hint, sep=chr(10))"
     )
-    done = ask(home, code)
+    done = run_python(home, code)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def everything(folder: Path) -> dict[str, tuple[str, bytes]]:
-    """Every path below a folder: where it leads if it is a link, and what it holds."""
+    """Map every path below `folder` to its link target (or "") and its bytes."""
     return {
         str(p.relative_to(folder)): (
             os.readlink(p) if p.is_symlink() else "",
@@ -83,22 +83,23 @@ def everything(folder: Path) -> dict[str, tuple[str, bytes]]:
 
 
 def grown(files: dict[str, bytes]) -> dict[str, bytes]:
-    """A later revision of the same repository."""
+    """Return the files of a later revision of the same repository."""
     return files | {"unet/model.safetensors": b"trained further"}
 
 
-class Always(dict[str, int]):
-    """Cuts that come again at every attempt."""
+class EveryTime(dict[str, int]):
+    """Cuts that also happen at every later request."""
 
     def pop(self, key: str, default: int | None = None) -> int | None:  # type: ignore[override]
         return self.get(key, default)
 
 
 def on_disk(folder: Path) -> set[str]:
+    """Return the relative paths of all files below `folder`."""
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_it_takes_what_the_plugin_reads_and_goes_on_after_a_cut(tmp_path: Path) -> None:
+def test_fetch_takes_the_files_of_the_plugin_and_resumes_after_a_cut(tmp_path: Path) -> None:
     files = repository() | {"unet/model.safetensors": os.urandom(LARGE)}
     with serve(Hub(REPO, files, cut={"unet/model.safetensors": LARGE - 1000})) as hub:
         done = run(hub, tmp_path, "--quiet", "fetch", EDITOR, "--max-workers", "1")
@@ -107,16 +108,16 @@ def test_it_takes_what_the_plugin_reads_and_goes_on_after_a_cut(tmp_path: Path) 
     assert folder.name == COMMIT
     assert on_disk(folder) == WANTED
     assert all((folder / name).read_bytes() == files[name] for name in WANTED)
-    asked = [line for line in hub.log if line.startswith("GET") and "unet/model.safetensors" in line]
-    assert len(asked) == 2
-    assert "bytes=" in asked[1], "the second request continues the first"
+    requests = [line for line in hub.log if line.startswith("GET") and "unet/model.safetensors" in line]
+    assert len(requests) == 2
+    assert "bytes=" in requests[1], "the second request continues the first"
 
 
-def test_a_connection_that_stays_cut_is_one_line_and_the_older_revision_stays(tmp_path: Path) -> None:
+def test_a_failed_fetch_is_one_line_and_keeps_the_older_revision(tmp_path: Path) -> None:
     files = repository()
     with serve(Hub(REPO, files, later=grown(files))) as hub:
         assert run(hub, tmp_path, "fetch", EDITOR).returncode == 0
-        hub.main, hub.cut = [LATER], Always({"unet/model.safetensors": 5})
+        hub.main, hub.cut = [LATER], EveryTime({"unet/model.safetensors": 5})
         done = run(hub, tmp_path, "--quiet", "fetch", EDITOR, "--max-workers", "1")
     assert done.returncode == 1
     problem, advice = done.stderr.strip().splitlines()[-2:]
@@ -125,7 +126,7 @@ def test_a_connection_that_stays_cut_is_one_line_and_the_older_revision_stays(tm
     assert loaded(tmp_path) == COMMIT
 
 
-def test_what_is_there_is_not_fetched_again(tmp_path: Path) -> None:
+def test_complete_files_are_not_fetched_again(tmp_path: Path) -> None:
     with serve(Hub(REPO, repository())) as hub:
         assert run(hub, tmp_path, "fetch", EDITOR).returncode == 0
         hub.log.clear()
@@ -133,7 +134,7 @@ def test_what_is_there_is_not_fetched_again(tmp_path: Path) -> None:
     assert not [line for line in hub.log if line.startswith("GET") and "/resolve/" in line]
 
 
-def test_a_dry_run_says_all_and_fetches_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_lists_the_files_and_fetches_none(tmp_path: Path) -> None:
     files = repository()
     with serve(Hub(REPO, files)) as hub:
         done = run(hub, tmp_path, "fetch", EDITOR, "--dry-run", "--format", "json")
@@ -144,7 +145,7 @@ def test_a_dry_run_says_all_and_fetches_nothing(tmp_path: Path) -> None:
     assert not [line for line in hub.log if line.startswith("GET") and "/resolve/" in line]
 
 
-def test_a_dry_run_leaves_the_disk_as_it_is(tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     files, here = repository(), tmp_path / "here"
     with serve(Hub(REPO, files, later=grown(files))) as hub:
         assert run(hub, tmp_path, "fetch", EDITOR).returncode == 0
@@ -157,7 +158,7 @@ def test_a_dry_run_leaves_the_disk_as_it_is(tmp_path: Path) -> None:
     assert loaded(tmp_path) == COMMIT
 
 
-def test_the_revision_of_the_plan_is_fetched_though_the_branch_moves_on(tmp_path: Path) -> None:
+def test_fetch_takes_the_planned_revision_even_if_the_branch_moves(tmp_path: Path) -> None:
     files = repository()
     with serve(Hub(REPO, files, later=grown(files), main=[COMMIT, LATER])) as hub:
         done = run(hub, tmp_path, "fetch", EDITOR, "--format", "json")
@@ -178,7 +179,7 @@ def test_a_newer_revision_is_loaded_once_it_is_complete(tmp_path: Path) -> None:
     assert loaded(tmp_path) == LATER
 
 
-def test_an_incomplete_default_branch_is_named_with_the_complete_revision(tmp_path: Path) -> None:
+def test_an_incomplete_default_branch_is_refused_and_a_complete_revision_named(tmp_path: Path) -> None:
     files = repository()
     with serve(Hub(REPO, files, later=grown(files))) as hub:
         fetched = run(hub, tmp_path, "--quiet", "fetch", EDITOR)
@@ -209,7 +210,7 @@ def test_another_revision_is_passed_as_weights(tmp_path: Path) -> None:
     assert loaded(tmp_path) == LATER
 
 
-def test_patterns_choose_otherwise(tmp_path: Path) -> None:
+def test_patterns_choose_other_files(tmp_path: Path) -> None:
     choice = ("--include", "vae/*", "--exclude", "*.bin", "--local-dir", str(tmp_path / "here"))
     with serve(Hub(REPO, repository())) as hub:
         done = run(hub, tmp_path, "--quiet", "fetch", EDITOR, *choice)
@@ -228,7 +229,7 @@ def test_patterns_choose_otherwise(tmp_path: Path) -> None:
         (500, "", "the Hub answered 500", "run the same command again"),
     ],
 )
-def test_an_answer_that_is_no_is_one_line_with_the_next_step(
+def test_a_refusal_of_the_hub_is_one_line_with_the_next_step(
     tmp_path: Path, status: int, code: str, message: str, hint: str
 ) -> None:
     with serve(Hub(REPO, {}, answer=(status, code))) as hub:
@@ -245,7 +246,7 @@ SHARDED = (
     "model-00002-of-00002.safetensors",
     "model.safetensors.index.json",
 )
-"""Plain weights, as `save_pretrained` cuts them."""
+"""Files of plain weights that `save_pretrained` splits into shards."""
 COPIES = (
     "model.fp16-00001-of-00002.safetensors",
     "model.fp16-00002-of-00002.safetensors",
@@ -257,7 +258,7 @@ COPIES = (
 )
 
 
-def test_a_variant_in_shards_is_left_out_and_plain_shards_are_not(tmp_path: Path) -> None:
+def test_plain_shards_are_fetched_and_shards_of_variants_are_not(tmp_path: Path) -> None:
     files = {name: content for name, content in repository().items() if not name.startswith("unet/model.")}
     sharded = {f"unet/{name}": b"{}" for name in (*SHARDED, *COPIES)}
     with serve(Hub(REPO, files | sharded)) as hub:
@@ -268,7 +269,7 @@ def test_a_variant_in_shards_is_left_out_and_plain_shards_are_not(tmp_path: Path
     assert loaded(tmp_path) == COMMIT, "nothing that is read is missing"
 
 
-def test_a_variant_in_shards_alone_is_refused(tmp_path: Path) -> None:
+def test_a_repository_with_only_shards_of_variants_is_refused(tmp_path: Path) -> None:
     files = {name: content for name, content in repository().items() if not name.startswith("unet/model.")}
     with serve(Hub(REPO, files | {f"unet/{name}": b"{}" for name in COPIES})) as hub:
         done = run(hub, tmp_path, "fetch", EDITOR)
@@ -276,8 +277,8 @@ def test_a_variant_in_shards_alone_is_refused(tmp_path: Path) -> None:
     assert "safetensors of unet/ only as another copy (unet/model" in done.stderr
 
 
-def test_variants_are_named_as_diffusers_names_them(tmp_path: Path) -> None:
-    """Its own class writes them, whole and in shards."""
+def test_is_read_recognises_variants_written_by_diffusers(tmp_path: Path) -> None:
+    """A diffusers model saves itself, as one file and in shards."""
     part = AutoencoderKL(
         block_out_channels=(32, 32),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -292,7 +293,7 @@ def test_variants_are_named_as_diffusers_names_them(tmp_path: Path) -> None:
         assert (len(on_disk(plain)) > 2) == bool(options)
 
 
-def test_weights_that_are_pickles_alone_are_refused(tmp_path: Path) -> None:
+def test_a_repository_with_only_pickled_weights_is_refused(tmp_path: Path) -> None:
     files = {name: content for name, content in repository().items() if not name.startswith("unet/model.")}
     with serve(Hub(REPO, files | {"unet/model.bin": b"a pickle"})) as hub:
         done = run(hub, tmp_path, "fetch", EDITOR)
@@ -300,7 +301,7 @@ def test_weights_that_are_pickles_alone_are_refused(tmp_path: Path) -> None:
     assert "weights of unet/ as a pickle alone (unet/model.bin)" in done.stderr
 
 
-def test_safetensors_that_are_no_weights_that_are_read_are_refused(tmp_path: Path) -> None:
+def test_a_part_without_readable_weights_is_refused(tmp_path: Path) -> None:
     files = {name: content for name, content in repository().items() if not name.startswith("unet/model.")}
     copy = "unet/model.fp16.safetensors"
     for there in ({copy: b"a copy", "unet/model.bin": b"a pickle"}, {copy: b"a copy"}):
@@ -322,7 +323,7 @@ def test_a_repository_of_another_family_is_refused(tmp_path: Path) -> None:
     assert f"{REPO} has no unet/: it is not a StableDiffusionInstructPix2PixPipeline repository" in done.stderr
 
 
-def test_offline_and_no_connection_are_one_line(tmp_path: Path) -> None:
+def test_being_offline_is_one_line(tmp_path: Path) -> None:
     nowhere = Hub(REPO, {}, url="http://127.0.0.1:9")
     for environment in ({"HF_HUB_OFFLINE": "1"}, {}):
         done = run(nowhere, tmp_path, "fetch", EDITOR, **environment)
@@ -330,13 +331,13 @@ def test_offline_and_no_connection_are_one_line(tmp_path: Path) -> None:
         assert f"error: {REPO} cannot be reached" in done.stderr
 
 
-def test_the_embedded_editor_needs_no_fetch(tmp_path: Path) -> None:
+def test_fetching_the_embedded_editor_is_refused(tmp_path: Path) -> None:
     done = run(Hub(REPO, {}), tmp_path, "fetch", "tiny")
     assert done.returncode == 2
     assert "the weights of 'tiny' come with its plugin" in done.stderr
 
 
-def test_a_disk_without_room_is_refused_before_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_space_is_refused_before_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = FetchPlan(
         editor=EDITOR, repo=REPO, revision=COMMIT, files=(FetchFile(name="a", bytes=3_000_000_000, present=False),)
     )
@@ -345,7 +346,7 @@ def test_a_disk_without_room_is_refused_before_the_first_byte(tmp_path: Path, mo
         fetch(Registry.installed().editors.get(EDITOR), FetchOptions(local_dir=tmp_path / "new"), plan)
 
 
-def test_cache_says_which_fetch_to_run(tmp_path: Path, tabletop: Path) -> None:
+def test_cache_without_weights_names_the_fetch_command(tmp_path: Path, tabletop: Path) -> None:
     arguments = ("cache", "--editor", EDITOR, "--dataset", str(tabletop), "--out", str(tmp_path / "c"))
     done = run(Hub(REPO, {}), tmp_path, *arguments, HF_HUB_OFFLINE="1")
     assert done.returncode == 1

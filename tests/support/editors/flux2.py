@@ -1,4 +1,4 @@
-"""A tiny Flux2KleinPipeline folder: `tiny`'s shape, smaller, with a text encoder as deep as FLUX.2 reads."""
+"""Create a tiny Flux2KleinPipeline folder: smaller than `tiny`, with as many text layers as FLUX.2 needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXT_LAYERS = 28
 def build(path: Path) -> Path:
     """Write the pipeline to `path` with the same weights every time.
 
-    No weight of a norm is 1, and the VAE's statistics differ from a new one's, so that ignoring them is noticed.
+    Norm weights and VAE statistics differ from their initial values, so that a test notices if they are ignored.
     """
     from imagewam_tiny import architecture
 
@@ -31,7 +31,7 @@ def build(path: Path) -> Path:
 
 
 def small_pipeline(text_layers: int) -> Any:
-    """Create an untrained pipeline: one double block, two single ones, 2 heads of 32."""
+    """Create an untrained pipeline: one double block, two single blocks, 2 heads of 32."""
     from imagewam_tiny import architecture
 
     with pytest.MonkeyPatch.context() as patch:

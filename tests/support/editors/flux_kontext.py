@@ -1,4 +1,4 @@
-"""A complete FLUX.1-Kontext pipeline folder with about 170,000 random weights."""
+"""Create a complete FLUX.1-Kontext pipeline folder with about 170,000 random weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AXES = (4, 6, 6)
 
 
 def build(path: Path) -> Path:
-    """Write two double blocks and one single one, 2 heads of 16, and a scheduler that does not shift timesteps."""
+    """Write a pipeline with two double blocks, one single block, 2 heads of 16, and a scheduler without a shift."""
     path.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -63,7 +63,7 @@ def build(path: Path) -> Path:
 
 
 def flux_vae() -> AutoencoderKL:
-    """Create a small FLUX.1 VAE: latents of 4 channels and an eighth of the size, shifted and scaled."""
+    """Create a small FLUX.1 VAE: latents with 4 channels at 1/8 of the image size, shifted and scaled."""
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,

@@ -1,4 +1,4 @@
-"""A tiny StableDiffusionInstructPix2PixPipeline folder: about ten thousand weights, two levels of cross-attention."""
+"""Create a tiny StableDiffusionInstructPix2PixPipeline folder with two levels of cross-attention."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def build(path: Path) -> Path:
 
 
 def small_vae(**config: object) -> AutoencoderKL:
-    """Create a VAE with latents of four channels and an eighth of the size."""
+    """Create a VAE whose latents have four channels and 1/8 of the image size."""
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -105,9 +105,10 @@ def assert_trained_timestep(
     betas: tuple[float, float],
     scaling: float,
 ) -> None:
-    """Check that at `t` the UNet gets `timestep`, and the latents with the noise of its training's DDPM.
+    """Check that noise level `t` gives the UNet `timestep` and latents noised like in its DDPM training.
 
-    betas: first and last of the 1000 of schedule "scaled_linear"; scaling: of the latents, both as released.
+    betas: first and last beta of the released "scaled_linear" schedule of 1000 steps; scaling: the released VAE's
+    `scaling_factor`.
     """
     given: list[Any] = []
     editor.denoiser.register_forward_pre_hook(lambda _m, args: given.extend(args))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 class Observer:
-    """Inputs of one forward of a transformer, and the keys and values of its layers."""
+    """Record the inputs of a transformer's last forward, and the keys and values of its layers."""
 
     def __init__(self, transformer: Any) -> None:
         self.transformer = transformer
@@ -34,7 +34,7 @@ class Observer:
         self.inputs = kwargs
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
-        """k (rotated) and v of each layer in the last forward, (B, text + images, H, D)."""
+        """Return rotated k and v of each layer in the last forward, each (B, text + images, H, D)."""
         ids = torch.cat([self.inputs["txt_ids"], self.inputs["img_ids"]])
         rotation = self.transformer.pos_embed(ids)
         names = [name.removesuffix(".norm_k") for name in self._seen if name.endswith(".norm_k")]
@@ -69,7 +69,7 @@ def prefix_mask(text: int, target: int, reference: int) -> Tensor:
 
 
 def largest_difference(prefix: Any, expected: list[tuple[Tensor, Tensor]], tokens: list[int] | slice) -> float:
-    """Return the largest difference of k and v over all layers, compared with `tokens` of the expected ones."""
+    """Return the largest difference between k and v of `prefix` and `tokens` of the expected ones, over all layers."""
     assert len(prefix.layers) == len(expected)
     differences = []
     for kv, pair in zip(prefix.layers, expected, strict=True):

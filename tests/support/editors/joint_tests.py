@@ -25,25 +25,26 @@ class JointEditorTests(abc.ABC):
     pictures: ClassVar[Callable[[int], list[Any]]]
     instructions: ClassVar[list[str]]
     grid: ClassVar[tuple[int, int]]
-    """Rows and columns of the tokens of an image."""
+    """Rows and columns of image tokens."""
     text: ClassVar[int]
-    """Number of tokens of a padded text."""
+    """Number of tokens in a padded text."""
     lengths: ClassVar[list[int]]
-    """Number of tokens of the trimmed instructions."""
+    """Number of tokens in each trimmed instruction."""
 
     @abc.abstractmethod
     def step(self, pipeline: Any) -> Observer:
         """Run the pipeline's own first step from pure noise, on the first image and instruction."""
 
-    def test_the_target_matters_where_it_is_seen(self, folder: Path) -> None:
-        """Otherwise a comparison with the pipeline could not distinguish the modes."""
+    def test_modes_differ_from_the_second_layer_on(self, folder: Path) -> None:
+        """Otherwise a comparison with the pipeline could not tell the modes apart."""
         first = self.instructions[:1]
         seen, unseen = (self.load(folder, mode=m).encode(self.pictures(1), first) for m in ("denoise", "prefix"))
         for i, (a, b) in enumerate(zip(seen.layers, unseen.layers, strict=True)):
             assert a.k.shape == b.k.shape
+            # V of the first layer is computed before any attention, so the target cannot affect it.
             assert torch.allclose(a.v, b.v, atol=1e-5) == (i == 0)
 
-    def test_every_segment_is_where_it_belongs(self, folder: Path) -> None:
+    def test_each_segment_is_a_slice_of_the_whole_prefix(self, folder: Path) -> None:
         images, names, start = self.pictures(2), ("text", "target", "reference"), 0
         everything = self.load(folder, mode="denoise", segments=names).encode(images, self.instructions)
         for name in names:
@@ -60,7 +61,7 @@ class JointEditorTests(abc.ABC):
 
     @pytest.mark.parametrize("padding", ["keep", "trim"])
     @pytest.mark.parametrize("mode", ["prefix", "denoise"])
-    def test_a_batch_is_its_rows(self, folder: Path, padding: str, mode: str) -> None:
+    def test_a_batch_equals_its_rows_encoded_alone(self, folder: Path, padding: str, mode: str) -> None:
         images, texts = self.pictures(2), self.instructions
         together = self.load(folder, tuple(texts), mode=mode, text_padding=padding).encode(images, texts)
         assert together.valid is not None
@@ -73,7 +74,7 @@ class JointEditorTests(abc.ABC):
                     assert torch.allclose(mine[0], theirs[i][together.valid[i]], atol=1e-5)
                     assert not theirs[i][~together.valid[i]].any()
 
-    def test_trimmed_text_is_the_pipelines_without_padding(self, folder: Path, pipeline: Any) -> None:
+    def test_trimmed_text_equals_the_pipeline_run_without_padding(self, folder: Path, pipeline: Any) -> None:
         length, picture = self.lengths[0], prod(self.grid)
         editor = self.load(folder, mode="denoise", text_padding="trim")
         prefix, observer = editor.encode(self.pictures(1), self.instructions[:1]), self.step(pipeline)
@@ -87,9 +88,7 @@ class JointEditorTests(abc.ABC):
 
     @pytest.mark.parametrize("padding", ["keep", "trim"])
     @pytest.mark.parametrize("mode", ["prefix", "denoise"])
-    def test_ids_are_those_that_the_pipeline_gives_its_transformer(
-        self, folder: Path, pipeline: Any, padding: str, mode: str
-    ) -> None:
+    def test_position_ids_equal_the_pipelines(self, folder: Path, pipeline: Any, padding: str, mode: str) -> None:
         settings = {"mode": mode, "text_padding": padding}
         if mode == "denoise":
             settings["segments"] = ("text", "target", "reference")
@@ -102,8 +101,8 @@ class JointEditorTests(abc.ABC):
             assert found is not None
             assert torch.equal(found, expected.float())
 
-    def test_actions_are_rotated_as_the_transformer_rotates(self, folder: Path, pipeline: Any) -> None:
-        """Uses positions that no other token has."""
+    def test_actions_are_rotated_like_the_transformer_rotates_keys(self, folder: Path, pipeline: Any) -> None:
+        """Action tokens also use positions that no other token has."""
         rope, observer = self.load(folder).spec.rope, self.step(pipeline)
         assert rope is not None
         ids = torch.tensor([(float(rope.action_ids[0]), float(step), 0.0) for step in range(4)])

@@ -1,6 +1,6 @@
-"""A complete LongCat-Image-Edit pipeline folder with about 190,000 random weights.
+"""Create a complete LongCat-Image-Edit pipeline folder with about 190,000 random weights.
 
-Written part by part, because the pipeline's own processor class needs torchvision and nothing else here does.
+Each part is saved separately, because the pipeline's own processor class would need torchvision.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SPECIAL = (
 
 
 def build(path: Path) -> Path:
-    """Write two double blocks and one single one, 2 heads of 16, and a scheduler that does not shift timesteps."""
+    """Write a pipeline with two double blocks, one single block, 2 heads of 16, and a scheduler without a shift."""
     tokenizer = qwen_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

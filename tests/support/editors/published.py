@@ -1,4 +1,4 @@
-"""The part of the oracle's tiny editor that the fixtures hold: enough for the keys and values of three layers."""
+"""Load three layers of the tiny editor that the published code's reference numbers were computed with."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ Case = dict[str, Tensor]
 
 
 def case(name: str) -> Case:
+    """Load the inputs and the published outputs of one case."""
     found: Case = load_file(PUBLISHED / f"{name}.safetensors")
     return found
 
 
 def released() -> dict[str, Tensor]:
-    """Return the weights of the editor with two single blocks by released names; weights not in the fixture are 0."""
+    """Return the editor's weights by released names, with two single blocks. Weights missing from the fixture are 0."""
     weights = {name: value for name, value in case("editor").items() if not name.startswith("proprio")}
     hidden, mlp = weights["img_in.weight"].shape[0], weights["single_blocks.0.linear1.weight"].shape[0]
     qkv = weights["single_blocks.1.linear1.weight"]
@@ -65,7 +66,7 @@ def tokens(model: Any) -> FluxTokens:
 
 
 def text(given: Case, placement: TokenPlacement, dtype: torch.dtype = torch.float32) -> Text:
-    """Return the text states of the case with the token of its robot state."""
+    """Return the text states of the case, with the token of its robot state inserted."""
     weights = case("editor")
     weight, bias = weights["proprio_encoder.weight"].to(dtype), weights["proprio_encoder.bias"].to(dtype)
     vectors = F.linear(given["in.proprio"].to(dtype), weight, bias)
@@ -80,7 +81,7 @@ def prefix(model: Any, given: Case, placement: TokenPlacement) -> FluxPrefix:
 
 
 def kv_error(given: Case, found: FluxPrefix) -> float:
-    """Return the largest difference over the layers of the case."""
+    """Return the largest difference from the keys and values of the case, over its layers."""
     layers: dict[str, LayerKV] = dict(zip(NAMES, found.layers.values(), strict=True))
     errors = [
         (getattr(kv, part).flatten(2).float() - given[f"cache.{name}.{part}"].float()).abs().max()

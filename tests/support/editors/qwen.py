@@ -1,4 +1,4 @@
-"""A complete tiny, untrained Qwen-Image-Edit pipeline folder; every part has the class of the released one."""
+"""Create a complete tiny, untrained Qwen-Image-Edit pipeline folder with the released classes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "processor", "transfo
 _WIDTH = 32
 _LATENTS = 4
 _PIXELS_READ = {"shortest_edge": 56 * 56, "longest_edge": 12_845_056}
-"""Fewest and most pixels of an image for the text encoder, as released."""
+"""Fewest and most pixels of an image for the released text encoder."""
 _SENTENCES = ("put the red block on the blue zone", "Picture 1: open the drawer and then close the door")
 
 
 def build(path: Path, plus: bool = False, *, zero_cond_t: bool = False) -> Path:
-    """Write the folder: two layers of 2 heads of 16, images of 16 pixels per token, text states of 32.
+    """Write the folder: two layers, 2 heads of 16, 16 x 16 pixels per token, text states of size 32.
 
     plus: for QwenImageEditPlusPipeline; zero_cond_t: as in the 2511 release.
     """
@@ -105,7 +105,7 @@ def text_encoder() -> Any:
 
 
 def tokenizer(template: str) -> Any:
-    """Learn byte pairs from the pipeline's own template, so that it takes few tokens; ids from 0 are `SPECIAL`."""
+    """Train byte pairs on the pipeline's own template, so that it takes few tokens. The first ids are `SPECIAL`."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
@@ -129,7 +129,7 @@ def tokenizer(template: str) -> Any:
 
 
 def save_processor(path: Path, tokenizer: Any) -> None:
-    """Write the parts of a Qwen2VLProcessor, and its name in the index, as in the released folders.
+    """Write the files of a Qwen2VLProcessor and name it in the index, like the released folders.
 
     The processor itself cannot be created here, because its video part needs torchvision.
     """

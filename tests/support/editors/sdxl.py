@@ -1,5 +1,8 @@
-"""A tiny StableDiffusionXLInstructPix2PixPipeline folder in SDXL's shape: a block without attention, then blocks of
-one and of two transformer layers with two and four heads; two text encoders of different widths."""
+"""Create a tiny StableDiffusionXLInstructPix2PixPipeline folder with SDXL's structure.
+
+A block without attention comes first, then blocks with one and two transformer layers, with two and four heads. The two
+text encoders have different widths.
+"""
 
 from __future__ import annotations
 
