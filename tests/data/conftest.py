@@ -1,4 +1,4 @@
-"""Three small datasets, made once and read-only; copy one to break it."""
+"""Fixtures of three small datasets. They are made once and read-only: copy one before you damage it."""
 
 from __future__ import annotations
 

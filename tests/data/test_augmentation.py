@@ -1,4 +1,4 @@
-"""Augmented views: what they change, what they keep, and what they depend on."""
+"""Test `data.augmentation`: what a view changes, what it keeps, and what it depends on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def views(augmentation: Augmentation, number: int = 3) -> list[Row]:
     return list(augmented([row(number)], augmentation))
 
 
-def test_the_first_view_is_the_row_itself_and_all_have_its_state_and_action() -> None:
+def test_the_first_view_is_the_recorded_row_and_all_views_keep_state_and_action() -> None:
     found = views(Augmentation(variants=4))
     assert [r.variant for r in found] == [0, 1, 2, 3]
     assert all(np.array_equal(found[0].images[c], row().images[c]) for c in ("top", "wrist"))
@@ -44,8 +44,8 @@ def test_the_first_view_is_the_row_itself_and_all_have_its_state_and_action() ->
     assert all(r.images["wrist"].shape == (24, 32, 3) for r in found)
 
 
-def test_a_view_depends_on_seed_row_variant_and_camera_alone() -> None:
-    """The order and the other rows do not matter; another seed, row or camera does."""
+def test_a_view_depends_only_on_seed_row_variant_and_camera() -> None:
+    """Order and other rows have no effect; another seed, row or camera changes the view."""
     a = Augmentation(variants=3)
     alone, beside = views(a), list(augmented([row(1), row(3)], a))[3:]
     for one, other in zip(alone, beside, strict=True):
@@ -57,15 +57,15 @@ def test_a_view_depends_on_seed_row_variant_and_camera_alone() -> None:
     assert not np.array_equal(view.images["top"], view.images["wrist"])
 
 
-def test_nothing_drawn_is_nothing_changed() -> None:
+def test_ranges_of_zero_change_nothing() -> None:
     assert np.array_equal(views(STILL)[1].images["top"], row().images["top"])
 
 
 @pytest.mark.parametrize(
     ("field", "value"), [("brightness", 0.9), ("hue", 0.4), ("saturation", 0.9), ("noise", 0.2), ("exposure", 2.0)]
 )
-def test_each_range_matters(field: str, value: float) -> None:
-    """Without this kind of change, at least one view of 20 rows differs."""
+def test_each_range_changes_some_view(field: str, value: float) -> None:
+    """At least one view of 20 rows differs from the view without this kind of change."""
     none = dict.fromkeys(("brightness", "contrast", "saturation", "hue", "noise", "exposure"), 0.0)
     plain = dataclasses.replace(STILL, changed=1.0, gamma=(1.0, 1.0), **none)
     changed = dataclasses.replace(plain, **{field: value})
@@ -74,13 +74,13 @@ def test_each_range_matters(field: str, value: float) -> None:
     )
 
 
-def test_a_turn_fills_with_the_mean_and_a_crop_stays_inside() -> None:
+def test_rotation_fills_with_the_mean_and_a_crop_stays_inside() -> None:
     """A white image stays white after rotation and cropping: it gets no black corners."""
     white = dataclasses.replace(row(), images={"top": np.full((24, 32, 3), 255, np.uint8)})
     turned = Augmentation(variants=5, changed=0.0, turn=45.0, crop=0.5)
     assert all((r.images["top"] == 255).all() for r in augmented([white], turned))
 
 
-def test_no_view_is_refused() -> None:
+def test_zero_views_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one view"):
         Augmentation(variants=0)

@@ -11,14 +11,14 @@ from imagewam_cli.errors import UsageError
 ACTIONS = np.arange(10, dtype=np.float32).reshape(5, 2)
 
 
-def test_inside_the_episode_the_chunk_is_a_slice() -> None:
+def test_a_chunk_inside_the_episode_is_a_slice() -> None:
     chunk = action_chunk(ACTIONS, 1, 3)
     assert chunk.actions.tolist() == ACTIONS[1:4].tolist()
     assert chunk.actions.dtype == np.float32
     assert chunk.is_pad.tolist() == [False, False, False]
 
 
-def test_behind_the_end_the_last_action_repeats_and_is_marked() -> None:
+def test_after_the_end_the_last_action_is_repeated_and_masked() -> None:
     chunk = action_chunk(ACTIONS, 3, 4)
     assert chunk.actions.tolist() == [[6, 7], [8, 9], [8, 9], [8, 9]]
     assert chunk.is_pad.tolist() == [False, False, True, True]
@@ -30,7 +30,7 @@ def test_the_last_frame_has_one_real_action() -> None:
     assert chunk.is_pad.tolist() == [False, True]
 
 
-def test_a_chunk_is_a_copy() -> None:
+def test_a_chunk_does_not_share_memory_with_the_actions() -> None:
     chunk = action_chunk(ACTIONS, 0, 2)
     chunk.actions[:] = -1
     assert ACTIONS[0, 0] == 0
@@ -46,6 +46,6 @@ def test_a_chunk_is_a_copy() -> None:
         (ACTIONS[0], 0, 1, "not an episode"),
     ],
 )
-def test_nonsense_is_refused(actions: np.ndarray, frame: int, horizon: int, message: str) -> None:
+def test_invalid_arguments_are_refused(actions: np.ndarray, frame: int, horizon: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         action_chunk(actions, frame, horizon)

@@ -1,4 +1,4 @@
-"""`open_dataset`: detect the version, and name the next step for every wrong path or key."""
+"""Test that `open_dataset` detects the version, and that its errors suggest what to do about a wrong path or key."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def test_importing_the_package_loads_no_reader() -> None:
 
 
 class TestWrongPaths:
-    def test_a_path_that_does_not_exist(self, tmp_path: Path) -> None:
+    def test_a_missing_path_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match="nowhere does not exist"):
             open_dataset(tmp_path / "nowhere")
 
-    def test_a_file(self, v30: Path) -> None:
+    def test_a_file_is_refused(self, v30: Path) -> None:
         with pytest.raises(DatasetError, match="is a file, not a folder"):
             open_dataset(v30 / "meta/info.json")
 
-    def test_a_folder_without_info(self, tmp_path: Path) -> None:
+    def test_a_folder_without_info_json_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match=r"has no meta/info\.json: it is not a LeRobot dataset"):
             open_dataset(tmp_path)
 
@@ -86,7 +86,7 @@ class TestWrongInfo:
             ({"features": {"action": {"dtype": "float32"}}}, "has no 'shape'"),
         ],
     )
-    def test_is_named(self, info: Path, change: dict[str, Any], message: str) -> None:
+    def test_a_wrong_value_is_named(self, info: Path, change: dict[str, Any], message: str) -> None:
         edit_json(info, lambda content: content.update(change))
         with pytest.raises(DatasetError, match=message):
             open_dataset(info.parent.parent)
@@ -100,12 +100,12 @@ class TestWrongInfo:
             open_dataset(info.parent.parent)
 
     @pytest.mark.parametrize("text", ["{", "[]"])
-    def test_no_json(self, info: Path, text: str) -> None:
+    def test_text_that_is_not_json_is_refused(self, info: Path, text: str) -> None:
         info.write_text(text)
         with pytest.raises(DatasetError, match="JSON"):
             open_dataset(info.parent.parent)
 
-    def test_no_episodes(self, v21: Path, tmp_path: Path) -> None:
+    def test_a_dataset_without_episodes_is_refused(self, v21: Path, tmp_path: Path) -> None:
         root = tmp_path / "empty"
         shutil.copytree(v21, root)
         (root / "meta/episodes.jsonl").write_text("")
@@ -137,19 +137,19 @@ class TestKeys:
             (KeyMap(state="observation.images.top"), "stores no numbers under 'observation.images.top'", None),
         ],
     )
-    def test_a_wrong_key_lists_what_exists(self, v30: Path, keys: KeyMap, message: str, hint: str | None) -> None:
+    def test_a_wrong_key_lists_the_existing_keys(self, v30: Path, keys: KeyMap, message: str, hint: str | None) -> None:
         with pytest.raises(DatasetError, match=message) as caught:
             open_dataset(v30, keys)
         if hint is not None:
             assert caught.value.hint == hint
 
     @pytest.mark.parametrize("camera", ["wrist", "observation.images.wrist"])
-    def test_a_camera_is_chosen_by_either_name(self, v30: Path, camera: str) -> None:
+    def test_a_camera_can_be_chosen_by_short_or_full_name(self, v30: Path, camera: str) -> None:
         dataset = open_dataset(v30, KeyMap(cameras=(camera,)))
         assert dict(dataset.info.cameras) == {"wrist": CAMERAS["wrist"]}
         assert next(dataset.rows()).images.keys() == {"wrist"}
 
-    def test_cameras_come_in_the_order_asked_for(self, v30: Path) -> None:
+    def test_cameras_are_returned_in_the_requested_order(self, v30: Path) -> None:
         dataset = open_dataset(v30, KeyMap(cameras=("wrist", "top")))
         assert list(dataset.info.cameras) == list(next(dataset.rows()).images) == ["wrist", "top"]
 
@@ -169,7 +169,7 @@ class TestKeys:
         edit_json(root / "meta/info.json", rename)
         assert list(open_dataset(root).info.cameras) == ["image"]
 
-    def test_depth_maps_are_no_cameras(self, v30: Path, tmp_path: Path) -> None:
+    def test_depth_maps_are_not_cameras(self, v30: Path, tmp_path: Path) -> None:
         root = tmp_path / "set"
         shutil.copytree(v30, root)
 

@@ -1,4 +1,4 @@
-"""Statistics against numpy over the whole array; the normaliser against its formulas and its own inverse."""
+"""Compare statistics with numpy over the whole array, and the normaliser with its formulas and its inverse."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fixed(
 
 
 def test_statistics_equal_numpy_over_all_rows() -> None:
-    # Far from zero, where a sum of squares in one pass would lose every digit of the spread.
+    # Far from zero a one-pass sum of squares would lose every digit of the standard deviation.
     rows = np.random.default_rng(0).normal(1e6, 0.01, size=(5000, 3))
     running = RunningStats(3)
     for start in range(0, 5000, 7):
@@ -49,7 +49,7 @@ def test_statistics_equal_numpy_over_all_rows() -> None:
     np.testing.assert_array_equal(stats.q99, np.quantile(rows, 0.99, axis=0))
 
 
-def test_single_rows_and_blocks_give_the_same() -> None:
+def test_single_rows_and_blocks_give_the_same_statistics() -> None:
     rows = np.random.default_rng(1).normal(size=(300, 2)).astype(np.float32)
     one_by_one = RunningStats(2)
     for row in rows:
@@ -57,7 +57,7 @@ def test_single_rows_and_blocks_give_the_same() -> None:
     assert one_by_one.result() == stats_of(rows)
 
 
-def test_rows_may_be_reused_by_the_caller() -> None:
+def test_the_caller_may_overwrite_rows_after_adding_them() -> None:
     running, row = RunningStats(1), np.zeros(1)
     for value in (1.0, 3.0):
         row[0] = value
@@ -65,14 +65,14 @@ def test_rows_may_be_reused_by_the_caller() -> None:
     assert running.result().mean == (2.0,)
 
 
-def test_beyond_the_sample_memory_stays_and_quantiles_come_from_all_parts() -> None:
+def test_many_rows_use_bounded_memory_and_quantiles_sample_all_of_them() -> None:
     running = RunningStats(1, sample_rows=2000)
     for start in range(0, 40_000, 500):
         running.update(np.arange(start, start + 500, dtype=np.float64)[:, None])
     assert running._reservoir is not None
     assert running._reservoir.shape == (2000, 1)
     for q in (0.01, 0.5, 0.99):
-        # Standard error of rank at 2000 rows is at most 1.1 %.
+        # With a sample of 2000 rows, the standard error of a rank is at most 1.1 %.
         assert abs(running.quantile(q)[0] / 40_000 - q) < 0.04
     assert running.result().max == (39_999.0,)
 
@@ -90,7 +90,7 @@ def test_no_rows_are_an_error() -> None:
         RunningStats(2, name="action").result()
 
 
-def test_a_row_of_another_dimension_names_both() -> None:
+def test_a_row_of_another_dimension_is_refused_with_both_dimensions() -> None:
     with pytest.raises(DatasetError, match="state: got rows of 3 dimensions, expected 2"):
         RunningStats(2, name="state").update([1.0, 2.0, 3.0])
 
@@ -101,14 +101,14 @@ def test_a_row_that_is_not_finite_is_an_error(bad: float) -> None:
         RunningStats(2).update([1.0, bad])
 
 
-def test_min_max_sends_the_ends_to_minus_one_and_one() -> None:
+def test_min_max_maps_the_ends_to_minus_one_and_one() -> None:
     normalizer = Normalizer(mode="min_max", stats=fixed(low=-2.0, high=6.0))
     assert normalizer.scale.tolist() == [0.25]
     assert normalizer.offset.tolist() == [-0.5]
     assert normalizer.normalize([[-2.0], [2.0], [6.0]]).tolist() == [[-1.0], [0.0], [1.0]]
 
 
-def test_quantile_mode_uses_the_quantiles_and_lets_outliers_pass_until_the_clamp() -> None:
+def test_quantile_mode_maps_the_quantiles_and_clamps_only_far_outliers() -> None:
     normalizer = Normalizer(mode="quantile", stats=fixed(low=-100, high=100, q01=-1.0, q99=1.0))
     assert normalizer.normalize([[1.0], [3.0], [100.0], [-100.0]])[:, 0].tolist() == [1.0, 3.0, 5.0, -5.0]
 
@@ -128,7 +128,7 @@ def test_a_constant_dimension_is_shifted_only(span: float, scale: float) -> None
     assert shifted.denormalize([0.5]).tolist() == [7.5]
 
 
-def test_identity_changes_and_clamps_nothing() -> None:
+def test_identity_neither_scales_nor_clamps() -> None:
     normalizer = Normalizer(mode="identity", stats=fixed(low=0, high=1))
     assert normalizer.normalize([[40.0]]).tolist() == [[40.0]]
     assert normalizer.denormalize([[40.0]]).tolist() == [[40.0]]
@@ -149,7 +149,7 @@ def test_denormalize_inverts_normalize(rows: np.ndarray, mode: NormalizationMode
     assert normalized.dtype == np.float32
     back = normalizer.denormalize(normalized)
     inside = np.abs(normalized) < 5.0 if mode != "identity" else np.ones_like(rows, dtype=bool)
-    # The normalised value is rounded to float32: relative error 2**-24 of at most 5, scaled back.
+    # Rounding a normalised value of at most 5 to float32 has relative error 2**-24; scale that error back.
     tolerance = 1e-6 * np.abs(rows) + 5 * 2.0**-23 / normalizer.scale
     assert (np.abs(back.astype(np.float64) - rows) <= tolerance)[inside].all()
 
@@ -160,14 +160,14 @@ def test_the_json_round_trip_is_exact(rows: np.ndarray, mode: NormalizationMode)
     assert Normalizer.from_dict(json.loads(json.dumps(normalizer.to_dict()))) == normalizer
 
 
-def test_values_of_another_dimension_name_both_numbers() -> None:
+def test_values_of_another_dimension_are_refused_with_both_dimensions() -> None:
     normalizer = Normalizer(mode="min_max", stats=stats_of(np.eye(4)))
     for direction in (normalizer.normalize, normalizer.denormalize):
         with pytest.raises(DatasetError, match="values have 3 dimensions, the normaliser has 4"):
             direction(np.zeros((2, 3)))
 
 
-def test_an_unknown_mode_suggests_the_nearest() -> None:
+def test_an_unknown_mode_suggests_the_nearest_name() -> None:
     with pytest.raises(UsageError) as caught:
         Normalizer(mode="minmax", stats=fixed(low=0, high=1))  # type: ignore[arg-type]
     assert caught.value.hint == "did you mean 'min_max'?"

@@ -1,4 +1,4 @@
-"""`data.pictures`: images are read back unchanged, and the disk space is freed."""
+"""Test that `data.pictures` reads images back unchanged and frees the disk space."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_rows_are_read_in_any_order(tmp_path: Path) -> None:
     file.close()
 
 
-def test_what_was_read_outlives_the_file(tmp_path: Path) -> None:
+def test_images_stay_valid_after_the_file_is_closed(tmp_path: Path) -> None:
     file = PictureFile(tmp_path, CAMERAS, 1)
     file.add(pictures(0))
     (read,) = file.read(np.array([0]))
@@ -41,7 +41,7 @@ def test_what_was_read_outlives_the_file(tmp_path: Path) -> None:
     assert np.array_equal(read["top"], pictures(0)["top"])
 
 
-def test_the_file_has_no_name_that_a_killed_process_could_leave(tmp_path: Path) -> None:
+def test_the_file_has_no_name_so_a_killed_process_leaves_none(tmp_path: Path) -> None:
     file = PictureFile(tmp_path, CAMERAS, 1)
     file.add(pictures(0))
     file.read(np.array([0]))
@@ -49,7 +49,7 @@ def test_the_file_has_no_name_that_a_killed_process_could_leave(tmp_path: Path) 
     file.close()
 
 
-def test_a_disk_without_room_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bytes_of_a_row = (4 * 6 + 3 * 2) * 3
     assert picture_bytes(CAMERAS) == bytes_of_a_row
     rows = 10**9 // bytes_of_a_row

@@ -1,4 +1,4 @@
-"""Splits by episode: complete, disjoint, reproducible."""
+"""Test `data.splits`: splits by episode are complete, disjoint and reproducible."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_seed_changes_the_split() -> None:
     assert len({split_episodes(range(50), 0.2, seed)[1] for seed in range(5)}) == 5
 
 
-def test_growing_the_dataset_moves_few_episodes() -> None:
+def test_adding_episodes_moves_few_of_the_old_ones() -> None:
     before = set(split_episodes(range(100), 0.1, 0)[1])
     after = set(split_episodes(range(110), 0.1, 0)[1])
     assert len(before - after) <= 2

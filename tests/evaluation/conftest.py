@@ -1,4 +1,4 @@
-"""One small recorded dataset for all tests of this folder."""
+"""Fixture of a small recorded dataset for all tests in this folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 
 @pytest.fixture(scope="session")
 def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Three tabletop demonstrations with exact pictures."""
+    """Three tabletop demonstrations with losslessly stored images."""
     folder = tmp_path_factory.mktemp("demonstrations") / "set"
     record(TabletopEnvironment(), folder, 3, video_codec=None)
     return open_dataset(folder)

@@ -1,4 +1,4 @@
-"""Success counts, and evaluation in a simulator with known results."""
+"""Test success counts, and evaluation in a simulator whose results are known."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_successes_are_counted_per_split_and_kind() -> None:
     assert heldout.total.mean_steps is None
 
 
-def test_every_episode_is_listed_without_its_pictures() -> None:
+def test_every_episode_is_listed_without_its_frames() -> None:
     records = to_dict(summarize(EPISODES))["episodes"]
     assert len(records) == 5
     assert records[2] == {
@@ -50,16 +50,16 @@ def test_every_episode_is_listed_without_its_pictures() -> None:
     }
 
 
-def test_the_result_is_json_and_reads_back() -> None:
+def test_the_result_is_json_and_can_be_read_back() -> None:
     result = summarize(EPISODES)
     assert from_dict(ClosedLoopResult, json.loads(dump_json(to_dict(result)))) == result
 
 
-def test_nothing_rolled_out_is_an_empty_result() -> None:
+def test_no_episodes_give_an_empty_result() -> None:
     assert summarize([]) == ClosedLoopResult(splits={}, episodes=())
 
 
-def test_the_table() -> None:
+def test_the_table_lists_success_rates() -> None:
     assert closed_loop_table(summarize(EPISODES)).splitlines() == [
         "split    kind    success     rate   95 % interval  steps",
         "test     all         3/4   75.0 %   30.1 - 95.4 %   34.3",
@@ -98,7 +98,7 @@ def test_frames_are_kept_on_request() -> None:
     assert len(episodes[0].frames) == 4  # before the first step and after each of three
 
 
-def test_other_instructions_are_given_but_the_scenes_own_goal_is_judged() -> None:
+def test_with_other_instructions_success_is_still_judged_by_the_scenes_own_goal() -> None:
     policy = Obedient()
     result, episodes = evaluate_in_simulator(Line, policy, episodes=4, splits=["test"], other_instructions=True)
     assert [e.instruction for e in episodes] == ["go left", "go right", "go left", "go right"]
@@ -116,20 +116,20 @@ def test_a_policy_that_ignores_instructions_keeps_its_success_rate() -> None:
 
 
 class MostlyLeft(Line):
-    """Only the scenes 0 and 3 go left."""
+    """An environment in which only scenes 0 and 3 ask the policy to go left."""
 
     def reset(self, seed, split):  # type: ignore[no-untyped-def]
         return super().reset(0 if seed in (0, 3) else 1, split)
 
 
-def test_the_other_instruction_is_the_next_that_differs_and_wraps_around() -> None:
+def test_the_other_instruction_is_the_next_different_one_with_wrap_around() -> None:
     _, episodes = evaluate_in_simulator(MostlyLeft, Obedient(), episodes=6, splits=["test"], other_instructions=True)
     assert [(e.instruction, e.given) for e in episodes] == [
         ("go left", "go right"),
-        ("go right", "go left"),  # of scene 3: scene 2 has the same
+        ("go right", "go left"),  # from scene 3, because scene 2 has the same instruction
         ("go right", "go left"),
         ("go left", "go right"),
-        ("go right", "go left"),  # of scene 0
+        ("go right", "go left"),  # from scene 0
         ("go right", "go left"),
     ]
 

@@ -1,4 +1,4 @@
-"""Open-loop errors, compared with a plain computation over the same recording."""
+"""Compare open-loop errors with a plain computation over the same recording."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def recorded(dataset: Dataset) -> dict[int, list[Row]]:
     return episodes
 
 
-def test_every_number_agrees_with_a_plain_computation(demonstrations: Dataset) -> None:
+def test_every_number_equals_a_plain_computation(demonstrations: Dataset) -> None:
     """Collect all differences in loops over episodes, frames, steps and dimensions."""
     pairs: list[list[list[tuple[float, float]]]] = [[[] for _ in range(3)] for _ in range(HORIZON)]
     by_episode: dict[int, list[float]] = {}
@@ -106,7 +106,7 @@ def test_every_number_agrees_with_a_plain_computation(demonstrations: Dataset) -
     assert sum(e.rows for e in result.per_episode) == rows
 
 
-def test_the_policy_sees_picture_state_and_instruction_in_batches(demonstrations: Dataset) -> None:
+def test_the_policy_gets_images_state_and_instruction_in_batches(demonstrations: Dataset) -> None:
     policy = StatePolicy()
     finished: list[int] = []
     open_loop(policy, demonstrations, horizon=HORIZON, stride=STRIDE, batch=4, on_rows=finished.append)
@@ -154,7 +154,7 @@ def test_repeating_the_recording_has_no_error(demonstrations: Dataset) -> None:
                 for start, row in enumerate(frames):
                     if row.instruction == observation.instruction and np.array_equal(row.state, observation.state):
                         actions = [r.action for r in frames[start : start + HORIZON]]
-                        # Behind the end anything may be planned: it is not compared.
+                        # Actions planned after the end of the episode are not compared, so any value will do.
                         return np.concatenate([actions, np.full((HORIZON - len(actions), 3), 1e6, np.float32)])
             raise AssertionError("no such row")
 
@@ -162,7 +162,7 @@ def test_repeating_the_recording_has_no_error(demonstrations: Dataset) -> None:
     assert result.policy.mean_absolute == result.ratio_to_constant == 0
 
 
-def test_only_the_named_episodes_count(demonstrations: Dataset) -> None:
+def test_only_the_given_episodes_are_evaluated(demonstrations: Dataset) -> None:
     whole = open_loop(StatePolicy(), demonstrations, horizon=HORIZON)
     part = open_loop(StatePolicy(), demonstrations, horizon=HORIZON, episodes=[2, 0])
     assert [e.episode for e in part.per_episode] == [0, 2]
@@ -170,13 +170,13 @@ def test_only_the_named_episodes_count(demonstrations: Dataset) -> None:
     assert part.per_episode == (whole.per_episode[0], whole.per_episode[2])
 
 
-def test_steps_that_no_episode_has_are_left_out(demonstrations: Dataset) -> None:
+def test_steps_longer_than_every_episode_are_omitted(demonstrations: Dataset) -> None:
     longest = max(e.length for e in demonstrations.episodes())
     result = open_loop(FixedPolicy(np.zeros((200, 3))), demonstrations, horizon=200)
     assert result.horizon == len(result.policy.absolute) == longest
 
 
-def test_the_result_is_json_and_reads_back(demonstrations: Dataset) -> None:
+def test_the_result_is_json_and_can_be_read_back(demonstrations: Dataset) -> None:
     result = open_loop(StatePolicy(), demonstrations, horizon=3)
     assert from_dict(OpenLoopResult, json.loads(dump_json(to_dict(result)))) == result
 
@@ -204,7 +204,7 @@ class Streamed:
             yield row
 
 
-def test_pictures_are_read_when_they_are_needed(demonstrations: Dataset) -> None:
+def test_images_are_read_batch_by_batch(demonstrations: Dataset) -> None:
     dataset = Streamed(demonstrations)
 
     class Counting(StatePolicy):
@@ -223,17 +223,17 @@ def test_numbers_below_one_are_refused(demonstrations: Dataset, wrong: dict[str,
         open_loop(StatePolicy(), demonstrations, **({"horizon": 4} | wrong))
 
 
-def test_an_episode_that_is_not_there_is_refused(demonstrations: Dataset) -> None:
+def test_an_unknown_episode_is_refused(demonstrations: Dataset) -> None:
     with pytest.raises(DatasetError, match="no episode 7"):
         open_loop(StatePolicy(), demonstrations, horizon=4, episodes=[7])
 
 
-def test_a_policy_that_plans_too_little_is_refused(demonstrations: Dataset) -> None:
+def test_a_policy_with_too_short_chunks_is_refused(demonstrations: Dataset) -> None:
     with pytest.raises(UsageError, match="plans 16 steps, fewer than the horizon 17"):
         open_loop(StatePolicy(), demonstrations, horizon=17)
 
 
-def test_a_policy_of_another_robot_is_refused(demonstrations: Dataset) -> None:
+def test_a_policy_with_another_action_dimension_is_refused(demonstrations: Dataset) -> None:
     with pytest.raises(DatasetError, match="3 action dimensions: dx, dy, grip"):
         open_loop(FixedPolicy(np.zeros((16, 7))), demonstrations, horizon=4)
 

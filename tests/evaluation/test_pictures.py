@@ -1,4 +1,4 @@
-"""Contact sheets, GIFs and MP4s: sizes, frames and success marks."""
+"""Test contact sheets, GIFs and MP4s: sizes, frames and success marks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WIDTH, HEIGHT = 48, 32
 
 
 def count(image: Image.Image, color: tuple[int, int, int], tolerance: int = 0) -> int:
-    """Count the pixels of that colour."""
+    """Count the pixels within `tolerance` of the colour."""
     pixels = np.asarray(image.convert("RGB")).astype(int)
     return int((np.abs(pixels - color).max(-1) <= tolerance).sum())
 
@@ -48,7 +48,7 @@ def test_a_sheet_has_a_row_per_episode_with_its_frames() -> None:
     for index in range(9):
         brightness = 40 + 20 * index
         shown = index in (0, 4, 8)
-        # Exactly two pictures of each shown frame; text has a few grey pixels of any brightness at its edges.
+        # Each shown frame appears exactly twice. The edges of text add a few grey pixels of any brightness.
         assert count(sheet, (brightness,) * 3) in (
             range(2 * WIDTH * HEIGHT, 2 * WIDTH * HEIGHT + 200) if shown else range(200)
         )
@@ -62,8 +62,8 @@ def test_success_is_green_and_failure_red() -> None:
     assert count(bad, SUCCESS_RGB) == 0
 
 
-def test_the_caption_is_the_instruction() -> None:
-    """Different instructions give different pictures, equal instructions equal ones."""
+def test_the_caption_depends_on_the_instruction() -> None:
+    """Different instructions give different sheets, equal instructions give equal sheets."""
     sheets = [
         contact_sheet([episode(True, instruction=text)], columns=6, width=WIDTH).tobytes()
         for text in ("push the red cube", "push the red cube", "open the drawer")
@@ -91,7 +91,7 @@ def test_frames_that_do_not_fit_are_refused(columns: int, frames: int | None) ->
         contact_sheet([episode(True)], columns=columns, frames_per_episode=frames)
 
 
-def test_nothing_to_show_is_refused() -> None:
+def test_a_sheet_needs_episodes_of_one_shape() -> None:
     with pytest.raises(UsageError, match="no episodes"):
         contact_sheet([])
     with pytest.raises(UsageError, match="different shapes"):
@@ -99,7 +99,7 @@ def test_nothing_to_show_is_refused() -> None:
 
 
 def gif_frames(path: Path) -> list[tuple[Image.Image, int]]:
-    """Return (RGB picture, milliseconds) of each frame."""
+    """Return each frame as (RGB image, duration in milliseconds)."""
     with Image.open(path) as gif:
         frames = []
         for i in range(gif.n_frames):  # type: ignore[attr-defined]
@@ -113,7 +113,7 @@ def test_a_gif_plays_episodes_side_by_side_and_holds_their_ends(tmp_path: Path) 
     frames = gif_frames(tmp_path / "r.gif")
     assert len(frames) == 6
     assert [t for _, t in frames] == [100] * 5 + [1100]
-    border = 2 * 4 * (WIDTH + HEIGHT + 8)  # both long sides and what is left of the short ones, 4 pixels wide
+    border = 2 * 4 * (WIDTH + HEIGHT + 8)  # pixels of a border 4 pixels wide around one episode
     running = [count(image, RUNNING_RGB) for image, _ in frames]
     green = [count(image, SUCCESS_RGB) for image, _ in frames]
     red = [count(image, FAILURE_RGB) for image, _ in frames]
@@ -153,7 +153,7 @@ def test_an_mp4_shows_the_same_grid(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [write_gif, write_mp4])
-def test_a_failure_leaves_what_was_there(tmp_path: Path, write, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_failure_keeps_the_existing_file(tmp_path: Path, write, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / ("r.gif" if write is write_gif else "r.mp4")
     path.write_bytes(b"before")
 
@@ -167,7 +167,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, write, monkeypatch: pyt
     assert path.read_bytes() == b"before"
 
 
-def test_a_sheet_is_written_in_the_format_of_its_name(tmp_path: Path) -> None:
+def test_the_suffix_of_the_file_name_decides_the_format(tmp_path: Path) -> None:
     sheet = contact_sheet([episode(True)], columns=2)
     write_picture(tmp_path / "new" / "sheet.png", sheet)
     with Image.open(tmp_path / "new" / "sheet.png") as image:

@@ -1,4 +1,4 @@
-"""Plots are written without a window, and errors name what is missing."""
+"""Test that plots are written without opening a window, and that errors name what is missing."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
         plot_success(RATES, tmp_path / "p.docx")
 
 
-def test_nothing_to_plot_is_refused(tmp_path: Path) -> None:
+def test_an_empty_result_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no success rates"):
         plot_success({}, tmp_path / "p.png")
     with pytest.raises(UsageError, match="no loss"):

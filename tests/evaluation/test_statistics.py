@@ -1,4 +1,4 @@
-"""Wilson intervals, compared with published values and with the equation that defines them."""
+"""Compare Wilson intervals with published values and with the equation that defines them."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ def test_published_intervals(successes: int, trials: int, low: float, high: floa
 
 @pytest.mark.parametrize(("successes", "trials"), [(43, 50), (1, 3), (25, 50), (199, 200)])
 def test_the_ends_solve_the_score_equation(successes: int, trials: int) -> None:
-    """(share - p)^2 = z^2 p (1 - p) / n, as a quadratic in p."""
+    """Both ends are the roots p of (rate - p)^2 = z^2 p (1 - p) / n."""
     share, q = successes / trials, Z * Z / trials
     roots = np.sort(np.roots([1 + q, -(2 * share + q), share * share]))
     assert wilson_interval(successes, trials) == pytest.approx(tuple(roots), abs=1e-12)
 
 
-def test_forty_three_of_fifty() -> None:
+def test_the_interval_of_forty_three_of_fifty() -> None:
     assert wilson_interval(43, 50) == pytest.approx((0.7381, 0.9305), abs=5e-5)
 
 
-def test_no_success_and_only_successes_mirror_each_other() -> None:
-    """At 0 the upper end is z^2 / (n + z^2)."""
+def test_the_intervals_of_no_success_and_of_all_successes_are_mirror_images() -> None:
+    """Without a success the upper end is z^2 / (n + z^2)."""
     assert wilson_interval(0, 50) == (0.0, pytest.approx(Z * Z / (50 + Z * Z), abs=1e-12))
     assert wilson_interval(50, 50) == (pytest.approx(50 / (50 + Z * Z), abs=1e-12), 1.0)
 
 
-def test_without_trials_nothing_is_known() -> None:
+def test_without_trials_the_interval_is_zero_to_one() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
     assert Rate.of(0, 0) == Rate(successes=0, trials=0, rate=0.0, low=0.0, high=1.0)
 
 
-def test_more_confidence_is_a_wider_interval() -> None:
+def test_more_confidence_gives_a_wider_interval() -> None:
     low, high = wilson_interval(30, 50)
     lower, higher = wilson_interval(30, 50, confidence=0.99)
     assert lower < low < 0.6 < high < higher
@@ -71,7 +71,7 @@ def test_the_bootstrap_of_many_values_agrees_with_the_normal_interval() -> None:
     assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
 
 
-def test_copies_of_a_value_within_a_group_do_not_narrow_the_interval() -> None:
+def test_repeated_values_within_a_group_do_not_narrow_the_interval() -> None:
     values = [1.0, 4.0, 2.0, 8.0]
     once, thrice = Mean.bootstrap(values, [3, 1, 2, 9]), Mean.bootstrap(values * 3, [3, 1, 2, 9] * 3)
     assert from_dict(Mean, to_dict(thrice), source="memory") == thrice

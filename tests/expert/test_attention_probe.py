@@ -1,4 +1,4 @@
-"""The observed attention equals the softmax of the blocks' q and k, recomputed in float64."""
+"""Compare the observed attention with a softmax of the blocks' queries and keys in float64."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def test_weights_are_the_softmax_of_queries_and_keys() -> None:
         torch.testing.assert_close(found[number].sum(-1), torch.ones(BATCH, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
-def test_a_picture_token_whose_key_is_the_queries_own_gets_the_attention() -> None:
-    """If the action tokens are indistinguishable and the output is zero, all queries are equal."""
+def test_an_image_token_whose_key_matches_the_query_gets_the_attention() -> None:
+    """Make all queries equal: the action tokens are indistinguishable and the output is zero."""
     shape = config(layer("sequential"), state_dim=0, rope=False)
     expert = untrained_expert(shape)
     assert expert.positions is not None
@@ -99,7 +99,7 @@ def test_a_picture_token_whose_key_is_the_queries_own_gets_the_attention() -> No
     assert weights[:, token].min() > 0.999
 
 
-def test_observing_changes_nothing_and_leaves_no_hook() -> None:
+def test_observing_does_not_change_the_output_and_leaves_no_hook() -> None:
     shape = config(layer("sequential"), layer("parallel"))
     expert = ActionExpert(shape).eval()
     random_weights(expert)
@@ -112,14 +112,14 @@ def test_observing_changes_nothing_and_leaves_no_hook() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in expert.modules())
 
 
-def test_blocks_stand_beside_the_layers_in_their_order() -> None:
+def test_blocks_are_paired_with_layers_in_order() -> None:
     shape = config(layer("parallel"), layer("sequential"), layer("parallel"))
     assert block_names(shape) == ("single_blocks.0", "double_blocks.0", "single_blocks.1")
     modules = dict(untrained_expert(shape).named_modules())
     assert all(name in modules for name in block_names(shape))
 
 
-def test_an_untrained_expert_is_the_same_each_time_and_leaves_the_random_state_alone() -> None:
+def test_an_untrained_expert_is_reproducible_and_keeps_the_global_random_state() -> None:
     shape = config(layer("sequential"))
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -131,7 +131,7 @@ def test_an_untrained_expert_is_the_same_each_time_and_leaves_the_random_state_a
 
 
 @pytest.mark.parametrize("call", SOFTMAX, ids=["torch", "functional", "method"])
-def test_each_name_of_softmax_is_seen_once(call: object) -> None:
+def test_every_way_to_call_softmax_is_observed_once(call: object) -> None:
     seen: list[Tensor] = []
     model = nn.Module()
     model.inner = nn.Module()
@@ -153,7 +153,7 @@ def test_a_module_that_calls_no_softmax_is_an_error() -> None:
         model(torch.zeros(1, 2))
 
 
-def test_several_blocks_a_layer_are_blocks_of_that_many_equal_layers() -> None:
+def test_several_blocks_per_layer_equal_one_block_on_each_of_several_equal_layers() -> None:
     """Compare two blocks on each of two layers with one block on each of four, with the same weights."""
     layers = (layer("parallel", name="a"), layer("sequential", name="b"))
     shape = dataclasses.replace(config(*layers), blocks_per_layer=2)
@@ -173,6 +173,6 @@ def test_several_blocks_a_layer_are_blocks_of_that_many_equal_layers() -> None:
     assert torch.allclose(of_layers[1], (of_blocks[2] + of_blocks[3]) / 2, rtol=0, atol=1e-12)
 
 
-def test_an_expert_has_at_least_one_block_a_layer() -> None:
+def test_an_expert_has_at_least_one_block_per_layer() -> None:
     with pytest.raises(ConfigError, match="at least one layer, block"):
         dataclasses.replace(config(layer("parallel")), blocks_per_layer=0)

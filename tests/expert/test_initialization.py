@@ -1,4 +1,4 @@
-"""The expert's initial weights, compared with the published code and with interpolation written out."""
+"""Compare the expert's initial weights with the published code and with interpolation in numpy."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def interpolated(x: np.ndarray, size: int, axis: int) -> np.ndarray:
     return np.apply_along_axis(lambda line: np.interp(new, old, line), axis, x)
 
 
-def test_published_weights(editor: dict[str, Tensor]) -> None:
+def test_weights_equal_the_published_ones(editor: dict[str, Tensor]) -> None:
     expert = new_expert()
     initialize(expert, editor, "published")
     found, published = expert.state_dict(), load_file(PUBLISHED / "action_init_every_8th_row.safetensors")
@@ -60,7 +60,7 @@ def test_published_weights(editor: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("how", ["published", "repaired"])
-def test_encoders_keep_their_own_weights(editor: dict[str, Tensor], how: str) -> None:
+def test_encoders_keep_their_random_weights(editor: dict[str, Tensor], how: str) -> None:
     expert, before = new_expert(), new_expert().state_dict()
     initialize(expert, editor, how)  # type: ignore[arg-type]
     after = expert.state_dict()
@@ -69,7 +69,7 @@ def test_encoders_keep_their_own_weights(editor: dict[str, Tensor], how: str) ->
         assert torch.equal(before[name], after[name]) == kept, name
 
 
-def test_none_changes_nothing(editor: dict[str, Tensor]) -> None:
+def test_none_keeps_all_weights(editor: dict[str, Tensor]) -> None:
     expert, before = new_expert(), new_expert().state_dict()
     initialize(expert, editor, "none")
     assert all(torch.equal(before[name], value) for name, value in expert.state_dict().items())
@@ -113,13 +113,13 @@ def test_repaired_keeps_fused_parts_apart(editor: dict[str, Tensor], name: str, 
         np.testing.assert_allclose(part, expected, atol=2e-5)
 
 
-def test_an_editors_own_sizes_are_copied(editor: dict[str, Tensor]) -> None:
+def test_equal_sizes_are_copied_without_interpolation(editor: dict[str, Tensor]) -> None:
     source = editor["double_blocks.0.img_attn.proj.weight"]
     assert torch.equal(resized(source, source.shape), source)
 
 
-def test_cast_back_before_the_factor() -> None:
-    """1.00390625 lies between two bfloat16 numbers and is rounded before it is scaled, not after."""
+def test_weights_are_rounded_to_bfloat16_before_scaling() -> None:
+    """1.00390625 is between two bfloat16 numbers; rounding it after scaling would give another result."""
     source = torch.tensor([[1.0, 1.0078125]], dtype=torch.bfloat16)
     expected = source.float().mean(-1).to(torch.bfloat16)
     found = resized(source, (1, 3))
@@ -128,7 +128,7 @@ def test_cast_back_before_the_factor() -> None:
     assert found[0, 1] == (expected * factor)[0]
 
 
-def test_blocks_follow_the_layers_that_were_kept(editor: dict[str, Tensor]) -> None:
+def test_each_block_takes_the_weights_of_the_layer_it_reads(editor: dict[str, Tensor]) -> None:
     expert = new_expert("single_transformer_blocks.1.attn")
     other = {
         k.replace("single_blocks.0", "single_blocks.1"): 2 * v for k, v in editor.items() if "single_blocks.0" in k
@@ -138,6 +138,6 @@ def test_blocks_follow_the_layers_that_were_kept(editor: dict[str, Tensor]) -> N
     assert torch.equal(expert.single_blocks[0].linear2.weight, expected)  # type: ignore[union-attr]
 
 
-def test_an_editor_of_another_kind_is_named() -> None:
+def test_an_editor_of_another_architecture_is_refused_by_name() -> None:
     with pytest.raises(EditorError, match=r"which has no tensor time_in\.in_layer\.weight"):
         initialize(new_expert(), {"conv_in.weight": torch.zeros(1)}, "published")

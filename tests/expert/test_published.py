@@ -1,4 +1,4 @@
-"""The expert, compared with numbers computed by the published code."""
+"""Compare the expert with numbers computed by the published code."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def published_prefix(case: dict[str, torch.Tensor]) -> PrefixKV:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_velocity_of_every_step(name: str) -> None:
+def test_velocity_of_every_step_equals_the_published_one(name: str) -> None:
     case = load_file(PUBLISHED / f"{name}.safetensors")
     prefix = published_prefix(case)
     expert = published_expert(horizon=case["step.x"].shape[2])
@@ -63,7 +63,7 @@ def test_velocity_of_every_step(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_final_action(name: str) -> None:
+def test_final_action_equals_the_published_one(name: str) -> None:
     case = load_file(PUBLISHED / f"{name}.safetensors")
     steps = len(case["sched.timesteps"])
     expert = published_expert(horizon=case["noise.initial"].shape[1])
@@ -73,8 +73,8 @@ def test_final_action(name: str) -> None:
     assert (chunk[0] - case["out.action"]).abs().max() < TOLERANCE
 
 
-def test_published_rounding() -> None:
-    """bfloat16 steps by 0.03 at the size of these velocities and actions, about 4."""
+def test_rounding_of_velocities_and_actions_equals_the_published_one() -> None:
+    """Velocities and actions are about 4, where neighbouring bfloat16 numbers are 0.03 apart."""
     case = load_file(PUBLISHED / "infer_proprio_pack_bf16.safetensors")
     prefix, expert = published_prefix(case), published_expert(horizon=16, rounding="published-bf16")
     steps = len(case["step.t_unit"])
@@ -94,7 +94,7 @@ def test_published_rounding() -> None:
     assert (exact[0] - case["out.action"]).abs().max() > 0.2
 
 
-def test_published_rounding_of_the_times() -> None:
+def test_rounding_of_the_times_equals_the_published_one() -> None:
     case = load_file(PUBLISHED / "infer_proprio_pack_bf16.safetensors")
     seen: list[torch.Tensor] = []
 
@@ -112,7 +112,7 @@ def test_published_rounding_of_the_times() -> None:
     assert torch.equal(1000 * torch.cat(seen), expected)
 
 
-def test_draws_of_one_prefix_equal_separate_chunks(expert: ActionExpert) -> None:
+def test_several_draws_on_one_prefix_equal_separate_chunks(expert: ActionExpert) -> None:
     case = load_file(PUBLISHED / f"{CASES[0]}.safetensors")
     prefix = published_prefix(case)
     noise, t = torch.randn(3, 16, 14, generator=torch.Generator().manual_seed(1)), torch.tensor([0.9, 0.5, 0.1])
@@ -138,7 +138,7 @@ def test_masked_tokens_are_never_seen(expert: ActionExpert) -> None:
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
-def test_scheduler_grids_and_weights(shift: float) -> None:
+def test_scheduler_grids_and_weights_equal_the_published_ones(shift: float) -> None:
     published = load_file(PUBLISHED / "scheduler.safetensors")
     schedule = FlowSchedule(shift=shift)
     for steps in (1, 4, 10, 20, 50):

@@ -1,4 +1,4 @@
-"""Token coordinates: correct numbers, added to values only."""
+"""Test that token coordinates are correct and are added to values only."""
 
 import math
 
@@ -27,7 +27,7 @@ def layer(*segments: SegmentSpec) -> LayerSpec:
 LAYER = layer(TEXT, PICTURE)
 
 
-def test_coordinates_are_those_of_the_tokens_centres() -> None:
+def test_coordinates_are_the_centres_of_the_tokens() -> None:
     features = coordinate_features((2, 4))
     assert features.shape == (8, COORDINATE_FEATURES)
     second_row_last_column = features[7]
@@ -37,7 +37,7 @@ def test_coordinates_are_those_of_the_tokens_centres() -> None:
     assert second_row_last_column[2:].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_token_at_the_edge_is_as_small_as_the_picture_leaves_it() -> None:
+def test_a_token_at_the_edge_covers_only_its_part_of_the_image() -> None:
     """Pool 5 columns in cells of 2: the last cell is the fifth column, from 3/5 to 1."""
     features = coordinate_features((1, 3), (1.0, 2.5))
     assert features[:, 0].tolist() == [0.0] * 3
@@ -52,7 +52,7 @@ def test_coordinates_of_pooled_tokens_are_the_means_of_their_tokens_coordinates(
         assert torch.allclose(picture_features([cells])[:, :2], cell_means(places, grid, size)[0, :, 0], atol=1e-6)
 
 
-def test_only_values_of_the_picture_change() -> None:
+def test_only_values_of_image_tokens_change() -> None:
     kv = LayerKV(torch.randn(2, 11, 1, 4), torch.randn(2, 11, 1, 4))
     places = TokenCoordinates((LAYER,))
     (placed,) = places((kv,))
@@ -62,7 +62,7 @@ def test_only_values_of_the_picture_change() -> None:
     assert torch.allclose(added[0, 3:, 0], coordinate_features((2, 4)) @ places.maps["0"].linear.weight.T, atol=1e-6)
 
 
-def test_several_pictures_of_a_layer_are_distinguished() -> None:
+def test_several_images_of_a_layer_are_distinguished() -> None:
     other = SegmentSpec(name="target", tokens=2, grid=(1, 2))
     kv = LayerKV(torch.randn(2, 21, 1, 4), torch.randn(2, 21, 1, 4))
     places = TokenCoordinates((layer(TEXT, other, PICTURE, PICTURE),))
@@ -77,12 +77,12 @@ def test_several_pictures_of_a_layer_are_distinguished() -> None:
         assert torch.allclose(added[start : start + len(expected)], expected, atol=1e-6)
 
 
-def test_a_layer_of_one_picture_keeps_its_shape() -> None:
+def test_a_layer_with_one_image_keeps_its_shape() -> None:
     assert TokenCoordinates((LAYER,)).maps["0"].linear.weight.shape == (4, COORDINATE_FEATURES)
 
 
 def test_attending_to_a_token_returns_its_position() -> None:
-    """Only an expert with token coordinates distinguishes two pictures whose tokens are swapped."""
+    """Only an expert with token coordinates distinguishes two images with swapped tokens."""
     config = {"layers": (LAYER,), "rope": None, "action_dim": 2, "state_dim": 0, "horizon": 3, "hidden": 8}
     torch.manual_seed(2)
     kv = LayerKV(torch.randn(1, 11, 1, 4), torch.randn(1, 11, 1, 4))
@@ -98,7 +98,7 @@ def test_attending_to_a_token_returns_its_position() -> None:
         assert torch.allclose(a, b, atol=1e-4) is not aware
 
 
-def test_text_may_have_another_length_than_the_spec_says() -> None:
+def test_text_may_have_another_length_than_in_the_spec() -> None:
     kv = LayerKV(torch.randn(2, 13, 1, 4), torch.randn(2, 13, 1, 4))
     places = TokenCoordinates((LAYER,))
     (longer,) = places((kv,))
@@ -106,7 +106,7 @@ def test_text_may_have_another_length_than_the_spec_says() -> None:
     assert torch.equal(longer.v[:, 5:], shorter.v)
 
 
-def test_a_layer_of_text_alone_is_left_as_it_is() -> None:
+def test_a_text_only_layer_is_not_changed() -> None:
     kv = tuple(LayerKV(torch.randn(1, n, 1, 4), torch.randn(1, n, 1, 4)) for n in (3, 8))
     text, picture = TokenCoordinates((layer(TEXT), layer(PICTURE)))(kv)
     assert text is kv[0]
@@ -117,11 +117,11 @@ def test_a_layer_of_text_alone_is_left_as_it_is() -> None:
     ("segments", "problem"),
     [((TEXT,), "expert.places needs picture tokens"), ((PICTURE, TEXT), "expert.places needs text before pictures")],
 )
-def test_coordinates_need_pictures_after_the_text(segments: tuple[SegmentSpec, ...], problem: str) -> None:
+def test_coordinates_require_images_after_the_text(segments: tuple[SegmentSpec, ...], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         TokenCoordinates((layer(*segments),))
 
 
-def test_a_grid_holds_its_tokens() -> None:
+def test_a_grid_must_match_the_token_count() -> None:
     with pytest.raises(ValueError, match="does not hold 7 tokens"):
         SegmentSpec(name="reference", tokens=7, grid=(2, 4))

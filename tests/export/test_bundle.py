@@ -1,4 +1,4 @@
-"""The exported bundle is a copy that plans the same actions."""
+"""Test that the exported bundle is a copy that plans the same actions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imagewam_cli.policy.policy import Policy
 from tests.support.policies import observation
 
 
-def test_the_copy_is_the_policy(policy_folder: Path, tiny_weights: Path, tmp_path: Path) -> None:
+def test_the_copy_plans_the_same_actions(policy_folder: Path, tiny_weights: Path, tmp_path: Path) -> None:
     report = BundleExporter().export(policy_folder, tmp_path / "out", weights=tiny_weights)
     assert report.folder == tmp_path / "out"
     assert report.errors == {"chunk": 0.0}
@@ -27,7 +27,7 @@ def test_the_copy_is_the_policy(policy_folder: Path, tiny_weights: Path, tmp_pat
     np.testing.assert_array_equal(copied, Policy.load(policy_folder, weights=tiny_weights).chunks(scene))
 
 
-def test_only_the_policy_goes_along(policy_folder: Path, tiny_weights: Path, tmp_path: Path) -> None:
+def test_only_files_of_the_policy_are_copied(policy_folder: Path, tiny_weights: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(policy_folder, run / "policy")
     (run / "policy" / "notes.pkl").write_bytes(b"\x80")
@@ -35,7 +35,7 @@ def test_only_the_policy_goes_along(policy_folder: Path, tiny_weights: Path, tmp
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
 
 
-def test_another_policy_is_refused(
+def test_a_copy_that_plans_other_actions_is_refused(
     policy_folder: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = shutil.copyfile

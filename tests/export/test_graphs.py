@@ -1,4 +1,4 @@
-"""Traced and unrolled experts of various shapes, compared with torch."""
+"""Compare traced and unrolled experts of various shapes with torch."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def traced(config: ExpertConfig) -> Any:
 
 
 @pytest.mark.parametrize("config", [UNET, BLIND], ids=["layers-of-different-length", "no-look-at-the-prefix"])
-def test_step_and_loop_equal_torch(config: ExpertConfig) -> None:
+def test_the_step_and_the_loop_equal_torch(config: ExpertConfig) -> None:
     expert, step = random_expert(config), traced(config)
     loop = unroll(step, SCHEDULE.grid(STEPS).tolist())
     for batch in (1, 3):
@@ -93,13 +93,13 @@ def test_the_loop_shares_the_weights_of_the_step() -> None:
     assert {opset.domain for opset in loop.opset_import} == {""}
 
 
-def test_too_many_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_too_large_for_one_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "LARGEST", 1000)
     with pytest.raises(ExportError, match=r"step\.onnx would hold 0\.0 GB"):
         graphs.trace(graphs.step_graph(ActionExpert(UNET)), "step.onnx")
 
 
-def test_what_cannot_be_traced_is_refused() -> None:
+def test_a_module_that_cannot_be_traced_is_refused() -> None:
     class Fickle(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + 1 if bool(x.sum() > 0) else x
@@ -110,7 +110,7 @@ def test_what_cannot_be_traced_is_refused() -> None:
 
 
 def condition(config: ExpertConfig, batch: int) -> tuple[dict[str, torch.Tensor], PrefixKV]:
-    """Inputs of the graphs by name, and the same as torch's expert takes them; some tokens are not valid."""
+    """Return the inputs of the graphs by name, and the same prefix for the torch expert. Some tokens are not valid."""
     lengths = [spec.tokens + batch for spec in config.layers]
     kv = tuple(
         LayerKV(*(torch.randn(batch, length, spec.kv_heads, spec.head_dim) for _ in "kv"))

@@ -1,4 +1,4 @@
-"""The group norm that graphs are traced with."""
+"""Test the group norm with which graphs are traced."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import nn
 from imagewam_cli.export.group_norm import AccurateGroupNorm, group_norm
 
 
-def test_it_is_group_norm() -> None:
+def test_it_equals_torchs_group_norm() -> None:
     x = torch.randn(2, 12, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weight, bias = torch.linspace(-1, 2, 12).double(), torch.linspace(1, 3, 12).double()
     torch.testing.assert_close(group_norm(x, 3, weight, bias, 1e-6), F.group_norm(x, 3, weight, bias, 1e-6))
     torch.testing.assert_close(group_norm(x, 4), F.group_norm(x, 4))
 
 
-def test_it_keeps_its_digits_on_even_pictures() -> None:
+def test_it_stays_precise_on_uniform_images() -> None:
     x = 100 + 0.01 * torch.randn(1, 8, 64, 64, generator=torch.Generator().manual_seed(0))
     exact = F.group_norm(x.double(), 4).float()
     assert (group_norm(x, 4) - exact).abs().max() < 0.01
     textbook = x.unflatten(1, (4, -1)).flatten(2)
     spread = textbook.square().mean(-1) - textbook.mean(-1).square()
-    assert (spread / textbook.double().var(-1, correction=0) - 1).abs().max() > 1  # what ONNX's own formula makes of it
+    assert (spread / textbook.double().var(-1, correction=0) - 1).abs().max() > 1  # the error of ONNX's own formula
 
 
-def test_modules_use_it_while_it_is_active() -> None:
+def test_modules_use_it_only_while_it_is_active() -> None:
     norm, x = nn.GroupNorm(2, 4), torch.randn(1, 4, 3, 3)
     with AccurateGroupNorm():
         inside, flat = norm(x), norm(x.flatten(2))

@@ -1,4 +1,4 @@
-"""The ONNX export as a whole: its files, and what it refuses to export."""
+"""Test the whole ONNX export: its files, and what it refuses to export."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def export_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> ExportAgain:
-    """`export_again(change)`: export into tmp_path / "out" without tracing anew; change(file, model) -> model."""
+    """`export_again(change)` exports into tmp_path / "out" with the graphs traced before.
+
+    change(file, model) returns the model to export.
+    """
 
     def export(change: Callable[[str, Any], Any] = lambda _file, model: model) -> ExportReport:
         take_graphs_from(onnx_export.folder, monkeypatch, change)
@@ -53,7 +56,7 @@ def test_the_report_lists_the_files_in_the_folder(onnx_export: ExportReport) -> 
     assert [path.name for path in onnx_export.folder.parent.iterdir()] == [onnx_export.folder.name]
 
 
-def test_the_description_is_the_policy(onnx_export: ExportReport, policy_folder: Path) -> None:
+def test_the_description_has_the_policys_values(onnx_export: ExportReport, policy_folder: Path) -> None:
     description = json.loads((onnx_export.folder / "onnx.json").read_text())
     parts = read_bundle(policy_folder)
     assert description["errors"] == dict(onnx_export.errors)
@@ -68,7 +71,7 @@ def test_the_description_is_the_policy(onnx_export: ExportReport, policy_folder:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_a_graph_is_complete_and_open_in_batch_and_tokens(onnx_export: ExportReport, name: str) -> None:
+def test_a_graph_is_complete_and_has_dynamic_batch_and_tokens(onnx_export: ExportReport, name: str) -> None:
     model = onnx.load(onnx_export.folder / name, load_external_data=False)
     onnx.checker.check_model(model)
     assert {opset.domain: opset.version for opset in model.opset_import} == {"": graphs.OPSET}
@@ -80,7 +83,7 @@ def test_a_graph_is_complete_and_open_in_batch_and_tokens(onnx_export: ExportRep
             assert isinstance(sizes[1], str), value.name
 
 
-def test_prefix_and_loop_fit_together(onnx_export: ExportReport) -> None:
+def test_the_outputs_of_the_prefix_are_the_inputs_of_the_loop(onnx_export: ExportReport) -> None:
     prefix, loop, step = (onnx.load(onnx_export.folder / name) for name in ("prefix.onnx", "loop.onnx", "step.onnx"))
     given = {value.name for value in prefix.graph.output}
     assert {value.name for value in loop.graph.input} == given | {"state", "noise"}
@@ -104,7 +107,9 @@ def test_a_graph_that_differs_from_torch_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_editor_without_a_graph_leaves_a_note(export_again: ExportAgain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_editor_without_a_graph_is_noted_in_the_report(
+    export_again: ExportAgain, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Flux2Editor, "prefix_graph", lambda _editor: None)
     report = export_again()
     assert set(report.errors) == {"step", "loop", "chunk"}
@@ -115,7 +120,7 @@ def test_an_editor_without_a_graph_leaves_a_note(export_again: ExportAgain, monk
     assert "'tiny' must run live" in note
 
 
-def test_an_editor_too_large_for_a_file_leaves_a_note(
+def test_an_editor_too_large_for_a_file_is_noted_in_the_report(
     export_again: ExportAgain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "LARGEST", 400_000)
@@ -124,7 +129,7 @@ def test_an_editor_too_large_for_a_file_leaves_a_note(
     assert "prefix.onnx" not in report.files
 
 
-def test_the_extra_packages_are_named(policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name.startswith("onnx") else find(name, *rest)

@@ -1,4 +1,4 @@
-"""FLUX.2's prefix as a module gives the same numbers as `Flux2Editor.encode` with all settings."""
+"""Test that FLUX.2's prefix graph gives the same numbers as `Flux2Editor.encode`, for all settings."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_module_equals_the_editor(load_tiny: Any, settings: dict[str, Any], 
 
 
 class Kept(nn.Module):
-    """What the prefix graph does with K and V of one layer, without the network before it."""
+    """The part of the prefix graph that processes K and V of one layer, without the network before it."""
 
     def __init__(self, editor: Any) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Kept(nn.Module):
 
 
 def test_pooling_can_be_traced(load_tiny: Any) -> None:
-    """Cells at the edge hold fewer tokens; batch and text stay open."""
+    """Cells at the edge hold fewer tokens; batch and text length stay dynamic."""
     editor = load_tiny(pool=2, image_size=(64, 80), layers="0")
     layer = editor.spec.layers[0]
     batch, text = {0: "batch"}, {0: "batch", 1: "text"}
@@ -89,7 +89,7 @@ def test_pooling_can_be_traced(load_tiny: Any) -> None:
         np.testing.assert_allclose(output, expected.numpy(), atol=1e-5, err_msg=name)
 
 
-def test_long_instructions_are_cut_as_the_editor_cuts_them(load_tiny: Any) -> None:
+def test_long_instructions_are_truncated_like_the_editors(load_tiny: Any) -> None:
     editor = load_tiny()
     graph = editor.prefix_graph()
     recipe = PrefixGraph(prefix_inputs(graph), graph.tokenizer, graph=None)
@@ -100,7 +100,7 @@ def test_long_instructions_are_cut_as_the_editor_cuts_them(load_tiny: Any) -> No
     assert ids[0].tolist() == editor.tokens.token_ids("put it there " * 40)
 
 
-def test_the_tokenizer_is_stored_without_the_padding_of_its_last_call(load_tiny: Any) -> None:
+def test_the_stored_tokenizer_does_not_keep_the_padding_of_its_last_call(load_tiny: Any) -> None:
     graph = load_tiny().prefix_graph()
     tokenizer = Tokenizer.from_str(graph.tokenizer)
     assert tokenizer.truncation is None

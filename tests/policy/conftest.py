@@ -19,7 +19,7 @@ from tests.support.policies import EXECUTE, HORIZON, INFERENCE_STEPS
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> Path:
-    """Read-only: copy it to break it."""
+    """A trained run. It is read-only: copy it before you damage it."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     recipe = TrainRecipe(
         steps=2,
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def loaded(run: Path, tiny_weights: Path) -> Policy:
-    """The run's policy, its expert's weights replaced by larger ones, so that every input shows in the actions."""
+    """The run's policy with larger expert weights, so that every input has an effect on the actions."""
     policy = Policy.load(run, weights=tiny_weights)
     generator = torch.Generator().manual_seed(0)
     for parameter in policy.expert.parameters():
@@ -54,7 +54,7 @@ def policy(loaded: Policy) -> Policy:
 
 @pytest.fixture(scope="session")
 def observations(tabletop: Path) -> list[Observation]:
-    """The first frame of each of the five episodes: five pictures, states and instructions."""
+    """The first frame of each of the five episodes, with its image, state and instruction."""
     found = [row.observation() for row in open_dataset(tabletop).rows(stride=10_000)]
     assert len({o.instruction for o in found}) > 1
     return found

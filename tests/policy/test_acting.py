@@ -1,4 +1,4 @@
-"""`policy.acting`: receding horizon over any source of chunks."""
+"""Test `policy.acting`: receding-horizon execution of chunks from any policy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOMETHING = Observation(images={}, state=np.zeros(1, np.float32), instruction=""
 
 
 class Counting(ChunkPolicy):
-    """The n-th plan is n.0, n.1, n.2, ..."""
+    """A policy whose n-th chunk is n.0, n.1, n.2, ..."""
 
     def __init__(self, execute: int, horizon: int = 5) -> None:
         self.execute, self.horizon, self.plans = execute, horizon, 0
@@ -31,30 +31,30 @@ class Counting(ChunkPolicy):
         (1, [1.0, 2.0, 3.0, 4.0, 5.0]),
         (2, [1.0, 1.1, 2.0, 2.1, 3.0]),
         (5, [1.0, 1.1, 1.2, 1.3, 1.4]),
-        (9, [1.0, 1.1, 1.2, 1.3, 1.4, 2.0]),  # a chunk has only five
+        (9, [1.0, 1.1, 1.2, 1.3, 1.4, 2.0]),  # a chunk has only five actions
     ],
 )
-def test_each_plan_is_carried_out_that_far_and_no_further(execute: int, expected: list[float]) -> None:
+def test_each_chunk_is_executed_for_the_configured_number_of_actions(execute: int, expected: list[float]) -> None:
     policy = Counting(execute)
     acted = [float(policy.act(SOMETHING)[0]) for _ in expected]
     np.testing.assert_allclose(acted, expected, rtol=1e-6)
 
 
-def test_reset_forgets_what_was_planned() -> None:
+def test_reset_discards_the_current_chunk() -> None:
     policy = Counting(4)
     first = [float(policy.act(SOMETHING)[0]) for _ in range(2)]
     policy.reset()
     np.testing.assert_allclose([*first, float(policy.act(SOMETHING)[0])], [1.0, 1.1, 2.0], rtol=1e-6)
 
 
-def test_two_policies_of_a_class_do_not_share_a_plan() -> None:
+def test_two_policies_of_one_class_do_not_share_a_chunk() -> None:
     one, two = Counting(3), Counting(3)
     one.act(SOMETHING)
     assert two.act(SOMETHING)[0] == 1.0
     assert float(one.act(SOMETHING)[0]) == pytest.approx(1.1)
 
 
-def test_random_actions_are_held_and_bounded() -> None:
+def test_random_actions_are_repeated_and_bounded() -> None:
     chunks = RandomPolicy(3, seed=1).chunks([SOMETHING] * 4)
     assert chunks.shape == (4, RandomPolicy.execute, 3)
     assert (np.abs(chunks) <= 1).all()
@@ -62,7 +62,7 @@ def test_random_actions_are_held_and_bounded() -> None:
     assert len(np.unique(chunks[:, 0, 0])) == 4
 
 
-def test_random_actions_are_those_of_the_seed() -> None:
+def test_random_actions_depend_only_on_the_seed() -> None:
     one, two, other = (RandomPolicy(2, seed=seed).chunks([SOMETHING]) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, two)
     assert not np.array_equal(one, other)

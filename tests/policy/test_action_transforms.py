@@ -1,4 +1,4 @@
-"""`policy.action_transforms`: commands and back, what is saved, and policies of the old form."""
+"""Test `policy.action_transforms`: transforms and their inverses, their saved form, and policies in the old form."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def edit(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_gripper_sign_commands_open_or_closed() -> None:
+def test_gripper_sign_maps_to_open_or_closed() -> None:
     recorded = np.array([[0.3, -0.7, 1.0], [0.3, -0.7, 0.0], [0.3, -0.7, 0.6], [0.3, -0.7, 0.5]], dtype=np.float32)
     commands = GripperSign(["grip"]).apply(recorded, NAMES)
     assert commands.dtype == np.float32

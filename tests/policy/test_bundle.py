@@ -1,4 +1,4 @@
-"""`policy.bundle`: bundles survive a round trip, and errors name the damaged file."""
+"""Test `policy.bundle`: bundles survive a round trip, and errors name the damaged file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def edit(path: Path, **values: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_normalisers_come_back_number_for_number(run: Path, tmp_path: Path, mode: NormalizationMode) -> None:
+def test_normalisers_are_read_back_exactly(run: Path, tmp_path: Path, mode: NormalizationMode) -> None:
     rng = np.random.default_rng(0)
     normalizers = []
     for dim in (2, 5):
@@ -75,9 +75,7 @@ def test_a_damaged_file_is_named(folder: Path, name: str, content: bytes) -> Non
         ("normalization.json", {"action": {"mode": "min_max", "stats": {"min": [0.0]}}}, "the statistics lack max"),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_file_and_key(
-    folder: Path, name: str, values: dict[str, Any], said: str
-) -> None:
+def test_a_wrong_value_is_refused_with_file_and_key(folder: Path, name: str, values: dict[str, Any], said: str) -> None:
     edit(folder / name, **values)
     with pytest.raises(RunError) as error:
         read_bundle(folder)
@@ -86,7 +84,7 @@ def test_a_wrong_value_is_refused_with_its_file_and_key(
 
 
 @pytest.mark.parametrize("version", [2, "1", None])
-def test_another_version_is_refused_with_both_values_whatever_else_changed(folder: Path, version: Any) -> None:
+def test_another_version_is_refused_with_both_values_before_any_other_check(folder: Path, version: Any) -> None:
     edit(folder / "policy.json", version=version, added_by_a_newer_version=True)
     with pytest.raises(RunError) as error:
         read_bundle(folder)
@@ -94,16 +92,16 @@ def test_another_version_is_refused_with_both_values_whatever_else_changed(folde
     assert error.value.hint == "upgrade imagewam"
 
 
-def test_a_run_and_its_policy_folder_mean_the_same(run: Path) -> None:
+def test_a_bundle_is_found_in_a_run_and_in_its_policy_folder(run: Path) -> None:
     assert find_bundle(run) == find_bundle(run / "policy") == run / "policy"
 
 
-def test_a_folder_without_a_policy_says_how_to_get_one(tmp_path: Path) -> None:
+def test_the_error_of_a_folder_without_a_policy_suggests_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no policy") as error:
         find_bundle(tmp_path)
     assert "train-expert" in (error.value.hint or "")
 
 
-def test_a_folder_that_is_not_there_is_not_called_empty(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_as_missing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not exist"):
         find_bundle(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""`policy.policy`: from pictures to actions, with a real but untrained editor."""
+"""Test `policy.policy` from images to actions, with a real but untrained editor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.policies import EXECUTE, HORIZON, INFERENCE_STEPS
 
 
 def count_plans(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows with every forward of the editor."""
+    """Return a list that grows with each forward pass of the editor."""
     encode, seen = policy.editor.encode, list[int]()
 
     def counting(images: Any, instructions: Any) -> PrefixKV:
@@ -39,7 +39,7 @@ def count_plans(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 class TestActing:
-    def test_it_looks_once_for_the_actions_it_carries_out(
+    def test_the_editor_runs_once_per_executed_part_of_a_chunk(
         self, policy: Policy, observations: list[Observation], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first, second = (policy.chunks([o])[0] for o in observations[:2])
@@ -49,7 +49,7 @@ class TestActing:
         assert plans == [1, 1]
         np.testing.assert_array_equal(np.stack(acted), np.concatenate([first[:EXECUTE], second[:EXECUTE]]))
 
-    def test_reset_makes_it_look_again(
+    def test_reset_runs_the_editor_again(
         self, policy: Policy, observation: Observation, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         plans = count_plans(policy, monkeypatch)
@@ -64,7 +64,7 @@ class TestActing:
         torch.manual_seed(1)
         np.testing.assert_array_equal(policy.chunks([observation]), first)
 
-    def test_a_chunk_has_the_shape_that_the_policy_says(self, policy: Policy, observations: list[Observation]) -> None:
+    def test_a_chunk_has_the_declared_shape(self, policy: Policy, observations: list[Observation]) -> None:
         chunks = policy.chunks(observations)
         assert chunks.shape == (len(observations), HORIZON, 3)
         assert chunks.dtype == np.float32
@@ -76,7 +76,7 @@ class TestActing:
 
 class TestNumbers:
     def test_a_chunk_is_the_euler_integral_in_robot_units(self, policy: Policy, observation: Observation) -> None:
-        """Written out: noise of seed 42, shift 5, min-max both ways."""
+        """Recompute a chunk from noise of seed 42 with shift 5 and min-max scaling of state and action."""
         state, action = policy.parts.state_normalizer.stats, policy.parts.action_normalizer.stats
         low, high = np.array(state.min), np.array(state.max)
         normalized = torch.tensor(2 * (observation.state - low) / (high - low) - 1, dtype=torch.float32)[None]
@@ -91,7 +91,9 @@ class TestNumbers:
         expected = (x[0].numpy() + 1) / 2 * (high - low) + low
         np.testing.assert_allclose(policy.chunks([observation])[0], expected, rtol=1e-4, atol=1e-5)
 
-    def test_a_live_prefix_acts_as_the_cached_one(self, policy: Policy, tiny_cache: Path, tabletop: Path) -> None:
+    def test_a_live_prefix_gives_the_same_actions_as_the_cached_one(
+        self, policy: Policy, tiny_cache: Path, tabletop: Path
+    ) -> None:
         """Cached rows are padded to the cache's longest instruction, live ones are not."""
         reader = CacheReader(tiny_cache)
         rows = [row for row in open_dataset(tabletop).rows(stride=4) if row.frame == 8]
@@ -110,7 +112,7 @@ class TestNumbers:
             expected = policy.parts.action_normalizer.denormalize(cached[0].numpy())
             np.testing.assert_allclose(policy.chunks([row.observation()])[0], expected, rtol=1e-4, atol=1e-5)
 
-    def test_a_batch_of_instructions_of_any_length_acts_row_by_row(
+    def test_instructions_of_any_length_in_a_batch_act_as_one_by_one(
         self, policy: Policy, observation: Observation
     ) -> None:
         told = [
@@ -120,30 +122,32 @@ class TestNumbers:
         together = policy.chunks(told)
         alone = np.concatenate([policy.chunks([o]) for o in told])
         np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
-        assert np.abs(together[0] - together[1]).max() > 1e-3  # the instruction does count
+        assert np.abs(together[0] - together[1]).max() > 1e-3  # the instruction has an effect
 
-    def test_a_batch_of_scenes_acts_row_by_row(self, policy: Policy, observations: list[Observation]) -> None:
+    def test_scenes_in_a_batch_act_as_one_by_one(self, policy: Policy, observations: list[Observation]) -> None:
         together = policy.chunks(observations)
         alone = np.concatenate([policy.chunks([o]) for o in observations])
         np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
 
-    def test_the_state_counts(self, policy: Policy, observation: Observation) -> None:
+    def test_the_state_changes_the_actions(self, policy: Policy, observation: Observation) -> None:
         moved = dataclasses.replace(observation, state=observation.state + np.float32(0.1))
         assert np.abs(policy.chunks([moved]) - policy.chunks([observation])).max() > 1e-3
 
-    def test_blank_images_make_the_picture_irrelevant(
+    def test_with_blank_images_the_image_has_no_effect(
         self, policy: Policy, observations: list[Observation], load_tiny: Any
     ) -> None:
         one = observations[0]
         other = dataclasses.replace(one, images=observations[1].images)
         blind = Policy(policy.parts, policy.expert, load_tiny(blank_images=True))
         np.testing.assert_array_equal(blind.chunks([one]), blind.chunks([other]))
-        assert np.abs(policy.chunks([one]) - policy.chunks([other])).max() > 1e-3  # the seeing one does look
+        assert (
+            np.abs(policy.chunks([one]) - policy.chunks([other])).max() > 1e-3
+        )  # without blanking, the image has an effect
 
 
 class TestRefusal:
     @pytest.mark.parametrize("shape", [(2,), (4,), (1, 3), ()])
-    def test_a_state_of_the_wrong_shape_is_refused_with_both(
+    def test_a_state_of_the_wrong_shape_is_refused_with_both_shapes(
         self, policy: Policy, observation: Observation, shape: tuple[int, ...]
     ) -> None:
         wrong = dataclasses.replace(observation, state=np.zeros(shape, np.float32))
@@ -161,7 +165,7 @@ class TestRefusal:
     def test_another_editor_is_refused_with_both_fingerprints(
         self, run: Path, tiny_weights: Path, tmp_path: Path, load_tiny: Any
     ) -> None:
-        """One number of one weight differs."""
+        """The editors differ in one number of one weight."""
         other = shutil.copytree(tiny_weights, tmp_path / "other")
         path = next((other / "transformer").glob("*.safetensors"))
         tensors = load_file(path)
@@ -174,7 +178,7 @@ class TestRefusal:
         assert f"editor weights is {here[:16]}, the policy expects {there[:16]}" in error.value.message
         assert "--weights" in (error.value.hint or "")
 
-    def test_other_settings_are_refused_with_both(self, loaded: Policy, tiny_weights: Path) -> None:
+    def test_other_settings_are_refused_with_both_values(self, loaded: Policy, tiny_weights: Path) -> None:
         reference = loaded.parts.editor
         changed = dataclasses.replace(reference, settings=dataclasses.replace(reference.settings, timestep=0.5))
         with pytest.raises(RunError, match=r"setting 'timestep' is 0\.5, the policy expects 0\.0"):
@@ -196,7 +200,7 @@ class TestRefusal:
 
     @pytest.mark.parametrize("name", ["expert.json", "expert.safetensors"])
     @pytest.mark.parametrize("size", [0, 50])
-    def test_a_cut_off_expert_is_a_clear_error(self, run: Path, tmp_path: Path, name: str, size: int) -> None:
+    def test_a_truncated_expert_is_a_clear_error(self, run: Path, tmp_path: Path, name: str, size: int) -> None:
         folder = shutil.copytree(run / "policy", tmp_path / "policy")
         os.truncate(folder / name, size)
         with pytest.raises(ImagewamError, match=r"expert\.(json|safetensors)"):

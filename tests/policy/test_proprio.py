@@ -1,4 +1,4 @@
-"""The state as a token of the editor's text: its policy, its bundle, and what is refused."""
+"""Test policies that pass the state as a token of the editor's text: actions, bundle and refusals."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def moved(seen: Observation) -> Observation:
     return dataclasses.replace(seen, state=seen.state + np.float32(0.2))
 
 
-def test_prefix_is_that_of_text_with_the_token(policy: Policy) -> None:
-    """Compare each row with the same text followed by the token, without padding or mask."""
+def test_the_prefix_is_that_of_the_text_with_the_token(policy: Policy) -> None:
+    """Compare each row with its own text and token, without padding or mask."""
     rows = [observation(0), observation(1, "push")]
     prefix = policy.prefix(rows)
     assert prefix.valid is not None
@@ -83,7 +83,7 @@ def _run(policy: Policy, row: Observation, text: Text) -> list[Any]:
     return list(recording.layers.values())
 
 
-def test_chunk_is_the_experts_on_that_prefix(policy: Policy) -> None:
+def test_the_chunk_is_what_the_expert_plans_on_that_prefix(policy: Policy) -> None:
     row, config = observation(2), policy.parts.config
     noise = initial_noise(1, config.horizon, 3, config.noise_seed)
     with torch.no_grad():
@@ -94,13 +94,13 @@ def test_chunk_is_the_experts_on_that_prefix(policy: Policy) -> None:
     np.testing.assert_allclose(policy.chunks([row]), expected, atol=1e-6)
 
 
-def test_the_state_reaches_the_action_through_the_text_alone(policy: Policy) -> None:
+def test_the_state_affects_the_action_only_through_the_text(policy: Policy) -> None:
     row = observation(2)
     assert policy.expert.config.state_dim == 0
     assert np.abs(policy.chunks([row]) - policy.chunks([moved(row)])).max() > 1e-4
 
 
-def test_missing_or_wrong_token_weights_are_one_error(folder: Path, tiny_weights: Path, tmp_path: Path) -> None:
+def test_missing_or_wrong_token_weights_are_refused(folder: Path, tiny_weights: Path, tmp_path: Path) -> None:
     import shutil
 
     broken = tmp_path / "policy"
@@ -113,7 +113,7 @@ def test_missing_or_wrong_token_weights_are_one_error(folder: Path, tiny_weights
         Policy.load(broken, weights=tiny_weights)
 
 
-def test_an_editor_whose_text_is_closed_refuses(load_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_editor_that_cannot_extend_its_text_is_refused(load_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     editor = load_tiny()
     monkeypatch.setattr(type(editor), "takes_text_token", False)
     token = TextToken(vectors=torch.zeros(1, WIDTH), placement="packed", text_tokens=LENGTH)
@@ -132,7 +132,9 @@ def test_an_editor_whose_text_is_closed_refuses(load_tiny: Any, monkeypatch: pyt
         ("appended", 2, [1, 2, 9], [1, 0, 1]),
     ],
 )
-def test_places_of_the_token(placement: Any, text_tokens: int, states: list[float], valid: list[int]) -> None:
+def test_the_token_is_inserted_at_the_configured_position(
+    placement: Any, text_tokens: int, states: list[float], valid: list[int]
+) -> None:
     text = Text(embeds=torch.tensor([[[1.0], [2.0], [3.0], [4.0]]]), valid=torch.tensor([[True, False, True, False]]))
     token = TextToken(vectors=torch.tensor([[9.0]]), placement=placement, text_tokens=text_tokens)
     found = with_token(text, token)
@@ -140,7 +142,7 @@ def test_places_of_the_token(placement: Any, text_tokens: int, states: list[floa
     assert found.valid[0].tolist() == [bool(v) for v in valid]
 
 
-def test_grippers_are_sent_open_or_closed(policy: Policy) -> None:
+def test_gripper_commands_are_open_or_closed(policy: Policy) -> None:
     parts = dataclasses.replace(policy.parts, action_transforms=(GripperSign(["grip"]),))
     binary = Policy(parts, policy.expert, policy.editor, proprio=policy.proprio)
     recorded = np.array([[0.3, -0.7, 1.0], [0.3, -0.7, 0.0], [0.3, -0.7, 0.6]], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""An imported checkpoint acts like its parts, and works in eval and export like any policy."""
+"""Test that an imported checkpoint plans what its tensors compute, and that eval and export accept it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ TRAIN = TrainSettings(inference_steps=2)
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path, load_tiny: Any) -> Callable[..., Path]:
-    """`make(robot, change)`: model.pt and dataset_stats.json in a new folder."""
+    """`make(robot, change)` writes model.pt and dataset_stats.json into a new folder and returns it."""
     transformer = load_file(tiny_weights / "transformer" / "diffusion_pytorch_model.safetensors")
     spec = load_tiny().spec
 
@@ -82,9 +82,9 @@ def observation(robot: Robot, seed: int) -> Observation:
 
 
 def expected_chunk(source: Path, policy: Policy, row: Observation, picture: np.ndarray, state: np.ndarray) -> Any:
-    """Normalised actions of the checkpoint's own tensors: diffusers' transformer, a mask-free prefix, Euler steps.
+    """Compute normalised actions with diffusers from the tensors of the checkpoint, without a mask, in Euler steps.
 
-    picture: what the editor is shown, uint8 (H, W, 3); state: normalised.
+    picture: the editor's input image, uint8 (H, W, 3). state: the normalised state.
     """
     values = torch.load(source / "model.pt", weights_only=True)
     editor: Any = policy.editor
@@ -115,8 +115,8 @@ def expected_chunk(source: Path, policy: Policy, row: Observation, picture: np.n
         return integrate(expert, noise, None, prefix, FlowSchedule(shift=5.0), TRAIN.inference_steps)[0].numpy()
 
 
-def test_libero_acts_as_its_parts(make: Any, tiny_weights: Path) -> None:
-    """Two cameras side by side, minimum and maximum to [-1, 1], a gripper that is open or closed."""
+def test_libero_plans_what_its_tensors_compute(make: Any, tiny_weights: Path) -> None:
+    """LIBERO: two cameras side by side, min-max scaling to [-1, 1], and a gripper that is open or closed."""
     robot = ROBOTS["libero"]
     source = make(robot)
     policy = Policy.load(imported(source, robot, tiny_weights), weights=tiny_weights)
@@ -132,8 +132,8 @@ def test_libero_acts_as_its_parts(make: Any, tiny_weights: Path) -> None:
     assert (policy.execute, policy.horizon, policy.parts.config.noise_seed) == (12, 16, 42)
 
 
-def test_robotwin_acts_as_its_parts(make: Any, tiny_weights: Path) -> None:
-    """The head's picture above those of the wrists, each resized by PIL; z-scores."""
+def test_robotwin_plans_what_its_tensors_compute(make: Any, tiny_weights: Path) -> None:
+    """RoboTwin: the head image above the wrist images, each resized by PIL, and z-scores."""
     from PIL import Image
 
     robot = ROBOTS["robotwin"]
@@ -152,7 +152,7 @@ def test_robotwin_acts_as_its_parts(make: Any, tiny_weights: Path) -> None:
     np.testing.assert_allclose(policy.chunks([row])[0], actions, atol=1e-4)
 
 
-def test_a_token_behind_the_padding(make: Any, tiny_weights: Path) -> None:
+def test_a_state_token_may_follow_the_padding(make: Any, tiny_weights: Path) -> None:
     source = make(TABLETOP)
     folder = imported(
         source, TABLETOP, tiny_weights, train=dataclasses.replace(TRAIN, placement="appended", text_tokens=40)
@@ -187,7 +187,7 @@ def test_bfloat16_checkpoint_keeps_its_rounding(make: Any, tiny_weights: Path) -
     assert np.abs(chunks[0] - chunks[1]).max() > 1e-3
 
 
-def test_without_proprio_the_state_is_not_looked_at(make: Any, tiny_weights: Path) -> None:
+def test_without_proprio_the_state_has_no_effect(make: Any, tiny_weights: Path) -> None:
     source = make(TABLETOP, lambda values: values.pop("proprio_encoder"))
     policy = Policy.load(imported(source, TABLETOP, tiny_weights), weights=tiny_weights)
     row = observation(TABLETOP, 4)
@@ -199,7 +199,7 @@ def tabletop_policy(make: Any, tiny_weights: Path) -> Path:
     return imported(make(TABLETOP), TABLETOP, tiny_weights)
 
 
-def test_eval_and_export_run_it_like_any_other(
+def test_eval_and_export_accept_an_imported_policy(
     tabletop_policy: Path, tabletop: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = ["--weights", str(tiny_weights)]
@@ -217,12 +217,12 @@ def test_eval_and_export_run_it_like_any_other(
     assert np.array_equal(*chunks)
 
 
-def test_onnx_says_why_not(tabletop_policy: Path, tiny_weights: Path, tmp_path: Path) -> None:
+def test_onnx_export_is_refused_with_the_reason(tabletop_policy: Path, tiny_weights: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="its state is a token of the editor's text"):
         OnnxExporter().export(tabletop_policy, tmp_path / "onnx", weights=tiny_weights)
 
 
-def test_the_editor_it_came_from_will_not_do(tabletop_policy: Path, tiny_weights: Path, tmp_path: Path) -> None:
+def test_weights_of_another_editor_are_refused(tabletop_policy: Path, tiny_weights: Path, tmp_path: Path) -> None:
     import shutil
 
     changed = tmp_path / "policy"
@@ -277,7 +277,7 @@ def _another_alias(values: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_named_and_nothing_is_left(
+def test_a_checkpoint_that_does_not_fit_is_named_and_leaves_no_files(
     make: Any, tiny_weights: Path, change: Any, error: Any, message: str
 ) -> None:
     source = make(TABLETOP, change)
@@ -287,18 +287,18 @@ def test_what_does_not_fit_is_named_and_nothing_is_left(
     assert sorted(source.iterdir()) == before
 
 
-def test_another_robot_is_named(make: Any, tiny_weights: Path) -> None:
+def test_a_robot_with_other_dimensions_is_refused(make: Any, tiny_weights: Path) -> None:
     source = make(TABLETOP)
     with pytest.raises(ConfigError, match="the robot has 7 action dimensions, the checkpoint 3"):
         imported(source, ROBOTS["libero"], tiny_weights)
 
 
-def test_an_editor_without_released_names_refuses(make: Any) -> None:
+def test_an_editor_without_published_tensor_names_is_refused(make: Any) -> None:
     with pytest.raises(UsageError, match="instruct-pix2pix has no released names"):
         imported(make(TABLETOP), TABLETOP, Path(), editor="instruct-pix2pix")
 
 
-def test_the_command_and_its_refusal_of_a_pickle(
+def test_the_command_imports_a_checkpoint_and_refuses_a_pickle(
     make: Any, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = make(ROBOTS["robotwin"]), tmp_path / "policy"

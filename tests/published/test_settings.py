@@ -1,4 +1,4 @@
-"""train_config.yaml: values at any depth, and what is refused."""
+"""Test reading train_config.yaml: values at any depth, and refused files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read(tmp_path: Path, text: str) -> TrainSettings:
     return read_train_config(path)
 
 
-def test_values_are_found_by_key(tmp_path: Path) -> None:
+def test_values_are_found_by_key_at_any_depth(tmp_path: Path) -> None:
     text = """
     data: {train: {num_frames: 33}, val: {num_frames: "${data.train.num_frames}"}}
     model: {pack_proprio_after_text: false, qwen_context_len: 128}
@@ -39,6 +39,6 @@ def test_defaults_are_the_published_ones(tmp_path: Path) -> None:
         ("a: [", "not valid YAML"),
     ],
 )
-def test_what_is_unclear_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_ambiguous_or_invalid_values_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read(tmp_path, text)

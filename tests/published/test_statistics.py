@@ -1,4 +1,4 @@
-"""dataset_stats.json, compared with scales, offsets and normalised windows of the published code."""
+"""Compare values read from dataset_stats.json with scales, offsets and normalised windows of the published code."""
 
 from __future__ import annotations
 

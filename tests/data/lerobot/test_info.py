@@ -1,4 +1,4 @@
-"""Features of `meta/info.json`: what their shapes and names mean in old and new sets."""
+"""Test features of `meta/info.json`: their shapes and names in old and new datasets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def feature(shape: tuple[int, ...], names: tuple[str, ...] = (), key: str = "obs
         ((480, 640, 3), ("height", "width", "channels"), (480, 640)),
         ((480, 640, 3), ("height", "width", "channel"), (480, 640)),
         ((3, 480, 640), ("channels", "height", "width"), (480, 640)),
-        # Sizes that look like channels: only the names can tell.
+        # These sizes could all be channel counts, so only the axis names decide.
         ((3, 8, 3), ("height", "width", "channels"), (3, 8)),
         ((3, 8, 3), ("channels", "height", "width"), (8, 3)),
         ((640, 480, 3), ("width", "height", "channels"), (480, 640)),
@@ -26,13 +26,13 @@ def feature(shape: tuple[int, ...], names: tuple[str, ...] = (), key: str = "obs
         ((3, 480, 640), (), (480, 640)),
     ],
 )
-def test_axis_names_decide_over_positions(
+def test_axis_names_take_precedence_over_axis_order(
     shape: tuple[int, ...], names: tuple[str, ...], size: tuple[int, int]
 ) -> None:
     assert feature(shape, names).image_size() == size
 
 
-def test_a_picture_has_three_axes() -> None:
+def test_an_image_feature_has_three_axes() -> None:
     with pytest.raises(DatasetError, match=r"'observation.images.top' has shape \[7\], which is not an image"):
         feature((7,)).image_size()
 
@@ -47,7 +47,7 @@ def test_a_picture_has_three_axes() -> None:
         (None, ()),
     ],
 )
-def test_names_come_in_several_forms(names: object, flat: tuple[str, ...]) -> None:
+def test_names_are_read_from_several_forms(names: object, flat: tuple[str, ...]) -> None:
     assert _flat_names(names) == flat
 
 

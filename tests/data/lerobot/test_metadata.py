@@ -1,4 +1,4 @@
-"""Metadata of both versions: where episodes lie, what identifies a dataset, which tables are refused."""
+"""Test metadata of both versions: the location of episodes, the dataset's identity, and refused tables."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_v21_episodes_have_their_own_files_in_chunks(v21: Path) -> None:
     assert all(e.videos[TOP].first_frame == 0 and e.videos[TOP].is_last for e in episodes)
 
 
-def test_both_versions_know_the_same_tasks(v21: Path, v30: Path) -> None:
+def test_both_versions_list_the_same_tasks(v21: Path, v30: Path) -> None:
     expected = {0: "push the red cube", 1: "open the drawer"}
     assert load_metadata(v21).tasks == load_metadata(v30).tasks == expected
 
@@ -55,14 +55,14 @@ def test_an_index_that_pandas_left_unnamed_is_found(copy30: Path) -> None:
     assert load_metadata(copy30).tasks[1] == "open the drawer"
 
 
-def test_templates_of_info_are_followed(copy30: Path) -> None:
+def test_path_templates_of_info_json_are_followed(copy30: Path) -> None:
     (copy30 / "data/chunk-000/file-000.parquet").rename(copy30 / "rows_0_0.parquet")
     edit_json(copy30 / "meta/info.json", lambda i: i.update(data_path="rows_{chunk_index}_{file_index}.parquet"))
     assert load_metadata(copy30).episodes[0].data_file == copy30 / "rows_0_0.parquet"
 
 
 @pytest.mark.parametrize("seconds", [0.02, -0.02])
-def test_time_stamps_that_drifted_still_give_whole_frames(copy30: Path, seconds: float) -> None:
+def test_drifted_timestamps_are_rounded_to_whole_frames(copy30: Path, seconds: float) -> None:
     def drift(table: pa.Table) -> pa.Table:
         for field in ("from_timestamp", "to_timestamp"):
             name = f"videos/{TOP}/{field}"
@@ -113,7 +113,7 @@ class TestIdentity:
 
 
 def _overlap(table: pa.Table) -> pa.Table:
-    # What a merge leaves behind that forgets to shift one episode.
+    # Imitate a faulty merge of datasets that did not shift one episode's timestamps.
     table = set_column(table, f"videos/{TOP}/from_timestamp", [0.0, 0.0, 1.2])
     return set_column(table, f"videos/{TOP}/to_timestamp", [0.5, 0.7, 1.6])
 

@@ -1,4 +1,4 @@
-"""Rows of both versions against the recording they were made from, and broken sets against their messages."""
+"""Compare rows of both dataset versions with the recording behind them, and check the errors of broken datasets."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def copy30(v30: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
-    """Counts how often each video file is opened."""
+    """Return a counter of how often each video file is opened."""
     counter: collections.Counter[str] = collections.Counter()
     real_open = av.open
 
@@ -77,7 +77,7 @@ def assert_rows_equal(rows: list[Row], recordings: list[Recording]) -> None:
 
 
 @ALL_FORMS
-def test_every_row_comes_back(form: str, recordings: list[Recording], request: pytest.FixtureRequest) -> None:
+def test_every_recorded_row_is_read(form: str, recordings: list[Recording], request: pytest.FixtureRequest) -> None:
     dataset: Dataset = LeRobotDataset(request.getfixturevalue(form))
     rows = list(dataset.rows())
     assert_rows_equal(rows, recordings)
@@ -85,7 +85,7 @@ def test_every_row_comes_back(form: str, recordings: list[Recording], request: p
         assert list(row.images) == list(CAMERAS)
         for camera, pixels in row.images.items():
             assert pixels.dtype == np.uint8
-            # Neighbouring frames and episodes differ by 20 and more; the codec by a few levels.
+            # Neighbouring frames and episodes differ by at least 20 levels, lossy coding changes only a few.
             difference = np.abs(pixels.astype(int) - recording.frames[camera][frame]).mean()
             assert difference <= (0 if form == "v30_pictures" else 4)
 
@@ -107,7 +107,7 @@ def test_numbers_equal_an_independent_reading(v30: Path) -> None:
 
 
 @ALL_FORMS
-def test_arrays_can_be_given_to_torch_without_a_copy(form: str, request: pytest.FixtureRequest) -> None:
+def test_arrays_can_be_shared_with_torch_without_a_copy(form: str, request: pytest.FixtureRequest) -> None:
     row = next(LeRobotDataset(request.getfixturevalue(form)).rows())
     for array in (row.state, row.action, *row.images.values()):
         assert array.flags.writeable
@@ -138,7 +138,9 @@ def test_each_mp4_is_opened_once(v30: Path, opened: collections.Counter[str]) ->
     assert set(opened.values()) == {1}
 
 
-def test_without_images_nothing_is_decoded(v30: Path, v30_pictures: Path, opened: collections.Counter[str]) -> None:
+def test_no_video_is_decoded_when_images_are_off(
+    v30: Path, v30_pictures: Path, opened: collections.Counter[str]
+) -> None:
     for root in (v30, v30_pictures):
         rows = list(LeRobotDataset(root).rows(images=False))
         assert [dict(row.images) for row in rows] == [{}] * 16
@@ -146,7 +148,7 @@ def test_without_images_nothing_is_decoded(v30: Path, v30_pictures: Path, opened
 
 
 def test_a_video_without_wanted_episodes_is_not_opened(tmp_path: Path, opened: collections.Counter[str]) -> None:
-    # Encoders hold back frames: only episodes longer than that can fill a file.
+    # An encoder buffers frames before it writes any, so only a longer episode can fill a file.
     root = write_v30(tmp_path / "set", record((50, 60, 50)), video_files_size_in_mb=1e-6)
     opened.clear()
     rows = list(LeRobotDataset(root).rows(episodes=[1]))
@@ -154,8 +156,8 @@ def test_a_video_without_wanted_episodes_is_not_opened(tmp_path: Path, opened: c
     assert sorted(opened) == [f"observation.images.{camera}/chunk-000/file-001.mp4" for camera in CAMERAS]
 
 
-def test_memory_holds_one_episode_of_numbers_and_no_frames(v30: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Frames are decoded as rows are asked for, not before: after n rows, n frames of each camera were taken.
+def test_frames_are_decoded_only_when_their_row_is_requested(v30: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # After n rows, exactly n frames of each camera have been decoded.
     decoded = collections.Counter[str]()
     from imagewam_cli.data.lerobot.video import VideoFile
 
@@ -186,7 +188,9 @@ def test_closing_the_stream_early_closes_the_videos(v30: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("row_group_size", [1, 3, 100])
-def test_row_groups_do_not_matter(copy30: Path, recordings: list[Recording], row_group_size: int) -> None:
+def test_the_row_group_size_does_not_change_the_rows(
+    copy30: Path, recordings: list[Recording], row_group_size: int
+) -> None:
     edit_table(copy30 / DATA, lambda table: table, row_group_size=row_group_size)
     assert_rows_equal(list(LeRobotDataset(copy30).rows(images=False)), recordings)
     rows = list(LeRobotDataset(copy30).rows(images=False, episodes=[1]))
@@ -214,7 +218,7 @@ def test_episodes_longer_than_a_batch_are_joined(
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.large_list(pa.float64()), pa.list_(pa.float64(), 3)])
-def test_vectors_may_be_stored_as_any_kind_of_list(
+def test_vectors_are_read_from_any_arrow_list_type(
     copy30: Path, recordings: list[Recording], kind: pa.DataType
 ) -> None:
     def recast(table: pa.Table) -> pa.Table:
@@ -225,7 +229,7 @@ def test_vectors_may_be_stored_as_any_kind_of_list(
     assert_rows_equal(list(LeRobotDataset(copy30).rows(images=False)), recordings)
 
 
-def test_a_vector_of_one_may_be_a_plain_number(copy30: Path) -> None:
+def test_a_vector_of_length_one_is_read_from_a_scalar_column(copy30: Path) -> None:
     edit_json(
         copy30 / "meta/info.json",
         lambda info: info["features"].update({"grip": {"dtype": "float32", "shape": [1], "names": ["grip"]}}),
@@ -235,7 +239,7 @@ def test_a_vector_of_one_may_be_a_plain_number(copy30: Path) -> None:
     assert [row.state.tolist() for row in rows] == [[float(i)] for i in range(16)]
 
 
-def test_pictures_beside_the_data_file_are_found(v30_pictures: Path, tmp_path: Path) -> None:
+def test_images_stored_beside_the_data_file_are_found(v30_pictures: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(v30_pictures, tmp_path / "set"))
     expected = [row.images["top"] for row in LeRobotDataset(root).rows()]
 
@@ -256,7 +260,7 @@ def test_an_instruction_may_change_within_an_episode(copy30: Path) -> None:
     assert [row.instruction for row in rows] == ["push the red cube"] * 2 + ["open the drawer"] * 3
 
 
-def test_a_stride_below_one_is_wrong_usage(v30: Path) -> None:
+def test_a_stride_below_one_is_a_usage_error(v30: Path) -> None:
     with pytest.raises(UsageError, match="stride of 0"):
         LeRobotDataset(v30).rows(stride=0)
 
@@ -268,7 +272,7 @@ def test_an_episode_that_does_not_exist_is_named(v30: Path) -> None:
 
 
 class TestBrokenFiles:
-    """Each names the file and the episode."""
+    """Errors name the damaged file and the episode."""
 
     @pytest.mark.parametrize(
         ("name", "message"),
@@ -277,7 +281,7 @@ class TestBrokenFiles:
             (TOP_MP4, r"images\.top/chunk-000/file-000\.mp4, episode 0: the file is missing"),
         ],
     )
-    def test_a_missing_file_is_noticed_before_the_first_row(self, copy30: Path, name: str, message: str) -> None:
+    def test_a_missing_file_is_reported_before_the_first_row(self, copy30: Path, name: str, message: str) -> None:
         (copy30 / name).unlink()
         dataset = LeRobotDataset(copy30)
         with pytest.raises(DatasetError, match=message):
@@ -294,7 +298,7 @@ class TestBrokenFiles:
     @pytest.mark.parametrize(
         ("frames", "message"), [(6, "ends after 6 of 7 frames"), (8, "continues after the 7 frames")]
     )
-    def test_a_video_of_the_wrong_length(self, tmp_path: Path, frames: int, message: str) -> None:
+    def test_a_video_of_the_wrong_length_is_refused(self, tmp_path: Path, frames: int, message: str) -> None:
         recordings = record()
         root = write_v21(tmp_path / "v21", recordings)
         pixels = np.resize(recordings[1].frames["top"], (frames, 32, 48, 3))
@@ -311,13 +315,13 @@ class TestBrokenFiles:
         with pytest.raises(DatasetError, match=r"file-000\.mp4, episode 2: the video ends after 3 of 4 frames"):
             list(LeRobotDataset(copy30).rows())
 
-    def test_a_video_cut_off_by_a_failed_copy(self, copy30: Path) -> None:
+    def test_a_truncated_video_is_refused(self, copy30: Path) -> None:
         path = copy30 / TOP_MP4
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(DatasetError, match=r"file-000\.mp4, episode 0: the video cannot be decoded"):
             list(LeRobotDataset(copy30).rows())
 
-    def test_a_truncated_data_file(self, copy30: Path) -> None:
+    def test_a_truncated_data_file_is_refused(self, copy30: Path) -> None:
         path = copy30 / DATA
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(DatasetError, match=r"file-000\.parquet \(episodes 0\.\.2\) is not a readable parquet file"):
@@ -345,7 +349,9 @@ class TestBrokenFiles:
             (lambda t: set_column(t, "task_index", [0] * 15 + [None]), "episode 2: 'task_index' has 1 empty values"),
         ],
     )
-    def test_wrong_rows(self, copy30: Path, edit: Callable[[pa.Table], pa.Table], message: str) -> None:
+    def test_inconsistent_rows_are_refused(
+        self, copy30: Path, edit: Callable[[pa.Table], pa.Table], message: str
+    ) -> None:
         edit_table(copy30 / DATA, edit)
         with pytest.raises(DatasetError, match=message):
             list(LeRobotDataset(copy30).rows(images=False))
@@ -358,7 +364,9 @@ class TestBrokenFiles:
             ("observation.state", None, "episode 1: 'observation.state' has 1 empty values"),
         ],
     )
-    def test_bad_numbers(self, copy30: Path, key: str, bad: list[float] | None, message: str) -> None:
+    def test_missing_and_non_finite_numbers_are_refused(
+        self, copy30: Path, key: str, bad: list[float] | None, message: str
+    ) -> None:
         def spoil(table: pa.Table) -> pa.Table:
             values = table[key].to_pylist()
             values[5 + 2] = bad
@@ -370,12 +378,12 @@ class TestBrokenFiles:
         with pytest.raises(DatasetError, match=message):
             next(rows)
 
-    def test_vectors_of_the_wrong_size(self, copy30: Path) -> None:
+    def test_vectors_of_the_wrong_size_are_refused(self, copy30: Path) -> None:
         edit_json(copy30 / "meta/info.json", lambda info: info["features"]["action"].update(shape=[4]))
         with pytest.raises(DatasetError, match=r"'action' has vectors of \[2\] numbers, meta/info.json says 4"):
             list(LeRobotDataset(copy30).rows(images=False))
 
-    def test_frames_of_the_wrong_size(self, copy30: Path) -> None:
+    def test_frames_of_the_wrong_size_are_refused(self, copy30: Path) -> None:
         edit_json(copy30 / "meta/info.json", lambda info: info["features"][TOP].update(shape=[64, 64, 3]))
         with pytest.raises(DatasetError, match=r"episode 0: frames are 32x48 .* meta/info\.json says 64x64"):
             list(LeRobotDataset(copy30).rows())
@@ -391,7 +399,7 @@ class TestBrokenFiles:
             ({"bytes": None, "path": "gone.png"}, r"frame 2: the picture file .*gone\.png cannot be read"),
         ],
     )
-    def test_damaged_pictures(
+    def test_damaged_images_are_refused(
         self, v30_pictures: Path, tmp_path: Path, cell: dict[str, Any] | None, message: str
     ) -> None:
         root = Path(shutil.copytree(v30_pictures, tmp_path / "set"))
@@ -405,13 +413,13 @@ class TestBrokenFiles:
         with pytest.raises(DatasetError, match=message):
             list(LeRobotDataset(root).rows())
 
-    def test_pictures_of_the_wrong_size(self, v30_pictures: Path, tmp_path: Path) -> None:
+    def test_images_of_the_wrong_size_are_refused(self, v30_pictures: Path, tmp_path: Path) -> None:
         root = Path(shutil.copytree(v30_pictures, tmp_path / "set"))
         edit_json(root / "meta/info.json", lambda info: info["features"][TOP].update(shape=[48, 32, 3]))
         with pytest.raises(DatasetError, match=r"is 32x48 .* meta/info\.json says 48x32"):
             list(LeRobotDataset(root).rows())
 
 
-def test_lengths_are_those_of_the_fixture() -> None:
-    # The expectations above count on these.
+def test_the_expected_lengths_are_those_of_the_fixture() -> None:
+    # The expected values above assume these lengths.
     assert LENGTHS == (5, 7, 4)

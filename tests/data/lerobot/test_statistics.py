@@ -1,4 +1,4 @@
-"""Statistics stored with a dataset, against numpy over all values."""
+"""Compare the statistics stored with a dataset with numpy over all values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def histogram(pictures: np.ndarray) -> PictureHistogram:
     return counted
 
 
-def test_statistics_of_pictures_equal_numpy_over_all_pixels() -> None:
+def test_image_statistics_equal_numpy_over_all_pixels() -> None:
     pictures = RNG.integers(10, 201, size=(6, 20, 30, 3), dtype=np.uint8)
     pictures[..., 2] //= 2
     result = histogram(pictures).result()
@@ -35,19 +35,19 @@ def test_statistics_of_pictures_equal_numpy_over_all_pixels() -> None:
     assert result["count"] == [6]
 
 
-def test_large_pictures_are_thinned() -> None:
+def test_large_images_are_subsampled() -> None:
     picture = np.zeros((480, 640, 3), np.uint8)
     picture[::4, ::4] = 255
     assert histogram(picture[None]).result()["mean"] == [[[1.0]], [[1.0]], [[1.0]]]
 
 
-def test_one_value_everywhere_has_no_spread() -> None:
+def test_a_constant_image_has_zero_standard_deviation() -> None:
     result = histogram(np.full((2, 4, 4, 3), 51, np.uint8)).result()
     assert result["min"] == result["max"] == result["q01"] == result["q99"] == [[[0.2]]] * 3
     np.testing.assert_allclose(np.ravel(result["std"]), 0, atol=1e-9)
 
 
-def test_episodes_add_up_to_the_dataset() -> None:
+def test_episode_statistics_combine_to_those_of_the_dataset() -> None:
     vectors = RNG.normal(size=(30, 2)).astype(np.float32)
     pictures = RNG.integers(0, 256, size=(30, 4, 4, 3), dtype=np.uint8)
     statistics = DatasetStatistics()
@@ -69,5 +69,5 @@ def test_episodes_add_up_to_the_dataset() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 300)])
-def test_any_size_is_counted(size: tuple[int, int]) -> None:
+def test_images_of_any_size_are_counted(size: tuple[int, int]) -> None:
     assert histogram(np.zeros((3, *size, 3), np.uint8)).result()["count"] == [3]

@@ -1,4 +1,4 @@
-"""One pass over each mp4: which frames come out, and what is said of broken files."""
+"""Test reading an mp4 in one pass: the frames it yields, and the errors for broken files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def episode(path: Path, index: int, first_frame: int, length: int, *, is_last: b
 
 @pytest.fixture(scope="module", params=["libx264", "libsvtav1"])
 def mp4(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine frames: an episode of 4, a gap of 1, an episode of 4."""
+    """A video of nine frames: an episode of 4, a gap of 1, and an episode of 4."""
     path = tmp_path_factory.mktemp("video") / f"{request.param}.mp4"
     encode_mp4(path, np.stack([picture(SIZE, 0, frame, 0) for frame in range(9)]), request.param)
     return path
@@ -46,12 +46,12 @@ def test_episodes_are_cut_by_frame_number(mp4: Path) -> None:
     assert first[0].flags.c_contiguous
 
 
-def test_a_stride_yields_fewer_frames_of_the_same_pass(mp4: Path) -> None:
+def test_a_stride_skips_frames_within_one_pass(mp4: Path) -> None:
     frames = list(VideoCamera("cam", SIZE).frames(episode(mp4, 0, 0, 9, is_last=True), 4))
     np.testing.assert_array_equal(np.stack(frames), decode_mp4(mp4)[::4])
 
 
-def test_width_that_the_decoder_pads_comes_out_contiguous(tmp_path: Path) -> None:
+def test_a_width_that_the_decoder_pads_gives_a_contiguous_array(tmp_path: Path) -> None:
     path = tmp_path / "odd.mp4"
     encode_mp4(path, np.full((2, 50, 90, 3), 77, np.uint8))
     (frame, _) = VideoCamera("cam", (50, 90)).frames(episode(path, 0, 0, 2, is_last=True), 1)
@@ -72,7 +72,7 @@ def test_the_file_is_opened_once_and_closed_after_its_last_episode(mp4: Path, mo
         next(opened[0].decode(video=0))
 
 
-def test_episodes_that_lie_backwards_in_the_file_are_still_right(mp4: Path) -> None:
+def test_episodes_in_reverse_file_order_are_read_correctly(mp4: Path) -> None:
     expected = decode_mp4(mp4)
     camera = VideoCamera("cam", SIZE)
     later = list(camera.frames(episode(mp4, 0, 5, 4, is_last=False), 1))
@@ -80,18 +80,18 @@ def test_episodes_that_lie_backwards_in_the_file_are_still_right(mp4: Path) -> N
     np.testing.assert_array_equal(np.stack(later + earlier), np.concatenate([expected[5:], expected[:4]]))
 
 
-def test_a_video_that_ends_early_names_file_and_episode(mp4: Path) -> None:
+def test_a_video_that_ends_early_is_refused_with_file_and_episode(mp4: Path) -> None:
     frames = VideoCamera("cam", SIZE).frames(episode(mp4, 3, 5, 6, is_last=True), 1)
     with pytest.raises(DatasetError, match=rf"{mp4.name}, episode 3: the video ends after 4 of 6 frames"):
         list(frames)
 
 
-def test_a_span_behind_the_end_of_the_video(mp4: Path) -> None:
+def test_a_span_after_the_end_of_the_video_is_refused(mp4: Path) -> None:
     with pytest.raises(DatasetError, match="episode 3: the video ends after 0 of 2 frames"):
         list(VideoCamera("cam", SIZE).frames(episode(mp4, 3, 40, 2, is_last=True), 1))
 
 
-def test_the_end_is_checked_even_where_the_stride_skips_it(mp4: Path) -> None:
+def test_the_end_is_checked_even_if_the_stride_skips_it(mp4: Path) -> None:
     with pytest.raises(DatasetError, match="ends after 9 of 10 frames"):
         list(VideoCamera("cam", SIZE).frames(episode(mp4, 0, 0, 10, is_last=True), 5))
 
@@ -107,7 +107,7 @@ def test_frames_of_another_size_are_refused(mp4: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no video at all", None])
-def test_files_that_are_no_video(tmp_path: Path, content: bytes | None) -> None:
+def test_files_that_are_not_videos_are_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "bad.mp4"
     if content is not None:
         path.write_bytes(content)
@@ -115,7 +115,7 @@ def test_files_that_are_no_video(tmp_path: Path, content: bytes | None) -> None:
         list(VideoCamera("cam", SIZE).frames(episode(path, 7, 0, 1, is_last=True), 1))
 
 
-def test_a_file_with_sound_only(tmp_path: Path) -> None:
+def test_a_file_with_only_sound_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "sound.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000, layout="mono")

@@ -1,6 +1,6 @@
-"""What the writer leaves on disk, read back with pyarrow and PyAV alone, and what it leaves when it fails.
+"""Test the LeRobot writer: its files, read back with pyarrow and PyAV, and that a failure leaves no files.
 
-Expected names, types and keys are those of sets written by lerobot 0.6.1.
+Expected names, types and keys are those of datasets written by lerobot 0.6.1.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def add(writer: LeRobotWriter, recording: Recording, **changes: Any) -> int:
 
 
 class TestLayout:
-    def test_the_files_are_those_of_a_v30_set(self, v30: Path) -> None:
+    def test_the_files_are_those_of_a_v30_dataset(self, v30: Path) -> None:
         assert sorted(str(path.relative_to(v30)) for path in v30.rglob("*") if path.is_file()) == [
             DATA,
             EPISODES,
@@ -66,7 +66,7 @@ class TestLayout:
             f"videos/{WRIST}/chunk-000/file-000.mp4",
         ]
 
-    def test_info(self, v30: Path) -> None:
+    def test_info_json(self, v30: Path) -> None:
         info = json.loads((v30 / "meta/info.json").read_text())
         features = info.pop("features")
         assert info == {
@@ -125,7 +125,7 @@ class TestLayout:
         assert declared["index"] == {"dtype": "int64", "_type": "Value"}
         assert list(declared) == schema.names
 
-    def test_data_rows(self, v30: Path, recordings: list[Recording]) -> None:
+    def test_data_rows_equal_the_recording(self, v30: Path, recordings: list[Recording]) -> None:
         table = pq.read_table(v30 / DATA)
         for key, expected in {
             "observation.state": np.concatenate([r.states for r in recordings]),
@@ -143,7 +143,7 @@ class TestLayout:
             metadata = pq.read_metadata(root / DATA)
             assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == list(LENGTHS)
 
-    def test_episode_table(self, v30: Path) -> None:
+    def test_episode_table_locates_each_episode(self, v30: Path) -> None:
         table = pq.read_table(v30 / EPISODES)
         fixed = [name for name in table.column_names if not name.startswith("stats/")]
         videos = [
@@ -161,7 +161,7 @@ class TestLayout:
         spans = [(row[f"videos/{TOP}/from_timestamp"], row[f"videos/{TOP}/to_timestamp"]) for row in rows]
         assert spans == [(0.0, 0.5), (0.5, 1.2), (1.2, 1.6)]
 
-    def test_statistics_of_episodes(self, v30: Path, recordings: list[Recording]) -> None:
+    def test_episode_statistics_equal_numpy(self, v30: Path, recordings: list[Recording]) -> None:
         schema = pq.read_schema(v30 / EPISODES)
         assert str(schema.field("stats/action/q99").type) == "list<element: double>"
         assert str(schema.field("stats/action/count").type) == "list<element: int64>"
@@ -177,7 +177,7 @@ class TestLayout:
             expected = recording.frames["top"].mean(axis=(0, 1, 2)) / 255
             np.testing.assert_allclose(np.ravel(row[f"stats/{TOP}/mean"]), expected)
 
-    def test_statistics_of_the_dataset(self, v30: Path, recordings: list[Recording]) -> None:
+    def test_dataset_statistics_equal_numpy(self, v30: Path, recordings: list[Recording]) -> None:
         stats = json.loads((v30 / "meta/stats.json").read_text())
         assert set(stats) == {TOP, WRIST, "observation.state", "action", *BOOKKEEPING}
         actions = np.concatenate([recording.actions for recording in recordings])
@@ -186,7 +186,7 @@ class TestLayout:
         assert stats["index"]["count"] == [16]
         assert np.shape(stats[TOP]["std"]) == (3, 1, 1)
 
-    def test_pandas_would_take_the_task_for_the_index(self, v30: Path) -> None:
+    def test_pandas_reads_the_task_column_as_the_index(self, v30: Path) -> None:
         table = pq.read_table(v30 / "meta/tasks.parquet")
         assert table.to_pydict() == {"task_index": [0, 1], "task": ["push the red cube", "open the drawer"]}
         described = json.loads(table.schema.metadata[b"pandas"])
@@ -197,7 +197,9 @@ class TestLayout:
         ]
 
     @pytest.mark.parametrize(("codec", "name"), [("h264", "h264"), ("av1", "av1")])
-    def test_videos(self, tmp_path: Path, recordings: list[Recording], codec: str, name: str) -> None:
+    def test_videos_have_the_expected_codec_and_timestamps(
+        self, tmp_path: Path, recordings: list[Recording], codec: str, name: str
+    ) -> None:
         root = write_v30(tmp_path / "set", recordings, video_codec=codec)
         path = root / f"videos/{TOP}/chunk-000/file-000.mp4"
         with av.open(str(path)) as container:
@@ -206,7 +208,7 @@ class TestLayout:
             assert stream.codec_context.codec.canonical_name == name
             assert stream.pix_fmt == "yuv420p"
             assert stream.average_rate == FPS
-            # Frame i is shown at i / fps, counted from 0: that is how lerobot looks frames up.
+            # lerobot finds frame i by its timestamp i / fps, with i counted from 0.
             assert [frame.pts * frame.time_base * FPS for frame in frames] == list(range(16))
             keys = [i for i, frame in enumerate(frames) if frame.key_frame]
             assert max(np.diff([*keys, 16])) <= 2
@@ -215,7 +217,7 @@ class TestLayout:
         info = json.loads((root / "meta/info.json").read_text())["features"][TOP]["info"]
         assert info["video.codec"] == name
 
-    def test_pictures_are_stored_exactly(self, v30_pictures: Path, recordings: list[Recording]) -> None:
+    def test_images_are_stored_without_loss(self, v30_pictures: Path, recordings: list[Recording]) -> None:
         schema = pq.read_schema(v30_pictures / DATA)
         assert str(schema.field(TOP).type) == "struct<bytes: binary, path: string>"
         assert json.loads(schema.metadata[b"huggingface"])["info"]["features"][TOP] == {"_type": "Image"}
@@ -233,21 +235,21 @@ class TestLayout:
         rows = list(LeRobotDataset(v30_pictures).rows())
         np.testing.assert_array_equal(rows[6].images["wrist"], recordings[1].frames["wrist"][1])
 
-    def test_a_vector_of_one_is_a_plain_column(self, tmp_path: Path) -> None:
+    def test_a_vector_of_length_one_is_a_scalar_column(self, tmp_path: Path) -> None:
         root = tmp_path / "set"
         with open_writer(root, cameras={}, state_names=["only"]) as writer:
             writer.add_episode(frames={}, states=[[1], [2]], actions=np.zeros((2, 2)), instruction="wait")
         assert pq.read_schema(root / DATA).field("observation.state").type == pa.float32()
         assert [row.state.tolist() for row in LeRobotDataset(root).rows()] == [[1.0], [2.0]]
 
-    def test_the_folder_is_readable_by_others_as_any_new_folder(self, v30: Path, tmp_path: Path) -> None:
+    def test_the_folder_has_the_default_permissions(self, v30: Path, tmp_path: Path) -> None:
         (tmp_path / "plain").mkdir()
         assert v30.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 class TestManyFiles:
-    def test_full_files_are_followed_by_others_in_chunks(self, tmp_path: Path) -> None:
-        # Encoders hold back frames: only episodes longer than that can fill a file.
+    def test_full_files_are_continued_in_new_files_and_chunks(self, tmp_path: Path) -> None:
+        # An encoder buffers frames before it writes any, so only a longer episode can fill a file.
         recordings = record((50, 60, 50, 55, 3))
         root = write_v30(
             tmp_path / "set", recordings, video_files_size_in_mb=1e-6, data_files_size_in_mb=1e-6, chunks_size=2
@@ -269,7 +271,7 @@ class TestManyFiles:
         for row, expected in zip(back, frames, strict=True):
             assert np.abs(row.images["top"].astype(int) - expected).mean() < 4
 
-    def test_a_file_takes_several_episodes_before_it_is_full(self, tmp_path: Path) -> None:
+    def test_several_episodes_share_a_file_until_it_is_full(self, tmp_path: Path) -> None:
         rng = np.random.default_rng(0)
         root = tmp_path / "set"
         with open_writer(root, cameras={"top": (32, 32)}, video_codec=None, data_files_size_in_mb=0.05) as writer:
@@ -281,7 +283,7 @@ class TestManyFiles:
         files = [row["data/file_index"] for row in pq.read_table(root / EPISODES).to_pylist()]
         assert files == [0, 0, 0, 1, 1, 1]
         for path in (root / "data").rglob("*.parquet"):
-            # The footer comes on top, as in lerobot.
+            # The size limit does not count the footer, as in lerobot.
             assert path.stat().st_size < 1.2 * 0.05 * 1024**2
 
     def test_many_episodes_are_written_in_groups(self, tmp_path: Path) -> None:
@@ -299,10 +301,10 @@ class TestManyFiles:
 
 
 class TestNothingHalfWritten:
-    """After a failure neither the dataset nor its temporary folder is there."""
+    """After a failure, neither the dataset nor its temporary folder exists."""
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-    def test_after_an_error_in_the_block(self, tmp_path: Path, error: type[BaseException]) -> None:
+    def test_an_error_in_the_block_leaves_nothing(self, tmp_path: Path, error: type[BaseException]) -> None:
         def interrupted() -> None:
             with open_writer(tmp_path / "set") as writer:
                 add(writer, record()[0])
@@ -312,13 +314,15 @@ class TestNothingHalfWritten:
             interrupted()
         assert os.listdir(tmp_path) == []
 
-    def test_after_an_error_while_encoding(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_error_while_encoding_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(CameraEncoder, "add", lambda self, frames: 1 / 0)
         with pytest.raises(ZeroDivisionError), open_writer(tmp_path / "set") as writer:
             add(writer, record()[0])
         assert os.listdir(tmp_path) == []
 
-    def test_after_an_error_that_the_block_swallowed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_error_that_the_block_caught_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def swallow() -> None:
             with open_writer(tmp_path / "set") as writer:
                 add(writer, record()[0])
@@ -330,7 +334,7 @@ class TestNothingHalfWritten:
             swallow()
         assert os.listdir(tmp_path) == []
 
-    def test_after_an_error_while_finishing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_error_while_finishing_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(self: CameraEncoder) -> None:
             raise OSError("disk full")
 
@@ -339,18 +343,18 @@ class TestNothingHalfWritten:
             add(writer, record()[0])
         assert os.listdir(tmp_path) == []
 
-    def test_without_an_episode(self, tmp_path: Path) -> None:
+    def test_a_dataset_without_an_episode_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no episode was added"), open_writer(tmp_path / "set"):
             pass
         assert os.listdir(tmp_path) == []
 
-    def test_nothing_is_at_the_target_before_the_end(self, tmp_path: Path) -> None:
+    def test_the_target_does_not_exist_before_the_end(self, tmp_path: Path) -> None:
         with open_writer(tmp_path / "set") as writer:
             add(writer, record()[0])
             assert not (tmp_path / "set").exists()
         assert os.listdir(tmp_path) == ["set"]
 
-    def test_a_target_that_appears_meanwhile_is_kept(self, tmp_path: Path) -> None:
+    def test_a_target_that_appears_while_writing_is_kept(self, tmp_path: Path) -> None:
         def collide() -> None:
             with open_writer(tmp_path / "set") as writer:
                 add(writer, record()[0])
@@ -362,7 +366,7 @@ class TestNothingHalfWritten:
         assert os.listdir(tmp_path) == ["set"]
         assert (tmp_path / "set/precious").read_text() == "mine"
 
-    def test_an_encoder_that_refuses_names_the_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_encoder_error_names_the_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(self: CameraEncoder, pixels: object) -> None:
             raise av.error.InvalidDataError(1, "refused")
 
@@ -373,16 +377,16 @@ class TestNothingHalfWritten:
 
 
 class TestWrongUsage:
-    def test_a_folder_that_is_not_empty(self, v30: Path) -> None:
+    def test_a_folder_that_is_not_empty_is_refused(self, v30: Path) -> None:
         with pytest.raises(UsageError, match="exists and is not empty"):
             open_writer(v30)
 
-    def test_an_empty_folder_is_taken(self, tmp_path: Path) -> None:
+    def test_an_empty_folder_is_accepted(self, tmp_path: Path) -> None:
         with open_writer(tmp_path) as writer:
             add(writer, record()[0])
         assert len(LeRobotDataset(tmp_path).episodes()) == 1
 
-    def test_a_file_in_the_way(self, tmp_path: Path) -> None:
+    def test_a_file_at_the_target_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "set").write_text("")
         with pytest.raises(UsageError, match="is a file"):
             open_writer(tmp_path / "set")
@@ -400,12 +404,12 @@ class TestWrongUsage:
             ({"cameras": {"top": (0, 32)}, "video_codec": None}, "is 0x32"),
         ],
     )
-    def test_arguments(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    def test_invalid_arguments_are_refused(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
         with pytest.raises(UsageError, match=message):
             open_writer(tmp_path / "set", **changes)
         assert os.listdir(tmp_path) == []
 
-    def test_odd_sizes_are_fine_as_pictures(self, tmp_path: Path) -> None:
+    def test_odd_sizes_are_accepted_for_png_images(self, tmp_path: Path) -> None:
         frames = np.random.default_rng(0).integers(0, 256, size=(2, 33, 31, 3), dtype=np.uint8)
         with open_writer(tmp_path / "set", cameras={"top": (33, 31)}, video_codec=None) as writer:
             writer.add_episode(
@@ -437,19 +441,19 @@ class TestWrongUsage:
             ),
         ],
     )
-    def test_episodes(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-        # A refused episode leaves no trace: the next one takes its place.
+    def test_invalid_episodes_are_refused(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+        # A refused episode leaves no rows, so the next episode gets its index.
         with open_writer(tmp_path / "set") as writer:
             with pytest.raises(UsageError, match=message):
                 add(writer, record()[0], **changes)
             add(writer, record()[1])
         assert [episode.length for episode in LeRobotDataset(tmp_path / "set").episodes()] == [7]
 
-    def test_outside_a_with_block(self, tmp_path: Path) -> None:
+    def test_use_outside_a_with_block_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="the writer is not open"):
             add(open_writer(tmp_path / "set"), record()[0])
 
-    def test_twice(self, tmp_path: Path) -> None:
+    def test_a_finished_writer_cannot_be_reused(self, tmp_path: Path) -> None:
         writer = open_writer(tmp_path / "set")
         with writer:
             add(writer, record()[0])

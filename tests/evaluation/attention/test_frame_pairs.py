@@ -1,4 +1,4 @@
-"""Which frames are looked at, and that the pictures read are those frames'."""
+"""Test which pairs of frames are measured, and that their images are read."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def test_rows_are_spread_over_episodes_and_frames() -> None:
     assert all(m.target == min(m.frame + 8, 49) for m in pairs)
 
 
-def test_more_rows_than_episodes_take_each_as_often() -> None:
+def test_more_rows_than_episodes_are_spread_evenly() -> None:
     pairs = spread_frame_pairs(episodes(30, 40), 8, ahead=None)
     assert [m.episode for m in pairs] == [10] * 4 + [11] * 4
     assert len(set(pairs)) == 8
     assert {m.target for m in pairs} == {29, 39}
 
 
-def test_nothing_follows_the_last_frame_so_it_is_never_chosen() -> None:
+def test_the_last_frame_is_never_chosen_because_no_frame_follows() -> None:
     pairs = spread_frame_pairs(episodes(2, 1, 3), 50, ahead=4)
     assert {(m.episode, m.frame, m.target) for m in pairs} == {(10, 0, 1), (12, 0, 2), (12, 1, 2)}
 
 
-def test_too_few_rows_or_episodes() -> None:
+def test_too_few_rows_or_episodes_are_refused() -> None:
     with pytest.raises(UsageError, match=r"1 row\(s\) are too few"):
         spread_frame_pairs(episodes(5, 5), 1, ahead=1)
     with pytest.raises(UsageError, match=r"1 episode\(s\)"):
         spread_frame_pairs(episodes(5, 1), 4, ahead=1)
 
 
-def test_pictures_are_those_of_the_frames(demonstrations: Dataset) -> None:
+def test_the_images_are_those_of_the_chosen_frames(demonstrations: Dataset) -> None:
     pairs = spread_frame_pairs(demonstrations.episodes(), 7, ahead=5)
     every = {(row.episode, row.frame): row for row in demonstrations.rows()}
     read = list(read_frame_pairs(demonstrations, pairs))

@@ -1,4 +1,4 @@
-"""A policy's attention over recorded frames, for editors of any layout."""
+"""Test the measurement of a policy's attention over recorded frames, for editors of any layout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.policies import write_policy
 
 
 class UNetEditor(ArithmeticEditor):
-    """Pictures at two resolutions and a layer of text alone; keys are seeded noise."""
+    """An editor with images at two resolutions and a text-only layer; its keys are seeded noise."""
 
     @property
     def spec(self) -> KVSpec:
@@ -51,7 +51,10 @@ class UNetEditor(ArithmeticEditor):
 
 
 class ApartEditor(ArithmeticEditor):
-    """Two cameras' pictures apart and one target; the keys of target and second reference draw no attention."""
+    """An editor with separate images of two cameras and one target.
+
+    The keys of the target and of the second reference attract no attention.
+    """
 
     def __init__(self, layout: str) -> None:
         super().__init__()
@@ -82,8 +85,10 @@ def unet_policy(folder: Path) -> Policy:
     return Policy(read_bundle(folder), load_expert(folder), editor)
 
 
-def test_the_target_of_cameras_apart_is_the_first_ones_picture(demonstrations: Dataset, tmp_path: Path) -> None:
-    """With uniform attention on a target and two references, each position of the first camera has two tokens."""
+def test_the_only_target_of_separate_cameras_belongs_to_the_first_camera(
+    demonstrations: Dataset, tmp_path: Path
+) -> None:
+    """With uniform attention on a target and two references, a position of the first camera sums up two tokens."""
     editor = ApartEditor("separate")
     write_policy(tmp_path, editor)
     policy = Policy(read_bundle(tmp_path), load_expert(tmp_path), editor)
@@ -107,7 +112,7 @@ def test_maps_and_shares_are_distributions(looked: Any) -> None:
             assert list(one) == ["text", "reference", "own"]
 
 
-def test_numbers_are_those_of_the_maps(looked: Any) -> None:
+def test_the_reported_numbers_follow_from_the_maps(looked: Any) -> None:
     """Recompute mass, area and lift from the pictures and the maps."""
     _, (result, samples) = looked
     mass, area, ratios = [], [], []
@@ -134,7 +139,7 @@ def test_rows_do_not_depend_on_their_batch(looked: Any, demonstrations: Dataset)
         np.testing.assert_allclose(one.maps, other.maps, atol=1e-5)
 
 
-def test_the_target_is_the_frame_after_the_chunk_or_the_end(looked: Any, demonstrations: Dataset) -> None:
+def test_the_later_frame_is_the_one_after_the_chunk_or_the_last(looked: Any, demonstrations: Dataset) -> None:
     policy, (result, _) = looked
     last = {e.index: e.length - 1 for e in demonstrations.episodes()}
     assert all(r.target == min(r.frame + policy.horizon, last[r.episode]) for r in result.per_row)
@@ -149,7 +154,9 @@ def test_only_held_out_episodes_are_measured(looked: Any, demonstrations: Datase
     assert not looked[1][0].held_out
 
 
-def test_an_editor_with_several_resolutions_and_text_alone(tmp_path: Path, demonstrations: Dataset) -> None:
+def test_an_editor_with_several_resolutions_and_a_text_layer_is_measured(
+    tmp_path: Path, demonstrations: Dataset
+) -> None:
     policy = unet_policy(tmp_path)
     result, samples = evaluate_attention(policy, demonstrations, rows=5)
     assert [(layer.layer, layer.grid) for layer in result.layers] == [("l0", (2, 4)), ("l2", (1, 2))]
@@ -163,7 +170,7 @@ def test_an_editor_with_several_resolutions_and_text_alone(tmp_path: Path, demon
 def test_equal_keys_give_a_lift_of_one(
     tmp_path: Path, demonstrations: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Attention is then uniform at every resolution and in the mean over layers."""
+    """With equal keys, attention is uniform at every resolution and in the mean over layers."""
     policy = unet_policy(tmp_path)
     encode = policy.editor.encode
 
@@ -182,7 +189,7 @@ def test_equal_keys_give_a_lift_of_one(
             assert lifts.above.mean == pytest.approx(0)
 
 
-def test_others_are_rows_of_other_episodes() -> None:
+def test_the_others_lift_uses_regions_of_other_episodes() -> None:
     """The rows of episode 0 attend to their own change; the row of episode 1 attends to that of episode 0."""
     left, right = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
     maps, regions = np.stack([left, left, left]), np.stack([left > 0, left > 0, right > 0])
@@ -193,7 +200,7 @@ def test_others_are_rows_of_other_episodes() -> None:
     assert (found.own.low, found.own.high) == (0.0, 2.0)
 
 
-def test_a_prefix_without_pictures_is_refused(tmp_path: Path, demonstrations: Dataset) -> None:
+def test_a_prefix_without_images_is_refused(tmp_path: Path, demonstrations: Dataset) -> None:
     editor = ArithmeticEditor()
     write_policy(tmp_path, editor)
     policy = Policy(read_bundle(tmp_path), load_expert(tmp_path), editor)
@@ -210,7 +217,7 @@ def test_an_expert_without_a_prefix_is_refused(
         evaluate_attention(looked[0], demonstrations, rows=4)
 
 
-def test_the_result_reads_back_and_prints(looked: Any) -> None:
+def test_the_result_can_be_read_back_and_printed(looked: Any) -> None:
     _, (result, _) = looked
     assert from_dict(AttentionResult, json.loads(json.dumps(to_dict(result))), source="memory") == result
     lines = attention_table(result).splitlines()
@@ -223,7 +230,7 @@ def test_pictures_show_the_brightest_token_where_the_map_is_greatest(looked: Any
     peak = np.full((4, 4), 0.01)
     peak[1, 2] = 0.85
     pixels = np.asarray(overlay(samples[0], peak, 64), dtype=float)
-    # four fifths of (252, 255, 120), the rest the picture in grey: at most 0.6 * 255 / 5
+    # The pixel mixes four fifths of the colour (252, 255, 120) with the grey image, which adds at most 0.6 * 255 / 5.
     assert pixels[24, 40].tolist() == pytest.approx([217, 219, 111], abs=16)
     assert np.abs(pixels[8, 8] - pixels[24, 40]).max() > 60
     assert len(samples) >= 3
