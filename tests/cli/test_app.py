@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, one line and a hint for each error, JSON where asked."""
+"""The command line as a user sees it: exit codes, one line and a hint for each error, JSON output."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_failure_is_one_line_and_exit_1(
         (ZeroDivisionError("oops"), 1, "error: ZeroDivisionError: oops"),
     ],
 )
-def test_what_is_no_error_of_ours_is_said_in_one_line_too(
+def test_any_other_exception_is_one_line_too(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str
 ) -> None:
     def fail(**_: object) -> None:
@@ -168,7 +168,9 @@ def test_editors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("collects", [True, False])
-def test_garbage_is_collected_again_once_editors_are_listed(capsys: pytest.CaptureFixture[str], collects: bool) -> None:
+def test_listing_editors_restores_the_state_of_the_garbage_collector(
+    capsys: pytest.CaptureFixture[str], collects: bool
+) -> None:
     before = gc.isenabled()
     (gc.enable if collects else gc.disable)()
     try:
@@ -178,14 +180,14 @@ def test_garbage_is_collected_again_once_editors_are_listed(capsys: pytest.Captu
         (gc.enable if before else gc.disable)()
 
 
-def test_memory_of_editors_is_told_for_caching_and_for_acting(capsys: pytest.CaptureFixture[str]) -> None:
+def test_editors_report_memory_for_caching_and_for_acting(capsys: pytest.CaptureFixture[str]) -> None:
     editors = {e["name"]: e for e in json.loads(run(capsys, "editors", "--format", "json")[1])}
-    for name, encoder_goes in (("flux2-klein-9b", True), ("tiny", True), ("qwen-image-edit", False)):
+    for name, encoder_is_freed in (("flux2-klein-9b", True), ("tiny", True), ("qwen-image-edit", False)):
         editor = editors[name]
-        whole, reading = sum(editor["components"].values()), editor["components"]["text_encoder"]
-        width = 4 if name == "tiny" else 2
+        whole, encoder = sum(editor["components"].values()), editor["components"]["text_encoder"]
+        width = 4 if name == "tiny" else 2  # bytes per parameter: float32 or bfloat16
         assert editor["memory_bytes_acting"] == width * whole
-        caching = max(reading, whole - reading) if encoder_goes else whole
+        caching = max(encoder, whole - encoder) if encoder_is_freed else whole
         assert editor["memory_bytes"] == width * caching
     head = run(capsys, "editors")[1].splitlines()[0].split()
     assert head[head.index("caching") + 1] == "acting"
@@ -197,21 +199,21 @@ def test_plugins_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert {p["name"] for p in json.loads(out)} >= {"builtin", "tiny", "flux2"}
 
 
-def test_list_of_an_empty_folder_says_what_to_do(
+def test_list_in_an_empty_folder_suggests_a_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert "imagewam cache --editor tiny" in run(capsys, "list")[1]
 
 
-def test_delete_asks_and_only_knows_its_own(
+def test_delete_asks_first_and_refuses_other_folders(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run_folder = tmp_path / "runs" / "one"
     run_folder.mkdir(parents=True)
     (run_folder / "run.json").write_text("{}")
-    other = tmp_path / "precious"
+    other = tmp_path / "precious"  # not a result of imagewam
     other.mkdir()
     assert run(capsys, "list", "--delete", "precious")[0] == 2
     assert other.exists()
@@ -222,7 +224,7 @@ def test_delete_asks_and_only_knows_its_own(
     assert not run_folder.exists()
 
 
-def test_text_of_sizes_and_times() -> None:
+def test_sizes_and_times_are_printed_in_readable_units() -> None:
     assert [bytes_text(x) for x in (12, 3400, 5_600_000, 7.8e9, 9.1e12)] == [
         "12 B",
         "3.4 kB",
@@ -233,7 +235,7 @@ def test_text_of_sizes_and_times() -> None:
     assert [seconds_text(x) for x in (1.23, 45, 200, 7500)] == ["1.2 s", "45 s", "3 min 20 s", "2 h 5 min"]
 
 
-def test_columns_are_aligned_to_either_side() -> None:
+def test_table_aligns_columns_left_and_right() -> None:
     lines = [["a", "bb", "c"], ["ccc", "d", "ee"]]
     assert table(lines) == "a    bb  c\nccc  d   ee"
     assert table(lines, left=1) == "a    bb   c\nccc   d  ee"

@@ -1,4 +1,4 @@
-"""`imagewam attention` from policy and dataset to numbers and pictures, and what it refuses."""
+"""`imagewam attention`: numbers and pictures for a policy on a dataset, and refused arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return code, captured.out, captured.err
 
 
-def test_numbers_and_pictures(
+def test_attention_writes_numbers_and_pictures(
     capsys: pytest.CaptureFixture[str], policy_folder: Path, tiny_weights: Path, tabletop: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "looks"
@@ -40,7 +40,7 @@ def test_numbers_and_pictures(
     assert not list(out.rglob("*.partial*"))
 
 
-def test_a_second_run_leaves_no_pages_of_the_first(
+def test_a_second_run_replaces_the_pictures_of_the_first(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     policy_folder: Path,
@@ -63,7 +63,7 @@ def test_a_second_run_leaves_no_pages_of_the_first(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "rows", "sheet.png"]
 
 
-def test_human_words_and_the_default_folder(
+def test_the_default_folder_is_inside_the_policy(
     capsys: pytest.CaptureFixture[str], policy_folder: Path, tiny_weights: Path, tabletop: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(policy_folder, tmp_path / "policy")
@@ -87,7 +87,7 @@ def test_an_onnx_export_is_refused(capsys: pytest.CaptureFixture[str], tabletop:
     ]
 
 
-def test_a_prefix_of_text_alone_is_refused(
+def test_a_prefix_with_only_text_is_refused(
     capsys: pytest.CaptureFixture[str], load_tiny: Any, tiny_weights: Path, tabletop: Path, tmp_path: Path
 ) -> None:
     folder = write_policy(tmp_path / "blind", load_tiny(segments=("text",)))

@@ -1,4 +1,4 @@
-"""`imagewam cache --layers auto:K`: measured once, stored, and read back by a build that resumes."""
+"""`imagewam cache --layers auto:K`: layers are measured once, stored, and reused when a build resumes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def small(tabletop: Path, tiny_weights: Path) -> list[str]:
 
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A measurement that cannot be mistaken for what any other choice of layers gives."""
+    """Fake a measurement whose layers no other choice would give."""
     result = LayerChoice(kept=(0, 2), removed=(1,), errors=(0.5, 0.4))
     monkeypatch.setattr(MEASURE, lambda *_, **__: result)
 
 
-def test_the_plan_the_build_and_the_manifest_have_the_same_layers(
+def test_plan_build_and_manifest_have_the_same_layers(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*small, "--layers", "auto:2", "--plan", "--format", "json"]) == 0
@@ -40,7 +40,7 @@ def test_the_plan_the_build_and_the_manifest_have_the_same_layers(
     assert run([*small, "--layers", plan["layers"], "--out", str(tmp_path / "cache")]) == 0, "it is the same cache"
 
 
-def test_a_build_that_resumes_measures_nothing(
+def test_a_resumed_build_does_not_measure_again(
     small: list[str],
     chosen: None,
     tmp_path: Path,
@@ -64,7 +64,7 @@ def test_a_build_that_resumes_measures_nothing(
     assert read_manifest(out).settings.layers == "0,2"
 
 
-def test_another_number_than_the_caches_is_refused_before_the_editor_is_loaded(
+def test_auto_with_another_number_of_layers_is_refused_before_the_editor_loads(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "cache"
@@ -78,7 +78,7 @@ def test_another_number_than_the_caches_is_refused_before_the_editor_is_loaded(
 
 
 @pytest.mark.parametrize("value", ["auto:", "auto:x", "auto:0", "auto:-1", "auto:²"])
-def test_what_is_no_number_of_layers_is_refused_before_anything_is_opened(
+def test_auto_without_a_valid_number_is_refused_first(
     value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -89,7 +89,7 @@ def test_what_is_no_number_of_layers_is_refused_before_anything_is_opened(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_more_layers_than_there_are_are_refused_before_a_row_is_encoded(
+def test_auto_with_too_many_layers_is_refused_before_a_row_is_encoded(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = "imagewam_cli.editors.diffusers.DiffusersEditor.encode"
@@ -101,7 +101,7 @@ def test_more_layers_than_there_are_are_refused_before_a_row_is_encoded(
     assert not (tmp_path / "cache").exists()
 
 
-def test_what_has_to_be_measured_needs_weights(
+def test_planning_auto_layers_needs_weights(
     tabletop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))

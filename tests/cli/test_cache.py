@@ -1,4 +1,4 @@
-"""`imagewam cache`: what it refuses before it does anything."""
+"""`imagewam cache` and `imagewam cache plan`: plans, budgets, pooling, and arguments refused before any work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imagewam_cli.kvcache.storage.manifests import read_manifest
 from tests.support.editors.instruct_pix2pix import build as build_pix2pix
 
 
-def test_a_plan_records_no_demonstrations(
+def test_a_plan_without_a_dataset_is_refused_and_records_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -27,7 +27,7 @@ def test_a_plan_records_no_demonstrations(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_weights_nothing_is_recorded(
+def test_missing_weights_are_refused_before_demonstrations_are_recorded(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -37,7 +37,7 @@ def test_without_weights_nothing_is_recorded(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bytes_are_planned_without_weights(
+def test_a_plan_needs_no_weights_to_compute_bytes(
     capsys: pytest.CaptureFixture[str], tabletop: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -54,7 +54,7 @@ def test_bytes_are_planned_without_weights(
 def test_pooled_tokens_are_planned_and_cached(
     capsys: pytest.CaptureFixture[str], tabletop: Path, tmp_path: Path
 ) -> None:
-    """8 x 8 tokens in cells of 3 x 3: 9 are left of 64, in the files as in the plan."""
+    """8 x 8 tokens in cells of 3 x 3 leave 9 tokens, in the plan and in the files."""
     out = tmp_path / "cache"
     arguments = ["cache", "--dataset", str(tabletop), "--stride", "40", "--layers", "0", "--format", "json"]
     assert run([*arguments, "--image-size", "128x128", "--pool", "3", "--plan"]) == 0
@@ -69,7 +69,7 @@ def test_pooled_tokens_are_planned_and_cached(
     assert reader.read(np.arange(1)).layers[0].k.shape[1] == text.tokens + 9
 
 
-def test_a_pool_of_nothing_is_refused(capsys: pytest.CaptureFixture[str], tabletop: Path) -> None:
+def test_a_pool_of_0_is_refused(capsys: pytest.CaptureFixture[str], tabletop: Path) -> None:
     assert run(["cache", "--dataset", str(tabletop), "--pool", "0"]) == 2
     assert "pool must be at least 1, got 0" in capsys.readouterr().err
 
@@ -85,7 +85,7 @@ def test_a_pool_of_nothing_is_refused(capsys: pytest.CaptureFixture[str], tablet
         ("--image-size", "12x64", "image size 12x64 does not split", "16x64: choose it with --image-size"),
     ],
 )
-def test_a_value_that_is_refused_is_told_with_its_option(
+def test_a_refused_value_is_reported_with_its_option(
     capsys: pytest.CaptureFixture[str],
     tabletop: Path,
     tmp_path: Path,
@@ -102,7 +102,7 @@ def test_a_value_that_is_refused_is_told_with_its_option(
     assert not out.exists()
 
 
-def test_kinds_of_tokens_may_be_set_apart_by_spaces(capsys: pytest.CaptureFixture[str], tabletop: Path) -> None:
+def test_segments_may_be_separated_by_spaces(capsys: pytest.CaptureFixture[str], tabletop: Path) -> None:
     plans = []
     for segments in ("text,reference", " text, reference "):
         assert run(["cache", "plan", "--dataset", str(tabletop), "--segments", segments, "--format", "json"]) == 0
@@ -112,7 +112,7 @@ def test_kinds_of_tokens_may_be_set_apart_by_spaces(capsys: pytest.CaptureFixtur
 
 @pytest.fixture
 def small(tabletop: Path, tiny_weights: Path) -> list[str]:
-    """As `tiny_cache` was built."""
+    """Return the command that built `tiny_cache`, without --out."""
     rows = ["--dataset", str(tabletop), "--weights", str(tiny_weights), "--image-size", "64x64"]
     return ["cache", *rows, "--stride", "4", "--codec", "fp32", "--batch", "8", "--shard-mb", "0.5"]
 
@@ -128,7 +128,7 @@ def small(tabletop: Path, tiny_weights: Path) -> list[str]:
     ],
 )
 @pytest.mark.parametrize("parts", [False, True])
-def test_what_does_not_go_on_with_the_cache_is_refused_before_anything_is_said(
+def test_a_build_that_does_not_match_the_cache_is_refused_first(
     small: list[str],
     tiny_cache: Path,
     tmp_path: Path,
@@ -153,7 +153,7 @@ def test_what_does_not_go_on_with_the_cache_is_refused_before_anything_is_said(
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_a_folder_of_something_else_is_refused_before_the_editor_is_loaded(
+def test_a_folder_with_other_files_is_refused_before_the_editor_loads(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "precious").touch()
@@ -162,7 +162,7 @@ def test_a_folder_of_something_else_is_refused_before_the_editor_is_loaded(
     assert "holds something that is not a cache" in capsys.readouterr().err
 
 
-def test_a_plan_within_a_budget_shows_every_way_to_fit_and_marks_one(
+def test_a_plan_with_a_budget_lists_all_choices_that_fit_and_marks_one(
     small: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["cache", "plan", *small[1:], "--budget", "400 kB", "--format", "json"]) == 0
@@ -176,9 +176,9 @@ def test_a_plan_within_a_budget_shows_every_way_to_fit_and_marks_one(
     best = plan["choice"]
     assert marked[:3] == [best["codec"], str(best["pool"]), best["layers"]]
     assert lines[-1] == f"--codec {best['codec']} --pool {best['pool']} --layers {best['layers']}"
-    ways = {(choice["layers"], choice["pool"]) for choice in plan["choices"]}
+    combinations = {(choice["layers"], choice["pool"]) for choice in plan["choices"]}
     head = next(i for i, line in enumerate(lines) if line.startswith("codec"))
-    assert len(lines[head + 1 : -1]) == len(ways)
+    assert len(lines[head + 1 : -1]) == len(combinations)  # one line each
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_plan_within_a_budget_shows_every_way_to_fit_and_marks_one(
         ("1kB", "nothing fits 1.0 kB: --codec pca0.5 --pool 2 --layers every:4 still needs", "raise --budget"),
     ],
 )
-def test_a_budget_that_cannot_be_kept_is_refused(
+def test_an_invalid_or_too_small_budget_is_refused(
     small: list[str], capsys: pytest.CaptureFixture[str], budget: str, message: str, hint: str
 ) -> None:
     assert run(["-q", "cache", "plan", *small[1:], "--budget", budget]) == 2
@@ -200,12 +200,12 @@ def test_a_budget_that_cannot_be_kept_is_refused(
     assert hint in advice
 
 
-def test_a_budget_is_for_a_plan(capsys: pytest.CaptureFixture[str], small: list[str]) -> None:
+def test_a_budget_without_a_plan_is_refused(capsys: pytest.CaptureFixture[str], small: list[str]) -> None:
     assert run([*small, "--budget", "1GB"]) == 2
     assert "--budget is an option of `imagewam cache plan`" in capsys.readouterr().err
 
 
-def test_the_old_spelling_of_a_plan_prints_the_same(
+def test_the_option_plan_prints_the_same_as_the_command_plan(
     capsys: pytest.CaptureFixture[str], tabletop: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -225,10 +225,8 @@ def test_an_option_before_a_sub_command_is_refused(capsys: pytest.CaptureFixture
     assert "imagewam cache plan --pool" in advice
 
 
-def test_bytes_that_are_told_are_those_of_all_files(
-    capsys: pytest.CaptureFixture[str], tabletop: Path, tmp_path: Path
-) -> None:
-    """Of what is stored once for each instruction too, as in the plan."""
+def test_reported_bytes_count_all_files(capsys: pytest.CaptureFixture[str], tabletop: Path, tmp_path: Path) -> None:
+    """Rows stored once per instruction are counted too, in the build and in the plan."""
     weights, out = build_pix2pix(tmp_path / "weights"), tmp_path / "cache"
     command = ["-q", "cache", "--editor", "instruct-pix2pix", "--weights", str(weights), "--dataset", str(tabletop)]
     command += ["--segments", "text,target", "--layers", "0,1", "--image-size", "64x64", "--stride", "40"]
@@ -236,7 +234,7 @@ def test_bytes_that_are_told_are_those_of_all_files(
     assert run([*command, "--plan"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert run([*command, "--out", str(out)]) == 0
-    told = json.loads(capsys.readouterr().out)["bytes"]
-    assert told == sum(path.stat().st_size for path in (out / "shards").iterdir())
-    assert told == pytest.approx(planned["total_bytes"], rel=0.05)  # the headers of the files aside
-    assert (out / "shards" / "instructions.safetensors").stat().st_size > 0.1 * told
+    reported = json.loads(capsys.readouterr().out)["bytes"]
+    assert reported == sum(path.stat().st_size for path in (out / "shards").iterdir())
+    assert reported == pytest.approx(planned["total_bytes"], rel=0.05)  # the plan ignores file headers
+    assert (out / "shards" / "instructions.safetensors").stat().st_size > 0.1 * reported

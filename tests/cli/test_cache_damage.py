@@ -1,4 +1,4 @@
-"""Caches that are broken, changed or mixed up, from the command line: one line, what to do next, and nothing lost."""
+"""Damaged, changed or mixed-up caches on the command line: one line, the next step, and no data lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def copy(tiny_cache: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def build(tabletop: Path, tiny_weights: Path) -> list[str]:
-    """As `tiny_cache` was built."""
+    """Return the command that built `tiny_cache`, without --out."""
     rows = ["--dataset", str(tabletop), "--weights", str(tiny_weights), "--image-size", "64x64", "--stride", "4"]
     return ["-q", "cache", *rows, "--codec", "fp32", "--batch", "8", "--shard-mb", "0.5"]
 
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 1) -> tuple[str, str]:
-    """The error's line and the hint's."""
+    """Run a command that must fail, and return its error line and its hint line."""
     capsys.readouterr()
     assert run(["-q", *arguments]) == code
     printed = capsys.readouterr()
@@ -73,32 +73,32 @@ def replaced(cache: Path) -> None:
     shutil.copy(shard(cache, 0), shard(cache, 1))
 
 
-def claiming(cache: Path) -> None:
-    """A header of 8 GB."""
+def huge_header(cache: Path) -> None:
+    """Make the file claim a header of 8 GB."""
     shard(cache, 1).write_bytes((2**33).to_bytes(8, "little") + shard(cache, 1).read_bytes()[8:])
 
 
-def row(cache: Path) -> None:
-    """A bit of one row."""
+def flipped_bit(cache: Path) -> None:
+    """Flip a bit of one row, which only a check of the row finds."""
     data = bytearray(shard(cache, 1).read_bytes())
     data[-100] ^= 1
     shard(cache, 1).write_bytes(data)
 
 
-@pytest.mark.parametrize("harm", [missing, truncated, swapped, renamed, replaced, claiming, row])
-def test_a_harmed_shard_is_named_with_its_cure_and_the_cure_works(
+@pytest.mark.parametrize("damage", [missing, truncated, swapped, renamed, replaced, huge_header, flipped_bit])
+def test_a_damaged_shard_is_named_and_verify_repairs_it(
     copy: Path,
     tiny_cache: Path,
     tiny_weights: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    harm: Callable[[Path], None],
+    damage: Callable[[Path], None],
 ) -> None:
-    harm(copy)
+    damage(copy)
     for arguments in (
         ["train-expert", "--cache", str(copy), "--out", str(tmp_path / "run"), *TRAIN],
         ["cache", "report", "--cache", str(copy), "--weights", str(tiny_weights), "--rows", "60"],
-        *([] if harm is row else [["cache", "merge", str(copy)]]),  # rows are for verify to look at
+        *([] if damage is flipped_bit else [["cache", "merge", str(copy)]]),  # merge does not check rows
     ):
         problem, hint = refused(capsys, *arguments)
         assert f"{copy / SHARDS}/shard-0000" in problem
@@ -110,8 +110,8 @@ def test_a_harmed_shard_is_named_with_its_cure_and_the_cure_works(
     assert {name: repaired[name] for name in contents(tiny_cache)} == contents(tiny_cache)
 
 
-def signed_again(cache: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """A manifest that is not damaged: somebody wrote it so."""
+def change_manifest(cache: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the manifest and update its checksum, as if it had been written that way."""
     values = json.loads((cache / MANIFEST).read_text())
     values.pop(CHECKSUM)
     change(values)
@@ -127,7 +127,7 @@ def signed_again(cache: Path, change: Callable[[dict[str, Any]], None]) -> None:
     ],
 )
 @pytest.mark.parametrize("command", ["info", "verify", "train-expert", "merge", "cache"])
-def test_a_manifest_that_cannot_be_followed_is_refused_everywhere(
+def test_an_invalid_manifest_is_refused_by_every_command(
     copy: Path,
     build: list[str],
     tmp_path: Path,
@@ -137,7 +137,7 @@ def test_a_manifest_that_cannot_be_followed_is_refused_everywhere(
     hint: str,
     command: str,
 ) -> None:
-    signed_again(copy, change)
+    change_manifest(copy, change)
     before = contents(copy)
     arguments = {
         "info": ["info", str(copy)],
@@ -161,10 +161,10 @@ def test_a_manifest_that_cannot_be_followed_is_refused_everywhere(
         ("editor", "built with the editor 'gone'", "report"),
     ],
 )
-def test_what_a_cache_needs_and_is_not_installed_is_named(
+def test_a_codec_or_editor_that_is_not_installed_is_named(
     copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, what: str, command: str
 ) -> None:
-    signed_again(copy, lambda v: (v if key == "codec" else v["fingerprint"]).update({key: "gone"}))
+    change_manifest(copy, lambda v: (v if key == "codec" else v["fingerprint"]).update({key: "gone"}))
     where = ["cache", "report"] if command == "report" else [command, "--out", str(tmp_path / "run")]
     problem, hint = refused(capsys, *where, "--cache", str(copy))
     assert what in problem
@@ -172,11 +172,11 @@ def test_what_a_cache_needs_and_is_not_installed_is_named(
 
 
 class TestAnotherDataset:
-    """Training needs no dataset; what computes rows again does, and it must be the same one."""
+    """Training needs no dataset. Commands that compute rows again do, and it must be the same one."""
 
     @pytest.fixture
     def made(self, tabletop: Path, build: list[str], tmp_path: Path) -> tuple[Path, Path, list[str]]:
-        """A dataset, a cache of it, and the command."""
+        """Return a dataset, a cache of it, and the command that built the cache."""
         dataset, cache = Path(shutil.copytree(tabletop, tmp_path / "set")), tmp_path / "cache"
         command = [str(dataset) if text == str(tabletop) else text for text in build] + ["--out", str(cache)]
         assert run(command) == 0
@@ -190,7 +190,7 @@ class TestAnotherDataset:
             ("emptied", "not a LeRobot dataset", 1),
         ],
     )
-    def test_is_refused_where_it_is_needed(
+    def test_is_refused_by_commands_that_need_it(
         self,
         made: tuple[Path, Path, list[str]],
         tiny_weights: Path,
@@ -220,14 +220,14 @@ class TestAnotherDataset:
             assert "dataset" in line or "dataset" in hint
         assert contents(cache) == before
 
-    def test_is_nothing_to_training(self, made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+    def test_is_not_needed_for_training(self, made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
         dataset, cache, _ = made
         shutil.rmtree(dataset)
         assert run(["-q", "train-expert", "--cache", str(cache), "--out", str(tmp_path / "run"), *TRAIN]) == 0
 
 
 class TestMerging:
-    def test_parts_of_other_settings_name_the_first_difference(
+    def test_parts_with_different_settings_are_refused(
         self, build: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         parts = [str(tmp_path / name) for name in "ab"]
@@ -238,7 +238,7 @@ class TestMerging:
         assert "parts that the same command built" in hint
         assert not (tmp_path / "all").exists()
 
-    def test_parts_that_are_cut_differently_are_refused(
+    def test_parts_with_different_shards_are_refused(
         self, build: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         parts = [str(tmp_path / name) for name in "ab"]
@@ -249,7 +249,7 @@ class TestMerging:
         assert "the same --shard-mb" in hint
         assert not (tmp_path / "all").exists()
 
-    def test_parts_of_another_number_of_workers_fit_where_nothing_is_missing(
+    def test_parts_of_different_numbers_of_workers_are_merged_and_completed(
         self, build: list[str], tiny_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         out = tmp_path / "cache"
@@ -265,7 +265,7 @@ class TestMerging:
         assert run([*build, "--out", str(out)]) == 0
         assert contents(out) == contents(tiny_cache)
 
-    def test_a_part_that_is_being_built_is_waited_for(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_part_that_is_being_built_cannot_be_merged(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         part = "manifest.part-00000-of-00002.json"
         (copy / MANIFEST).rename(copy / part)
         with write_lock(copy, part_lock(part)):
@@ -280,7 +280,7 @@ class TestMerging:
 
 @pytest.mark.parametrize("what", ["empty", "file", "dataset", "nowhere"])
 @pytest.mark.parametrize("command", [["cache", "verify", "--cache"], ["train-expert", "--cache"], ["cache", "merge"]])
-def test_what_is_no_cache_is_told(
+def test_a_path_that_is_no_cache_is_refused_and_kept(
     tabletop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], what: str
 ) -> None:
     folder = tabletop if what == "dataset" else tmp_path / what

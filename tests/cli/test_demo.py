@@ -1,4 +1,4 @@
-"""The main path end to end, on the embedded editor: the demo's own commands, small; then the example on its result."""
+"""Run a small demo end to end on the embedded editor, then the example on its result."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     return demo
 
 
-def test_every_step_leaves_its_result_and_none_is_done_twice(finished: Demo) -> None:
+def test_every_step_writes_its_result_and_no_step_runs_twice(finished: Demo) -> None:
     assert all(step.result.exists() for step in finished.commands())
     assert list(finished.steps_to_do()) == []
 
 
-def test_a_step_that_lacks_its_result_is_done_again(finished: Demo) -> None:
+def test_a_step_without_its_result_runs_again(finished: Demo) -> None:
     result = finished.folder / "eval-random" / "result.json"
     kept = result.read_bytes()
     result.unlink()
@@ -33,7 +33,7 @@ def test_a_step_that_lacks_its_result_is_done_again(finished: Demo) -> None:
     result.write_bytes(kept)
 
 
-def test_report_says_rates_times_and_files(finished: Demo) -> None:
+def test_the_report_names_every_evaluation(finished: Demo) -> None:
     text = write_report(finished)
     report = (finished.folder / "report.md").read_text()
     for name in ("policy, unseen scenes", "held-out colour pairs", "ONNX", "random policy"):
@@ -43,14 +43,14 @@ def test_report_says_rates_times_and_files(finished: Demo) -> None:
     assert (finished.folder / "eval-policy" / "sheet.png").exists()
 
 
-def test_export_acts_as_the_policy_does(finished: Demo) -> None:
-    """One scene, rolled out with torch and with onnxruntime: the same steps."""
+def test_the_export_acts_like_the_policy(finished: Demo) -> None:
+    """One scene takes the same number of steps with torch and with onnxruntime."""
     results = [json.loads((finished.folder / f / "result.json").read_text()) for f in ("eval-policy", "eval-onnx")]
     steps = [next(e["steps"] for e in r["episodes"] if e["split"] == "test") for r in results]
     assert steps[0] == steps[1]
 
 
-def test_example_acts(finished: Demo) -> None:
+def test_the_example_runs_the_policy(finished: Demo) -> None:
     command = [sys.executable, str(EXAMPLES / "act.py"), str(finished.folder / "run"), "--scene", "1"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     instruction, outcome = result.stdout.splitlines()

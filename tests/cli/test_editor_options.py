@@ -1,4 +1,4 @@
-"""`cli.editor_options`: the shared options reach the command that asks for them, beside its own."""
+"""`cli.editor_options`: commands receive the shared editor options beside their own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imagewam_cli.errors import ConfigError, DatasetError
 
 
 def parsed(*arguments: str) -> tuple[EditorOptions, int]:
-    """What a command with one option of its own was given."""
+    """Run a command that has one option of its own, and return the values it received."""
     app, seen = typer.Typer(), []
 
     @takes_editor_options()
@@ -30,7 +30,7 @@ def parsed(*arguments: str) -> tuple[EditorOptions, int]:
     return seen[0]
 
 
-def test_without_options_nothing_is_given() -> None:
+def test_defaults_without_options() -> None:
     options, own = parsed()
     assert (options, own) == (EditorOptions(), 5)
     assert options.given() == []
@@ -46,7 +46,7 @@ def test_options_reach_the_command() -> None:
     assert options.given() == named
 
 
-def test_settings_are_those_of_the_options(tabletop: Path) -> None:
+def test_options_become_settings_and_hardware(tabletop: Path) -> None:
     typed = "--layers every:2 --segments reference --image-size 64x32 --text-padding keep --compute-dtype float32"
     options, _ = parsed("--dataset", str(tabletop), *typed.split(), "--random-weights", "--offload", "group")
     chosen = editor_setup(options, Path("weights"))
@@ -67,13 +67,13 @@ def test_settings_are_those_of_the_options(tabletop: Path) -> None:
         (["--camera", "nowhere"], DatasetError, "nowhere"),
     ],
 )
-def test_a_wrong_value_is_named(tabletop: Path, typed: list[str], error: type[Exception], message: str) -> None:
+def test_an_invalid_value_is_named(tabletop: Path, typed: list[str], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         editor_setup(parsed("--dataset", str(tabletop), *typed)[0], None)
 
 
-def test_the_prefix_options_are_the_fields_with_help() -> None:
-    """Every field with help is an option, and the default of an option is that of its field."""
+def test_fields_of_prefix_options_with_help_are_options() -> None:
+    """An option has the default of its field."""
     described = {f.name for f in dataclasses.fields(PrefixOptions) if f.metadata}
     shared = inspect.signature(takes_editor_options()(lambda options: None)).parameters
     assert described < shared.keys()

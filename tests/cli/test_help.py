@@ -31,7 +31,7 @@ JOURNEY = {
 
 
 def commands() -> dict[tuple[str, ...], Command]:
-    """All commands by the words that call them; () is `imagewam` itself."""
+    """Map the words that call a command to the command; () is `imagewam` itself."""
 
     def below(words: tuple[str, ...], command: Command) -> Iterator[tuple[tuple[str, ...], Command]]:
         yield words, command
@@ -47,7 +47,7 @@ EVERY = pytest.mark.parametrize("words", list(COMMANDS), ids=lambda words: " ".j
 
 
 def panels(text: str) -> dict[str, list[str]]:
-    """The lines below each heading."""
+    """Map each heading to the lines below it."""
     found: dict[str, list[str]] = {}
     for line in text.splitlines():
         if line and not line.startswith(" "):
@@ -58,14 +58,14 @@ def panels(text: str) -> dict[str, list[str]]:
     return found
 
 
-def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert run([*words, "--help"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     return captured.out
 
 
-def test_the_journey_fits_a_terminal_of_80_columns() -> None:
+def test_help_groups_commands_in_80_columns_and_imports_nothing_heavy() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "imagewam_cli", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "80"})
     assert max(len(line) for line in done.stdout.splitlines()) <= 80
@@ -82,7 +82,7 @@ def test_help_fits_80_columns_and_cuts_nothing_off(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    text = printed(capsys, *words)
+    text = help_of(capsys, *words)
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "…" not in text
     assert not [line for line in text.splitlines()[1:] if line.rstrip().endswith("...")]
@@ -92,7 +92,7 @@ def test_help_fits_80_columns_and_cuts_nothing_off(
 def test_every_example_is_a_command_that_parses(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
     if not words:
         return
-    examples = panels(printed(capsys, *words))["Examples"]
+    examples = panels(help_of(capsys, *words))["Examples"]
     assert examples[0].split()[:2] == ["imagewam", words[0]]
     for example in examples:
         program, *arguments = shlex.split(example)
@@ -102,11 +102,11 @@ def test_every_example_is_a_command_that_parses(capsys: pytest.CaptureFixture[st
         while arguments and isinstance(command, TyperGroup) and arguments[0] in command.commands:
             name = arguments.pop(0)
             command = command.commands[name]
-        command.make_context(name, arguments)  # refuses an option that does not exist
+        command.make_context(name, arguments)  # raises for an option that does not exist
 
 
 @EVERY
-def test_every_option_says_what_it_is_and_has_a_panel(words: tuple[str, ...]) -> None:
+def test_every_option_has_help_and_a_panel(words: tuple[str, ...]) -> None:
     command = COMMANDS[words]
     names = [INPUT, "Recipe", KEEP, COMPUTE, OUTPUT, ADVANCED, OPTIONS, None]
     for parameter in command.params:
@@ -117,8 +117,8 @@ def test_every_option_says_what_it_is_and_has_a_panel(words: tuple[str, ...]) ->
         assert panel in names or panel.partition(CONDITION)[0] in names
 
 
-def test_options_that_need_another_one_follow_the_others(capsys: pytest.CaptureFixture[str]) -> None:
-    found = list(panels(printed(capsys, "train-expert")))
+def test_options_that_need_another_option_come_last(capsys: pytest.CaptureFixture[str]) -> None:
+    found = list(panels(help_of(capsys, "train-expert")))
     conditional = [name for name in found if CONDITION in name]
     assert conditional == [f"{name}{CONDITION}--online" for name in (INPUT, KEEP, COMPUTE, ADVANCED)]
     assert found[-len(conditional) - 1 : -1] == conditional
@@ -129,4 +129,4 @@ def test_a_bare_command_prints_its_help_on_stdout(capsys: pytest.CaptureFixture[
     code = run([])
     captured = capsys.readouterr()
     assert (code, captured.err) == (2, "")
-    assert captured.out == printed(capsys)
+    assert captured.out == help_of(capsys)

@@ -1,4 +1,4 @@
-"""`imagewam info` and `imagewam list` on caches that are whole, broken, or in parts."""
+"""`imagewam info` and `imagewam list` on complete, damaged and unmerged caches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def copy(tiny_cache: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def parts(copy: Path) -> Path:
-    """The cache as two of its three workers left it, the second with one shard to go."""
+    """Return the cache as two of three workers left it; the second worker has one shard left."""
     manifest = read_manifest(copy)
     listed = (manifest.shards[:1], manifest.shards[1:2])
     for i, shards in enumerate(listed):
@@ -32,29 +32,31 @@ def parts(copy: Path) -> Path:
     return copy
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+def json_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     assert run([*arguments, "--format", "json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_whole_cache_needs_nothing(tiny_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = told(capsys, "info", str(tiny_cache))
+def test_a_complete_cache_has_no_next_steps(tiny_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json_of(capsys, "info", str(tiny_cache))
     assert found["complete"]
     assert (found["parts"], found["damage"], found["next"]) == ({}, [], [])
 
 
-def test_parts_are_named_with_what_is_missing(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = told(capsys, "info", str(parts))
+def test_parts_are_listed_with_the_missing_rows(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json_of(capsys, "info", str(parts))
     rows = [entry.rows for entry in read_manifest(parts).shards]
     assert found["parts"] == {"0/3": rows[0], "1/3": rows[1]}
     assert (found["rows"], found["complete"]) == (sum(rows), False)
-    goes_on, merge = found["next"]
-    assert f"{found['of'] - sum(rows)} rows are missing: not started: part 2/3" in goes_on
+    resume, merge = found["next"]
+    assert f"{found['of'] - sum(rows)} rows are missing: not started: part 2/3" in resume
     assert f"imagewam cache merge {parts}" in merge
 
 
 @pytest.mark.parametrize("how", ["gone", "short", "swapped", "head", "table"])
-def test_cheap_damage_is_found_and_repair_is_named(copy: Path, capsys: pytest.CaptureFixture[str], how: str) -> None:
+def test_info_finds_damage_and_names_the_repair_command(
+    copy: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
     first, second, *_ = (copy / SHARDS / entry.file for entry in read_manifest(copy).shards)
     data = first.read_bytes()
     if how == "gone":
@@ -76,7 +78,7 @@ def test_cheap_damage_is_found_and_repair_is_named(copy: Path, capsys: pytest.Ca
     assert f"imagewam cache verify --cache {copy} --repair" in out
 
 
-def test_caches_are_listed_wherever_they_lie(
+def test_list_finds_caches_in_any_folder(
     parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -88,9 +90,9 @@ def test_caches_are_listed_wherever_they_lie(
         ((str(parts),), str(parts)),
         ((str(parts), str(parts.parent)), str(parts)),
     ):
-        assert [(i["kind"], i["path"]) for i in told(capsys, "list", *folders)] == [("cache", expected)]
-    assert told(capsys, "list", "elsewhere") == []
+        assert [(i["kind"], i["path"]) for i in json_of(capsys, "list", *folders)] == [("cache", expected)]
+    assert json_of(capsys, "list", "elsewhere") == []
     assert run(["list", "nowhere"]) == 2
     assert "nowhere does not exist" in capsys.readouterr().err
     parts.rename("beside")
-    assert [i["path"] for i in told(capsys, "list")] == ["beside"]
+    assert [i["path"] for i in json_of(capsys, "list")] == ["beside"]

@@ -1,4 +1,4 @@
-"""Commands that write, where nothing can be written: one line, exit code 1, and nothing half-written."""
+"""Commands that cannot write their output: one line, exit code 1, and no partial files."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ LIMITS = {
     "report": 8000,
     "merge": 100_000,
 }
-"""Bytes that a file may have: less than the largest one of each command."""
+"""Largest file size in bytes to allow: less than the largest file that each command writes."""
 
 
 @pytest.fixture(scope="module")
 def inputs(tabletop: Path, tiny_weights: Path, tiny_cache: Path, policy_folder: Path) -> dict[str, list[str]]:
-    """Each command without its --out."""
+    """Return each command up to its last option, which takes the output path."""
     weights, policy = ["--weights", str(tiny_weights)], str(policy_folder)
     rows = ["--dataset", str(tabletop), *weights, "--image-size", "64x64", "--stride", "4"]
     return {
@@ -51,7 +51,7 @@ def inputs(tabletop: Path, tiny_weights: Path, tiny_cache: Path, policy_folder: 
 
 @contextmanager
 def no_larger_file_than(size: int) -> Iterator[None]:
-    """A disk that is full in the middle of a file, to everything in this process."""
+    """Limit the size of files that this process writes, to imitate a disk that fills up in the middle of a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -60,16 +60,17 @@ def no_larger_file_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def place(folder: Path, command: str) -> Path:
+def output_of(folder: Path, command: str) -> Path:
+    """Return the output path of a command: `folder`, or a plot inside it."""
     return folder / "plot.png" if command == "report" else folder
 
 
 @pytest.mark.parametrize("command", [name for name in LIMITS if name != "merge"])
-def test_a_file_in_the_way_is_told_and_kept(
+def test_a_file_in_the_way_is_reported_and_kept(
     inputs: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     (tmp_path / "file").write_text("precious")
-    assert run(["-q", *inputs[command], str(place(tmp_path / "file" / "new", command))]) == 1
+    assert run(["-q", *inputs[command], str(output_of(tmp_path / "file" / "new", command))]) == 1
     problem, advice = capsys.readouterr().err.splitlines()
     assert problem == f"error: a file is in the way of a folder: {tmp_path / 'file'}"
     assert "--out" in advice
@@ -77,21 +78,21 @@ def test_a_file_in_the_way_is_told_and_kept(
 
 
 @pytest.mark.parametrize("command", [name for name in LIMITS if name != "merge"])
-def test_a_disk_that_ends_within_a_file_leaves_no_part_of_it(
+def test_a_full_disk_leaves_no_partial_file(
     inputs: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    arguments = ["-q", *inputs[command], str(place(tmp_path / "new", command))]
+    arguments = ["-q", *inputs[command], str(output_of(tmp_path / "new", command))]
     with no_larger_file_than(LIMITS[command]):
         assert run(arguments) == 1
     problem, _ = capsys.readouterr().err.splitlines()
     assert "too large for the disk" in problem
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in left if "partial" in path.name or path.name.startswith(".")]
-    assert all(path.stat().st_size < LIMITS[command] for path in left), "nothing that stopped at the limit"
+    assert all(path.stat().st_size < LIMITS[command] for path in left), "no file stopped at the limit"
     assert run(arguments) == 0
 
 
-def test_a_merge_that_finds_no_room_goes_on_later(
+def test_a_merge_on_a_full_disk_can_be_repeated(
     tiny_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["-q", "cache", "merge", str(tmp_path / "new"), str(tiny_cache)]
@@ -104,7 +105,7 @@ def test_a_merge_that_finds_no_room_goes_on_later(
         assert (tmp_path / "new" / name).read_bytes() == (tiny_cache / name).read_bytes()
 
 
-def test_a_full_disk_in_rust_is_one_too(tmp_path: Path) -> None:
+def test_a_full_disk_in_safetensors_is_an_os_error_too(tmp_path: Path) -> None:
     with no_larger_file_than(100), pytest.raises(SafetensorError) as caught:
         save_file({"x": zeros(100)}, tmp_path / "x")
     refused = os_error_of(caught.value)
@@ -123,18 +124,18 @@ def test_a_full_disk_in_rust_is_one_too(tmp_path: Path) -> None:
         (errno.EISDIR, "a folder is in the way of a file: there", "--out"),
     ],
 )
-def test_each_refusal_has_its_line(number: int, line: str, advice: str) -> None:
+def test_each_os_error_has_a_message_and_a_hint(number: int, line: str, advice: str) -> None:
     message, hint = explained(OSError(number, os.strerror(number), "there"))
     assert message == line
     assert advice in (hint or "")
 
 
-def test_what_there_is_no_advice_for_is_told_as_the_system_says_it() -> None:
+def test_other_os_errors_keep_the_systems_message() -> None:
     error = OSError(errno.EPIPE, os.strerror(errno.EPIPE))
     assert explained(error) == ("Broken pipe", None)
 
 
-def test_folders_are_looked_at_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_require_writable_checks_the_nearest_existing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_writable(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(os, "access", lambda *_: False)
@@ -146,10 +147,10 @@ def test_folders_are_looked_at_before_the_work(tmp_path: Path, monkeypatch: pyte
     assert caught.value.filename == str(tmp_path)
 
 
-def test_a_home_is_a_home_in_every_option(
+def test_every_path_option_expands_a_tilde(
     tabletop: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A shell leaves the `~` of `--out=~/here` to the command: it is no folder of that name, wherever it is given."""
+    """A shell does not expand the `~` in `--out=~/here`, so the command must, instead of creating a folder `~`."""
     home, here = tmp_path / "home", tmp_path / "here"
     home.mkdir()
     here.mkdir()

@@ -1,4 +1,4 @@
-"""`imagewam plugins` and its doctor, as a plugin's author meets them."""
+"""`imagewam plugins` and `imagewam plugins doctor`, as the author of a plugin sees them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def forgetful() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others have tests of their own."""
+    """Run only two checks; tests/testing tests all of them."""
     monkeypatch.setattr(checks, "CHECKS", (shapes_are_those_of_the_spec, prefix_mode_has_no_target))
 
 
@@ -62,14 +62,14 @@ def doctor(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int,
     return code, captured.out, captured.err
 
 
-def test_a_sound_editor_is_said_to_be_so(capsys: pytest.CaptureFixture[str], tiny_weights: Path) -> None:
+def test_a_sound_editor_passes(capsys: pytest.CaptureFixture[str], tiny_weights: Path) -> None:
     code, out, _ = doctor(capsys, "tiny", "--weights", tiny_weights)
     assert code == 0
     assert out.splitlines()[0] == "mode prefix"
     assert [line[:8] for line in out.splitlines()[1:]] == ["  ok    "] * 2
 
 
-def test_a_broken_one_ends_with_exit_1_and_what_to_fix(
+def test_a_broken_editor_is_exit_1_with_what_to_fix(
     capsys: pytest.CaptureFixture[str], tiny_weights: Path, forgetful: str
 ) -> None:
     code, out, err = doctor(capsys, forgetful, "--weights", tiny_weights)
@@ -79,16 +79,16 @@ def test_a_broken_one_ends_with_exit_1_and_what_to_fix(
     assert "error: forgetful breaks 2 of 2 promises" in err
 
 
-def test_a_mode_that_the_class_has_not_is_a_finding(
+def test_a_mode_that_does_not_load_is_a_finding(
     capsys: pytest.CaptureFixture[str], tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true = subject.subjects
+    original = subject.subjects
     monkeypatch.setattr(checks, "CHECKS", (modes_of_the_entry_load, shapes_are_those_of_the_spec))
     monkeypatch.setattr(
         subject,
         "subjects",
         lambda *a, **o: [
-            dataclasses.replace(one, mode=mode) for one in true(*a, **o) for mode in ("prefix", "denoise")
+            dataclasses.replace(one, mode=mode) for one in original(*a, **o) for mode in ("prefix", "denoise")
         ],
     )
     code, out, err = doctor(capsys, "tiny", "--weights", tiny_weights)
@@ -102,12 +102,12 @@ def test_a_mode_that_the_class_has_not_is_a_finding(
     assert "error: tiny breaks 1 of 3 promises" in err
 
 
-def test_it_lets_go_of_every_editor_of_a_mode(
+def test_the_doctor_frees_the_editors_of_each_mode(
     capsys: pytest.CaptureFixture[str], tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[subject.Subject] = []
-    true = subject.subjects
-    monkeypatch.setattr(subject, "subjects", lambda *a, **o: seen.extend(true(*a, **o)) or seen)
+    original = subject.subjects
+    monkeypatch.setattr(subject, "subjects", lambda *a, **o: seen.extend(original(*a, **o)) or seen)
     assert doctor(capsys, "tiny", "--weights", tiny_weights)[0] == 0
     assert [(one.mode, one.loaded) for one in seen] == [("prefix", {})]
 
@@ -127,7 +127,7 @@ def test_findings_as_json(capsys: pytest.CaptureFixture[str], tiny_weights: Path
         (["flux2-klein-9b", "--weights", "."], 1, ". is not a Flux2KleinPipeline folder"),
     ],
 )
-def test_an_editor_that_is_not_there_is_one_line(
+def test_a_missing_editor_or_folder_is_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
     given, out, err = doctor(capsys, *arguments)
@@ -140,14 +140,14 @@ def test_the_doctor_needs_no_pytest() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_only_what_adds_one_kind_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hook_lists_only_plugins_that_add_that_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["plugins", "--hook", "codecs", "--format", "json"]) == 0
     (builtin,) = json.loads(capsys.readouterr().out)
     assert builtin["name"] == "builtin"
     assert list(builtin["provides"]) == ["codec"]
 
 
-def test_a_plugin_that_failed_is_listed_whatever_is_asked_for(
+def test_a_failed_plugin_is_listed_for_every_hook(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = next(status for status in Registry.installed().plugins if status.name == "builtin")

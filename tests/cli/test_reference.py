@@ -8,7 +8,7 @@ from imagewam_cli.cli.reference import PATH, REFRESH, page
 from tests.support.paths import ROOT
 
 
-def test_the_reference_is_fresh() -> None:
+def test_the_page_matches_the_help() -> None:
     path = ROOT / PATH
     written = path.read_text(encoding="utf-8") if path.exists() else ""
     assert written == page(), f"{PATH} is stale: run `{REFRESH}` in the root of the repository"

@@ -1,4 +1,4 @@
-"""`imagewam train-expert --init`: recorded in the run, and refused in one line where there is nothing to begin with."""
+"""`imagewam train-expert --init`: the initial weights, the record in the run, and unknown values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALL += ["--set", "policy.execute=1", "--set", "validation_fraction=0", "--set"
 
 
 @pytest.mark.parametrize("how", ["published", "repaired"])
-def test_run_begins_with_the_editors_weights(
+def test_a_run_starts_from_the_editors_weights(
     tiny_cache: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     out = tmp_path / "run"
@@ -27,14 +27,14 @@ def test_run_begins_with_the_editors_weights(
     assert app.run([*command, "--init", how, *SMALL]) == 0
     assert load_yaml(out / "config.yaml", TrainRecipe).expert.init == how
     editor = installed_editor("tiny").released_weights(tiny_weights)
-    name = "double_blocks.0.img_attn.proj.weight"  # nothing fused: both ways are one
+    name = "double_blocks.0.img_attn.proj.weight"  # not fused, so "published" and "repaired" agree
     trained = load_file(out / "policy" / "expert.safetensors")[name]
     torch.testing.assert_close(trained, resized(editor[name].float(), trained.shape), atol=1e-4, rtol=1e-3)
     assert app.run([*command, "--init", "none", *SMALL]) == 1
     assert f"holds a run with expert.init = {how}, this one has none" in capsys.readouterr().err
 
 
-def test_an_unknown_way_is_named(tiny_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_init_is_refused(tiny_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train-expert", "--cache", str(tiny_cache), "--out", str(tmp_path / "run"), "--init", "publshed"]
     assert app.run(command) == 2
     assert "expert.init is 'publshed'" in capsys.readouterr().err

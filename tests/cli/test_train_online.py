@@ -1,5 +1,4 @@
-"""`imagewam train-expert --online`: the same losses as from a float32 cache of the same rows, with `tiny`'s kind of
-editor on real files; and what a run without a cache is to the other commands."""
+"""`imagewam train-expert --online`: the same losses as with a float32 cache; other commands accept such a run."""
 
 from __future__ import annotations
 
@@ -21,14 +20,14 @@ STRIDE = 4
 
 @pytest.fixture(scope="module")
 def source(tabletop: Path, tiny_weights: Path) -> list[str]:
-    """As `tiny_cache` was built."""
+    """Return options that encode the rows of `tiny_cache`."""
     inputs = ["--editor", "tiny", "--weights", str(tiny_weights), "--dataset", str(tabletop)]
     return ["--online", *inputs, "--image-size", "64x64", "--stride", str(STRIDE), "--encode-batch", "3"]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path, source: list[str]) -> tuple[Path, Path]:
-    """(from the cache, online), of the same rows and the same recipe."""
+    """Train with the cache and online, on the same rows with the same recipe; return both runs."""
     folder = tmp_path_factory.mktemp("runs")
     cached, online = folder / "cached", folder / "online"
     assert app.run(["--quiet", "train-expert", "--cache", str(tiny_cache), "--out", str(cached), *SMALL]) == 0
@@ -36,46 +35,46 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path, source: lis
     return cached, online
 
 
-def figures(run: Path) -> list[dict[str, Any]]:
-    """Without what the clock says."""
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """Return the metrics of a run without measured times."""
     return [
         {k: v for k, v in record.items() if not k.endswith("seconds_per_step")}
         for record in read_metrics(run / "metrics.jsonl")
     ]
 
 
-def test_losses_are_those_of_a_float32_cache(runs: tuple[Path, Path]) -> None:
-    cached, online = (figures(run) for run in runs)
+def test_losses_equal_those_with_a_float32_cache(runs: tuple[Path, Path]) -> None:
+    cached, online = (metrics_of(run) for run in runs)
     assert [record["step"] for record in online] == list(range(1, 7))
     assert "validation_action_error" in online[-1]
-    for there, here in zip(cached, online, strict=True):
-        assert here == pytest.approx(there, abs=1e-5)
+    for expected, found in zip(cached, online, strict=True):
+        assert found == pytest.approx(expected, abs=1e-5)
     losses = [record["loss"] for record in online]
-    assert max(losses) - min(losses) > 1e-3  # they are not the same anyway
+    assert max(losses) - min(losses) > 1e-3  # losses change, so the comparison above means something
 
 
 def test_policies_name_the_same_editor(runs: tuple[Path, Path], tabletop: Path) -> None:
     cached, online = (json.loads((run / "policy" / "policy.json").read_text()) for run in runs)
     assert online == cached
-    there, here = (json.loads((run / "run.json").read_text()) for run in runs)
-    assert here.pop("codec") == "none"
-    assert there.pop("codec") == "fp32"
-    assert here.pop("online") == str(tabletop.resolve())
-    assert there.pop("cache")
-    assert here == there
+    cached_run, online_run = (json.loads((run / "run.json").read_text()) for run in runs)
+    assert online_run.pop("codec") == "none"
+    assert cached_run.pop("codec") == "fp32"
+    assert online_run.pop("online") == str(tabletop.resolve())
+    assert cached_run.pop("cache")
+    assert online_run == cached_run
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(
+def test_a_resumed_run_gives_the_same_numbers(
     runs: tuple[Path, Path], source: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from imagewam_cli.training import loop
 
-    real = loop.Trainer.step
+    original = loop.Trainer.step
 
     def step(self: loop.Trainer, number: int, batch: Any) -> float:
         if number == 4:
             raise KeyboardInterrupt
-        return real(self, number, batch)
+        return original(self, number, batch)
 
     command = ["--quiet", "train-expert", *source, "--out", str(tmp_path / "run"), *SMALL]
     with monkeypatch.context() as patch:
@@ -83,12 +82,12 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
         assert app.run(command) == 130
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000003"]
     assert app.run(command) == 0
-    assert figures(tmp_path / "run") == figures(runs[1])
+    assert metrics_of(tmp_path / "run") == metrics_of(runs[1])
     for name in ("expert.safetensors", "samples.safetensors", "policy.json"):
         assert (tmp_path / "run" / "policy" / name).read_bytes() == (runs[1] / "policy" / name).read_bytes()
 
 
-def test_other_commands_take_the_run(
+def test_other_commands_accept_an_online_run(
     runs: tuple[Path, Path], tabletop: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, weights = str(runs[1]), ["--weights", str(tiny_weights)]
@@ -103,7 +102,7 @@ def test_other_commands_take_the_run(
     assert app.run(["export", "--run", run, *weights, "--format", "bundle", "--out", str(tmp_path / "bundle")]) == 0
 
 
-def test_a_dry_run_tells_the_disk_that_pictures_take(
+def test_a_dry_run_reports_the_disk_space_of_pictures(
     source: list[str], tabletop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["train-expert", *source, "--out", str(tmp_path / "run"), *SMALL, "--steps", "100", "--dry-run"]
@@ -119,7 +118,7 @@ def test_a_dry_run_tells_the_disk_that_pictures_take(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_expert_can_begin_with_the_editors_weights(source: list[str], tmp_path: Path) -> None:
+def test_the_expert_can_start_from_the_editors_weights(source: list[str], tmp_path: Path) -> None:
     command = ["--quiet", "train-expert", *source, "--out", str(tmp_path / "run"), *SMALL, "--steps", "1"]
     assert app.run([*command, "--init", "repaired"]) == 0
 
@@ -155,10 +154,10 @@ def test_wrong_usage_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_decodes_the_pictures_of_its_own_steps_alone(
+def test_a_dry_run_decodes_only_the_pictures_of_its_steps(
     source: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three steps of two rows; the twenty and more rows for validation are only counted."""
+    """It runs three steps of two rows, and only counts the rows for validation."""
     arguments = [*source, "--dry-run", "--format", "json", *SMALL, "--batch", "2", "--set", "validation_fraction=0.4"]
     assert app.run(["train-expert", *arguments]) == 0
     printed = capsys.readouterr()

@@ -21,19 +21,19 @@ def damaged(tiny_cache: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_sound_cache_is_said_to_be_so(tiny_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sound_cache_passes(tiny_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["-q", "cache", "verify", "--cache", str(tiny_cache)]) == 0
     assert "all checksums match" in capsys.readouterr().out
 
 
-def test_damage_is_exit_1_with_the_file_and_its_rows(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_is_exit_1_and_names_the_file_and_its_rows(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["-q", "cache", "verify", "--cache", str(damaged), "--format", "json"]) == 1
     (damage,) = json.loads(capsys.readouterr().out)["damaged"]
     assert damage["file"].startswith("shards/shard-00000")
     assert len(damage["rows"]) == 1
 
 
-def test_repair_computes_the_former_bytes(
+def test_repair_restores_the_bytes(
     damaged: Path, tiny_cache: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--cache", str(damaged), "--weights", str(tiny_weights), "--repair"]

@@ -1,4 +1,4 @@
-"""`imagewam cache --workers`, and the parts that SLURM and torchrun tell, through the command line."""
+"""`imagewam cache --workers`, and parts assigned by SLURM and torchrun."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INTERRUPTIBLE = """
 import signal
 from imagewam_cli.cli.app import main
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs these tests may ignore it, and so would this
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a child process inherits an ignored SIGINT
 main()
 """
 FEW = ["--stride", "40", "--layers", "0", "--image-size", "64x64"]
@@ -31,14 +31,14 @@ FEW = ["--stride", "40", "--layers", "0", "--image-size", "64x64"]
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """As before: the option is for the whole process."""
+    """Restore the number of threads, because --threads changes it for the whole process."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
 
 def left_of(group: int) -> list[str]:
-    """Commands of a process group that still run; multiprocessing's own tracker takes a moment to see the end."""
+    """Return the commands of a process group that still run. Waits up to 5 s: multiprocessing's tracker ends late."""
     until = time.monotonic() + 5
     while True:
         left = []
@@ -52,7 +52,7 @@ def left_of(group: int) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_workers_stopped_by_ctrl_c_and_started_again_make_the_single_build(
+def test_two_workers_resumed_after_ctrl_c_build_the_same_cache_as_one(
     tabletop: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:
     options = ["--dataset", str(tabletop), "--weights", str(tiny_weights), "--image-size", "64x64", "--stride", "2"]
@@ -67,11 +67,11 @@ def test_two_workers_stopped_by_ctrl_c_and_started_again_make_the_single_build(
                 time.sleep(0.005)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGINT)
-            _, said = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=60)
         if process.returncode != 0:
             break
-    assert process.returncode == 130, said
-    assert said == "", "a quiet command is quiet"
+    assert process.returncode == 130, err
+    assert err == "", "a quiet command is quiet"
     assert left_of(process.pid) == []
     assert not [name for name in files(out) if name.endswith(".partial") or ".lock" in name]
     assert run([*command, "--out", str(out), "--workers", "2"]) == 0
@@ -79,7 +79,7 @@ def test_two_workers_stopped_by_ctrl_c_and_started_again_make_the_single_build(
     assert files(out) == files(tmp_path / "single")
 
 
-def test_slurm_and_torchrun_tell_their_processes_the_parts(
+def test_slurm_and_torchrun_assign_parts(
     tabletop: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ["--dataset", str(tabletop), "--weights", str(tiny_weights), *FEW, "--shard-mb", "0.01"]
@@ -111,7 +111,7 @@ def test_slurm_and_torchrun_tell_their_processes_the_parts(
         (["--engine", "ray"], "--engine ray needs ray, which is not installed", "pip install 'imagewam[ray]'"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_wrong_usage_is_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tabletop: Path,
