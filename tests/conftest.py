@@ -1,6 +1,6 @@
-"""Fixtures for all tests: a small untrained editor, a small dataset, and a cache of the two.
+"""Fixtures for all tests: a small untrained editor, a small dataset, and a cache of that dataset by that editor.
 
-Each is made once, when a test first needs it. All are read-only; copy one to break it.
+Each is made once, when a test first needs it. All are read-only: copy one before you damage it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def load_tiny(tiny_weights: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory, tabletop: Path, load_tiny: Any) -> Path:
-    """A cache of every fourth frame of `tabletop`, encoded by the small editor, float32, about a shard per episode."""
+    """A float32 cache of every fourth frame of `tabletop` by the small editor, with about one shard per episode."""
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.kvcache.building.build import build_cache
     from imagewam_cli.kvcache.building.encoding import instructions_of

@@ -1,4 +1,4 @@
-"""`import imagewam_cli as iw`: each function does what its command does, and refuses what its command refuses."""
+"""Test the Python API: each function does what its command does and raises the errors that its command prints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, tabletop: Path, tiny_weights
     return folder
 
 
-def test_a_cache_has_the_bytes_that_the_command_writes(
+def test_a_cache_has_the_same_bytes_as_the_commands(
     cache: Path, tmp_path: Path, tabletop: Path, tiny_weights: Path
 ) -> None:
     options = [
@@ -44,14 +44,14 @@ def test_a_cache_has_the_bytes_that_the_command_writes(
     assert files(tmp_path / "cache") == files(cache)
 
 
-def test_rows_are_read_by_their_numbers(cache: Path) -> None:
+def test_rows_are_read_by_number(cache: Path) -> None:
     reader = iw.open_cache(str(cache))
     two, one = reader.read([0, 3]), reader.read(np.array([3]))
     assert two.batch == 2
     np.testing.assert_array_equal(two.layers[0].k[1], one.layers[0].k[0])
 
 
-def test_a_run_is_the_commands_and_its_policy_acts(
+def test_a_run_equals_the_commands_and_its_policy_acts(
     cache: Path, tmp_path: Path, tabletop: Path, tiny_weights: Path
 ) -> None:
     run = iw.train(iw.open_cache(cache), tmp_path / "python", **RECIPE)
@@ -82,7 +82,7 @@ def test_a_run_resumes_and_another_recipe_is_refused(cache: Path, tmp_path: Path
         iw.train(cache, tmp_path / "run", steps=2, batch=5)
 
 
-def test_what_a_command_refuses_is_refused(cache: Path, tmp_path: Path, tabletop: Path) -> None:
+def test_functions_raise_the_errors_of_their_commands(cache: Path, tmp_path: Path, tabletop: Path) -> None:
     with pytest.raises(DatasetError, match="does not exist"):
         iw.open_dataset(tmp_path / "nowhere")
     with pytest.raises(UnknownNameError, match="unknown editor 'tinny'"):

@@ -1,4 +1,4 @@
-"""Strict configuration: errors name the file, the key and the nearest valid key."""
+"""Test that errors of the strict configuration name the file, the key and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_round_trip_through_yaml(tmp_path: Path) -> None:
     assert from_dict(Outer, to_dict(config)) == config
 
 
-def test_whole_number_may_stand_for_a_float() -> None:
+def test_an_integer_is_accepted_for_a_float() -> None:
     assert from_dict(Inner, {"rate": 1}).rate == 1.0
 
 
@@ -71,7 +71,7 @@ def test_whole_number_may_stand_for_a_float() -> None:
         ([], "the top level must be a mapping", None),
     ],
 )
-def test_error_says_what_and_where(values: Any, message: str, hint: str | None) -> None:
+def test_errors_name_the_problem_and_its_place(values: Any, message: str, hint: str | None) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         from_dict(Outer, values, source="recipe.yaml")
     assert caught.value.message.startswith("recipe.yaml: ")

@@ -1,4 +1,4 @@
-"""The documentation: links resolve, imports work, names in code blocks are defined, commands and options exist."""
+"""Test the documentation: links resolve, imports work, names in code blocks are defined, commands and options exist."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_relative_links_resolve(page: Path) -> None:
 
 @each_page
 def test_python_blocks_import_and_define_every_name(page: Path) -> None:
-    """Blocks of a page continue each other, as a reader would paste them."""
+    """The blocks of a page share their names, because a reader pastes them one after the other."""
     defined = set(dir(builtins))
     for code in python_blocks(page):
         tree = ast.parse(code)
@@ -59,7 +59,7 @@ def test_commands_and_options_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["imagewam_cli", "plugins", "examples", "tests"])
 def test_pages_named_in_the_code_exist(folder: str) -> None:
-    """Error hints, help and docstrings name pages as `docs/...`."""
+    """Find pages written as `docs/...` in error hints, help and docstrings."""
     missing = [
         f"{source.relative_to(ROOT)}: {page}"
         for source in (ROOT / folder).rglob("*.py")
@@ -85,7 +85,7 @@ def resolves(page: Path, link: str) -> bool:
 
 
 def anchors(page: Path) -> set[str]:
-    """Anchors as GitHub makes them from headings."""
+    """Return the anchors that GitHub makes from the page's headings."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -118,7 +118,7 @@ def bound(tree: ast.AST) -> set[str]:
 
 
 def import_dotted(name: str) -> object:
-    """The module or attribute that a dotted name leads to; an error where it leads nowhere."""
+    """Return the module or attribute with the dotted name, or raise an error."""
     parts = name.split(".")
     found: object = importlib.import_module(parts[0])
     for i, part in enumerate(parts[1:], start=2):
@@ -130,7 +130,7 @@ def import_dotted(name: str) -> object:
 
 
 def command_lines(page: Path) -> Iterator[str]:
-    """Lines of code that call `imagewam`, and whole commands among inline code."""
+    """Yield the lines of code blocks that call `imagewam`, and the commands in inline code."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     for line in text.splitlines():
         shown = re.match(r"(?:    )?(?:\$ )?(imagewam [a-z-].*)", line)

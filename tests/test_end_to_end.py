@@ -24,7 +24,7 @@ TRAINING += ("--set", "expert.hidden=16", "--set", "expert.horizon=8", "--set", 
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
-    """One thread, because the number of threads changes the order of sums and so the last bit."""
+    """Start the command with one thread: the number of threads changes the order of sums, and so the last bit."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "imagewam_cli", "--quiet", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
@@ -55,7 +55,7 @@ def kill_when(reached: Callable[[], bool], *arguments: str) -> None:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the metrics without measured times."""
+    """Return the logged metrics without the measured times."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in record.items() if not k.endswith("seconds_per_step")} for record in records]
 

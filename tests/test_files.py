@@ -1,4 +1,4 @@
-"""`imagewam_cli.files`: what is on disk after success, an error, a full disk, and a kill at any step."""
+"""Test `imagewam_cli.files`: what is on disk after success, an error, a full disk, and a kill at any step."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def fill(path: Path, data: bytes) -> None:
 
 
 def content(path: Path) -> object:
-    """Return the bytes of a file, of every file of a folder, or None if nothing is there."""
+    """Return the bytes of a file, or of every file of a folder, or None if `path` does not exist."""
     return files(path) if path.is_dir() else path.read_bytes() if path.exists() else None
 
 
@@ -75,7 +75,7 @@ Write = Callable[[Path], None]
 
 @contextmanager
 def unchanged(path: Path) -> Iterator[None]:
-    """Check that the block leaves `path` as it was, and nothing beside it."""
+    """Check that the block does not change `path` and leaves no other files beside it."""
     before = content(path)
     yield
     assert content(path) == before
@@ -85,7 +85,7 @@ def unchanged(path: Path) -> Iterator[None]:
 class TestFile:
     @pytest.mark.parametrize("write", FILES)
     @pytest.mark.parametrize("old", [None, b"a longer old content"])
-    def test_it_has_the_new_content_and_nothing_is_beside_it(
+    def test_the_file_has_the_new_content_and_no_temporary_file_is_left(
         self, tmp_path: Path, write: Write, old: bytes | None
     ) -> None:
         path = tmp_path / "file.txt"
@@ -104,7 +104,7 @@ class TestFile:
         with unchanged(path), pytest.raises(OSError, match="No space left"):
             write(path)
 
-    def test_an_error_of_the_library_leaves_the_old_content(self, tmp_path: Path) -> None:
+    def test_an_error_while_writing_leaves_the_old_content(self, tmp_path: Path) -> None:
         path = tmp_path / "file.txt"
         path.write_bytes(b"old")
 
@@ -116,7 +116,7 @@ class TestFile:
         with unchanged(path), pytest.raises(RuntimeError, match="midway"):
             write()
 
-    def test_the_temporary_file_is_hidden_beside_it_and_has_its_suffix(self, tmp_path: Path) -> None:
+    def test_the_temporary_file_is_hidden_in_the_same_folder_with_the_same_suffix(self, tmp_path: Path) -> None:
         path = tmp_path / "deep" / "film.mp4"
         with atomic_file(path) as temporary:
             assert temporary.parent == path.parent
@@ -125,7 +125,7 @@ class TestFile:
             temporary.touch()
         assert path.exists()
 
-    def test_it_is_as_readable_as_any_other(self, tmp_path: Path) -> None:
+    def test_a_file_has_the_default_permissions(self, tmp_path: Path) -> None:
         file_by_path(tmp_path / "atomic")
         (tmp_path / "plain").touch()
         assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -140,7 +140,7 @@ class TestFile:
             temporary.touch()
         assert len(calls) == flushed
 
-    def test_temporary_names(self) -> None:
+    def test_temporary_names_end_in_partial_and_unique_ones_differ(self) -> None:
         assert partial_of(Path("a/x.bin")) == Path("a/x.bin.partial")
         one, two = unique_partial(Path("a/x.bin")), unique_partial(Path("a/x.bin"))
         assert one != two
@@ -150,7 +150,7 @@ class TestFile:
 
 class TestFolder:
     @pytest.mark.parametrize("there", [False, True], ids=["absent", "empty"])
-    def test_it_appears_when_the_block_ends(self, tmp_path: Path, there: bool) -> None:
+    def test_the_folder_appears_when_the_block_ends(self, tmp_path: Path, there: bool) -> None:
         out = tmp_path / "deep" / "out"
         if there:
             out.mkdir(parents=True)
@@ -169,7 +169,7 @@ class TestFolder:
         assert files(out) == FULL
 
     @pytest.mark.parametrize("kind", ["file", "folder"])
-    def test_content_is_never_replaced_unasked(self, tmp_path: Path, kind: str) -> None:
+    def test_existing_content_is_not_replaced_by_default(self, tmp_path: Path, kind: str) -> None:
         out = tmp_path / "out"
         if kind == "folder":
             out.mkdir()
@@ -193,7 +193,7 @@ class TestFolder:
         assert files(tmp_path) == {"out/mine.txt": b"mine"}
         assert list(tmp_path.iterdir()) == [out]
 
-    def test_replace_removes_what_was_there(self, tmp_path: Path) -> None:
+    def test_replace_removes_the_old_content(self, tmp_path: Path) -> None:
         out = tmp_path / "out"
         out.mkdir()
         (out / "old").touch()
@@ -203,7 +203,7 @@ class TestFolder:
         assert files(tmp_path) == {f"out/{name}": data for name, data in FULL.items()}
 
     @pytest.mark.parametrize("write", FOLDERS)
-    def test_a_full_disk_leaves_what_was_there(
+    def test_a_full_disk_keeps_the_old_content(
         self, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         out = tmp_path / "out"
@@ -229,12 +229,12 @@ class TestFolder:
         early = {"a", "inner", "b", "out.partial"}
         assert set(flushed) == {*((name, False) for name in early), (tmp_path.name, True)}
 
-    def test_it_is_as_open_as_any_other(self, tmp_path: Path) -> None:
+    def test_a_folder_has_the_default_permissions(self, tmp_path: Path) -> None:
         folder(tmp_path / "atomic")
         (tmp_path / "plain").mkdir()
         assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
-    def test_vacant_is_missing_or_empty(self, tmp_path: Path) -> None:
+    def test_vacant_means_missing_or_empty(self, tmp_path: Path) -> None:
         require_vacant(tmp_path)
         require_vacant(tmp_path / "missing")
 
@@ -277,12 +277,12 @@ for step in range(1, 1000):
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the system calls of Linux's Python")
 @pytest.mark.parametrize("write", [*FILES, *FOLDERS])
 def test_a_kill_at_any_step_leaves_the_old_or_the_new_content(tmp_path: Path, write: Write) -> None:
-    """Before every file system call; and the next attempt succeeds."""
+    """Kill before each file system call. A new attempt must then succeed."""
     kind = "file" if write in FILES else "folder"
     arguments = [sys.executable, "-c", KILL_AT_EVERY_STEP, write.__name__, str(tmp_path), kind]
     subprocess.run(arguments, check=True, timeout=60, cwd=ROOT)
     new = b"new" if kind == "file" else FULL
-    # A folder cannot be exchanged for another in one call: the old one is removed first.
+    # No portable call exchanges two folders, so the old one is removed first and may be missing for a moment.
     before = {"file": (b"old",), "folder": ({"a": b"old"}, {}, None)}[kind]
     found = []
     for step in sorted(tmp_path.iterdir(), key=lambda path: int(path.name)):
@@ -302,7 +302,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_content(tmp_path: Path, wr
 
 
 class TestChecksums:
-    def test_of_bytes_and_of_files(self, tmp_path: Path) -> None:
+    def test_checksums_equal_those_of_xxhash_and_hashlib(self, tmp_path: Path) -> None:
         path = tmp_path / "x"
         path.write_bytes(b"some bytes")
         assert checksum_of(b"some bytes") == xxhash.xxh3_128_hexdigest(b"some bytes")

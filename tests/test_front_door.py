@@ -1,4 +1,4 @@
-"""`import imagewam_cli`: what it offers, that it costs no torch, and that it is as the type checker sees it."""
+"""Test what `import imagewam_cli` exports: the type checker sees the same names, and torch is not imported."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def test_every_export_exists_and_is_declared_to_the_type_checker(module: Any) ->
         assert name in dir(module)
 
 
-def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'imagewam_cli' has no attribute 'load_robot'"):
         _ = imagewam_cli.load_robot  # type: ignore[attr-defined]
 
 
-def test_importing_it_loads_no_torch() -> None:
+def test_importing_the_package_does_not_import_torch() -> None:
     code = (
         "import sys, imagewam_cli, imagewam_cli.plugin;"
         "print(sorted({'torch', 'diffusers', 'numpy'} & set(sys.modules)))"
@@ -48,7 +48,7 @@ def test_importing_it_loads_no_torch() -> None:
 
 
 def test_no_export_has_the_name_of_a_submodule() -> None:
-    """Importing the submodule would replace the export."""
+    """Importing a submodule would replace an export of the same name."""
     modules = {path.stem for path in Path(imagewam_cli.__file__).parent.iterdir()}
     exported = {name for names in vars(imagewam_cli)["_EXPORTS"].values() for name in names}
     assert not exported & modules

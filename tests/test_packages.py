@@ -1,4 +1,4 @@
-"""What a plain `pip install imagewam` needs, and what commands say when an optional package is missing."""
+"""Test the requirements of a plain `pip install imagewam`, and the errors for missing optional packages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_base_requirement_is_imported() -> None:
                 imported.add(node.module.partition(".")[0])
     distributions = packages_distributions()
     found = {name.lower().replace("_", "-") for module in imported for name in distributions.get(module, [])}
-    # diffusers and transformers import accelerate: without it they hold two copies of the weights while loading
+    # diffusers and transformers import accelerate; without it, loading holds two copies of the weights in memory.
     assert names(PROJECT["dependencies"]) - found == {"accelerate"}
 
 
@@ -73,7 +73,7 @@ def test_the_demo_names_its_extra_before_the_first_step(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("command", ["import imagewam_cli", "from imagewam_cli.cli.app import run; run(['--help'])"])
-def test_no_torch_is_imported_by(command: str) -> None:
+def test_importing_the_package_and_help_import_no_torch(command: str) -> None:
     script = (
         f"{command}; import sys; print(*sys.modules.keys() & {{'torch', 'diffusers', 'transformers'}}, file=sys.stderr)"
     )

@@ -1,4 +1,4 @@
-"""`imagewam_cli.plugin`: one module for authors of plugins, which costs no torch until a name needs it."""
+"""Test `imagewam_cli.plugin`, the one module for plugin authors, which imports torch only for names that need it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imagewam_cli import plugin
 ROOT = Path(plugin.__file__).parents[1]
 
 
-def test_entries_cost_no_torch() -> None:
+def test_editor_entries_need_no_torch() -> None:
     code = (
         "import sys; from imagewam_cli.registry import Registry; found = list(Registry.installed().editors);"
         "assert found; heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules);"
@@ -25,8 +25,8 @@ def test_entries_cost_no_torch() -> None:
 
 
 @pytest.mark.parametrize("folder", ["plugins", "examples/imagewam_plugin_template/imagewam_template"])
-def test_plugins_import_the_public_module_alone(folder: str) -> None:
-    """Training code of the first-party plugins also uses the expert, the simulator and atomic writes."""
+def test_plugins_import_only_the_public_module(folder: str) -> None:
+    """The training code of first-party plugins may also use the expert, the simulator and atomic writes."""
     allowed = ("imagewam_cli.plugin", "imagewam_cli.expert.", "imagewam_cli.sim.tabletop.", "imagewam_cli.files")
     for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

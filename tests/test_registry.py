@@ -1,4 +1,4 @@
-"""Plugins are loaded one by one, their errors are reported, and their names are unique."""
+"""Test that plugins are loaded one by one, that their errors are reported, and that names are unique."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Plugin:
 
 
 def registry_with(monkeypatch: pytest.MonkeyPatch, **plugins: object) -> Registry:
-    """Return a registry with these objects as entry points; importing an exception raises it."""
+    """Return a registry with these objects as entry points. Loading an exception raises it."""
 
     class Point:
         dist = None
@@ -111,13 +111,13 @@ def test_unknown_name_suggests_the_nearest() -> None:
     assert caught.value.exit_code == 2
 
 
-def test_entry_that_names_nothing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_with_a_missing_target_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = registry_with(monkeypatch, plugin=Plugin(entry("gone", load="math:absent")))
     with pytest.raises(PluginError, match="'gone' cannot be loaded from 'math:absent'"):
         registry.editors.load("gone")
 
 
-def test_what_a_plugins_code_raises_is_the_plugins_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_error_in_a_plugins_code_is_a_plugin_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "imagewam_faulty.py").write_text("raise ValueError('no such table')")
     monkeypatch.syspath_prepend(tmp_path)
     registry = registry_with(monkeypatch, plugin=Plugin(entry("faulty", load="imagewam_faulty:Editor")))
@@ -125,7 +125,7 @@ def test_what_a_plugins_code_raises_is_the_plugins_failure(monkeypatch: pytest.M
         registry.editors.load("faulty")
 
 
-def test_an_editor_class_that_lacks_a_method_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_missing_from_an_editor_class_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = registry_with(monkeypatch, plugin=Plugin(entry("half", load="imagewam_cli.editors.contract:Editor")))
     with pytest.raises(
         PluginError, match=r"'half' \(imagewam_cli.editors.contract:Editor\) lacks encode, load, spec, weights"
@@ -133,7 +133,7 @@ def test_an_editor_class_that_lacks_a_method_says_which(monkeypatch: pytest.Monk
         registry.editors.load("half")
 
 
-def test_an_editor_class_without_a_class_variable_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_variable_missing_from_an_editor_class_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = type("Undecided", (FluxKontextEditor,), {})
     monkeypatch.setattr(sys.modules[__name__], "Undecided", kind, raising=False)
     registry = registry_with(monkeypatch, plugin=Plugin(entry("undecided", load=f"{__name__}:Undecided")))
@@ -144,7 +144,7 @@ def test_an_editor_class_without_a_class_variable_says_which(monkeypatch: pytest
     assert caught.value.hint == "see docs/guide/plugins.md"
 
 
-def test_an_unknown_name_may_be_of_a_plugin_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_hints_at_plugins_that_failed_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = registry_with(monkeypatch, plugin=Plugin(entry("one")))
     registry.plugins.append(PluginStatus(name="acme", error="ImportError: no module"))
     with pytest.raises(UnknownNameError) as caught:
@@ -153,7 +153,7 @@ def test_an_unknown_name_may_be_of_a_plugin_that_failed(monkeypatch: pytest.Monk
     assert caught.value.hint.endswith("acme could not be loaded, see `imagewam plugins`")
 
 
-def test_plugin_registered_by_hand_is_seen_and_goes_again() -> None:
+def test_a_plugin_can_be_registered_and_removed_at_run_time() -> None:
     registry = Registry.installed()
     plugin = types.SimpleNamespace()
     plugin = Plugin(entry("by-hand"))

@@ -1,4 +1,4 @@
-"""Run the benchmarks at tiny sizes, and check that they time what they claim to time."""
+"""Run the benchmarks at tiny sizes, and check what they measure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BENCHMARKS = EXAMPLES / "benchmarks"
 
 @pytest.fixture(autouse=True)
 def side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the scripts import their neighbours, as when they are run."""
+    """Let scripts import modules from their own folder, as Python does when it runs them."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
@@ -42,7 +42,7 @@ def output_of(script: str, *arguments: str, monkeypatch: pytest.MonkeyPatch, cap
     return text
 
 
-def test_rounds_are_interleaved_and_the_first_does_not_count() -> None:
+def test_rounds_are_interleaved_and_the_first_is_discarded() -> None:
     interleaved = runpy.run_path(str(BENCHMARKS / "timing.py"))["interleaved"]
     order: list[str] = []
     seconds = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
@@ -78,7 +78,7 @@ def test_the_expert_of_the_prefill_benchmark_steps_as_a_policy_does() -> None:
     torch.testing.assert_close(act.whole(), expected)
 
 
-def test_bytes_of_a_row_are_those_of_its_layout(tmp_path: Path) -> None:
+def test_measured_row_bytes_equal_those_of_the_layout(tmp_path: Path) -> None:
     script = runpy.run_path(str(BENCHMARKS / "real_dimensions.py"))
     name = "instruct-pix2pix"
     script["PIPELINES"][name](Registry.installed().editors.get(name), tmp_path / name, True)
@@ -88,7 +88,7 @@ def test_bytes_of_a_row_are_those_of_its_layout(tmp_path: Path) -> None:
     assert found["peak_bytes"] > found["weight_bytes"] > 0
 
 
-def test_rows_are_measured_in_a_process_of_their_own(
+def test_each_codec_is_measured_in_a_separate_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     options = ("--editor", "flux2-klein-4b", "--out", str(tmp_path), "--rows", "3", "--batch", "2", "--small")
@@ -101,7 +101,7 @@ def test_rows_are_measured_in_a_process_of_their_own(
     assert list(errors) == ["int4", "pca1"]
 
 
-def test_a_row_of_other_bytes_is_a_failure() -> None:
+def test_row_bytes_that_differ_from_the_layout_are_an_error() -> None:
     report = runpy.run_path(str(BENCHMARKS / "real_dimensions.py"))["report"]
     with pytest.raises(SystemExit, match="a row has 10 bytes, its layout says 12"):
         report({"row_bytes": 10, "said_bytes": 12})
@@ -125,7 +125,7 @@ def test_random_pipelines_have_the_released_sizes(name: str, tmp_path: Path, mon
     assert sorted(built.values()) == sorted([entry.components["vae"].parameters, entry.parameters])
 
 
-def test_a_cache_and_none_are_trained_side_by_side(
+def test_training_with_and_without_a_cache_is_timed(
     tabletop: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     options = ["--dataset", str(tabletop), "--weights", str(tiny_weights), "--size", "64", "--codec", "fp32"]
@@ -140,7 +140,7 @@ def test_a_cache_and_none_are_trained_side_by_side(
         *(("cache", 1), ("online", 1), ("cache", 3), ("online", 3))
     ]
     losses = [[point["loss"] for point in r["points"]] for r in result["runs"]]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)  # the same rows and noise, so the times can be compared
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)  # equal rows and noise make the times comparable
     assert losses[2] == pytest.approx(losses[3], abs=1e-5)
     assert losses[0] != pytest.approx(losses[2], abs=1e-5)
     for r in result["runs"]:
@@ -149,10 +149,10 @@ def test_a_cache_and_none_are_trained_side_by_side(
         assert r["rows_per_second"] > 0
 
 
-def test_a_cache_has_paid_when_it_saved_its_build_time() -> None:
+def test_a_cache_pays_off_once_it_has_saved_its_build_time() -> None:
     script = runpy.run_path(str(BENCHMARKS / "online_or_cache.py"))
     build = script["Build"](rows=100, seconds=30.0)
-    # a pass of 100 rows takes 10 s from the cache and 25 s online: 15 s saved each
+    # A pass of 100 rows takes 10 s from the cache and 25 s online, so each pass saves 15 s.
     assert script["won_back"](build, 10.0, 4.0) == pytest.approx(2.0)
     assert script["won_back"](build, 4.0, 4.0) is None
 
@@ -162,7 +162,7 @@ SMALL_TINY = ["--size", "64", "--batch", "4"]
 
 @pytest.fixture
 def recorded_once(tabletop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use five existing demonstrations wherever a script would record some."""
+    """Copy five existing demonstrations instead of recording new ones."""
     from imagewam_cli.sim import record
 
     def copied(environment: object, folder: Path, episodes: int) -> None:
@@ -171,7 +171,7 @@ def recorded_once(tabletop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "record", copied)
 
 
-def test_a_build_is_measured_against_the_editor_alone(
+def test_a_build_is_compared_with_the_forward_passes_alone(
     tabletop: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     options = ["--dataset", str(tabletop), "--weights", str(tiny_weights), *SMALL_TINY, "--stride", "20"]
@@ -184,7 +184,7 @@ def test_a_build_is_measured_against_the_editor_alone(
     assert result["share"] == pytest.approx(result["seconds"]["forward"] / result["seconds"]["build"])
 
 
-def test_the_bare_forward_has_the_batches_of_the_build(tabletop: Path, load_tiny: Any, tmp_path: Path) -> None:
+def test_the_forward_passes_use_the_batches_of_the_build(tabletop: Path, load_tiny: Any, tmp_path: Path) -> None:
     script = runpy.run_path(str(BENCHMARKS / "builder.py"))
     dataset = open_dataset(tabletop)
     editor, codec = load_tiny(instructions_of(dataset)), Registry.installed().codecs.load("bf16")
@@ -225,9 +225,7 @@ def test_peak_memory_does_not_fall() -> None:
 
 
 @pytest.mark.usefixtures("recorded_once")
-def test_reading_is_measured_against_plain_reads(
-    tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_reading_is_compared_with_plain_reads(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     options = ["--weights", str(tiny_weights), *SMALL_TINY, "--codecs", "bf16", "int4", "--repetitions", "1"]
     found = json.loads(output_of("reader", *options, "--json", monkeypatch=monkeypatch, capsys=capsys))
     assert [one["name"] for one in found["caches"]] == ["bf16", "int4"]
@@ -245,7 +243,9 @@ def test_an_existing_cache_is_read(tiny_cache: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("recorded_once")
-def test_waiting_is_a_share_of_the_steps(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_waiting_is_reported_as_a_share_of_step_time(
+    tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     options = ["--weights", str(tiny_weights), *SMALL_TINY, "--stride", "20", "--steps", "3", "--repetitions", "1"]
     found = json.loads(output_of("waiting", *options, "--json", monkeypatch=monkeypatch, capsys=capsys))
     assert list(found["codecs"]) == ["bf16", "int4"]
@@ -253,10 +253,10 @@ def test_waiting_is_a_share_of_the_steps(tiny_weights: Path, monkeypatch: pytest
         assert one["share"] == pytest.approx(one["wait_seconds_per_step"] / one["seconds_per_step"])
 
 
-def test_figures_of_waiting_are_medians_over_the_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_waiting_times_are_medians_over_the_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The ratio is the median of ratios, not the ratio of medians."""
     measure = runpy.run_path(str(BENCHMARKS / "waiting.py"))["measure"]
-    runs = iter([(1.0, 0.5), (4.0, 0.4), (2.0, 0.3)])  # seconds per step, and how many of them it waited
+    runs = iter([(1.0, 0.5), (4.0, 0.4), (2.0, 0.3)])  # (seconds per step, seconds of waiting per step)
     monkeypatch.setitem(measure.__globals__, "tiny_caches", lambda *given: None)
     monkeypatch.setitem(measure.__globals__, "train", lambda *given: next(runs))
     found = measure(argparse.Namespace(codecs=["bf16"], repetitions=3, episodes=1, stride=1), tmp_path)

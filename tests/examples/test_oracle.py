@@ -1,4 +1,4 @@
-"""The parts of the comparison with the published code that need none of its numbers."""
+"""Test the parts of the comparison with the published code that do not need the published numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def oracle() -> ModuleType:
     return module
 
 
-def test_table_has_a_line_per_case_and_gaps_where_nothing_was_measured(oracle: ModuleType) -> None:
+def test_the_table_has_a_line_per_case_and_blanks_for_missing_numbers(oracle: ModuleType) -> None:
     lines = oracle.table([("one", {"kv": 1e-6}), ("two", {"kv": 2.0, "action": 0.5})]).splitlines()
     assert [line.split() for line in lines] == [
         ["case", "kv", "action"],

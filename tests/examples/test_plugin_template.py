@@ -35,7 +35,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Run:
     root = tmp_path_factory.mktemp("plugin")
     venv.create(root / "venv", with_pip=False)
     (packages,) = (root / "venv").glob("lib/python*/site-packages")
-    # addsitedir and not a bare path: imagewam itself may be installed through such a file
+    # A plain path entry would ignore .pth files, and imagewam itself may be installed through one.
     lines = [f"import site; site.addsitedir({folder!r})" for folder in site.getsitepackages()]
     (packages / "outer.pth").write_text("\n".join(lines) + "\n")
     interpreter = root / "venv" / "bin" / "python"
@@ -62,12 +62,12 @@ def _environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}}
 
 
-def test_installed_it_is_listed_and_adds_its_editor(python: Run) -> None:
+def test_the_installed_template_is_listed_and_adds_its_editor(python: Run) -> None:
     listed = python("-m", "imagewam_cli", "plugins", "--hook", "editors")
     assert f"template  (imagewam-template 0.1.0)\n  editor: {EDITOR}\n" in listed
 
 
-def test_it_caches_a_dataset(python: Run, tabletop: Path, tmp_path: Path) -> None:
+def test_the_template_editor_caches_a_dataset(python: Run, tabletop: Path, tmp_path: Path) -> None:
     python("-m", "imagewam_template.tiny", tmp_path / "tiny")
     cache = ("cache", "--editor", EDITOR, "--weights", tmp_path / "tiny", "--out", tmp_path / "cache")
     python("-m", "imagewam_cli", *cache, "--dataset", tabletop, "--stride", "20", "--image-size", "64x64")
@@ -77,22 +77,22 @@ def test_it_caches_a_dataset(python: Run, tabletop: Path, tmp_path: Path) -> Non
     assert [layer.name for layer in manifest.spec.layers] == ["blocks.0.attn1", "blocks.1.attn1"]
 
 
-def test_its_own_tests_pass(python: Run, tmp_path: Path) -> None:
+def test_the_tests_of_the_template_pass(python: Run, tmp_path: Path) -> None:
     tests = shutil.copytree(TEMPLATE / "tests", tmp_path / "tests")
     report = tmp_path / "report.xml"
-    # exits with 0: nothing failed, and something ran
+    # Exit status 0 means that tests ran and none failed.
     python("-m", "pytest", "-q", "--rootdir", tmp_path, f"--junitxml={report}", tests, cwd=tmp_path)
     cases = list(ElementTree.parse(report).iter("testcase"))
     skipped = {case.attrib["name"]: one.attrib["message"] for case in cases for one in case.iter("skipped")}
     checks = {f"test_promise[denoise-{check.__name__}]" for check in CHECKS}
-    assert checks < {case.attrib["name"] for case in cases}  # and tests of its own
+    assert checks < {case.attrib["name"] for case in cases}  # the template has tests of its own too
     assert skipped == {
         "test_promise[denoise-prefix_mode_has_no_target]": "the mode is denoise",
         "test_promise[denoise-graph_equals_encode]": "it has no graph: exports of its policies need the live editor",
     }
 
 
-def test_the_entry_says_what_the_released_model_is(python: Run) -> None:
+def test_the_entry_describes_the_released_model(python: Run) -> None:
     code = "from imagewam_template import imagewam_editors; print(imagewam_editors()[0].{})"
     with torch.device("meta"):
         model = WanTransformer3DModel.from_config(ast.literal_eval(python("-c", code.format("config"))))
@@ -104,7 +104,7 @@ def test_the_plugin_has_at_most_eighty_lines_of_code() -> None:
 
 
 def code_lines(path: Path) -> int:
-    """Count lines without empty ones, comments and docstrings."""
+    """Count lines of code, without empty lines, comments and docstrings."""
     text = path.read_text(encoding="utf-8")
     strings = [
         range(node.lineno, (node.end_lineno or 0) + 1)

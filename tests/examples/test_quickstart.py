@@ -1,4 +1,4 @@
-"""The quickstart script runs from its first cell to its last."""
+"""Test that the quickstart script runs from its first cell to its last."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ EVERY_FILE = ("--editor", "instruct-pix2pix", "--codec", "pca1")
 
 
 @pytest.mark.slow
-def test_killed_builds_end_as_the_undisturbed_one() -> None:
+def test_killed_builds_resume_to_the_undisturbed_cache() -> None:
     printed = run("kills.py", "--kills", "8", "--stride", "16", "--shard-mb", "0.02", *EVERY_FILE)
     assert "8 kills, " in printed
     assert " 0 of them not the undisturbed one" in printed
@@ -40,7 +40,7 @@ def test_flipped_bits_are_found() -> None:
         assert f"in {file}" in printed
 
 
-def test_killed_parts_that_are_merged_are_the_single_build() -> None:
+def test_merged_parts_of_killed_builds_equal_a_single_build() -> None:
     printed = run("parts.py", "--ways", "parts", "--parts", "2", "--episodes", "6")
     assert "parts: part 1 killed; all " in printed
     assert "are the single build's" in printed

@@ -64,7 +64,7 @@ def test_a_damaged_file_is_named(folder: Path, name: str, content: bytes) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "said"),
+    ("name", "values", "message"),
     [
         ("policy.json", {"horizon": "six"}, "horizon must be int"),
         ("policy.json", {"horison": 6}, "unknown key 'horison'"),
@@ -75,12 +75,14 @@ def test_a_damaged_file_is_named(folder: Path, name: str, content: bytes) -> Non
         ("normalization.json", {"action": {"mode": "min_max", "stats": {"min": [0.0]}}}, "the statistics lack max"),
     ],
 )
-def test_a_wrong_value_is_refused_with_file_and_key(folder: Path, name: str, values: dict[str, Any], said: str) -> None:
+def test_a_wrong_value_is_refused_with_file_and_key(
+    folder: Path, name: str, values: dict[str, Any], message: str
+) -> None:
     edit(folder / name, **values)
     with pytest.raises(RunError) as error:
         read_bundle(folder)
     assert str(folder / name) in error.value.message
-    assert said in error.value.message
+    assert message in error.value.message
 
 
 @pytest.mark.parametrize("version", [2, "1", None])

@@ -115,12 +115,12 @@ class TestNumbers:
     def test_instructions_of_any_length_in_a_batch_act_as_one_by_one(
         self, policy: Policy, observation: Observation
     ) -> None:
-        told = [
+        observed = [
             dataclasses.replace(observation, instruction=text)
             for text in ("stop", "put the red block on the blue zone", "push the green block to the left side")
         ]
-        together = policy.chunks(told)
-        alone = np.concatenate([policy.chunks([o]) for o in told])
+        together = policy.chunks(observed)
+        alone = np.concatenate([policy.chunks([o]) for o in observed])
         np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
         assert np.abs(together[0] - together[1]).max() > 1e-3  # the instruction has an effect
 

@@ -1,4 +1,4 @@
-"""`load_policy` loads runs, bundles and ONNX exports."""
+"""Test that `load_policy` loads runs, bundles and ONNX exports."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tests.support.policies import observation
 ROWS = [observation(41), observation(42, "put it down")]
 
 
-def test_the_runtime_alone_knows_an_export_by_the_same_file() -> None:
+def test_the_runtime_and_the_export_agree_on_the_name_of_the_description() -> None:
     assert DESCRIPTION == ONNX_MARKER
 
 
-def test_a_policy_folder_and_its_run_are_a_policy(policy_folder: Path, tiny_weights: Path, tmp_path: Path) -> None:
+def test_a_policy_is_loaded_from_its_folder_or_its_run(policy_folder: Path, tiny_weights: Path, tmp_path: Path) -> None:
     shutil.copytree(policy_folder, tmp_path / "run" / "policy")
     for path in (policy_folder, tmp_path / "run"):
         assert isinstance(load_policy(path, weights=tiny_weights), Policy)
 
 
-def test_an_export_is_a_policy_of_the_same_kind(
+def test_an_export_loads_as_a_policy_with_the_same_interface(
     onnx_export: ExportReport, policy_folder: Path, tiny_weights: Path
 ) -> None:
     exported = load_policy(onnx_export.folder)
@@ -43,7 +43,7 @@ def test_an_export_is_a_policy_of_the_same_kind(
     np.testing.assert_allclose(exported.act(ROWS[0]), live.chunks(ROWS)[0, 0], atol=1e-4)
 
 
-def test_without_a_prefix_graph_the_live_editor_feeds_it(
+def test_without_a_prefix_graph_the_editor_computes_the_prefix(
     onnx_export: ExportReport, policy_folder: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:
     folder = without_prefix(onnx_export.folder, tmp_path / "copy")
@@ -59,7 +59,7 @@ def test_without_a_prefix_graph_the_live_editor_feeds_it(
         load_policy(folder, weights=tiny_weights)
 
 
-def test_what_is_no_policy_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_policy_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not exist"):
         load_policy(tmp_path / "nowhere")
     with pytest.raises(RunError, match=r"holds no policy"):
@@ -73,7 +73,7 @@ def test_a_damaged_export_is_named(tmp_path: Path, text: str) -> None:
         load_policy(tmp_path)
 
 
-def test_an_observation_that_does_not_fit_is_an_error_with_a_name(onnx_export: ExportReport) -> None:
+def test_a_wrong_observation_is_an_error_that_names_the_part(onnx_export: ExportReport) -> None:
     scene = observation(43)
     exported = load_policy(onnx_export.folder)
     with pytest.raises(DatasetError, match="state has shape"):

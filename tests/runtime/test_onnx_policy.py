@@ -1,4 +1,4 @@
-"""The exported policy plans the same actions without torch as the policy does with torch."""
+"""Test that the exported policy plans, without torch, the same actions as the policy does with torch."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def policy(onnx_export: ExportReport) -> OnnxPolicy:
     ],
     ids=["one", "shorter than any sample", "three of different length", "cut"],
 )
-def test_chunks_equal_torch(policy: OnnxPolicy, live: Policy, rows: list[Observation]) -> None:
+def test_chunks_equal_those_of_torch(policy: OnnxPolicy, live: Policy, rows: list[Observation]) -> None:
     chunks = policy.chunks(rows)
     assert chunks.shape == (len(rows), 5, 3)
     assert chunks.dtype == np.float32
     np.testing.assert_allclose(chunks, live.chunks(rows), atol=TOLERANCE)
 
 
-def test_pictures_of_another_size_are_resized_alike(policy: OnnxPolicy, live: Policy) -> None:
+def test_images_of_another_size_are_resized_as_by_the_policy(policy: OnnxPolicy, live: Policy) -> None:
     scene = observation(28)
     large = Observation(
         images={"top": np.asarray(Image.fromarray(scene.images["top"]).resize((200, 150)))},
@@ -74,14 +74,14 @@ def test_pictures_of_another_size_are_resized_alike(policy: OnnxPolicy, live: Po
     np.testing.assert_allclose(policy.chunks([large]), live.chunks([large]), atol=TOLERANCE)
 
 
-def test_states_far_outside_are_clamped_alike(policy: OnnxPolicy, live: Policy) -> None:
+def test_states_far_out_of_range_are_clamped_as_by_the_policy(policy: OnnxPolicy, live: Policy) -> None:
     scene = observation(29)
     far = Observation(images=scene.images, state=np.array([100, -100, 0.5], np.float32), instruction=scene.instruction)
     np.testing.assert_array_equal(policy.normalized_state([far]), live.normalized_state([far]).numpy())
     assert np.abs(policy.normalized_state([far])).max() == 5
 
 
-def test_act_replans_after_the_actions_to_execute(policy: OnnxPolicy) -> None:
+def test_act_plans_again_after_executing_its_actions(policy: OnnxPolicy) -> None:
     first, second = observation(30), observation(31)
     policy.reset()
     np.testing.assert_array_equal(policy.act(first), policy.chunks([first])[0, 0])
@@ -92,7 +92,7 @@ def test_act_replans_after_the_actions_to_execute(policy: OnnxPolicy) -> None:
     assert policy.execute == 2
 
 
-def test_what_an_observation_lacks_is_named(policy: OnnxPolicy) -> None:
+def test_missing_parts_of_an_observation_are_named(policy: OnnxPolicy) -> None:
     scene = observation(32)
     with pytest.raises(ObservationError, match="no picture of camera 'top'; there are: front"):
         policy.chunks([Observation(images={"front": scene.images["top"]}, state=scene.state, instruction="x")])
@@ -117,7 +117,9 @@ def test_a_damaged_export_is_refused(
         OnnxPolicy.load(folder)
 
 
-def test_the_copy_in_the_export_runs_alone(onnx_export: ExportReport, live: Policy, tmp_path: Path) -> None:
+def test_the_copied_policy_script_runs_without_torch_and_imagewam(
+    onnx_export: ExportReport, live: Policy, tmp_path: Path
+) -> None:
     scene = observation(33)
     Image.fromarray(scene.images["top"]).save(tmp_path / "picture.png")
     state = ",".join(repr(float(x)) for x in scene.state)
@@ -138,7 +140,7 @@ def test_the_copy_in_the_export_runs_alone(onnx_export: ExportReport, live: Poli
     ],
     ids=["no such file", "too many pictures", "short state"],
 )
-def test_the_copy_says_what_is_wrong(
+def test_the_copied_policy_script_reports_wrong_arguments(
     onnx_export: ExportReport, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")

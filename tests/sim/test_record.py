@@ -1,4 +1,4 @@
-"""Recorded demonstrations read back as they were played."""
+"""Test that recorded demonstrations are read back as they were executed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 
 
 class SomeScenesUnsolved(TabletopEnvironment):
-    """The demonstrator does nothing in scenes 0 and 2."""
+    """An environment whose demonstrator does nothing in scenes 0 and 2."""
 
     max_steps = 60
 
@@ -38,7 +38,7 @@ def played(env: Environment, seed: int, split: str) -> tuple[list[Observation], 
     return observations, actions
 
 
-def test_a_rate_that_a_dataset_cannot_hold_is_refused(tmp_path: Path) -> None:
+def test_an_unsupported_frame_rate_is_refused(tmp_path: Path) -> None:
     env = TabletopEnvironment()
     env.fps = 12.5
     with pytest.raises(SimulationError, match=r"runs at 12.5 Hz"):
@@ -47,7 +47,7 @@ def test_a_rate_that_a_dataset_cannot_hold_is_refused(tmp_path: Path) -> None:
 
 
 class Watched(TabletopEnvironment):
-    """Keep the demonstrator's actions and the executed ones."""
+    """An environment that keeps the demonstrator's actions and the executed actions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Watched(TabletopEnvironment):
         return super().step(action)
 
 
-def test_disturbed_steps_are_carried_out_and_the_experts_actions_recorded(tmp_path: Path) -> None:
+def test_disturbed_actions_are_executed_but_the_experts_are_recorded(tmp_path: Path) -> None:
     env = Watched()
     record(env, tmp_path / "set", 10, video_codec=None, disturb=0.2)
     wanted, done = np.stack(env.wanted), np.stack(env.done)
@@ -106,7 +106,7 @@ def test_a_recording_reads_back_exactly(tmp_path: Path) -> None:
                 assert np.array_equal(row.images[camera], observation.images[camera])
 
 
-def test_a_video_shows_about_the_same(tmp_path: Path) -> None:
+def test_a_video_is_close_to_the_recorded_frames(tmp_path: Path) -> None:
     record(TabletopEnvironment(), tmp_path / "set", 1)
     observations, _ = played(TabletopEnvironment(), 0, "train")
     errors = [
@@ -116,7 +116,7 @@ def test_a_video_shows_about_the_same(tmp_path: Path) -> None:
     assert max(errors) < 4
 
 
-def test_scenes_that_the_expert_does_not_solve_are_left_out(tmp_path: Path) -> None:
+def test_scenes_that_the_expert_does_not_solve_are_skipped(tmp_path: Path) -> None:
     record(SomeScenesUnsolved(), tmp_path / "set", 2, video_codec=None)
     first = {row.episode: row for row in open_dataset(tmp_path / "set").rows(images=False) if row.frame == 0}
     expected = [TabletopEnvironment().reset(seed, "train") for seed in (1, 3)]
@@ -125,20 +125,20 @@ def test_scenes_that_the_expert_does_not_solve_are_left_out(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("episodes", [0, -3])
-def test_no_episodes_are_refused(tmp_path: Path, episodes: int) -> None:
+def test_a_count_of_episodes_below_one_is_refused(tmp_path: Path, episodes: int) -> None:
     with pytest.raises(UsageError, match="cannot record"):
         record(TabletopEnvironment(), tmp_path / "set", episodes)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError):
         record(TabletopEnvironment(), tmp_path, 1)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_an_expert_with_another_action_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_expert_with_another_action_shape_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     class Wrong(TabletopEnvironment):
         def demonstrate(self) -> Float32Array:
             return np.zeros(2, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Rollouts: lockstep gives the same results as one scene at a time; the baselines."""
+"""Test rollouts: lockstep gives the same results as one scene at a time, and baselines behave as expected."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 
 
 class Looking(ChunkPolicy):
-    """Move towards a point computed from picture, state and instruction: deterministic and useless."""
+    """A deterministic policy that moves towards a point computed from image, state and instruction."""
 
     def __init__(self, execute: int = 3) -> None:
         self.execute = execute
         self.batches: list[int] = []
-        self.told: list[str] = []
+        self.instructions: list[str] = []
 
     def chunks(self, observations: Sequence[Observation]) -> Float32Array:
         self.batches.append(len(observations))
-        self.told += [o.instruction for o in observations]
+        self.instructions += [o.instruction for o in observations]
         return np.stack([self._chunk(o) for o in observations])
 
     def _chunk(self, observation: Observation) -> Float32Array:
@@ -47,16 +47,16 @@ def test_lockstep_gives_the_same_results_as_one_scene_at_a_time() -> None:
     assert [essence(e) for e in first] == [essence(e) for e in second]
     for one, other in zip(first, second, strict=True):
         assert np.array_equal(np.stack(one.frames), np.stack(other.frames))
-    assert together.batches == [4] * 7  # 20 steps, planned anew every 3
+    assert together.batches == [4] * 7  # 20 steps with a new plan every 3 steps
     assert apart.batches == [1] * 28
 
 
-def test_pictures_of_the_first_scenes_alone_are_kept() -> None:
+def test_frames_are_kept_only_for_the_first_scenes() -> None:
     episodes = roll_out(TabletopEnvironment, Looking(), range(5), "test", max_steps=3, batch=2, keep_frames=3)
     assert [len(e.frames) for e in episodes] == [4, 4, 4, 0, 0]
 
 
-def test_batches_follow_each_other() -> None:
+def test_scenes_run_in_consecutive_batches() -> None:
     policy = Looking()
     seen: list[int] = []
     episodes = roll_out(
@@ -80,13 +80,13 @@ def test_a_random_policy_rarely_succeeds() -> None:
     assert all(e.steps == 100 for e in episodes if not e.success)
 
 
-def test_the_policy_reads_what_it_is_given() -> None:
+def test_the_policy_gets_the_given_instruction_instead_of_the_scenes_own() -> None:
     policy = Looking()
     episodes = roll_out(
         TabletopEnvironment, policy, [0, 1], "test", max_steps=2, instruction_of=lambda seed: f"do task {seed}"
     )
     assert [e.given for e in episodes] == ["do task 0", "do task 1"]
-    assert policy.told == ["do task 0", "do task 1"]
+    assert policy.instructions == ["do task 0", "do task 1"]
     own = [TabletopEnvironment().reset(seed, "test").instruction for seed in (0, 1)]
     assert [e.instruction for e in episodes] == own
 
@@ -103,12 +103,12 @@ def test_frames_are_the_first_camera_before_and_after_each_step() -> None:
     assert np.array_equal(np.stack(episode.frames), np.stack(pictures))
 
 
-def test_a_limit_ends_an_episode_without_success() -> None:
+def test_an_episode_that_reaches_the_step_limit_fails() -> None:
     (episode,) = roll_out(TabletopEnvironment, None, [0], "test", max_steps=7)
     assert (episode.steps, episode.success) == (7, False)
 
 
-def test_without_an_expert_there_is_nothing_to_demonstrate() -> None:
+def test_an_environment_without_an_expert_cannot_demonstrate() -> None:
     class NoExpert(TabletopEnvironment):
         demonstrate = Environment.demonstrate
 

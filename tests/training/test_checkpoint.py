@@ -20,7 +20,7 @@ from imagewam_cli.training.recipe import OptimizerRecipe
 
 
 class State:
-    """Return a model, its average and its optimizer after some steps of a regression."""
+    """A model, its average and its optimizer after some steps of a regression."""
 
     def __init__(self, seed: int, *, inputs: int = 3, steps: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -54,7 +54,7 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_weights_average_and_step_come_back(tmp_path: Path) -> None:
+def test_weights_average_and_step_are_restored(tmp_path: Path) -> None:
     saved, loaded = State(1, steps=3), State(2)
     saved.save(tmp_path, 3)
     assert loaded.load(tmp_path) == 3
@@ -86,7 +86,7 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000015", "step-000020"]
 
 
-def test_the_newest_is_the_one_with_the_most_steps_however_many_digits(tmp_path: Path) -> None:
+def test_step_numbers_are_compared_as_numbers_not_as_text(tmp_path: Path) -> None:
     state = State(1, steps=1)
     for step in (999_000, 999_999, 1_000_500):
         state.save(tmp_path, step)
@@ -118,7 +118,7 @@ def test_a_state_without_a_step_is_a_clear_error(tmp_path: Path, text: str) -> N
         State(2).load(tmp_path)
 
 
-def test_a_checkpoint_of_another_shape_is_refused_with_both(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> None:
     State(1, steps=2).save(tmp_path, 2)
     with pytest.raises(RunError, match=r"4, 3.*4, 5"):
         State(2, inputs=5).load(tmp_path)

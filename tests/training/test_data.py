@@ -50,7 +50,7 @@ class TestOrder:
     def test_the_order_is_the_documented_formula(
         self, source: CachedPrefixes, recipe: TrainRecipe, shuffle: Any, batch: int
     ) -> None:
-        """Written out with numpy alone: runs that were made before must be resumed on the same rows."""
+        """Recompute the order with numpy. It must not change, or existing runs would resume on other rows."""
         data = ExpertData(source, dataclasses.replace(recipe, shuffle=shuffle, batch=batch, seed=3))
         rows, size, expected = data.train_rows, min(batch, len(data.train_rows)), []
         for epoch in range(4):
@@ -67,7 +67,7 @@ class TestOrder:
         found = taken(data, 0, len(expected))
         assert [step.tolist() for step in found] == [step.tolist() for step in expected]
 
-    def test_the_trainer_reads_what_the_loader_of_the_docs_reads(
+    def test_the_trainer_reads_the_same_batches_as_the_public_torch_dataset(
         self, source: CachedPrefixes, cache: Path, recipe: TrainRecipe
     ) -> None:
         data = ExpertData(source, recipe)
@@ -95,10 +95,12 @@ class TestOrder:
         build_cache(MemoryDataset([4] * 20), ArithmeticEditor(), tmp_path / "c", FLOAT32, BuildSettings(shard_mb=0.001))
         source = CachedPrefixes(tmp_path / "c")
         assert source.shard_rows == (4,) * 20
-        data = ExpertData(source, dataclasses.replace(recipe, shuffle="shards", batch=1))  # 16 episodes are trained on
+        data = ExpertData(
+            source, dataclasses.replace(recipe, shuffle="shards", batch=1)
+        )  # 16 episodes are for training
         read = [int(rows[0]) for rows in taken(data, 0, 64)]
         assert sorted(read) == data.train_rows.tolist()
-        window = -(-4 * 64 // 20)  # as four of the shards have of these rows
+        window = -(-4 * 64 // 20)  # the number of training rows in four shards, on average
         for start in range(0, 64, window):
             assert len({row // 4 for row in read[start : start + window]}) <= 5
         assert read[20:30] == [int(rows[0]) for rows in taken(data, 20, 10)]
@@ -110,26 +112,28 @@ class TestOrder:
         assert not all(np.array_equal(a, b) for a, b in zip(before, taken(data, 0, 5), strict=True))
 
     @pytest.mark.parametrize("first", [1, 4, 5, 6, 13])
-    def test_a_continued_order_is_the_rest_of_the_whole_one(self, data: ExpertData, first: int) -> None:
+    def test_a_resumed_order_is_the_rest_of_the_full_order(self, data: ExpertData, first: int) -> None:
         whole = taken(data, 0, 20)
         assert all(np.array_equal(a, b) for a, b in zip(whole[first:], taken(data, first, 20 - first), strict=True))
 
-    def test_rows_that_fill_no_batch_are_left_for_another_epoch(
+    def test_rows_that_do_not_fill_a_batch_are_left_for_another_epoch(
         self, source: CachedPrefixes, recipe: TrainRecipe
     ) -> None:
-        data = ExpertData(source, dataclasses.replace(recipe, batch=7))  # 40 rows: five batches, five rows left
+        data = ExpertData(
+            source, dataclasses.replace(recipe, batch=7)
+        )  # 40 rows are five batches and five leftover rows
         epochs = [set(np.concatenate(taken(data, 5 * e, 5)).tolist()) for e in range(4)]
         assert [len(rows) for rows in epochs] == [35] * 4
         assert set().union(*epochs) == set(data.train_rows.tolist())
 
-    def test_a_batch_larger_than_the_data_is_all_of_it(self, source: CachedPrefixes, recipe: TrainRecipe) -> None:
+    def test_a_batch_larger_than_the_data_holds_all_rows(self, source: CachedPrefixes, recipe: TrainRecipe) -> None:
         data = ExpertData(source, dataclasses.replace(recipe, batch=1000))
         assert all(np.array_equal(rows, data.train_rows) for rows in taken(data, 3, 3))
 
 
 class TestSplit:
     @pytest.mark.parametrize("seed", range(5))
-    def test_no_training_row_is_of_a_validation_episode(
+    def test_no_training_row_belongs_to_a_validation_episode(
         self, source: CachedPrefixes, recipe: TrainRecipe, seed: int
     ) -> None:
         data = ExpertData(source, dataclasses.replace(recipe, seed=seed))
@@ -141,9 +145,9 @@ class TestSplit:
     def test_validation_rows_are_thinned_evenly(self, source: CachedPrefixes, recipe: TrainRecipe) -> None:
         data = ExpertData(source, dataclasses.replace(recipe, validation_rows=3))
         frames = source.index.frame[data.validation_rows]
-        assert frames.tolist() == [0, 4, 7]  # of 0 to 7: both ends and the middle, 3.5 rounded to even
+        assert frames.tolist() == [0, 4, 7]  # both ends of 0 to 7, and the middle 3.5 rounded to even
 
-    def test_fewer_episodes_are_the_first_of_the_training_ones(
+    def test_a_limit_on_episodes_keeps_the_first_training_episodes(
         self, source: CachedPrefixes, recipe: TrainRecipe
     ) -> None:
         everything = ExpertData(source, recipe)
@@ -152,14 +156,16 @@ class TestSplit:
         assert few.validation_episodes == everything.validation_episodes
         assert len(few.train_rows) == 2 * LENGTH
 
-    def test_nothing_held_out_trains_on_everything(self, source: CachedPrefixes, recipe: TrainRecipe) -> None:
+    def test_without_held_out_episodes_all_rows_are_for_training(
+        self, source: CachedPrefixes, recipe: TrainRecipe
+    ) -> None:
         data = ExpertData(source, dataclasses.replace(recipe, validation_fraction=0.0))
         assert len(data.train_rows) == EPISODES * LENGTH
         assert len(data.validation_rows) == 0
 
 
 class TestBatch:
-    def test_states_and_actions_are_scaled_by_the_training_episodes_alone(
+    def test_states_and_actions_are_scaled_by_statistics_of_training_episodes(
         self, data: ExpertData, dataset: MemoryDataset
     ) -> None:
         rows = list(dataset.rows())
@@ -173,7 +179,7 @@ class TestBatch:
                 batch.actions[i, 0], scaled(rows[number].action, [r.action for r in train]), rtol=1e-5, atol=1e-6
             )
 
-    def test_actions_are_those_that_follow_the_frame(self, data: ExpertData, dataset: MemoryDataset) -> None:
+    def test_a_chunk_has_the_actions_that_follow_the_frame(self, data: ExpertData, dataset: MemoryDataset) -> None:
         rows = list(dataset.rows())
         train = [r.action for r in rows if r.episode in data.train_episodes]
         batch = data.batch(np.array([9]))  # frame 1 of episode 1
@@ -192,34 +198,34 @@ class TestBatch:
             last = LENGTH - 1 - frame
             assert torch.equal(batch.actions[frame, last:], batch.actions[frame, last].expand(12 - last, 3))
 
-    def test_the_prefix_is_that_of_the_same_rows(self, data: ExpertData, source: CachedPrefixes) -> None:
+    def test_the_prefix_belongs_to_the_same_rows(self, data: ExpertData, source: CachedPrefixes) -> None:
         batch = data.batch(np.array([30, 2, 17]))
         expected = source.reader.read(np.array([30, 2, 17]))
         assert torch.equal(batch.prefix.layers[1].k, expected.layers[1].k)
         assert batch.row.tolist() == [30, 2, 17]
 
-    def test_rows_are_named_by_the_dataset_not_by_the_cache(
+    def test_row_numbers_are_those_of_the_dataset_not_of_the_cache(
         self, tmp_path_factory: pytest.TempPathFactory, dataset: MemoryDataset, recipe: TrainRecipe
     ) -> None:
         folder = tmp_path_factory.mktemp("strided") / "cache"
         build_cache(dataset, ArithmeticEditor(), folder, FLOAT32, BuildSettings(stride=3))
         data = ExpertData(CachedPrefixes(folder), recipe)
-        # frames 0, 3, 6 of each episode
+        # rows of frames 0, 3 and 6 of each episode
         assert data.batch(np.array([0, 2, 3, 4])).row.tolist() == [0, 6, 8, 11]
 
-    def test_batches_read_ahead_are_those_of_the_order(self, data: ExpertData) -> None:
+    def test_batches_read_ahead_follow_the_order(self, data: ExpertData) -> None:
         rows = [batch.row.tolist() for batch in data.batches(3, 9)]
         assert rows == [indices.tolist() for indices in taken(data, 3, 6)]
 
     @pytest.mark.parametrize(("first", "last"), [(0, 1), (2, 4), (3, 5), (4, 60), (12, 12)])
-    def test_needed_rows_are_those_of_the_batches_and_of_the_validation(
+    def test_needed_rows_are_those_of_the_batches_and_the_validation(
         self, source: CachedPrefixes, recipe: TrainRecipe, first: int, last: int
     ) -> None:
         data = ExpertData(source, dataclasses.replace(recipe, batch=7, validation_rows=3))
         read = {int(i) for rows in taken(data, first, last - first) for i in rows}
         assert data.rows_needed(first, last).tolist() == sorted(read | set(data.validation_rows.tolist()))
 
-    def test_plain_reads_give_the_batches_of_a_map(
+    def test_plain_reads_and_memory_mapping_give_the_same_batches(
         self, source: CachedPrefixes, cache: Path, recipe: TrainRecipe
     ) -> None:
         plain = ExpertData(CachedPrefixes(cache, "read"), recipe)
@@ -229,7 +235,7 @@ class TestBatch:
                 assert torch.equal(one.k, two.k)
                 assert torch.equal(one.v, two.v)
 
-    def test_the_time_that_was_waited_is_counted(self, data: ExpertData, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_waiting_time_is_counted(self, data: ExpertData, monkeypatch: pytest.MonkeyPatch) -> None:
         now = 100.0
         monkeypatch.setattr(training_data, "time", SimpleNamespace(monotonic=lambda: now))
 
@@ -238,14 +244,14 @@ class TestBatch:
             for batch in data.batches(0, 2):
                 now += 3.0
                 yield batch
-            now += 0.5  # the end is waited for too
+            now += 0.5  # waiting for the end of the stream counts too
 
         waited = TimedBatches(slow())
         for _ in waited:
             now += 20.0
         assert waited.seconds == 6.5
 
-    def test_no_steps_left_are_no_batches(self, data: ExpertData) -> None:
+    def test_without_remaining_steps_there_are_no_batches(self, data: ExpertData) -> None:
         assert list(data.batches(12, 12)) == []
 
     def test_an_error_while_reading_ahead_reaches_the_trainer(
@@ -260,11 +266,11 @@ class TestBatch:
 
 
 def scaled(values: np.ndarray, among: list[np.ndarray]) -> np.ndarray:
-    """min-max to [-1, 1], written out, clamped to [-5, 5]."""
+    """Scale by min-max to [-1, 1] in numpy, and clamp to [-5, 5]."""
     low, high = np.min(among, axis=0), np.max(among, axis=0)
     return np.clip(2 * (values - low) / (high - low) - 1, -5, 5)
 
 
-def test_rows_of_the_double_are_what_the_tests_take_them_for(dataset: MemoryDataset) -> None:
+def test_the_memory_dataset_has_the_row_numbers_that_the_tests_assume(dataset: MemoryDataset) -> None:
     rows: list[Row] = list(dataset.rows())
     assert [(r.row, r.episode, r.frame) for r in rows] == [(8 * e + f, e, f) for e in range(6) for f in range(8)]

@@ -26,7 +26,7 @@ from tests.support.runs import EPISODES, LENGTH
 def trained(
     tmp_path_factory: pytest.TempPathFactory, cache: Path, recipe: TrainRecipe
 ) -> tuple[Path, tuple[int, ...], tuple[int, ...]]:
-    """(policy folder, episodes that were trained on, episodes that were not)."""
+    """The policy folder, the episodes it was trained on, and the held-out episodes."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     trainer = Trainer(CachedPrefixes(cache), recipe)
     trainer.train(folder)
@@ -45,7 +45,10 @@ def test_held_out_episodes_are_those_of_the_trainer(
 def test_augmented_views_do_not_change_the_held_out_episodes(
     dataset: MemoryDataset, recipe: TrainRecipe, tmp_path: Path
 ) -> None:
-    """A run of three views of each frame has three times the dataset's rows; an older run.json does not say why."""
+    """With three views of each frame, a run has three times the dataset's rows.
+
+    An older run.json does not record the number of views, so its held-out episodes are unknown.
+    """
     settings = BuildSettings(augmentation=Augmentation(variants=3))
     build_cache(dataset, ArithmeticEditor(), tmp_path / "cache", FLOAT32, settings)
     trainer = Trainer(CachedPrefixes(tmp_path / "cache"), dataclasses.replace(recipe, steps=1))
@@ -56,7 +59,7 @@ def test_augmented_views_do_not_change_the_held_out_episodes(
     older = {key: value for key, value in json.loads(marker.read_text()).items() if key != "variants"}
     marker.write_text(json.dumps(older))
     assert held_out_episodes(tmp_path / "run" / "policy", dataset) == ()
-    trainer.train(tmp_path / "run")  # and is still continued
+    trainer.train(tmp_path / "run")  # the older run still resumes
 
 
 def test_held_out_episodes_of_other_data_are_unknown(

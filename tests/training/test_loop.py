@@ -38,7 +38,7 @@ from tests.support.runs import EPISODES, LENGTH, log_of, result_of
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path, recipe: TrainRecipe) -> Path:
-    """An uninterrupted run. Read-only: copy it to break it."""
+    """An uninterrupted run. It is read-only: copy it before you damage it."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     Trainer(CachedPrefixes(cache), recipe).train(folder)
     return folder
@@ -73,7 +73,7 @@ class TestContinuation:
         Trainer(CachedPrefixes(cache), half).train(tmp_path / "run")
         assert result_of(tmp_path / "run") == result_of(tmp_path / "undisturbed")
 
-    def test_it_resumes_from_the_checkpoint_and_not_from_the_start(
+    def test_a_stopped_run_resumes_from_its_last_checkpoint(
         self, cache: Path, recipe: TrainRecipe, tmp_path: Path
     ) -> None:
         with pytest.raises(KeyboardInterrupt):
@@ -84,7 +84,7 @@ class TestContinuation:
 
     @pytest.mark.parametrize("part", ["save_checkpoint", "save_expert", "write_bundle"])
     @pytest.mark.parametrize("times", [1, 3])
-    def test_a_run_stopped_while_it_saves_has_its_policy_in_the_end(
+    def test_a_run_stopped_while_saving_has_its_policy_after_resuming(
         self,
         cache: Path,
         recipe: TrainRecipe,
@@ -94,7 +94,7 @@ class TestContinuation:
         part: str,
         times: int,
     ) -> None:
-        """times: the save to stop at; 1 is the first of the run, 3 the last."""
+        """Stop at save number `times`: 1 is the first of the run, 3 the last."""
         run, real, calls = tmp_path / "run", getattr(loop, part), 0
 
         def stopped(*args: Any, **kwargs: Any) -> None:
@@ -121,7 +121,7 @@ class TestContinuation:
         monkeypatch: pytest.MonkeyPatch,
         stopped_at: int,
     ) -> None:
-        """Stop like a power cut: at the first flushes to disk, leaving a half-written file."""
+        """Stop at flush number `stopped_at` and leave a half-written file, as a power cut does."""
         run, real, calls = tmp_path / "run", os.fsync, 0
 
         def fsync(descriptor: int) -> None:
@@ -139,15 +139,13 @@ class TestContinuation:
         Trainer(CachedPrefixes(cache), recipe).train(run)
         assert result_of(run) == result_of(whole)
 
-    def test_a_finished_run_is_left_as_it_is(
-        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
-    ) -> None:
+    def test_a_finished_run_is_not_changed(self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path) -> None:
         run = shutil.copytree(whole, tmp_path / "run")
         validation = Trainer(CachedPrefixes(cache), recipe).train(run)
         assert result_of(run) == result_of(whole)
         assert validation.loss == json.loads((whole / "result.json").read_text())["validation"]["loss"]
 
-    def test_a_cache_that_moved_is_the_same_cache(
+    def test_a_run_resumes_after_its_cache_was_moved(
         self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
     ) -> None:
         with pytest.raises(KeyboardInterrupt):
@@ -156,11 +154,13 @@ class TestContinuation:
         Trainer(CachedPrefixes(moved), recipe).train(tmp_path / "run")
         assert result_of(tmp_path / "run") == result_of(whole)
 
-    def test_another_seed_is_another_run(self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path) -> None:
+    def test_another_seed_gives_another_run(
+        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
+    ) -> None:
         Trainer(CachedPrefixes(cache), dataclasses.replace(recipe, seed=1)).train(tmp_path / "run")
         assert result_of(tmp_path / "run")["metrics"] != result_of(whole)["metrics"]
 
-    def test_training_leaves_the_global_random_state_alone(
+    def test_training_does_not_change_the_global_random_state(
         self, cache: Path, recipe: TrainRecipe, tmp_path: Path
     ) -> None:
         torch.manual_seed(4)
@@ -176,7 +176,7 @@ class TestMetrics:
         with pytest.raises(KeyboardInterrupt):
             Trainer(CachedPrefixes(cache), recipe).train(run, on_step=stop_at(9))
         with log_of(run).open("a") as file:
-            file.write('{"step": 10, "lo')  # a line that a kill cut off
+            file.write('{"step": 10, "lo')  # a line truncated by a kill
         Trainer(CachedPrefixes(cache), recipe).train(run)
         steps = [json.loads(line)["step"] for line in log_of(run).read_text().splitlines()]
         assert steps == list(range(1, 13))
@@ -185,7 +185,7 @@ class TestMetrics:
         validated = [r["step"] for r in read_metrics(log_of(whole)) if "validation_loss" in r]
         assert validated == [6, 12]
 
-    def test_the_logged_rate_is_the_recipes(self, whole: Path, recipe: TrainRecipe) -> None:
+    def test_the_logged_learning_rate_is_that_of_the_recipe(self, whole: Path, recipe: TrainRecipe) -> None:
         for record in read_metrics(log_of(whole)):
             assert record["learning_rate"] == recipe.learning_rate(record["step"] - 1)
 
@@ -206,7 +206,7 @@ class TestMetrics:
 
 class TestNumbers:
     def test_the_average_follows_the_weights(self, cache: Path, recipe: TrainRecipe) -> None:
-        """After step i (from 0) it moves by 1 - min(ema, (i + 1) / (i + 10)) of the way: 0.9, then 9 / 11."""
+        """Step i, from 0, moves the average by 1 - min(ema, (i + 1) / (i + 10)) of the distance: 0.9, then 9 / 11."""
         trainer = Trainer(CachedPrefixes(cache), recipe)
         expected = {name: p.detach().double().clone() for name, p in trainer.expert.named_parameters()}
         for step, batch in enumerate(trainer.data.batches(0, 2)):
@@ -217,8 +217,8 @@ class TestNumbers:
         for name, value in trainer.average.items():
             torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-7)
 
-    def test_one_step_is_clipped_adamw(self, cache: Path, recipe: TrainRecipe) -> None:
-        """The first step of AdamW moves each weight by its rate, against the sign of the gradient, after the decay."""
+    def test_the_first_step_is_that_of_clipped_adamw(self, cache: Path, recipe: TrainRecipe) -> None:
+        """AdamW first decays each weight, then moves it by the learning rate against the sign of the gradient."""
         trainer = Trainer(CachedPrefixes(cache), recipe)
         before = {name: p.detach().clone() for name, p in trainer.expert.named_parameters()}
         trainer.step(0, next(trainer.data.batches(0, 1)))
@@ -252,7 +252,7 @@ class TestNumbers:
         assert weights_after(cache, recipe) != weights_after(other, recipe)
 
     @pytest.mark.parametrize(("has", "means"), [(True, "bfloat16"), (False, "float32")])
-    def test_auto_precision_is_what_the_processor_has(
+    def test_auto_precision_is_bfloat16_if_the_processor_supports_it(
         self, cache: Path, recipe: TrainRecipe, monkeypatch: pytest.MonkeyPatch, has: bool, means: Any
     ) -> None:
         monkeypatch.setattr(loop, "_has_bfloat16", lambda: has)
@@ -264,7 +264,7 @@ class TestNumbers:
         assert auto == same
         assert auto != other
 
-    def test_more_draws_are_more_chunks_per_prefix(
+    def test_more_draws_train_more_chunks_per_prefix(
         self, cache: Path, recipe: TrainRecipe, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         trainer = Trainer(CachedPrefixes(cache), dataclasses.replace(recipe, flow=FlowRecipe(draws=5)))
@@ -273,7 +273,7 @@ class TestNumbers:
         trainer.step(0, next(trainer.data.batches(0, 1)))
         assert seen == [(40, 8)]
 
-    def test_the_policy_is_the_average_with_the_data_it_was_scaled_by(
+    def test_the_policy_has_the_averaged_weights_and_the_training_statistics(
         self, cache: Path, recipe: TrainRecipe, whole: Path
     ) -> None:
         newest = sorted((whole / "checkpoints").iterdir())[-1]
@@ -286,7 +286,7 @@ class TestNumbers:
         assert bundle.action_normalizer == data.action_normalizer
         assert (whole / "policy" / SAMPLES).read_bytes() == (cache / SAMPLES).read_bytes()
 
-    def test_a_dry_run_writes_nothing_and_counts(
+    def test_a_dry_run_writes_nothing_and_reports_sizes(
         self, cache: Path, recipe: TrainRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -313,7 +313,12 @@ class TestNonFinite:
             trainer.train(run, on_step=spoil)
         named = {int(n) for n in re.findall(r"\d+", error.value.message.split("rows of the batch:")[1])}
         assert len(named) == recipe.batch
-        assert named & {row - 3, row - 2, row - 1, row}  # a chunk of four that begins at one of these has the number
+        assert named & {
+            row - 3,
+            row - 2,
+            row - 1,
+            row,
+        }  # a chunk of four steps that starts at one of these rows contains the bad number
         self.check_kept(cache, recipe, whole, run)
 
     def test_a_bad_gradient_stops_the_run_before_the_step(
@@ -332,7 +337,7 @@ class TestNonFinite:
         self.check_kept(cache, recipe, whole, run)
 
     def check_kept(self, cache: Path, recipe: TrainRecipe, whole: Path, run: Path) -> None:
-        """The last good checkpoint is kept, and the run finishes once the data is repaired."""
+        """Check that the last good checkpoint is kept, and that the run finishes with undamaged data."""
         newest = sorted((run / "checkpoints").iterdir())[-1]
         assert newest.name in ("step-000005", "step-000010")
         assert all(bool(torch.isfinite(t).all()) for t in load_file(newest / "model.safetensors").values())
@@ -341,7 +346,7 @@ class TestNonFinite:
 
 
 class TestRefusal:
-    def test_a_run_shard_by_shard_is_not_continued_on_other_shards(
+    def test_a_run_in_shard_order_does_not_resume_on_other_shards(
         self, cache: Path, dataset: MemoryDataset, recipe: TrainRecipe, tmp_path: Path
     ) -> None:
         other = tmp_path / "other"
@@ -396,7 +401,7 @@ class TestRefusal:
         assert f"its {what} is {there}, this one's {here}" in error.value.message
         assert files(run) == files(whole)
 
-    def test_a_run_on_a_part_of_the_cache_is_not_continued_on_the_whole(
+    def test_a_run_on_a_part_of_the_cache_does_not_resume_on_the_whole(
         self, cache: Path, recipe: TrainRecipe, tmp_path: Path
     ) -> None:
         growing = shutil.copytree(cache, tmp_path / "growing")
@@ -409,7 +414,7 @@ class TestRefusal:
             Trainer(CachedPrefixes(growing), dataclasses.replace(recipe, steps=1)).train(tmp_path / "run")
 
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "message"),
         [
             ({"steps": 13}, "steps = 12, this one has 13"),
             ({"flow": FlowRecipe(shift=5.0, inference_steps=2, draws=3)}, "flow.draws = 2, this one has 3"),
@@ -417,12 +422,12 @@ class TestRefusal:
         ],
     )
     def test_a_run_of_another_recipe_is_refused_with_both_values(
-        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path, change: dict[str, Any], said: str
+        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path, change: dict[str, Any], message: str
     ) -> None:
         run = shutil.copytree(whole, tmp_path / "run")
         with pytest.raises(RunError) as error:
             Trainer(CachedPrefixes(cache), dataclasses.replace(recipe, **change)).train(run)
-        assert said in error.value.message
+        assert message in error.value.message
         assert files(run) == files(whole)
 
     def test_a_folder_with_something_else_is_refused_and_kept(
@@ -453,9 +458,7 @@ class TestFresh:
         assert self.train(cache, run, "--fresh") == 0
         assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-000001"]
 
-    def test_fresh_deletes_nothing_but_runs(
-        self, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_fresh_deletes_only_runs(self, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "one.txt").write_text("mine")
         assert self.train(cache, tmp_path, "--fresh") == 2

@@ -23,13 +23,13 @@ Array = npt.NDArray[np.float64]
 
 @pytest.fixture
 def batch(source: CachedPrefixes, recipe: TrainRecipe) -> Batch:
-    """Five rows; the last two chunks are padded."""
+    """A batch of five rows; the last two chunks are padded."""
     return ExpertData(source, recipe).batch(np.array([0, 10, 19, 6, 15]))
 
 
 @pytest.fixture
 def expert(source: CachedPrefixes) -> ActionExpert:
-    """Return an expert with random weights everywhere, so that every input has an effect."""
+    """An expert with all weights random, so that every input has an effect."""
     spec = source.info.spec
     expert = ActionExpert(
         ExpertConfig(layers=spec.layers, rope=spec.rope, action_dim=3, state_dim=2, horizon=4, hidden=16)
@@ -42,7 +42,7 @@ def expert(source: CachedPrefixes) -> ActionExpert:
 
 
 def linear(noisy: Tensor, t: Tensor, state: Tensor, prefix: PrefixKV) -> Tensor:
-    """Stand in for an expert: every input changes the output in a known way."""
+    """Replace the expert by a known function of every input except the prefix."""
     return 0.5 * noisy + t[:, None, None] - 0.1 * state.sum(-1)[:, None, None]
 
 
@@ -66,7 +66,7 @@ def bell(t: Array) -> Array:
 
 
 @pytest.mark.parametrize("draws", [1, 3])
-def test_the_loss_is_the_formula_written_out(batch: Batch, draws: int) -> None:
+def test_the_loss_equals_the_formula_in_numpy(batch: Batch, draws: int) -> None:
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(5 * draws, 4, 3, generator=generator).double().numpy()
     u = torch.rand(5 * draws, generator=generator).double().numpy()
@@ -88,8 +88,8 @@ def test_padded_actions_do_not_count(batch: Batch) -> None:
     assert torch.equal(before, after)
 
 
-def test_draws_share_a_prefix_as_if_each_had_its_own(batch: Batch, expert: ActionExpert) -> None:
-    """Three draws of a row see the row's prefix: the same as a batch in which each row stands three times."""
+def test_draws_that_share_a_prefix_equal_repeated_rows(batch: Batch, expert: ActionExpert) -> None:
+    """Three draws per row give the same loss as a batch that repeats each row three times."""
     prefix = batch.prefix
     assert prefix.valid is not None
     tripled = Batch(
@@ -107,7 +107,7 @@ def test_draws_share_a_prefix_as_if_each_had_its_own(batch: Batch, expert: Actio
     torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-6)
 
 
-def test_more_draws_are_a_better_estimate_of_the_same_loss(batch: Batch, expert: ActionExpert) -> None:
+def test_more_draws_estimate_the_same_loss_with_less_variance(batch: Batch, expert: ActionExpert) -> None:
     def estimates(draws: int, count: int) -> Array:
         with torch.no_grad():
             return np.array(
@@ -119,25 +119,25 @@ def test_more_draws_are_a_better_estimate_of_the_same_loss(batch: Batch, expert:
 
     one, many = estimates(1, 200), estimates(16, 50)
     assert many.mean() == pytest.approx(one.mean(), rel=4 * one.std() / one.mean() / np.sqrt(200) + 0.02)
-    assert many.std() < 0.5 * one.std()  # 16 draws: a quarter in expectation
+    assert many.std() < 0.5 * one.std()  # 16 draws divide the standard deviation by 4 in expectation
 
 
-def test_the_error_of_the_best_constant_chunk_by_hand() -> None:
-    # two chunks of two steps and one dimension; the second chunk's second step is padding
+def test_the_error_of_the_best_constant_chunk_equals_a_hand_computation() -> None:
+    # Two chunks of two steps and one dimension. The second step of the second chunk is padding.
     batch = hand_batch(actions=[[[1.0], [5.0]], [[3.0], [99.0]]], pad=[[False, False], [False, True]])
-    # step 0: mean of 1 and 3 is 2, errors 1 and 1; step 1: mean of 5 alone is 5, error 0; three steps in all
+    # Step 0: the mean of 1 and 3 is 2, errors 1 and 1. Step 1: the mean of 5 alone is 5, error 0. Three steps count.
     assert validate(still, [batch], FlowSchedule(), steps=1, noise_seed=0).constant_error == pytest.approx(2 / 3)
 
 
-def test_the_constant_chunk_is_one_for_all_batches() -> None:
+def test_the_constant_chunk_is_shared_by_all_batches() -> None:
     batches = [hand_batch(actions=[[[value]]], pad=[[False]]) for value in (1.0, 2.0, 6.0)]
     # mean 3, errors 4, 1, 9
     assert validate(still, batches, FlowSchedule(), steps=1, noise_seed=0).constant_error == pytest.approx(14 / 3)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_the_action_error_of_a_constant_velocity_by_hand(batch: Batch, steps: int) -> None:
-    """Velocity c from t = 1 to 0 ends at noise - c, whatever the grid."""
+def test_the_action_error_of_a_constant_velocity_equals_a_hand_computation(batch: Batch, steps: int) -> None:
+    """Integrating a velocity c from t = 1 to 0 gives noise - c on any grid."""
 
     def constant(noisy: Tensor, t: Tensor, state: Tensor, prefix: PrefixKV) -> Tensor:
         return torch.full_like(noisy, 0.25)
@@ -148,7 +148,7 @@ def test_the_action_error_of_a_constant_velocity_by_hand(batch: Batch, steps: in
     assert found.action_error == pytest.approx(squares[~batch.is_pad.numpy()].mean(), rel=1e-5)
 
 
-def test_validation_weighs_each_row_once_however_it_is_batched() -> None:
+def test_validation_weighs_rows_equally_for_any_batch_size() -> None:
     one = hand_batch(actions=[[[1.0]], [[2.0]], [[4.0]]], pad=[[False]] * 3)
     parts = [hand_batch(actions=[[[1.0]], [[2.0]]], pad=[[False]] * 2), hand_batch(actions=[[[4.0]]], pad=[[False]])]
     whole, split = (validate(still, batches, FlowSchedule(), steps=2, noise_seed=0) for batches in ([one], parts))
@@ -163,7 +163,7 @@ def test_the_validation_loss_is_the_same_each_time(batch: Batch, expert: ActionE
     assert validate(expert, [batch, batch], FlowSchedule(), steps=2, noise_seed=0) == one
 
 
-def test_the_ratio_compares_with_the_constant_chunk() -> None:
+def test_the_ratio_is_relative_to_the_constant_chunk() -> None:
     assert Validation(loss=0.0, action_error=1.5, constant_error=2.0).ratio == 0.75
 
 

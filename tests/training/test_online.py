@@ -1,4 +1,4 @@
-"""`training.online`: prefixes computed on the fly are those of a cache, and the run that they make is the same."""
+"""Test that `training.online` computes the same prefixes as a cache, and that training on them gives the same run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TestSameAsACache:
         assert there == here
 
     @pytest.mark.parametrize("stride", [1, 3])
-    def test_rows_and_what_they_are_known_by_are_the_same(self, tmp_path: Path, stride: int) -> None:
+    def test_rows_and_fingerprints_are_the_same(self, tmp_path: Path, stride: int) -> None:
         dataset = MemoryDataset([7, 5, 8])
         build_cache(dataset, ArithmeticEditor(), tmp_path / "cache", FLOAT32, BuildSettings(stride=stride))
         cached, direct = CachedPrefixes(tmp_path / "cache"), online(dataset=dataset, stride=stride)
@@ -69,16 +69,14 @@ class TestSameAsACache:
         assert direct.table.to_bytes() == cached.table.to_bytes()
 
     @pytest.mark.parametrize("batch", [1, 3, 16])
-    def test_a_batch_is_that_of_the_same_rows(self, cache: Path, tmp_path: Path, batch: int) -> None:
+    def test_a_batch_has_the_prefixes_of_its_rows(self, cache: Path, tmp_path: Path, batch: int) -> None:
         rows, source = np.array([30, 2, 17, 41]), online(batch=batch)
         expected = CachedPrefixes(cache).begin_read(rows)()
         with source.prepare(np.array([41, 2, 17, 30, 5]), tmp_path):
             found = source.begin_read(rows)()
         assert_same(found, expected)
 
-    def test_an_editor_that_counts_every_token_trains_as_from_its_cache(
-        self, recipe: TrainRecipe, tmp_path: Path
-    ) -> None:
+    def test_an_editor_without_a_mask_trains_as_from_its_cache(self, recipe: TrainRecipe, tmp_path: Path) -> None:
         def everywhere(prefix: PrefixKV) -> PrefixKV:
             return PrefixKV(prefix.layers, None)
 
@@ -106,13 +104,15 @@ class TestCost:
         editor = ArithmeticEditor()
         many = dataclasses.replace(recipe, flow=FlowRecipe(shift=5.0, inference_steps=2, draws=draws))
         Trainer(online(editor), many).train(tmp_path / "run")
-        assert editor.encoded == recipe.steps * recipe.batch + LENGTH  # the validation's rows are kept
+        assert editor.encoded == recipe.steps * recipe.batch + LENGTH  # prefixes of the validation rows are kept
 
-    def test_pictures_are_decoded_once(self, recipe: TrainRecipe, tmp_path: Path) -> None:
+    def test_images_are_decoded_once(self, recipe: TrainRecipe, tmp_path: Path) -> None:
         dataset = MemoryDataset([LENGTH] * EPISODES)
         Trainer(online(dataset=dataset), recipe).train(tmp_path / "run")
         everything = tuple(range(EPISODES))
-        assert sorted(dataset.streams) == [everything] * 2  # for the steps, and for the samples of the policy
+        assert (
+            sorted(dataset.streams) == [everything] * 2
+        )  # one pass for the training steps, one for the samples of the policy
 
     def test_only_needed_rows_are_decoded(self, recipe: TrainRecipe, tmp_path: Path) -> None:
         dataset, progress = MemoryDataset([LENGTH] * EPISODES), Progress()
@@ -131,7 +131,7 @@ class TestCost:
         assert dry.scratch_bytes == EPISODES * LENGTH * 4 * 4 * 3
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_cache_takes_no_disk(self, cache: Path, recipe: TrainRecipe) -> None:
+    def test_training_from_a_cache_needs_no_temporary_space(self, cache: Path, recipe: TrainRecipe) -> None:
         assert Trainer(CachedPrefixes(cache), recipe).dry_run().scratch_bytes == 0
 
 
@@ -145,21 +145,21 @@ class TestContinuation:
         Trainer(online(), recipe).train(tmp_path / "run")
         assert result_of(tmp_path / "run") == result_of(whole)
 
-    def test_a_finished_run_is_left_as_it_is(self, recipe: TrainRecipe, whole: Path, tmp_path: Path) -> None:
+    def test_a_finished_run_is_not_changed(self, recipe: TrainRecipe, whole: Path, tmp_path: Path) -> None:
         run, dataset = shutil.copytree(whole, tmp_path / "run"), MemoryDataset([LENGTH] * EPISODES)
         trainer = Trainer(online(dataset=dataset), recipe)
         trainer.train(run)
         assert result_of(run) == result_of(whole)
         assert dataset.streams == [tuple(trainer.data.validation_episodes)]
 
-    def test_a_dataset_that_moved_is_the_same_dataset(self, recipe: TrainRecipe, whole: Path, tmp_path: Path) -> None:
+    def test_a_run_resumes_after_its_dataset_was_moved(self, recipe: TrainRecipe, whole: Path, tmp_path: Path) -> None:
         run, moved = shutil.copytree(whole, tmp_path / "run"), MemoryDataset([LENGTH] * EPISODES)
         moved.info = dataclasses.replace(moved.info, root=Path("elsewhere"))
         Trainer(online(dataset=moved), recipe).train(run)
         assert result_of(run) == result_of(whole)
 
     @pytest.mark.parametrize(
-        ("said", "options"),
+        ("field", "options"),
         [
             ("editor fingerprint", {"editor": ArithmeticEditor(weights="trained longer")}),
             ("dataset", {"dataset": MemoryDataset([LENGTH] * EPISODES, identity="another")}),
@@ -167,10 +167,10 @@ class TestContinuation:
         ],
     )
     def test_a_run_on_other_prefixes_is_refused(
-        self, recipe: TrainRecipe, whole: Path, tmp_path: Path, said: str, options: dict[str, Any]
+        self, recipe: TrainRecipe, whole: Path, tmp_path: Path, field: str, options: dict[str, Any]
     ) -> None:
         run = shutil.copytree(whole, tmp_path / "run")
-        with pytest.raises(RunError, match=f"another run: its {said} is "):
+        with pytest.raises(RunError, match=f"another run: its {field} is "):
             Trainer(online(**options), recipe).train(run)
         assert files(run) == files(whole)
 
@@ -200,7 +200,7 @@ class TestContinuation:
         assert held_out_episodes(whole / "policy", dataset) == Trainer(online(), recipe).data.validation_episodes
         assert len(log_of(whole).read_text().splitlines()) == recipe.steps
 
-    def test_the_policy_keeps_rows_with_their_pictures(self, whole: Path) -> None:
+    def test_the_policy_keeps_sample_rows_with_their_images(self, whole: Path) -> None:
         rows = {row.row: row for row in MemoryDataset([LENGTH] * EPISODES).rows()}
         kept = Samples.load(whole / "policy" / SAMPLES).observations
         for number, observation in zip((8, 24, 40), kept, strict=True):  # the middles of batches of 16
@@ -209,7 +209,7 @@ class TestContinuation:
 
 
 class TestFailure:
-    def test_nothing_is_left_on_the_disk(self, recipe: TrainRecipe, whole: Path, tmp_path: Path) -> None:
+    def test_no_temporary_files_are_left(self, recipe: TrainRecipe, whole: Path, tmp_path: Path) -> None:
         def nothing_yet(step: int, values: dict[str, float]) -> None:
             assert sorted(p.name for p in run.iterdir() if p.is_file()) == ["config.yaml", "metrics.jsonl", "run.json"]
             raise KeyboardInterrupt
@@ -232,22 +232,22 @@ class TestFailure:
         assert dataset.streams == []
 
     @pytest.mark.parametrize("batch", [{"stride": 0}, {"batch": 0}])
-    def test_a_batch_of_no_rows_is_wrong_usage(self, batch: dict[str, int]) -> None:
+    def test_a_stride_or_batch_below_one_is_a_usage_error(self, batch: dict[str, int]) -> None:
         with pytest.raises(UsageError, match="at least 1"):
             online(**batch)
 
-    def test_an_editor_that_breaks_its_layout_is_stopped(self, recipe: TrainRecipe, tmp_path: Path) -> None:
+    def test_a_prefix_that_does_not_match_the_layout_stops_the_run(self, recipe: TrainRecipe, tmp_path: Path) -> None:
         def shorter(prefix: PrefixKV) -> PrefixKV:
             return PrefixKV(prefix.layers[:1], prefix.valid)
 
         with pytest.raises(CacheError, match="the editor returned 1 layers, its spec says 2"):
             Trainer(online(ArithmeticEditor(spoil=shorter)), recipe).train(tmp_path / "run")
 
-    def test_a_dataset_without_a_promised_row_is_named(self, recipe: TrainRecipe, tmp_path: Path) -> None:
+    def test_a_row_missing_from_the_dataset_is_named(self, recipe: TrainRecipe, tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match="row 9 has no picture"):
             Trainer(online(dataset=Gap([LENGTH] * EPISODES)), recipe).train(tmp_path / "run")
 
-    def test_a_bad_number_names_the_rows_of_the_dataset(self, recipe: TrainRecipe, tmp_path: Path) -> None:
+    def test_a_non_finite_loss_names_the_rows_of_the_dataset(self, recipe: TrainRecipe, tmp_path: Path) -> None:
         trainer = Trainer(online(stride=2), recipe)
         trainer.source.table.action[:] = np.nan
         with pytest.raises(NonFiniteLossError) as error:
@@ -256,7 +256,7 @@ class TestFailure:
         assert all(n % 2 == 0 for n in named)
         assert max(named) >= EPISODES * LENGTH // 2
 
-    def test_rows_that_were_not_announced_are_a_bug(self, tmp_path: Path) -> None:
+    def test_reading_unannounced_rows_is_a_programming_error(self, tmp_path: Path) -> None:
         source = online()
         with pytest.raises(RuntimeError, match="not announced"):
             source.begin_read(np.array([0]))
@@ -265,7 +265,7 @@ class TestFailure:
 
 
 class Gap(MemoryDataset):
-    """Row 9 is among the metadata and not among the pictures."""
+    """A dataset that lists row 9 in its metadata but does not return it with images."""
 
     def _row(self, episode: Any, frame: int, images: bool) -> Row:
         row = super()._row(episode, frame, images)

@@ -42,7 +42,7 @@ def test_matrices_of_blocks_use_muon_and_the_rest_adamw() -> None:
         assert torch.equal(one, other)
 
 
-def test_adamw_alone_when_asked() -> None:
+def test_adamw_can_be_used_for_all_parameters() -> None:
     ours, theirs = model(), model()
     recipe = OptimizerRecipe(name="adamw", learning_rate=0.01, weight_decay=0.1)
     optimizer = ExpertOptimizer(ours, recipe)

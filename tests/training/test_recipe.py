@@ -25,13 +25,13 @@ def recipe() -> TrainRecipe:
         (0, 0.2),  # the first of ten steps of warm-up
         (4, 1.0),
         (9, 2.0),
-        (10, 2.0),  # the cosine starts at its top
-        (55, 0.2 + 1.8 / 2),  # half way
-        (32.5, 0.2 + 1.8 * (2 + np.sqrt(2)) / 4),  # a quarter: cos 45 degrees
+        (10, 2.0),  # the cosine starts at its peak
+        (55, 0.2 + 1.8 / 2),  # half of the decay
+        (32.5, 0.2 + 1.8 * (2 + np.sqrt(2)) / 4),  # a quarter of the decay: cos 45 degrees
         (100, 0.2),
     ],
 )
-def test_the_learning_rate_warms_up_and_falls_as_a_cosine(recipe: TrainRecipe, step: Any, rate: float) -> None:
+def test_the_learning_rate_warms_up_and_decays_as_a_cosine(recipe: TrainRecipe, step: Any, rate: float) -> None:
     assert recipe.learning_rate(step) == pytest.approx(rate)
 
 
@@ -43,13 +43,13 @@ def test_the_learning_rate_has_one_peak(recipe: TrainRecipe) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_a_run_of_few_steps_has_a_positive_rate_throughout(steps: int) -> None:
+def test_the_learning_rate_of_a_short_run_is_always_positive(steps: int) -> None:
     recipe = TrainRecipe(steps=steps, optimizer=OptimizerRecipe(learning_rate=0.5))
     assert all(0 < recipe.learning_rate(step) <= 0.5 for step in range(steps))
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"batch": -1}, "batch must be at least 1, got -1"),
@@ -83,14 +83,14 @@ def test_a_run_of_few_steps_has_a_positive_rate_throughout(steps: int) -> None:
         ({"expert": {"horizn": 5}}, "unknown key 'expert.horizn'"),
     ],
 )
-def test_a_bad_value_is_refused_by_name(values: dict[str, Any], said: str) -> None:
+def test_a_bad_value_is_refused_by_name(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         from_dict(TrainRecipe, values, source="recipe.yaml")
     assert error.value.message.startswith("recipe.yaml: ")
-    assert said in error.value.message
+    assert message in error.value.message
 
 
-def test_a_recipe_survives_its_yaml(tmp_path: Path) -> None:
+def test_a_recipe_survives_a_round_trip_through_yaml(tmp_path: Path) -> None:
     recipe = TrainRecipe(
         steps=7, episodes=3, optimizer=OptimizerRecipe(learning_rate=1e-5), expert=ExpertRecipe(use_prefix=False)
     )

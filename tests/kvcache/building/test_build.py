@@ -334,7 +334,7 @@ class TestContinuation:
 
 class TestRefusal:
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "parts"),
         [
             ({"dataset": MemoryDataset(LENGTHS, identity="another")}, ("another dataset",)),
             ({"dataset": MemoryDataset(LENGTHS, shift=1.0)}, ("another states or actions",)),
@@ -348,12 +348,12 @@ class TestRefusal:
         ],
     )
     def test_another_build_into_the_same_folder_names_both_values_and_loses_nothing(
-        self, built: Path, tmp_path: Path, change: dict[str, Any], said: tuple[str, ...]
+        self, built: Path, tmp_path: Path, change: dict[str, Any], parts: tuple[str, ...]
     ) -> None:
         out = shutil.copytree(built, tmp_path / "cache")
         with pytest.raises(CacheError) as error:
             build(out, **change)
-        assert all(part in error.value.message for part in said), error.value.message
+        assert all(part in error.value.message for part in parts), error.value.message
         assert error.value.hint is not None
         assert "--out" in error.value.hint
         assert files(out) == files(built)
@@ -377,7 +377,7 @@ class TestRefusal:
         assert files(tmp_path) == files(built)
 
     @pytest.mark.parametrize(
-        ("spoil", "said"),
+        ("spoil", "message"),
         [
             (lambda p: spoiled(p, 1, v=p.layers[1].v.index_fill(1, torch.tensor([3]), float("nan"))), "not finite"),
             (lambda p: spoiled(p, 0, k=p.layers[0].k * float("inf")), "not finite"),
@@ -389,12 +389,12 @@ class TestRefusal:
         ],
     )
     def test_a_prefix_that_does_not_match_the_layout_is_refused(
-        self, tmp_path: Path, spoil: Callable[[PrefixKV], PrefixKV], said: str
+        self, tmp_path: Path, spoil: Callable[[PrefixKV], PrefixKV], message: str
     ) -> None:
         out = tmp_path / "cache"
         with pytest.raises(CacheError) as error:
             build(out, editor=ArithmeticEditor(spoil=spoil))
-        assert said in error.value.message
+        assert message in error.value.message
         assert read_manifest(out).rows == 0
         assert not list((out / "shards").iterdir())
 

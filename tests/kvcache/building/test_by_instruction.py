@@ -220,8 +220,8 @@ def test_a_budget_counts_it() -> None:
 def test_reported_bytes_include_the_file_of_instructions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build(tmp_path)
     assert run(["info", str(tmp_path), "--format", "json"]) == 0
-    told = json.loads(capsys.readouterr().out)["bytes"]
-    assert told == sum(path.stat().st_size for path in (tmp_path / SHARDS).iterdir())
+    reported = json.loads(capsys.readouterr().out)["bytes"]
+    assert reported == sum(path.stat().st_size for path in (tmp_path / SHARDS).iterdir())
 
 
 def test_a_layer_that_holds_a_picture_does_not_follow_from_the_instruction() -> None:

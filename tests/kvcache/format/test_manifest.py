@@ -138,7 +138,7 @@ def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"codec": 7}, "codec must be str"),
         ({"total_rows": None}, "total_rows must be int"),
@@ -148,13 +148,13 @@ def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key(
-    tmp_path: Path, manifest: Manifest, values: dict[str, Any], said: str
+    tmp_path: Path, manifest: Manifest, values: dict[str, Any], message: str
 ) -> None:
     put_manifest(storage_at(tmp_path), manifest)
     edit(tmp_path, **values)
     with pytest.raises(CacheError, match="is damaged") as error:
         read_manifest(tmp_path)
-    assert said in error.value.message
+    assert message in error.value.message
 
 
 def test_a_folder_without_a_manifest_is_not_a_cache(tmp_path: Path) -> None:

@@ -438,8 +438,8 @@ class TestUnreachable:
         assert error.value.hint == "pip install 'imagewam[s3]'"
 
     def test_no_such_bucket(self, s3: Store) -> None:
-        said = refused(lambda: build("s3://elsewhere/caches/x"))
-        assert said == "s3://elsewhere/caches/x failed: The specified bucket does not exist"
+        message = refused(lambda: build("s3://elsewhere/caches/x"))
+        assert message == "s3://elsewhere/caches/x failed: The specified bucket does not exist"
         assert not s3.fs.exists("elsewhere"), "none is made"
 
     def test_a_server_that_does_not_answer(self, s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,8 +452,8 @@ class TestUnreachable:
 
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
         HfFileSystem.clear_instance_cache()
-        said = refused(lambda: CacheReader("hf://datasets/user/name/cache"))
-        assert said.startswith("hf://datasets/user/name/cache failed: ")
+        message = refused(lambda: CacheReader("hf://datasets/user/name/cache"))
+        assert message.startswith("hf://datasets/user/name/cache failed: ")
         HfFileSystem.clear_instance_cache()
 
     def test_no_credentials(self, s3: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_from_dataset_to_expert(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["info", "URL"], 1, "error: URL is not a cache: it has no manifest.json\n"),
         (["cache", "verify", "--cache", "URL"], 1, "error: URL is not a cache: it has no manifest.json\n"),
@@ -58,9 +58,9 @@ def test_from_dataset_to_expert(
     ],
 )
 def test_what_is_wrong_is_one_line(
-    capsys: pytest.CaptureFixture[str], memory: Store, arguments: list[str], code: int, said: str
+    capsys: pytest.CaptureFixture[str], memory: Store, arguments: list[str], code: int, message: str
 ) -> None:
     assert run([memory.url if argument == "URL" else argument for argument in arguments]) == code
     lines = capsys.readouterr().err
-    assert lines.startswith(said.replace("URL", memory.url))
+    assert lines.startswith(message.replace("URL", memory.url))
     assert lines.count("\n") == 2, "an error and a hint"

@@ -1,4 +1,4 @@
-"""The scripted demonstrator solves every scene, and recovers."""
+"""Test that the scripted demonstrator solves every scene and recovers from mistakes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.scenes import GREEN, GREEN_ON_BLUE, RED, RED_ON_BLUE, RED_ON_
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_scene_is_solved_in_25_to_100_steps_whatever_the_motors_do(split: Split) -> None:
+def test_every_scene_is_solved_in_25_to_100_steps_despite_motor_noise(split: Split) -> None:
     for seed in range(60):
         for noise in (0.0, MOTOR_NOISE):
             end = play(World.start(sample_scene(seed, split)), MAX_STEPS, np.random.default_rng(seed), noise)
@@ -35,8 +35,8 @@ def test_actions_are_in_range() -> None:
         world = world.step(chosen)
 
 
-def test_the_same_picture_asks_for_another_action_under_another_instruction() -> None:
-    """The picture alone does not tell which block to move."""
+def test_another_instruction_for_the_same_image_needs_another_action() -> None:
+    """The image alone does not determine which block to move."""
     tasks = (RED_ON_YELLOW, GREEN_ON_BLUE)
     worlds = [World.start(scene_with(task)) for task in tasks]
     assert np.array_equal(render(worlds[0]), render(worlds[1]))
@@ -48,7 +48,7 @@ def test_the_same_picture_asks_for_another_action_under_another_instruction() ->
         assert play(World.start(scene_with(task)), MAX_STEPS).success
 
 
-def test_the_same_block_goes_elsewhere_under_another_instruction() -> None:
+def test_another_instruction_moves_the_same_block_elsewhere() -> None:
     carrying = [
         replace(World.start(scene_with(task)), gripper=RED, opening=0.0, held=0)
         for task in (RED_ON_BLUE, RED_ON_YELLOW)
@@ -70,7 +70,7 @@ def test_it_goes_straight_to_the_block_and_slows_down() -> None:
 
 
 def test_the_block_is_within_reach_before_the_jaws_begin_to_close() -> None:
-    """A policy that imitates it and closes a step early still takes the block."""
+    """A policy that imitates the demonstrator but closes one step early still grasps the block."""
     world = World.start(scene_with(RED_ON_YELLOW))
     within_reach = 0
     while demonstrator_action(world)[2] > 0:
@@ -79,7 +79,7 @@ def test_the_block_is_within_reach_before_the_jaws_begin_to_close() -> None:
     assert within_reach >= 2
 
 
-def test_it_lets_go_of_a_wrong_block() -> None:
+def test_it_releases_a_wrong_block() -> None:
     world = replace(World.start(scene_with(RED_ON_YELLOW)), gripper=GREEN, opening=0.0, held=1)
     assert demonstrator_action(world).tolist() == [0.0, 0.0, 1.0]
     assert play(world, MAX_STEPS).success

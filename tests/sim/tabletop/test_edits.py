@@ -1,4 +1,4 @@
-"""Before-and-after pictures, and the judge that reads a picture alone."""
+"""Test before-and-after images, and the judge, which sees only an image."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def moved(world: World, block: int, to: tuple[float, float]) -> UInt8Image:
 
 
 @pytest.mark.parametrize("split", ["train", "test", "heldout"])
-def test_the_after_picture_is_right_and_the_before_picture_wrong(split: Split) -> None:
+def test_the_judge_accepts_the_after_image_and_rejects_the_before_image(split: Split) -> None:
     for seed in SEEDS:
         edit = sample_edit(seed, split, from_start=True)
         assert judge_edit(edit.after, edit.scene), f"{split} {seed}"
@@ -44,7 +44,7 @@ def test_the_after_picture_is_right_and_the_before_picture_wrong(split: Split) -
 
 
 def test_the_judge_agrees_with_the_world_at_every_moment() -> None:
-    """A block held above its goal looks done: the picture does not show whether it was released."""
+    """The image does not show whether a block was released, so a block held above its goal counts as placed."""
     for seed in SEEDS:
         world = World.start(sample_scene(seed))
         for _ in range(9):
@@ -54,7 +54,7 @@ def test_the_judge_agrees_with_the_world_at_every_moment() -> None:
         assert world.success
 
 
-def test_an_edit_is_of_its_scene() -> None:
+def test_an_edit_shows_the_scene_of_its_seed() -> None:
     edit = sample_edit(5, "test", size=64)
     assert edit.scene == sample_scene(5, "test")
     assert edit.instruction == edit.scene.instruction
@@ -64,13 +64,13 @@ def test_an_edit_is_of_its_scene() -> None:
     assert np.array_equal(edit.after, again.after)
 
 
-def test_from_the_start_before_is_the_first_picture_of_the_episode() -> None:
+def test_from_start_makes_the_before_image_the_first_of_the_episode() -> None:
     edit = sample_edit(5, "test", from_start=True)
     assert np.array_equal(edit.before, render(World.start(edit.scene)))
     assert np.array_equal(edit.after, render(done(edit.scene)))
 
 
-def test_other_moments_are_elsewhere_in_the_episode() -> None:
+def test_edits_start_at_different_moments_of_the_episode() -> None:
     starts = [np.array_equal(sample_edit(s).before, sample_edit(s, from_start=True).before) for s in SEEDS]
     assert sum(starts) <= 1
 
@@ -80,7 +80,7 @@ def test_no_training_edit_shows_a_held_out_pair() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_a_block_that_vanished_is_wrong(seed: int) -> None:
+def test_a_missing_block_is_rejected(seed: int) -> None:
     scene = sample_scene(seed)
     end = without_gripper(done(scene))
     assert judge_edit(render(end), scene)
@@ -89,7 +89,7 @@ def test_a_block_that_vanished_is_wrong(seed: int) -> None:
 
 
 @pytest.mark.parametrize("task", [RED_ON_YELLOW, RED_LEFT_OF_PURPLE])
-def test_another_block_that_moved_is_wrong(task) -> None:  # type: ignore[no-untyped-def]
+def test_moving_another_block_is_rejected(task) -> None:  # type: ignore[no-untyped-def]
     scene = scene_with(task)
     end = without_gripper(done(scene))
     assert judge_edit(render(end), scene)
@@ -98,19 +98,19 @@ def test_another_block_that_moved_is_wrong(task) -> None:  # type: ignore[no-unt
     assert judge_edit(moved(end, 1, (0.71, 0.31)), scene), "a hair's breadth is forgiven"
 
 
-def test_the_wrong_block_at_the_right_place_is_wrong() -> None:
+def test_the_wrong_block_at_the_goal_is_rejected() -> None:
     scene = scene_with(RED_ON_YELLOW)
     assert not judge_edit(moved(World.start(scene), 1, (0.8, 0.6)), scene)
 
 
-def test_the_right_block_at_the_goal_of_another_task_is_wrong() -> None:
+def test_the_right_block_at_the_goal_of_another_task_is_rejected() -> None:
     after = {task: render(done(scene_with(task))) for task in (RED_ON_YELLOW, RED_LEFT_OF_PURPLE, GREEN_ON_BLUE)}
     for shown, picture in after.items():
         for asked in after:
             assert judge_edit(picture, scene_with(asked)) is (shown == asked)
 
 
-def test_a_doubled_block_is_wrong() -> None:
+def test_a_duplicated_block_is_rejected() -> None:
     scene = scene_with(RED_ON_YELLOW)
     end = without_gripper(done(scene))
     doubled = render(end).copy()
@@ -122,7 +122,7 @@ def test_a_doubled_block_is_wrong() -> None:
     assert not judge_edit(doubled, scene)
 
 
-def test_an_empty_or_noisy_picture_is_wrong() -> None:
+def test_an_empty_or_noisy_image_is_rejected() -> None:
     scene = scene_with(RED_ON_YELLOW)
     noise = np.random.default_rng(0).integers(0, 256, size=(128, 128, 3), dtype=np.uint8)
     assert not judge_edit(np.zeros((128, 128, 3), dtype=np.uint8), scene)
@@ -130,7 +130,7 @@ def test_an_empty_or_noisy_picture_is_wrong() -> None:
 
 
 def test_slightly_wrong_colours_are_accepted() -> None:
-    """An image editor draws slightly wrong colours and soft edges."""
+    """Accept the slightly wrong colours and soft edges that an image editor draws."""
     scene = scene_with(RED_ON_YELLOW)
     picture = render(done(scene)).astype(int)
     noise = np.random.default_rng(0).integers(-12, 13, size=picture.shape)
@@ -138,7 +138,7 @@ def test_slightly_wrong_colours_are_accepted() -> None:
 
 
 def test_a_block_in_the_gripper_is_found() -> None:
-    """The gripper hides nothing of a block between its jaws."""
+    """The gripper does not hide any part of a block between its jaws."""
     scene = scene_with(RED_ON_YELLOW)
     assert judge_edit(render(replace(done(scene), opening=0.0)), scene)
     assert not judge_edit(render(replace(World.start(scene), gripper=PURPLE)), scene)

@@ -1,4 +1,4 @@
-"""The gymnasium environment and the imagewam `Environment` around it."""
+"""Test the gymnasium environment and the imagewam `Environment` around it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.support.scenes import action
 
 
 @pytest.mark.parametrize("wrist", [False, True])
-def test_gymnasiums_checker_passes(wrist: bool) -> None:
+def test_the_checker_of_gymnasium_passes(wrist: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(TabletopEnv("rgb_array", wrist_camera=wrist), skip_render_check=True)
 
 
-def test_an_observation_is_pictures_and_state() -> None:
+def test_an_observation_has_images_and_state() -> None:
     env = TabletopEnv("rgb_array", wrist_camera=True)
     observation, info = env.reset(seed=3, options={"split": "test"})
     assert env.observation_space.contains(observation)
@@ -36,7 +36,7 @@ def test_an_observation_is_pictures_and_state() -> None:
     assert observation["state"].tolist() == pytest.approx([*scene.gripper, 1.0])
 
 
-def test_seed_and_split_and_actions_decide_everything() -> None:
+def test_episodes_depend_only_on_seed_split_and_actions() -> None:
     def states(seed: int, split: str) -> list[list[float]]:
         env = TabletopEnv()
         env.reset(seed=seed, options={"split": split})
@@ -46,7 +46,7 @@ def test_seed_and_split_and_actions_decide_everything() -> None:
     assert len({str(states(*scene)) for scene in ((1, "test"), (2, "test"), (1, "train"))}) == 3
 
 
-def test_motors_are_noisy() -> None:
+def test_motor_noise_changes_the_path() -> None:
     def way(noise: float) -> np.ndarray:
         env = TabletopEnv(motor_noise=noise)
         env.reset(seed=1)
@@ -57,7 +57,7 @@ def test_motors_are_noisy() -> None:
     assert way(0.15)[:2].min() > 0
 
 
-def test_without_a_seed_scenes_follow_the_first_seed() -> None:
+def test_resets_without_a_seed_depend_on_the_first_seed() -> None:
     def instructions(seed: int) -> list[str]:
         env = TabletopEnv()
         env.reset(seed=seed)
@@ -66,7 +66,7 @@ def test_without_a_seed_scenes_follow_the_first_seed() -> None:
     assert instructions(1) == instructions(1) != instructions(2)
 
 
-def test_an_episode_ends_after_its_steps() -> None:
+def test_an_episode_ends_after_its_maximum_of_steps() -> None:
     env = TabletopEnv()
     env.reset(seed=0)
     for step in range(1, MAX_STEPS + 1):
@@ -98,7 +98,7 @@ def test_an_unknown_split_is_refused() -> None:
 
 
 @pytest.mark.parametrize("wrist", [False, True])
-def test_the_environment_is_what_it_declares(wrist: bool) -> None:
+def test_observations_and_actions_match_the_declared_shapes(wrist: bool) -> None:
     env = TabletopEnvironment(wrist_camera=wrist)
     assert tuple(env.cameras) == (("top", "wrist") if wrist else ("top",))
     observation = env.reset(0, "heldout")

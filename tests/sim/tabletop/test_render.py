@@ -1,4 +1,4 @@
-"""Pictures show every object in its colour and position."""
+"""Test that images show every object in its colour and position."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.scenes import BLUE_ZONE, GREEN, PURPLE, RED, RED_ON_YELLOW, Y
 
 
 def color_at(picture: np.ndarray, x: float, y: float) -> tuple[int, ...]:
-    """The pixel at table position (x, y) of a top view."""
+    """Return the pixel at table position (x, y) of a top view."""
     size = picture.shape[0]
     return tuple(int(v) for v in picture[int(y * size), int(x * size)])
 
@@ -33,7 +33,7 @@ def world() -> World:
 
 
 @pytest.mark.parametrize("size", [64, 128, 200])
-def test_everything_is_where_the_scene_says(world: World, size: int) -> None:
+def test_every_object_is_drawn_at_its_position(world: World, size: int) -> None:
     picture = render(world, size)
     assert picture.shape == (size, size, 3)
     assert picture.dtype == np.uint8
@@ -48,7 +48,7 @@ def test_a_zone_has_a_border(world: World) -> None:
     assert color_at(render(world, 512), BLUE_ZONE[0] - ZONE_HALF + 0.006, BLUE_ZONE[1]) == BORDER_RGB["blue"]
 
 
-def test_blocks_of_sampled_scenes_are_drawn_where_they_are() -> None:
+def test_blocks_of_sampled_scenes_are_drawn_at_their_positions() -> None:
     for seed in range(20):
         scene = sample_scene(seed)
         picture = render(without_gripper(World.start(scene)))
@@ -58,7 +58,7 @@ def test_blocks_of_sampled_scenes_are_drawn_where_they_are() -> None:
             assert color_at(picture, zone.x, zone.y) == ZONE_RGB[zone.color], f"seed {seed}, {zone}"
 
 
-def test_a_moved_block_is_drawn_where_it_is(world: World) -> None:
+def test_a_moved_block_is_drawn_at_its_new_position(world: World) -> None:
     picture = render(replace(world, blocks=(YELLOW_ZONE, *world.blocks[1:])))
     assert color_at(picture, *YELLOW_ZONE) == BLOCK_RGB["red"]
     assert color_at(picture, *RED) == TABLE_RGB
@@ -73,7 +73,7 @@ def test_the_jaws_show_the_opening(world: World) -> None:
     assert width(0.0) < width(0.5) < width(1.0)
 
 
-def test_the_jaws_stand_around_the_gripper(world: World) -> None:
+def test_the_jaws_are_centred_on_the_gripper(world: World) -> None:
     picture = render(replace(world, gripper=(0.5, 0.5)))
     rows, columns = np.nonzero((picture == GRIPPER_RGB).all(-1))
     assert columns.mean() == pytest.approx(64, abs=1)
@@ -81,7 +81,7 @@ def test_the_jaws_stand_around_the_gripper(world: World) -> None:
     assert color_at(picture, 0.5, 0.5) == TABLE_RGB
 
 
-def test_the_wrist_camera_looks_at_the_gripper(world: World) -> None:
+def test_the_wrist_camera_is_centred_on_the_gripper(world: World) -> None:
     for color, place in (("red", RED), ("green", GREEN)):
         picture = render(replace(world, gripper=place), 128, "wrist")
         assert picture.shape == (128, 128, 3)
@@ -101,5 +101,5 @@ def test_a_block_above_the_gripper_is_above_in_the_wrist_camera(world: World) ->
     assert columns.mean() == pytest.approx(64, abs=1)
 
 
-def test_nothing_but_the_world_changes_the_picture(world: World) -> None:
+def test_equal_worlds_give_equal_images(world: World) -> None:
     assert np.array_equal(render(world), render(replace(world, steps=17)))
