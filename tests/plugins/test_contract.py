@@ -1,5 +1,4 @@
-"""Every first-party editor keeps its promises, on a tiny folder of random weights. A new editor is one more line
-below."""
+"""Run the contract tests on every first-party editor, with tiny random weights. Add a line below for a new editor."""
 
 from __future__ import annotations
 
@@ -15,7 +14,8 @@ from imagewam_cli.testing.contract import EditorContract
 def first_party(editor: str, builder: str, size: tuple[int, int], **options: object) -> type[EditorContract]:
     """Return the contract tests of an editor.
 
-    builder: a module of `tests.support.editors` whose `build(path, **options)` writes it; size: (height, width).
+    builder: a module of `tests.support.editors` whose `build(path, **options)` writes the weights folder.
+    size: (height, width).
     """
 
     class Contract(EditorContract):
@@ -33,7 +33,7 @@ def first_party(editor: str, builder: str, size: tuple[int, int], **options: obj
 
 
 class TestTiny(EditorContract):
-    """On the weights that come with it."""
+    """Contract tests of `tiny`, on its embedded weights."""
 
     name = "tiny"
     image_size = (64, 64)
@@ -48,7 +48,7 @@ TestQwen = first_party("qwen-image-edit", "qwen", (32, 32))
 TestQwenPlus = first_party("qwen-image-edit-plus", "qwen", (32, 32), plus=True)
 
 
-def test_every_editor_class_has_its_line() -> None:
+def test_every_editor_class_has_contract_tests() -> None:
     classes = {entry.name: entry.load for entry in Registry.installed().editors}
     here = {classes[value.name] for name, value in globals().items() if name.startswith("Test")}
     missing = set(classes.values()) - here

@@ -1,4 +1,4 @@
-"""What every first-party editor says of itself before it is loaded agrees with what it is."""
+"""The entry of every first-party editor agrees with its class."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def kind(entry: EditorEntry) -> type[DiffusersEditor]:
     return found
 
 
-def test_components_are_the_parts_that_are_loaded(entry: EditorEntry, kind: type[DiffusersEditor]) -> None:
+def test_components_equal_the_parts_of_the_class(entry: EditorEntry, kind: type[DiffusersEditor]) -> None:
     classes = kind.part_classes()
     assert list(entry.components) == list(classes)
     for name, component in entry.components.items():
         assert (component.parameters > 0) == issubclass(classes[name], torch.nn.Module), name
 
 
-def test_parameters_are_those_of_the_described_denoiser(entry: EditorEntry, kind: type[DiffusersEditor]) -> None:
+def test_parameters_equal_those_of_the_denoiser(entry: EditorEntry, kind: type[DiffusersEditor]) -> None:
     if kind.embedded is not None:
-        pytest.skip("its files are counted in its own tests")
+        pytest.skip("test_tiny.py counts the parameters in its files")
     with torch.device("meta"):
         denoiser = kind.part_classes()[entry.denoiser].from_config(entry.config)
     assert sum(p.numel() for p in denoiser.parameters()) == entry.parameters
 
 
-def test_each_mode_has_a_layout_without_weights(entry: EditorEntry, kind: type[DiffusersEditor]) -> None:
+def test_each_mode_is_described_without_weights(entry: EditorEntry, kind: type[DiffusersEditor]) -> None:
     for mode in entry.modes:
         spec = kind.describe(PrefixOptions(mode=mode))
         assert spec is not None
@@ -52,15 +52,17 @@ def test_each_mode_has_a_layout_without_weights(entry: EditorEntry, kind: type[D
         assert spec.bytes_per_row(2) > 0
 
 
-def test_entries_of_one_class_and_config_share_a_denoiser(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_with_the_same_config_share_a_described_denoiser(monkeypatch: pytest.MonkeyPatch) -> None:
     editors = Registry.installed().editors
     kind = installed_editor("flux2-klein-4b")
     entries = [editors.get(f"flux2-klein-{name}") for name in ("4b", "base-4b", "9b")]
     assert entries[0].config == entries[1].config != entries[2].config
     denoiser, seen = kind.part_classes()[entries[0].denoiser], []
-    true = kind.attention_layers.__func__
+    original = kind.attention_layers.__func__
     monkeypatch.setattr(
-        kind, "attention_layers", classmethod(lambda cls, model, *rest: seen.append(model) or true(cls, model, *rest))
+        kind,
+        "attention_layers",
+        classmethod(lambda cls, model, *a: seen.append(model) or original(cls, model, *a)),
     )
     for entry in (*entries, entries[0]):
         kind.bound_to(entry).describe(PrefixOptions())
@@ -69,14 +71,14 @@ def test_entries_of_one_class_and_config_share_a_denoiser(monkeypatch: pytest.Mo
     for entry, model in zip(entries, seen, strict=False):
         with torch.device("meta"):
             fresh = denoiser.from_config(entry.config).state_dict()
-        told = model.state_dict()
-        assert {name: (x.shape, x.dtype) for name, x in told.items()} == {
+        state = model.state_dict()
+        assert {name: (x.shape, x.dtype) for name, x in state.items()} == {
             n: (x.shape, x.dtype) for n, x in fresh.items()
         }
-        assert all(x.is_meta for x in told.values())
+        assert all(x.is_meta for x in state.values())
 
 
-def test_weights_are_drawn_again_once_an_editor_is_described() -> None:
+def test_describing_an_editor_leaves_torchs_initializers_working() -> None:
     diffusers._built.cache_clear()
     installed_editor("tiny").describe(PrefixOptions())
     assert torch.nn.Linear(4, 4).weight.std() > 0
@@ -85,5 +87,5 @@ def test_weights_are_drawn_again_once_an_editor_is_described() -> None:
     assert weight.all()
 
 
-def test_what_is_said_of_access_has_a_source(entry: EditorEntry) -> None:
+def test_gated_editors_name_their_source(entry: EditorEntry) -> None:
     assert (entry.gated is None) == (entry.gated_source == "")

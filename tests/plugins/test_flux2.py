@@ -1,8 +1,8 @@
-"""FLUX.2-klein on a tiny pipeline folder: its keys and values are those of diffusers' own pipeline, layer by layer.
+"""Compare FLUX.2-klein on a tiny pipeline folder with diffusers' own pipeline: keys and values of each layer.
 
-The reference is never our capture: hooks on the transformer's own projections and norms while the pipeline takes one
-step, rotated by diffusers' own function. The forward without a target is the pipeline's step under a mask that hides
-the target from text and references.
+The reference does not use our capture. It comes from hooks on the transformer's own projections and norms while the
+pipeline takes one step, rotated by diffusers' own function. The reference of a forward without a target is the
+pipeline's step with a mask that hides the target from text and references.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ NAME = "flux2-klein-4b"
 INSTRUCTIONS = ["put the red block on the blue zone", "go"]
 CAMERAS = ("top", "wrist")
 HEIGHT, WIDTH = 64, 80
-"""Of a camera's picture: 4 x 5 tokens; the pipeline takes no smaller ones."""
+"""Size of a camera's picture: 4 x 5 tokens, the smallest that the pipeline accepts."""
 TOKENS = 20
-ONE, TILED, APART = {"cameras": CAMERAS[:1]}, {"cameras": CAMERAS}, {"cameras": CAMERAS, "camera_layout": "separate"}
+ONE, TILED, SEPARATE = {"cameras": CAMERAS[:1]}, {"cameras": CAMERAS}, {"cameras": CAMERAS, "camera_layout": "separate"}
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +67,19 @@ def pictures(count: int) -> list[dict[str, np.ndarray]]:
 
 
 def references(editor: Flux2Editor, row: dict[str, np.ndarray]) -> list[Image.Image]:
-    """What a user of the pipeline would give it."""
+    """Return the reference images that a user of the pipeline would pass for this row."""
     shown = [row[camera] for camera in editor.settings.cameras]
     if editor.settings.camera_layout == "tile":
         shown = [np.concatenate(shown, axis=1)]
     return [Image.fromarray(picture) for picture in shown]
 
 
-def pipelines_own(
+def pipeline_step(
     pipeline: Any, images: list[Image.Image], t: float, target: Tensor, text: dict[str, Any], mask: Tensor | None = None
 ) -> list[tuple[Tensor, Tensor]]:
-    """Each layer's k, v (1, tokens, heads, head size) in one step of the pipeline at the noise level t.
+    """Return each layer's k and v, (1, tokens, heads, head size), in one step of the pipeline at noise level t.
 
-    target: the step's latents as tokens (1, T, C); mask: bool (1, 1, S, S).
+    target: the latents of the step as tokens (1, T, C); mask: bool (1, 1, S, S).
     """
     transformer, seen = pipeline.transformer, {}
     handles = [
@@ -92,7 +92,7 @@ def pipelines_own(
     pipeline(
         image=images,
         num_inference_steps=1,
-        sigmas=[t / (3 - 2 * t)],  # before the scheduler's shift by 3
+        sigmas=[t / (3 - 2 * t)],  # inverse of the scheduler's shift by 3
         guidance_scale=1.0,
         latents=target.transpose(1, 2).reshape(1, -1, height // 16, width // 16),
         output_type="latent",
@@ -102,11 +102,12 @@ def pipelines_own(
     for handle in handles:
         handle.remove()
     assert pipeline.scheduler.timesteps.tolist() == pytest.approx([1000 * t])
-    return own_keys_and_values(transformer, seen)
+    return keys_and_values_of(transformer, seen)
 
 
-def own_keys_and_values(transformer: Any, seen: dict[str, list[Any]]) -> list[tuple[Tensor, Tensor]]:
-    of_pictures, of_text = seen["pos_embed"]
+def keys_and_values_of(transformer: Any, seen: dict[str, list[Any]]) -> list[tuple[Tensor, Tensor]]:
+    """Return each layer's rotated k and v, from the outputs that the hooks of `pipeline_step` collected."""
+    of_pictures, of_text = seen["pos_embed"]  # the transformer embeds picture positions first
     rope = tuple(torch.cat(parts) for parts in zip(of_text, of_pictures, strict=True))
     found = []
     for name in [f"transformer_blocks.{i}.attn" for i in range(len(transformer.transformer_blocks))]:
@@ -114,21 +115,22 @@ def own_keys_and_values(transformer: Any, seen: dict[str, list[Any]]) -> list[tu
         v = torch.cat([*seen[f"{name}.add_v_proj"], *seen[f"{name}.to_v"]], dim=1)
         found.append((k, v))
     for name in [f"single_transformer_blocks.{i}.attn" for i in range(len(transformer.single_transformer_blocks))]:
+        # Single blocks fuse q, k, v and the MLP into one projection; v is its third part.
         inner = transformer.get_submodule(name).inner_dim
         found.append((seen[f"{name}.norm_k"][0], seen[f"{name}.to_qkv_mlp_proj"][0][..., 2 * inner : 3 * inner]))
     return [(apply_rotary_emb(k, rope, sequence_dim=1), v.unflatten(-1, k.shape[-2:])) for k, v in found]
 
 
 def clean_target(pipeline: Any, image: Image.Image) -> Tensor:
-    """(1, T, C): what stands for the target while none is known."""
+    """Return the tokens (1, T, C) of `image`, which replaces the unknown target."""
     pixels = pipeline.image_processor.preprocess(image, height=image.height, width=image.width)
     with torch.no_grad():
         tokens, _ = pipeline.prepare_image_latents([pixels], 1, None, torch.device("cpu"), torch.float32)
     return tokens
 
 
-def hiding(text: int, target: int, reference: int) -> Tensor:
-    """bool (1, 1, S, S) over [text | target | reference]: only the target sees the target."""
+def mask_of_hidden_target(text: int, target: int, reference: int) -> Tensor:
+    """Return a mask, bool (1, 1, S, S) over [text | target | reference], in which only the target sees the target."""
     is_target = torch.tensor([False] * text + [True] * target + [False] * reference)
     return (is_target[:, None] | ~is_target[None, :])[None, None]
 
@@ -141,9 +143,9 @@ def assert_same(prefix: Any, row: int, expected: Sequence[tuple[Tensor, Tensor]]
             assert (mine - theirs).abs().max() <= 1e-5, f"layer {i}"
 
 
-@pytest.mark.parametrize("cameras", [ONE, TILED, APART], ids=["one", "tile", "separate"])
+@pytest.mark.parametrize("cameras", [ONE, TILED, SEPARATE], ids=["one", "tile", "separate"])
 @pytest.mark.parametrize("t", [1.0, 0.25])
-def test_a_step_is_the_pipelines_own(folder: Path, pipeline: Any, cameras: dict[str, Any], t: float) -> None:
+def test_denoise_mode_equals_the_pipelines_step(folder: Path, pipeline: Any, cameras: dict[str, Any], t: float) -> None:
     settings = {"mode": "denoise"} | ({} if t == 1.0 else {"timestep": t})
     editor, rows = load(folder, **settings, **cameras), pictures(2)
     prefix = editor.encode(rows, INSTRUCTIONS)
@@ -152,12 +154,12 @@ def test_a_step_is_the_pipelines_own(folder: Path, pipeline: Any, cameras: dict[
         images = references(editor, row)
         clean = clean_target(pipeline, images[0])
         target = (1 - t) * clean + t * target_noise(clean.shape, clean)
-        assert_same(prefix, i, pipelines_own(pipeline, images, t, target, {"prompt": instruction}), slice(None))
+        assert_same(prefix, i, pipeline_step(pipeline, images, t, target, {"prompt": instruction}), slice(None))
 
 
-@pytest.mark.parametrize("cameras", [ONE, TILED, APART], ids=["one", "tile", "separate"])
+@pytest.mark.parametrize("cameras", [ONE, TILED, SEPARATE], ids=["one", "tile", "separate"])
 @pytest.mark.parametrize("t", [0.0, 0.5])
-def test_a_prefix_is_the_joint_forward_that_hides_the_target(
+def test_prefix_mode_equals_a_step_with_the_target_hidden(
     folder: Path, pipeline: Any, cameras: dict[str, Any], t: float
 ) -> None:
     editor, rows = load(folder, **cameras, **({"timestep": t} if t else {})), pictures(2)
@@ -166,14 +168,14 @@ def test_a_prefix_is_the_joint_forward_that_hides_the_target(
     for i, (row, instruction) in enumerate(zip(rows, INSTRUCTIONS, strict=True)):
         images = references(editor, row)
         target = torch.randn(clean_target(pipeline, images[0]).shape, generator=torch.Generator().manual_seed(i))
-        mask = hiding(512, target.shape[1], TOKENS * len(editor.settings.cameras))
+        mask = mask_of_hidden_target(512, target.shape[1], TOKENS * len(editor.settings.cameras))
         visible = mask[0, 0, 0]
-        assert_same(prefix, i, pipelines_own(pipeline, images, t, target, {"prompt": instruction}, mask), visible)
+        assert_same(prefix, i, pipeline_step(pipeline, images, t, target, {"prompt": instruction}, mask), visible)
 
 
 @pytest.mark.parametrize("mode", ["prefix", "denoise"])
-def test_trimmed_text_is_the_pipelines_without_its_padding(folder: Path, pipeline: Any, mode: str) -> None:
-    editor, rows = load(folder, mode=mode, text_padding="trim", timestep=1.0, **APART), pictures(2)
+def test_trimmed_text_equals_the_pipeline_run_without_padding(folder: Path, pipeline: Any, mode: str) -> None:
+    editor, rows = load(folder, mode=mode, text_padding="trim", timestep=1.0, **SEPARATE), pictures(2)
     prefix = editor.encode(rows, INSTRUCTIONS)
     assert prefix.valid is not None
     for i, (row, instruction) in enumerate(zip(rows, INSTRUCTIONS, strict=True)):
@@ -182,9 +184,9 @@ def test_trimmed_text_is_the_pipelines_without_its_padding(folder: Path, pipelin
             embeds = pipeline.encode_prompt(instruction)[0][:, :length]
         images = references(editor, row)
         noise = target_noise((1, TOKENS, 32), embeds)
-        mask = hiding(length, TOKENS, 2 * TOKENS)
+        mask = mask_of_hidden_target(length, TOKENS, 2 * TOKENS)
         given = {"prompt_embeds": embeds}
-        expected = pipelines_own(pipeline, images, 1.0, noise, given, mask if mode == "prefix" else None)
+        expected = pipeline_step(pipeline, images, 1.0, noise, given, mask if mode == "prefix" else None)
         seen = mask[0, 0, 0] if mode == "prefix" else torch.ones_like(mask[0, 0, 0])
         valid = prefix.valid[i]
         assert valid.sum() == seen.sum()
@@ -197,8 +199,8 @@ HEAD = {"cameras": ("top", "left", "right"), "camera_layout": "head-over-wrists"
 
 @pytest.mark.parametrize("mode", ["prefix", "denoise"])
 @pytest.mark.parametrize("padding", ["keep", "trim"])
-@pytest.mark.parametrize("cameras", [ONE, TILED, APART, HEAD], ids=["one", "tile", "separate", "head-over-wrists"])
-def test_ids_are_those_that_the_pipeline_gives_its_transformer(
+@pytest.mark.parametrize("cameras", [ONE, TILED, SEPARATE, HEAD], ids=["one", "tile", "separate", "head-over-wrists"])
+def test_position_ids_equal_the_pipelines(
     folder: Path, pipeline: Any, cameras: dict[str, Any], padding: str, mode: str
 ) -> None:
     settings = {
@@ -213,7 +215,7 @@ def test_ids_are_those_that_the_pipeline_gives_its_transformer(
     seen: dict[str, Any] = {}
     handle = pipeline.transformer.register_forward_pre_hook(lambda _m, _a, kw: seen.update(kw), with_kwargs=True)
     target = torch.zeros(1, height * width // count // 256, 32)
-    pipelines_own(pipeline, shown, 1.0, target, {"prompt": INSTRUCTIONS[0]})
+    pipeline_step(pipeline, shown, 1.0, target, {"prompt": INSTRUCTIONS[0]})
     handle.remove()
     text = 512 if padding == "keep" else len(editor.tokens.token_ids(INSTRUCTIONS[0]))
     pictures = seen["img_ids"][0, target.shape[1] if mode == "prefix" else 0 :]
@@ -225,9 +227,9 @@ def test_ids_are_those_that_the_pipeline_gives_its_transformer(
 
 
 @pytest.mark.parametrize("rounding", ["exact", "published-bf16"])
-def test_unrotated_keys_are_those_before_the_rotation(folder: Path, rounding: str) -> None:
+def test_unrotate_restores_the_keys_before_rotation(folder: Path, rounding: str) -> None:
     dtype = {"compute_dtype": "bfloat16" if rounding == "published-bf16" else "float32"}
-    editor, before = load(folder, INSTRUCTIONS[:1], rounding=rounding, **dtype, **APART), {}
+    editor, before = load(folder, INSTRUCTIONS[:1], rounding=rounding, **dtype, **SEPARATE), {}
     for name, module in editor.denoiser.named_modules():
         if name.endswith((".norm_k", ".norm_added_k")):
             module.register_forward_hook(lambda _m, _a, out, name=name: before.update({name: out}))
@@ -246,8 +248,8 @@ def test_unrotated_keys_are_those_before_the_rotation(folder: Path, rounding: st
 
 @pytest.mark.parametrize("mode", ["prefix", "denoise"])
 @pytest.mark.parametrize("padding", ["keep", "trim"])
-def test_a_batch_is_its_rows(folder: Path, mode: str, padding: str) -> None:
-    editor, rows = load(folder, INSTRUCTIONS, mode=mode, text_padding=padding, **APART), pictures(2)
+def test_a_batch_equals_its_rows_encoded_alone(folder: Path, mode: str, padding: str) -> None:
+    editor, rows = load(folder, INSTRUCTIONS, mode=mode, text_padding=padding, **SEPARATE), pictures(2)
     together = editor.encode(rows, INSTRUCTIONS)
     for i in range(2):
         alone = editor.encode(rows[i : i + 1], INSTRUCTIONS[i : i + 1])
@@ -257,9 +259,9 @@ def test_a_batch_is_its_rows(folder: Path, mode: str, padding: str) -> None:
             assert torch.allclose(a.v[0], b.v[i], atol=1e-5)
 
 
-def test_each_camera_apart_is_a_segment_with_its_own_grid(folder: Path) -> None:
+def test_each_separate_camera_is_a_segment_with_its_own_grid(folder: Path) -> None:
     grids = {}
-    for name, cameras in (("tile", TILED), ("separate", APART)):
+    for name, cameras in (("tile", TILED), ("separate", SEPARATE)):
         spec = load(folder, mode="denoise", **cameras).spec
         assert spec.image_size == (HEIGHT, 2 * WIDTH)
         grids[name] = [(s.name, s.grid) for s in spec.layers[0].segments]
@@ -270,8 +272,8 @@ def test_each_camera_apart_is_a_segment_with_its_own_grid(folder: Path) -> None:
 @pytest.mark.parametrize(
     "segments", [("text",), ("target",), ("reference",), ("target", "reference"), ("reference", "text")]
 )
-def test_segments_are_chosen(folder: Path, segments: tuple[str, ...]) -> None:
-    settings = {"mode": "denoise", "text_padding": "trim", **APART}
+def test_chosen_segments_are_slices_of_the_whole_prefix(folder: Path, segments: tuple[str, ...]) -> None:
+    settings = {"mode": "denoise", "text_padding": "trim", **SEPARATE}
     row, instruction = pictures(1), INSTRUCTIONS[:1]
     everything, editor = load(folder, instruction, **settings), load(folder, instruction, segments=segments, **settings)
     names = [s.name for s in everything.spec.layers[0].segments for _ in range(s.tokens)]
@@ -292,7 +294,7 @@ def test_segments_are_chosen(folder: Path, segments: tuple[str, ...]) -> None:
         (NAME, {"mode": "edit"}, f"mode 'edit' is not available for {NAME}", "prefix, denoise"),
         (NAME, {"camera_layout": "stack"}, f"camera layout 'stack' is not available for {NAME}", "tile, separate"),
         (NAME, {"segments": ("target",)}, "mode 'prefix' of .* has no target tokens", "text, reference"),
-        (NAME, {"image_size": (32, 48), **APART}, "image size 32x48 does not split into .* 2 camera", "32x64"),
+        (NAME, {"image_size": (32, 48), **SEPARATE}, "image size 32x48 does not split into .* 2 camera", "32x64"),
     ],
 )
 def test_unfit_settings_are_refused_with_the_reason(
@@ -303,13 +305,13 @@ def test_unfit_settings_are_refused_with_the_reason(
     assert hint in (caught.value.hint or "")
 
 
-def test_a_step_has_no_graph(folder: Path) -> None:
-    """What an export does then: tests/export/test_onnx.py."""
+def test_denoise_mode_has_no_graph(folder: Path) -> None:
+    """tests/export/test_onnx.py tests what an export does instead."""
     assert load(folder, mode="denoise").prefix_graph() is None
 
 
-def test_the_graph_of_cameras_apart_gives_what_the_editor_gives(folder: Path) -> None:
-    editor, rows = load(folder, text_padding="trim", **APART), pictures(2)
+def test_the_graph_with_separate_cameras_equals_encode(folder: Path) -> None:
+    editor, rows = load(folder, text_padding="trim", **SEPARATE), pictures(2)
     graph = editor.prefix_graph()
     assert graph is not None
     recipe = PrefixGraph(prefix_inputs(graph), graph.tokenizer, graph=None)

@@ -1,5 +1,8 @@
-"""The joint step: its losses against the published code's, its forward and gradients against one forward of diffusers'
-own transformer under the published mask, and who learns from what."""
+"""The joint training step of FLUX.2.
+
+Losses are compared with the published code. Forward and gradients are compared with one forward of diffusers' own
+transformer with the published mask.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ SIZES = {
 }
 
 
-def test_losses_of_published_predictions() -> None:
+def test_losses_equal_those_of_the_published_code() -> None:
     case = published.case("train_pads")
     schedule = FlowSchedule()
     for name in ("action", "video"):
@@ -54,7 +57,7 @@ def test_losses_of_published_predictions() -> None:
 
 @pytest.fixture
 def system() -> tuple[Any, ActionExpert]:
-    """Editor and expert in float64, no weight zero."""
+    """Return transformer and expert in float64, without zero weights."""
     transformer: Any = Flux2Transformer2DModel(**SIZES)
     layers = joint_layers(transformer, (SegmentSpec(name="text", tokens=TEXT),))
     rope = RopeSpec(axes=SIZES["axes_dims_rope"], theta=2000.0, action_axis=1, action_ids=(ACTION_T, 0, 0, 0))  # type: ignore[arg-type]
@@ -98,7 +101,7 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
 
 
-def test_video_velocity_and_gradients_are_those_of_one_masked_forward(system: Any, batch: JointBatch) -> None:
+def test_video_velocity_and_gradients_equal_one_masked_forward(system: Any, batch: JointBatch) -> None:
     transformer, expert = system
     step = joint_step(tokens_of(transformer), expert, batch, FlowSchedule())
     count = GRID[0] * GRID[1]
@@ -125,8 +128,8 @@ def test_video_velocity_and_gradients_are_those_of_one_masked_forward(system: An
         torch.testing.assert_close(found[name], value, atol=1e-5 * float(value.abs().max()) + 1e-9, rtol=0, msg=name)
 
 
-def test_loss_changes_as_its_gradients_say(system: Any, batch: JointBatch) -> None:
-    """Along a random direction through all weights of editor and expert, and the text states."""
+def test_gradients_equal_finite_differences(system: Any, batch: JointBatch) -> None:
+    """The loss is moved along a random direction through the text states and all weights of editor and expert."""
     transformer, expert = system
     generator = torch.Generator().manual_seed(2)
     embeds = batch.text.embeds.clone().requires_grad_()
@@ -136,26 +139,26 @@ def test_loss_changes_as_its_gradients_say(system: Any, batch: JointBatch) -> No
 
     def loss(move: float) -> Tensor:
         with torch.no_grad():
-            for parameter, way in zip(moving, direction, strict=True):
-                parameter.add_(move * way)
+            for parameter, change in zip(moving, direction, strict=True):
+                parameter.add_(move * change)
         return joint_step(tokens_of(transformer), expert, batch, FlowSchedule()).loss.double()
 
     grads = torch.autograd.grad(loss(0.0), moving, allow_unused=True)
-    expected = sum(float((g * way).sum()) for g, way in zip(grads, direction, strict=True) if g is not None)
+    expected = sum(float((g * change).sum()) for g, change in zip(grads, direction, strict=True) if g is not None)
     size = 1e-4
-    above, below = loss(size).item(), loss(-2 * size).item()
+    above, below = loss(size).item(), loss(-2 * size).item()  # moves add up, so the second one ends at -size
     assert (above - below) / (2 * size) == pytest.approx(expected, rel=2e-2)
 
 
-def test_who_learns_from_what(system: Any, batch: JointBatch) -> None:
+def test_which_weights_each_loss_reaches(system: Any, batch: JointBatch) -> None:
     transformer, expert = system
     step = joint_step(tokens_of(transformer), expert, batch, FlowSchedule())
     assert all(not g.any() for g in gradients(expert, step.video_loss).values())
     assert all(g.any() for g in gradients(expert, step.action_loss).values())
     editor = Flux2Release().to_release(gradients(transformer, step.action_loss))
-    blind = {n for n, g in editor.items() if not g.any()}
+    without_gradient = {n for n, g in editor.items() if not g.any()}
     last = "single_blocks.1"
-    assert blind == {
+    assert without_gradient == {
         "final_layer.linear.weight",
         "final_layer.adaLN_modulation.1.weight",
         f"{last}.linear2.weight",
@@ -167,7 +170,7 @@ def test_who_learns_from_what(system: Any, batch: JointBatch) -> None:
     assert not rows[48:].any()
 
 
-def test_dimensions_that_a_robot_does_not_have_do_not_count() -> None:
+def test_padded_action_dimensions_do_not_affect_the_loss() -> None:
     predicted = torch.tensor([[[1.0, 5.0], [2.0, 7.0]]])
     target = torch.zeros(1, 2, 2)
     is_pad, weight = torch.tensor([[False, False]]), torch.ones(1)

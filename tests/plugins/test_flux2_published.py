@@ -1,4 +1,4 @@
-"""FLUX.2's prefix against numbers computed with the published code: text with the state's token, mask, keys, values."""
+"""Compare FLUX.2's prefix with numbers from the published code: text with the state token, mask, keys and values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.editors import published
 
 TOLERANCE = 5e-5
 BF16_TOLERANCE = 0.07
-"""Two steps of bfloat16 at the size of these keys, about 8; another order of sums alone gives one."""
+"""Two bfloat16 steps for keys of size 8. Summing in another order already gives one step."""
 CASES: tuple[tuple[str, TokenPlacement], ...] = (
     ("infer_proprio_pack", "packed"),
     ("infer_proprio_pack_holes", "packed"),
@@ -38,7 +38,7 @@ def transformer() -> Any:
 
 
 @pytest.mark.parametrize(("name", "placement"), CASES)
-def test_text_with_the_states_token(name: str, placement: TokenPlacement) -> None:
+def test_text_with_the_state_token_equals_the_published(name: str, placement: TokenPlacement) -> None:
     case = published.case(name)
     text = published.text(case, placement)
     torch.testing.assert_close(text.embeds, case["txt.context_after_proprio"], atol=1e-6, rtol=0)
@@ -46,14 +46,14 @@ def test_text_with_the_states_token(name: str, placement: TokenPlacement) -> Non
 
 
 @pytest.mark.parametrize(("name", "placement"), CASES)
-def test_mask_and_keys_and_values(transformer: Any, name: str, placement: TokenPlacement) -> None:
+def test_mask_keys_and_values_equal_the_published(transformer: Any, name: str, placement: TokenPlacement) -> None:
     case = published.case(name)
     found = published.prefix(transformer, case, placement)
     assert torch.equal(found.valid[:, None, :].expand_as(case["mask.prefill"]), case["mask.prefill"])
     assert published.kv_error(case, found) < TOLERANCE
 
 
-def test_the_other_placement_is_another_prefix(transformer: Any) -> None:
+def test_another_token_placement_changes_the_prefix(transformer: Any) -> None:
     case = published.case("infer_proprio_pack")
     assert published.kv_error(case, published.prefix(transformer, case, "appended")) > 0.1
 
@@ -62,7 +62,7 @@ def test_the_other_placement_is_another_prefix(transformer: Any) -> None:
     "weight",
     ["img_in", "txt_in", "double_stream_modulation_txt.lin", "double_blocks.0.txt_attn.qkv", "single_blocks.0.linear2"],
 )
-def test_one_percent_of_a_weight_shows(weight: str) -> None:
+def test_a_weight_changed_by_one_percent_is_noticed(weight: str) -> None:
     model = published.transformer()
     weights = published.released()
     weights[f"{weight}.weight"] = 1.01 * weights[f"{weight}.weight"]
@@ -71,7 +71,7 @@ def test_one_percent_of_a_weight_shows(weight: str) -> None:
     assert published.kv_error(case, published.prefix(model, case, "packed")) > 20 * TOLERANCE
 
 
-def test_published_rounding_of_keys_and_values() -> None:
+def test_published_rounding_is_at_least_as_close_as_exact() -> None:
     model = published.transformer()
     to_bfloat16(model)
     case = published.case("infer_proprio_pack_bf16")
@@ -82,7 +82,7 @@ def test_published_rounding_of_keys_and_values() -> None:
     assert rounded <= exact
 
 
-def test_published_rounding_of_positions_to_the_bit() -> None:
+def test_rounded_positions_equal_the_published_bit_for_bit() -> None:
     case = published.case("infer_proprio_pack_bf16")
     ids = text_ids(301)
     cos, sin = rotary_tables(ids, ROPE.axes, ROPE.theta, "published-bf16")
@@ -104,13 +104,13 @@ def test_published_rounding_of_positions_to_the_bit() -> None:
         ),
     ],
 )
-def test_settings_that_do_not_go_together(change: dict[str, Any], message: str) -> None:
+def test_incompatible_settings_are_refused(change: dict[str, Any], message: str) -> None:
     options = PrefixOptions(**({"camera_layout": "head-over-wrists"} | change))
     with pytest.raises(UsageError) as raised:
         resolve(options, KLEIN)
     assert message in f"{raised.value.message} {raised.value.hint}"
 
 
-def test_head_over_wrists_has_a_size_of_its_own() -> None:
+def test_head_over_wrists_has_its_own_default_size() -> None:
     options = PrefixOptions(camera_layout="head-over-wrists", cameras=("head", "left", "right"))
     assert resolve(options, KLEIN).image_size == (768, 512)

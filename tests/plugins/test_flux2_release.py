@@ -1,4 +1,4 @@
-"""Released names of FLUX.2 and diffusers' names, against diffusers' own converter."""
+"""Compare the conversion between FLUX.2's released weight names and diffusers' names with diffusers' own converter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def state() -> dict[str, Tensor]:
     return {name: torch.randn(value.shape, generator=generator) for name, value in model.state_dict().items()}
 
 
-def test_diffusers_own_converter_says_the_same(state: dict[str, Tensor]) -> None:
+def test_released_weights_equal_diffusers_conversion(state: dict[str, Tensor]) -> None:
     from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
 
     released = Flux2Release().to_release(state)
@@ -41,7 +41,7 @@ def test_diffusers_own_converter_says_the_same(state: dict[str, Tensor]) -> None
         assert torch.equal(converted[name], value), name
 
 
-def test_there_and_back(state: dict[str, Tensor]) -> None:
+def test_from_release_inverts_to_release(state: dict[str, Tensor]) -> None:
     release = Flux2Release()
     back = release.from_release(release.to_release(state))
     assert back.keys() == state.keys()
@@ -53,7 +53,7 @@ def test_unknown_names_are_kept() -> None:
     assert Flux2Release().from_release(weights).keys() == weights.keys()
 
 
-def test_sizes(state: dict[str, Tensor]) -> None:
+def test_sizes_are_read_from_the_weights(state: dict[str, Tensor]) -> None:
     released = Flux2Release().to_release(state)
     assert Flux2Release().sizes(released) == {
         "double blocks": 2,

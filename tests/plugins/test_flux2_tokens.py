@@ -1,4 +1,4 @@
-"""FLUX.2 inputs against diffusers' own pipeline: tokens, ids, text, and the reference picture's normalisation."""
+"""Compare FLUX.2's inputs with diffusers' own pipeline: picture tokens, position ids and text."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_padding_changes_no_valid_token(tokens: FluxTokens) -> None:
     torch.testing.assert_close(long.embeds[:, :length], short.embeds, atol=1e-5, rtol=1e-5)
 
 
-def test_picture_inverts_image_up_to_the_decoder(pipeline: Any, tokens: FluxTokens) -> None:
+def test_picture_inverts_image_except_for_the_losses_of_the_vae(pipeline: Any, tokens: FluxTokens) -> None:
     picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
     with torch.no_grad():
         mean = pipeline.vae.encode(picture).latent_dist.mode()

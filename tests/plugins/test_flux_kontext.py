@@ -1,6 +1,6 @@
-"""FLUX.1-Kontext on a tiny pipeline folder: its keys and values are those of diffusers' own pipeline, layer by layer.
+"""Compare FLUX.1-Kontext on a tiny pipeline folder with diffusers' own pipeline: keys and values of each layer.
 
-The reference is never our capture: see `joint_reference`.
+The reference does not use our capture; see `joint_reference`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from tests.support.editors.joint_tests import JointEditorTests
 NAME = "flux-kontext"
 HEIGHT, WIDTH = 32, 48
 PICTURE = 6
-"""Tokens of a picture: 2 rows of 3."""
+"""Number of tokens in a picture: 2 rows of 3."""
 TEXT = 512
 INSTRUCTIONS = ["put it left", "go"]
 LETTERS = [len("▁put▁it▁left") + 1, len("▁go") + 1]
-"""Tokens of the instructions, the end included."""
+"""Number of tokens in each instruction, with the end token."""
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,10 @@ def pictures(count: int) -> list[dict[str, np.ndarray]]:
     return [{"top": rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)} for _ in range(count)]
 
 
-def own_step(pipeline: Any, t: float, images: list[Any]) -> Observer:
-    """One step of the pipeline from noise level t, at its default guidance and at our size."""
+def pipeline_step(pipeline: Any, t: float, images: list[Any]) -> Observer:
+    """Run one step of the pipeline at noise level t, with its default guidance and our image size."""
     observer = Observer(pipeline.transformer)
-    reference = own_reference_tokens(pipeline, images)
+    reference = pipeline_reference_tokens(pipeline, images)
     noise = target_noise(reference.shape, reference)
     pipeline(
         [Image.fromarray(row["top"]) for row in images],
@@ -82,7 +82,7 @@ def own_step(pipeline: Any, t: float, images: list[Any]) -> Observer:
     return observer
 
 
-def own_reference_tokens(pipeline: Any, images: list[Any]) -> torch.Tensor:
+def pipeline_reference_tokens(pipeline: Any, images: list[Any]) -> torch.Tensor:
     pixels = pipeline.image_processor.preprocess([Image.fromarray(row["top"]) for row in images])
     with torch.no_grad():
         latents = pipeline._encode_vae_image(pixels, None)
@@ -95,26 +95,26 @@ class TestJointEditor(JointEditorTests):
     grid, text, lengths = (2, 3), TEXT, LETTERS
 
     def step(self, pipeline: Any) -> Observer:
-        return own_step(pipeline, 1.0, pictures(1))
+        return pipeline_step(pipeline, 1.0, pictures(1))
 
 
 @pytest.mark.parametrize("t", [1.0, 0.25])
-def test_denoise_is_the_pipelines_own_step(folder: Path, pipeline: Any, t: float) -> None:
+def test_denoise_mode_equals_the_pipelines_step(folder: Path, pipeline: Any, t: float) -> None:
     images = pictures(2)
     editor = load(folder, mode="denoise", timestep=t, segments=("text", "target", "reference"))
     prefix = editor.encode(images, INSTRUCTIONS)
     assert prefix.valid is not None
     assert bool(prefix.valid.all()), "the pipeline shows all 512 positions of a padded text"
     with torch.no_grad():
-        expected = own_step(pipeline, t, images).layers()
+        expected = pipeline_step(pipeline, t, images).layers()
     assert largest_difference(prefix, expected, slice(None)) <= 1e-5
 
 
 @pytest.mark.parametrize("t", [1.0, 0.25])
-def test_prefix_is_the_step_whose_target_nobody_else_sees(folder: Path, pipeline: Any, t: float) -> None:
+def test_prefix_mode_equals_a_step_with_the_target_hidden(folder: Path, pipeline: Any, t: float) -> None:
     images = pictures(2)
     prefix = load(folder, timestep=t).encode(images, INSTRUCTIONS)
-    observer = own_step(pipeline, t, images)
+    observer = pipeline_step(pipeline, t, images)
     with torch.no_grad(), attention_mask(prefix_mask(TEXT, PICTURE, PICTURE)):
         pipeline.transformer(**observer.inputs)
     tokens = [*range(TEXT), *range(TEXT + PICTURE, TEXT + 2 * PICTURE)]
@@ -131,18 +131,18 @@ def test_guidance_is_the_pipelines_default(pipeline: Any) -> None:
     assert inspect.signature(pipeline.__call__).parameters["guidance_scale"].default == GUIDANCE
 
 
-def test_text_encoders_go_once_all_instructions_are_read(folder: Path) -> None:
+def test_text_encoders_are_freed_after_all_instructions_are_encoded(folder: Path) -> None:
     editor = load(folder, tuple(INSTRUCTIONS), text_padding="trim")
     assert not {"text_encoder", "text_encoder_2"} & editor.part.keys()
     assert editor.spec.layers[0].segments[0].tokens == max(LETTERS)
 
 
-def test_a_long_instruction_is_cut(folder: Path) -> None:
+def test_a_long_instruction_is_truncated(folder: Path) -> None:
     (text,) = load(folder, segments=("text",), text_padding="trim").encode(pictures(1), ["move " * 200]).layers[0].k
     assert len(text) == TEXT
 
 
-def test_layers_are_known_without_weights(folder: Path) -> None:
+def test_describe_equals_the_spec_of_the_loaded_editor(folder: Path) -> None:
     entry = dataclasses.replace(
         Registry.installed().editors.get(NAME),
         config={"num_layers": 2, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16}

@@ -1,6 +1,6 @@
-"""InstructPix2Pix on a tiny pipeline folder: its inputs are those of diffusers' own pipeline, layer by layer.
+"""Compare InstructPix2Pix on a tiny pipeline folder with diffusers' own pipeline: keys and values of each layer.
 
-The reference is never our capture: hooks on the UNet's own `to_k` and `to_v` while the pipeline denoises.
+The reference does not use our capture. It comes from hooks on the UNet's own `to_k` and `to_v` while the pipeline runs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.support.policies import observation, write_policy
 
 NAME = "instruct-pix2pix"
 SIZE = 32
-"""Pixels: 4 x 4 latents, then 2 x 2."""
+"""Height and width in pixels. The UNet works on 4 x 4 latents, then on 2 x 2."""
 INSTRUCTIONS = ["put it left", "go"]
 
 
@@ -55,8 +55,8 @@ def pictures(count: int) -> list[dict[str, np.ndarray]]:
     return [{"top": rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)} for _ in range(count)]
 
 
-def own_projections(folder: Path, images: list[Any], prompts: list[str]) -> dict[str, list[torch.Tensor]]:
-    """Module -> [k, v] (B, tokens, channels) in the only step of the pipeline, which stands at timestep 999."""
+def pipeline_projections(folder: Path, images: list[Any], prompts: list[str]) -> dict[str, list[torch.Tensor]]:
+    """Run one step of the pipeline at timestep 999; map attention modules to [k, v], each (B, tokens, channels)."""
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     seen = watch_projections(pipeline.unet)
@@ -73,11 +73,11 @@ def own_projections(folder: Path, images: list[Any], prompts: list[str]) -> dict
     return seen
 
 
-def test_keys_and_values_are_those_of_the_pipelines_own_step(folder: Path) -> None:
+def test_keys_and_values_equal_the_pipelines_step(folder: Path) -> None:
     images = pictures(2)
     editor = load(folder, segments=("text", "target"))
     prefix = editor.encode(images, INSTRUCTIONS)
-    expected = own_projections(folder, images, INSTRUCTIONS)
+    expected = pipeline_projections(folder, images, INSTRUCTIONS)
     assert [layer.name for layer in editor.spec.layers] == list(expected), "every attention, in the order of the calls"
     for layer, kv in zip(editor.spec.layers, prefix.layers, strict=True):
         for mine, theirs in zip((kv.k, kv.v), expected[layer.name], strict=True):
@@ -85,7 +85,7 @@ def test_keys_and_values_are_those_of_the_pipelines_own_step(folder: Path) -> No
             assert torch.allclose(mine.flatten(2), theirs, atol=2e-6), layer.name
 
 
-def test_the_target_is_kept_by_default(folder: Path) -> None:
+def test_only_target_tokens_are_kept_by_default(folder: Path) -> None:
     editor = load(folder)
     assert {s.name for layer in editor.spec.layers for s in layer.segments} == {"target"}
     assert [layer.segments[0].grid for layer in editor.spec.layers] == [
@@ -101,7 +101,7 @@ def test_the_target_is_kept_by_default(folder: Path) -> None:
     assert prefix.valid is None
 
 
-def test_layers_are_known_from_the_config_alone(folder: Path) -> None:
+def test_layers_are_known_from_the_config(folder: Path) -> None:
     config = json.loads((folder / "unet" / "config.json").read_text())
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
@@ -109,14 +109,14 @@ def test_layers_are_known_from_the_config_alone(folder: Path) -> None:
     assert unet_layers(unet, (SIZE, SIZE), TEXT_TOKENS) == editor.spec.layers
 
 
-def test_a_picture_of_an_odd_number_of_latents_has_the_tokens_that_the_unet_makes(folder: Path) -> None:
+def test_token_counts_are_right_for_odd_numbers_of_latents(folder: Path) -> None:
     editor = load(folder, image_size=(40, 24))
     images = [{"top": np.zeros((40, 24, 3), np.uint8)}]
     for layer, kv in zip(editor.spec.layers, editor.encode(images, ["go"]).layers, strict=True):
         assert kv.k.shape[1] == layer.tokens
 
 
-def test_trimmed_text_is_what_it_is_alone_in_any_batch(folder: Path) -> None:
+def test_a_batch_of_trimmed_texts_equals_its_rows_encoded_alone(folder: Path) -> None:
     images = pictures(2)
     editor = load(folder, tuple(INSTRUCTIONS), segments=("text", "target"), text_padding="trim")
     together = editor.encode(images, INSTRUCTIONS)
@@ -130,7 +130,7 @@ def test_trimmed_text_is_what_it_is_alone_in_any_batch(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("t", "timestep"), [(1.0, 999), (0.25, 250), (0.0, 0)])
-def test_timestep_is_that_of_training(folder: Path, t: float, timestep: int) -> None:
+def test_noise_levels_map_to_timesteps_of_training(folder: Path, t: float, timestep: int) -> None:
     editor, (picture,) = load(folder, timestep=t), pictures(1)
     assert_trained_timestep(editor, picture, t=t, timestep=timestep, betas=(0.0001, 0.02), scaling=0.18215)
 
@@ -187,8 +187,8 @@ def test_another_pipelines_folder_is_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("segments", [("target",), ("text", "target")])
-def test_a_policy_on_it_is_the_same_in_onnx(folder: Path, tmp_path: Path, segments: tuple[str, ...]) -> None:
-    """Layers of several lengths, some with padded text: cache layout, expert and graphs agree about them."""
+def test_an_onnx_export_acts_like_its_policy(folder: Path, tmp_path: Path, segments: tuple[str, ...]) -> None:
+    """Cache layout, expert and graphs must handle layers of different lengths, some with padded text."""
     editor = load(folder, segments=segments, text_padding="trim")
     policy = write_policy(tmp_path / "policy", editor)
     report = OnnxExporter().export(policy, tmp_path / "onnx", weights=folder)
@@ -199,7 +199,7 @@ def test_a_policy_on_it_is_the_same_in_onnx(folder: Path, tmp_path: Path, segmen
     assert np.allclose(*actions, atol=1e-4)
 
 
-def test_fetched_from_a_hub_it_caches_a_dataset(folder: Path, tabletop: Path, tmp_path: Path) -> None:
+def test_weights_fetched_from_a_hub_build_a_cache(folder: Path, tabletop: Path, tmp_path: Path) -> None:
     files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     files["unet/diffusion_pytorch_model.fp16.safetensors"] = b"a second copy, which nobody needs"
     cache = ("cache", "--editor", NAME, "--dataset", str(tabletop), "--stride", "20", "--image-size", f"{SIZE}x{SIZE}")
@@ -213,7 +213,7 @@ def test_fetched_from_a_hub_it_caches_a_dataset(folder: Path, tabletop: Path, tm
 
 
 @pytest.mark.parametrize("padding", ["keep", "trim"])
-def test_text_is_cut_at_the_limit_that_is_announced(folder: Path, padding: str) -> None:
+def test_text_is_truncated_at_the_limit_in_the_entry(folder: Path, padding: str) -> None:
     editor = load(folder, segments=("text", "target"), text_padding=padding)
     limit = editor.entry.defaults.max_text_tokens
     editor.part["tokenizer"].model_max_length = 1000

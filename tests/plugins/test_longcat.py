@@ -1,7 +1,6 @@
-"""LongCat-Image-Edit on a tiny pipeline folder: its keys and values are those of diffusers' own pipeline, layer by
-layer.
+"""Compare LongCat-Image-Edit on a tiny pipeline folder with diffusers' own pipeline: keys and values of each layer.
 
-The reference is never our capture: see `joint_reference`. The pipeline takes one picture at a time.
+The reference does not use our capture; see `joint_reference`. The pipeline accepts one picture at a time.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ from tests.support.editors.joint_tests import JointEditorTests
 NAME = "longcat-image-edit"
 HEIGHT, WIDTH = 64, 96
 PICTURE = 24
-"""Tokens of a picture: 4 rows of 6."""
+"""Number of tokens in a picture: 4 rows of 6."""
 SEEN = 2 + 6
-"""Tokens of it in the text: 2 rows of 3 in a frame."""
+"""Number of text tokens for the picture: 2 rows of 3, and the vision start and end tokens."""
 TEXT = SEEN + 512
 INSTRUCTIONS = ["put it 'left'", "go"]
 
@@ -56,7 +55,7 @@ def pipeline(folder: Path) -> Any:
 
 
 def add_token_types(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What transformers 5 wants and the pipeline does not give it: diffusers issue 14194."""
+    """Add the token types that transformers 5 needs and the pipeline does not pass (diffusers issue 14194)."""
     types = (kwargs["input_ids"] == model.config.image_token_id).int()
     return args, {**kwargs, "mm_token_type_ids": types}
 
@@ -74,8 +73,8 @@ def pictures(count: int) -> list[dict[str, np.ndarray]]:
     return [{"top": rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)} for _ in range(count)]
 
 
-def own_step(pipeline: Any, t: float, image: Any, prompt: str) -> Observer:
-    """One step of the pipeline from noise level t without guidance, at our size."""
+def pipeline_step(pipeline: Any, t: float, image: Any, prompt: str) -> Observer:
+    """Run one step of the pipeline at noise level t, without guidance, at our image size."""
     observer = Observer(pipeline.transformer)
     picture = Image.fromarray(image["top"])
     with torch.no_grad():
@@ -83,7 +82,7 @@ def own_step(pipeline: Any, t: float, image: Any, prompt: str) -> Observer:
     reference = pipeline._pack_latents(latents, *latents.shape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline_longcat_image_edit, "calculate_dimensions", lambda _area, _ratio: (WIDTH, HEIGHT))
-        # what `prepare_latents` is told: the released VAE has 16 channels, this one 4
+        # The pipeline assumes the 16 latent channels of the released VAE; this one has 4.
         prepare = pipeline.prepare_latents
         patch.setattr(pipeline, "prepare_latents", lambda image, n, _c, *rest: prepare(image, n, 4, *rest))
         pipeline(
@@ -99,6 +98,7 @@ def own_step(pipeline: Any, t: float, image: Any, prompt: str) -> Observer:
 
 
 def row(prefix: PrefixKV, i: int) -> PrefixKV:
+    """Return row `i` of the prefix as a batch of one."""
     layers = tuple(type(kv)(kv.k[i : i + 1], kv.v[i : i + 1]) for kv in prefix.layers)
     return PrefixKV(layers, None if prefix.valid is None else prefix.valid[i : i + 1])
 
@@ -108,35 +108,35 @@ class TestJointEditor(JointEditorTests):
     grid, text, lengths = (4, 6), TEXT, [SEEN + len(i) for i in INSTRUCTIONS]
 
     def step(self, pipeline: Any) -> Observer:
-        return own_step(pipeline, 1.0, pictures(1)[0], INSTRUCTIONS[0])
+        return pipeline_step(pipeline, 1.0, pictures(1)[0], INSTRUCTIONS[0])
 
 
 @pytest.mark.parametrize("t", [1.0, 0.25])
-def test_denoise_is_the_pipelines_own_step(folder: Path, pipeline: Any, t: float) -> None:
+def test_denoise_mode_equals_the_pipelines_step(folder: Path, pipeline: Any, t: float) -> None:
     images = pictures(2)
     editor = load(folder, mode="denoise", timestep=t, segments=("text", "target", "reference"))
     prefix = editor.encode(images, INSTRUCTIONS)
     assert prefix.valid is not None
     assert bool(prefix.valid.all()), "the pipeline shows all 512 positions of a padded instruction"
     for i, prompt in enumerate(INSTRUCTIONS):
-        expected = own_step(pipeline, t, images[i], prompt).layers()
+        expected = pipeline_step(pipeline, t, images[i], prompt).layers()
         assert largest_difference(row(prefix, i), expected, slice(None)) <= 1e-5
 
 
 @pytest.mark.parametrize("t", [1.0, 0.25])
-def test_prefix_is_the_step_whose_target_nobody_else_sees(folder: Path, pipeline: Any, t: float) -> None:
+def test_prefix_mode_equals_a_step_with_the_target_hidden(folder: Path, pipeline: Any, t: float) -> None:
     images = pictures(2)
     prefix = load(folder, timestep=t).encode(images, INSTRUCTIONS)
     tokens = [*range(TEXT), *range(TEXT + PICTURE, TEXT + 2 * PICTURE)]
     for i, prompt in enumerate(INSTRUCTIONS):
-        observer = own_step(pipeline, t, images[i], prompt)
+        observer = pipeline_step(pipeline, t, images[i], prompt)
         with torch.no_grad(), attention_mask(prefix_mask(TEXT, PICTURE, PICTURE)):
             pipeline.transformer(**observer.inputs)
         assert largest_difference(row(prefix, i), observer.layers(), tokens) <= 1e-5
 
 
 def test_the_text_encoder_sees_the_picture(folder: Path) -> None:
-    """And is kept for the rows to come, though all instructions are known."""
+    """So it is not freed after all instructions are known: later rows need it."""
     editor = load(folder, tuple(INSTRUCTIONS), segments=("text",))
     assert "text_encoder" in editor.part
     first, second = editor.encode(pictures(2), [INSTRUCTIONS[0]] * 2).layers[0].v
@@ -146,7 +146,7 @@ def test_the_text_encoder_sees_the_picture(folder: Path) -> None:
 @pytest.mark.parametrize(
     "prompt", ["go", "write 'go left' on it", 'it\'s "red" “blue” ‘green’', "'a' 'b'", "the dog's 'bone", ""]
 )
-def test_quotations_are_spelt_as_the_pipeline_spells_them(prompt: str) -> None:
+def test_quotations_are_split_like_in_the_pipeline(prompt: str) -> None:
     expected = [
         piece
         for part, quoted in pipeline_longcat_image_edit.split_quotation(prompt)
@@ -155,7 +155,7 @@ def test_quotations_are_spelt_as_the_pipeline_spells_them(prompt: str) -> None:
     assert list(pieces(prompt)) == expected
 
 
-def test_two_words_with_apostrophes_keep_their_places() -> None:
+def test_two_apostrophes_are_not_a_quotation() -> None:
     prompt = "don't touch the robot's arm"
     assert list(pieces(prompt)) == [prompt]
 
@@ -177,14 +177,14 @@ def test_the_pipelines_wording_is_part_of_the_fingerprint(folder: Path, monkeypa
     assert {key for key in before if there.fingerprint()[key] != before[key]} == {"recipe"}
 
 
-def test_pictures_are_resized_on_pillow_whatever_is_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`AutoImageProcessor` takes torchvision where it finds it, which gives other pixels."""
+def test_pictures_are_always_resized_with_pillow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`AutoImageProcessor` would use torchvision if it is installed, which gives other pixels."""
     monkeypatch.setattr(AutoImageProcessor, "from_pretrained", None)
     assert isinstance(load.__wrapped__(folder).part["text_processor"], Qwen2VLImageProcessorPil)
 
 
-def test_trimmed_places_need_the_familys_picture_processor(folder: Path, tmp_path: Path) -> None:
-    """Padded text is as long as pictures are behind it; trimmed text does not tell."""
+def test_trimmed_text_needs_the_released_picture_processor(folder: Path, tmp_path: Path) -> None:
+    """Padded text gives positions by its length. Trimmed text needs the released number of picture tokens."""
     other = shutil.copytree(folder, tmp_path / NAME)
     path = other / "text_processor" / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"min_pixels": 112 * 112}))
@@ -194,13 +194,13 @@ def test_trimmed_places_need_the_familys_picture_processor(folder: Path, tmp_pat
     assert "--text-padding keep" in (caught.value.hint or "")
 
 
-def test_a_long_instruction_is_cut(folder: Path) -> None:
+def test_a_long_instruction_is_truncated(folder: Path) -> None:
     (text,) = load(folder, segments=("text",), text_padding="trim").encode(pictures(1), ["move " * 200]).layers[0].k
     assert len(text) == TEXT
 
 
 @pytest.mark.parametrize("size", [(112, 160), (512, 512)])
-def test_the_layout_is_known_without_weights(folder: Path, size: tuple[int, int]) -> None:
+def test_describe_equals_the_spec_of_the_loaded_editor(folder: Path, size: tuple[int, int]) -> None:
     entry = dataclasses.replace(
         Registry.installed().editors.get(NAME),
         config={"num_layers": 2, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16}
@@ -210,7 +210,7 @@ def test_the_layout_is_known_without_weights(folder: Path, size: tuple[int, int]
     assert LongCatEditor.bound_to(entry).describe(editor.settings) == editor.spec
 
 
-def test_nothing_is_freed_so_memory_is_the_sum() -> None:
+def test_memory_is_the_sum_of_all_parts() -> None:
     kind = installed_editor(NAME)
     assert kind.memory_bytes() == 2 * sum(c.parameters for c in kind.entry.components.values())
 

@@ -1,7 +1,7 @@
-"""Qwen-Image-Edit on tiny pipeline folders: what is recorded is what diffusers' own pipelines compute, layer by layer.
+"""Compare Qwen-Image-Edit on tiny pipeline folders with diffusers' own pipelines: keys and values of each layer.
 
-The reference is never our capture: hooks on the transformer's own projections and norms, rotated by diffusers' own
-function, while the pipeline (or, for a prefix, the transformer under an explicit mask) runs.
+The reference does not use our capture. It comes from hooks on the transformer's own projections and norms while the
+pipeline runs, rotated by diffusers' own function. For a prefix, an explicit mask hides the target.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.support.editors.qwen import build
 
 BASE, PLUS, CLEAN = "qwen-image-edit", "qwen-image-edit-plus", "qwen-image-edit-2511"
 HEIGHT, WIDTH = 64, 96
-"""Of a camera's picture: 4 x 6 tokens."""
+"""Size of a camera's picture: 4 x 6 tokens."""
 TOKENS = 24
 CHANNELS = 16
 INSTRUCTIONS = ["put the red block on the blue zone", "go"]
@@ -66,13 +66,13 @@ def pictures(count: int, cameras: tuple[str, ...] = ("top",)) -> list[dict[str, 
     return [{c: rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8) for c in cameras} for _ in range(count)]
 
 
-def pipeline(folder: Path, *, told: bool = True) -> Any:
-    """diffusers' own. told: its encoder is given the token types that its processor made, which it drops."""
+def pipeline(folder: Path, *, token_types: bool = True) -> Any:
+    """Load diffusers' own pipeline. token_types: pass the encoder its token types, which the pipeline drops."""
     family = QwenImageEditPipeline if folder.name == BASE else QwenImageEditPlusPipeline
     processor = PictureProcessor.from_pretrained(folder / "processor")
     made = family.from_pretrained(folder, processor=processor)
     made.set_progress_bar_config(disable=True)
-    if told:
+    if token_types:
 
         def with_types(_encoder: Any, args: Any, kwargs: Any) -> Any:
             types = processor.create_mm_token_type_ids(kwargs["input_ids"])
@@ -83,8 +83,11 @@ def pipeline(folder: Path, *, told: bool = True) -> Any:
 
 
 @contextlib.contextmanager
-def own_projections(transformer: Any) -> Iterator[Recorded]:
-    """Attention module -> k, v (B, tokens, heads, size) of [text | pictures], rotated by diffusers' function."""
+def record_projections(transformer: Any) -> Iterator[Recorded]:
+    """Yield a dictionary that is filled at the end: attention module -> k, v (B, tokens, heads, size).
+
+    Tokens are [text | pictures]. Keys are rotated by diffusers' own function.
+    """
     seen: dict[str, Any] = {}
     handles = [transformer.pos_embed.register_forward_hook(lambda _m, _a, out: seen.update(rope=out))]
     names = [f"transformer_blocks.{i}.attn" for i in range(len(transformer.transformer_blocks))]
@@ -101,19 +104,19 @@ def own_projections(transformer: Any) -> Iterator[Recorded]:
     for name in names:
         k = [seen[f"{name}.norm_added_k"], seen[f"{name}.norm_k"]]
         v = [seen[f"{name}.add_v_proj"], seen[f"{name}.to_v"]]
-        turned = [apply_rotary_emb_qwen(x, at, use_real=False) for x, at in zip(k, (text, image), strict=True)]
-        k_all = torch.cat(turned, dim=1)
+        rotated = [apply_rotary_emb_qwen(x, at, use_real=False) for x, at in zip(k, (text, image), strict=True)]
+        k_all = torch.cat(rotated, dim=1)
         recorded[name] = k_all, torch.cat(v, dim=1).reshape(k_all.shape)
 
 
 def one_step(patch: pytest.MonkeyPatch, pipe: Any, shown: list[np.ndarray], instruction: str) -> Recorded:
-    """The only step of the pipeline, at timestep 1, for pictures of the size that they have."""
+    """Run one step of the pipeline at timestep 1, without resizing the pictures."""
     height, width, _ = shown[0].shape
     patch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda _area, _ratio: (width, height, None))
     patch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", height * width)
     images = [Image.fromarray(x) for x in shown]
     noise = target_noise((1, height * width // 256, CHANNELS), torch.zeros(1))
-    with own_projections(pipe.transformer) as recorded:
+    with record_projections(pipe.transformer) as recorded:
         pipe(
             image=images[0] if isinstance(pipe, QwenImageEditPipeline) else images,
             prompt=instruction,
@@ -148,7 +151,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "cameras", "layout"), CASES)
-def test_a_step_is_that_of_the_pipeline(
+def test_denoise_mode_equals_the_pipelines_step(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, cameras: tuple[str, ...], layout: str
 ) -> None:
     (row,) = pictures(1, cameras)
@@ -160,23 +163,23 @@ def test_a_step_is_that_of_the_pipeline(
     assert largest_difference(prefix, editor, expected) <= 1e-5
 
 
-def test_without_token_types_a_step_is_that_of_the_pipeline_as_it_comes(
+def test_without_token_types_a_step_equals_the_unmodified_pipeline(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (row,) = pictures(1)
-    expected = one_step(monkeypatch, pipeline(folders[BASE], told=False), list(row.values()), INSTRUCTIONS[0])
-    told = load(folders, BASE, mode="denoise")
-    assert largest_difference(told.encode([row], INSTRUCTIONS[:1]), told, expected) > 1e-3
+    expected = one_step(monkeypatch, pipeline(folders[BASE], token_types=False), list(row.values()), INSTRUCTIONS[0])
+    with_types = load(folders, BASE, mode="denoise")
+    assert largest_difference(with_types.encode([row], INSTRUCTIONS[:1]), with_types, expected) > 1e-3
     monkeypatch.setattr(reader, "_with_token_types", lambda *_: None)
-    untold = load(folders, BASE, mode="denoise")
-    assert largest_difference(untold.encode([row], INSTRUCTIONS[:1]), untold, expected) <= 1e-5
+    without_types = load(folders, BASE, mode="denoise")
+    assert largest_difference(without_types.encode([row], INSTRUCTIONS[:1]), without_types, expected) <= 1e-5
 
 
 @pytest.mark.parametrize(
     ("name", "cameras", "layout", "timestep"),
     [(*case, timestep) for case, timestep in zip(CASES, (1.0, 0.25, 0.0, 1.0, 0.25, 0.25), strict=True)],
 )
-def test_a_prefix_is_that_of_the_full_sequence_with_the_target_hidden(
+def test_prefix_mode_equals_a_step_with_the_target_hidden(
     folders: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -203,7 +206,7 @@ def test_a_prefix_is_that_of_the_full_sequence_with_the_target_hidden(
     step = pipe.transformer.forward
     pipe.transformer.forward = lambda **given: step(**given | {"timestep": torch.tensor([timestep])})
     with pytest.MonkeyPatch.context() as patch:
-        # the encoder attends too, unmasked: its calls come before the transformer's
+        # The mask is set only when the transformer starts, because the text encoder before it must not be masked.
         pipe.transformer.register_forward_pre_hook(
             lambda *_: patch.setattr(F, "scaled_dot_product_attention", hidden), with_kwargs=False
         )
@@ -216,7 +219,7 @@ def test_a_prefix_is_that_of_the_full_sequence_with_the_target_hidden(
 @pytest.mark.parametrize("mode", ["prefix", "denoise"])
 @pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize(("name", "cameras", "layout"), CASES)
-def test_rotations_told_are_those_that_the_pipeline_gives_its_transformer(
+def test_described_rotations_equal_the_pipelines(
     folders: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -225,7 +228,7 @@ def test_rotations_told_are_those_that_the_pipeline_gives_its_transformer(
     upright: bool,
     mode: str,
 ) -> None:
-    """The higher side or the wider one decides where text begins. The Plus line has no odd rows."""
+    """Text positions start after the larger side of the pictures. The Plus pipeline has no odd number of rows."""
     odd = (80, 48) if name == BASE else (WIDTH, HEIGHT)
     height, width = odd if upright else (HEIGHT, WIDTH)
     size = (height, width * len(cameras))
@@ -249,7 +252,7 @@ def test_rotations_told_are_those_that_the_pipeline_gives_its_transformer(
 
 @pytest.mark.parametrize("mode", ["prefix", "denoise"])
 @pytest.mark.parametrize(("name", "layout"), [(BASE, "tile"), (CLEAN, "separate")])
-def test_a_row_is_what_it_is_alone_in_any_batch(folders: dict[str, Path], name: str, layout: str, mode: str) -> None:
+def test_a_batch_equals_its_rows_encoded_alone(folders: dict[str, Path], name: str, layout: str, mode: str) -> None:
     rows = pictures(2, ("top", "wrist"))
     settings = {"cameras": ("top", "wrist"), "camera_layout": layout, "mode": mode}
     editor, alone = load(folders, name, tuple(INSTRUCTIONS), **settings), load(folders, name, **settings)
@@ -275,7 +278,7 @@ def test_a_row_is_what_it_is_alone_in_any_batch(folders: dict[str, Path], name: 
         (PLUS, {"read": 192 * 192}),
     ],
 )
-def test_what_is_read_from_diffusers_is_part_of_the_fingerprint(
+def test_templates_and_sizes_from_diffusers_are_in_the_fingerprint(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, change: dict[str, Any]
 ) -> None:
     here = load(folders, name)
@@ -297,21 +300,19 @@ def test_what_is_read_from_diffusers_is_part_of_the_fingerprint(
     assert {key for key in before if there.fingerprint()[key] != before[key]} == {"recipe"}
 
 
-def test_pictures_are_resized_on_pillow_whatever_is_installed(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`AutoImageProcessor` takes torchvision where it finds it, which gives other pixels."""
+def test_pictures_are_always_resized_with_pillow(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`AutoImageProcessor` would use torchvision if it is installed, which gives other pixels."""
     monkeypatch.setattr(AutoImageProcessor, "from_pretrained", None)
     assert isinstance(load(folders, BASE).part["processor"].image_processor, Qwen2VLImageProcessorPil)
 
 
-def test_nothing_is_cut(folders: dict[str, Path]) -> None:
-    """The pipelines' own limit is 1024 tokens."""
+def test_long_text_is_not_truncated(folders: dict[str, Path]) -> None:
+    """The pipelines themselves allow 1024 tokens."""
     assert installed_editor(BASE).entry.defaults.max_text_tokens is None
     assert load(folders, BASE).text_tokens("go " * 1100) > 2 * 1024
 
 
-def test_text_is_as_long_as_was_told(folders: dict[str, Path]) -> None:
+def test_text_tokens_predicts_the_encoded_length(folders: dict[str, Path]) -> None:
     cameras = ("top", "left", "right")
     for name, layout in ((BASE, "tile"), (PLUS, "tile"), (PLUS, "separate")):
         editor = load(folders, name, cameras=cameras, camera_layout=layout, image_size=(80, 48 * 3))
@@ -322,7 +323,7 @@ def test_text_is_as_long_as_was_told(folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["prefix", "denoise"])
-def test_segments_are_kept_or_dropped(folders: dict[str, Path], mode: str) -> None:
+def test_chosen_segments_are_slices_of_the_whole_prefix(folders: dict[str, Path], mode: str) -> None:
     cameras = ("top", "wrist")
     settings = {"cameras": cameras, "camera_layout": "separate", "mode": mode}
     rows = pictures(1, cameras)
@@ -342,7 +343,7 @@ def test_segments_are_kept_or_dropped(folders: dict[str, Path], mode: str) -> No
 
 
 @pytest.mark.parametrize(("timestep", "layout"), [(1.0, "separate"), (0.25, "separate"), (0.25, "tile")])
-def test_the_first_picture_noised_stands_for_the_target(folders: dict[str, Path], timestep: float, layout: str) -> None:
+def test_the_target_is_the_first_picture_with_noise(folders: dict[str, Path], timestep: float, layout: str) -> None:
     cameras = ("top", "wrist")
     editor = load(folders, PLUS, mode="denoise", timestep=timestep, cameras=cameras, camera_layout=layout)
     given: dict[str, Any] = {}
@@ -355,14 +356,14 @@ def test_the_first_picture_noised_stands_for_the_target(folders: dict[str, Path]
     assert torch.allclose(target, (1 - timestep) * reference + timestep * noise, atol=1e-6)
 
 
-def test_actions_are_rotated_as_keys_are_where_no_token_is(folders: dict[str, Path]) -> None:
+def test_actions_are_rotated_like_keys_at_unused_positions(folders: dict[str, Path]) -> None:
     editor = load(folders, PLUS)
     rope, shapes = editor.spec.rope, [(1, 4, 6)] * 4
     assert rope is not None
     with torch.no_grad():
         image, text = editor.denoiser.pos_embed([shapes], max_txt_seq_len=16, device=torch.device("cpu"))
     steps = torch.arange(-2, 2)
-    # a reference's second column, counted from the middle, is -2; its four rows are -2 to 1
+    # Positions count from the middle: a reference's second column is -2, its four rows are -2 to 1.
     rotary = Rotary(dataclasses.replace(rope, action_ids=(2, 0, -2)), steps)
     column = image.view(4, 4, 6, -1)[2, :, 1]
     assert torch.allclose(torch.complex(rotary.cos, rotary.sin), column, atol=1e-6)
@@ -374,8 +375,8 @@ def test_actions_are_rotated_as_keys_are_where_no_token_is(folders: dict[str, Pa
     assert distances.min() > 0.1
 
 
-def test_the_released_layout_counts_the_pictures_tokens() -> None:
-    """A picture of a megapixel is 64 x 64 latents' tokens; Qwen2.5-VL sees one token for each 28 x 28 pixels."""
+def test_described_token_counts_of_the_released_editors() -> None:
+    """A picture of one megapixel has 64 x 64 latent tokens. Qwen2.5-VL uses one text token per 28 x 28 pixels."""
     two = {"cameras": ("top", "wrist")}
     for name, settings, text, references in (
         (BASE, {}, 37 * 37, [(64, 64)]),
@@ -391,7 +392,7 @@ def test_the_released_layout_counts_the_pictures_tokens() -> None:
         assert [s.grid for s in rest] == references
 
 
-def test_the_encoder_stays_beside_the_denoiser() -> None:
+def test_memory_is_the_sum_of_all_parts() -> None:
     kind = installed_editor(BASE)
     assert kind.memory_bytes() == 2 * sum(c.parameters for c in kind.entry.components.values())
 
@@ -413,13 +414,13 @@ def test_unfit_settings_are_refused_with_the_reason(
     assert hint in (caught.value.hint or "")
 
 
-def test_pictures_beyond_the_transformers_positions_are_refused_before_the_first_row(folders: dict[str, Path]) -> None:
+def test_pictures_larger_than_the_position_table_are_refused(folders: dict[str, Path]) -> None:
     editor = load(folders, BASE, ("go",), image_size=(2048, 2048))
     with pytest.raises(UsageError, match="exceed the position ids of qwen-image-edit"):
         _ = editor.spec
 
 
 @pytest.mark.parametrize(("name", "other"), [(BASE, PLUS), (PLUS, BASE)])
-def test_another_lines_folder_is_refused(folders: dict[str, Path], name: str, other: str) -> None:
+def test_a_folder_of_the_other_pipeline_is_refused(folders: dict[str, Path], name: str, other: str) -> None:
     with pytest.raises(EditorError, match=r"is a QwenImageEdit(Plus)?Pipeline folder, not a QwenImageEdit"):
         load({name: folders[other]}, name)

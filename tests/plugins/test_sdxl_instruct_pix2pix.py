@@ -1,6 +1,6 @@
-"""InstructPix2Pix on SDXL, on a tiny pipeline folder: its inputs are those of diffusers' own pipeline, layer by layer.
+"""Compare SDXL InstructPix2Pix on a tiny pipeline folder with diffusers' own pipeline: keys and values of each layer.
 
-The reference is never our capture: hooks on the UNet's own `to_k` and `to_v` while the pipeline denoises.
+The reference does not use our capture. It comes from hooks on the UNet's own `to_k` and `to_v` while the pipeline runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.editors.sdxl import build
 
 NAME = "sdxl-instruct-pix2pix"
 SIZE = (48, 64)
-"""Height and width: 6 x 8 latents, then 3 x 4, then 2 x 2."""
+"""Height and width in pixels. The UNet works on 6 x 8 latents, then on 3 x 4 and 2 x 2."""
 INSTRUCTIONS = ["put it left", "go"]
 BOTH = {"segments": ("text", "target")}
 
@@ -50,8 +50,8 @@ def pictures(count: int, cameras: Sequence[str] = ("top",)) -> list[dict[str, np
     return [{camera: rng.integers(0, 256, size, dtype=np.uint8) for camera in cameras} for _ in range(count)]
 
 
-def own_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The pipeline with a sampler whose only step stands at the last training timestep and leaves noise as it is."""
+def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Load the pipeline with a sampler that takes its only step at timestep 999 and does not rescale the latents."""
     pipeline = StableDiffusionXLInstructPix2PixPipeline.from_pretrained(folder, dtype=dtype, add_watermarker=False)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     pipeline.set_progress_bar_config(disable=True)
@@ -76,11 +76,11 @@ def one_step(pipeline: Any, images: Sequence[dict[str, np.ndarray]], prompts: li
 
 
 @pytest.mark.parametrize("cameras", [("top",), ("top", "wrist")])
-def test_keys_and_values_are_those_of_the_pipelines_own_step(folder: Path, cameras: tuple[str, ...]) -> None:
+def test_keys_and_values_equal_the_pipelines_step(folder: Path, cameras: tuple[str, ...]) -> None:
     images = pictures(2, cameras)
     editor = load(folder, cameras=cameras, **BOTH)
     prefix = editor.encode(images, INSTRUCTIONS)
-    pipeline = own_pipeline(folder)
+    pipeline = load_pipeline(folder)
     expected = watch_projections(pipeline.unet)
     one_step(pipeline, images, INSTRUCTIONS)
     assert [layer.name for layer in editor.spec.layers] == list(expected), "every attention, in the order of the calls"
@@ -90,10 +90,10 @@ def test_keys_and_values_are_those_of_the_pipelines_own_step(folder: Path, camer
             assert torch.allclose(mine.flatten(2), theirs, rtol=0, atol=1e-5), layer.name
 
 
-def test_the_pooled_text_and_the_size_make_a_difference(folder: Path) -> None:
-    """Else the test above could not tell whether they are given."""
+def test_pooled_text_and_image_size_change_the_keys(folder: Path) -> None:
+    """Otherwise the test above could not tell whether the editor passes them."""
     keys = []
-    pipeline = own_pipeline(folder)
+    pipeline = load_pipeline(folder)
     for options in ({}, {"prompt_2": ["go", "away"]}, {"original_size": (512, 512)}):
         seen = watch_projections(pipeline.unet)
         one_step(pipeline, pictures(2), INSTRUCTIONS, **options)
@@ -102,21 +102,21 @@ def test_the_pooled_text_and_the_size_make_a_difference(folder: Path) -> None:
     assert (keys[2] - keys[0]).abs().max() > 1e-4
 
 
-def test_in_float16_the_vae_runs_in_float32_as_the_pipelines_does(folder: Path) -> None:
+def test_in_float16_the_vae_runs_in_float32_like_the_pipelines(folder: Path) -> None:
     given: list[torch.Tensor] = []
-    editor, pipeline = load(folder, compute_dtype="float16"), own_pipeline(folder, torch.float16)
+    editor, pipeline = load(folder, compute_dtype="float16"), load_pipeline(folder, torch.float16)
     for unet in (editor.denoiser, pipeline.unet):
         unet.conv_in.register_forward_pre_hook(lambda _m, args: given.extend(args))
     editor.encode(pictures(1), INSTRUCTIONS[:1])
     one_step(pipeline, pictures(1), INSTRUCTIONS[:1])
     mine, theirs = given
     assert mine.dtype == theirs.dtype == torch.float16
-    assert torch.allclose(mine, theirs, rtol=0, atol=2e-3)  # a step of float16 near 2
+    assert torch.allclose(mine, theirs, rtol=0, atol=2e-3)  # one float16 step for values near 2
     assert editor.part["vae"].dtype == torch.float32
 
 
-def test_layers_are_known_from_the_config_alone(folder: Path) -> None:
-    """Lists of depths and heads, and blocks without attention: the layout of the meta device is that of the run."""
+def test_layers_are_known_from_the_config(folder: Path) -> None:
+    """SDXL's config lists depths and heads per block, and has blocks without attention."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(json.loads((folder / "unet" / "config.json").read_text()))
     layers = unet_layers(unet, SIZE, TEXT_TOKENS)
@@ -131,10 +131,10 @@ def test_layers_are_known_from_the_config_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("padding", ["keep", "trim"])
-def test_a_batch_is_its_rows(folder: Path, padding: str) -> None:
+def test_a_batch_equals_its_rows_encoded_alone(folder: Path, padding: str) -> None:
     images = pictures(2)
     editor = load(folder, INSTRUCTIONS, text_padding=padding, **BOTH)
-    assert not {"text_encoder", "text_encoder_2"} & set(editor.part), "all instructions are read"
+    assert not {"text_encoder", "text_encoder_2"} & set(editor.part), "freed after all instructions are encoded"
     together = editor.encode(images, INSTRUCTIONS)
     assert together.valid is not None
     lengths = [len("putitleft") + 2, len("go") + 2] if padding == "trim" else [TEXT_TOKENS] * 2
@@ -157,7 +157,7 @@ def test_trimmed_text_keeps_its_states(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("segments", [("target",), ("text",)])
-def test_segments_are_chosen(folder: Path, segments: tuple[str, ...]) -> None:
+def test_only_chosen_segments_are_kept(folder: Path, segments: tuple[str, ...]) -> None:
     editor = load(folder, segments=segments)
     assert {s.name for layer in editor.spec.layers for s in layer.segments} == set(segments)
     everything = load(folder, **BOTH)
@@ -173,7 +173,7 @@ def test_segments_are_chosen(folder: Path, segments: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(("t", "timestep"), [(1.0, 999), (0.25, 250), (0.0, 0)])
-def test_timestep_is_that_of_training(folder: Path, t: float, timestep: int) -> None:
+def test_noise_levels_map_to_timesteps_of_training(folder: Path, t: float, timestep: int) -> None:
     editor, (picture,) = load(folder, timestep=t), pictures(1)
     assert_trained_timestep(editor, picture, t=t, timestep=timestep, betas=(0.00085, 0.012), scaling=0.13025)
 
@@ -194,6 +194,6 @@ def test_unfit_settings_are_refused_with_the_reason(
     assert hint in (caught.value.hint or "")
 
 
-def test_the_folder_of_the_smaller_one_is_refused(folder: Path) -> None:
+def test_instruct_pix2pix_refuses_an_sdxl_folder(folder: Path) -> None:
     with pytest.raises(EditorError, match="is a StableDiffusionXLInstructPix2PixPipeline folder, not a"):
         load_editor("instruct-pix2pix", PrefixOptions(), instructions=(), weights=folder)

@@ -1,4 +1,4 @@
-"""The embedded editor as shipped: size, parts, what it has learned, and the settings that it was trained with."""
+"""The embedded editor as shipped: size, parts, quality of its edits, and defaults equal to the training settings."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def load(instructions: tuple[str, ...] = (), weights: Path | None = None, **sett
     return editor
 
 
-def test_weights_are_at_most_twelve_megabytes_of_safetensors() -> None:
+def test_weights_take_at_most_twelve_megabytes_as_safetensors() -> None:
     assert sum(p.stat().st_size for p in WEIGHTS.rglob("*.safetensors")) <= 12 * MEGABYTE
     assert not list(WEIGHTS.rglob("*.bin")) + list(WEIGHTS.rglob("*.pt"))
 
 
-def test_folder_is_a_whole_diffusers_pipeline() -> None:
+def test_the_folder_is_a_complete_diffusers_pipeline() -> None:
     from diffusers import Flux2KleinPipeline
 
     pipeline = Flux2KleinPipeline.from_pretrained(WEIGHTS, dtype=torch.float32)
@@ -46,22 +46,22 @@ def test_folder_is_a_whole_diffusers_pipeline() -> None:
     assert Registry.installed().editors.get("tiny").parameters == parameters
 
 
-def test_defaults_are_those_of_training() -> None:
+def test_defaults_equal_the_training_settings() -> None:
     spec: KVSpec = load().spec
     assert (spec.mode, spec.timestep, spec.text_padding) == ("prefix", architecture.PREFIX_TIMESTEP, "trim")
     assert spec.image_size == (architecture.IMAGE_SIZE, architecture.IMAGE_SIZE)
 
 
-def test_it_edits_better_than_copying() -> None:
+def test_edits_are_better_than_copying_the_input() -> None:
     tokens = load().tokens
     right, pictures = judge(tokens, "test", range(24))
     edits = [sample_edit(s, "test", from_start=True) for s in range(24)]
-    assert np.mean(right) > 0.6, "copying the input is never right"
+    assert np.mean(right) > 0.6, "copying the input would give 0"
     page = sheet(edits, pictures, right)
     assert page.size == (8 * 134, 3 * 402)
 
 
-def test_text_has_room_for_the_longest_announced_instruction() -> None:
+def test_text_has_tokens_for_the_longest_instruction() -> None:
     short, long = "put the red one on the blue zone", "pick up the orange circle and set it above the purple one"
     editor = load((short, long))
     text = {s.name: s.tokens for s in editor.spec.layers[0].segments}["text"]
@@ -88,12 +88,12 @@ def test_unfit_settings_are_refused_with_the_reason(settings: dict[str, object],
         load(**settings)
 
 
-def test_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_pipeline_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EditorError, match="it has no transformer/"):
         load(weights=tmp_path)
 
 
-def test_kept_layers_and_segments_are_slices_of_the_whole() -> None:
+def test_chosen_layers_and_segments_are_slices_of_the_whole_prefix() -> None:
     picture = {"top": sample_edit(0).before}
     instruction = "put the red one on the blue zone"
     whole = load().encode([picture], [instruction])
@@ -104,7 +104,7 @@ def test_kept_layers_and_segments_are_slices_of_the_whole() -> None:
         assert torch.equal(kept.k, whole.layers[index].k[:, text:])
 
 
-def test_random_weights_change_the_prefix_and_the_fingerprint_but_not_the_picture_tokens() -> None:
+def test_random_weights_change_prefix_and_fingerprint_reproducibly() -> None:
     trained, untrained = load(), load(random_weights=True)
     assert trained.fingerprint() != untrained.fingerprint()
     picture, instruction = {"top": sample_edit(0).before}, "put the red one on the blue zone"
@@ -114,7 +114,7 @@ def test_random_weights_change_the_prefix_and_the_fingerprint_but_not_the_pictur
     assert torch.equal(b, again)
 
 
-def test_blank_pictures_hide_what_is_seen() -> None:
+def test_blank_images_make_the_prefix_independent_of_the_picture() -> None:
     editor = load(blank_images=True)
     instruction = "put the red one on the blue zone"
     a, b = (editor.encode([{"top": sample_edit(s).before}], [instruction]).layers[5].k for s in (0, 1))
@@ -129,12 +129,12 @@ def test_cameras_are_tiled_side_by_side() -> None:
     assert prefix.layers[0].k.shape[1] == editor.tokens.text(["put the red one on the blue zone"]).valid.shape[1] + 128
 
 
-def test_the_layout_told_without_weights_is_that_of_the_loaded_editor() -> None:
+def test_describe_equals_the_spec_of_the_loaded_editor() -> None:
     for settings in (PrefixOptions(text_padding="keep"), PrefixOptions(layers="1,4", segments=("reference",))):
         assert installed_editor("tiny").describe(settings) == load_editor("tiny", settings).spec
 
 
-def test_a_misspelt_size_in_an_entry_is_an_error() -> None:
+def test_a_misspelt_config_key_in_an_entry_is_refused() -> None:
     entry = Registry.installed().editors.get("flux2-klein-4b")
     with pytest.raises(PluginError, match="'flux2-klein-4b' has config 'num_layrs'"):
         Flux2Editor.bound_to(dataclasses.replace(entry, config={"num_layrs": 5})).describe(PrefixOptions())
