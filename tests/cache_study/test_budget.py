@@ -21,7 +21,7 @@ COUNTS = {"rows": 1000, "instructions": 3}
 
 @pytest.fixture
 def deep(prefix: PrefixKV) -> tuple[KVSpec, PrefixKV]:
-    """A layout of five layers."""
+    """A layout of five layers, and a prefix with it."""
     layers = tuple(dataclasses.replace(layer(), name=name) for name in "abcde")
     return dataclasses.replace(spec_of(layer()), layers=layers), PrefixKV(prefix.layers * 5, prefix.valid)
 
@@ -76,7 +76,7 @@ def test_equal_sets_of_layers_are_tried_once(prefix: PrefixKV) -> None:
     assert {c.layers for c in choices(spec_of(layer()), prefix, CODECS, **COUNTS)} == {"all"}
 
 
-def test_what_the_user_chose_stays(deep: tuple[KVSpec, PrefixKV]) -> None:
+def test_choices_of_the_user_are_kept(deep: tuple[KVSpec, PrefixKV]) -> None:
     found = choices(*deep, CODECS, **COUNTS, layers="0,1,4,5,9", pool=3)
     assert {(c.layers, c.pool) for c in found} == {("0,1,4,5,9", 3)}
     assert found[0].options == "--codec fp32 --pool 3 --layers 0,1,4,5,9"

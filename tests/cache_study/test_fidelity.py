@@ -43,7 +43,7 @@ def test_padding_does_not_count_as_error(prefix: PrefixKV) -> None:
 
 
 def test_attention_matches_torch(prefix: PrefixKV) -> None:
-    """Queries are the row's own valid keys, evenly spaced."""
+    """The queries are evenly spaced valid keys of the same row."""
     (kv,), valid = prefix.layers, prefix.valid
     assert valid is not None
     other = round_trip(INT4, spec_of(layer()), prefix)
@@ -75,13 +75,13 @@ def test_pooling_equal_neighbours_is_exact() -> None:
     assert errors.attention < 1e-5
 
 
-def test_settings_are_every_codec_with_and_without_cells(prefix: PrefixKV) -> None:
+def test_every_codec_is_tried_with_and_without_pooling(prefix: PrefixKV) -> None:
     spec = spec_of(layer())
     found = {
         (s.codec, s.pool): s for s in compare_candidates(spec, prefix, storage_candidates(spec, (FLOAT32, BFLOAT16)))
     }
     assert set(found) == {("fp32", 1), ("bf16", 1), ("fp32", 2), ("bf16", 2)}
-    # K and V of 29 tokens, or of 5 and 6 cells, 16 numbers each; valid; five numbers of the index
+    # K and V of 29 tokens, or of 5 and 6 cells, with 16 numbers each, plus valid and five numbers of the index
     assert found["fp32", 1].bytes_per_row == 2 * 29 * 16 * 4 + 29 + 48
     assert found["bf16", 2].bytes_per_row == 2 * 11 * 16 * 2 + 11 + 48
     assert found["fp32", 1].attention == 0.0
@@ -106,7 +106,7 @@ def test_a_report_of_a_real_cache(
     assert (tmp_path / "report.png").stat().st_size > 10_000
 
 
-def test_other_numbers_change_the_actions_of_a_policy(
+def test_stored_numbers_with_errors_change_a_policys_actions(
     tiny_cache: Path, tiny_weights: Path, policy_folder: Path, tabletop: Path
 ) -> None:
     from imagewam_cli.cache_study.fidelity import policy_change

@@ -35,21 +35,22 @@ def test_break_even_is_when_building_and_reading_cost_less_than_computing() -> N
 
 
 @pytest.mark.parametrize("forward", [0.020, 0.001])
-def test_rows_computed_as_fast_as_they_are_read_are_not_worth_storing(forward: float) -> None:
+def test_a_cache_never_pays_off_if_computing_is_as_fast_as_reading(forward: float) -> None:
     losing = throughput(forward=forward)
     assert losing.break_even_epochs is None
     assert storing_advice(losing).startswith("do not store: 5.00 MB/row reads in 20.0 ms")
     assert "--online" in storing_advice(losing)
 
 
-def test_at_the_break_even_a_row_is_read_as_fast_as_it_is_computed() -> None:
+def test_a_row_of_break_even_size_is_read_as_fast_as_it_is_computed() -> None:
     found = throughput()
     assert found.read * found.break_even_bytes / found.row_bytes == pytest.approx(found.forward)
 
 
 def test_a_real_shard_is_measured_and_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock advances one second per reading, so each stage costs one second divided by its rows. The editor and the
-    codec process 9 rows; the shard holds them 28 times, because 256 rows are the limit.
+    """The fake clock advances one second per call, so each stage costs one second divided by its rows.
+
+    The editor and the codec process 9 rows. The shard holds them 28 times, because 256 rows are the limit.
     """
     monkeypatch.setattr(economy_module, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     rows = list(MemoryDataset((5, 4)).rows())

@@ -20,7 +20,7 @@ def dataset() -> MemoryDataset:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read-only: copy it to break it."""
+    """A finished cache. It is read-only: copy it before you damage it."""
     folder = tmp_path_factory.mktemp("cache") / "built"
     build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), folder, FLOAT32, SETTINGS)
     return folder

@@ -46,8 +46,8 @@ class Worded(ArithmeticEditor):
 
 class TestPlan:
     @pytest.mark.parametrize(("codec", "size"), [(FLOAT32, 4), (BFLOAT16, 2), (FLOAT16, 2)])
-    def test_bytes_per_row_by_hand(self, codec: CastCodec, size: int) -> None:
-        # 2 layers x (K, V) x 12 tokens x 2 heads x 4 numbers, 12 bytes of valid, five index numbers of 8 bytes
+    def test_bytes_per_row_equal_a_hand_computation(self, codec: CastCodec, size: int) -> None:
+        # 2 layers x (K, V) x 12 tokens x 2 heads x 4 numbers, plus 12 bytes of valid and five index numbers of 8 bytes
         assert bytes_per_row(ArithmeticEditor().spec, codec) == 2 * 2 * 12 * 2 * 4 * size + 12 + 48
 
     @pytest.mark.parametrize("codec", [FLOAT32, BFLOAT16, FLOAT16])
@@ -67,17 +67,17 @@ class TestPlan:
         assert tuple(tuple(e.index for e in shard) for shard in plan.shards) == CUT
         assert plan.rows == 3 + 5 + 2 + 1 + 4
 
-    def test_an_episode_larger_than_a_shard_has_one_of_its_own(self, dataset: MemoryDataset) -> None:
+    def test_an_episode_larger_than_a_shard_gets_its_own_shard(self, dataset: MemoryDataset) -> None:
         plan = plan_build(dataset, ArithmeticEditor().spec, FLOAT32, BuildSettings(shard_mb=1e-6))
         assert [len(shard) for shard in plan.shards] == [1] * 5
 
     def test_half_the_bytes_per_number_give_twice_the_rows_per_shard(self, dataset: MemoryDataset) -> None:
         plan = plan_build(dataset, ArithmeticEditor().spec, BFLOAT16, SETTINGS)
-        # 836 bytes a row: ten in 9000
+        # A row takes 836 bytes, so 9000 bytes hold ten rows.
         assert [sum(-(-e.length // 2) for e in shard) for shard in plan.shards] == [3 + 5 + 2, 1 + 4]
 
     @pytest.mark.parametrize("settings", [{"stride": 0}, {"batch": 0}, {"shard_mb": 0.0}, {"shard_mb": -1.0}])
-    def test_settings_that_make_no_sense_are_refused(self, settings: dict[str, Any]) -> None:
+    def test_invalid_settings_are_refused(self, settings: dict[str, Any]) -> None:
         with pytest.raises(UsageError):
             BuildSettings(**settings)
 
@@ -89,7 +89,7 @@ class TestContent:
         expected = [(int(starts[e]) + f, e, f) for e, length in enumerate(LENGTHS) for f in range(0, length, 2)]
         assert list(zip(found["row"], found["episode"], found["frame"], strict=True)) == expected
 
-    def test_each_shard_holds_the_episodes_that_the_manifest_says(self, built: Path) -> None:
+    def test_each_shard_holds_the_episodes_listed_in_the_manifest(self, built: Path) -> None:
         manifest = read_manifest(built)
         assert tuple(entry.episodes for entry in manifest.shards) == CUT
         for entry, tensors in zip(manifest.shards, shards(built), strict=True):
@@ -103,7 +103,9 @@ class TestContent:
             for episode, number in zip(tensors["episode"].tolist(), tensors["instruction"].tolist(), strict=True):
                 assert manifest.instructions[number] == INSTRUCTIONS[episode % len(INSTRUCTIONS)]
 
-    def test_keys_and_values_are_the_editors_for_the_same_row(self, built: Path, dataset: MemoryDataset) -> None:
+    def test_keys_and_values_are_what_the_editor_computes_for_the_row(
+        self, built: Path, dataset: MemoryDataset
+    ) -> None:
         rows = {row.row: row for row in dataset.rows()}
         for tensors in shards(built):
             for i, number in enumerate(tensors["row"].tolist()):
@@ -114,7 +116,7 @@ class TestContent:
                     np.testing.assert_array_equal(tensors[f"layer.{layer}.v"][i].numpy(), v)
                 np.testing.assert_array_equal(tensors["valid"][i].numpy(), seen(row.instruction))
 
-    def test_the_table_holds_every_frame_whatever_the_stride(self, built: Path, dataset: MemoryDataset) -> None:
+    def test_the_table_holds_every_frame_for_any_stride(self, built: Path, dataset: MemoryDataset) -> None:
         table = load_file(built / "table.safetensors")
         rows = list(dataset.rows())
         np.testing.assert_array_equal(table["state"].numpy(), np.stack([r.state for r in rows]))
@@ -131,7 +133,7 @@ class TestContent:
             np.testing.assert_array_equal(sample.images["top"], row.images["top"])
             assert sample.instruction == row.instruction
 
-    def test_lost_samples_come_back(self, built: Path, tmp_path: Path) -> None:
+    def test_lost_samples_are_written_again(self, built: Path, tmp_path: Path) -> None:
         folder = tmp_path / "cache"
         shutil.copytree(built, folder)
         (folder / SAMPLES).unlink()
@@ -166,7 +168,7 @@ class TestContent:
             def _stream(self, episodes: Any, stride: int, images: bool) -> Any:
                 for row in super()._stream(episodes, stride, images):
                     yield row
-                    # the samples' stream, of all episodes, is another
+                    # The samples are read in a separate stream of all episodes.
                     if images and episodes is not None and row.episode == bad and row.frame + stride >= LENGTHS[bad]:
                         raise DatasetError("the video goes on")
 
@@ -187,12 +189,12 @@ class TestContent:
         with pytest.raises(CacheError, match=message):
             build(tmp_path / "cache", dataset=Shorter(LENGTHS))
 
-    def test_the_batch_size_does_not_show(self, built: Path, tmp_path: Path) -> None:
+    def test_the_batch_size_does_not_change_the_bytes(self, built: Path, tmp_path: Path) -> None:
         build(tmp_path / "cache", batch=1)
         for one, three in zip(shards(tmp_path / "cache"), shards(built), strict=True):
             assert all(torch.equal(one[name], three[name]) for name in three)
 
-    def test_a_real_editor_leaves_what_it_gives_for_the_row_alone(
+    def test_stored_rows_equal_a_real_editors_prefix_of_the_single_row(
         self, tiny_cache: Path, tabletop: Path, load_tiny: Any
     ) -> None:
         dataset = open_dataset(tabletop)
@@ -225,7 +227,7 @@ class TestContinuation:
         assert read_manifest(out).rows == 3 + 5
         assert build(out).encoded == 2 + 1 + 4
 
-    def test_a_finished_cache_is_left_alone(self, built: Path, tmp_path: Path) -> None:
+    def test_a_finished_cache_is_not_changed(self, built: Path, tmp_path: Path) -> None:
         out = shutil.copytree(built, tmp_path / "cache")
         counted: list[int] = []
         assert build(out, on_rows=counted.append).encoded == 0
@@ -244,9 +246,7 @@ class TestContinuation:
         assert build(out).encoded == sum((3, 5, 3, 4)[number] for number in broken)
         assert files(out) == files(built)
 
-    def test_what_is_intact_stays_in_the_manifest_while_a_broken_shard_is_built(
-        self, built: Path, tmp_path: Path
-    ) -> None:
+    def test_intact_shards_stay_in_the_manifest_while_a_broken_one_is_built(self, built: Path, tmp_path: Path) -> None:
         out = shutil.copytree(built, tmp_path / "cache")
         for number in (0, 2):
             (out / "shards" / f"shard-{number:05d}.safetensors").unlink()
@@ -266,7 +266,7 @@ class TestContinuation:
     def test_a_build_stopped_while_it_starts_resumes(
         self, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
     ) -> None:
-        """Stop like a power cut: at the first, second and third flush to disk, leaving a half-written file."""
+        """Stop at the first, second or third flush and leave a half-written file, as a power cut does."""
         out, real, calls = tmp_path / "cache", os.fsync, 0
 
         def fsync(descriptor: int) -> None:
@@ -288,7 +288,7 @@ class TestContinuation:
     def test_a_build_reads_each_manifest_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: BuildPart | None
     ) -> None:
-        """Each read of a remote manifest is a network trip. The codec is fitted, so its file is built too."""
+        """Reading a remote manifest costs a network round trip. A fitted codec also writes its file."""
         out, real, read = tmp_path / "cache", LocalStorage.read, list[str]()
         parts = [None] if part is None else [BuildPart(index=0, count=2), part]
         for each in parts:
@@ -314,7 +314,7 @@ class TestContinuation:
             build(tmp_path / "cache", editor=editor)
         assert editor.encoded == 0
 
-    def test_a_full_disk_leaves_a_cache_to_go_on_with(
+    def test_a_build_resumes_after_a_full_disk(
         self, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         out = tmp_path / "cache"
@@ -347,7 +347,7 @@ class TestRefusal:
             ({"shard_mb": 0.001}, ("other shards", "episodes 2 to 3", "episodes 2 to 2")),
         ],
     )
-    def test_another_build_into_the_same_folder_names_both_values_and_loses_nothing(
+    def test_another_build_into_the_same_folder_is_refused_with_both_values(
         self, built: Path, tmp_path: Path, change: dict[str, Any], parts: tuple[str, ...]
     ) -> None:
         out = shutil.copytree(built, tmp_path / "cache")
@@ -372,7 +372,7 @@ class TestRefusal:
             build(tmp_path)
         assert files(tmp_path) == {"notes.txt": b"mine"}
 
-    def test_an_empty_folder_will_do(self, built: Path, tmp_path: Path) -> None:
+    def test_an_empty_folder_is_accepted(self, built: Path, tmp_path: Path) -> None:
         build(tmp_path)
         assert files(tmp_path) == files(built)
 
@@ -398,12 +398,12 @@ class TestRefusal:
         assert read_manifest(out).rows == 0
         assert not list((out / "shards").iterdir())
 
-    def test_numbers_that_the_dtype_cannot_hold_are_stopped(self, tmp_path: Path) -> None:
+    def test_numbers_that_overflow_the_dtype_stop_the_build(self, tmp_path: Path) -> None:
         loud = ArithmeticEditor(spoil=lambda p: spoiled(p, 1, k=p.layers[1].k * 1e5))
         with pytest.raises(CacheError, match=r"layer layer 1: numbers up to .+ do not fit fp16"):
             build(tmp_path / "cache", editor=loud, codec=FLOAT16)
 
-    def test_a_newer_cache_is_not_continued(self, built: Path, tmp_path: Path) -> None:
+    def test_a_newer_cache_is_not_resumed(self, built: Path, tmp_path: Path) -> None:
         out = shutil.copytree(built, tmp_path / "cache")
         manifest = out / "manifest.json"
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 3}))

@@ -1,4 +1,4 @@
-"""Test layers that depend on the instruction alone: they are stored once per instruction."""
+"""Test that layers that depend only on the instruction are stored once per instruction."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ BLANK = np.zeros((4, 4, 3), np.uint8)
 
 
 class CrossAttention(ArithmeticEditor):
-    """Its first layer sees the picture, its second the text."""
+    """An editor whose first layer holds the image and whose second layer holds the text."""
 
     @property
     def spec(self) -> KVSpec:
@@ -101,7 +101,7 @@ def test_rows_are_read_back_completely(tmp_path: Path) -> None:
 
 
 class TextAlone(CrossAttention):
-    """A UNet with `--segments text` stores nothing per row."""
+    """An editor with only text layers, like a UNet with `--segments text`, which stores no tensors per row."""
 
     @property
     def spec(self) -> KVSpec:
@@ -124,9 +124,12 @@ def test_rows_without_stored_tensors_are_read_back(tmp_path: Path, method: Any) 
     assert torch.equal(found.layers[0].k, expected.layers[0].k)
 
 
-def test_bytes_are_those_of_the_picture_alone(tmp_path: Path) -> None:
-    """Computed by hand: per row, K and V of 4 tokens, 2 heads, 4 numbers of 4 bytes, and 48 bytes of index; per
-    instruction, 8 tokens and their `valid`."""
+def test_row_bytes_are_those_of_the_image_alone(tmp_path: Path) -> None:
+    """Compute the size by hand.
+
+    A row has K and V of 4 tokens, 2 heads and 4 numbers of 4 bytes, and 48 bytes of index. An instruction has 8 tokens
+    and their `valid`.
+    """
     build(tmp_path)
     spec = CrossAttention().spec
     assert bytes_per_row(spec, FLOAT32) == 2 * REFERENCE * HEADS * HEAD_DIM * 4 + 48
@@ -172,7 +175,7 @@ def test_without_the_file_of_instructions_nothing_is_read(tmp_path: Path) -> Non
         CacheReader(tmp_path / "a").read(np.arange(3))
 
 
-def test_what_a_row_costs_is_measured_on_whole_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throughput_is_measured_on_complete_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoded prefixes of two instructions equal the editor's."""
     decoded: list[PrefixKV] = []
     monkeypatch.setattr(throughput, "decode_prefix", lambda *given: decoded.append(decode_prefix(*given)))
@@ -186,7 +189,7 @@ def test_what_a_row_costs_is_measured_on_whole_rows(tmp_path: Path, monkeypatch:
         assert torch.equal(a.v, b.v.repeat(times, 1, 1, 1))
 
 
-def test_one_picture_is_read_for_each_instruction() -> None:
+def test_one_image_is_read_per_instruction() -> None:
     """All rows are read in one stream: a new stream would decode its video from the beginning."""
     dataset = MemoryDataset((6, 6, 6, 6))
     assert [row.row for row in instruction_rows(dataset)] == [0, 6, 12]
@@ -204,7 +207,7 @@ def test_an_instruction_that_begins_within_an_episode_is_found() -> None:
     assert dataset.pictures == 2
 
 
-def test_a_budget_counts_it() -> None:
+def test_a_budget_includes_the_file_of_instructions() -> None:
     """Every setting is reported with the bytes that a build with it would plan."""
     dataset, editor = MemoryDataset(LENGTHS), CrossAttention()
     sample = list(dataset.rows())[:4]
@@ -224,7 +227,7 @@ def test_reported_bytes_include_the_file_of_instructions(tmp_path: Path, capsys:
     assert reported == sum(path.stat().st_size for path in (tmp_path / SHARDS).iterdir())
 
 
-def test_a_layer_that_holds_a_picture_does_not_follow_from_the_instruction() -> None:
+def test_a_layer_with_an_image_cannot_be_stored_per_instruction() -> None:
     picture = SegmentSpec(name="target", tokens=4, grid=(2, 2))
     with pytest.raises(ValueError, match="holds a picture"):
         LayerSpec(name="a", block="parallel", heads=1, kv_heads=1, head_dim=4, segments=(picture,), by_instruction=True)

@@ -53,7 +53,7 @@ class Elsewhere(ArithmeticEditor):
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_merged_parts_are_the_single_build(built: Path, tmp_path: Path, order: tuple[int, ...]) -> None:
+def test_merged_parts_equal_a_single_build(built: Path, tmp_path: Path, order: tuple[int, ...]) -> None:
     rows = [build_part(tmp_path / "cache", index).encoded for index in order]
     assert sum(rows) == 15, "no row twice"
     merge_cache(tmp_path / "cache")
@@ -61,14 +61,14 @@ def test_merged_parts_are_the_single_build(built: Path, tmp_path: Path, order: t
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 7])
-def test_any_number_of_parts_gives_the_same(built: Path, tmp_path: Path, count: int) -> None:
+def test_any_number_of_parts_gives_the_same_bytes(built: Path, tmp_path: Path, count: int) -> None:
     for index in range(count):
         build_part(tmp_path / "cache", index, count)
     merge_cache(tmp_path / "cache")
     assert files(tmp_path / "cache") == files(built)
 
 
-def test_parts_in_folders_of_their_own_are_copied(built: Path, tmp_path: Path) -> None:
+def test_parts_in_separate_folders_are_copied(built: Path, tmp_path: Path) -> None:
     folders = [tmp_path / str(index) for index in range(3)]
     for index, folder in enumerate(folders):
         build_part(folder, index)
@@ -78,7 +78,7 @@ def test_parts_in_folders_of_their_own_are_copied(built: Path, tmp_path: Path) -
     assert [files(folder) for folder in folders] == before
 
 
-def test_a_reader_unites_parts_on_the_fly(built: Path, tmp_path: Path) -> None:
+def test_a_reader_reads_unmerged_parts_as_one_cache(built: Path, tmp_path: Path) -> None:
     for index in range(3):
         build_part(tmp_path / "cache", index)
     there, here = CacheReader(built), CacheReader(tmp_path / "cache")
@@ -89,7 +89,7 @@ def test_a_reader_unites_parts_on_the_fly(built: Path, tmp_path: Path) -> None:
     assert not verify_cache(tmp_path / "cache")
 
 
-def test_a_stopped_part_resumes_and_a_finished_one_is_left_alone(built: Path, tmp_path: Path) -> None:
+def test_a_stopped_part_resumes_and_a_finished_one_is_not_changed(built: Path, tmp_path: Path) -> None:
     out, settings = tmp_path / "cache", dataclasses.replace(SETTINGS, part=BuildPart(index=1, count=2))
     build_part(out, 0, 2)
     with pytest.raises(KeyboardInterrupt):
@@ -101,7 +101,7 @@ def test_a_stopped_part_resumes_and_a_finished_one_is_left_alone(built: Path, tm
     assert files(out) == files(built)
 
 
-def test_merging_what_is_there_first_and_the_rest_later(built: Path, tmp_path: Path) -> None:
+def test_parts_can_be_merged_before_all_are_finished(built: Path, tmp_path: Path) -> None:
     out = tmp_path / "cache"
     build_part(out, 0)
     assert not merge_cache(out).complete
@@ -112,7 +112,7 @@ def test_merging_what_is_there_first_and_the_rest_later(built: Path, tmp_path: P
     assert files(out) == files(built)
 
 
-def test_readers_see_what_was_merged_and_what_came_after(built: Path, tmp_path: Path) -> None:
+def test_readers_see_merged_parts_and_later_ones(built: Path, tmp_path: Path) -> None:
     out = tmp_path / "cache"
     build_part(out, 0)
     merge_cache(out)
@@ -125,8 +125,8 @@ def test_readers_see_what_was_merged_and_what_came_after(built: Path, tmp_path: 
     assert files(out) == files(built)
 
 
-def test_a_fitted_codec_is_everybodys_and_survives_a_rerun_elsewhere(tmp_path: Path) -> None:
-    """Fitting the codec again would give other axes, and no shard could be decoded."""
+def test_all_parts_share_a_fitted_codec_and_a_rerun_keeps_it(tmp_path: Path) -> None:
+    """Fitting the codec again would give other axes, which could not decode the existing shards."""
     out = tmp_path / "cache"
     for index in range(2):
         build_part(out, index, 2, codec=PCA2)
@@ -138,7 +138,7 @@ def test_a_fitted_codec_is_everybodys_and_survives_a_rerun_elsewhere(tmp_path: P
     assert files(out) == before
 
 
-def test_parts_of_machines_that_compute_unalike_share_one_codec(tmp_path: Path) -> None:
+def test_parts_of_machines_that_round_differently_share_one_codec(tmp_path: Path) -> None:
     out = tmp_path / "cache"
     build_part(out, 0, 2, codec=PCA2)
     codec = files(out)[CODEC]
@@ -148,7 +148,7 @@ def test_parts_of_machines_that_compute_unalike_share_one_codec(tmp_path: Path) 
     assert verify_cache(out) == []
 
 
-def test_where_the_dataset_and_the_weights_lay_is_no_difference(tmp_path: Path) -> None:
+def test_parts_may_have_dataset_and_weights_in_other_folders(tmp_path: Path) -> None:
     out, dataset = tmp_path / "cache", MemoryDataset(LENGTHS)
     build_part(out, 0, 2)
     dataset.info = dataclasses.replace(dataset.info, root=Path("elsewhere"))
@@ -172,9 +172,7 @@ def test_parts_that_were_repaired_can_be_merged(tmp_path: Path) -> None:
     assert verify_cache(out) == []
 
 
-def test_what_is_merged_from_elsewhere_is_durable_before_it_is_listed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copied_shards_are_flushed_before_they_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for index in range(2):
         build_part(tmp_path / str(index), index, 2)
     synced: list[str] = []
@@ -191,7 +189,7 @@ def test_what_is_merged_from_elsewhere_is_durable_before_it_is_listed(
     assert synced.index("manifest.json.partial") > max(synced.index(name) for name in shards)
 
 
-def test_the_whole_and_its_parts_are_not_written_at_once(tmp_path: Path) -> None:
+def test_a_cache_and_its_parts_cannot_be_written_at_once(tmp_path: Path) -> None:
     """Parts of another count, and a merge, are refused too: each would write the other's shards."""
     out = tmp_path / "cache"
 
@@ -215,7 +213,7 @@ def test_the_whole_and_its_parts_are_not_written_at_once(tmp_path: Path) -> None
     build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), out, FLOAT32, settings, on_rows=beside_a_part)
 
 
-def test_parts_of_different_editors_are_refused_with_what_differs(tmp_path: Path) -> None:
+def test_parts_of_different_editors_are_refused_with_the_difference(tmp_path: Path) -> None:
     for index in range(2):
         build_part(tmp_path / str(index), index, 2, ArithmeticEditor(timestep=0.5 * index))
     with pytest.raises(CacheError, match=r"of different caches: setting 'timestep' is 0\.0 and 0\.5"):
@@ -232,7 +230,7 @@ def test_a_damaged_part_is_not_merged(tmp_path: Path) -> None:
     assert not (tmp_path / "cache" / "manifest.json").exists()
 
 
-def test_nothing_to_merge_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_without_parts_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="has no part of a cache"):
         merge_cache(tmp_path)
 
@@ -244,6 +242,6 @@ def test_a_whole_cache_can_be_merged_with_itself(built: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("index", "count"), [(3, 3), (-1, 3), (0, 0)])
-def test_there_is_no_such_part(index: int, count: int) -> None:
+def test_a_part_number_out_of_range_is_refused(index: int, count: int) -> None:
     with pytest.raises(UsageError, match=f"no part {index} of {count}"):
         BuildPart(index=index, count=count)

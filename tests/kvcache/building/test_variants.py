@@ -1,4 +1,4 @@
-"""A cache of several views of each frame."""
+"""Test caches that hold several augmented views of each frame."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def test_rows_are_the_views_in_order(three: Path) -> None:
     assert reader.manifest.dataset.augmentation == THREE.augmentation
 
 
-def test_a_cache_of_other_views_is_refused_with_both(three: Path) -> None:
+def test_a_cache_with_other_views_is_refused_with_both_values(three: Path) -> None:
     with pytest.raises(CacheError, match=r"another augmentation: it has .*variants=3.* this build has .*variants=1"):
         build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), three, FLOAT32, SETTINGS)
 
 
-def test_repair_makes_the_views_again(three: Path, tmp_path: Path) -> None:
+def test_repair_recomputes_the_views(three: Path, tmp_path: Path) -> None:
     before = files(three)
     (three / "shards").joinpath("shard-00001.safetensors").rename(tmp_path / "kept")
     assert repair_cache(three, verify_cache(three), MemoryDataset(LENGTHS), ArithmeticEditor()) == []
     assert files(three) == before
 
 
-def test_training_takes_all_views_and_validation_the_recorded_one(three: Path) -> None:
+def test_training_uses_all_views_and_validation_only_the_recorded_one(three: Path) -> None:
     data = ExpertData(CachedPrefixes(three), TrainRecipe(batch=2, validation_fraction=0.4))
     index = data.source.index
     assert len(data.validation_rows) > 0

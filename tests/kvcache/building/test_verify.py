@@ -36,13 +36,13 @@ def repaired(folder: Path, editor: ArithmeticEditor | None = None) -> list[str]:
     return repair_cache(folder, verify_cache(folder), MemoryDataset(LENGTHS), editor or ArithmeticEditor())
 
 
-def test_an_intact_cache_has_nothing_wrong(built: Path) -> None:
+def test_an_intact_cache_has_no_damage(built: Path) -> None:
     counted: list[int] = []
     assert verify_cache(built, on_rows=counted.append) == []
     assert sum(counted) == 15
 
 
-def test_every_flipped_byte_is_found_and_none_is_read(copy: Path) -> None:
+def test_every_flipped_byte_is_found_and_never_returned_by_a_read(copy: Path) -> None:
     """Flip bytes of every file at seeded offsets. A damaged table or manifest is refused when it is read."""
     rng = np.random.default_rng(0)
     for name, content in files(copy).items():
@@ -53,7 +53,7 @@ def test_every_flipped_byte_is_found_and_none_is_read(copy: Path) -> None:
                     verify_cache(copy)
             else:
                 assert [damage.file for damage in verify_cache(copy)] == [name]
-            if name != "samples.safetensors":  # which a reader does not read
+            if name != "samples.safetensors":  # the reader does not open the samples
                 with pytest.raises(CacheError):
                     read_all(copy)
             (copy / name).write_bytes(content)
@@ -67,7 +67,7 @@ def read_all(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", [*BESIDE, "shards/shard-00001.safetensors"])
 @pytest.mark.parametrize("how", ["deleted", "truncated"])
-def test_a_file_that_is_gone_or_short_is_named_and_repaired(built: Path, copy: Path, name: str, how: str) -> None:
+def test_a_missing_or_truncated_file_is_named_and_repaired(built: Path, copy: Path, name: str, how: str) -> None:
     (copy / name).unlink() if how == "deleted" else os.truncate(copy / name, 60)
     (damage,) = verify_cache(copy)
     assert damage.file == name
@@ -97,7 +97,7 @@ def test_everything_damaged_at_once_is_repaired(built: Path, copy: Path) -> None
     assert files(copy) == files(built)
 
 
-def test_rows_in_few_bits_are_repaired_to_the_same_bytes(tmp_path: Path) -> None:
+def test_quantized_rows_are_repaired_to_the_same_bytes(tmp_path: Path) -> None:
     codec: Codec = INT4
     build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), tmp_path / "cache", codec, SETTINGS)
     before = files(tmp_path / "cache")
@@ -106,8 +106,8 @@ def test_rows_in_few_bits_are_repaired_to_the_same_bytes(tmp_path: Path) -> None
     assert files(tmp_path / "cache") == before
 
 
-def test_a_repair_to_other_bytes_is_reported_and_valid(copy: Path) -> None:
-    """Round differently, like another library version: the fingerprint does not show it."""
+def test_a_repair_to_other_bytes_is_reported_and_leaves_a_valid_cache(copy: Path) -> None:
+    """The editor computes other numbers with the same fingerprint, as another library version might."""
     path = copy / "shards" / "shard-00003.safetensors"
     flip(path, -1)
     other = ArithmeticEditor(
@@ -135,7 +135,7 @@ def test_another_dataset_or_editor_repairs_nothing(
     assert files(copy) == before
 
 
-def test_a_dataset_that_changed_unseen_does_not_replace_the_table(copy: Path) -> None:
+def test_a_dataset_changed_under_the_same_identity_does_not_replace_the_table(copy: Path) -> None:
     flip(copy / "table.safetensors", -1)
     before = files(copy)
     with pytest.raises(CacheError, match=r"gives another table\.safetensors than the cache had"):
@@ -143,14 +143,14 @@ def test_a_dataset_that_changed_unseen_does_not_replace_the_table(copy: Path) ->
     assert files(copy) == before
 
 
-def test_shards_that_are_gone_with_their_folder_are_repaired(built: Path, copy: Path) -> None:
+def test_a_deleted_folder_of_shards_is_repaired(built: Path, copy: Path) -> None:
     shutil.rmtree(copy / "shards")
     assert len(verify_cache(copy)) == 4
     assert not repaired(copy)
     assert files(copy) == files(built)
 
 
-def test_a_folder_in_a_shards_place_is_one_finding_among_others(copy: Path) -> None:
+def test_a_folder_in_place_of_a_shard_is_reported_with_other_damage(copy: Path) -> None:
     path = copy / "shards" / "shard-00001.safetensors"
     path.unlink()
     path.mkdir()

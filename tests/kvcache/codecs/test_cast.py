@@ -46,7 +46,7 @@ def test_bf16_rounds_to_the_nearest_with_ties_to_even(values: torch.Tensor) -> N
 
 
 def test_bf16_breaks_ties_to_even() -> None:
-    step = 2.0**-7  # of bfloat16 in [1, 2)
+    step = 2.0**-7  # distance of neighbouring bfloat16 numbers in [1, 2)
     ties = torch.tensor([1 + 0.5 * step, 1 + 1.5 * step])
     np.testing.assert_array_equal(through(BFLOAT16, ties).numpy(), [1.0, 1 + 2 * step])
 

@@ -1,4 +1,4 @@
-"""Test `kvcache.codecs.integer`: the error of each number against the bound of the format, computed in numpy."""
+"""Test `kvcache.codecs.integer`: compare the error of each number with the bound of the format, in numpy."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_row_has_the_same_bytes_in_every_batch(codec: Any, kv: LayerKV) -> Non
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group", [32, 64, 1000])
-def test_no_number_is_further_off_than_half_a_step_of_its_group(bits: Any, group: int, kv: LayerKV) -> None:
+def test_errors_are_at_most_half_a_step_of_the_group(bits: Any, group: int, kv: LayerKV) -> None:
     found = back(GroupedIntegerCodec("x", bits, group), kv)
     for part, axis in (("k", 1), ("v", 2)):
         values, decoded = (getattr(x, part).numpy().astype(np.float64) for x in (kv, found))
@@ -74,14 +74,14 @@ def test_no_number_is_further_off_than_half_a_step_of_its_group(bits: Any, group
 
 
 def bound(members: npt.NDArray[np.float64], axis: int, bits: int) -> npt.NDArray[np.float64]:
-    """Half a step, plus the rounding of `low` and `step` to 11 bits."""
+    """Return half a step plus the rounding of `low` and `step` to 11 bits."""
     low, high = members.min(axis, keepdims=True), members.max(axis, keepdims=True)
     rounding = np.abs(low) * 2.0**-11 + (high - low + np.abs(low) * 2.0**-11) * 2.0**-11
     bounds: npt.NDArray[np.float64] = 0.5 * (high - low) / (2**bits - 1) + 2 * rounding + 1e-6
     return bounds
 
 
-def test_four_bits_are_packed_first_number_low() -> None:
+def test_four_bit_numbers_are_packed_with_the_first_in_the_low_bits() -> None:
     layer = dataclasses.replace(
         LAYER, head_dim=4, heads=1, kv_heads=1, segments=(SegmentSpec(name="reference", tokens=2),)
     )
@@ -93,7 +93,7 @@ def test_four_bits_are_packed_first_number_low() -> None:
 
 @pytest.mark.parametrize("codec", [INT8, INT4])
 def test_padding_does_not_widen_the_groups_of_keys(codec: GroupedIntegerCodec, kv: LayerKV) -> None:
-    """Text that is padded to more tokens in one cache than in another has the same numbers in both, up to the group."""
+    """The error of valid keys is bounded by the step of the valid tokens, whatever the padding holds."""
     valid = torch.ones(4, TOKENS, dtype=torch.bool)
     valid[:, 40:50] = False
     k = kv.k.clone() + 100  # far from zero
@@ -113,22 +113,22 @@ def test_a_group_of_padding_alone_is_finite(kv: LayerKV) -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("value", [0.0, -3.5])
-def test_equal_numbers_come_back_as_they_are(codec: Any, value: float) -> None:
+def test_equal_numbers_are_restored_exactly(codec: Any, value: float) -> None:
     same = torch.full((1, TOKENS, HEADS, SIZE), value)
     found = back(codec, LayerKV(same, same))
     assert torch.allclose(found.k, same, rtol=1e-6)
     assert torch.allclose(found.v, same, rtol=1e-6)
 
 
-def test_fp8_has_three_bits_of_mantissa_below_the_greatest_of_a_head(kv: LayerKV) -> None:
+def test_fp8_errors_are_those_of_three_mantissa_bits_scaled_per_head(kv: LayerKV) -> None:
     found = back(FLOAT8, kv)
     for values, decoded in ((kv.k, found.k), (kv.v, found.v)):
-        least = values.abs().amax((1, 3), keepdim=True) / 448 * 2.0**-9  # half the step of the smallest numbers
+        least = values.abs().amax((1, 3), keepdim=True) / 448 * 2.0**-9  # half a step of subnormal numbers
         assert bool(((decoded - values).abs() <= values.abs() * 2.0**-4 + least).all())
 
 
 @pytest.mark.parametrize("codec", [INT8, INT4])
-def test_numbers_beyond_float16_are_not_finite_when_stored(codec: GroupedIntegerCodec, kv: LayerKV) -> None:
+def test_numbers_beyond_float16_are_stored_as_non_finite(codec: GroupedIntegerCodec, kv: LayerKV) -> None:
     stored = codec.encode(LayerKV(kv.k * 1e6, kv.v), LAYER)
     assert not bool(torch.isfinite(stored["k.low"]).all() and torch.isfinite(stored["k.step"]).all())
 
@@ -139,7 +139,7 @@ def test_four_bits_are_at_most_a_third_of_bfloat16(kv: LayerKV) -> None:
 
 
 def test_keys_are_stored_without_their_rotation() -> None:
-    """Channels that are the same in every token before it are groups of one number each, and come back as they were."""
+    """Keys that are equal in every token before rotation form groups of equal numbers, so they are restored closely."""
     rope = RopeSpec(axes=(16, 24), theta=100.0, action_axis=0, action_ids=(0, 0))
     positions = TokenPositions(origin=(3.0, 1.0), moves=((0,), (1,)))
     layer = dataclasses.replace(

@@ -1,5 +1,4 @@
-"""Test `kvcache.codecs.pca`: sizes, errors against information theory and other codecs, and the cache that keeps
-its state."""
+"""Test `kvcache.codecs.pca`: sizes, errors compared with theory and other codecs, and its state in a cache."""
 
 from __future__ import annotations
 
@@ -77,8 +76,10 @@ def spec(*layers: LayerSpec, rope: RopeSpec | None = ROPE) -> KVSpec:
 
 
 def prefix(layers: tuple[LayerSpec, ...], rows: int, seed: int, inner: int = 8) -> PrefixKV:
-    """V, and K before its rotation, are linear in a state of `inner` numbers; the last text token is padding
-    in every other row."""
+    """Return V, and K before its rotation, as linear functions of a hidden state of `inner` numbers.
+
+    The last text token is padding in every other row.
+    """
     maps = torch.Generator().manual_seed(7)
     state = torch.randn(rows, TEXT + PICTURE, inner, generator=torch.Generator().manual_seed(seed))
     kept = []
@@ -110,8 +111,8 @@ def error(found: LayerKV, expected: LayerKV, valid: Tensor | None) -> float:
 
 
 @pytest.mark.parametrize("codec", [PCA2, PCA1])
-def test_a_token_takes_the_promised_number_of_bits(codec: PCACodec) -> None:
-    """Computed by hand: a token has 2 x 3 heads x 16 numbers."""
+def test_a_token_takes_the_declared_number_of_bits(codec: PCACodec) -> None:
+    """Compute the size by hand: a token has 2 x 3 heads x 16 numbers."""
     layout = spec(layer())
     fitted = codec.fitted(layout, [prefix(layout.layers, 8, 0)])
     stored = fitted.encode(prefix(layout.layers, 2, 1).layers[0], layout.layers[0], rope=ROPE)
@@ -121,9 +122,11 @@ def test_a_token_takes_the_promised_number_of_bits(codec: PCACodec) -> None:
 
 
 @pytest.mark.parametrize("head_dim", [16, 300])
-def test_numbers_of_few_degrees_of_freedom_come_back(head_dim: int) -> None:
-    """96 numbers with 8 degrees of freedom get 96 bits, at least 8 for each degree: an error of 1 % (Max). With 300
-    channels, heads are transformed one at a time, and each depends on all 8."""
+def test_numbers_with_few_degrees_of_freedom_are_restored(head_dim: int) -> None:
+    """96 numbers with 8 degrees of freedom get 96 bits, at least 8 per degree, which gives an error of 1 % (Max).
+
+    With 300 channels the codec transforms heads one at a time, and each head depends on all 8 degrees.
+    """
     rope = ROPE if head_dim == 16 else None
     layout = spec(layer(3 if rope else 2, head_dim, rope=rope is not None), rope=rope)
     one_bit = PCACodec("one", 1.0)
@@ -134,7 +137,7 @@ def test_numbers_of_few_degrees_of_freedom_come_back(head_dim: int) -> None:
 
 
 def test_the_error_is_below_that_of_integers_with_twice_the_bytes() -> None:
-    """For correlated numbers, two bits on principal axes beat the four and more of `int4`."""
+    """For correlated numbers, two bits on principal axes give a smaller error than four or more bits of `int4`."""
     layout = spec(layer())
     given = prefix(layout.layers, 16, 1, inner=24)
     fitted = PCA2.fitted(layout, [prefix(layout.layers, 64, 0, inner=24)])
@@ -146,8 +149,8 @@ def test_the_error_is_below_that_of_integers_with_twice_the_bytes() -> None:
     assert error(ours, given.layers[0], given.valid) < error(theirs, given.layers[0], given.valid)
 
 
-def test_independent_gaussian_numbers_get_the_error_of_their_bits() -> None:
-    """No axis is better than another: every number gets 2 bits, whose best error is 0.1188 of the variance (Max)."""
+def test_independent_gaussian_numbers_have_the_theoretical_error_of_two_bits() -> None:
+    """All axes are equal, so every number gets 2 bits, whose smallest error is 0.1188 of the variance (Max)."""
     layout = spec(layer(rope=False), rope=None)
     fit, given = (
         PrefixKV(
@@ -185,7 +188,7 @@ def test_state_restores_the_codec_and_fitting_is_deterministic() -> None:
         assert torch.equal(a.v, b.v)
 
 
-def test_padding_is_not_learned_from() -> None:
+def test_padding_does_not_affect_the_fit() -> None:
     """The values of padded tokens do not change the codec."""
     layout = spec(layer())
     given = prefix(layout.layers, 8, 0)
@@ -200,7 +203,7 @@ def test_padding_is_not_learned_from() -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_numbers_that_never_change_come_back() -> None:
+def test_constant_numbers_are_restored() -> None:
     """A layer with the same value for every token has no variance to store."""
     layout = spec(layer(rope=False), rope=None)
     constant = PrefixKV((LayerKV(*(torch.full((4, TEXT + PICTURE, 3, 16), x) for x in (2.0, -1.0))),), None)
@@ -227,8 +230,8 @@ def test_bit_planes_are_unpacked_exactly() -> None:
     assert torch.equal(_unpacked(packed[None], bits)[0], codes)
 
 
-def test_bits_go_where_they_gain_most() -> None:
-    """Three groups of axes, errors that fall by 4 with each bit: the first is 16 times as large, two bits ahead."""
+def test_bits_go_to_the_axes_with_the_largest_gain() -> None:
+    """Each bit divides an error by 4, so the group of axes with errors 16 times as large gets two bits more."""
     errors = torch.stack([torch.tensor([16.0] * 8 + [1.0] * 16) / 4**bits for bits in range(9)])
     assert _allocated(errors, 2).tolist() == [2] * 8 + [0] * 16
     assert _allocated(errors, 5)[:8].tolist() == [3] * 8
@@ -236,8 +239,8 @@ def test_bits_go_where_they_gain_most() -> None:
 
 
 @pytest.mark.parametrize(("heads", "size"), [(3, 16), (5, 128)])
-def test_the_documented_format_is_enough_for_another_reader(heads: int, size: int) -> None:
-    """docs/reference/cache-format.md, followed in numpy: one block of three heads; three blocks of two, two and one."""
+def test_codes_can_be_decoded_from_the_documented_format_alone(heads: int, size: int) -> None:
+    """Decode in numpy as docs/reference/cache-format.md specifies: one block of 3 heads, or blocks of 2, 2 and 1."""
     x = layer(heads, size, rope=False)
     layout = spec(x, rope=None)
     fitted = PCA1.fitted(layout, [prefix(layout.layers, 8, 0, inner=24)])
@@ -263,7 +266,7 @@ def test_the_documented_format_is_enough_for_another_reader(heads: int, size: in
 
 
 def read_as_documented(codes: npt.NDArray[np.uint8], state: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
-    """(N, P, B) -> (N, P, 2 G D)."""
+    """Decode codes (N, P, B) into numbers (N, P, 2 G D)."""
     bits = state["bits"]
     q = np.zeros((*codes.shape[:2], len(bits)), np.int64)
     at = 0
@@ -289,14 +292,14 @@ class TestCache:
         build_cache(MemoryDataset(LENGTHS), editor, out, PCA2, settings, on_rows=on_rows)
         return editor
 
-    def test_its_state_is_a_file_of_the_cache(self, tmp_path: Path) -> None:
+    def test_the_state_is_a_file_of_the_cache(self, tmp_path: Path) -> None:
         self.build(tmp_path)
         reader = CacheReader(tmp_path)
         assert CODEC in reader.manifest.files
         assert reader.read(np.arange(15)).layers[0].k.shape == (15, 12, 2, 4)
         assert verify_cache(tmp_path) == []
 
-    def test_without_its_file_reading_fails_and_repair_restores_it(self, tmp_path: Path) -> None:
+    def test_with_a_damaged_state_reading_fails_and_repair_restores_it(self, tmp_path: Path) -> None:
         self.build(tmp_path)
         before = files(tmp_path)
         flip(tmp_path / CODEC, 300)
@@ -312,11 +315,11 @@ class TestCache:
         with pytest.raises(KeyboardInterrupt):
             self.build(tmp_path / "c", stop_after(5))
         editor = self.build(tmp_path / "c")
-        assert editor.encoded < 15  # neither the finished shard nor the sample again
+        assert editor.encoded < 15  # the finished shard and the sample are not encoded again
         assert files(tmp_path / "c") == files(tmp_path / "whole")
 
 
-def test_a_basis_moves_as_a_whole() -> None:
+def test_all_tensors_of_a_basis_move_to_the_device() -> None:
     layout = spec(layer())
     basis = PCA1.fitted(layout, [prefix(layout.layers, 8, 0)]).bases["a", 0]
     moved = basis.to(torch.device("meta"))

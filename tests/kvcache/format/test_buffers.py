@@ -14,7 +14,7 @@ def address(array: np.ndarray) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def test_memory_is_reused_when_nothing_holds_it() -> None:
+def test_memory_is_reused_when_nothing_refers_to_it() -> None:
     buffers = Buffers()
     first = buffers.empty(1000)
     where = address(first)
@@ -39,7 +39,7 @@ def test_memory_held_by_a_tensor_of_a_view_is_not_reused() -> None:
     assert where in {address(array) for array in held}
 
 
-def test_few_buffers_are_kept_and_far_too_large_ones_are_not_used() -> None:
+def test_few_buffers_are_kept_and_much_too_large_ones_are_not_reused() -> None:
     buffers = Buffers(kept=2)
     held = [buffers.empty(100) for _ in range(5)]
     held.clear()

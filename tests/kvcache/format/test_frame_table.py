@@ -26,14 +26,14 @@ def test_a_chunk_is_the_actions_that_follow(table: FrameTable, dataset: MemoryDa
     assert not chunk.is_pad.any()
 
 
-def test_beyond_the_end_the_last_action_is_repeated_and_marked(table: FrameTable, dataset: MemoryDataset) -> None:
+def test_after_the_end_the_last_action_is_repeated_and_masked(table: FrameTable, dataset: MemoryDataset) -> None:
     actions = [row.action for row in dataset.rows(episodes=[2])]  # four frames
     chunk = table.chunk(2, 2, 5)
     np.testing.assert_array_equal(chunk.actions, np.stack([actions[2], *[actions[3]] * 4]))
     assert chunk.is_pad.tolist() == [False, False, True, True, True]
 
 
-def test_no_chunk_sees_the_next_episode(table: FrameTable, dataset: MemoryDataset) -> None:
+def test_a_chunk_has_no_actions_of_the_next_episode(table: FrameTable, dataset: MemoryDataset) -> None:
     for episode, length in enumerate(LENGTHS):
         own = {row.action.tobytes() for row in dataset.rows(episodes=[episode])}
         for frame in range(length):
@@ -44,6 +44,6 @@ def test_states_are_those_of_the_episode(table: FrameTable, dataset: MemoryDatas
     np.testing.assert_array_equal(table.states_of(4), np.stack([row.state for row in dataset.rows(episodes=[4])]))
 
 
-def test_an_episode_that_is_not_there_is_named(table: FrameTable) -> None:
+def test_an_unknown_episode_is_named(table: FrameTable) -> None:
     with pytest.raises(CacheError, match="no episode 5"):
         table.chunk(5, 0, 4)

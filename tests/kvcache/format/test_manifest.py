@@ -62,7 +62,7 @@ def edit(folder: Path, **values: Any) -> None:
     path.write_bytes(signed({k: v for k, v in (json.loads(path.read_text()) | values).items() if k != "checksum"}))
 
 
-def test_a_manifest_is_read_back_as_it_was_written(tmp_path: Path, manifest: Manifest) -> None:
+def test_a_manifest_is_read_back_unchanged(tmp_path: Path, manifest: Manifest) -> None:
     put_manifest(storage_at(tmp_path), manifest)
     assert read_manifest(tmp_path) == manifest
 
@@ -167,7 +167,7 @@ def test_equal_fingerprints_have_equal_digests_whatever_their_order() -> None:
     assert fingerprint_digest(fingerprint) == fingerprint_digest(dict(reversed(fingerprint.items())))
 
 
-def test_where_the_weights_came_from_does_not_change_the_digest() -> None:
+def test_the_origin_of_the_weights_does_not_change_the_digest() -> None:
     fingerprint = ArithmeticEditor().fingerprint()
     assert fingerprint_digest(fingerprint | {"revision": "a" * 40}) == fingerprint_digest(fingerprint)
 
@@ -204,7 +204,7 @@ def test_every_setting_changes_the_digest(change: dict[str, Any]) -> None:
     assert fingerprint_digest(editor.fingerprint()) != before
 
 
-def test_every_setting_has_its_case_above() -> None:
+def test_every_setting_has_a_test_case() -> None:
     cases = next(m for m in test_every_setting_changes_the_digest.pytestmark if m.name == "parametrize").args[1]
     assert {key for case in cases for key in case} == {f.name for f in dataclasses.fields(PrefixOptions)}
 

@@ -1,4 +1,4 @@
-"""Test `kvcache.format.provenance`: what is compared, and how differences are reported."""
+"""Test `kvcache.format.provenance`: the compared fields and the reported differences."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_same_provenance_has_no_difference() -> None:
     assert WHOLE.differences(dataclasses.replace(WHOLE)) == ()
 
 
-def test_every_field_has_its_case_below() -> None:
+def test_every_field_has_a_test_case() -> None:
     cases = next(
         m for m in test_each_field_is_compared_and_named_with_both_values.pytestmark if m.name == "parametrize"
     ).args[1]
@@ -63,7 +63,7 @@ def test_settings_are_named_one_by_one() -> None:
     assert Provenance(fingerprint=FINGERPRINT).differences(other) == (Difference("setting 'timestep'", 0.0, 0.5),)
 
 
-def test_where_the_weights_came_from_is_no_difference() -> None:
+def test_the_origin_of_the_weights_is_not_compared() -> None:
     assert not WHOLE.differences(dataclasses.replace(WHOLE, fingerprint=FINGERPRINT | {"revision": "e" * 40}))
 
 
@@ -72,14 +72,14 @@ def test_unknown_fields_are_not_compared() -> None:
     assert not Provenance(stride=2).differences(WHOLE)
 
 
-def test_sixteen_digits_and_a_digest_are_enough_for_a_run() -> None:
+def test_shortened_checksums_and_a_digest_can_be_compared() -> None:
     stored = Provenance(dataset="a" * 16, table="c" * 16, editor="arithmetic", digest=fingerprint_digest(FINGERPRINT))
     assert not stored.differences(WHOLE)
     found = stored.differences(dataclasses.replace(WHOLE, dataset="b" * 64, fingerprint=FINGERPRINT | {"weights": "f"}))
     assert [difference.what for difference in found] == ["dataset", "editor fingerprint"]
 
 
-def test_equal_digests_are_equal_item_by_item() -> None:
+def test_fingerprints_with_different_digests_have_differences() -> None:
     """Every difference that changes the digest is also found by comparing the fingerprints."""
     for key in FINGERPRINT.keys() - {"revision"}:
         other = {**FINGERPRINT, key: {"another": 1}}

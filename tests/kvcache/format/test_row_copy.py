@@ -95,7 +95,7 @@ def test_two_threads_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     transfer(lambda: nullcontext(copy), np.arange(8), np.zeros((8, 4), np.uint8), np.arange(8), [True] * 8, 1)
 
 
-def test_a_busy_helper_thread_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_helper_thread_does_not_delay_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_TWO_THREADS_FROM", 1)
     free, copied = threading.Event(), list[int]()
     busy = module._helper().submit(free.wait, 30)
@@ -138,7 +138,7 @@ def test_a_forked_process_has_its_own_helper(monkeypatch: pytest.MonkeyPatch) ->
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_nothing_is_copied_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copying_stops_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_TWO_THREADS_FROM", 1)
     main, begun, copied = threading.get_ident(), threading.Event(), list[int]()
 
@@ -157,7 +157,7 @@ def test_nothing_is_copied_after_an_error(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(copied) <= 2
 
 
-def test_no_rows_and_rows_of_no_bytes(tmp_path: Path) -> None:
+def test_no_rows_and_rows_of_zero_bytes_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     with (tmp_path / "empty").open("rb") as file:
         copy = plain_copy(file.fileno(), [(slice(0, 0), 0)], np.zeros((4, 8), np.uint8))

@@ -29,7 +29,7 @@ def test_tensors_are_views_of_the_rows() -> None:
         assert row.tolist() == [byte for part in expected for byte in part] + [0] * (len(row) - layout.bytes)
 
 
-def test_wide_numbers_come_first_and_rows_begin_at_cache_lines() -> None:
+def test_wide_numbers_come_first_and_rows_start_at_cache_lines() -> None:
     layout = RowLayout.of(PARTS)
     assert list(layout.parts) == ["scale", "k", "mask", "codes"]
     rows = torch.from_numpy(layout.blank(ROWS))
@@ -42,7 +42,7 @@ def test_narrow_numbers_before_wide_ones_are_refused() -> None:
     assert not RowLayout({name: PARTS[name] for name in ("mask", "scale")}).aligned
 
 
-def test_memory_is_allocated_once() -> None:
+def test_rows_can_use_given_memory() -> None:
     given = RowLayout.of(PARTS).blank(ROWS)
     given[:] = 7
     blank = RowLayout.of(PARTS).blank(ROWS, lambda size: given.reshape(-1)[:size])

@@ -27,7 +27,7 @@ def tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     k = torch.randn(ROWS, 3, 2, 4, generator=generator)
     return {
-        "valid": k[:, :, 0, 0] > 0,  # one byte a number, before wider ones
+        "valid": k[:, :, 0, 0] > 0,  # one byte per number, given before wider ones
         "layer.0.k": k,
         "layer.0.v": k.to(torch.bfloat16),
         "layer.1.k": k.half(),
@@ -66,12 +66,12 @@ def test_safetensors_reads_back_what_was_written(path: Path, tensors: dict[str, 
         assert back[name].tolist() == numbers
 
 
-def test_the_file_does_not_depend_on_how_rows_are_batched(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def test_the_file_does_not_depend_on_the_batches_of_rows(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     assert write(tmp_path / "a", tensors, 1) == write(tmp_path / "b", tensors, 4)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_checksums_are_those_of_the_bytes_in_the_files_order(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def test_checksums_cover_the_bytes_in_file_order(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Compute the checksums as docs/reference/cache-format.md specifies, from the file alone."""
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
@@ -125,7 +125,7 @@ def test_narrow_numbers_before_wide_ones_are_refused(
         Shard.open(tmp_path / "x")
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_an_error(path: Path) -> None:
+def test_a_file_that_shrinks_during_a_read_is_an_error(path: Path) -> None:
     shard = Shard.open(path, "read")
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(CacheError, match=r"shard\.safetensors ends before its byte"):
@@ -140,7 +140,7 @@ def test_size_and_checksum_are_those_of_the_file(tmp_path: Path, tensors: dict[s
 
 
 @pytest.mark.parametrize("method", ["mmap", "read"])
-def test_taken_rows_are_those_of_safetensors(path: Path, method: Any) -> None:
+def test_selected_rows_equal_those_of_safetensors(path: Path, method: Any) -> None:
     rows = [4, 0, 0, 3]
     found, expected = Shard.open(path, method).read(np.array(rows)), load_file(path)
     assert found.keys() == expected.keys() - set(INDEX_KEYS) - {"checksum"}
@@ -175,7 +175,7 @@ def test_partial_writes_are_continued(
     assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_more_rows_than_announced_are_refused_before_they_are_written(
+def test_more_rows_than_declared_are_refused_before_they_are_written(
     tmp_path: Path, tensors: dict[str, torch.Tensor]
 ) -> None:
     parts = {name: Part(tuple(t.shape[1:]), t.dtype) for name, t in tensors.items()}
@@ -185,7 +185,7 @@ def test_more_rows_than_announced_are_refused_before_they_are_written(
         assert (tmp_path / "x.partial").stat().st_size == 0
 
 
-def test_fewer_rows_than_announced_leave_nothing(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def test_fewer_rows_than_declared_leave_no_file(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     parts = {name: Part(tuple(t.shape[1:]), t.dtype) for name, t in tensors.items()}
     with ShardWriter(tmp_path / "x", ROWS, parts) as writer:
         writer.append(index(range(2)), {name: t[:2] for name, t in tensors.items()})
@@ -211,13 +211,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 4, 8, 9, 100])
-def test_a_file_cut_off_in_its_header_is_damaged(path: Path, size: int) -> None:
+def test_a_file_truncated_in_its_header_is_damaged(path: Path, size: int) -> None:
     os.truncate(path, size)
     with pytest.raises(CacheError, match="is damaged"):
         Shard.open(path)
 
 
-def test_a_file_cut_off_in_its_tensors_is_damaged(path: Path) -> None:
+def test_a_file_truncated_in_its_tensors_is_damaged(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(CacheError, match=r"is damaged: a tensor ends at \d+, the file at \d+"):
         Shard.open(path)
@@ -233,13 +233,13 @@ def test_a_header_longer_than_its_file_is_refused(path: Path, claim: int) -> Non
 @pytest.mark.parametrize(
     "header",
     [
-        {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 17]}},  # beyond the end
-        {"a": {"dtype": "F32", "shape": [4], "data_offsets": [-4, 12]}},  # before the start
-        {"a": {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]}},  # backwards
-        {"a": {"dtype": "F32", "shape": [5], "data_offsets": [0, 16]}},  # not its shape
-        {"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 15]}},  # not whole numbers
+        {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 17]}},  # the end is after the end of the file
+        {"a": {"dtype": "F32", "shape": [4], "data_offsets": [-4, 12]}},  # the start is negative
+        {"a": {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]}},  # the start is after the end
+        {"a": {"dtype": "F32", "shape": [5], "data_offsets": [0, 16]}},  # fewer bytes than the shape needs
+        {"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 15]}},  # not a multiple of the number size
         {"a": {"dtype": "C64", "shape": [2], "data_offsets": [0, 16]}},  # an unknown type
-        {"a": {"dtype": "F32", "shape": [4]}},  # nowhere
+        {"a": {"dtype": "F32", "shape": [4]}},  # no offsets
         {"a": 7},
         [1, 2],
         "text",
@@ -261,7 +261,7 @@ def test_a_header_that_is_not_json_is_refused(tmp_path: Path, header: bytes) -> 
 
 
 @pytest.mark.parametrize("before", [None, b"what stood there"])
-def test_a_full_disk_leaves_what_was_there_and_nothing_half_written(
+def test_a_full_disk_keeps_the_old_file_and_leaves_no_partial_one(
     tmp_path: Path, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, before: bytes | None
 ) -> None:
     path = tmp_path / "shard.safetensors"

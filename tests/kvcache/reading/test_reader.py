@@ -55,7 +55,7 @@ def _threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     "indices",
     [[0], [14], list(range(ROWS)), list(range(ROWS))[::-1], [9, 2, 14, 2, 9, 0], [7, 7, 7], [4, 3, 2]],
 )
-def test_rows_in_any_order_are_those_of_safetensors(built: Path, indices: list[int]) -> None:
+def test_rows_in_any_order_equal_those_of_safetensors(built: Path, indices: list[int]) -> None:
     expected = everything(built)
     prefix = CacheReader(built).read(np.array(indices))
     assert prefix.valid is not None
@@ -65,7 +65,7 @@ def test_rows_in_any_order_are_those_of_safetensors(built: Path, indices: list[i
         assert torch.equal(layer.v, expected[f"layer.{i}.v"][indices])
 
 
-def test_random_rows_are_those_of_safetensors(built: Path) -> None:
+def test_random_rows_equal_those_of_safetensors(built: Path) -> None:
     expected, reader = everything(built), CacheReader(built)
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -74,7 +74,7 @@ def test_random_rows_are_those_of_safetensors(built: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", [FLOAT32, BFLOAT16, FLOAT16])
-def test_what_is_read_is_float32_of_what_is_stored(tmp_path: Path, codec: CastCodec) -> None:
+def test_stored_numbers_are_read_as_float32(tmp_path: Path, codec: CastCodec) -> None:
     build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), tmp_path / "cache", codec, SETTINGS)
     expected = everything(tmp_path / "cache")["layer.0.k"]
     found = CacheReader(tmp_path / "cache").read(np.arange(ROWS)).layers[0].k
@@ -83,7 +83,7 @@ def test_what_is_read_is_float32_of_what_is_stored(tmp_path: Path, codec: CastCo
     assert torch.equal(found, expected.float())
 
 
-def test_batches_without_a_mask_count_all_their_tokens(tmp_path: Path) -> None:
+def test_all_tokens_of_a_batch_without_a_mask_are_valid(tmp_path: Path) -> None:
     """An editor may omit the mask of a batch without padding; other batches keep theirs."""
 
     def some(prefix: PrefixKV) -> PrefixKV:
@@ -97,19 +97,19 @@ def test_batches_without_a_mask_count_all_their_tokens(tmp_path: Path) -> None:
     assert valid.all(1).tolist() == [True, True, False]
 
 
-def test_the_index_says_which_frame_each_row_is(built: Path) -> None:
+def test_the_index_has_the_frame_of_each_row(built: Path) -> None:
     expected, index = everything(built), CacheReader(built).index
     for key in ("row", "episode", "frame", "instruction"):
         np.testing.assert_array_equal(getattr(index, key), expected[key].numpy())
 
 
 @pytest.mark.parametrize("index", [ROWS, -1, 1000])
-def test_a_row_that_is_not_there_is_an_error(built: Path, index: int) -> None:
+def test_a_row_out_of_range_is_an_error(built: Path, index: int) -> None:
     with pytest.raises(IndexError):
         CacheReader(built).read(np.array([0, index]))
 
 
-def test_a_missing_shard_is_named_when_its_rows_are_read_and_not_before(built: Path, tmp_path: Path) -> None:
+def test_a_missing_shard_is_reported_only_when_its_rows_are_read(built: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(built, tmp_path / "cache")
     (folder / "shards" / "shard-00001.safetensors").unlink()
     reader = CacheReader(folder)
@@ -128,7 +128,7 @@ def test_a_shard_of_another_size_is_refused_with_both_sizes(built: Path, tmp_pat
         CacheReader(folder).read(np.array([0]))
 
 
-def test_a_shard_of_other_heads_than_the_manifest_says_is_refused(built: Path, tmp_path: Path) -> None:
+def test_a_shard_with_another_number_of_heads_than_in_the_manifest_is_refused(built: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(built, tmp_path / "cache"))
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["spec"]["layers"][1]["kv_heads"] *= 2
@@ -154,7 +154,7 @@ def test_tensors_in_another_order_are_refused(built: Path, tmp_path: Path) -> No
         CacheReader(folder).read(np.array([0]))
 
 
-def test_a_batch_is_one_piece_of_memory(built: Path) -> None:
+def test_a_batch_is_one_block_of_memory(built: Path) -> None:
     reader, expected = CacheReader(built), everything(built)
     gathered = reader.gather(np.array([1, 4]))
     assert list(gathered) == ["rows"]
@@ -163,7 +163,7 @@ def test_a_batch_is_one_piece_of_memory(built: Path) -> None:
         assert torch.equal(tensor, expected[name][[1, 4]])
 
 
-def test_shards_in_each_others_place_are_refused(built: Path, tmp_path: Path) -> None:
+def test_swapped_shards_are_refused(built: Path, tmp_path: Path) -> None:
     """Both shards are valid and of equal size."""
     folder = Path(shutil.copytree(built, tmp_path / "cache"))
     one, two = (folder / "shards" / f"shard-0000{i}.safetensors" for i in (0, 2))
@@ -183,7 +183,7 @@ def test_shards_in_each_others_place_are_refused(built: Path, tmp_path: Path) ->
 
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("method", ["mmap", "read"])
-def test_one_flipped_bit_does_not_pass(built: Path, tmp_path: Path, method: Any) -> None:
+def test_one_flipped_bit_is_found(built: Path, tmp_path: Path, method: Any) -> None:
     folder = shutil.copytree(built, tmp_path / "cache")
     path = folder / "shards" / "shard-00002.safetensors"
     data = bytearray(path.read_bytes())
@@ -192,13 +192,13 @@ def test_one_flipped_bit_does_not_pass(built: Path, tmp_path: Path, method: Any)
     reader = CacheReader(folder, method)
     reader.read(np.arange(8))
     row = reader.index.row[10]
-    for order in (np.arange(11), np.arange(10, -1, -1)):  # in the second half, and in the first
+    for order in (np.arange(11), np.arange(10, -1, -1)):  # the row is read in the second half, then in the first
         with pytest.raises(CacheError, match=f"dataset rows {row} differ from their checksums"):
             reader.read(order)
 
 
 @pytest.mark.parametrize("method", ["mmap", "read"])
-def test_few_shards_stay_open_and_their_rows_stay_checked(
+def test_few_shards_stay_open_and_their_rows_are_checked_only_once(
     built: Path, monkeypatch: pytest.MonkeyPatch, method: Any
 ) -> None:
     checksum = Mock(wraps=xxhash.xxh3_64_intdigest)
@@ -210,13 +210,13 @@ def test_few_shards_stay_open_and_their_rows_stay_checked(
     assert checksum.call_count == ROWS
 
 
-def test_a_batch_that_is_held_is_not_overwritten_by_the_next(built: Path) -> None:
+def test_a_batch_in_use_is_not_overwritten_by_the_next(built: Path) -> None:
     reader, expected = CacheReader(built), everything(built)["layer.0.k"]
     held = [reader.read(np.array([i])).layers[0].k for i in range(ROWS)]
     assert all(torch.equal(k, expected[i : i + 1]) for i, k in enumerate(held))
 
 
-def test_threads_share_a_reader(built: Path) -> None:
+def test_several_threads_can_share_a_reader(built: Path) -> None:
     reader, expected = CacheReader(built, open_shards=1), everything(built)["layer.1.v"]
     orders = [np.random.default_rng(i).permutation(ROWS) for i in range(40)]
     with ThreadPoolExecutor(4) as pool:
@@ -232,7 +232,7 @@ def test_a_growing_cache_is_readable_after_each_shard(tmp_path: Path) -> None:
     def look(rows: int) -> None:
         expected, until = next(known), time.monotonic() + 30
         while (there := read_manifest(folder).rows) < expected and time.monotonic() < until:
-            time.sleep(0.001)  # the disk takes its time
+            time.sleep(0.001)  # imitate a slow disk
         if there:
             reader = CacheReader(folder)
             assert not verify_cache(folder)
@@ -244,7 +244,7 @@ def test_a_growing_cache_is_readable_after_each_shard(tmp_path: Path) -> None:
     assert readable == [3, 3, 8, 11, 11]
 
 
-def test_a_cache_without_a_finished_shard_says_so(built: Path, tmp_path: Path) -> None:
+def test_a_cache_without_a_finished_shard_is_a_clear_error(built: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(built, tmp_path / "cache")
     resign(folder, json.loads((folder / "manifest.json").read_text()) | {"shards": []})
     with pytest.raises(CacheError, match="no finished shard"):

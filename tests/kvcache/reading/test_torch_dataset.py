@@ -38,7 +38,7 @@ def rows_of(batches: Iterator[Any] | DataLoader[Any]) -> list[list[int]]:
     return [batch["row"].tolist() for batch in batches]
 
 
-def test_a_batch_is_what_the_reader_and_the_dataset_say(cached: PrefixDataset, built: Path) -> None:
+def test_a_batch_equals_the_reader_and_the_dataset(cached: PrefixDataset, built: Path) -> None:
     rows = np.array([9, 2, 14])
     batch, prefix = cached[rows], CacheReader(built).read(rows)
     decoded = cached.decode(batch)
@@ -70,21 +70,21 @@ def test_workers_change_neither_order_nor_content(cached: PrefixDataset, workers
         assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_workers_of_a_cache_in_a_store_reach_it_themselves(built: Path, s3: Store) -> None:
+def test_workers_of_a_cache_in_a_store_open_their_own_connection(built: Path, s3: Store) -> None:
     """Forked workers must not use the store client of their parent process."""
     s3.fs.put(str(built), s3.root, recursive=True)
     stored, cached = PrefixDataset(f"{s3.url}/"), PrefixDataset(built)
     order = BatchOrder(stored, batch=4)
-    stored.reader.read(np.array([0]))  # a shard and a client are open; the rest is for the workers to fetch
+    stored.reader.read(np.array([0]))  # one shard and the client are open now, the workers fetch the other shards
     found = list(loader(stored, order, num_workers=2, multiprocessing_context="fork"))
     for batch, rows in zip(found, order, strict=True):
         expected = cached[rows]
         assert all(torch.equal(batch[name], expected[name]) for name in expected)
 
 
-def test_a_fork_while_a_thread_reads_is_no_deadlock(built: Path) -> None:
+def test_a_fork_while_a_thread_reads_does_not_deadlock(built: Path) -> None:
     reader = CacheReader(built)
-    with reader._opening:  # as a thread does that opens a shard
+    with reader._opening:  # a thread that opens a shard holds this lock
         child = os.fork()
         if child == 0:
             signal.alarm(30)
@@ -93,14 +93,14 @@ def test_a_fork_while_a_thread_reads_is_no_deadlock(built: Path) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_the_address_is_a_folder_or_a_url(built: Path, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_is_opened_by_folder_or_url(built: Path, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     memory.fs.put(str(built), memory.root, recursive=True)
     monkeypatch.setenv("HOME", str(built.parent))
     for address in (str(built), f"~/{built.name}", built.as_uri(), memory.url):
         assert len(PrefixDataset(address)) == ROWS
 
 
-def test_an_epoch_set_outside_reaches_workers_that_stay(cached: PrefixDataset) -> None:
+def test_a_new_epoch_reaches_persistent_workers(cached: PrefixDataset) -> None:
     order = BatchOrder(cached, batch=4)
     staying = loader(cached, order, num_workers=1, multiprocessing_context="fork", persistent_workers=True)
     epochs = []
@@ -126,7 +126,9 @@ def test_ranks_read_each_row_exactly_once(cached: PrefixDataset, shuffle: Any) -
 def test_ranks_have_equally_many_batches(cached: PrefixDataset, remainder: Any) -> None:
     orders = [BatchOrder(cached, batch=2, rank=r, world_size=4, remainder=remainder) for r in range(4)]
     sizes = [[len(rows) for rows in order] for order in orders]
-    assert sizes == [[2, 2] if remainder == "pad" else [2]] * 4  # 15 rows: 4 each, one of them twice; or 3 each
+    assert (
+        sizes == [[2, 2] if remainder == "pad" else [2]] * 4
+    )  # 15 rows on 4 ranks: 4 each with one row repeated, or 3 each
     assert [len(order) for order in orders] == [len(s) for s in sizes]
 
 
@@ -152,12 +154,12 @@ def test_an_interrupted_epoch_resumes_at_its_batch(cached: PrefixDataset) -> Non
     assert [rows.tolist() for rows in order] == whole[3:]
 
 
-def test_only_the_rows_that_are_asked_for(cached: PrefixDataset) -> None:
+def test_an_order_can_be_limited_to_some_rows(cached: PrefixDataset) -> None:
     order = BatchOrder(cached, batch=2, rows=np.array([14, 3, 7]))
     assert sorted(n for rows in order for n in rows.tolist()) == [3, 7, 14]
 
 
-def test_a_reader_is_pickled_without_what_it_has_open(built: Path) -> None:
+def test_a_pickled_reader_has_no_open_files(built: Path) -> None:
     reader = CacheReader(built, "read", open_shards=3)
     reader.read(np.arange(ROWS))
     again = pickle.loads(pickle.dumps(reader))
@@ -174,12 +176,12 @@ def test_a_reader_is_pickled_without_what_it_has_open(built: Path) -> None:
         ({"rank": 2, "world_size": 2}, "no rank 2 of 2"),
     ],
 )
-def test_wrong_numbers_are_one_line(cached: PrefixDataset, given: dict[str, Any], message: str) -> None:
+def test_invalid_numbers_are_usage_errors(cached: PrefixDataset, given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         BatchOrder(cached, **{"batch": 1} | given)
 
 
-def test_rows_that_are_not_there_are_refused(cached: PrefixDataset, built: Path) -> None:
+def test_rows_out_of_range_are_refused(cached: PrefixDataset, built: Path) -> None:
     with pytest.raises(IndexError):
         BatchOrder(cached, batch=1, rows=np.array([0, ROWS]))
     with pytest.raises(UsageError, match="horizon is 0"):

@@ -39,7 +39,7 @@ def holding(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_second_writer_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused_with_the_process_of_the_first(tmp_path: Path) -> None:
     process = holding(tmp_path)
     try:
         with pytest.raises(CacheError, match=f"being written by process {process.pid} on "), write_lock(tmp_path):
@@ -50,7 +50,7 @@ def test_a_second_writer_is_refused_with_the_name_of_the_first(tmp_path: Path) -
         process.wait()
 
 
-def test_the_lock_file_of_a_killed_writer_locks_nobody_out(tmp_path: Path) -> None:
+def test_the_lock_file_of_a_killed_writer_does_not_block_others(tmp_path: Path) -> None:
     process = holding(tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -67,7 +67,7 @@ def test_an_error_releases_the_lock(tmp_path: Path) -> None:
         pass
 
 
-def test_build_and_repair_hold_it(tmp_path: Path, built: Path) -> None:
+def test_build_and_repair_hold_the_lock(tmp_path: Path, built: Path) -> None:
     folder = Path(shutil.copytree(built, tmp_path / "cache"))
     with write_lock(folder):
         with pytest.raises(CacheError, match="being written by process"):

@@ -53,24 +53,24 @@ class TestLocation:
         assert location(text) == location(f"{text}/") == text
 
     @pytest.mark.parametrize("text", ["caches/a", "/caches/a", "C:/a", "a:b", "s3:/a"])
-    def test_all_else_is_a_folder(self, text: str) -> None:
+    def test_other_text_is_a_folder(self, text: str) -> None:
         assert location(text) == Path(text)
 
-    def test_a_file_url_is_the_folder(self, built: Path) -> None:
+    def test_a_file_url_means_the_folder(self, built: Path) -> None:
         storage = storage_at(f"file://{built}/")
         assert isinstance(storage, LocalStorage)
         assert storage.disk == built
         assert location("file:///with%20space") == Path("/with space")
 
     @pytest.mark.parametrize("text", ["s3://", "memory:///", "file://"])
-    def test_a_url_of_nothing_is_refused(self, text: str) -> None:
+    def test_an_incomplete_url_is_refused(self, text: str) -> None:
         with pytest.raises(UsageError, match=f"^{text} names no bucket or folder$"):
             location(text)
 
-    def test_names_for_runs(self) -> None:
+    def test_the_name_of_a_cache_is_its_last_path_part(self) -> None:
         assert name_of("s3://bucket/caches/x") == name_of(Path("caches/x")) == "x"
 
-    def test_copies_are_the_users(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_local_copies_are_in_the_users_cache_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("IMAGEWAM_CACHE_DIR", raising=False)
         monkeypatch.setenv("XDG_CACHE_HOME", "/user")
         assert copies_root() == Path("/user/imagewam/caches")
@@ -92,15 +92,13 @@ class TestBuild:
         assert build(memory.url).encoded == 15 - there.rows
         assert memory.files() == files(built)
 
-    def test_a_finished_one_is_left_alone(self, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_finished_cache_is_not_changed(self, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         build(memory.url)
         written = memory.log(monkeypatch, "put_file", "pipe_file")
         assert build(memory.url).encoded == 0
         assert written == [MANIFEST]
 
-    def test_no_manifest_ever_names_a_shard_that_is_not_there(
-        self, memory: Store, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_no_manifest_lists_a_shard_that_is_not_stored(self, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         real, listed = memory.fs.pipe_file, []
 
         def pipe_file(path: str, data: bytes, **options: Any) -> None:
@@ -115,7 +113,7 @@ class TestBuild:
         build(memory.url)
         assert listed == [0, 1, 2, 3, 4, 4]
 
-    def test_no_more_than_two_shards_are_on_this_disk(self, memory: Store, home: Path) -> None:
+    def test_at_most_two_shards_are_on_the_local_disk(self, memory: Store, home: Path) -> None:
         most = 0
 
         def look(rows: int) -> None:
@@ -135,29 +133,29 @@ class TestBuild:
         assert build(memory.url).encoded == ROWS[0]
         assert memory.files() == files(built)
 
-    def test_another_cache_there_is_named_and_kept(self, memory: Store) -> None:
+    def test_another_cache_at_the_url_is_named_and_kept(self, memory: Store) -> None:
         build(memory.url)
         before = memory.files()
         with pytest.raises(CacheError, match=rf"^{memory.url} is a cache of another setting 'timestep'"):
             build(memory.url, editor=ArithmeticEditor(timestep=0.5))
         assert memory.files() == before
 
-    def test_what_is_not_a_cache_is_kept(self, memory: Store) -> None:
+    def test_files_that_are_not_a_cache_are_kept(self, memory: Store) -> None:
         memory.put("notes.txt", b"mine")
         with pytest.raises(UsageError, match="not a cache"):
             build(memory.url)
         assert memory.files() == {"notes.txt": b"mine"}
 
-    def test_a_folder_listed_as_a_file_in_itself_is_no_stranger(self, built: Path, s3: Store) -> None:
+    def test_an_empty_object_that_marks_the_folder_is_accepted(self, built: Path, s3: Store) -> None:
         s3.fs.call_s3("put_object", Bucket=BUCKET, Key=s3.root.removeprefix(f"{BUCKET}/") + "/")
         build(s3.url)
         assert {name: data for name, data in s3.files().items() if name} == files(built)
 
-    def test_two_writers_on_one_machine(self, memory: Store) -> None:
+    def test_a_second_writer_on_the_machine_is_refused(self, memory: Store) -> None:
         with storage_at(memory.url).lock(), pytest.raises(CacheError, match="being written by process"):
             build(memory.url)
 
-    def test_an_upload_that_came_out_short_is_not_listed(self, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_truncated_upload_is_not_listed(self, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(memory.fs, "put_file", lambda here, there: memory.fs.pipe_file(there, b"some"))
         with pytest.raises(CacheError, match=r"shard-00000\.safetensors has 4 of \d+ bytes"):
             build(memory.url)
@@ -200,7 +198,7 @@ build(store.url, on_rows=on_rows)
 
 
 class TestParts:
-    def test_merged_they_are_the_single_build(self, built: Path, store: Store) -> None:
+    def test_merged_parts_equal_a_single_build(self, built: Path, store: Store) -> None:
         assert sum(build_part(store.url, index).encoded for index in (2, 0, 1)) == 15
         assert CacheReader(store.url).manifest.complete, "readers unite them"
         merge_cache(store.url)
@@ -208,7 +206,9 @@ class TestParts:
         merge_cache(store.url)
         assert store.files() == files(built)
 
-    def test_from_folders_into_a_store_and_back(self, built: Path, memory: Store, tmp_path: Path) -> None:
+    def test_parts_are_merged_from_folders_into_a_store_and_back(
+        self, built: Path, memory: Store, tmp_path: Path
+    ) -> None:
         for index in range(3):
             build_part(tmp_path / str(index), index)
         merge_cache(memory.url, [tmp_path / str(index) for index in range(3)])
@@ -226,7 +226,7 @@ class TestParts:
 
 
 class TestReading:
-    def test_the_numbers_are_those_of_a_folder(self, built: Path, memory: Store) -> None:
+    def test_a_store_gives_the_same_numbers_as_a_folder(self, built: Path, memory: Store) -> None:
         build(memory.url)
         here, there = CacheReader(built), CacheReader(memory.url)
         assert same(here.read(EVERYTHING), there.read(EVERYTHING))
@@ -294,14 +294,14 @@ class TestReading:
         reader.read(np.array([14]))
         assert [path.name for path in folder.glob("*.partial")] == ["alive.partial"]
 
-    def test_two_that_fetch_at_once_both_get_it(
+    def test_two_readers_can_download_the_same_file_at_once(
         self, built: Path, memory: Store, home: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         build(memory.url)
         real, one, both = memory.fs.get_file, threading.Lock(), threading.Barrier(2, timeout=20)
 
         def get_file(*arguments: Any, **options: Any) -> None:
-            with one:  # fsspec's memory files share one position between their readers
+            with one:  # all readers of an fsspec memory file share one position
                 real(*arguments, **options)
             both.wait()
 
@@ -315,7 +315,7 @@ class TestReading:
 
 
 class TestChange:
-    def test_a_cache_that_grew_is_seen_and_its_old_shards_are_kept(
+    def test_a_reader_sees_new_shards_and_keeps_its_copies_of_old_ones(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with pytest.raises(KeyboardInterrupt):
@@ -329,7 +329,7 @@ class TestChange:
         after.read(EVERYTHING)
         assert len(fetched) == 2
 
-    def test_a_cache_built_again_never_meets_old_copies(self, built: Path, memory: Store, tmp_path: Path) -> None:
+    def test_a_rebuilt_cache_is_never_read_from_old_copies(self, built: Path, memory: Store, tmp_path: Path) -> None:
         """The dataset, shards and sizes are the same; only the numbers differ."""
         build(memory.url)
         old = CacheReader(memory.url)
@@ -356,10 +356,10 @@ def _doubled(kv: Any) -> Any:
 
 class TestDamage:
     @pytest.mark.parametrize("name", [SHARD, "table.safetensors", "samples.safetensors"])
-    def test_in_the_store_it_is_found_and_repaired(self, built: Path, memory: Store, home: Path, name: str) -> None:
+    def test_damage_in_the_store_is_found_and_repaired(self, built: Path, memory: Store, home: Path, name: str) -> None:
         build(memory.url)
         assert verify_cache(memory.url) == []
-        CacheReader(memory.url).read(EVERYTHING)  # sound copies do not hide it
+        CacheReader(memory.url).read(EVERYTHING)  # undamaged local copies must not hide the damage
         memory.flip(name, -5)
         (damage,) = verify_cache(memory.url)
         assert damage.file == name
@@ -378,7 +378,7 @@ class TestDamage:
         assert memory.files() == files(built)
 
     @pytest.mark.parametrize("offset", [60, 700])
-    def test_a_shard_with_a_damaged_head_is_not_kept_as_a_copy(self, memory: Store, home: Path, offset: int) -> None:
+    def test_a_shard_with_a_damaged_header_is_not_kept_as_a_copy(self, memory: Store, home: Path, offset: int) -> None:
         build(memory.url)
         memory.flip(SHARD, offset)
         with pytest.raises(CacheError, match=f"^{memory.url}/{SHARD} is damaged") as error:
@@ -407,7 +407,7 @@ class TestDamage:
         with pytest.raises(CacheError, match=f"^{memory.url}/{name} is missing$"):
             (reader.samples if name.startswith("samples") else lambda: reader.read(np.array([0])))()
 
-    def test_a_manifest_that_differs_is_refused(self, memory: Store) -> None:
+    def test_a_manifest_with_a_wrong_checksum_is_refused(self, memory: Store) -> None:
         build(memory.url)
         memory.flip(MANIFEST, 300)
         with pytest.raises(CacheError, match=f"^{memory.url}/{MANIFEST} is damaged"):
@@ -423,31 +423,31 @@ def refused(act: Callable[[], object]) -> str:
 
 
 class TestUnreachable:
-    def test_nothing_there(self, store: Store) -> None:
+    def test_an_empty_store_is_not_a_cache(self, store: Store) -> None:
         assert refused(lambda: CacheReader(store.url)) == f"{store.url} is not a cache: it has no {MANIFEST}"
 
-    def test_an_unknown_protocol(self, home: Path) -> None:
+    def test_an_unknown_protocol_is_refused(self, home: Path) -> None:
         with pytest.raises(UsageError, match=r"^nosuch://a/b cannot store a cache: Protocol not known: nosuch"):
             CacheReader("nosuch://a/b")
 
-    def test_a_package_that_is_not_installed(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_package_is_named(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "s3fs", None)
         monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
         with pytest.raises(UsageError, match=r"^s3://a/b needs a package that is not installed") as error:
             CacheReader("s3://a/b")
         assert error.value.hint == "pip install 'imagewam[s3]'"
 
-    def test_no_such_bucket(self, s3: Store) -> None:
+    def test_a_missing_bucket_is_named_and_not_created(self, s3: Store) -> None:
         message = refused(lambda: build("s3://elsewhere/caches/x"))
         assert message == "s3://elsewhere/caches/x failed: The specified bucket does not exist"
         assert not s3.fs.exists("elsewhere"), "none is made"
 
-    def test_a_server_that_does_not_answer(self, s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unreachable_server_is_reported(self, s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         type(s3.fs).clear_instance_cache()
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         assert "Could not connect to the endpoint URL" in refused(lambda: CacheReader(s3.url))
 
-    def test_a_hub_that_does_not_answer(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unreachable_hub_is_reported(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from huggingface_hub import HfFileSystem
 
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
@@ -456,14 +456,14 @@ class TestUnreachable:
         assert message.startswith("hf://datasets/user/name/cache failed: ")
         HfFileSystem.clear_instance_cache()
 
-    def test_no_credentials(self, s3: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_missing_credentials_are_reported(self, s3: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         type(s3.fs).clear_instance_cache()
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
         monkeypatch.setenv("HOME", str(tmp_path))
         assert refused(lambda: CacheReader(s3.url)) == f"{s3.url} failed: Unable to locate credentials"
 
-    def test_no_permission(self, s3: Store, s3_address: str) -> None:
+    def test_a_missing_permission_is_reported(self, s3: Store, s3_address: str) -> None:
         import urllib.request
 
         def authorize_after(actions: str) -> None:

@@ -22,7 +22,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_from_dataset_to_expert(
+def test_a_cache_in_a_store_is_built_inspected_trained_from_and_verified(
     capsys: pytest.CaptureFixture[str], tabletop: Path, tiny_weights: Path, tmp_path: Path, s3: Store
 ) -> None:
     making = ["cache", "--dataset", str(tabletop), *SMALL, "--weights", str(tiny_weights)]
@@ -57,7 +57,7 @@ def test_from_dataset_to_expert(
         (["cache", "verify", "--cache", "file:///no/where"], 2, "error: --cache /no/where does not exist\n"),
     ],
 )
-def test_what_is_wrong_is_one_line(
+def test_errors_are_one_line_and_a_hint(
     capsys: pytest.CaptureFixture[str], memory: Store, arguments: list[str], code: int, message: str
 ) -> None:
     assert run([memory.url if argument == "URL" else argument for argument in arguments]) == code

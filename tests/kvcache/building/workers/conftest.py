@@ -26,7 +26,7 @@ def job(tmp_path: Path) -> Callable[..., ArithmeticJob]:
 
 @pytest.fixture
 def build_by(tmp_path: Path) -> Build:
-    """`build_by(workers)` into `tmp_path / "cache"`, the build of `built`."""
+    """`build_by(workers)` builds the cache `built` into `tmp_path / "cache"`."""
 
     def build(workers: Workers, *, on_news: Callable[[str], None] = lambda line: None, **options: Any) -> Manifest:
         dataset, out = MemoryDataset(LENGTHS), tmp_path / "cache"

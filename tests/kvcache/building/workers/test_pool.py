@@ -62,7 +62,7 @@ class ThreadWorkers:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
-def test_any_number_of_workers_makes_the_single_build(
+def test_any_number_of_workers_gives_the_bytes_of_a_single_build(
     built: Path, tmp_path: Path, job: Any, build_by: Build, count: int
 ) -> None:
     counted: list[int] = []
@@ -73,7 +73,7 @@ def test_any_number_of_workers_makes_the_single_build(
     assert workers.stops
 
 
-def test_runs_are_long_first_and_single_at_the_end(job: Any, tmp_path: Path) -> None:
+def test_assignments_shrink_from_long_runs_to_single_shards(job: Any, tmp_path: Path) -> None:
     workers = ThreadWorkers(job(), 2)
     pool = WorkerPool(workers, out=tmp_path, identity="")
     pool._waiting = [str(i) for i in range(40)]
@@ -89,7 +89,7 @@ def test_runs_are_long_first_and_single_at_the_end(job: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("episode", [0, 1, 3, 4])
-def test_what_a_lost_worker_was_at_is_done_again(
+def test_shards_of_a_lost_worker_are_built_again(
     built: Path, tmp_path: Path, job: Any, build_by: Build, episode: int
 ) -> None:
     news: list[str] = []
@@ -100,7 +100,7 @@ def test_what_a_lost_worker_was_at_is_done_again(
     assert all(f"was lost at shard-{shard:05d}.safetensors" in line for line in news)
 
 
-def test_a_shard_that_kills_every_worker_stops_the_build_which_can_be_continued(
+def test_a_shard_that_kills_every_worker_stops_the_build_which_can_resume(
     built: Path, tmp_path: Path, job: Any, build_by: Build
 ) -> None:
     with pytest.raises(CacheError, match=r"was lost at shard-00001\.safetensors, and so did 2 before it") as error:
@@ -112,7 +112,7 @@ def test_a_shard_that_kills_every_worker_stops_the_build_which_can_be_continued(
     assert files(tmp_path / "cache") == files(built)
 
 
-def test_an_editors_error_stops_the_build_with_its_line(tmp_path: Path, job: Any, build_by: Build) -> None:
+def test_an_editors_error_stops_the_build_with_its_message(tmp_path: Path, job: Any, build_by: Build) -> None:
     workers = ThreadWorkers(job(times=1, happens=complain), 1)
     with pytest.raises(CacheError, match="out of ink") as error:
         build_by(workers)
@@ -149,7 +149,7 @@ def test_a_worker_that_sees_another_dataset_is_refused(job: Any, tmp_path: Path)
         pass
 
 
-def test_ctrl_c_leaves_what_is_finished(built: Path, tmp_path: Path, job: Any, build_by: Build) -> None:
+def test_ctrl_c_keeps_the_finished_shards(built: Path, tmp_path: Path, job: Any, build_by: Build) -> None:
     workers = ThreadWorkers(job(), 1)
     with pytest.raises(KeyboardInterrupt):
         build_by(workers, on_rows=stop_after(3))

@@ -13,7 +13,7 @@ from tests.support.folders import files
 from tests.support.worker_jobs import Build, kill, mistype
 
 
-def test_a_killed_worker_is_replaced_and_the_bytes_are_the_single_builds(
+def test_a_killed_worker_is_replaced_and_the_bytes_equal_a_single_build(
     built: Path, tmp_path: Path, job: Any, build_by: Build
 ) -> None:
     news: list[str] = []
@@ -23,7 +23,7 @@ def test_a_killed_worker_is_replaced_and_the_bytes_are_the_single_builds(
     assert "was killed (SIGKILL) at shard-00001.safetensors" in line
 
 
-def test_an_error_comes_back_as_it_was(tmp_path: Path, job: Any, build_by: Build) -> None:
+def test_a_workers_error_is_raised_unchanged(tmp_path: Path, job: Any, build_by: Build) -> None:
     """Raise an error whose class takes more than a message, with its location as a note."""
     workers = ProcessWorkers(job(times=1, happens=mistype), 1, 1)
     with pytest.raises(UnknownNameError, match="unknown editor 'tinny'") as error:

@@ -15,12 +15,12 @@ from tests.support.paths import ROOT
 from tests.support.worker_jobs import Build, kill
 
 
-def test_a_killed_actor_is_replaced_and_the_bytes_are_the_single_builds(
+def test_a_killed_actor_is_replaced_and_the_bytes_equal_a_single_build(
     built: Path, tmp_path: Path, job: Any, build_by: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # where actors find the job
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # so that actors can import the job
     news: list[str] = []
     build_by(RayWorkers(job(times=1, happens=kill), count=2, threads=1), on_news=news.append)
     assert files(tmp_path / "cache") == files(built)
@@ -58,6 +58,6 @@ def test_actors_share_the_gpus(
     assert (number, options["num_gpus"]) == expected
 
 
-def test_missing_gpus_are_reported() -> None:
+def test_missing_gpus_are_a_clear_error() -> None:
     with pytest.raises(UsageError, match="no GPU is known to Ray"):
         _options({"CPU": 8.0}, 2, gpus=True, alone=True)
