@@ -46,7 +46,7 @@ def kill_when(reached: Callable[[], bool], *arguments: str) -> None:
     try:
         while not reached():
             assert process.poll() is None, f"ended before it could be killed: {process.communicate()[1].decode()}"
-            assert time.monotonic() < deadline, "made no progress"
+            assert time.monotonic() < deadline, "the command made no progress"
             time.sleep(0.002)
     finally:
         process.kill()

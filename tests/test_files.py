@@ -295,7 +295,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_content(tmp_path: Path, wr
             write(target)
         assert content(target) == new
         if write in (file_by_bytes, file_by_path_and_name, replaced_folder):
-            assert list(step.iterdir()) == [target], "a fixed temporary name is used again"
+            assert list(step.iterdir()) == [target], "the second attempt did not reuse the fixed temporary name"
     assert len(found) > 3
     assert found[-1] == new
     assert found[0] == before[0] or write is folder

@@ -61,7 +61,8 @@ def test_precision_is_reduced_before_tokens_and_tokens_before_layers(deep: tuple
         first = fitting(tried, sizes[room])[0]
         assert (first.codec, first.pool, first.layers) == expected
     less_precise = fitting(tried, sizes["int4", 1, "all"])
-    assert any(c.attention < less_precise[0].attention for c in less_precise if c.layers != "all"), "no common measure"
+    # A choice with fewer layers may show a smaller error, because dropped layers do not count in it. It must not win.
+    assert any(c.attention < less_precise[0].attention for c in less_precise if c.layers != "all")
 
 
 def test_exactly_the_choices_within_the_budget_are_returned(deep: tuple[KVSpec, PrefixKV]) -> None:

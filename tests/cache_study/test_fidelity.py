@@ -97,7 +97,7 @@ def test_a_report_of_a_real_cache(
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
     manifest = CacheReader(tiny_cache).manifest
     assert [e["layer"] for e in report["layers"]] == [layer.name for layer in manifest.spec.layers]
-    assert all(e["k"] < 1e-5 and e["attention"] < 1e-5 for e in report["layers"]), "a cache in fp32"
+    assert all(e["k"] < 1e-5 and e["attention"] < 1e-5 for e in report["layers"]), "an fp32 cache has errors"
     assert report["rows"] == 10
     assert report["policy"]["action"] < 1e-4
     errors = {(s["codec"], s["pool"]): s["attention"] for s in report["settings"]}

@@ -41,10 +41,10 @@ def test_layers_that_predict_the_actions_are_kept(
     choice = choose_layers(sketches.kernels(), state, actions, episodes, 2)
     assert choice.kept == TELLING
     assert sorted(choice.removed) == [0, 2, 4]
-    assert choice.errors[-1] < choice.errors[0], "noise only hurt"
+    assert choice.errors[-1] < choice.errors[0], "removing layers of noise does not reduce the error"
     one = choose_layers(sketches.kernels(), state, actions, episodes, 1)
     assert set(one.kept) < set(TELLING)
-    assert one.errors[-1] > 5 * choice.errors[-1], "each holds another half"
+    assert one.errors[-1] > 5 * choice.errors[-1], "one of the two layers is enough, but each determines only half"
 
 
 def test_all_layers_are_kept_if_requested(

@@ -36,7 +36,7 @@ def test_gripper_sign_maps_to_open_or_closed() -> None:
     assert commands.dtype == np.float32
     assert commands[:, 2].tolist() == [-1.0, 1.0, -1.0, 0.0]
     assert np.array_equal(commands[:, :2], recorded[:, :2])
-    assert recorded[0, 2] == 1.0, "the input must not change"
+    assert recorded[0, 2] == 1.0, "the transform changed its input"
 
 
 def test_inverse_of_gripper_sign_loses_only_the_distance_from_the_middle() -> None:

@@ -1,4 +1,4 @@
-"""Compare rows of both dataset versions with the recording behind them, and check the errors of broken datasets."""
+"""Compare rows of both dataset versions with the original recording, and check the errors of broken datasets."""
 
 from __future__ import annotations
 

@@ -225,7 +225,7 @@ def test_the_result_can_be_read_back_and_printed(looked: Any) -> None:
     assert f"{result.average.trained.own.mean:.2f} (" in lines[-1]
 
 
-def test_pictures_show_the_brightest_token_where_the_map_is_greatest(looked: Any) -> None:
+def test_pictures_are_brightest_where_the_map_is_largest(looked: Any) -> None:
     _, (_, samples) = looked
     peak = np.full((4, 4), 0.01)
     peak[1, 2] = 0.85

@@ -123,7 +123,7 @@ class TestContent:
         np.testing.assert_array_equal(table["action"].numpy(), np.stack([r.action for r in rows]))
         assert table["length"].tolist() == list(LENGTHS)
 
-    def test_samples_are_rows_of_the_dataset_with_their_pictures(self, built: Path, dataset: MemoryDataset) -> None:
+    def test_samples_are_rows_of_the_dataset_with_their_images(self, built: Path, dataset: MemoryDataset) -> None:
         samples = Samples.load(built / SAMPLES).observations
         assert samples
         states = [row.state.tobytes() for row in dataset.rows()]
@@ -151,7 +151,7 @@ class TestContent:
         build(tmp_path / "cache", on_rows=counted.append)
         assert sum(counted) == 15
 
-    def test_all_shards_come_from_one_stream_of_pictures(self, tmp_path: Path, dataset: MemoryDataset) -> None:
+    def test_all_shards_are_built_from_one_stream_of_images(self, tmp_path: Path, dataset: MemoryDataset) -> None:
         build(tmp_path / "cache", dataset=dataset)
         samples, rest = dataset.streams
         assert samples == rest == tuple(range(len(LENGTHS)))

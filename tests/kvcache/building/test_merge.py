@@ -55,7 +55,7 @@ class Elsewhere(ArithmeticEditor):
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_merged_parts_equal_a_single_build(built: Path, tmp_path: Path, order: tuple[int, ...]) -> None:
     rows = [build_part(tmp_path / "cache", index).encoded for index in order]
-    assert sum(rows) == 15, "no row twice"
+    assert sum(rows) == 15, "the parts share or lack rows"
     merge_cache(tmp_path / "cache")
     assert files(tmp_path / "cache") == files(built)
 
@@ -120,7 +120,7 @@ def test_readers_see_merged_parts_and_later_ones(built: Path, tmp_path: Path) ->
     build_part(out, 2)
     assert CacheReader(out).manifest.complete
     build_cache(MemoryDataset(LENGTHS), editor := ArithmeticEditor(), out, FLOAT32, SETTINGS)
-    assert editor.encoded == 0, "the whole's own command finds nothing left to do"
+    assert editor.encoded == 0, "the full build encoded rows that the parts already have"
     merge_cache(out)
     assert files(out) == files(built)
 

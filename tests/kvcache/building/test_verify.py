@@ -84,7 +84,7 @@ def test_only_the_batches_with_damaged_rows_are_computed_again(built: Path, copy
     assert (damage.rows, damage.what) == ((4,), "1 of 5 rows differ from their checksums (dataset rows 13)")
     editor = ArithmeticEditor()
     assert not repaired(copy, editor)
-    assert editor.encoded == 2, "the shard's batches are of 3 and 2 rows"
+    assert editor.encoded == 2, "only the damaged batch of 2 rows is encoded, not the batch of 3"
     assert files(copy) == files(built)
 
 

@@ -102,7 +102,7 @@ def test_padding_does_not_widen_the_groups_of_keys(codec: GroupedIntegerCodec, k
     group = k[:, [*range(40), *range(50, 64)]]
     step = (group.amax(1) - group.amin(1)) / (2**codec.bits - 1)
     error = (padded.k[:, :40] - k[:, :40]).abs().amax(1)
-    assert bool((error <= 0.5 * step + 0.15).all()), "float16 steps at 130 are 0.06"
+    assert bool((error <= 0.5 * step + 0.15).all()), "float16 numbers near 130 are 0.06 apart"
 
 
 def test_a_group_of_padding_alone_is_finite(kv: LayerKV) -> None:
@@ -150,13 +150,13 @@ def test_keys_are_stored_without_their_rotation() -> None:
     assert ids is not None
     k = rotate_keys(still, ids, rope)
     found = INT4.decode(INT4.encode(LayerKV(k, k), layer, rope=rope), layer, rope=rope).k
-    assert torch.allclose(found, k, atol=5e-3), "what float16 makes of them"
+    assert torch.allclose(found, k, atol=5e-3), "the error exceeds the float16 rounding"
     assert float((INT4.decode(INT4.encode(LayerKV(k, k), layer), layer).k - k).abs().max()) > 0.05
 
 
 @pytest.mark.parametrize("codec", [INT8, INT4, GroupedIntegerCodec("int4", 4, group=32)])
 def test_decoded_numbers_match_the_documented_format_exactly(codec: GroupedIntegerCodec, kv: LayerKV) -> None:
-    """x = low + q * step in float32, each operation rounded, from the stored bytes alone."""
+    """Compute x = low + q * step from the stored bytes, in float32 with each operation rounded."""
     stored = {name: tensor.numpy() for name, tensor in codec.encode(kv, LAYER).items()}
     found = codec.decode({name: torch.from_numpy(x) for name, x in stored.items()}, LAYER)
 

@@ -89,6 +89,7 @@ def test_two_threads_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     met = threading.local()
 
     def copy(row: int, target: int, count: int) -> None:
+        # The barrier opens only if two different threads copy at the same time.
         if not hasattr(met, "other"):
             met.other = both.wait()
 
@@ -119,7 +120,7 @@ def test_an_error_of_either_thread_is_raised(monkeypatch: pytest.MonkeyPatch) ->
 
         @contextmanager
         def copier(fails_here: bool = fails_here) -> Iterator[Copy]:
-            both.wait()
+            both.wait()  # both threads must have started before one of them fails
             if (threading.get_ident() == main) == fails_here:
                 raise OSError("the disk is gone")
             yield lambda row, target, count: None
@@ -133,7 +134,7 @@ def test_a_forked_process_has_its_own_helper(monkeypatch: pytest.MonkeyPatch) ->
     module._helper().submit(int).result()
     child = os.fork()
     if child == 0:
-        signal.alarm(30)
+        signal.alarm(30)  # a helper thread inherited from the parent would never answer
         os._exit(0 if module._helper().submit(int).result() == 0 else 1)
     assert os.waitpid(child, 0)[1] == 0
 
@@ -153,7 +154,7 @@ def test_copying_stops_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError, match="the disk is gone"):
         transfer(lambda: nullcontext(copy), np.arange(50), np.zeros((50, 4), np.uint8), np.arange(50), [True] * 50, 1)
     assert len(copied) <= 2
-    module._helper().submit(int).result()
+    module._helper().submit(int).result()  # wait until the helper thread has ended its copy
     assert len(copied) <= 2
 
 

@@ -68,8 +68,8 @@ def test_every_window_holds_whole_shards_except_at_its_ends() -> None:
     for start in range(0, len(read), window):
         inside, rest = set(read[start : start + window]), read[:start] + read[start + window :]
         shared = set(SHARD_OF[list(inside)]) & set(SHARD_OF[rest])
-        assert len(shared) <= 2, "at most the shards that its two ends cut"
-    assert any(np.diff(SHARD_OF[read[:window]]).tolist()), "rows of its shards are mixed"
+        assert len(shared) <= 2, "two windows share more shards than those cut by the ends"
+    assert any(np.diff(SHARD_OF[read[:window]]).tolist()), "the rows of the shards are not mixed"
 
 
 def test_shards_come_in_another_order_each_epoch() -> None:

@@ -232,7 +232,7 @@ def test_a_growing_cache_is_readable_after_each_shard(tmp_path: Path) -> None:
     def look(rows: int) -> None:
         expected, until = next(known), time.monotonic() + 30
         while (there := read_manifest(folder).rows) < expected and time.monotonic() < until:
-            time.sleep(0.001)  # imitate a slow disk
+            time.sleep(0.001)  # a background thread is still writing the shard
         if there:
             reader = CacheReader(folder)
             assert not verify_cache(folder)

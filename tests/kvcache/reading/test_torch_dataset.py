@@ -126,13 +126,12 @@ def test_ranks_read_each_row_exactly_once(cached: PrefixDataset, shuffle: Any) -
 def test_ranks_have_equally_many_batches(cached: PrefixDataset, remainder: Any) -> None:
     orders = [BatchOrder(cached, batch=2, rank=r, world_size=4, remainder=remainder) for r in range(4)]
     sizes = [[len(rows) for rows in order] for order in orders]
-    assert (
-        sizes == [[2, 2] if remainder == "pad" else [2]] * 4
-    )  # 15 rows on 4 ranks: 4 each with one row repeated, or 3 each
+    # Padding repeats one of the 15 rows, so each rank has 4. Dropping leaves 3, one batch of 2.
+    assert sizes == [[2, 2] if remainder == "pad" else [2]] * 4
     assert [len(order) for order in orders] == [len(s) for s in sizes]
 
 
-def test_the_rank_is_that_of_torch_distributed(cached: PrefixDataset) -> None:
+def test_the_default_rank_is_that_of_torch_distributed(cached: PrefixDataset) -> None:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=2, world_size=3)

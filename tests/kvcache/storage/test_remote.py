@@ -80,7 +80,7 @@ class TestBuild:
     def test_the_bytes_are_those_of_a_local_build(self, built: Path, store: Store, home: Path) -> None:
         build(store.url)
         assert store.files() == files(built)
-        assert not [path for path in home.rglob("*") if path.is_file()], "nothing stays here"
+        assert not [path for path in home.rglob("*") if path.is_file()], "the build left local files"
 
     @pytest.mark.parametrize("rows", [1, 3, 9, 14])
     def test_an_interrupted_build_resumes(self, built: Path, memory: Store, home: Path, rows: int) -> None:
@@ -88,7 +88,7 @@ class TestBuild:
             build(memory.url, on_rows=stop_after(rows))
         there = parse_manifest(memory.files()[MANIFEST], MANIFEST)
         for path in home.iterdir():
-            assert not list(path.iterdir()), "another machine may go on"
+            assert not list(path.iterdir()), "a local file is left, but another machine may resume the build"
         assert build(memory.url).encoded == 15 - there.rows
         assert memory.files() == files(built)
 
@@ -172,7 +172,7 @@ class TestBuild:
         assert process.stdout.readline() == "two shards are there\n"
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert list(home.rglob("*.partial")), "it was killed within a shard"
+        assert list(home.rglob("*.partial")), "the process was not killed within a shard"
         assert 3 + 5 <= parse_manifest(s3.files()[MANIFEST], MANIFEST).rows < 15
         assert build(s3.url).encoded <= 3 + 4
         assert s3.files() == files(built)
@@ -200,7 +200,7 @@ build(store.url, on_rows=on_rows)
 class TestParts:
     def test_merged_parts_equal_a_single_build(self, built: Path, store: Store) -> None:
         assert sum(build_part(store.url, index).encoded for index in (2, 0, 1)) == 15
-        assert CacheReader(store.url).manifest.complete, "readers unite them"
+        assert CacheReader(store.url).manifest.complete, "the reader does not see all parts"
         merge_cache(store.url)
         assert store.files() == files(built)
         merge_cache(store.url)
@@ -262,10 +262,10 @@ class TestReading:
         assert same(here.read(EVERYTHING), there.read(EVERYTHING))
         kept = sum(copies(home).values())
         assert kept <= limit or len(copies(home)) == 1
-        assert len(there._open) == len(copies(home)), "a dropped one takes no room any longer"
+        assert len(there._open) == len(copies(home)), "a shard without a local copy is still open"
         fetched.clear()
         assert same(here.read(np.array([14])), there.read(np.array([14])))
-        assert fetched == [], "the last one is still there"
+        assert fetched == [], "the most recent shard was downloaded again"
         assert same(here.read(EVERYTHING), there.read(EVERYTHING))
 
     def test_recently_used_copies_are_kept(self, memory: Store, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +303,7 @@ class TestReading:
         def get_file(*arguments: Any, **options: Any) -> None:
             with one:  # all readers of an fsspec memory file share one position
                 real(*arguments, **options)
-            both.wait()
+            both.wait()  # both downloads finish before either file is renamed
 
         monkeypatch.setattr(memory.fs, "get_file", get_file)
         expected = CacheReader(built).read(np.arange(3))
@@ -440,7 +440,7 @@ class TestUnreachable:
     def test_a_missing_bucket_is_named_and_not_created(self, s3: Store) -> None:
         message = refused(lambda: build("s3://elsewhere/caches/x"))
         assert message == "s3://elsewhere/caches/x failed: The specified bucket does not exist"
-        assert not s3.fs.exists("elsewhere"), "none is made"
+        assert not s3.fs.exists("elsewhere"), "the build created the bucket"
 
     def test_an_unreachable_server_is_reported(self, s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         type(s3.fs).clear_instance_cache()

@@ -63,4 +63,4 @@ def test_errors_are_one_line_and_a_hint(
     assert run([memory.url if argument == "URL" else argument for argument in arguments]) == code
     lines = capsys.readouterr().err
     assert lines.startswith(message.replace("URL", memory.url))
-    assert lines.count("\n") == 2, "an error and a hint"
+    assert lines.count("\n") == 2, "the output is not one line of error and one of hint"

@@ -95,7 +95,7 @@ def test_moving_another_block_is_rejected(task) -> None:  # type: ignore[no-unty
     assert judge_edit(render(end), scene)
     green_moved = moved(end, 1, (0.7, 0.2))
     assert not judge_edit(green_moved, scene)
-    assert judge_edit(moved(end, 1, (0.71, 0.31)), scene), "a hair's breadth is forgiven"
+    assert judge_edit(moved(end, 1, (0.71, 0.31)), scene), "a tiny movement of another block is rejected"
 
 
 def test_the_wrong_block_at_the_goal_is_rejected() -> None:

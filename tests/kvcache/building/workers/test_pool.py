@@ -57,7 +57,7 @@ class ThreadWorkers:
                 self._events.put(Free(slot))
         except Lost:
             self._events.put(Died(slot, "was lost"))
-        except Exception as error:  # noqa: BLE001 - as a process's boundary
+        except Exception as error:  # noqa: BLE001 - a real worker sends any error to its parent process
             self._events.put(error)
 
 

@@ -27,7 +27,7 @@ def test_a_killed_actor_is_replaced_and_the_bytes_equal_a_single_build(
     (line,) = news
     assert "was lost" in line
     assert "shard-00001.safetensors" in line
-    assert not ray.is_initialized(), "the cluster ends with the build"
+    assert not ray.is_initialized(), "the build did not shut down Ray"
 
 
 def test_a_missing_cluster_is_reported_at_once(job: Any) -> None:
