@@ -11,7 +11,7 @@ from imagewam_cli.errors import UsageError
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 
 ROWS, LAYERS = 120, 5
-TELLING = (1, 3)
+INFORMATIVE = (1, 3)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def sample() -> tuple[LayerSketches, np.ndarray, np.ndarray, list[int]]:
     sketches = LayerSketches()
     kv = []
     for i in range(LAYERS):
-        shown = causes[:, TELLING.index(i)] if i in TELLING else rng.normal(size=ROWS)
+        shown = causes[:, INFORMATIVE.index(i)] if i in INFORMATIVE else rng.normal(size=ROWS)
         k, v = (torch.from_numpy((shown[:, None, None, None] * m).astype(np.float32)) for m in maps[i])
         noise = torch.from_numpy(rng.normal(size=k.shape).astype(np.float32))
         kv.append(LayerKV(k + 0.1 * noise, v))
@@ -39,11 +39,11 @@ def test_layers_that_predict_the_actions_are_kept(
 ) -> None:
     sketches, state, actions, episodes = sample
     choice = choose_layers(sketches.kernels(), state, actions, episodes, 2)
-    assert choice.kept == TELLING
+    assert choice.kept == INFORMATIVE
     assert sorted(choice.removed) == [0, 2, 4]
     assert choice.errors[-1] < choice.errors[0], "removing layers of noise does not reduce the error"
     one = choose_layers(sketches.kernels(), state, actions, episodes, 1)
-    assert set(one.kept) < set(TELLING)
+    assert set(one.kept) < set(INFORMATIVE)
     assert one.errors[-1] > 5 * choice.errors[-1], "one of the two layers is enough, but each determines only half"
 
 

@@ -15,7 +15,7 @@ from imagewam_cli.sim.rollout import Episode, roll_out
 from imagewam_cli.sim.tabletop.env import TabletopEnvironment
 
 
-class Looking(ChunkPolicy):
+class ObservingPolicy(ChunkPolicy):
     """A deterministic policy that moves towards a point computed from image, state and instruction."""
 
     def __init__(self, execute: int = 3) -> None:
@@ -29,22 +29,23 @@ class Looking(ChunkPolicy):
         return np.stack([self._chunk(o) for o in observations])
 
     def _chunk(self, observation: Observation) -> Float32Array:
-        look = float(observation.images["top"].mean()) + 7 * len(observation.instruction)
-        target = 0.5 + 0.4 * np.array([np.sin(look), np.cos(look)])
+        phase = float(observation.images["top"].mean()) + 7 * len(observation.instruction)
+        target = 0.5 + 0.4 * np.array([np.sin(phase), np.cos(phase)])
         dx, dy = np.clip((target - observation.state[:2]) / 0.03, -1, 1)
-        return np.array([[dx, dy, np.sin(look + step)] for step in range(8)], dtype=np.float32)
+        return np.array([[dx, dy, np.sin(phase + step)] for step in range(8)], dtype=np.float32)
 
 
-def essence(episode: Episode) -> tuple[object, ...]:
+def outcome(episode: Episode) -> tuple[object, ...]:
+    """Return the fields of an episode that must not depend on how scenes are batched."""
     return (episode.seed, episode.split, episode.kind, episode.instruction, episode.success, episode.steps)
 
 
 def test_lockstep_gives_the_same_results_as_one_scene_at_a_time() -> None:
     seeds = range(10, 14)
-    together, apart = Looking(), Looking()
+    together, apart = ObservingPolicy(), ObservingPolicy()
     first = roll_out(TabletopEnvironment, together, seeds, "test", max_steps=20, keep_frames=9)
     second = roll_out(TabletopEnvironment, apart, seeds, "test", max_steps=20, keep_frames=9, batch=1)
-    assert [essence(e) for e in first] == [essence(e) for e in second]
+    assert [outcome(e) for e in first] == [outcome(e) for e in second]
     for one, other in zip(first, second, strict=True):
         assert np.array_equal(np.stack(one.frames), np.stack(other.frames))
     assert together.batches == [4] * 7  # 20 steps with a new plan every 3 steps
@@ -52,12 +53,12 @@ def test_lockstep_gives_the_same_results_as_one_scene_at_a_time() -> None:
 
 
 def test_frames_are_kept_only_for_the_first_scenes() -> None:
-    episodes = roll_out(TabletopEnvironment, Looking(), range(5), "test", max_steps=3, batch=2, keep_frames=3)
+    episodes = roll_out(TabletopEnvironment, ObservingPolicy(), range(5), "test", max_steps=3, batch=2, keep_frames=3)
     assert [len(e.frames) for e in episodes] == [4, 4, 4, 0, 0]
 
 
 def test_scenes_run_in_consecutive_batches() -> None:
-    policy = Looking()
+    policy = ObservingPolicy()
     seen: list[int] = []
     episodes = roll_out(
         TabletopEnvironment, policy, range(5), "test", max_steps=3, batch=2, on_episode=lambda e: seen.append(e.seed)
@@ -81,7 +82,7 @@ def test_a_random_policy_rarely_succeeds() -> None:
 
 
 def test_the_policy_gets_the_given_instruction_instead_of_the_scenes_own() -> None:
-    policy = Looking()
+    policy = ObservingPolicy()
     episodes = roll_out(
         TabletopEnvironment, policy, [0, 1], "test", max_steps=2, instruction_of=lambda seed: f"do task {seed}"
     )

@@ -37,9 +37,9 @@ from tests.support.runs import EPISODES, LENGTH, log_of, result_of
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path, recipe: TrainRecipe) -> Path:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, cache: Path, recipe: TrainRecipe) -> Path:
     """An uninterrupted run. It is read-only: copy it before you damage it."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
+    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
     Trainer(CachedPrefixes(cache), recipe).train(folder)
     return folder
 
@@ -47,23 +47,23 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path, recipe: TrainRe
 class TestContinuation:
     @pytest.mark.parametrize("step", [0, 1, 4, 5, 7, 10, 11, 12])
     def test_a_stopped_run_resumes_to_the_same_bits(
-        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path, step: int
+        self, cache: Path, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path, step: int
     ) -> None:
         run = tmp_path / "run"
         with pytest.raises(KeyboardInterrupt):
             Trainer(CachedPrefixes(cache), recipe).train(run, on_step=stop_at(step))
         Trainer(CachedPrefixes(cache), recipe).train(run)
-        assert result_of(run) == result_of(whole)
+        assert result_of(run) == result_of(uninterrupted)
 
     def test_a_run_stopped_again_and_again_ends_the_same(
-        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
+        self, cache: Path, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path
     ) -> None:
         run = tmp_path / "run"
         for step in (3, 6, 9, 11):
             with pytest.raises(KeyboardInterrupt):
                 Trainer(CachedPrefixes(cache), recipe).train(run, on_step=stop_at(step))
         Trainer(CachedPrefixes(cache), recipe).train(run)
-        assert result_of(run) == result_of(whole)
+        assert result_of(run) == result_of(uninterrupted)
 
     def test_a_bfloat16_run_resumes_to_the_same_bits(self, cache: Path, recipe: TrainRecipe, tmp_path: Path) -> None:
         half = dataclasses.replace(recipe, precision="bfloat16")
@@ -88,7 +88,7 @@ class TestContinuation:
         self,
         cache: Path,
         recipe: TrainRecipe,
-        whole: Path,
+        uninterrupted: Path,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         part: str,
@@ -109,14 +109,14 @@ class TestContinuation:
             with pytest.raises(KeyboardInterrupt):
                 Trainer(CachedPrefixes(cache), recipe).train(run)
         Trainer(CachedPrefixes(cache), recipe).train(run)
-        assert result_of(run) == result_of(whole)
+        assert result_of(run) == result_of(uninterrupted)
 
     @pytest.mark.parametrize("stopped_at", range(1, 5))
     def test_a_run_stopped_while_it_starts_resumes(
         self,
         cache: Path,
         recipe: TrainRecipe,
-        whole: Path,
+        uninterrupted: Path,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         stopped_at: int,
@@ -137,28 +137,30 @@ class TestContinuation:
             with pytest.raises(KeyboardInterrupt):
                 Trainer(CachedPrefixes(cache), recipe).train(run)
         Trainer(CachedPrefixes(cache), recipe).train(run)
-        assert result_of(run) == result_of(whole)
+        assert result_of(run) == result_of(uninterrupted)
 
-    def test_a_finished_run_is_not_changed(self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path) -> None:
-        run = shutil.copytree(whole, tmp_path / "run")
+    def test_a_finished_run_is_not_changed(
+        self, cache: Path, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path
+    ) -> None:
+        run = shutil.copytree(uninterrupted, tmp_path / "run")
         validation = Trainer(CachedPrefixes(cache), recipe).train(run)
-        assert result_of(run) == result_of(whole)
-        assert validation.loss == json.loads((whole / "result.json").read_text())["validation"]["loss"]
+        assert result_of(run) == result_of(uninterrupted)
+        assert validation.loss == json.loads((uninterrupted / "result.json").read_text())["validation"]["loss"]
 
     def test_a_run_resumes_after_its_cache_was_moved(
-        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
+        self, cache: Path, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path
     ) -> None:
         with pytest.raises(KeyboardInterrupt):
             Trainer(CachedPrefixes(cache), recipe).train(tmp_path / "run", on_step=stop_at(6))
         moved = shutil.copytree(cache, tmp_path / "moved")
         Trainer(CachedPrefixes(moved), recipe).train(tmp_path / "run")
-        assert result_of(tmp_path / "run") == result_of(whole)
+        assert result_of(tmp_path / "run") == result_of(uninterrupted)
 
     def test_another_seed_gives_another_run(
-        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
+        self, cache: Path, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path
     ) -> None:
         Trainer(CachedPrefixes(cache), dataclasses.replace(recipe, seed=1)).train(tmp_path / "run")
-        assert result_of(tmp_path / "run")["metrics"] != result_of(whole)["metrics"]
+        assert result_of(tmp_path / "run")["metrics"] != result_of(uninterrupted)["metrics"]
 
     def test_training_does_not_change_the_global_random_state(
         self, cache: Path, recipe: TrainRecipe, tmp_path: Path
@@ -181,17 +183,17 @@ class TestMetrics:
         steps = [json.loads(line)["step"] for line in log_of(run).read_text().splitlines()]
         assert steps == list(range(1, 13))
 
-    def test_validations_are_logged_at_the_steps_of_the_recipe(self, whole: Path) -> None:
-        validated = [r["step"] for r in read_metrics(log_of(whole)) if "validation_loss" in r]
+    def test_validations_are_logged_at_the_steps_of_the_recipe(self, uninterrupted: Path) -> None:
+        validated = [r["step"] for r in read_metrics(log_of(uninterrupted)) if "validation_loss" in r]
         assert validated == [6, 12]
 
-    def test_the_logged_learning_rate_is_that_of_the_recipe(self, whole: Path, recipe: TrainRecipe) -> None:
-        for record in read_metrics(log_of(whole)):
+    def test_the_logged_learning_rate_is_that_of_the_recipe(self, uninterrupted: Path, recipe: TrainRecipe) -> None:
+        for record in read_metrics(log_of(uninterrupted)):
             assert record["learning_rate"] == recipe.learning_rate(record["step"] - 1)
 
-    def test_the_result_is_the_last_validation(self, whole: Path) -> None:
-        last = read_metrics(log_of(whole))[-1]
-        result = json.loads((whole / "result.json").read_text())
+    def test_the_result_is_the_last_validation(self, uninterrupted: Path) -> None:
+        last = read_metrics(log_of(uninterrupted))[-1]
+        result = json.loads((uninterrupted / "result.json").read_text())
         assert result["steps"] == last["step"] == 12
         for key in ("loss", "action_error", "constant_error"):
             assert result["validation"][key] == last[f"validation_{key}"]
@@ -274,17 +276,20 @@ class TestNumbers:
         assert seen == [(40, 8)]
 
     def test_the_policy_has_the_averaged_weights_and_the_training_statistics(
-        self, cache: Path, recipe: TrainRecipe, whole: Path
+        self, cache: Path, recipe: TrainRecipe, uninterrupted: Path
     ) -> None:
-        newest = sorted((whole / "checkpoints").iterdir())[-1]
-        policy, average = load_file(whole / "policy" / "expert.safetensors"), load_file(newest / "average.safetensors")
+        newest = sorted((uninterrupted / "checkpoints").iterdir())[-1]
+        policy, average = (
+            load_file(uninterrupted / "policy" / "expert.safetensors"),
+            load_file(newest / "average.safetensors"),
+        )
         assert policy.keys() == average.keys()
         assert all(torch.equal(policy[name], average[name]) for name in policy)
         data = Trainer(CachedPrefixes(cache), recipe).data
-        bundle = read_bundle(whole / "policy")
+        bundle = read_bundle(uninterrupted / "policy")
         assert bundle.state_normalizer == data.state_normalizer
         assert bundle.action_normalizer == data.action_normalizer
-        assert (whole / "policy" / SAMPLES).read_bytes() == (cache / SAMPLES).read_bytes()
+        assert (uninterrupted / "policy" / SAMPLES).read_bytes() == (cache / SAMPLES).read_bytes()
 
     def test_a_dry_run_writes_nothing_and_reports_sizes(
         self, cache: Path, recipe: TrainRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -300,7 +305,7 @@ class TestNumbers:
 
 class TestNonFinite:
     def test_a_bad_number_stops_the_run_and_names_its_rows(
-        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
+        self, cache: Path, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path
     ) -> None:
         trainer, run = Trainer(CachedPrefixes(cache), recipe), tmp_path / "run"
         row = LENGTH * trainer.data.train_episodes[1] + 5  # row 5 of an episode
@@ -319,10 +324,10 @@ class TestNonFinite:
             row - 1,
             row,
         }  # a chunk of four steps that starts at one of these rows contains the bad number
-        self.check_kept(cache, recipe, whole, run)
+        self.check_kept(cache, recipe, uninterrupted, run)
 
     def test_a_bad_gradient_stops_the_run_before_the_step(
-        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
+        self, cache: Path, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path
     ) -> None:
         """The loss is finite but its gradient is not: the step would corrupt the next checkpoint."""
         trainer, run = Trainer(CachedPrefixes(cache), recipe), tmp_path / "run"
@@ -334,15 +339,15 @@ class TestNonFinite:
         with pytest.raises(NonFiniteLossError, match=r"gradient's norm is \S+ at step 7; rows of the batch: "):
             trainer.train(run, on_step=spoil)
         assert all(bool(torch.isfinite(p).all()) for p in trainer.expert.parameters())
-        self.check_kept(cache, recipe, whole, run)
+        self.check_kept(cache, recipe, uninterrupted, run)
 
-    def check_kept(self, cache: Path, recipe: TrainRecipe, whole: Path, run: Path) -> None:
+    def check_kept(self, cache: Path, recipe: TrainRecipe, uninterrupted: Path, run: Path) -> None:
         """Check that the last good checkpoint is kept, and that the run finishes with undamaged data."""
         newest = sorted((run / "checkpoints").iterdir())[-1]
         assert newest.name in ("step-000005", "step-000010")
         assert all(bool(torch.isfinite(t).all()) for t in load_file(newest / "model.safetensors").values())
         Trainer(CachedPrefixes(cache), recipe).train(run)
-        assert result_of(run) == result_of(whole)
+        assert result_of(run) == result_of(uninterrupted)
 
 
 class TestRefusal:
@@ -373,7 +378,7 @@ class TestRefusal:
         self,
         cache: Path,
         recipe: TrainRecipe,
-        whole: Path,
+        uninterrupted: Path,
         tmp_path: Path,
         key: str,
         what: str,
@@ -395,11 +400,11 @@ class TestRefusal:
             "stride": lambda manifest: manifest.dataset.stride,
         }[key]
         there, here = values(read_manifest(cache)), values(read_manifest(other))
-        run = shutil.copytree(whole, tmp_path / "run")
+        run = shutil.copytree(uninterrupted, tmp_path / "run")
         with pytest.raises(RunError) as error:
             Trainer(CachedPrefixes(other), recipe).train(run)
         assert f"its {what} is {there}, this one's {here}" in error.value.message
-        assert files(run) == files(whole)
+        assert files(run) == files(uninterrupted)
 
     def test_a_run_on_a_part_of_the_cache_does_not_resume_on_the_whole(
         self, cache: Path, recipe: TrainRecipe, tmp_path: Path
@@ -422,13 +427,19 @@ class TestRefusal:
         ],
     )
     def test_a_run_of_another_recipe_is_refused_with_both_values(
-        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path, change: dict[str, Any], message: str
+        self,
+        cache: Path,
+        recipe: TrainRecipe,
+        uninterrupted: Path,
+        tmp_path: Path,
+        change: dict[str, Any],
+        message: str,
     ) -> None:
-        run = shutil.copytree(whole, tmp_path / "run")
+        run = shutil.copytree(uninterrupted, tmp_path / "run")
         with pytest.raises(RunError) as error:
             Trainer(CachedPrefixes(cache), dataclasses.replace(recipe, **change)).train(run)
         assert message in error.value.message
-        assert files(run) == files(whole)
+        assert files(run) == files(uninterrupted)
 
     def test_a_folder_with_something_else_is_refused_and_kept(
         self, cache: Path, recipe: TrainRecipe, tmp_path: Path
@@ -439,9 +450,9 @@ class TestRefusal:
         assert files(tmp_path) == {"config.yaml": b"mine: true\n"}
 
     def test_a_damaged_run_file_is_a_clear_error(
-        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
+        self, cache: Path, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path
     ) -> None:
-        run = shutil.copytree(whole, tmp_path / "run")
+        run = shutil.copytree(uninterrupted, tmp_path / "run")
         (run / "run.json").write_text("{")
         with pytest.raises(RunError, match=r"run\.json is damaged"):
             Trainer(CachedPrefixes(cache), recipe).train(run)
@@ -452,8 +463,8 @@ class TestFresh:
         small = ["--steps", "1", "--batch", "8", "--set", "expert.hidden=16"]
         return app.run(["--quiet", "train-expert", "--cache", str(cache), "--out", str(run), *small, *more])
 
-    def test_fresh_starts_a_run_over(self, cache: Path, whole: Path, tmp_path: Path) -> None:
-        run = shutil.copytree(whole, tmp_path / "run")
+    def test_fresh_starts_a_run_over(self, cache: Path, uninterrupted: Path, tmp_path: Path) -> None:
+        run = shutil.copytree(uninterrupted, tmp_path / "run")
         assert self.train(cache, run) == 1  # the recipe differs
         assert self.train(cache, run, "--fresh") == 0
         assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-000001"]

@@ -42,7 +42,7 @@ def online(editor: Editor | None = None, dataset: MemoryDataset | None = None, *
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, recipe: TrainRecipe) -> Path:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, recipe: TrainRecipe) -> Path:
     """An uninterrupted run without a cache."""
     folder = tmp_path_factory.mktemp("runs") / "online"
     Trainer(online(), recipe).train(folder)
@@ -50,10 +50,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, recipe: TrainRecipe) -> Path
 
 
 class TestSameAsACache:
-    def test_the_run_has_the_same_bits(self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path) -> None:
+    def test_the_run_has_the_same_bits(
+        self, cache: Path, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path
+    ) -> None:
         """The arithmetic editor gives a row the same numbers in any batch."""
         Trainer(CachedPrefixes(cache), recipe).train(tmp_path / "cached")
-        there, here = result_of(tmp_path / "cached"), result_of(whole)
+        there, here = result_of(tmp_path / "cached"), result_of(uninterrupted)
         assert there == here
 
     @pytest.mark.parametrize("stride", [1, 3])
@@ -138,25 +140,27 @@ class TestCost:
 class TestContinuation:
     @pytest.mark.parametrize("step", [0, 4, 5, 7, 11, 12])
     def test_a_stopped_run_resumes_to_the_same_bits(
-        self, recipe: TrainRecipe, whole: Path, tmp_path: Path, step: int
+        self, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path, step: int
     ) -> None:
         with pytest.raises(KeyboardInterrupt):
             Trainer(online(), recipe).train(tmp_path / "run", on_step=stop_at(step))
         Trainer(online(), recipe).train(tmp_path / "run")
-        assert result_of(tmp_path / "run") == result_of(whole)
+        assert result_of(tmp_path / "run") == result_of(uninterrupted)
 
-    def test_a_finished_run_is_not_changed(self, recipe: TrainRecipe, whole: Path, tmp_path: Path) -> None:
-        run, dataset = shutil.copytree(whole, tmp_path / "run"), MemoryDataset([LENGTH] * EPISODES)
+    def test_a_finished_run_is_not_changed(self, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path) -> None:
+        run, dataset = shutil.copytree(uninterrupted, tmp_path / "run"), MemoryDataset([LENGTH] * EPISODES)
         trainer = Trainer(online(dataset=dataset), recipe)
         trainer.train(run)
-        assert result_of(run) == result_of(whole)
+        assert result_of(run) == result_of(uninterrupted)
         assert dataset.streams == [tuple(trainer.data.validation_episodes)]
 
-    def test_a_run_resumes_after_its_dataset_was_moved(self, recipe: TrainRecipe, whole: Path, tmp_path: Path) -> None:
-        run, moved = shutil.copytree(whole, tmp_path / "run"), MemoryDataset([LENGTH] * EPISODES)
+    def test_a_run_resumes_after_its_dataset_was_moved(
+        self, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path
+    ) -> None:
+        run, moved = shutil.copytree(uninterrupted, tmp_path / "run"), MemoryDataset([LENGTH] * EPISODES)
         moved.info = dataclasses.replace(moved.info, root=Path("elsewhere"))
         Trainer(online(dataset=moved), recipe).train(run)
-        assert result_of(run) == result_of(whole)
+        assert result_of(run) == result_of(uninterrupted)
 
     @pytest.mark.parametrize(
         ("field", "options"),
@@ -167,22 +171,22 @@ class TestContinuation:
         ],
     )
     def test_a_run_on_other_prefixes_is_refused(
-        self, recipe: TrainRecipe, whole: Path, tmp_path: Path, field: str, options: dict[str, Any]
+        self, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path, field: str, options: dict[str, Any]
     ) -> None:
-        run = shutil.copytree(whole, tmp_path / "run")
+        run = shutil.copytree(uninterrupted, tmp_path / "run")
         with pytest.raises(RunError, match=f"another run: its {field} is "):
             Trainer(online(**options), recipe).train(run)
-        assert files(run) == files(whole)
+        assert files(run) == files(uninterrupted)
 
     def test_an_online_run_does_not_resume_with_a_cache(
-        self, cache: Path, recipe: TrainRecipe, whole: Path, tmp_path: Path
+        self, cache: Path, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path
     ) -> None:
-        run = shutil.copytree(whole, tmp_path / "run")
+        run = shutil.copytree(uninterrupted, tmp_path / "run")
         with pytest.raises(RunError, match="its codec is none, this one's fp32"):
             Trainer(CachedPrefixes(cache), recipe).train(run)
 
-    def test_the_run_records_its_source(self, recipe: TrainRecipe, whole: Path) -> None:
-        run = json.loads((whole / "run.json").read_text())
+    def test_the_run_records_its_source(self, recipe: TrainRecipe, uninterrupted: Path) -> None:
+        run = json.loads((uninterrupted / "run.json").read_text())
         origin = online().info
         assert run == {
             "online": str(Path("memory").resolve()),
@@ -197,19 +201,21 @@ class TestContinuation:
             "precision": "float32",
         }
         dataset = MemoryDataset([LENGTH] * EPISODES)
-        assert held_out_episodes(whole / "policy", dataset) == Trainer(online(), recipe).data.validation_episodes
-        assert len(log_of(whole).read_text().splitlines()) == recipe.steps
+        assert (
+            held_out_episodes(uninterrupted / "policy", dataset) == Trainer(online(), recipe).data.validation_episodes
+        )
+        assert len(log_of(uninterrupted).read_text().splitlines()) == recipe.steps
 
-    def test_the_policy_keeps_sample_rows_with_their_images(self, whole: Path) -> None:
+    def test_the_policy_keeps_sample_rows_with_their_images(self, uninterrupted: Path) -> None:
         rows = {row.row: row for row in MemoryDataset([LENGTH] * EPISODES).rows()}
-        kept = Samples.load(whole / "policy" / SAMPLES).observations
+        kept = Samples.load(uninterrupted / "policy" / SAMPLES).observations
         for number, observation in zip((8, 24, 40), kept, strict=True):  # the middles of batches of 16
             assert np.array_equal(observation.images["top"], rows[number].images["top"])
             assert observation.instruction == rows[number].instruction
 
 
 class TestFailure:
-    def test_no_temporary_files_are_left(self, recipe: TrainRecipe, whole: Path, tmp_path: Path) -> None:
+    def test_no_temporary_files_are_left(self, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path) -> None:
         def nothing_yet(step: int, values: dict[str, float]) -> None:
             assert sorted(p.name for p in run.iterdir() if p.is_file()) == ["config.yaml", "metrics.jsonl", "run.json"]
             raise KeyboardInterrupt
@@ -218,7 +224,7 @@ class TestFailure:
         with pytest.raises(KeyboardInterrupt):
             Trainer(online(), recipe).train(run, on_step=nothing_yet)
         assert [p.name for p in tmp_path.iterdir()] == ["run"]
-        assert {p.name for p in whole.iterdir()} - {"tensorboard"} == {
+        assert {p.name for p in uninterrupted.iterdir()} - {"tensorboard"} == {
             *("config.yaml", "run.json", "metrics.jsonl", "result.json", "checkpoints", "policy")
         }
 

@@ -60,14 +60,15 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
     return counter
 
 
-def truth(recordings: list[Recording]) -> Iterator[tuple[int, int, Recording]]:
+def expected_rows(recordings: list[Recording]) -> Iterator[tuple[int, int, Recording]]:
+    """Yield (episode, frame, recording) for every row of the dataset."""
     for episode, recording in enumerate(recordings):
         for frame in range(len(recording.states)):
             yield episode, frame, recording
 
 
 def assert_rows_equal(rows: list[Row], recordings: list[Recording]) -> None:
-    for number, (row, (episode, frame, recording)) in enumerate(zip(rows, truth(recordings), strict=True)):
+    for number, (row, (episode, frame, recording)) in enumerate(zip(rows, expected_rows(recordings), strict=True)):
         assert (row.row, row.episode, row.frame) == (number, episode, frame)
         assert row.timestamp == pytest.approx(frame / FPS)
         assert row.instruction == recording.instruction
@@ -81,7 +82,7 @@ def test_every_recorded_row_is_read(form: str, recordings: list[Recording], requ
     dataset: Dataset = LeRobotDataset(request.getfixturevalue(form))
     rows = list(dataset.rows())
     assert_rows_equal(rows, recordings)
-    for row, (_, frame, recording) in zip(rows, truth(recordings), strict=True):
+    for row, (_, frame, recording) in zip(rows, expected_rows(recordings), strict=True):
         assert list(row.images) == list(CAMERAS)
         for camera, pixels in row.images.items():
             assert pixels.dtype == np.uint8

@@ -74,7 +74,7 @@ class ApartEditor(ArithmeticEditor):
 
 
 @pytest.fixture(scope="module")
-def looked(policy_folder: Path, tiny_weights: Path, demonstrations: Dataset) -> Any:
+def measured(policy_folder: Path, tiny_weights: Path, demonstrations: Dataset) -> Any:
     policy = Policy.load(policy_folder, weights=tiny_weights)
     return policy, evaluate_attention(policy, demonstrations, rows=6)
 
@@ -97,8 +97,8 @@ def test_the_only_target_of_separate_cameras_belongs_to_the_first_camera(
         np.testing.assert_allclose(sample.average, np.array([[2, 2, 1, 1]] * 2) / 12, atol=1e-6)
 
 
-def test_maps_and_shares_are_distributions(looked: Any) -> None:
-    policy, (result, samples) = looked
+def test_maps_and_shares_are_distributions(measured: Any) -> None:
+    policy, (result, samples) = measured
     spec = policy.parts.editor.spec
     assert [layer.layer for layer in result.layers] == [layer.name for layer in spec.layers]
     assert result.rows + result.still == 6
@@ -112,9 +112,9 @@ def test_maps_and_shares_are_distributions(looked: Any) -> None:
             assert list(one) == ["text", "reference", "own"]
 
 
-def test_the_reported_numbers_follow_from_the_maps(looked: Any) -> None:
+def test_the_reported_numbers_follow_from_the_maps(measured: Any) -> None:
     """Recompute mass, area and lift from the pictures and the maps."""
-    _, (result, samples) = looked
+    _, (result, samples) = measured
     mass, area, ratios = [], [], []
     for sample in samples:
         difference = np.abs(sample.now.astype(float) - sample.target.astype(float)).mean(axis=2)
@@ -130,28 +130,28 @@ def test_the_reported_numbers_follow_from_the_maps(looked: Any) -> None:
     assert [row.area for row in result.per_row] == pytest.approx(area)
 
 
-def test_rows_do_not_depend_on_their_batch(looked: Any, demonstrations: Dataset) -> None:
+def test_rows_do_not_depend_on_their_batch(measured: Any, demonstrations: Dataset) -> None:
     """Texts of different lengths share a batch, so padding must get no attention."""
-    policy, (_, samples) = looked
+    policy, (_, samples) = measured
     _, alone = evaluate_attention(policy, demonstrations, rows=6, batch=1)
     assert len({len(g.row.instruction) for g in samples}) > 1
     for one, other in zip(samples, alone, strict=True):
         np.testing.assert_allclose(one.maps, other.maps, atol=1e-5)
 
 
-def test_the_later_frame_is_the_one_after_the_chunk_or_the_last(looked: Any, demonstrations: Dataset) -> None:
-    policy, (result, _) = looked
+def test_the_later_frame_is_the_one_after_the_chunk_or_the_last(measured: Any, demonstrations: Dataset) -> None:
+    policy, (result, _) = measured
     last = {e.index: e.length - 1 for e in demonstrations.episodes()}
     assert all(r.target == min(r.frame + policy.horizon, last[r.episode]) for r in result.per_row)
     end, _ = evaluate_attention(policy, demonstrations, rows=4, target="end")
     assert all(r.target == last[r.episode] for r in end.per_row)
 
 
-def test_only_held_out_episodes_are_measured(looked: Any, demonstrations: Dataset) -> None:
-    result, _ = evaluate_attention(looked[0], demonstrations, rows=4, held_out=(0, 2))
+def test_only_held_out_episodes_are_measured(measured: Any, demonstrations: Dataset) -> None:
+    result, _ = evaluate_attention(measured[0], demonstrations, rows=4, held_out=(0, 2))
     assert result.held_out
     assert {r.episode for r in result.per_row} == {0, 2}
-    assert not looked[1][0].held_out
+    assert not measured[1][0].held_out
 
 
 def test_an_editor_with_several_resolutions_and_a_text_layer_is_measured(
@@ -209,24 +209,24 @@ def test_a_prefix_without_images_is_refused(tmp_path: Path, demonstrations: Data
 
 
 def test_an_expert_without_a_prefix_is_refused(
-    looked: Any, demonstrations: Dataset, monkeypatch: pytest.MonkeyPatch
+    measured: Any, demonstrations: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expert = looked[0].expert
+    expert = measured[0].expert
     monkeypatch.setattr(expert, "config", dataclasses.replace(expert.config, use_prefix=False))
     with pytest.raises(UsageError, match="does not use the prefix"):
-        evaluate_attention(looked[0], demonstrations, rows=4)
+        evaluate_attention(measured[0], demonstrations, rows=4)
 
 
-def test_the_result_can_be_read_back_and_printed(looked: Any) -> None:
-    _, (result, _) = looked
+def test_the_result_can_be_read_back_and_printed(measured: Any) -> None:
+    _, (result, _) = measured
     assert from_dict(AttentionResult, json.loads(json.dumps(to_dict(result))), source="memory") == result
     lines = attention_table(result).splitlines()
     assert [line.split()[0] for line in lines] == ["layer", *(layer.layer for layer in result.layers), "average"]
     assert f"{result.average.trained.own.mean:.2f} (" in lines[-1]
 
 
-def test_pictures_are_brightest_where_the_map_is_largest(looked: Any) -> None:
-    _, (_, samples) = looked
+def test_pictures_are_brightest_where_the_map_is_largest(measured: Any) -> None:
+    _, (_, samples) = measured
     peak = np.full((4, 4), 0.01)
     peak[1, 2] = 0.85
     pixels = np.asarray(overlay(samples[0], peak, 64), dtype=float)

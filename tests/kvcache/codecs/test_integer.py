@@ -38,7 +38,7 @@ def kv() -> LayerKV:
     return LayerKV(k, v)
 
 
-def back(codec: Any, kv: LayerKV, **given: Any) -> LayerKV:
+def round_trip(codec: Any, kv: LayerKV, **given: Any) -> LayerKV:
     decoded: LayerKV = codec.decode(codec.encode(kv, LAYER, **given), LAYER)
     return decoded
 
@@ -62,7 +62,7 @@ def test_a_row_has_the_same_bytes_in_every_batch(codec: Any, kv: LayerKV) -> Non
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group", [32, 64, 1000])
 def test_errors_are_at_most_half_a_step_of_the_group(bits: Any, group: int, kv: LayerKV) -> None:
-    found = back(GroupedIntegerCodec("x", bits, group), kv)
+    found = round_trip(GroupedIntegerCodec("x", bits, group), kv)
     for part, axis in (("k", 1), ("v", 2)):
         values, decoded = (getattr(x, part).numpy().astype(np.float64) for x in (kv, found))
         if part == "v":
@@ -98,7 +98,7 @@ def test_padding_does_not_widen_the_groups_of_keys(codec: GroupedIntegerCodec, k
     valid[:, 40:50] = False
     k = kv.k.clone() + 100  # far from zero
     k[:, 40:50] = 0
-    padded = back(codec, LayerKV(k, kv.v), valid=valid)
+    padded = round_trip(codec, LayerKV(k, kv.v), valid=valid)
     group = k[:, [*range(40), *range(50, 64)]]
     step = (group.amax(1) - group.amin(1)) / (2**codec.bits - 1)
     error = (padded.k[:, :40] - k[:, :40]).abs().amax(1)
@@ -108,20 +108,20 @@ def test_padding_does_not_widen_the_groups_of_keys(codec: GroupedIntegerCodec, k
 def test_a_group_of_padding_alone_is_finite(kv: LayerKV) -> None:
     valid = torch.ones(4, TOKENS, dtype=torch.bool)
     valid[:, :64] = False
-    assert bool(torch.isfinite(back(INT4, kv, valid=valid).k).all())
+    assert bool(torch.isfinite(round_trip(INT4, kv, valid=valid).k).all())
 
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("value", [0.0, -3.5])
 def test_equal_numbers_are_restored_exactly(codec: Any, value: float) -> None:
     same = torch.full((1, TOKENS, HEADS, SIZE), value)
-    found = back(codec, LayerKV(same, same))
+    found = round_trip(codec, LayerKV(same, same))
     assert torch.allclose(found.k, same, rtol=1e-6)
     assert torch.allclose(found.v, same, rtol=1e-6)
 
 
 def test_fp8_errors_are_those_of_three_mantissa_bits_scaled_per_head(kv: LayerKV) -> None:
-    found = back(FLOAT8, kv)
+    found = round_trip(FLOAT8, kv)
     for values, decoded in ((kv.k, found.k), (kv.v, found.v)):
         least = values.abs().amax((1, 3), keepdim=True) / 448 * 2.0**-9  # half a step of subnormal numbers
         assert bool(((decoded - values).abs() <= values.abs() * 2.0**-4 + least).all())

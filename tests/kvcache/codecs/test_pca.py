@@ -96,7 +96,7 @@ def prefix(layers: tuple[LayerSpec, ...], rows: int, seed: int, inner: int = 8) 
     return PrefixKV(tuple(kept), valid)
 
 
-def back(codec: PCACodec, layout: KVSpec, given: PrefixKV) -> list[LayerKV]:
+def round_trip(codec: PCACodec, layout: KVSpec, given: PrefixKV) -> list[LayerKV]:
     return [
         codec.decode(codec.encode(kv, x, rope=layout.rope, valid=given.valid), x, rope=layout.rope)
         for kv, x in zip(given.layers, layout.layers, strict=True)
@@ -132,7 +132,7 @@ def test_numbers_with_few_degrees_of_freedom_are_restored(head_dim: int) -> None
     one_bit = PCACodec("one", 1.0)
     fitted = one_bit.fitted(layout, [prefix(layout.layers, 64, 0)])
     given = prefix(layout.layers, 16, 1)
-    (found,) = back(fitted, layout, given)
+    (found,) = round_trip(fitted, layout, given)
     assert error(found, given.layers[0], given.valid) < 0.03
 
 
@@ -141,7 +141,7 @@ def test_the_error_is_below_that_of_integers_with_twice_the_bytes() -> None:
     layout = spec(layer())
     given = prefix(layout.layers, 16, 1, inner=24)
     fitted = PCA2.fitted(layout, [prefix(layout.layers, 64, 0, inner=24)])
-    (ours,) = back(fitted, layout, given)
+    (ours,) = round_trip(fitted, layout, given)
     (x,) = layout.layers
     theirs = INT4.decode(INT4.encode(given.layers[0], x, rope=ROPE, valid=given.valid), x, rope=ROPE)
     ours_bytes, theirs_bytes = (sum(p.row_bytes for p in c.parts(x).values()) for c in (fitted, INT4))
@@ -159,7 +159,7 @@ def test_independent_gaussian_numbers_have_the_theoretical_error_of_two_bits() -
         for n in (256, 32)
     )
     two_bits = PCACodec("two", 2.0)
-    (found,) = back(two_bits.fitted(layout, [fit]), layout, given)
+    (found,) = round_trip(two_bits.fitted(layout, [fit]), layout, given)
     squared = (found.k - given.layers[0].k).square().mean()
     assert float(squared) == pytest.approx(0.1188, rel=0.06)
 
@@ -183,7 +183,7 @@ def test_state_restores_the_codec_and_fitting_is_deterministic() -> None:
     restored = PCA2.restored(layout, first.state())
     assert isinstance(restored, FittedCodec)
     given = prefix(layout.layers, 4, 2)
-    for a, b in zip(back(first, layout, given), back(restored, layout, given), strict=True):
+    for a, b in zip(round_trip(first, layout, given), round_trip(restored, layout, given), strict=True):
         assert torch.equal(a.k, b.k)
         assert torch.equal(a.v, b.v)
 
@@ -207,7 +207,7 @@ def test_constant_numbers_are_restored() -> None:
     """A layer with the same value for every token has no variance to store."""
     layout = spec(layer(rope=False), rope=None)
     constant = PrefixKV((LayerKV(*(torch.full((4, TEXT + PICTURE, 3, 16), x) for x in (2.0, -1.0))),), None)
-    (found,) = back(PCA1.fitted(layout, [constant]), layout, constant)
+    (found,) = round_trip(PCA1.fitted(layout, [constant]), layout, constant)
     assert torch.allclose(found.k, constant.layers[0].k, atol=1e-6)
     assert torch.allclose(found.v, constant.layers[0].v, atol=1e-6)
 
