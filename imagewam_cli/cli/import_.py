@@ -102,7 +102,7 @@ def import_command(
     from imagewam_cli.editors.loading.hardware import Hardware
     from imagewam_cli.errors import UsageError
     from imagewam_cli.published.importing import import_policy
-    from imagewam_cli.published.robots import robot as preset
+    from imagewam_cli.published.robots import robot_preset
     from imagewam_cli.published.settings import TrainSettings, read_train_config
     from imagewam_cli.workspace import EXPORTS
 
@@ -110,7 +110,7 @@ def import_command(
     existing("--stats", stats, "pass the dataset_stats.json that was published with the checkpoint")
     if config is not None:
         existing("--config", config, "pass the checkpoint's train_config.yaml, or leave it out")
-    chosen = preset(robot)
+    chosen = robot_preset(robot)
     if camera:
         if len(camera) != len(chosen.cameras):
             names = ", ".join(chosen.cameras)

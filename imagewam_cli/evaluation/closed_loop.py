@@ -17,7 +17,7 @@ from imagewam_cli.sim.rollout import Episode, roll_out
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Results of a group of episodes. mean_steps: of the successful ones; None if none was successful."""
+    """Results of a group of episodes. mean_steps: mean length of the successful ones; None if there are none."""
 
     success: Rate
     mean_steps: float | None
@@ -33,7 +33,7 @@ class SplitResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeRecord:
-    """An episode without its pictures. given: the instruction that the policy read."""
+    """An episode without its pictures. given: the instruction shown to the policy."""
 
     seed: int
     split: str
@@ -56,7 +56,7 @@ class ClosedLoopResult:
 
 
 def summarize(episodes: Sequence[Episode]) -> ClosedLoopResult:
-    """Count successes per split, and within a split per kind of task."""
+    """Count successes per split, and per kind of task within each split."""
     splits = {}
     for split in dict.fromkeys(e.split for e in episodes):
         members = [e for e in episodes if e.split == split]
@@ -81,9 +81,9 @@ def evaluate_in_simulator(
     """Roll out scenes seed .. seed + episodes - 1 of each split and summarize them.
 
     policy: None for the environment's scripted demonstrator.
-    other_instructions: give the policy the instruction of the next scene with a different one (cyclically), but judge
-        by the scene's own goal. A policy that ignores instructions keeps its success rate; one that follows them loses
-        it.
+    other_instructions: give the policy the instruction of the next scene whose instruction differs (cyclically), but
+        score it by the scene's own goal. A policy that ignores instructions keeps its success rate; one that
+        follows them loses it.
     max_steps: limit on the steps of an episode; None: the environment's limit.
     keep_frames: number of scenes, from the first, whose `Episode.frames` keep every picture of the first camera, for
         contact sheets and videos.
@@ -97,7 +97,7 @@ def evaluate_in_simulator(
     execute = None if policy is None else policy.execute
     for name, value in (("episodes", episodes), ("max_steps", max_steps), ("batch", batch), ("execute", execute)):
         if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}", f"pass at least 1 as {name}")
+            raise UsageError(f"{name} must be at least 1, got {value}")
     if not splits:
         raise UsageError("no split to evaluate on", "name at least one split")
     scenes = make_env()
@@ -123,7 +123,7 @@ def evaluate_in_simulator(
 
 
 def _others(env: Environment, seeds: Sequence[int], split: str) -> dict[int, str]:
-    """Return seed -> the instruction of the next scene, cyclically, that has a different one."""
+    """Return seed -> the instruction of the next scene (cyclically) whose instruction differs."""
     own = [env.reset(seed, split).instruction for seed in seeds]
     if len(set(own)) < 2:
         raise UsageError(

@@ -1,7 +1,8 @@
 """Open-loop error: compare the actions that a policy plans at recorded frames with the recorded ones.
 
 This needs neither robot nor simulator, but does not measure success: a plan may differ from the recording and be just
-as good. Compare the error with that of the best constant chunk, which knows the recordings but ignores observations.
+as good. Compare the error with that of the best constant chunk, which is fitted to the recordings but ignores
+observations.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from imagewam_cli.policy.acting import ChunkPolicy
 
 Float64Array = npt.NDArray[np.float64]
 
-_LEAST_ERROR = 1e-12
-"""Least error of the constant chunk in ratios: keeps them finite if the recorded actions never change."""
+_MIN_ERROR = 1e-12
+"""Minimum error of the constant chunk in ratios: keeps them finite if the recorded actions never change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class ChunkErrors:
 class ActionError:
     """Mean absolute errors of one action dimension, in its robot unit.
 
-    policy, constant: of the policy and of the constant chunk; ratio: of their mean squared errors.
+    policy, constant: errors of the policy and of the constant chunk; ratio: ratio of their mean squared errors.
     """
 
     name: str
@@ -66,7 +67,7 @@ class OpenLoopResult:
     """Errors of the policy and of the best constant chunk over the same rows and steps.
 
     horizon: number of compared steps T; rows: number of frames at which a chunk was planned.
-    ratio_to_constant: the policy's mean squared error divided by the constant chunk's; below 1, the policy makes use of
+    ratio_to_constant: the policy's mean squared error divided by the constant chunk's; below 1, the policy uses
     its observations. If dimensions have different units or ranges, read `per_action` instead: the dimension with the
     widest range dominates the sum.
 
@@ -103,11 +104,11 @@ def open_loop(
     """Plan at every `stride`-th frame of each episode and compare with the recorded actions.
 
     Steps beyond an episode's end are skipped. The constant chunk is the mean of the compared actions per step and
-    dimension, so it has the least squared error of all constants. Memory: one episode's actions and one batch of
-    pictures.
+    dimension, so it minimizes the squared error among constants. Holds one episode's actions and one batch of pictures
+    in memory.
 
     Args:
-        horizon: number of steps T to compare, at most as many as the policy plans. Cut at the length of the longest
+        horizon: number of steps T to compare, at most the policy's horizon; limited to the length of the longest
             episode.
         episodes: indices of the episodes; None: all.
         batch: number of frames per call of the policy.
@@ -121,7 +122,7 @@ def open_loop(
     """
     for name, value in (("horizon", horizon), ("stride", stride), ("batch", batch)):
         if value < 1:
-            raise UsageError(f"{name} is {value}", f"pass at least 1 as {name}")
+            raise UsageError(f"{name} must be at least 1, got {value}")
     lengths = {e.index: e.length for e in dataset.episodes()}
     chosen = sorted(lengths if episodes is None else set(episodes))
     for index in chosen:
@@ -288,7 +289,7 @@ def _per_action(names: Sequence[str], planned: _ErrorSums, constant: _ErrorSums)
 
 
 def _ratio(planned: float, constant: float) -> float:
-    return planned / max(constant, _LEAST_ERROR)
+    return planned / max(constant, _MIN_ERROR)
 
 
 def _as_tuples(values: Float64Array) -> tuple[tuple[float, ...], ...]:

@@ -19,24 +19,24 @@ from PIL import Image, ImageDraw
 
 from imagewam_cli.data.lerobot.encoder import encoder_settings
 from imagewam_cli.errors import SimulationError, UsageError
-from imagewam_cli.evaluation.lettering import INK_RGB, LINE_HEIGHT, PAPER_RGB, RGB, font, wrapped
+from imagewam_cli.evaluation.fonts import INK_RGB, LINE_HEIGHT, PAPER_RGB, RGB, font, wrapped
 from imagewam_cli.files import atomic_file
 from imagewam_cli.sim.rollout import Episode
 
 SUCCESS_RGB: RGB = (22, 148, 72)
 FAILURE_RGB: RGB = (206, 44, 44)
 RUNNING_RGB: RGB = (190, 192, 198)
-"""Border colour of an episode that has not ended yet."""
+"""Border color of an episode that has not ended yet."""
 
 MAX_EPISODES = 12
-"""Greatest number of episodes in a grid."""
+"""Maximum number of episodes in a grid."""
 
 _GAP = 4
 _BORDER = 4
 _MAX_LINES = 3
-"""Greatest number of lines of a caption in a grid."""
+"""Maximum number of lines of a caption in a grid."""
 _PALETTE_SAMPLES = 6
-"""Number of frames per episode from which a GIF's palette is chosen."""
+"""Number of frames per episode that determine a GIF's palette."""
 _VIDEO_THREADS = 2
 
 
@@ -50,7 +50,7 @@ def contact_sheet(
     Args:
         columns: number of pictures in a row.
         frames_per_episode: None: `columns`, so one episode per row. With fewer, several episodes share a row.
-        width: of each picture, in pixels.
+        width: width of each picture, in pixels.
 
     Raises:
         UsageError: there are no episodes or frames, frames differ in size, or an episode has more frames than columns.
@@ -61,15 +61,15 @@ def contact_sheet(
             f"{shown} frames per episode do not fit {columns} columns", f"pass a number from 1 to {columns}"
         )
     size = _picture_size(episodes, width)
-    beside = columns // shown
-    strip = (shown * (size[0] + _GAP) - _GAP, LINE_HEIGHT + _GAP + size[1])
-    rows = math.ceil(len(episodes) / beside)
-    across = beside * (strip[0] + 3 * _GAP) - 3 * _GAP
-    sheet = Image.new("RGB", (across + 2 * _GAP, rows * (strip[1] + 3 * _GAP) + _GAP), PAPER_RGB)
+    per_line = columns // shown
+    strip_size = (shown * (size[0] + _GAP) - _GAP, LINE_HEIGHT + _GAP + size[1])
+    rows = math.ceil(len(episodes) / per_line)
+    line_width = per_line * (strip_size[0] + 3 * _GAP) - 3 * _GAP
+    sheet = Image.new("RGB", (line_width + 2 * _GAP, rows * (strip_size[1] + 3 * _GAP) + _GAP), PAPER_RGB)
     for i, episode in enumerate(episodes):
-        row, column = divmod(i, beside)
-        left, top = _GAP + column * (strip[0] + 3 * _GAP), 2 * _GAP + row * (strip[1] + 3 * _GAP)
-        _write_caption(sheet, (left, top), strip[0], episode)
+        row, column = divmod(i, per_line)
+        left, top = _GAP + column * (strip_size[0] + 3 * _GAP), 2 * _GAP + row * (strip_size[1] + 3 * _GAP)
+        _write_caption(sheet, (left, top), strip_size[0], episode)
         for number, index in enumerate(spaced(len(episode.frames), shown)):
             at = (left + number * (size[0] + _GAP), top + LINE_HEIGHT + _GAP)
             sheet.paste(_picture(episode, index, size), at)
@@ -91,7 +91,7 @@ def write_gif(
 
     Args:
         columns: number of episodes in a row.
-        width: of each episode's picture, in pixels.
+        width: width of each episode's picture, in pixels.
         fps: pictures per second; GIF players keep multiples of 10 ms.
         hold: seconds to show the end of the longest episode.
 
@@ -112,10 +112,10 @@ def write_gif(
 def write_mp4(
     path: Path, episodes: Sequence[Episode], *, columns: int = 4, width: int = 192, fps: float = 10.0, hold: float = 1.5
 ) -> None:
-    """Write the same grid as an H.264 MP4 that browsers play. Arguments as for `write_gif`.
+    """Write the same grid as an H.264 MP4 that browsers play. Arguments are those of `write_gif`.
 
     Raises:
-        UsageError: as for `write_gif`.
+        UsageError: for the same reasons as in `write_gif`.
         SimulationError: the video cannot be encoded; the error names the file.
     """
     grid = _Grid.of(episodes, columns, width, fps)
@@ -172,9 +172,9 @@ class _Grid:
     def size(self) -> tuple[int, int]:
         """Width and height of the grid, both even, because video encoders require it."""
         rows = math.ceil(len(self.episodes) / self.columns)
-        across = self.columns * (self.cell[0] + 2 * _GAP)
-        down = rows * (self.cell[1] + 2 * _GAP)
-        return across + across % 2, down + down % 2
+        width = self.columns * (self.cell[0] + 2 * _GAP)
+        height = rows * (self.cell[1] + 2 * _GAP)
+        return width + width % 2, height + height % 2
 
     def frames(self) -> Iterator[Image.Image]:
         """Yield the grid for every frame number, up to the end of the longest episode."""
@@ -186,7 +186,7 @@ class _Grid:
             yield sheet.copy()
 
     def palette(self) -> Image.Image:
-        """Return a palette of 256 colours for a few frames of every episode, with exact border colours."""
+        """Return a palette of 256 colors for a few frames of every episode, with exact border colors."""
         samples = Image.new("RGB", (self.size[0], self.size[1] * _PALETTE_SAMPLES))
         for number in range(_PALETTE_SAMPLES):
             sheet = self._blank()
@@ -226,7 +226,10 @@ class _Grid:
 
 
 def _encode(path: Path, grid: _Grid, fps: float, hold: float) -> None:
-    """H.264 with the dataset writer's settings, but key frames every few seconds only: nobody trains on this video."""
+    """Encode the grid as H.264 with the dataset writer's settings, except for key frames every few seconds.
+
+    Few key frames keep the file small; training needs more, but does not read this video.
+    """
     settings = encoder_settings("h264")
     rate = Fraction(fps).limit_denominator(1000)
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
@@ -259,15 +262,15 @@ def _picture_size(episodes: Sequence[Episode], width: int) -> tuple[int, int]:
     if empty is not None:
         raise UsageError(
             f"scene {empty.seed} of {empty.split!r} has no frames",
-            "roll out with keep_frames at the number of episodes to show",
+            "roll out with keep_frames set to the number of episodes to show",
         )
     shapes = {frame.shape for e in episodes for frame in e.frames}
     if len(shapes) > 1:
         raise UsageError(
             f"the frames have different shapes: {sorted(shapes)}", "show episodes of one environment and camera"
         )
-    height, across, _ = shapes.pop()
-    return width, max(1, round(width * height / across))
+    height, full_width, _ = shapes.pop()
+    return width, max(1, round(width * height / full_width))
 
 
 def _picture(episode: Episode, index: int, size: tuple[int, int]) -> Image.Image:
@@ -284,7 +287,7 @@ def _verdict(episode: Episode) -> RGB:
 
 
 def _caption(episode: Episode) -> str:
-    """Return the episode's instruction, or both instructions if the policy read another one."""
+    """Return the episode's instruction, or both instructions if the policy was given a different one."""
     if episode.given == episode.instruction:
         return episode.instruction
     return f"given: {episode.given}; judged by: {episode.instruction}"
@@ -303,7 +306,7 @@ def _write_caption(sheet: Image.Image, at: tuple[int, int], width: int, episode:
 
 
 def _draw_sign(pen: ImageDraw.ImageDraw, left: int, top: int, side: int, *, tick: bool) -> None:
-    """Draw a white tick or cross, for readers who cannot distinguish the colours."""
+    """Draw a white tick or cross, for readers who cannot distinguish the colors."""
     a, b, c = round(0.25 * side), round(0.5 * side), round(0.75 * side)
     lines = [((a, b), (round(0.42 * side), c)), ((round(0.42 * side), c), (c, a))]
     if not tick:

@@ -29,7 +29,7 @@ _DOTS_PER_INCH = 144
 
 
 def plot_open_loop(result: OpenLoopResult, path: Path) -> None:
-    """Plot the mean absolute error of policy and constant chunk over the steps, one panel per action dimension.
+    """Plot the mean absolute errors of policy and constant chunk over the steps, one panel per action dimension.
 
     Raises:
         ImagewamError: matplotlib is missing.
@@ -49,7 +49,7 @@ def plot_open_loop(result: OpenLoopResult, path: Path) -> None:
         axes.set_ylim(bottom=0)
         label_axes(axes, "step", "mean absolute error" if i % columns == 0 else "")
     figure.axes[0].legend(frameon=False, fontsize=8)
-    title = f"{result.rows} frames of {result.episodes} episodes, ratio of squares {result.ratio_to_constant:.3f}"
+    title = f"{result.rows} frames of {result.episodes} episodes, MSE ratio to constant {result.ratio_to_constant:.3f}"
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
 
@@ -76,7 +76,7 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     panels = [("flow loss", losses), ("squared error of the chunk, held-out episodes", errors)]
     drawn = [(title, lines) for title, lines in panels if any(_series(metrics, key)[0] for key, *_ in lines)]
     if not drawn:
-        raise UsageError("the metrics hold no loss", "plot a run after its first logged step")
+        raise UsageError("the metrics contain no loss", "plot a run after its first logged step")
     figure = new_figure(5.0 * len(drawn), 3.4)
     for position, (title, lines) in enumerate(drawn, start=1):
         axes = figure.add_subplot(1, len(drawn), position)

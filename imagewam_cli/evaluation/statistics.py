@@ -15,7 +15,8 @@ from imagewam_cli.errors import UsageError
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the Wilson score interval (low, high) of a success probability; (0, 1) without trials.
 
-    Unlike the textbook interval p +- z sqrt(p (1 - p) / n), it stays in [0, 1] and has a width at 0 and n successes.
+    Unlike the textbook interval p +- z sqrt(p (1 - p) / n), it stays in [0, 1] and has a non-zero width even at 0 and n
+    successes.
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
 
     Args:
@@ -27,19 +28,19 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
         UsageError: an argument is outside its range.
     """
     if not 0 <= successes <= trials:
-        raise UsageError(f"{successes} successes of {trials} trials are impossible", "pass 0 <= successes <= trials")
+        raise UsageError(f"{successes} successes in {trials} trials are impossible", "pass 0 <= successes <= trials")
     if not 0.0 < confidence < 1.0:
-        raise UsageError(f"a confidence of {confidence} is impossible", "pass a number between 0 and 1, such as 0.95")
+        raise UsageError(f"confidence must be between 0 and 1, got {confidence}", "pass a number such as 0.95")
     if trials == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     share = successes / trials
     widening = 1 + z * z / trials
-    centre = (share + z * z / (2 * trials)) / widening
+    center = (share + z * z / (2 * trials)) / widening
     half = z / widening * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     # Mathematically the two terms are equal at the ends, but they may differ in the last bit.
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == trials else centre + half
+    low = 0.0 if successes == 0 else center - half
+    high = 1.0 if successes == trials else center + half
     return low, high
 
 
@@ -93,7 +94,7 @@ class Mean:
                 f"{len(values)} values in {len(set(groups))} group(s)", "pass values of at least two groups"
             )
         if not 0.0 < confidence < 1.0:
-            raise UsageError(f"a confidence of {confidence} is impossible", "pass a number between 0 and 1")
+            raise UsageError(f"confidence must be between 0 and 1, got {confidence}", "pass a number such as 0.95")
         _, member = np.unique(np.asarray(groups), return_inverse=True)
         sums, counts = np.bincount(member, weights=np.asarray(values, dtype=np.float64)), np.bincount(member)
         drawn = np.random.default_rng(0).integers(len(sums), size=(resamples, len(sums)))

@@ -29,9 +29,9 @@ def action_attention(
 ) -> tuple[Tensor, ...]:
     """Return the attention of the action tokens in each layer, float64 (B, P + own) on the CPU.
 
-    The mean over the layer's blocks, heads, action tokens and Euler steps. Keys are [prefix tokens | state token, if
-    the expert has one | action tokens]; rows sum to 1. P may differ between layers. The state token's queries are left
-    out. Arguments as for `sampler.integrate`.
+    The weights are averaged over the layer's blocks, heads, action tokens and Euler steps. Keys are [prefix tokens |
+    state token, if the expert has one | action tokens]; rows sum to 1. P may differ between layers. The state token's
+    queries are omitted. Arguments are those of `sampler.integrate`.
     """
     names = block_names(expert.config)
     sums: dict[str, Tensor] = {}
@@ -57,7 +57,7 @@ def block_names(config: ExpertConfig) -> tuple[str, ...]:
 def untrained_expert(config: ExpertConfig, seed: int = 0) -> ActionExpert:
     """Return an expert with initial weights. Its output is zero, but its attention is not.
 
-    It shows how much attention the editor's keys attract from random queries.
+    This shows how much attention the editor's keys attract from random queries.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,7 +1,9 @@
 """The expert's blocks, with the module names of the published FLUX.2 action expert: its state dict loads strictly.
 
-Layer norms have no affine parameters and eps 1e-6. q and k pass an RMS norm over the head with a learned scale. Only
-the input encoders have biases. All blocks of a kind share one linear map for shift, scale and gate of the modulation.
+Layer norms have no affine parameters and eps 1e-6. q and k are normalized by an RMS norm over the head with a learned
+scale. Only the input encoders have biases. All blocks of a kind share one linear map for shift, scale and gate of the
+modulation.
+
 Source: arXiv 2606.19531, FLUX.2 stack.
 """
 
@@ -24,7 +26,7 @@ EPS = 1e-6
 class TimeEmbedding(nn.Module):
     """Embed times (B,) in [0, 1] as (B, hidden).
 
-    Two linear layers on the cosines, then the sines, of 1000 t at 128 frequencies from 1 down to 1e-4.
+    Applies two linear layers to the cosines, then the sines, of 1000 t at 128 frequencies from 1 down to 1e-4.
     """
 
     frequencies: Tensor
@@ -32,7 +34,7 @@ class TimeEmbedding(nn.Module):
     def __init__(self, hidden: int) -> None:
         super().__init__()
         half = TIME_FREQUENCIES // 2
-        # A buffer, because an exported graph would recompute the exponential with another rounding.
+        # Stored as a buffer: an exported graph would recompute the exponential with different rounding.
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.in_layer = nn.Linear(TIME_FREQUENCIES, hidden, bias=False)
@@ -66,7 +68,7 @@ class HeadNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (..., head size)."""
+        """Normalize x (..., head size)."""
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
         return normed.to(x.dtype) * self.scale
@@ -189,7 +191,7 @@ def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def _heads(qkv: Tensor, layer: LayerSpec, norm: QKNorm, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Split a fused projection into q, k, v heads (B N, T, H, D); normalise and rotate q and k."""
+    """Split a fused projection into q, k, v heads (B N, T, H, D); normalize and rotate q and k."""
     sizes = [n * layer.head_dim for n in (layer.heads, layer.kv_heads, layer.kv_heads)]
     parts = torch.split(qkv, sizes, dim=-1)
     q, k, v = (part.reshape(*part.shape[:-1], -1, layer.head_dim) for part in parts)

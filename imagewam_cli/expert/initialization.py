@@ -1,4 +1,4 @@
-"""Initialize the expert from the editor: tensors of the same name, resized by linear interpolation.
+"""Initialize the expert from the editor: take the tensors of the same name and resize them by linear interpolation.
 
 published: the method of the published code (arXiv 2606.19531, `preprocess_action_dit_flux2`). Each fused axis is
     resized as a whole. In parallel blocks this mixes parts, because only the MLP shrinks: queries come from the
@@ -39,7 +39,7 @@ _EQUAL_PARTS = {
     ("double_stream_modulation_img.lin", 0): 6,
     ("single_stream_modulation.lin", 0): 3,
 }
-"""(module, axis) -> number of fused parts of equal length, besides the attention's."""
+"""(module, axis) -> number of fused parts of equal length, in addition to the attention's."""
 
 
 def initialize(expert: ActionExpert, editor: Mapping[str, Tensor], how: Initialization) -> None:

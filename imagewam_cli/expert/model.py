@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertConfig:
-    """Sizes of an expert. `layers` and `rope` are those of the prefix that it attends to."""
+    """Sizes of an expert. `layers` and `rope` describe the prefix that the expert attends to."""
 
     layers: tuple[LayerSpec, ...]
     rope: RopeSpec | None
@@ -41,7 +41,7 @@ class ExpertConfig:
     use_prefix: bool = True
     """False: ignore the prefix, to measure how well the state alone predicts actions."""
     blocks_per_layer: int = 1
-    """Number of consecutive blocks per layer, so that keeping fewer layers need not shrink the expert."""
+    """Number of consecutive blocks per layer; more blocks keep the expert deep when few layers are kept."""
     rounding: RoundingName = "exact"
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class ExpertConfig:
                 if sum(self.rope.axes) != layer.head_dim:
                     raise ConfigError(
                         f"rope axes {self.rope.axes} rotate {sum(self.rope.axes)} numbers, "
-                        f"heads of {layer.name} have {layer.head_dim}"
+                        f"but the heads of {layer.name} have {layer.head_dim}"
                     )
 
     @property
@@ -62,12 +62,12 @@ class ExpertConfig:
         return self.per_block(self.layers)
 
     def per_block(self, of_layers: Sequence[T]) -> tuple[T, ...]:
-        """Repeat each layer's item once per block."""
+        """Repeat each layer's item once for each of its blocks."""
         return tuple(x for x in of_layers for _ in range(self.blocks_per_layer))
 
 
 class ActionExpert(nn.Module):
-    """velocity = expert(noisy_actions, t, state, prefix)."""
+    """Transformer that predicts a velocity: expert(noisy_actions, t, state, prefix)."""
 
     def __init__(self, config: ExpertConfig) -> None:
         super().__init__()
@@ -105,10 +105,10 @@ class ActionExpert(nn.Module):
         return self.action_encoder.weight.dtype
 
     def forward(self, noisy_actions: Tensor, t: Tensor, state: Tensor | None, prefix: PrefixKV | None) -> Tensor:
-        """Predict the velocity (B N, T, A) of noisy normalised chunks.
+        """Predict the velocity (B N, T, A) of noisy normalized chunks.
 
-        noisy_actions: (B N, T, A); t: (B N,) in [0, 1]; state: (B N, S) normalised, None iff `state_dim` is 0;
-        prefix: of B rows, each serving N consecutive chunks, or None.
+        noisy_actions: (B N, T, A); t: (B N,) in [0, 1]; state: (B N, S) normalized, None iff `state_dim` is 0;
+        prefix: B rows, each shared by N consecutive chunks, or None.
         """
         x = self.action_encoder(noisy_actions)
         vec = self.time_in(t)
@@ -162,7 +162,7 @@ def parameter_count(model: nn.Module) -> int:
 def masked_flow_loss(
     predicted: Tensor, target: Tensor, is_pad: Tensor, weight: Tensor, dim_is_pad: Tensor | None = None
 ) -> Tensor:
-    """Return the flow loss: squared error, mean over dimensions and real steps, weighted, mean over chunks.
+    """Return the flow loss: squared error averaged over dimensions and real steps, weighted, then averaged over chunks.
 
     predicted, target: (N, T, A); is_pad: bool (N, T); weight: (N,); dim_is_pad: bool (N, A), dimensions that a robot
     lacks, or None. Computed in float32.

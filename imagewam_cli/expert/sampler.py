@@ -18,9 +18,9 @@ def integrate(
     schedule: FlowSchedule,
     steps: int,
 ) -> Tensor:
-    """Integrate `noise` (B, T, A) in `steps` Euler steps to a normalised chunk (B, T, A), in the noise's precision.
+    """Integrate `noise` (B, T, A) in `steps` Euler steps to a normalized chunk (B, T, A), in the noise's precision.
 
-    Below float32, 1000 t is rounded instead of t, like in the published code.
+    Below float32, 1000 t is rounded instead of t, as in the published code.
     """
     grid = schedule.grid(steps).to(noise.device)
     times = grid if noise.dtype == torch.float32 else (TRAIN_STEPS * grid).to(noise.dtype) / TRAIN_STEPS
@@ -31,7 +31,7 @@ def integrate(
 
 
 def initial_noise(count: int, horizon: int, action_dim: int, seed: int) -> Tensor:
-    """Return the starting noise, float32 (count, T, A): the same for every chunk and every replan.
+    """Return the initial noise, float32 (count, T, A); it is the same for every chunk and every replan.
 
     The published code also reuses one seed at each replan.
     """

@@ -1,9 +1,10 @@
-"""Add a prefix token's picture coordinates to its value, so that attention returns where it looked.
+"""Add a prefix token's picture coordinates to its value, so that the attention output contains positions.
 
 A rotary editor rotates queries and keys by their positions but keeps positions out of its values. Attention can then
 compare positions, but its output does not contain them, and a robot arm needs exactly that. So a learned linear map of
-the token's coordinates is added to the values of each layer: attending to an object returns its position. In a layer
-with several pictures (separate cameras, or a reference and a target) the map also gets the picture's index, one-hot.
+the token's coordinates is added to the values of each layer: attending to an object then returns its position. In a
+layer with several pictures (separate cameras, or a reference and a target) the map also gets the picture's index,
+one-hot.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ COORDINATE_FEATURES = 2 + 4 * _OCTAVES
 def coordinate_features(grid: tuple[int, int], extent: tuple[float, float] | None = None) -> Tensor:
     """Return coordinate features of a grid of tokens, float32 (rows * columns, 14), row by row.
 
-    The features are y and x of the token's centre in [-1, 1], then the sines, then the cosines, of pi, 2 pi and 4 pi
+    The features are y and x of the token's center in [-1, 1], then the sines, then the cosines, of pi, 2 pi and 4 pi
     times them.
 
     extent: (height, width) of the picture in tokens, if the last row or column extends beyond the picture; the visible
-        part then determines the centre.
+        part then determines the center.
     """
-    y, x = (_centres(side, whole) for side, whole in zip(grid, extent or grid, strict=True))
-    centres = torch.cartesian_prod(y, x)
-    angles = torch.cat([math.pi * 2**octave * centres for octave in range(_OCTAVES)], dim=-1)
-    return torch.cat([centres, angles.sin(), angles.cos()], dim=-1)
+    y, x = (_centers(side, whole) for side, whole in zip(grid, extent or grid, strict=True))
+    centers = torch.cartesian_prod(y, x)
+    angles = torch.cat([math.pi * 2**octave * centers for octave in range(_OCTAVES)], dim=-1)
+    return torch.cat([centers, angles.sin(), angles.cos()], dim=-1)
 
 
-def _centres(count: int, whole: float) -> Tensor:
-    """Return the centres, from -1 to 1, of `count` tokens along a side that is `whole` tokens long."""
+def _centers(count: int, whole: float) -> Tensor:
+    """Return the centers, from -1 to 1, of `count` tokens along a side that is `whole` tokens long."""
     edges = torch.arange(count + 1, dtype=torch.float32).clamp(max=whole)
     return (edges[:-1] + edges[1:]) / whole - 1
 
@@ -67,7 +68,7 @@ class TokenCoordinates(nn.Module):
         super().__init__()
         pictures = {str(i): layer for i, layer in enumerate(layers) if layer.holds_pictures}
         if not pictures:
-            raise ConfigError("expert.places needs picture tokens, and no layer has any")
+            raise ConfigError("expert.places needs picture tokens, but no layer has any")
         self.maps = nn.ModuleDict({i: _CoordinateMap(layer) for i, layer in pictures.items()})
 
     def forward(self, layers: tuple[LayerKV, ...]) -> tuple[LayerKV, ...]:
@@ -88,7 +89,7 @@ class _CoordinateMap(nn.Module):
         super().__init__()
         pictures = [s for s in layer.segments if s.grid is not None]
         if list(layer.segments[-len(pictures) :]) != pictures:
-            raise ConfigError(f"expert.places needs text before pictures; {layer.name} has {layer.segments}")
+            raise ConfigError(f"expert.places needs text before pictures, but {layer.name} has {layer.segments}")
         features = picture_features(pictures)
         text = features.new_zeros(1, features.shape[1])  # one row of zeros, shared by all tokens before the pictures
         self.register_buffer("features", torch.cat([text, features]), persistent=False)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Protocol
 
 TOLERANCE = 1e-4
-"""Greatest allowed absolute difference between an export and torch, in float32."""
+"""Maximum absolute difference allowed between an export and torch, in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """A finished export. errors: check -> greatest absolute difference from torch on the sample rows."""
+    """A finished export. errors: check -> maximum absolute difference from torch on the sample rows."""
 
     folder: Path
     files: Mapping[str, int]

@@ -23,7 +23,7 @@ OPTIONAL_FILES = (PROPRIO,)
 class BundleExporter:
     """An `imagewam_cli.export.Exporter` of policy folders.
 
-    Copies only the editor weights that belong to the policy; the bundle names the others.
+    Copies only the fine-tuned editor weights; the bundle refers to the others by name.
     """
 
     def export(self, policy: Path, out: Path, *, weights: Path | None = None) -> ExportReport:
@@ -39,7 +39,7 @@ class BundleExporter:
             error = float(np.abs(Policy.load(folder, weights=weights).chunks(observations) - original).max())
             if not error == 0.0:
                 raise ExportError(
-                    f"the copy plans other chunks than {source}: they differ by {error:.1e}",
+                    f"the copy plans different chunks from {source}: they differ by {error:.1e}",
                     "export again; the policy may have changed during the export",
                 )
             written = file_sizes(folder)

@@ -1,4 +1,4 @@
-"""Compare ONNX files with torch: each graph separately, then everything from raw pictures to actions."""
+"""Compare ONNX files with torch: each graph separately, then the whole export, from raw pictures to actions."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Array = npt.NDArray[Any]
 
 
 def measure(folder: Path, policy: Policy, observations: Sequence[Observation]) -> dict[str, float]:
-    """Measure the greatest absolute difference from torch of each check, on all rows as one batch and on single rows.
+    """Measure the maximum absolute difference from torch of each check, on all rows as one batch and on single rows.
 
     prefix: K and V of `prefix.onnx`, if it exists; step: velocities on torch's prefix at every noise level; loop:
-    chunks on torch's prefix; chunk: `OnnxPolicy.chunks` from raw observations, in normalised actions; the error does
-    not depend on the robot's units.
+    chunks on torch's prefix; chunk: `OnnxPolicy.chunks` from raw observations, in normalized actions, so the error
+    does not depend on the robot's units.
     """
     has_prefix = (folder / "prefix.onnx").exists()
     exported = OnnxPolicy.load(folder, encode=None if has_prefix else live_prefix(policy.editor))
@@ -40,10 +40,10 @@ def measure(folder: Path, policy: Policy, observations: Sequence[Observation]) -
         if has_prefix:
             _keep(worst, "prefix", _difference(exported.prefix(rows), arrays))
         for mine, theirs in _velocities(step, policy, rows, prefix):
-            _keep(worst, "step", _greatest(mine - theirs))
+            _keep(worst, "step", _max_abs(mine - theirs))
         chunk = exported.normalized_chunks(arrays, exported.normalized_state(rows))
-        _keep(worst, "loop", _greatest(chunk - _chunk(policy, rows, prefix)))
-        _keep(worst, "chunk", _greatest((exported.chunks(rows) - policy.chunks(rows)) * scale))
+        _keep(worst, "loop", _max_abs(chunk - _chunk(policy, rows, prefix)))
+        _keep(worst, "chunk", _max_abs((exported.chunks(rows) - policy.chunks(rows)) * scale))
     return worst
 
 
@@ -63,7 +63,7 @@ def _velocities(
 
 
 def _chunk(policy: Policy, rows: Sequence[Observation], prefix: PrefixKV) -> Array:
-    """Return torch's normalised chunk, from the loop that training and evaluation use."""
+    """Return torch's normalized chunk, from the loop that training and evaluation use."""
     config = policy.parts.config
     noise, state = policy.initial_noise(len(rows)), policy.normalized_state(rows)
     with torch.no_grad():
@@ -72,18 +72,18 @@ def _chunk(policy: Policy, rows: Sequence[Observation], prefix: PrefixKV) -> Arr
 
 
 def _difference(mine: Mapping[str, Array], theirs: dict[str, Array]) -> float:
-    """Return the greatest difference over the tensors of a prefix; infinite if names, shapes or masks differ."""
+    """Return the maximum difference over the tensors of a prefix; infinite if names, shapes or masks differ."""
     if mine.keys() != theirs.keys() or any(mine[name].shape != theirs[name].shape for name in theirs):
         return float("inf")
     if "valid" in theirs and not np.array_equal(mine["valid"], theirs["valid"]):
         return float("inf")
-    return max(_greatest(mine[name] - theirs[name]) for name in theirs if name != "valid")
+    return max(_max_abs(mine[name] - theirs[name]) for name in theirs if name != "valid")
 
 
-def _greatest(difference: Array) -> float:
+def _max_abs(difference: Array) -> float:
     return float(np.abs(difference).max())
 
 
 def _keep(worst: dict[str, float], check: str, error: float) -> None:
-    """Keep the greatest error of a check; NaN stays NaN."""
+    """Keep the maximum error of a check; NaN stays NaN."""
     worst[check] = float(np.maximum(worst.get(check, 0.0), error))

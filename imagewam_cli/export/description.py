@@ -56,5 +56,5 @@ def prefix_inputs(graph: PrefixGraph) -> dict[str, Any]:
 
 
 def _linear(normalizer: Normalizer) -> dict[str, list[float]]:
-    """Return scale and offset of: normalised = value * scale + offset."""
+    """Return scale and offset of: normalized = value * scale + offset."""
     return {"scale": normalizer.scale.tolist(), "offset": normalizer.offset.tolist()}

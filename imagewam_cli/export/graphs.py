@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 OPSET = 21
-"""ONNX operator set that onnxruntime runs well.
+"""ONNX opset that onnxruntime supports well.
 
-With the fused attention and rotary operators of sets 23 to 25, onnxruntime 1.32 fails on dynamic batch sizes or is
+With the fused attention and rotary operators of opsets 23 to 25, onnxruntime 1.32 fails on dynamic batch sizes or is
 several times slower.
 """
 
-LARGEST = 2**31 - 2**24
-"""Greatest size of the weights in one .onnx file, in bytes: protobuf's limit, less room for the graph."""
+MAX_WEIGHT_BYTES = 2**31 - 2**24
+"""Maximum size of the weights in one .onnx file, in bytes: protobuf's limit minus space for the graph."""
 
 _BATCH, _TOKENS, _TEXT = 2, 11, 7
-"""Sizes of the traced example: none is 1, because the tracer would treat that as a constant."""
+"""Sizes of the traced example, all above 1, because the tracer treats a size of 1 as a constant."""
 
 Axes = dict[int, str]
 """Axis -> name of its dynamic size."""
@@ -118,7 +118,7 @@ def traced_prefix(prefix: PrefixGraph, layers: Sequence[LayerSpec]) -> Graph:
 
 
 def trace(graph: Graph, name: str) -> ModelProto:
-    """Trace the module into an ONNX model that contains its weights. name: of the file, for errors.
+    """Trace the module into an ONNX model that contains its weights. name: the file's name, for errors.
 
     Raises:
         ExportError: the weights are too large for one file, or ONNX lacks an operation.
@@ -179,8 +179,8 @@ def _condition(config: ExpertConfig) -> tuple[dict[str, Tensor], dict[str, Axes]
 
 def _require_fits(module: nn.Module, file: str) -> None:
     size = sum(p.numel() * p.element_size() for p in module.parameters())
-    if size > LARGEST:
-        raise ExportError(f"{file} would hold {size / 1e9:.1f} GB of weights; an .onnx file holds 2 GB")
+    if size > MAX_WEIGHT_BYTES:
+        raise ExportError(f"{file} would hold {size / 1e9:.1f} GB of weights, but an .onnx file can hold at most 2 GB")
 
 
 def _layer_names(count: int) -> list[str]:
@@ -200,7 +200,7 @@ def _remove_traces(graph: GraphProto) -> None:
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Show only errors of a logger: torch's exporter reports missing optional packages as warnings."""
+    """Suppress a logger's warnings: torch's exporter reports missing optional packages as warnings."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

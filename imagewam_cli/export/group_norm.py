@@ -1,6 +1,6 @@
 """A group norm that stays accurate in onnxruntime.
 
-A picture with large uniform areas (a table top) has channels whose mean is far greater than their deviation. ONNX
+A picture with large uniform areas (a table top) has channels whose mean is far larger than their deviation. ONNX
 defines `GroupNormalization` by E[x^2] - E[x]^2, and onnxruntime sums whole planes in one float32. On tiny's VAE that
 costs two digits: K and V are off by 7e-4 (4e-4 with `InstanceNormalization`, 1e-5 with this module). This module takes
 means axis by axis, so that every sum is short, and computes the variance after subtracting the mean.
@@ -37,8 +37,8 @@ def group_norm(
     """Compute `torch.nn.functional.group_norm` of x (B, C, H, W)."""
     batch, channels, height, width = x.shape
     groups = x.reshape(batch, num_groups, channels // num_groups, height, width)
-    centred = groups - _mean(groups)
-    normed = (centred * torch.rsqrt(_mean(centred.square()) + eps)).flatten(1, 2)
+    centered = groups - _mean(groups)
+    normed = (centered * torch.rsqrt(_mean(centered.square()) + eps)).flatten(1, 2)
     if weight is not None:
         normed = normed * weight[:, None, None]
     result: Tensor = normed if bias is None else normed + bias[:, None, None]

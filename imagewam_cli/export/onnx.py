@@ -1,11 +1,11 @@
 """Format `onnx`: a folder that onnxruntime runs without torch.
 
-loop.onnx       noise, state, prefix -> normalised action chunk, all Euler steps
+loop.onnx       noise, state, prefix -> normalized action chunk, all Euler steps
 step.onnx       noisy actions, t, state, prefix -> velocity, for custom samplers
 prefix.onnx     picture, token ids -> keys and values; only if the editor can be traced
 tokenizer.json  the editor's tokenizer; only with prefix.onnx
-noise.npy       starting noise of the loop, float32 (T, A), the same at every replan
-onnx.json       everything else: names, sizes, normalisers, prompt, picture, editor, measured errors
+noise.npy       initial noise of the loop, float32 (T, A), the same at every replan
+onnx.json       everything else: names, sizes, normalizers, prompt, picture, editor, measured errors
 editor.json     the editor, its weights and settings
 policy.py       a copy of `imagewam_cli.runtime.onnx_policy`, which runs the export
 """
@@ -73,7 +73,7 @@ def _require_packages() -> None:
 
 
 def _require_expressible(policy: Policy) -> None:
-    """Refuse policies that do more than the graphs and the torch-free runtime can; imported policies do."""
+    """Refuse policies that the graphs and the torch-free runtime cannot express, such as imported policies."""
     transforms = policy.parts.action_transforms
     reasons = {
         "its state is a token of the editor's text": policy.parts.config.proprio is not None,
@@ -86,19 +86,19 @@ def _require_expressible(policy: Policy) -> None:
 
 
 def _write_prefix(policy: Policy, folder: Path) -> tuple[PrefixGraph | None, tuple[str, ...]]:
-    """Write `prefix.onnx` and `tokenizer.json`. If that is impossible, return None and a note that says why."""
+    """Write `prefix.onnx` and `tokenizer.json`. If that is impossible, return None and a note with the reason."""
     from imagewam_cli.export.graphs import trace, traced_prefix
 
     try:
         graph = policy.editor.prefix_graph()
         if graph is None:
-            raise ExportError("it has no traceable prefix")
+            raise ExportError("the editor has no traceable prefix")
         if policy.editor.settings.quantization != "none":
-            raise ExportError("its weights are quantized")
+            raise ExportError("the editor's weights are quantized")
         traced = traced_prefix(graph, policy.expert.config.layers)
     except ExportError as error:
         name = policy.parts.editor.name
-        return None, (f"no prefix.onnx: the editor {name!r} must run live beside the graphs; {error.message}",)
+        return None, (f"no prefix.onnx: the editor {name!r} must run in torch alongside the graphs; {error.message}",)
     _save(trace(traced, PREFIX_FILES["prefix"]), folder / PREFIX_FILES["prefix"])
     (folder / PREFIX_FILES["tokenizer"]).write_text(graph.tokenizer, encoding="utf-8")
     return graph, ()

@@ -11,7 +11,7 @@ from imagewam_cli.data.types import Float32Array, Observation
 
 
 class ChunkPolicy(abc.ABC):
-    """Base class of everything that plans action chunks.
+    """Base class of policies that plan action chunks.
 
     execute: number of actions to execute before planning again.
     """
@@ -28,7 +28,7 @@ class ChunkPolicy(abc.ABC):
         return actions
 
     def act(self, observation: Observation) -> Float32Array:
-        """Return the next action (A,). Plan a new chunk when all actions to execute are used up."""
+        """Return the next action (A,). Plan a new chunk when no planned action is left."""
         if not self._queue:
             self._queue = tuple(self.chunks([observation])[0][: self.execute])
         action, *rest = self._queue
@@ -41,7 +41,7 @@ class ChunkPolicy(abc.ABC):
 
 
 class RandomPolicy(ChunkPolicy):
-    """Uniform random actions in [-1, 1], each repeated for a few steps so that the robot moves."""
+    """A baseline: uniform random actions in [-1, 1], each repeated for a few steps so that the robot moves."""
 
     execute = 8
 

@@ -1,6 +1,6 @@
 """Transforms between actions as a dataset records them and the commands that a robot takes.
 
-A policy applies its transforms, in order, after denormalising a chunk. They are saved in `policy.json`, each as
+A policy applies its transforms, in order, after denormalizing a chunk. They are saved in `policy.json`, each as
 its kind and its fields. To add a kind, subclass `ActionTransform` and list the class in `_CLASSES`.
 """
 
@@ -37,7 +37,7 @@ class ActionTransform(abc.ABC):
         return self._mapped(actions, names, inverse=False)
 
     def invert(self, commands: Float32Array, names: Sequence[str]) -> Float32Array:
-        """Convert commands (..., A) back to recorded actions; arguments and errors as for `apply`."""
+        """Convert commands (..., A) back to recorded actions. Arguments and errors are those of `apply`."""
         return self._mapped(commands, names, inverse=True)
 
     def to_dict(self) -> dict[str, object]:
@@ -54,7 +54,7 @@ class ActionTransform(abc.ABC):
 
     def _mapped(self, actions: Float32Array, names: Sequence[str], *, inverse: bool) -> Float32Array:
         if actions.shape[-1] != len(names):
-            raise DatasetError(f"actions have {actions.shape[-1]} dimensions, the policy's have {len(names)}")
+            raise DatasetError(f"actions have {actions.shape[-1]} dimensions, but the policy has {len(names)}")
         missing = [name for name in self.dimensions if name not in names]
         if missing:
             raise DatasetError(
@@ -79,8 +79,8 @@ class ActionTransform(abc.ABC):
 class GripperSign(ActionTransform):
     """Grippers recorded in [0, 1] (1 open) and commanded as -1 (open) or 1 (closed), as LIBERO does.
 
-    The command keeps only which side of 0.5 the recorded value was on. So `invert(apply(x))` gives 0 or 1 instead of x
-    (0.5 stays 0.5), while `apply(invert(c))` is exactly c for the commands -1 and 1.
+    The command depends only on whether the recorded value is above or below 0.5. So `invert(apply(x))` gives 0 or 1
+    instead of x (0.5 stays 0.5), while `apply(invert(c))` is exactly c for the commands -1 and 1.
     """
 
     kind = "gripper_sign"
@@ -104,7 +104,7 @@ def apply_all(transforms: Sequence[ActionTransform], actions: Float32Array, name
 
 
 def invert_all(transforms: Sequence[ActionTransform], commands: Float32Array, names: Sequence[str]) -> Float32Array:
-    """Undo `apply_all`: commands (..., A) to recorded actions, up to what each transform loses."""
+    """Undo `apply_all`: commands (..., A) to recorded actions, except for what each transform loses."""
     for transform in reversed(transforms):
         commands = transform.invert(commands, names)
     return commands
@@ -136,7 +136,7 @@ def read_transform(values: object, names: Sequence[str]) -> ActionTransform:
 
 
 def read_grippers(indices: object, names: Sequence[str]) -> tuple[ActionTransform, ...]:
-    """Build the transform that the old key `grippers` of `policy.json` stands for: indices of LIBERO-like grippers.
+    """Build the transform for the old key `grippers` of `policy.json`: a list of indices of LIBERO-like grippers.
 
     Raises:
         ConfigError: the value is not a list of indices of `names`.

@@ -1,12 +1,12 @@
 """Read and write policy folders.
 
-policy.json           how it acts: horizon, replanning, schedule, cameras, names (`PolicyConfig`), action transforms
+policy.json           settings (`PolicyConfig`): horizon, replanning, schedule, cameras, names; action transforms
 expert.json           the expert's config
 expert.safetensors    the expert's weights
-normalization.json    normalisers of state and action, the same objects that training used
+normalization.json    normalizers of state and action, the same objects that training used
 editor.json           the editor, its weights and settings (`EditorReference`)
 proprio.safetensors   linear map of the state token, if the state is a token of the text
-editor/               parts of the editor that were trained too and replace its own
+editor/               fine-tuned parts of the editor, which replace the original ones
 samples.safetensors   a few dataset rows with pictures, so that an export can check itself
 """
 
@@ -46,7 +46,7 @@ T = TypeVar("T")
 class ProprioConfig:
     """Settings of a robot state that is one token of the editor's text.
 
-    text_tokens: length to which the text is cut or padded before the token is added.
+    text_tokens: length to which the text is truncated or padded before the token is added.
     """
 
     state_dim: int
@@ -83,7 +83,7 @@ class EditorReference:
     spec: KVSpec
     fingerprint: Mapping[str, object]
     tuned: bool = False
-    """Whether the policy's `editor/` folder holds parts that replace the editor's own."""
+    """Whether the policy's `editor/` folder holds fine-tuned parts that replace the editor's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class BundleParts:
     state_normalizer: Normalizer
     action_normalizer: Normalizer
     action_transforms: tuple[ActionTransform, ...] = ()
-    """Transforms from denormalised actions to robot commands, in order."""
+    """Transforms from denormalized actions to robot commands, in order."""
 
 
 def write_bundle(folder: Path, parts: BundleParts) -> None:
@@ -105,7 +105,7 @@ def write_bundle(folder: Path, parts: BundleParts) -> None:
     write_atomically(folder / NORMALIZATION, dump_json(normalizers).encode())
     write_atomically(folder / EDITOR, dump_json(to_dict(parts.editor)).encode())
     policy = to_dict(parts.config)
-    if parts.action_transforms:  # left out when empty, so that an older imagewam can read the policy
+    if parts.action_transforms:  # omitted when empty, so that an older imagewam can read the policy
         policy[_TRANSFORMS] = [transform.to_dict() for transform in parts.action_transforms]
     write_atomically(folder / POLICY, dump_json(policy).encode())
 
@@ -114,7 +114,7 @@ def read_bundle(folder: Path) -> BundleParts:
     """Read the JSON files of a policy folder.
 
     Raises:
-        RunError: a file is missing or damaged, or has another version.
+        RunError: a file is missing or damaged, or has a different version.
     """
     policy = _json(folder / POLICY)
     version = policy.get("version")  # checked first: a newer version may have other keys
@@ -136,7 +136,7 @@ def find_bundle(path: Path) -> Path:
     """Return the policy folder at `path`: the folder itself, or `policy/` inside a run.
 
     Raises:
-        RunError: `path` does not exist or holds no policy.
+        RunError: `path` does not exist or contains no policy.
     """
     for folder in (path, path / "policy"):
         if (folder / POLICY).exists():

@@ -23,18 +23,19 @@ from imagewam_cli.workspace import ONNX_MARKER
 
 if TYPE_CHECKING:
     from imagewam_cli.policy.policy import Policy
-    from imagewam_cli.runtime.onnx_policy import Encode, Observed, OnnxPolicy
+    from imagewam_cli.runtime.onnx_policy import Encode, ObservationLike, OnnxPolicy
 
 
 def load_policy(path: Path, hardware: Hardware = CPU, weights: Path | None = None) -> Policy | ExportedPolicy:
     """Load the policy in the folder `path`: a run, a bundle, or an ONNX export.
 
-    hardware, weights: of the live editor. An ONNX export with a prefix graph needs no editor and ignores them.
+    hardware, weights: device and weights of the live editor. An ONNX export with a prefix graph needs no editor and
+    ignores them.
 
     Raises:
         UsageError: this machine lacks the device.
-        RunError: the folder holds no policy, the policy is damaged or has another version, or the editor is not the one
-            that it was trained with.
+        RunError: the folder contains no policy, the policy is damaged or has a different version, or the editor is not
+            the one that it was trained with.
     """
     if (path / ONNX_MARKER).exists():
         return ExportedPolicy.load(path, hardware=hardware, weights=weights)
@@ -54,7 +55,7 @@ class ExportedPolicy(ChunkPolicy):
 
     @classmethod
     def load(cls, folder: Path, *, hardware: Hardware = CPU, weights: Path | None = None) -> ExportedPolicy:
-        """Load an ONNX export; arguments and errors as for `load_policy`."""
+        """Load an ONNX export. Arguments and errors are those of `load_policy`."""
         try:
             from imagewam_cli.runtime.onnx_policy import OnnxPolicy
         except ImportError as error:
@@ -77,9 +78,9 @@ class ExportedPolicy(ChunkPolicy):
 
 
 def live_prefix(editor: Editor) -> Encode:
-    """Return an encoder for an `OnnxPolicy` without a prefix graph, which runs the editor."""
+    """Return an encoder that runs the editor, for an `OnnxPolicy` without a prefix graph."""
 
-    def encode(observations: Sequence[Observed]) -> dict[str, npt.NDArray[Any]]:
+    def encode(observations: Sequence[ObservationLike]) -> dict[str, npt.NDArray[Any]]:
         prefix = editor.encode([o.images for o in observations], [o.instruction for o in observations])
         return prefix_arrays(prefix, editor.spec.layers)
 

@@ -32,7 +32,7 @@ from imagewam_cli.prefix.kv import PrefixKV
 
 
 class Policy(ChunkPolicy):
-    """An editor, an expert, normalisers and action transforms, ready to act."""
+    """An editor, an expert, normalizers and action transforms, ready to act."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Policy(ChunkPolicy):
 
         Raises:
             UsageError: this machine lacks the device.
-            RunError: the folder holds no policy, or the editor is not the one that the policy was trained with.
+            RunError: the folder contains no policy, or the editor is not the one that the policy was trained with.
         """
         bundle = find_bundle(Path(folder))
         parts = read_bundle(bundle)
@@ -91,7 +91,7 @@ class Policy(ChunkPolicy):
         """Convert actions (..., A), as a dataset records them, to commands with the policy's action transforms.
 
         Raises:
-            DatasetError: the actions have another number of dimensions than the policy's.
+            DatasetError: the actions and the policy differ in the number of dimensions.
         """
         return apply_all(self.parts.action_transforms, actions, self.parts.config.action_names)
 
@@ -110,18 +110,18 @@ class Policy(ChunkPolicy):
         return prefix.to(self.device, self.expert.dtype)
 
     def normalized_state(self, observations: Sequence[Observation]) -> torch.Tensor:
-        """Return the normalised states, float32 (B, S)."""
+        """Return the normalized states, float32 (B, S)."""
         names = self.parts.config.state_names
         for o in observations:
             if o.state.shape != (len(names),):
                 raise DatasetError(
-                    f"state has shape {o.state.shape}, the policy needs ({len(names)},): {', '.join(names)}"
+                    f"state has shape {o.state.shape}, but the policy needs ({len(names)},): {', '.join(names)}"
                 )
         states = np.stack([o.state for o in observations])
         return torch.from_numpy(self.parts.state_normalizer.normalize(states)).to(self.device)
 
     def initial_noise(self, count: int) -> torch.Tensor:
-        """Return the starting noise, (count, T, A) in the expert's precision: the same at every replan."""
+        """Return the initial noise, (count, T, A) in the expert's precision; it is the same at every replan."""
         config = self.parts.config
         noise = initial_noise(count, config.horizon, len(config.action_names), config.noise_seed)
         return noise.to(self.device, self.expert.dtype)
@@ -130,12 +130,12 @@ class Policy(ChunkPolicy):
 def load_policy_editor(
     reference: EditorReference, *, hardware: Hardware = CPU, weights: Path | None = None, bundle: Path | None = None
 ) -> Editor:
-    """The editor of a policy, checked against the fingerprint that it was trained with.
+    """Load the editor of a policy, and check it against the fingerprint that the policy was trained with.
 
-    bundle: the policy's folder, where it holds parts of the editor itself.
+    bundle: the policy's folder; needed if it contains fine-tuned parts of the editor.
 
     Raises:
-        RunError: other weights or settings; both values are given.
+        RunError: the editor has different weights or settings; the message gives both values.
     """
     tuned = bundle / TUNED if bundle is not None and reference.tuned else None
     editor = load_editor(reference.name, reference.settings, weights=weights, hardware=hardware, tuned=tuned)
@@ -143,7 +143,7 @@ def load_policy_editor(
     for different in expected.differences(found):
         raise RunError(
             f"the editor {reference.name!r} is not the one that the policy was trained on: {different.what} is "
-            f"{different.here}, the policy expects {different.there}",
+            f"{different.here}, but the policy expects {different.there}",
             "pass the right weights with --weights DIR, or train the policy again",
         )
     return editor

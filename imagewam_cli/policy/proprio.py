@@ -17,7 +17,7 @@ from imagewam_cli.policy.bundle import PROPRIO, ProprioConfig
 
 
 class ProprioEncoder(nn.Module):
-    """A linear map from the normalised state to one token as wide as the text states."""
+    """A linear map from the normalized state to one token as wide as the text states."""
 
     def __init__(self, config: ProprioConfig) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class ProprioEncoder(nn.Module):
         return nn.functional.linear(state.to(self.weight.dtype), self.weight, self.bias)
 
     def token(self, state: Tensor) -> TextToken:
-        """Return the text token of normalised states (B, S)."""
+        """Return the text token of normalized states (B, S)."""
         config = self.config
         return TextToken(vectors=self(state), placement=config.placement, text_tokens=config.text_tokens)
 

@@ -40,7 +40,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint without executing any code in it.
 
     Raises:
-        RunError: the file is missing, holds more than tensors, is not a checkpoint, or has unknown names.
+        RunError: the file is missing, contains more than tensors, is not a checkpoint, or has unknown names.
     """
     values = _load(path)
     mot = values.get("mot", values.get("dit"))
@@ -72,8 +72,8 @@ def _load(path: Path) -> dict[str, Any]:
         raise RunError(f"no such file: {path}", "pass the model.pt of a published policy") from None
     except pickle.UnpicklingError:
         raise RunError(
-            f"{path} holds more than tensors and was not read: such a file can run any code",
-            "ask its authors for a checkpoint that holds only tensors",
+            f"{path} contains more than tensors and was not loaded, because such a file can run arbitrary code",
+            "ask its authors for a checkpoint that contains only tensors",
         ) from None
     except (RuntimeError, EOFError, ValueError) as error:
         raise RunError(f"{path} is damaged or not a checkpoint: {str(error).partition(chr(10))[0]}") from None

@@ -1,4 +1,4 @@
-"""Import a published checkpoint as a policy folder: editor, expert, state token, normalisers, settings.
+"""Import a published checkpoint as a policy folder: editor, expert, state token, normalizers, settings.
 
 The import is strict: it writes nothing unless the checkpoint has exactly the expected tensors.
 """
@@ -47,7 +47,7 @@ _SAMPLES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """An imported policy. sizes: of the editor, such as "double blocks": 5; files: name -> size in bytes."""
+    """An imported policy. sizes: sizes of the editor, such as "double blocks": 5; files: name -> size in bytes."""
 
     folder: Path
     rounding: RoundingName
@@ -69,14 +69,15 @@ def import_policy(
 ) -> Imported:
     """Import a checkpoint into the policy folder `out`.
 
-    rounding: by default the one that computes in the dtype of the checkpoint, else exact.
+    rounding: None for the one that computes in the checkpoint's dtype, or exact if there is none.
     weights: a diffusers folder of the editor, used for its VAE, text encoder and sizes; the denoiser comes from the
         checkpoint.
 
     Raises:
         RunError: the file is not a checkpoint.
         EditorError: the checkpoint's tensors do not fit the editor.
-        DatasetError, ConfigError: the statistics or the robot have other dimensions than the checkpoint.
+        DatasetError: the statistics are missing or damaged.
+        ConfigError: the statistics or the robot have different dimensions from the checkpoint.
         UsageError: `out` is not empty, or the editor has no published checkpoints.
     """
     kind = installed_editor(editor)
@@ -109,7 +110,7 @@ def import_policy(
             action_transforms=robot.action_transforms,
         )
         write_bundle(folder, parts)
-        (folder / SAMPLES).write_bytes(made_up_samples(robot, state).to_bytes())
+        (folder / SAMPLES).write_bytes(random_samples(robot, state).to_bytes())
         written = file_sizes(folder)
     return Imported(folder=out, rounding=rounding, sizes=editor_sizes, files=written)
 
@@ -118,7 +119,7 @@ def expert_config(weights: Mapping[str, Tensor], spec: KVSpec, horizon: int, rou
     """Return the config of a published expert, from its weights and the editor's layers.
 
     Raises:
-        EditorError: a weight is missing, is unknown or has another shape.
+        EditorError: a weight is missing, is unknown or has a different shape.
     """
     try:
         hidden, action_dim = weights["action_encoder.weight"].shape
@@ -143,7 +144,7 @@ def expert_config(weights: Mapping[str, Tensor], spec: KVSpec, horizon: int, rou
     return config
 
 
-def made_up_samples(robot: Robot, state: FieldStats) -> Samples:
+def random_samples(robot: Robot, state: FieldStats) -> Samples:
     """Return random observations for the self-check of an export, because a checkpoint contains no pictures."""
     rng = np.random.default_rng(0)
     height, width = robot.image_size
@@ -170,12 +171,13 @@ def _require_dimensions(found: Checkpoint, state: FieldStats, action: FieldStats
     ):
         if learned != gathered:
             raise ConfigError(
-                f"the statistics have {gathered} {what} dimensions, the checkpoint {learned}",
+                f"the statistics have {gathered} {what} dimensions, but the checkpoint has {learned}",
                 "pass the dataset_stats.json that was published with the checkpoint",
             )
         if learned != named:
             raise ConfigError(
-                f"the robot has {named} {what} dimensions, the checkpoint {learned}", "choose another --robot"
+                f"the robot has {named} {what} dimensions, but the checkpoint has {learned}",
+                "choose a different --robot",
             )
 
 
@@ -184,7 +186,7 @@ def _trained_in(found: Checkpoint) -> ComputeDtype:
 
 
 def _rounding_of(found: Checkpoint) -> Rounding:
-    """Return the rounding that the checkpoint was trained with: a checkpoint's dtype is that of all its products."""
+    """Return the rounding that the checkpoint was trained with, which computes everything in the checkpoint's dtype."""
     return next((r for r in ROUNDINGS.values() if r.everything_in == _trained_in(found)), EXACT)
 
 
@@ -226,7 +228,7 @@ def _proprio_config(
     width, state_dim = proprio["weight"].shape
     text = editor_sizes.get("text channels", width)
     if width != text:
-        raise EditorError(f"the proprio encoder gives {width} channels, the editor's text has {text}")
+        raise EditorError(f"the proprio encoder gives {width} channels, but the editor's text has {text}")
     return ProprioConfig(
         state_dim=state_dim, text_width=width, placement=train.placement, text_tokens=train.text_tokens
     )

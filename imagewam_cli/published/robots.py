@@ -1,4 +1,4 @@
-"""Robot settings that a checkpoint does not contain: cameras, image size, normalisation, names, action transforms.
+"""Robot settings that a checkpoint does not contain: cameras, image size, normalization, names, action transforms.
 
 Source: arXiv 2606.19531, its data and evaluation code for LIBERO and RoboTwin.
 """
@@ -64,7 +64,7 @@ ROBOTS = {
 }
 
 
-def robot(name: str) -> Robot:
+def robot_preset(name: str) -> Robot:
     """Return the robot preset called `name`.
 
     Raises:

@@ -47,7 +47,7 @@ def read_train_config(path: Path) -> TrainSettings:
     pack = _value(path, tree, "pack_proprio_after_text", bool)
     frames = _value(path, tree, "num_frames", int)
     if frames is not None and frames < 2:
-        raise ConfigError(f"{path}: num_frames is {frames}, which leaves no action")
+        raise ConfigError(f"{path}: num_frames is {frames}, which leaves no actions: it must be at least 2")
     return TrainSettings(
         placement=default.placement if pack is None else "packed" if pack else "appended",
         text_tokens=_value(path, tree, "qwen_context_len", int) or default.text_tokens,

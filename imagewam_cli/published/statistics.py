@@ -30,7 +30,7 @@ def read_statistics(path: Path) -> tuple[FieldStats, FieldStats]:
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read: {error}", _HINT) from None
     if not isinstance(values, Mapping):
-        raise DatasetError(f"{path} holds no statistics", _HINT)
+        raise DatasetError(f"{path} contains no statistics", _HINT)
     if values.get("type") == "per_embodiment":
         robots = ", ".join(values.get("embodiments", {}))
         raise DatasetError(
@@ -42,7 +42,7 @@ def read_statistics(path: Path) -> tuple[FieldStats, FieldStats]:
 def _field(path: Path, values: Mapping[str, Any], field: str) -> FieldStats:
     keys = values.get(field)
     if not isinstance(keys, Mapping) or len(keys) != 1:
-        raise DatasetError(f"{path} must have statistics of one {field}", _HINT)
+        raise DatasetError(f"{path} must have exactly one set of {field} statistics", _HINT)
     (found,) = keys.values()
     try:
         return FieldStats.from_dict({name: found[f"global_{name}"] for name in _NAMES})

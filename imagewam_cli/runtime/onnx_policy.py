@@ -34,7 +34,7 @@ Prefix = Mapping[str, Array]
 """Arrays `layer.{i}.k` and `layer.{i}.v`, float32 (B, P, H, D), and `valid`, bool (B, P), if a layer holds text."""
 
 
-class Observed(Protocol):
+class ObservationLike(Protocol):
     """An observation of the robot."""
 
     @property
@@ -55,14 +55,14 @@ class Observed(Protocol):
 
 @dataclass(frozen=True)
 class Observation:
-    """A plain `Observed`."""
+    """A plain `ObservationLike`."""
 
     images: Mapping[str, npt.NDArray[np.uint8]]
     state: Float32Array
     instruction: str
 
 
-Encode = Callable[[Sequence[Observed]], Prefix]
+Encode = Callable[[Sequence[ObservationLike]], Prefix]
 """Encoder of observations into a prefix."""
 
 
@@ -96,7 +96,7 @@ class OnnxPolicy:
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: the export has another version, or it has no prefix graph and `encode` is None.
+            ValueError: the export has a different version, or it has no prefix graph and `encode` is None.
         """
         folder = Path(folder)
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
@@ -107,13 +107,13 @@ class OnnxPolicy:
         if encode is None:
             if description["prefix"] is None:
                 editor = description["editor"]["name"]
-                raise ValueError(f"{folder} has no prefix graph: the editor {editor!r} must run live")
+                raise ValueError(f"{folder} has no prefix graph: the editor {editor!r} must run in torch")
             tokenizer = (folder / files["tokenizer"]).read_text(encoding="utf-8")
             encode = PrefixGraph(description["prefix"], tokenizer, session(folder / files["prefix"], providers))
         noise = np.load(folder / files["noise"], allow_pickle=False)
         return cls(description, session(folder / files["loop"], providers), noise, encode)
 
-    def chunks(self, observations: Sequence[Observed]) -> Float32Array:
+    def chunks(self, observations: Sequence[ObservationLike]) -> Float32Array:
         """Plan chunks (B, T, A) in robot units for B independent scenes.
 
         Raises:
@@ -124,12 +124,12 @@ class OnnxPolicy:
         actions = (normalized - np.array(action["offset"])) / np.array(action["scale"])
         return np.asarray(actions, dtype=np.float32)
 
-    def prefix(self, observations: Sequence[Observed]) -> Prefix:
+    def prefix(self, observations: Sequence[ObservationLike]) -> Prefix:
         """Encode the observations' pictures and instructions into keys and values."""
         return self._encode(observations)
 
-    def normalized_state(self, observations: Sequence[Observed]) -> Float32Array:
-        """Return the normalised states, float32 (B, S)."""
+    def normalized_state(self, observations: Sequence[ObservationLike]) -> Float32Array:
+        """Return the normalized states, float32 (B, S)."""
         settings = self.description["state"]
         names = settings["names"]
         for o in observations:
@@ -141,14 +141,14 @@ class OnnxPolicy:
         return np.asarray(states if clamp is None else np.clip(states, -clamp, clamp), dtype=np.float32)
 
     def normalized_chunks(self, prefix: Prefix, state: Float32Array) -> Float32Array:
-        """Run `loop.onnx` from the policy's noise; return normalised actions, float32 (B, T, A)."""
+        """Run `loop.onnx` from the policy's noise; return normalized actions, float32 (B, T, A)."""
         noise = np.repeat(self._noise[None], len(state), axis=0)
         feeds = {**prefix, "state": state, "noise": noise}
         actions: Float32Array = run(self._loop, feeds)["actions"]
         return actions
 
-    def act(self, observation: Observed) -> Float32Array:
-        """Return the next action (A,). Plan a new chunk when all actions to execute are used up."""
+    def act(self, observation: ObservationLike) -> Float32Array:
+        """Return the next action (A,). Plan a new chunk when no planned action is left."""
         if not self._queue:
             self._queue = list(self.chunks([observation])[0][: self.execute])
         return self._queue.pop(0)
@@ -170,7 +170,7 @@ class PrefixGraph:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(settings["max_tokens"])
 
-    def __call__(self, observations: Sequence[Observed]) -> Prefix:
+    def __call__(self, observations: Sequence[ObservationLike]) -> Prefix:
         ids, valid = self.tokens([o.instruction for o in observations])
         image = np.stack([self.picture(o.images) for o in observations])
         return run(self._graph, {"image": image, "token_ids": ids, "token_valid": valid})
@@ -213,7 +213,7 @@ def session(path: Path, providers: Sequence[str] = ("CPUExecutionProvider",)) ->
 
 
 def run(graph: onnxruntime.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Run a graph and return all outputs by name. Feeds that the graph does not take are ignored."""
+    """Run a graph and return all outputs by name. Feeds that are not inputs of the graph are ignored."""
     wanted = {i.name for i in graph.get_inputs()}
     values = graph.run(None, {name: value for name, value in feeds.items() if name in wanted})
     return dict(zip((o.name for o in graph.get_outputs()), values, strict=True))
@@ -232,18 +232,21 @@ def _arguments() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="[CAMERA=]FILE",
-        help="a picture; repeat for each camera, in order",
+        help="picture file; repeat for each camera, in order",
     )
     parser.add_argument("--state", default="", help="--state=X,Y,...: numbers in robot units")
     parser.add_argument("--instruction", required=True)
     parser.add_argument(
-        "--folder", type=Path, default=Path(__file__).parent, help="the export; default: the folder of this file"
+        "--folder",
+        type=Path,
+        default=Path(__file__).parent,
+        help="folder of the export; default: the folder of this file",
     )
     return parser
 
 
 def _pictures(values: Sequence[str], cameras: Sequence[str]) -> dict[str, npt.NDArray[np.uint8]]:
-    """Read the pictures by camera. Values without a camera's name belong to the cameras in order."""
+    """Read the pictures by camera. Values without a camera name belong to the cameras in order."""
     if len(values) != len(cameras):
         raise ObservationError(f"{len(values)} picture(s) for {len(cameras)} camera(s): {', '.join(cameras)}")
     images = {}

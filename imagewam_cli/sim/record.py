@@ -13,7 +13,7 @@ from imagewam_cli.sim.environment import Environment
 
 _BURST = 3
 """Number of steps that a disturbance lasts."""
-_MOST_FAILURES = 100
+_MAX_FAILURES = 100
 """Number of consecutive failed scenes after which recording stops."""
 
 
@@ -32,9 +32,9 @@ def record(
 
     Scenes that the demonstrator fails are skipped, until there are `episodes` demonstrations.
 
-    disturb: share of steps, 0 to 0.5, that execute a random action instead of the recorded one, a few steps in a row.
-        The dataset then also shows how to recover (DART, arXiv 1703.09327): it always records the demonstrator's own
-        action.
+    disturb: fraction of the steps (0 to 0.5) that execute a random action instead of the recorded one, in bursts of a
+        few steps. The dataset then also shows how to recover (DART, arXiv 1703.09327), because it always records the
+        demonstrator's action.
 
     Raises:
         UsageError: `episodes` is below 1, `disturb` is outside [0, 0.5], or `out` is not empty.
@@ -44,9 +44,9 @@ def record(
     from imagewam_cli.data.lerobot.writer import LeRobotWriter
 
     if episodes < 1:
-        raise UsageError(f"cannot record {episodes} episodes", "ask for at least one")
+        raise UsageError(f"episodes must be at least 1, got {episodes}")
     if not 0.0 <= disturb <= 0.5:
-        raise UsageError(f"cannot disturb a share of {disturb} of the steps", "choose a share between 0 and 0.5")
+        raise UsageError(f"disturb must be between 0 and 0.5, got {disturb}")
     if env.fps != round(env.fps):
         raise SimulationError(
             f"{env.name!r} runs at {env.fps} Hz, but a LeRobot dataset needs a whole number of frames per second"
@@ -67,7 +67,7 @@ def record(
             first = scene
             while (demonstration := _demonstrate(env, scene, split, disturb)) is None:
                 scene += 1
-                if scene - first >= _MOST_FAILURES:
+                if scene - first >= _MAX_FAILURES:
                     raise SimulationError(f"the demonstrator of {env.name!r} failed in scenes {first} to {scene - 1}")
             observations, actions = demonstration
             writer.add_episode(
@@ -83,7 +83,7 @@ def record(
 
 
 class _Disturbance:
-    """Replace a share of the actions: each time, `_BURST` in a row by one random action in [-1, 1]."""
+    """Replace a fraction of the actions: each burst repeats one random action in [-1, 1] `_BURST` times."""
 
     def __init__(self, share: float, actions: int, seed: int) -> None:
         self._rng = np.random.default_rng([11, seed])

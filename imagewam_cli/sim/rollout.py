@@ -18,7 +18,7 @@ from imagewam_cli.sim.environment import Environment
 class Episode:
     """One rolled-out scene.
 
-    instruction: the scene's own; given: the instruction that the policy read, if `instruction_of` replaced it.
+    instruction: the scene's own; given: the one shown to the policy, which differs if `instruction_of` replaced it.
     """
 
     seed: int
@@ -46,15 +46,15 @@ def roll_out(
     """Roll out the scenes `seeds` of `split`.
 
     policy: None for the environment's scripted demonstrator.
-
-    instruction_of: seed -> the instruction that the policy reads instead of the scene's own.
+    instruction_of: seed -> the instruction shown to the policy instead of the scene's own.
     max_steps: stop an episode after this many steps; None: the environment's limit.
     keep_frames: number of scenes, from the first, whose `Episode.frames` keep the first camera's pictures.
+
+    Raises:
+        UsageError: `policy.execute` is below 1.
     """
     if policy is not None and policy.execute < 1:
-        raise UsageError(
-            f"a policy cannot execute {policy.execute} actions before planning again", "pass at least 1 as execute"
-        )
+        raise UsageError(f"execute must be at least 1, got {policy.execute}")
     episodes: list[Episode] = []
     for i in range(0, len(seeds), batch):
         scenes = [

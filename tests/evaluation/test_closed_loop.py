@@ -155,5 +155,5 @@ def test_numbers_below_one_are_refused(wrong: dict[str, object]) -> None:
 def test_a_policy_that_executes_no_action_is_refused() -> None:
     policy = Obedient()
     policy.execute = 0
-    with pytest.raises(UsageError, match="execute is 0"):
+    with pytest.raises(UsageError, match="execute must be at least 1, got 0"):
         evaluate_in_simulator(Line, policy, episodes=1, splits=["test"])

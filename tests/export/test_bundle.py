@@ -48,7 +48,7 @@ def test_a_copy_that_plans_other_actions_is_refused(
             save_file(weights, target)
 
     monkeypatch.setattr(shutil, "copyfile", damaging)
-    with pytest.raises(ExportError, match="plans other chunks"):
+    with pytest.raises(ExportError, match="plans different chunks"):
         BundleExporter().export(policy_folder, tmp_path / "out", weights=tiny_weights)
     assert list(tmp_path.iterdir()) == []
 

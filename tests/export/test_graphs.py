@@ -94,7 +94,7 @@ def test_the_loop_shares_the_weights_of_the_step() -> None:
 
 
 def test_a_model_too_large_for_one_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "LARGEST", 1000)
+    monkeypatch.setattr(graphs, "MAX_WEIGHT_BYTES", 1000)
     with pytest.raises(ExportError, match=r"step\.onnx would hold 0\.0 GB"):
         graphs.trace(graphs.step_graph(ActionExpert(UNET)), "step.onnx")
 

@@ -117,15 +117,15 @@ def test_an_editor_without_a_graph_is_noted_in_the_report(
     assert json.loads((report.folder / "onnx.json").read_text())["prefix"] is None
     (note,) = report.notes
     assert "no prefix.onnx" in note
-    assert "'tiny' must run live" in note
+    assert "'tiny' must run in torch" in note
 
 
 def test_an_editor_too_large_for_a_file_is_noted_in_the_report(
     export_again: ExportAgain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "LARGEST", 400_000)
+    monkeypatch.setattr(graphs, "MAX_WEIGHT_BYTES", 400_000)
     report = export_again()
-    assert "an .onnx file holds 2 GB" in report.notes[0]
+    assert "an .onnx file can hold at most 2 GB" in report.notes[0]
     assert "prefix.onnx" not in report.files
 
 

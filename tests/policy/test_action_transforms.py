@@ -58,7 +58,7 @@ def test_transforms_are_inverted_in_reverse_order() -> None:
 
 
 def test_actions_with_other_dimensions_are_refused() -> None:
-    with pytest.raises(DatasetError, match="4 dimensions, the policy's have 3"):
+    with pytest.raises(DatasetError, match="4 dimensions, but the policy has 3"):
         GripperSign(["grip"]).apply(np.zeros((1, 4), dtype=np.float32), NAMES)
     with pytest.raises(DatasetError, match="needs a dimension 'jaw'"):
         GripperSign(["jaw"]).apply(np.zeros((1, 3), dtype=np.float32), NAMES)

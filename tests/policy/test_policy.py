@@ -153,7 +153,7 @@ class TestRefusal:
         wrong = dataclasses.replace(observation, state=np.zeros(shape, np.float32))
         with pytest.raises(DatasetError) as error:
             policy.act(wrong)
-        assert f"state has shape {shape}, the policy needs (3,)" in error.value.message
+        assert f"state has shape {shape}, but the policy needs (3,)" in error.value.message
         assert "gripper_x" in error.value.message
 
     def test_a_missing_camera_is_named(self, policy: Policy, observation: Observation) -> None:
@@ -175,20 +175,20 @@ class TestRefusal:
         there, here = (load_tiny(weights=folder).weights.sha256 for folder in (tiny_weights, other))
         with pytest.raises(RunError) as error:
             Policy.load(run, weights=other)
-        assert f"editor weights is {here[:16]}, the policy expects {there[:16]}" in error.value.message
+        assert f"editor weights is {here[:16]}, but the policy expects {there[:16]}" in error.value.message
         assert "--weights" in (error.value.hint or "")
 
     def test_other_settings_are_refused_with_both_values(self, loaded: Policy, tiny_weights: Path) -> None:
         reference = loaded.parts.editor
         changed = dataclasses.replace(reference, settings=dataclasses.replace(reference.settings, timestep=0.5))
-        with pytest.raises(RunError, match=r"setting 'timestep' is 0\.5, the policy expects 0\.0"):
+        with pytest.raises(RunError, match=r"setting 'timestep' is 0\.5, but the policy expects 0\.0"):
             load_policy_editor(changed, weights=tiny_weights)
 
     def test_unknown_fingerprint_extras_are_refused_with_their_values(
         self, loaded: Policy, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(DiffusersEditor, "fingerprint_extras", lambda _self: {"guidance": 3.5})
-        with pytest.raises(RunError, match=r"recipe is \{'guidance': 3\.5\}, the policy expects None"):
+        with pytest.raises(RunError, match=r"recipe is \{'guidance': 3\.5\}, but the policy expects None"):
             load_policy_editor(loaded.parts.editor, weights=tiny_weights)
 
     @pytest.mark.parametrize("name", ["policy.json", "editor.json", "expert.json", "expert.safetensors"])

@@ -149,5 +149,5 @@ def test_gripper_commands_are_open_or_closed(policy: Policy) -> None:
     assert binary.command(recorded)[:, 2].tolist() == [-1.0, 1.0, -1.0]
     assert np.array_equal(binary.command(recorded)[:, :2], recorded[:, :2])
     assert set(np.unique(binary.chunks([observation(0)])[..., 2])) <= {-1.0, 1.0}
-    with pytest.raises(DatasetError, match="4 dimensions, the policy's have 3"):
+    with pytest.raises(DatasetError, match="4 dimensions, but the policy has 3"):
         binary.command(np.zeros((1, 4), dtype=np.float32))

@@ -268,12 +268,12 @@ def _another_alias(values: dict[str, Any]) -> None:
         (
             lambda values: values["proprio_encoder"].update(weight=torch.zeros(5, 3)),
             EditorError,
-            "gives 5 channels, the editor's text has 96",
+            "gives 5 channels, but the editor's text has 96",
         ),
         (
             lambda values: values["proprio_encoder"].update(weight=torch.zeros(96, 4)),
             ConfigError,
-            "the statistics have 3 state dimensions, the checkpoint 4",
+            "the statistics have 3 state dimensions, but the checkpoint has 4",
         ),
     ],
 )
@@ -289,7 +289,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_leaves_no_files(
 
 def test_a_robot_with_other_dimensions_is_refused(make: Any, tiny_weights: Path) -> None:
     source = make(TABLETOP)
-    with pytest.raises(ConfigError, match="the robot has 7 action dimensions, the checkpoint 3"):
+    with pytest.raises(ConfigError, match="the robot has 7 action dimensions, but the checkpoint has 3"):
         imported(source, ROBOTS["libero"], tiny_weights)
 
 
@@ -314,5 +314,5 @@ def test_the_command_imports_a_checkpoint_and_refuses_a_pickle(
     torch.save({"mot": {}, "step": Path("anything")}, source / "model.pt")
     assert app.run(["import", str(source / "model.pt"), *options]) == 1
     message = capsys.readouterr().err
-    assert "holds more than tensors and was not read" in message
+    assert "contains more than tensors and was not loaded" in message
     assert len(message.splitlines()) == 2

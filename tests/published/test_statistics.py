@@ -45,13 +45,13 @@ def test_normalised_values_are_the_published_ones(published: Any, theirs: str, m
     ("content", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", "holds no statistics"),
+        ("[]", "contains no statistics"),
         (
             json.dumps({"type": "per_embodiment", "embodiments": {"a": {}, "b": {}}}),
             "separate statistics for the robots a, b",
         ),
         (json.dumps({"state": {"default": {}}, "action": {"default": {}}}), "state lack 'global_min'"),
-        (json.dumps({"state": {}, "action": {}}), "must have statistics of one state"),
+        (json.dumps({"state": {}, "action": {}}), "must have exactly one set of state statistics"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -104,7 +104,7 @@ def test_missing_parts_of_an_observation_are_named(policy: OnnxPolicy) -> None:
     ("damage", "message"),
     [
         (lambda folder: edit(folder, version=9), r"version 9; this reads version 1"),
-        (lambda folder: edit(folder, prefix=None), r"no prefix graph: the editor 'tiny' must run live"),
+        (lambda folder: edit(folder, prefix=None), r"no prefix graph: the editor 'tiny' must run in torch"),
         (lambda folder: (folder / "loop.onnx").unlink(), r"loop\.onnx is missing"),
     ],
 )

@@ -75,7 +75,7 @@ def test_disturbed_actions_are_executed_but_the_experts_are_recorded(tmp_path: P
 
 @pytest.mark.parametrize("share", [-0.1, 0.6])
 def test_a_share_of_disturbed_steps_out_of_range_is_refused(tmp_path: Path, share: float) -> None:
-    with pytest.raises(UsageError, match="cannot disturb"):
+    with pytest.raises(UsageError, match="disturb must be between"):
         record(TabletopEnvironment(), tmp_path / "set", 1, disturb=share)
 
 
@@ -126,7 +126,7 @@ def test_scenes_that_the_expert_does_not_solve_are_skipped(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("episodes", [0, -3])
 def test_a_count_of_episodes_below_one_is_refused(tmp_path: Path, episodes: int) -> None:
-    with pytest.raises(UsageError, match="cannot record"):
+    with pytest.raises(UsageError, match="episodes must be at least 1"):
         record(TabletopEnvironment(), tmp_path / "set", episodes)
     assert list(tmp_path.iterdir()) == []
 

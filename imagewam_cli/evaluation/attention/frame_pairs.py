@@ -10,7 +10,7 @@ from imagewam_cli.data.types import Dataset, EpisodeInfo, Row
 from imagewam_cli.errors import UsageError
 
 _GOLDEN = (5**0.5 - 1) / 2
-"""Golden ratio: the first n multiples, modulo 1, fill [0, 1) evenly for every n."""
+"""Golden ratio: its first n multiples, modulo 1, are spread evenly over [0, 1) for every n."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +28,18 @@ def spread_frame_pairs(episodes: Sequence[EpisodeInfo], count: int, ahead: int |
     Episodes are evenly spaced and chosen equally often. Frames come from all parts of an episode, but never its
     last frame.
 
-    ahead: distance to the target in frames, cut at the episode's end; None: the target is the last frame.
+    ahead: distance to the target in frames, limited by the episode's end; None: the target is the last frame.
 
     Raises:
         UsageError: `count` is below 2, or fewer than two episodes have at least two frames.
     """
     usable = [e for e in episodes if e.length > 1]
     if count < 2:
-        raise UsageError(f"{count} row(s) are too few to compare rows with each other", "ask for at least two rows")
+        raise UsageError(f"{count} row(s) are too few: rows are compared with each other", "ask for at least two rows")
     if len(usable) < 2:
         raise UsageError(
-            f"{len(usable)} episode(s) with two frames or more are too few", "use a dataset with at least two"
+            f"{len(usable)} episode(s) have two frames or more, but at least two are needed",
+            "use a dataset with at least two such episodes",
         )
     shown = min(count, len(usable))
     spaced = [usable[i * len(usable) // shown] for i in range(shown)]
@@ -54,7 +55,7 @@ def spread_frame_pairs(episodes: Sequence[EpisodeInfo], count: int, ahead: int |
 def read_frame_pairs(dataset: Dataset, pairs: Sequence[FramePair]) -> Iterator[tuple[Row, Row]]:
     """Read the rows (now, target) of each pair, sorted by episode and frame.
 
-    Memory: the chosen frames of one episode.
+    Holds the chosen frames of one episode in memory.
     """
     wanted: dict[int, list[FramePair]] = {}
     for pair in sorted(pairs, key=lambda pair: (pair.episode, pair.frame)):

@@ -22,7 +22,7 @@ Grid = tuple[int, int]
 CHANGE_FRACTION = 0.25
 """A token counts as changed if its mean absolute pixel difference is above this fraction of the largest one."""
 STILL = 2.0
-"""Mean absolute pixel difference, of 255, that a token must reach for a row to count as changing.
+"""Minimum mean absolute pixel difference (of 255) of some token for the row to count as changing.
 
 The noise of a video codec is smaller.
 """
@@ -31,8 +31,8 @@ The noise of a video codec is smaller.
 def split(weights: Float64Array, layer: LayerSpec, own: int) -> tuple[Float64Array, ...]:
     """Split one row's attention (K,) into the layer's segments and, last, the chunk's `own` tokens.
 
-    Text may be shorter or longer here than in the cache that `layer` describes, because its length depends on the
-    batch. So the text segment gets all tokens that the other segments leave.
+    The text may be shorter or longer than in the cache that `layer` describes, because its length depends on the
+    batch. The text segment therefore takes all remaining tokens.
 
     Raises:
         CaptureError: the number of tokens does not match the layer's segments.
@@ -58,7 +58,8 @@ def shares(weights: Float64Array, layer: LayerSpec, own: int) -> dict[str, float
 def picture_map(weights: Float64Array, layer: LayerSpec, own: int, pictures: int = 1) -> Float64Array:
     """Return the attention (K,) on picture tokens as a map.
 
-    Pictures of one kind are put side by side. Kinds are added up, because a reference and a target show the same place.
+    Pictures of one kind are put side by side. Maps of different kinds are added, because reference and target show the
+    same scene.
 
     pictures: number of pictures of the cameras, all of one size. A kind with fewer pictures, such as the one target of
         several references, belongs to the first ones; the others get no attention from it.
@@ -80,7 +81,7 @@ def picture_map(weights: Float64Array, layer: LayerSpec, own: int, pictures: int
 
 
 def _evened(values: Float64Array, extent: tuple[float, float] | None) -> Float64Array:
-    """Resample a map whose last row and column extend beyond the picture to equally many cells of equal size."""
+    """Resample a map whose last row and column extend beyond the picture to the same number of cells of equal size."""
     if extent is None:
         return values
     rows, columns = (_overlaps(n, n, whole) for n, whole in zip(values.shape, extent, strict=True))
@@ -121,9 +122,9 @@ def differences(now: UInt8Image, target: UInt8Image, grid: Grid) -> Float64Array
 
 
 def changed(now: UInt8Image, target: UInt8Image, grid: Grid) -> BoolArray:
-    """Return which cells of the grid change: a mask that is empty if the pictures are equal.
+    """Return which cells of the grid change: as a mask, all False if the pictures are equal.
 
-    A cell changes if its difference is above `CHANGE_FRACTION` of the greatest one, so contrast and lighting do not
+    A cell changes if its difference is above `CHANGE_FRACTION` of the largest one, so contrast and lighting do not
     matter.
     """
     difference = differences(now, target, grid)
@@ -149,7 +150,7 @@ def lifts(maps: Float64Array, regions: BoolArray) -> Float64Array:
 def _overlaps(cells: int, into: int, whole: float | None = None) -> Float64Array:
     """Return (into, cells): the fraction of each of `cells` cells of a line inside each of `into` equal cells.
 
-    whole: length of the line in cells, if the last cell is cut off at its end; None: `cells`.
+    whole: length of the line in cells, if the line ends within the last cell; None: `cells`.
     """
     edges, others = np.minimum(np.arange(cells + 1) / (whole or cells), 1.0), np.arange(into + 1) / into
     low = np.maximum(edges[None, :-1], others[:-1, None])

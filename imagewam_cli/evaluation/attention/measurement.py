@@ -1,13 +1,13 @@
-"""Measure where a policy's action tokens attend, and how much of that attention is on what is about to change.
+"""Measure where a policy's action tokens attend, and how much attention falls on the regions that will change.
 
 The policy plans at recorded frames. The attention of its action tokens on picture tokens (mean over heads, action
-tokens and Euler steps, renormalised over the pictures) is compared with the tokens that change between the frame and a
+tokens and Euler steps, renormalized over the pictures) is compared with the tokens that change between the frame and a
 later one. The `lift` is the attention on these tokens divided by their share of the area; uniform attention has lift 1.
 
-A lift above 1 can also come from attending to the middle of the picture or to conspicuous objects. So two controls are
-reported: the same maps on the changes of other episodes, and the maps of an untrained expert.
+A lift above 1 can also come from attending to the center of the picture or to salient objects. Two controls are
+therefore reported: the same maps on the changes of other episodes, and the maps of an untrained expert.
 
-Source: the attention analysis of arXiv 2606.19531; the numbers are this module's own.
+Source: the attention analysis of arXiv 2606.19531; the definitions of the numbers are this module's own.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ AVERAGE = "average"
 class LiftStatistics:
     """Mean lifts of one expert's maps.
 
-    own: on the changes of the same row; others: on the changes of rows of other episodes; above: own minus others, row
-    by row.
+    own: lift on the changes of the same row; others: lift on the changes of rows of other episodes; above: own minus
+    others, per row.
     """
 
     own: Mean
@@ -63,7 +63,7 @@ class LiftStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerAttention:
-    """Results of one layer, or of the mean over layers, averaged over rows.
+    """Results of one layer, or of the mean over layers; each is averaged over rows.
 
     shares: kind of segment (`own` for the chunk's tokens) -> share of the trained expert's attention.
     mass: share of its attention on pictures that is on changing tokens; area: share of the picture that changes.
@@ -82,7 +82,7 @@ class LayerAttention:
 class RowAttention:
     """Results of one row.
 
-    area: share of the picture that changes; lift: of the mean map over layers.
+    area: share of the picture that changes; lift: lift of the mean map over layers.
     """
 
     episode: int
@@ -120,7 +120,8 @@ class AttentionSample:
     """The attention measured at one row.
 
     now, target: the editor's input at the row and at the later frame, uint8 (H, W, 3).
-    maps, shares: of the trained expert, one per layer that holds pictures; untrained: the untrained expert's maps.
+    maps, shares: results of the trained expert, one per layer that holds pictures.
+    untrained: maps of the untrained expert.
     """
 
     row: Row
@@ -162,7 +163,7 @@ def evaluate_attention(
 ) -> tuple[AttentionResult, tuple[AttentionSample, ...]]:
     """Measure attention at `rows` frames of the episodes `held_out`, or of all episodes if that is empty.
 
-    target: the later frame. `horizon`: the frame after the chunk, cut at the episode's end; `end`: the last frame.
+    target: the later frame. `horizon`: the frame after the chunk, or the episode's last one; `end`: the last frame.
     on_rows: called with the number of rows of each finished batch.
 
     Returns the results and the measured samples, sorted by episode and frame.
@@ -178,8 +179,9 @@ def evaluate_attention(
     measured = list(_samples(policy, dataset, pairs, batch, on_rows))
     moving = tuple(sample for sample in measured if not sample.still)
     if len({s.row.episode for s in moving}) < 2:
+        count = len({s.row.episode for s in measured})
         raise DatasetError(
-            f"fewer than two of {len({s.row.episode for s in measured})} episodes change between frame and target",
+            f"fewer than two of {count} episodes show a change between frame and target",
             "measure more rows with --rows, or use --target end",
         )
     return _result(policy, moving, target, bool(known), len(measured) - len(moving)), moving

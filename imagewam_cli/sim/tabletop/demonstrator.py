@@ -16,7 +16,7 @@ _ARRIVED = 0.35 * GRASP_RADIUS
 _APPROACH = 0.4
 """Share of the remaining distance covered in one step, up to full speed.
 
-The gripper thus slows down near the target, and a block is within reach for some steps before the jaws close.
+So the gripper slows down near its target, and the block is within reach for several steps before the jaws close.
 """
 
 
@@ -27,7 +27,7 @@ def demonstrator_action(world: World) -> Float32Array:
     """
     task = world.scene.task
     if world.held not in (None, task.block):
-        return np.array([0.0, 0.0, 1.0], dtype=np.float32)  # the wrong block: let go of it
+        return np.array([0.0, 0.0, 1.0], dtype=np.float32)  # the wrong block: release it
     if world.held is None and world.success:
         return np.array([0.0, 0.0, 1.0], dtype=np.float32)
     carrying = world.held is not None
@@ -35,7 +35,7 @@ def demonstrator_action(world: World) -> Float32Array:
     offset = np.array(target) - np.array(world.gripper)
     arrived = bool(np.hypot(*offset) <= _ARRIVED)
     if not carrying and not arrived and world.opening < 1.0:
-        return np.array([0.0, 0.0, 1.0], dtype=np.float32)  # closed beside the block: open first
+        return np.array([0.0, 0.0, 1.0], dtype=np.float32)  # closed without grasping the block: open first
     closed = arrived != carrying  # close at the block, open at the goal
     dx, dy = np.clip(_APPROACH * offset / STEP, -1.0, 1.0)
     return np.array([dx, dy, -1.0 if closed else 1.0], dtype=np.float32)

@@ -17,7 +17,7 @@ from imagewam_cli.sim.tabletop.scene import BLOCK_HALF, SPLITS, Scene, Split, re
 from imagewam_cli.sim.tabletop.world import World
 
 _COLOR_TOLERANCE = 60.0
-"""Greatest distance in RGB (0..255) at which a pixel still counts as a block's colour."""
+"""Maximum RGB distance (0..255) at which a pixel counts as a block's color."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def sample_edit(seed: int, split: Split = "train", *, size: int = 128, from_star
     if not from_start:
         rng = np.random.default_rng([7, SPLITS.index(split), seed])
         moment = _some_moment(world, rng)
-        while reached(scene.task, moment.blocks, scene.zones):  # a block at its goal would leave nothing to edit
+        while reached(scene.task, moment.blocks, scene.zones):  # skip moments in which the task is already done
             moment = _some_moment(world, rng)
         world = moment
     return Edit(scene=scene, before=render(world, size), after=render(world.done(), size))
@@ -68,11 +68,11 @@ def _some_moment(world: World, rng: np.random.Generator) -> World:
 
 
 def judge_edit(picture: UInt8Image, scene: Scene) -> bool:
-    """Return whether the picture shows the task done.
+    """Return whether the picture shows the finished task.
 
-    The judge finds every block by its colour; most pixels of that colour must lie in one place. The named block must be
+    The judge finds every block by its color; most pixels of that color must be in one place. The named block must be
     at its goal, and every other block within 0.06 of its position in the scene: an edit that moves, loses or duplicates
-    another block is wrong.
+    another block is incorrect.
     """
     labels = _nearest_colors(picture)
     found = [_find(labels, b.color) for b in scene.blocks]
@@ -95,13 +95,13 @@ _COLOR_INDEX = {color: i for i, color in enumerate(BLOCK_RGB)}
 
 
 def _nearest_colors(picture: UInt8Image) -> npt.NDArray[np.int64]:
-    """Return each pixel's nearest palette colour as an index, (H, W); -1 if no colour is near."""
+    """Return each pixel's nearest palette color as an index, (H, W); -1 if no color is near."""
     distance = ((picture[:, :, None, :].astype(np.float32) - _PALETTE) ** 2).sum(-1)
     return np.where(distance.min(-1) < _COLOR_TOLERANCE**2, distance.argmin(-1), -1)
 
 
 def _find(labels: npt.NDArray[np.int64], color: str) -> tuple[float, float] | None:
-    """Return the centre (x, y) of the block of that colour, or None if no one place holds a block's worth of pixels."""
+    """Return the center (x, y) of the block of that color, or None if no window contains enough pixels of it."""
     size = labels.shape[0]
     mask = labels == _COLOR_INDEX[color]
     window = round(2.4 * BLOCK_HALF * size)

@@ -22,7 +22,7 @@ MOTOR_NOISE = 0.15
 
 
 class TabletopEnv(gymnasium.Env[dict[str, Any], Float32Array]):
-    """The tabletop behind the gymnasium API.
+    """The tabletop as a gymnasium environment.
 
     Observation: `images` (camera -> uint8 (128, 128, 3)) and `state` float32 (3,) = gripper x, y, opening in [0, 1].
     Action: float32 (3,) = (dx, dy, grip) in [-1, 1] at 10 Hz. Reward 1 on success. `info`: instruction, kind, success.

@@ -1,6 +1,6 @@
 """Sample scenes and tasks from a seed.
 
-A scene has three to five blocks of different colours, two or three coloured zones and a gripper position. A task names
+A scene has three to five blocks of different colors, two or three colored zones and a gripper position. A task names
 one block and its goal: a zone, or a side of another block. The three splits never share a scene (the split is part of
 the random generator's seed), and `HELD_OUT_PAIRS` occur only in the split `heldout`.
 """
@@ -24,12 +24,12 @@ RELATIONS: tuple[Relation, ...] = get_args(Relation)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 HELD_OUT_PAIRS = frozenset({("red", "blue"), ("green", "yellow"), ("blue", "red"), ("purple", "green")})
-"""Pairs (block colour, zone colour) that never occur in training demonstrations or training edits."""
+"""Pairs (block color, zone color) that never occur in training demonstrations or training edits."""
 
 BLOCK_HALF = 0.055
 ZONE_HALF = 0.12
 BESIDE_OFFSET = 0.18
-"""Distance between the centres of a block and the block that it is put "beside"."""
+"""Distance between the centers of a block and the block that it is put "beside"."""
 
 MARGIN = 0.08
 MIN_BLOCK_GAP = 0.16
@@ -68,7 +68,7 @@ class Zone:
 class Task:
     """Put block `block` on zone `zone` (kind `place`) or on side `relation` of block `other` (kind `beside`).
 
-    Blocks and zones are indices into the scene's.
+    Blocks and zones are indices into those of the scene.
     """
 
     kind: Kind
@@ -95,7 +95,7 @@ class Scene:
 
     @property
     def pair(self) -> tuple[str, str] | None:
-        """The pair (block colour, zone colour) of a `place` task; None for `beside`."""
+        """The pair (block color, zone color) of a `place` task; None for `beside`."""
         if self.task.zone is None:
             return None
         return self.blocks[self.task.block].color, self.zones[self.task.zone].color
@@ -111,7 +111,7 @@ def sample_scene(seed: int, split: Split = "train") -> Scene:
     while True:
         scene = _propose(rng, held_out=split == "heldout")
         if scene is not None:
-            # Closed, empty jaws are what a missed grasp leaves behind: demonstrations must show how to recover.
+            # A missed grasp ends with closed, empty jaws; demonstrations must show how to recover from it.
             return replace(scene, opening=float(rng.random() >= _CLOSED_SHARE))
 
 
@@ -129,7 +129,7 @@ def goal_of(task: Task, blocks: tuple[tuple[float, float], ...], zones: tuple[Zo
 def reached(task: Task, blocks: tuple[tuple[float, float], ...], zones: tuple[Zone, ...]) -> bool:
     """Return whether the named block is at its goal.
 
-    On a zone: its centre is inside. Beside a block: it is on the right side, near enough and level.
+    On a zone: its center is inside. Beside a block: it is on the requested side, near enough and aligned.
     """
     x, y = blocks[task.block]
     gx, gy = goal_of(task, blocks, zones)
@@ -185,7 +185,10 @@ def _call(block: Block, word: int) -> str:
 
 
 def _propose(rng: np.random.Generator, *, held_out: bool) -> Scene | None:
-    """Draw one scene; None if it is crowded, already done, too short, or of a pair for another split."""
+    """Draw one scene.
+
+    Return None if blocks overlap, the task is already done or too short, or its color pair belongs to another split.
+    """
     zones = _place_zones(rng)
     blocks = _place_blocks(rng, zones) if zones is not None else None
     if zones is None or blocks is None:

@@ -1,4 +1,4 @@
-"""The state of the table: positions, dynamics, success. It neither draws nor samples anything."""
+"""The state of the table: positions, dynamics, success. Rendering and sampling are elsewhere."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ STEP = 0.03
 """Table units per control step (10 Hz) at full speed, per axis."""
 
 GRASP_RADIUS = 0.055
-"""Greatest distance between the centres of the gripper and of a block that it can grasp."""
+"""Maximum distance between the centers of the gripper and a block that it can grasp."""
 
 JAW_SPEED = 0.5
 """Change of the opening per control step: opening or closing takes two steps."""
 
 HELD_OPENING = 0.25
-"""Least opening that the state reports while the jaws hold a block."""
+"""Minimum opening reported in the state while the jaws hold a block."""
 
 BOUNDS = (0.04, 0.96)
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The table at one moment. blocks: their centres, in the scene's order; opening: 1 open, 0 closed."""
+    """The table at one moment. blocks: their centers, in the scene's order; opening: 1 open, 0 closed."""
 
     scene: Scene
     blocks: tuple[tuple[float, float], ...]

@@ -234,7 +234,7 @@ def test_pictures_are_brightest_where_the_map_is_largest(measured: Any) -> None:
     assert pixels[24, 40].tolist() == pytest.approx([217, 219, 111], abs=16)
     assert np.abs(pixels[8, 8] - pixels[24, 40]).max() > 60
     assert len(samples) >= 3
-    one, three = sheet(samples[:1], beside=2), sheet(samples[:3], beside=2)
+    one, three = sheet(samples[:1], per_line=2), sheet(samples[:3], per_line=2)
     assert three.size == (one.width, 2 * one.height)
     assert page(samples[0], columns=2).height > page(samples[0], columns=4).height
     with pytest.raises(UsageError, match="no rows"):

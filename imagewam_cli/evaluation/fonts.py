@@ -21,12 +21,12 @@ def font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(_FONT_SIZE)
 
 
-def wrapped(text: str, width: int, most: int) -> tuple[str, ...]:
-    """Wrap `text` to at most `most` lines of `width` pixels; text that does not fit ends in three dots."""
+def wrapped(text: str, width: int, max_lines: int) -> tuple[str, ...]:
+    """Wrap `text` to at most `max_lines` lines of `width` pixels; text that does not fit ends in three dots."""
     lines: list[str] = []
     rest = text.split()
     length = font().getlength
-    while rest and len(lines) < most:
+    while rest and len(lines) < max_lines:
         count = 1
         while count < len(rest) and length(" ".join(rest[: count + 1])) <= width:
             count += 1
