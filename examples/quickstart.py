@@ -34,7 +34,7 @@ run = iw.train(cache, folder / "run", steps=20, batch=16)
 print(run.validation)
 
 # %% Act: one observation in, one action out; the policy plans a new chunk when the last one is used up
-policy = iw.load_policy(run.folder)
+policy = iw.load_policy(run)
 row = next(data.rows())
 print(policy.act(row.observation()))
 

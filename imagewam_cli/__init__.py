@@ -51,10 +51,20 @@ if TYPE_CHECKING:
     from imagewam_cli.api import (
         train as train,
     )
+    from imagewam_cli.data.types import Dataset as Dataset
     from imagewam_cli.data.types import Observation as Observation
+    from imagewam_cli.data.types import Row as Row
+    from imagewam_cli.editors.contract import Editor as Editor
     from imagewam_cli.editors.loading.hardware import Hardware as Hardware
     from imagewam_cli.editors.settings import PrefixOptions as PrefixOptions
     from imagewam_cli.errors import ImagewamError as ImagewamError
+    from imagewam_cli.kvcache.reading.reader import CacheReader as CacheReader
+    from imagewam_cli.policy.policy import Policy as Policy
+    from imagewam_cli.prefix.kv import PrefixKV as PrefixKV
+    from imagewam_cli.training.recipe import ExpertRecipe as ExpertRecipe
+    from imagewam_cli.training.recipe import FlowRecipe as FlowRecipe
+    from imagewam_cli.training.recipe import OptimizerRecipe as OptimizerRecipe
+    from imagewam_cli.training.recipe import PolicyRecipe as PolicyRecipe
     from imagewam_cli.training.recipe import TrainRecipe as TrainRecipe
 
 __version__ = "0.1.0"
@@ -73,11 +83,15 @@ _EXPORTS = {
         "record",
         "train",
     ),
-    "imagewam_cli.data.types": ("Observation",),
+    "imagewam_cli.data.types": ("Dataset", "Observation", "Row"),
+    "imagewam_cli.editors.contract": ("Editor",),
     "imagewam_cli.editors.loading.hardware": ("Hardware",),
     "imagewam_cli.editors.settings": ("PrefixOptions",),
     "imagewam_cli.errors": ("ImagewamError",),
-    "imagewam_cli.training.recipe": ("TrainRecipe",),
+    "imagewam_cli.kvcache.reading.reader": ("CacheReader",),
+    "imagewam_cli.policy.policy": ("Policy",),
+    "imagewam_cli.prefix.kv": ("PrefixKV",),
+    "imagewam_cli.training.recipe": ("ExpertRecipe", "FlowRecipe", "OptimizerRecipe", "PolicyRecipe", "TrainRecipe"),
 }
 """Module -> the public names that it defines."""
 

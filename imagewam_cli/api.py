@@ -100,8 +100,8 @@ def load_editor(
 ) -> Editor:
     """Load an installed editor, ready to encode.
 
-    dataset: the dataset that it will encode. Its cameras are used unless the options name others, and its
-        instructions are encoded at once, so that text encoders can be freed. None: the editor takes any instruction.
+    dataset: the dataset that it will encode; needed for `build_cache`. Its cameras are used unless the options name
+        others, and its instructions are encoded at once, so that text encoders can be freed. None: any instruction.
     weights: a diffusers folder instead of the embedded or fetched weights.
     hardware: device, offloading and compilation together, in place of `device`.
 
@@ -132,10 +132,16 @@ def build_cache(
     shard_mb: float = 256.0,
     progress: bool = False,
 ) -> CacheReader:
-    """Store the editor's prefix keys and values of every `stride`-th frame, and open the cache. Resumes a cache.
+    """Store the editor's prefix keys and values of a dataset, and open the cache. Resumes an interrupted build.
 
-    out: a folder, or a URL that fsspec reaches. codec: see `imagewam plugins --hook codecs`. batch: rows of a forward
-    pass.
+        cache = iw.build_cache(data, editor, "caches/mine", codec="pca1", stride=10)
+        prefix = cache.read([0, 1])  # prefix.layers[i].k and .v: float32 (rows, tokens, heads, head size)
+
+    dataset, editor: load the editor with `dataset=dataset`, so that its text has room for every instruction.
+    out: a folder, or a URL that fsspec reaches, such as s3://bucket/mine.
+    codec: how numbers are stored: fp32, bf16, fp16, fp8, int8, int4, pca2, pca1 (a sixteenth of bf16), pca0.5, or the
+        name of a plugin's codec.
+    stride: store every `stride`-th frame. batch: rows in one forward pass. shard_mb: approximate size of a file.
 
     Raises:
         CacheError: `out` holds a cache of other contents, another process writes there, or the disk is full.
@@ -202,7 +208,7 @@ def train(
 
 
 def load_policy(
-    path: str | Path, *, weights: str | Path | None = None, device: str = "cpu", hardware: Hardware | None = None
+    path: Run | str | Path, *, weights: str | Path | None = None, device: str = "cpu", hardware: Hardware | None = None
 ) -> Policy | ExportedPolicy:
     """Load the policy of a run, a bundle or an ONNX export, ready to act.
 
@@ -216,7 +222,7 @@ def load_policy(
         UsageError: a device that this machine does not have.
     """
     return loading.load_policy(
-        Path(path).expanduser(),
+        _folder(path),
         hardware=hardware or Hardware(device=device),
         weights=_path(weights),
     )
@@ -277,9 +283,8 @@ def export_policy(
     """
     from imagewam_cli.policy.bundle import find_bundle
 
-    folder = run.folder if isinstance(run, Run) else Path(run).expanduser()
     exporter = Registry.installed().exporters.load(format)()
-    report: ExportReport = exporter.export(find_bundle(folder), Path(out).expanduser(), weights=_path(weights))
+    report: ExportReport = exporter.export(find_bundle(_folder(run)), Path(out).expanduser(), weights=_path(weights))
     return report
 
 
@@ -294,6 +299,10 @@ def _bar(shown: bool, total: int, unit: str) -> Iterator[Callable[[int], None]]:
             bar.update(count)
 
         yield advance
+
+
+def _folder(run: Run | str | Path) -> Path:
+    return run.folder if isinstance(run, Run) else Path(run).expanduser()
 
 
 def _path(path: str | Path | None) -> Path | None:

@@ -37,13 +37,11 @@ def imagewam_exporters() -> list[ExporterEntry]:
             name="bundle",
             summary="one folder with weights, config, statistics and editor: what `Policy.load` reads",
             load="imagewam_cli.export.bundle:BundleExporter",
-            runs_policy=True,
         ),
         ExporterEntry(
             name="onnx",
             summary="ONNX graphs for onnxruntime: the Euler loop, a single step, and the prefix where it can be traced",
             load="imagewam_cli.export.onnx:OnnxExporter",
-            runs_policy=True,
         ),
     ]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pluggy
 
@@ -30,6 +30,10 @@ class Entry:
     load: str
     requires: str = ""
     """What to `pip install` when a package that the code imports is missing, such as "imagewam[sim]"."""
+    members: ClassVar[tuple[str, ...]] = ()
+    """Attributes that the loaded object must have. Classes with abstract methods are checked for these too."""
+    is_instance: ClassVar[bool] = False
+    """Whether `load` names an object that is used as it is, and not a class."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,7 @@ class EditorEntry(Entry):
 class ExporterEntry(Entry):
     """An export format. `load` names an `imagewam_cli.export.Exporter`."""
 
-    runs_policy: bool = False
-    """Whether `imagewam eval --policy FOLDER` can run the exported folder."""
+    members: ClassVar[tuple[str, ...]] = ("export",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +136,17 @@ class EnvironmentEntry(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFormatEntry(Entry):
-    """A dataset format. `load` names a `imagewam_cli.data.formats.DatasetFormat`."""
+    """A dataset format. `load` names a class that implements `imagewam_cli.data.formats.DatasetFormat`."""
+
+    members: ClassVar[tuple[str, ...]] = ("detect", "open")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodecEntry(Entry):
-    """An encoding of keys and values. `load` names a `imagewam_cli.kvcache.codecs.contract.Codec`."""
+    """An encoding of keys and values. `load` names an instance of `imagewam_cli.kvcache.codecs.contract.Codec`."""
+
+    members: ClassVar[tuple[str, ...]] = ("name", "parts", "encode", "decode")
+    is_instance: ClassVar[bool] = True
 
 
 class Hooks:

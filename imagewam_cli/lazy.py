@@ -25,6 +25,7 @@ def lazy_exports(
         return value
 
     def list_names() -> list[str]:
-        return sorted({*vars(sys.modules[module]), *origins})
+        special = {name for name in vars(sys.modules[module]) if name.startswith("__")}
+        return sorted({*special, *origins})
 
     return get, list_names

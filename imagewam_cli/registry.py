@@ -102,11 +102,14 @@ class Catalog(Generic[E]):
         """Import the object that the entry's `load` names.
 
         Raises:
-            PluginError: the import fails, or the class lacks abstract methods or class variables.
+            PluginError: the import fails, or the object lacks methods or attributes that its kind must have.
         """
         entry = self.get(name)
         found = imported(entry.load, f"{self.kind} {name!r}", entry.requires)
-        lacking = _lacking(found)
+        if entry.is_instance and inspect.isclass(found):
+            hint = "let `load` name an instance of it; see docs/reference/plugin-contract.md"
+            raise PluginError(f"{self.kind} {name!r} ({entry.load}) is a class", hint)
+        lacking = _lacking(found, entry.members)
         if lacking:
             raise PluginError(
                 f"{self.kind} {name!r} ({entry.load}) lacks {', '.join(lacking)}", "see docs/guide/plugins.md"
@@ -131,17 +134,18 @@ def imported(path: str, what: str, requires: str = "") -> Any:
         raise PluginError(f"{what} cannot be loaded from {path!r}: {reason}") from error
 
 
-def _lacking(found: object) -> list[str]:
-    """Return the abstract methods of a class, and the class variables declared by it or a base, that have no value."""
+def _lacking(found: object, members: Sequence[str]) -> list[str]:
+    """Return what an object lacks: required members, abstract methods, and declared class variables without a value."""
+    missing = {name for name in members if not hasattr(found, name)}
     if not inspect.isclass(found):
-        return []
+        return sorted(missing)
     declared = {
         name
         for base in found.__mro__
         for name, kind in inspect.get_annotations(base).items()
         if "ClassVar" in str(kind) and not hasattr(found, name)
     }
-    return sorted(declared | set(getattr(found, "__abstractmethods__", ())))
+    return sorted(missing | declared | set(getattr(found, "__abstractmethods__", ())))
 
 
 class Registry:

@@ -63,7 +63,7 @@ def test_a_run_equals_the_commands_and_its_policy_acts(
         assert path.read_bytes() == (run.folder / "policy" / path.name).read_bytes()
     assert run.metrics()[-1]["step"] == 2
     assert run.validation is not None
-    policy = iw.load_policy(run.folder, weights=tiny_weights)
+    policy = iw.load_policy(run, weights=tiny_weights)
     data = iw.open_dataset(tabletop)
     action = policy.act(next(data.rows()).observation())
     assert action.shape == (data.info.action_dim,)
@@ -100,3 +100,15 @@ def test_demonstrations_are_recorded_and_opened(tmp_path: Path) -> None:
     data = iw.record(tmp_path / "set", episodes=2, seed=7)
     assert data.info.total_episodes == 2
     assert list(data.info.cameras) == ["top"]
+
+
+def test_an_editor_without_the_datasets_instructions_says_what_to_do(
+    tmp_path: Path, tabletop: Path, tiny_weights: Path
+) -> None:
+    data = iw.open_dataset(tabletop)
+    editor = iw.load_editor(
+        "tiny", options=iw.PrefixOptions(image_size=(64, 64), cameras=("top",)), weights=tiny_weights
+    )
+    with pytest.raises(CacheError) as error:
+        iw.build_cache(data, editor, tmp_path / "cache", stride=8)
+    assert error.value.hint == "load the editor with the dataset's instructions"

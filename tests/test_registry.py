@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from imagewam_cli.errors import PluginError, UnknownNameError
-from imagewam_cli.hookspecs import EditorDefaults, EditorEntry, ModeDefaults, hookimpl
+from imagewam_cli.hookspecs import CodecEntry, EditorDefaults, EditorEntry, ModeDefaults, hookimpl
 from imagewam_cli.registry import PluginStatus, Registry
 from imagewam_flux_kontext.editor import FluxKontextEditor
 
@@ -174,3 +174,35 @@ def test_help_and_plugins_import_no_torch(arguments: list[str]) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+class _Codecs:
+    """A plugin with one codec at an import path."""
+
+    def __init__(self, load: str) -> None:
+        self.load = load
+
+    @hookimpl
+    def imagewam_codecs(self) -> list[CodecEntry]:
+        return [CodecEntry(name="half", summary="a codec of a test", load=self.load)]
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        ("imagewam_cli.kvcache.codecs.cast:CastCodec", r"codec 'half' \(.*CastCodec\) is a class"),
+        ("imagewam_cli.kvcache.storage.location:name_of", "codec 'half' .* lacks decode, encode, name, parts"),
+    ],
+    ids=["a class", "lacks members"],
+)
+def test_what_cannot_be_a_codec_is_refused_at_load(load: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = registry_with(monkeypatch, plugin=_Codecs(load))
+    with pytest.raises(PluginError, match=message):
+        registry.codecs.load("half")
+
+
+def test_every_builtin_entry_loads() -> None:
+    registry = Registry.installed()
+    for catalog in (registry.codecs, registry.exporters, registry.environments, registry.dataset_formats):
+        for entry in catalog:
+            assert catalog.load(entry.name) is not None

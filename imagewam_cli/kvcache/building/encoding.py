@@ -89,7 +89,8 @@ def check_prefix(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:
             given = tuple(values.shape)
             if given != expected:
                 raise CacheError(
-                    f"layer {layer.name}: the editor returned {part} of shape {given}, its spec says {expected}"
+                    f"layer {layer.name}: the editor returned {part} of shape {given}, its spec says {expected}",
+                    "load the editor with the dataset's instructions" if layer.holds_text else None,
                 )
             if not all_finite(values):
                 raise CacheError(f"layer {layer.name}: the editor returned {part} with values that are not finite")
