@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import re
+import tomllib
+from pathlib import Path
 
 from tests.support.paths import ROOT
 
@@ -12,3 +15,16 @@ def test_tests_share_code_through_support_only() -> None:
     foreign = re.compile(r"^ *(?:from|import) tests\.(?!support\b)", re.MULTILINE)
     files = (ROOT / "tests").rglob("*.py")
     assert [str(path.relative_to(ROOT)) for path in files if foreign.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_every_first_party_plugin_is_packaged_and_kept_out_of_the_core() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    points = set(project["project"]["entry-points"]["imagewam"].values()) - {"imagewam_cli.builtin"}
+    wheel = {Path(path).name for path in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]}
+    layers = configparser.ConfigParser()
+    layers.read(ROOT / ".importlinter", encoding="utf-8")
+    folders = {path.name for path in (ROOT / "plugins").iterdir() if (path / "__init__.py").exists()}
+    assert points == folders
+    assert wheel == {"imagewam_cli", *folders}
+    assert set(layers["importlinter"]["root_packages"].split()) == {"imagewam_cli", *folders}
+    assert set(layers["importlinter:contract:core"]["forbidden_modules"].split()) == folders
