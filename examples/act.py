@@ -28,7 +28,7 @@ def main() -> None:
         result = env.step(policy.act(observation))
         observation = result.observation
         if result.finished:
-            print(f"{'done' if result.success else 'not done'} after {step + 1} steps")
+            print(f"{'success' if result.success else 'no success'} after {step + 1} steps")
             break
 
 

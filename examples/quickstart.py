@@ -3,7 +3,7 @@
 python examples/quickstart.py [FOLDER]
 
 Open it as a notebook in an editor that knows `# %%` cells, or run it as a script. The sizes are so small that the
-policy learns little: `imagewam demo` has those of a good one.
+policy learns little: `imagewam demo` uses sizes that give a good policy.
 """
 
 # %% Record demonstrations of the embedded simulator, or open a LeRobot dataset of your own

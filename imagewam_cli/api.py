@@ -1,8 +1,8 @@
 """The Python API: each step from a dataset to a policy as one function. Import it as `import imagewam_cli as iw`.
 
-Paths may be strings. Errors are `ImagewamError`s with the hint that the command line prints. `progress=True` draws a
-progress bar on stderr. Whatever these functions do not offer is one import away: they call the same classes that the
-command line uses.
+Paths may be strings. The functions raise `ImagewamError`s, with the same hints that the command line prints.
+`progress=True` draws a progress bar on stderr. The functions call the same classes as the command line; import those
+classes for anything that is missing here.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def open_dataset(
     cameras: the cameras to use, in order; empty: all of them.
 
     Raises:
-        DatasetError: no dataset there, damaged metadata, or no such feature.
+        DatasetError: the folder holds no dataset, its metadata is damaged, or a feature or camera does not exist.
     """
     return formats.open_dataset(path, KeyMap(state=state_key, action=action_key, cameras=tuple(cameras)))
 
@@ -78,8 +78,8 @@ def record(
     """Record scripted demonstrations of a simulator as a LeRobot v3.0 dataset, and open it.
 
     Raises:
-        UsageError: `out` already holds something, or fewer than one episode.
-        UnknownNameError: no such environment.
+        UsageError: `out` is not empty, or `episodes` is below 1.
+        UnknownNameError: no environment has this name.
     """
     from imagewam_cli.sim.record import record as record_demonstrations
 
@@ -100,14 +100,17 @@ def load_editor(
 ) -> Editor:
     """Load an installed editor, ready to encode.
 
-    dataset: the dataset that it will encode; needed for `build_cache`. Its cameras are used unless the options name
-        others, and its instructions are encoded at once, so that text encoders can be freed. None: any instruction.
-    weights: a diffusers folder instead of the embedded or fetched weights.
-    hardware: device, offloading and compilation together, in place of `device`.
+    Args:
+        dataset: the dataset that it will encode; needed for `build_cache`. Its cameras are used unless the options name
+            others, and its instructions are encoded immediately, so that text encoders can be freed. None: the editor
+            accepts any instruction.
+        weights: a diffusers folder instead of the embedded or downloaded weights.
+        hardware: device, offloading and compilation together, instead of `device`.
 
     Raises:
-        UnknownNameError: no such editor. EditorError: its weights are missing or do not fit.
-        UsageError: an option that this editor does not have, or a device that this machine does not have.
+        UnknownNameError: no editor has this name.
+        EditorError: the weights are missing or have the wrong shapes.
+        UsageError: the editor does not have an option, or this machine does not have the device.
     """
     chosen = options or PrefixOptions()
     if dataset is not None and not chosen.cameras:
@@ -132,19 +135,25 @@ def build_cache(
     shard_mb: float = 256.0,
     progress: bool = False,
 ) -> CacheReader:
-    """Store the editor's prefix keys and values of a dataset, and open the cache. Resumes an interrupted build.
+    """Compute and store the editor's prefix keys and values over a dataset, then open the cache.
 
         cache = iw.build_cache(data, editor, "caches/mine", codec="pca1", stride=10)
         prefix = cache.read([0, 1])  # prefix.layers[i].k and .v: float32 (rows, tokens, heads, head size)
 
-    dataset, editor: load the editor with `dataset=dataset`, so that its text has room for every instruction.
-    out: a folder, or a URL that fsspec reaches, such as s3://bucket/mine.
-    codec: how numbers are stored: fp32, bf16, fp16, fp8, int8, int4, pca2, pca1 (a sixteenth of bf16), pca0.5, or the
-        name of a plugin's codec.
-    stride: store every `stride`-th frame. batch: rows in one forward pass. shard_mb: approximate size of a file.
+    An interrupted build resumes.
+
+    Args:
+        dataset: the dataset to encode.
+        editor: load it with `dataset=dataset`, so that its text segment is long enough for every instruction.
+        out: a folder, or a URL that fsspec supports, such as s3://bucket/mine.
+        codec: encoding of the numbers: fp32, bf16, fp16, fp8, int8, int4, pca2, pca1 (a sixteenth of the size of bf16),
+            pca0.5, or the name of a plugin's codec.
+        stride: store every `stride`-th frame.
+        batch: rows per forward pass.
+        shard_mb: approximate size of a shard, in MB.
 
     Raises:
-        CacheError: `out` holds a cache of other contents, another process writes there, or the disk is full.
+        CacheError: `out` holds a different cache, another process is writing there, or the disk is full.
         UsageError: `out` holds something that is not a cache.
     """
     address, stored = location(str(out)), Registry.installed().codecs.load(codec)
@@ -155,10 +164,10 @@ def build_cache(
 
 
 def open_cache(path: str | Path) -> CacheReader:
-    """Open a cache, a folder or a URL, to read any of its rows.
+    """Open a cache at a folder or URL, to read any of its rows.
 
     Raises:
-        CacheError: no cache there, a damaged one, or one without a finished shard.
+        CacheError: the folder holds no cache, the cache is damaged, or it has no finished shard.
     """
     return CacheReader(location(str(path)))
 
@@ -176,13 +185,14 @@ def train(
 ) -> Run:
     """Train an action expert on a cache. Resumes an interrupted run in `out`.
 
-    recipe: every number of the run; `steps`, `batch` and `seed` replace the recipe's.
-    weights: a diffusers folder of the cache's editor, for recipes that initialise the expert from the editor.
+    Args:
+        recipe: settings of the run; `steps`, `batch` and `seed` override the recipe's values.
+        weights: a diffusers folder of the cache's editor, for recipes that initialize the expert from the editor.
 
     Raises:
-        ConfigError: a number that the recipe does not allow.
+        ConfigError: the recipe has an invalid value.
         CacheError: the cache is missing or damaged.
-        RunError: `out` holds a run of another recipe or cache.
+        RunError: `out` holds a run with a different recipe or cache.
         NonFiniteLossError: the loss or its gradient is not finite.
     """
     from imagewam_cli.training.initial_weights import initial_weights
@@ -215,11 +225,12 @@ def load_policy(
         policy.reset()
         action = policy.act(iw.Observation(images={"top": picture}, state=state, instruction="stack the blocks"))
 
-    weights: a diffusers folder of the policy's editor, in place of the embedded or fetched weights.
+    weights: a diffusers folder of the policy's editor, instead of the embedded or downloaded weights.
 
     Raises:
-        RunError: no policy there, a damaged one, or another editor than the policy was trained on.
-        UsageError: a device that this machine does not have.
+        RunError: the folder holds no policy, the policy is damaged, or the editor is not the one that it was trained
+            on.
+        UsageError: this machine does not have the device.
     """
     return loading.load_policy(
         _folder(path),
@@ -239,10 +250,10 @@ def evaluate(
 ) -> ClosedLoopResult:
     """Run the policy in a simulator and count successes, on `episodes` scenes of each split.
 
-    splits: families of scenes; empty: all but `train`.
+    splits: names of splits; empty: all but `train`.
 
     Raises:
-        UnknownNameError: no such environment or split.
+        UnknownNameError: no environment or split has this name.
     """
     from imagewam_cli.evaluation.closed_loop import evaluate_in_simulator
 
@@ -262,7 +273,7 @@ def evaluate(
 def open_loop(policy: Policy | ExportedPolicy, dataset: Dataset, *, episodes: int | None = None) -> OpenLoopResult:
     """Compare the policy's action chunks with the recorded actions of a dataset.
 
-    episodes: only the first so many; None: all.
+    episodes: use only the first `episodes` episodes; None: all.
     """
     from imagewam_cli.evaluation.open_loop import open_loop as compare
 
@@ -275,10 +286,12 @@ def export_policy(
 ) -> ExportReport:
     """Export a policy and check the export against torch on real rows.
 
-    format: onnx, bundle, or a plugin's format. weights: as `load_policy`.
+    Args:
+        format: onnx, bundle, or a plugin's format.
+        weights: as in `load_policy`.
 
     Raises:
-        ExportError: the export differs from torch, or the format cannot express the policy.
+        ExportError: the export differs from torch, or the format cannot represent the policy.
         UsageError: `out` holds something else.
     """
     from imagewam_cli.policy.bundle import find_bundle

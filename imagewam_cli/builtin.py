@@ -1,4 +1,4 @@
-"""Entries of the core itself, added in the same way as a plugin's."""
+"""Built-in entries, added through the same hooks as a plugin's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def imagewam_environments() -> list[EnvironmentEntry]:
     return [
         EnvironmentEntry(
             name="tabletop",
-            summary="blocks, zones and a gripper seen from above; no OpenGL",
+            summary="blocks, zones and a gripper, seen from above; needs no OpenGL",
             load="imagewam_cli.sim.tabletop.env:TabletopEnvironment",
             requires="imagewam[sim]",
         )
@@ -35,7 +35,7 @@ def imagewam_exporters() -> list[ExporterEntry]:
     return [
         ExporterEntry(
             name="bundle",
-            summary="one folder with weights, config, statistics and editor: what `Policy.load` reads",
+            summary="one folder with weights, config, statistics and editor, for `Policy.load`",
             load="imagewam_cli.export.bundle:BundleExporter",
         ),
         ExporterEntry(
@@ -49,21 +49,29 @@ def imagewam_exporters() -> list[ExporterEntry]:
 @hookimpl
 def imagewam_codecs() -> list[CodecEntry]:
     return [
-        CodecEntry(name="fp32", summary="4 bytes a number, exact", load=f"{_CODECS}.cast:FLOAT32"),
-        CodecEntry(name="bf16", summary="2 bytes, 8 bits of mantissa", load=f"{_CODECS}.cast:BFLOAT16"),
-        CodecEntry(name="fp16", summary="2 bytes, 11 bits of mantissa", load=f"{_CODECS}.cast:FLOAT16"),
-        CodecEntry(name="fp8", summary="1 byte, e4m3, a scale for each head", load=f"{_CODECS}.float8:FLOAT8"),
+        CodecEntry(name="fp32", summary="4 bytes per number, lossless", load=f"{_CODECS}.cast:FLOAT32"),
+        CodecEntry(name="bf16", summary="2 bytes per number, 8 bits of mantissa", load=f"{_CODECS}.cast:BFLOAT16"),
+        CodecEntry(name="fp16", summary="2 bytes per number, 11 bits of mantissa", load=f"{_CODECS}.cast:FLOAT16"),
+        CodecEntry(
+            name="fp8", summary="1 byte per number (e4m3), one scale per row and head", load=f"{_CODECS}.float8:FLOAT8"
+        ),
         CodecEntry(
             name="int8",
-            summary="1 byte, keys by channel, values by token, groups of 64",
+            summary="1 byte per number, in groups of 64: keys by channel, values by token",
             load=f"{_CODECS}.integer:INT8",
         ),
-        CodecEntry(name="int4", summary="half a byte, grouped as int8", load=f"{_CODECS}.integer:INT4"),
+        CodecEntry(name="int4", summary="half a byte per number, grouped like int8", load=f"{_CODECS}.integer:INT4"),
         CodecEntry(
             name="pca2",
-            summary="an eighth of bf16: principal axes of the dataset's rows",
+            summary="an eighth of the size of bf16: principal axes of the dataset's rows",
             load=f"{_CODECS}.pca:PCA2",
         ),
-        CodecEntry(name="pca1", summary="a sixteenth of bf16, as pca2", load=f"{_CODECS}.pca:PCA1"),
-        CodecEntry(name="pca0.5", summary="a thirty-second, as pca2", load=f"{_CODECS}.pca:PCA_HALF"),
+        CodecEntry(
+            name="pca1", summary="a sixteenth of the size of bf16, otherwise like pca2", load=f"{_CODECS}.pca:PCA1"
+        ),
+        CodecEntry(
+            name="pca0.5",
+            summary="a thirty-second of the size of bf16, otherwise like pca2",
+            load=f"{_CODECS}.pca:PCA_HALF",
+        ),
     ]

@@ -27,7 +27,7 @@ def load_yaml(path: Path, into: type[T]) -> T:
     """Read a YAML file into the dataclass `into`.
 
     Raises:
-        ConfigError: no such file, not a mapping, an unknown key, a value of the wrong type.
+        ConfigError: the file does not exist or is not a mapping, a key is unknown, or a value has the wrong type.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -42,7 +42,7 @@ def size_in_bytes(text: str, source: str) -> float:
     """Parse a size such as "50GB", "800 MB" or "1e9". source: the option or variable that an error names.
 
     Raises:
-        ConfigError: the text is not a size, or is not more than 0.
+        ConfigError: the text is not a size, or the size is not above 0.
     """
     units = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "B": 1.0, "": 1.0}
     number = text.strip().upper().rstrip("KMGTB").strip()
@@ -54,7 +54,7 @@ def size_in_bytes(text: str, source: str) -> float:
             f"{source} must look like 50GB, got {text!r}", "write a number, then KB, MB, GB or TB"
         ) from None
     if not 0 < size < math.inf:
-        raise ConfigError(f"{source} must be more than 0, got {text!r}", f"for no limit, leave {source} out")
+        raise ConfigError(f"{source} must be more than 0, got {text!r}", f"for no limit, omit {source}")
     return size
 
 
@@ -62,7 +62,7 @@ def from_dict(into: type[T], values: Any, *, source: str = "config", path: str =
     """Build the (nested) dataclass `into` from a plain mapping, strictly.
 
     Raises:
-        ConfigError: names `source` and the dotted key.
+        ConfigError: a key is unknown or missing, or a value is wrong; the message names `source` and the dotted key.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: {path or 'the top level'} must be a mapping, got {type(values).__name__}")
@@ -97,7 +97,7 @@ def dump_yaml(config: Any) -> str:
 
 
 def dump_json(values: Any) -> str:
-    """Return indented JSON with a newline at the end; keys keep their order."""
+    """Return indented JSON ending in a newline; keys keep their order."""
     return json.dumps(_plain(values), indent=2, sort_keys=False, allow_nan=False) + "\n"
 
 
@@ -135,8 +135,8 @@ def _coerce(hint: Any, value: Any, source: str, key: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_dict(hint, value, source=source, path=key)
     if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
-        variadic = len(parameters) == 2 and parameters[1] is Ellipsis
-        kinds = [parameters[0]] * len(value) if variadic else list(parameters)
+        is_homogeneous = len(parameters) == 2 and parameters[1] is Ellipsis
+        kinds = [parameters[0]] * len(value) if is_homogeneous else list(parameters)
         if len(kinds) != len(value):
             raise ConfigError(f"{source}: {key} needs {len(kinds)} values, got {len(value)}")
         return tuple(_coerce(k, v, source, f"{key}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))

@@ -29,7 +29,7 @@ class ImagewamError(Exception):
 
 
 class UsageError(ImagewamError):
-    """A wrong command or call; nothing was started."""
+    """A wrong command or call, found before any work was done."""
 
     exit_code = 2
 
@@ -64,11 +64,11 @@ class CaptureError(ImagewamError):
 
 
 class CacheError(ImagewamError):
-    """A cache is missing, damaged, or belongs to another editor, dataset or version."""
+    """A cache is missing, damaged, or belongs to a different editor, dataset or version."""
 
 
 class RunError(ImagewamError):
-    """A training run or policy folder is missing, damaged or does not match."""
+    """A training run or policy is missing, damaged, or does not match its editor, recipe or data."""
 
 
 class NonFiniteLossError(ImagewamError):
@@ -92,7 +92,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """Return a hint for a mistyped name: the closest valid name, or all names if none or several are equally close."""
     valid = sorted(choices)
     close = difflib.get_close_matches(name, valid, n=2, cutoff=0.5)
-    likeness = [difflib.SequenceMatcher(a=found, b=name).ratio() for found in close]
-    if close and likeness.count(likeness[0]) == 1:
+    similarities = [difflib.SequenceMatcher(a=found, b=name).ratio() for found in close]
+    if close and similarities.count(similarities[0]) == 1:
         return f"did you mean {close[0]!r}?"
     return "choose one of: " + ", ".join(valid) if valid else "none is installed; see `imagewam plugins`"

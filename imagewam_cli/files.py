@@ -1,4 +1,4 @@
-"""Write files and folders whole or not at all, and take checksums of files.
+"""Write files and folders atomically, and compute checksums of files.
 
 Everything is first written under a temporary name in the same folder, then flushed to disk, then renamed. After a kill,
 a full disk or a power cut, the file has its previous content or the new one, never a mixture. Temporary names contain
@@ -59,7 +59,7 @@ def atomic_file(path: Path, *, partial: Path | None = None, durable: bool = True
         path: the file to create or replace.
         partial: the temporary path, in the same folder. By default it is hidden and unique, and has the suffix of
             `path`, from which many libraries choose the format.
-        durable: flush the file to disk before it is renamed. Files that can be fetched again do not need this.
+        durable: flush the file to disk before it is renamed. Files that can be downloaded again do not need this.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial or path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{PARTIAL}{path.suffix}")
@@ -84,7 +84,7 @@ def atomic_folder(path: Path, *, replace: bool = False, partial: Path | None = N
         path: the folder to create.
         replace: delete a folder that is already at `path` just before the new one takes its name. Otherwise only a
             missing or an empty folder is replaced.
-        partial: the temporary folder, beside `path`; what a killed process left there is deleted first. By default it
+        partial: the temporary folder, next to `path`; what a killed process left there is deleted first. By default it
             is hidden and unique.
 
     Raises:
@@ -95,7 +95,7 @@ def atomic_folder(path: Path, *, replace: bool = False, partial: Path | None = N
         require_vacant(path)
     temporary = partial or path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)  # not by `tempfile`, whose folders only their owner can open
+    temporary.mkdir(parents=True)  # not with `tempfile`, which creates folders that only their owner can open
     try:
         yield temporary
         _sync_tree(temporary)
@@ -103,7 +103,7 @@ def atomic_folder(path: Path, *, replace: bool = False, partial: Path | None = N
             shutil.rmtree(path, ignore_errors=True)
         else:
             require_vacant(path)
-        move_into_place(temporary, path)  # the system replaces an empty folder, and refuses any other
+        move_into_place(temporary, path)  # rename() replaces an empty folder and fails for any other
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -137,7 +137,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the folder's list of names to disk, so that renames and deletions in it survive a power cut."""
+    """Flush the folder's directory entries to disk, so that renames and deletions in it survive a power cut."""
     sync_file(folder)
 
 

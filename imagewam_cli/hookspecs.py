@@ -29,11 +29,11 @@ class Entry:
     summary: str
     load: str
     requires: str = ""
-    """What to `pip install` when a package that the code imports is missing, such as "imagewam[sim]"."""
+    """Requirement to `pip install` when a package that the code imports is missing, such as "imagewam[sim]"."""
     members: ClassVar[tuple[str, ...]] = ()
     """Attributes that the loaded object must have. Classes with abstract methods are checked for these too."""
     is_instance: ClassVar[bool] = False
-    """Whether `load` names an object that is used as it is, and not a class."""
+    """Whether `load` names an object that is used directly, not a class."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ModeDefaults:
     timestep: float
     """In [0, 1]: 1 is noise, 0 is clean."""
     segments: tuple[Segment, ...]
-    """Kinds of tokens in one forward, in the order of the tokens."""
+    """Kinds of tokens in one forward pass, in token order."""
     kept: tuple[Segment, ...] | None = None
     """Segments that a cache keeps by default; None: all."""
 
@@ -68,8 +68,8 @@ class EditorDefaults:
     size_multiple: int
     """Sides of a camera's picture are multiples of this number of pixels."""
     max_text_tokens: int | None
-    """Longer text is cut to this length, and padded text is padded to it. None: the editor neither cuts nor pads, so
-    `trim` must be its only padding."""
+    """Longer text is truncated to this length, and padded text is padded to it. None: the editor neither truncates nor
+    pads, so `trim` must be its only entry in `text_paddings`."""
     text_paddings: tuple[TextPadding, ...] = ("keep", "trim")
     """Offer `trim` only if the denoiser takes a mask that hides padding."""
     compute_dtype: ComputeDtype = "bfloat16"
@@ -80,9 +80,9 @@ class EditorDefaults:
 
     @property
     def text_limit(self) -> int:
-        """`max_text_tokens` of an editor that has a limit."""
+        """`max_text_tokens`, for an editor that has a limit. Raises ValueError for any other."""
         if self.max_text_tokens is None:
-            raise ValueError("this editor has no limit of text tokens")
+            raise ValueError("this editor does not limit the number of text tokens")
         return self.max_text_tokens
 
 
@@ -99,8 +99,8 @@ class EditorEntry(Entry):
     denoiser: str = "transformer"
     """Name of the component whose attention is recorded."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Values in the released denoiser's config.json that differ from its class's defaults: they tell the layout before
-    anything is downloaded."""
+    """Values in the released denoiser's config.json that differ from its class's defaults: they
+    determine the layout before anything is downloaded."""
     license: str = "unknown"
     repo: str | None = None
     """Repository on the Hugging Face Hub; None: the weights ship with the plugin."""
@@ -117,7 +117,7 @@ class EditorEntry(Entry):
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of the denoiser; 0 if the entry does not say."""
+        """Number of parameters of the denoiser; 0 if the entry does not give it."""
         found = self.components.get(self.denoiser)
         return 0 if found is None else found.parameters
 

@@ -1,4 +1,7 @@
-"""Modules that import what they export when it is first used (PEP 562), so that importing them costs no torch."""
+"""Export names lazily (PEP 562): a module imports each name when it is first used.
+
+Importing such a module does not load torch.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ def lazy_exports(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` for a module.
 
-    module: the `__name__` of the module that exports. exports: module -> the names that it defines.
+    Args:
+        module: the `__name__` of the module that exports the names.
+        exports: defining module -> names.
     """
     origins = {name: origin for origin, names in exports.items() for name in names}
 
@@ -21,7 +26,7 @@ def lazy_exports(
         if name not in origins:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(origins[name]), name)
-        setattr(sys.modules[module], name, value)  # the next use of the name does not come here
+        setattr(sys.modules[module], name, value)  # cached: the next access bypasses `__getattr__`
         return value
 
     def list_names() -> list[str]:

@@ -81,7 +81,7 @@ class Catalog(Generic[E]):
         return {name: [p for p, _ in owners] for name, owners in self._owners.items() if len(owners) > 1}
 
     def get(self, name: str) -> E:
-        """Return the entry of that name.
+        """Return the entry with this name.
 
         Raises:
             UnknownNameError: no usable entry has the name; the hint suggests the nearest.
@@ -121,7 +121,7 @@ def imported(path: str, what: str, requires: str = "") -> Any:
     """Import the object at "package.module:attribute". what: its name in an error; requires: as in `Entry`.
 
     Raises:
-        PluginError: the import fails, for whatever reason.
+        PluginError: the import fails for any reason.
     """
     module, _, attribute = path.partition(":")
     try:
@@ -135,7 +135,7 @@ def imported(path: str, what: str, requires: str = "") -> Any:
 
 
 def _lacking(found: object, members: Sequence[str]) -> list[str]:
-    """Return what an object lacks: required members, abstract methods, and declared class variables without a value."""
+    """Return the members that an object lacks: required ones, abstract methods, and class variables without a value."""
     missing = {name for name in members if not hasattr(found, name)}
     if not inspect.isclass(found):
         return sorted(missing)
@@ -205,7 +205,10 @@ class Registry:
         return self._catalog("codecs")
 
     def status(self) -> list[PluginStatus]:
-        """Return every plugin with what it adds or why it failed. A name claimed twice is an error of both plugins."""
+        """Return every plugin with the entries that it adds, or the reason why it failed.
+
+        A name claimed twice is an error of both plugins.
+        """
         catalogs = [self._catalog(name) for name in KINDS]
         by_name = {status.name: status for status in self.plugins}
         for status in self.plugins:

@@ -1,4 +1,4 @@
-"""Find datasets, caches, runs and exports: by default in folders of these names in the working folder."""
+"""Find datasets, caches, runs and exports, by default in the folders of these names in the working folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEMONSTRATIONS = DATASETS / "tabletop"
 
 CACHE_MARKER, RUN_MARKER, POLICY_MARKER, ONNX_MARKER = "manifest.json", "run.json", "policy.json", "onnx.json"
 DATASET_MARKER, PART_MARKER = "meta/info.json", "manifest.part-*.json"
-"""A file that each kind of folder has. PART_MARKER is that of a cache whose parts are not merged yet."""
+"""File that identifies each kind of folder. PART_MARKER matches a cache whose parts are not merged yet."""
 
 _KINDS = {
     DATASET_MARKER: "dataset",
@@ -37,12 +37,12 @@ class Item:
 
 
 def marker_of(folder: Path) -> str | None:
-    """Return the marker that the folder has, or None if imagewam did not make it."""
+    """Return the marker that identifies the kind of the folder, or None if imagewam did not create the folder."""
     return next((marker for marker in _KINDS if any(folder.glob(marker))), None)
 
 
 def items(*roots: Path) -> list[Item]:
-    """Return everything made by imagewam in `roots` and in their default folders, newest first.
+    """Return everything that imagewam created in `roots` and in their default folders, newest first.
 
     A root may itself be such a folder. Without roots, look in the working folder.
     """
@@ -56,11 +56,14 @@ def items(*roots: Path) -> list[Item]:
 
 
 def newest(kind: str, option: str) -> Path:
-    """Return the newest cache in caches/ or run in runs/. kind: "cache" or "run"; option: what
-    names another one, for the hint.
+    """Return the newest cache in caches/ or run in runs/.
+
+    Args:
+        kind: "cache" or "run".
+        option: the option that selects a different one, for the hint.
 
     Raises:
-        CacheError, RunError: there is none; the hint says how to make one.
+        CacheError, RunError: none exists; the hint names the command that creates one.
     """
     for item in items(CACHES if kind == "cache" else RUNS):
         if item.kind == kind:

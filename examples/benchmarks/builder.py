@@ -1,4 +1,4 @@
-"""Compare building a cache with running the editor alone. Aim: at least 95 % of the rows per second.
+"""Compare building a cache with running the editor alone. Goal: at least 95 % of the rows per second.
 
     python examples/benchmarks/builder.py
     python examples/benchmarks/builder.py --editor instruct-pix2pix --random real --rows 10 --batch 2
@@ -65,11 +65,11 @@ def main() -> None:
         return
     print(f"{machine()}; {arguments.editor}, {rows} rows, batch {arguments.batch}, codec {arguments.codec}\n")
     print(table("rows", seconds, FORWARD))
-    print(f"\nbuilding runs at {100 * share:.1f} % of the forward's rate, {rows / seconds[BUILD]:.2f} rows/s")
+    print(f"\nbuilding runs at {100 * share:.1f} % of the rate of the forward pass, {rows / seconds[BUILD]:.2f} rows/s")
 
 
 def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[int, dict[str, float]]:
-    """Number of rows, and median seconds of each alternative."""
+    """Return the number of rows and the median seconds of each alternative."""
     dataset = open_dataset(arguments.dataset or recorded(scratch / "dataset", arguments.rows * arguments.stride))
     editor = loaded(arguments, dataset)
     settings = BuildSettings(stride=arguments.stride, batch=arguments.batch, shard_mb=arguments.shard_mb)

@@ -1,10 +1,11 @@
-"""Measure whether the memory of a build grows with the cache. Aim: 20,000 rows peak at most 200 MB above 1,000.
+"""Measure whether the memory of a build grows with the cache. Goal: 20,000 rows peak at most 200 MB above 1,000.
 
     python examples/benchmarks/builder_memory.py
 
 For each number of rows, records demonstrations as videos, builds a cache of every frame with `tiny` and its shipped
 weights in a separate process, and prints the peak resident memory of that process. With 64x64 pixels and int4, 20,000
-rows take minutes on two cores and 0.7 GB of disk; neither affects what could grow.
+rows take minutes on two cores and 0.7 GB of disk; these two settings do not affect the memory that could grow with the
+cache.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from typing import Any
 
 from timing import machine
 
-AIM = 200e6
+GOAL = 200e6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 20_000], help="about so many")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 20_000], help="approximate numbers of rows")
     parser.add_argument("--weights", type=Path, help="a diffusers folder instead of tiny's own weights")
     parser.add_argument("--size", type=int, default=64, help="height and width of the editor's input")
     parser.add_argument("--codec", default="int4")
@@ -46,10 +47,10 @@ def main() -> None:
         print(json.dumps({"machine": machine(), "builds": found, "growth_bytes": growth}, indent=2))
         return
     print(f"{machine()}; {arguments.size}x{arguments.size} pixels, {arguments.codec}, batch {arguments.batch}\n")
-    print("| rows | shards | seconds | greatest memory |\n|---|---|---|---|")
+    print("| rows | shards | seconds | peak memory |\n|---|---|---|---|")
     for one in found:
         print(f"| {one['rows']} | {one['shards']} | {one['seconds']:.0f} | {one['peak_bytes'] / 1e6:.0f} MB |")
-    print(f"\n{growth / 1e6:+.0f} MB from the first to the last; the aim is at most {AIM / 1e6:.0f} MB")
+    print(f"\n{growth / 1e6:+.0f} MB from the first to the last; the goal is at most {GOAL / 1e6:.0f} MB")
 
 
 def in_a_process(folder: Path, rows: int) -> dict[str, Any]:

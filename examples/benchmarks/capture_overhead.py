@@ -1,9 +1,9 @@
-"""Measure the cost of recording keys and values: a plain forward, a recorded one, and a recorded one that stops early.
+"""Measure the cost of recording keys and values: a plain forward pass, a recorded one, and one that stops early.
 
     python examples/benchmarks/capture_overhead.py
 
 Models with random weights at the widths of released ones: FLUX.2-klein-4B's blocks (24 heads of 128), one double and
-two single ones, 418 tokens; and InstructPix2Pix's whole UNet at 256 pixels. Aim: recording takes at most 3 % more.
+two single ones, 418 tokens; and InstructPix2Pix's whole UNet at 256 pixels. Goal: recording takes at most 3 % more.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from timing import interleaved, machine, table
 from imagewam_cli.prefix.capture import attention_layers, record
 from imagewam_cli.registry import Registry
 
-BARE, RECORDED, EARLY = "bare", "recorded", "recorded, left early"
+BARE, RECORDED, EARLY = "bare", "recorded", "recorded, stopped early"
 _SMALL_FLUX = {"num_attention_heads": 2, "attention_head_dim": 16, "axes_dims_rope": (4, 4, 4, 4)}
 _SMALL_UNET = {"block_out_channels": (32, 32, 32, 32), "cross_attention_dim": 32}
 

@@ -1,10 +1,10 @@
-"""Compare numbers of (noise, time) draws per loaded prefix after equal training times.
+"""Compare different numbers of (noise, time) draws per prefix at equal training time.
 
     python examples/benchmarks/draws.py --seconds 60 --plot draws.png
 
-Trains once per number of draws from the same cache, with as many steps as fit into --seconds. The run with the least
-time so far makes the next step, so that a busy machine slows all runs alike. Prints and plots the loss on held-out
-episodes against the seconds of training; validation does not count.
+Trains once per number of draws from the same cache, with as many steps as fit into --seconds. The run that has
+used the least time takes the next step, so that a busy machine slows all runs equally. Prints and plots the loss on
+held-out episodes against the seconds of training; validation does not count.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from imagewam_cli.kvcache.building.shard_plan import BuildSettings
 from imagewam_cli.registry import Registry
 from imagewam_cli.training.prefixes import CachedPrefixes
 
-_TRIED = 4
-"""Number of steps to estimate the time of one."""
+_TIMING_STEPS = 4
+"""Number of steps that estimate the time of one."""
 
 
 def main() -> None:
@@ -64,9 +64,9 @@ def measure(arguments: argparse.Namespace, cache: Path) -> list[Run]:
     source = CachedPrefixes(cache)
     runs = []
     for draws in arguments.draws:
-        arguments.steps = _TRIED
+        arguments.steps = _TIMING_STEPS
         tried = Run(kind=CACHE, draws=draws, trainer=trainer(source, arguments, draws))
-        for _ in range(_TRIED):
+        for _ in range(_TIMING_STEPS):
             tried.step()
         tried.close()
         # the learning-rate schedule needs the total number of steps
@@ -77,12 +77,12 @@ def measure(arguments: argparse.Namespace, cache: Path) -> list[Run]:
 
 
 def train(runs: Sequence[Run]) -> None:
-    """Run all trainings to their ends; the one with the least time so far is next."""
+    """Finish all runs; the run that has used the least time takes the next step."""
     while unfinished := [run for run in runs if len(run.seconds) < run.trainer.recipe.steps]:
         run = min(unfinished, key=lambda run: sum(run.seconds))
         run.step()
         if len(run.seconds) in {round(run.trainer.recipe.steps * (i + 1) / POINTS) for i in range(POINTS)}:
-            run.look()
+            run.validate()
     for run in runs:
         run.close()
 

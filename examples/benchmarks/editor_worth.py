@@ -64,7 +64,7 @@ def main() -> None:
         options = ("--dataset", str(dataset), "--stride", str(arguments.stride), "--out", str(out / condition))
         imagewam("cache", "--editor", "tiny", *options, *CONDITIONS[condition])
     trials: list[Trial] = []
-    for seed in arguments.seeds:  # a whole table per seed, so that a run cut short still compares all conditions
+    for seed in arguments.seeds:  # a whole table per seed, so that an interrupted run still compares all conditions
         for count in arguments.episodes:
             for condition in arguments.conditions:
                 run = out / f"run-{condition}-{count}-{seed}"

@@ -1,10 +1,10 @@
-"""Find when a cache pays: train from a cache and online, on one machine with the same rows, batch and seeds.
+"""Find when a cache pays off: train from a cache and online, on one machine with the same rows, batch and seeds.
 
     python examples/benchmarks/online_or_cache.py --dataset datasets/tabletop --steps 200
 
 For each number of draws, trains one run from a cache and one online. The runs take turns step by step, so that a busy
-machine slows all alike. Prints two tables: rows per second of the median step, with the time to build the cache and the
-number of epochs after which it is recovered; and the loss on held-out episodes against the seconds of training.
+machine slows all equally. Prints two tables: rows per second of the median step, with the time to build the cache and
+the number of epochs after which it pays off; and the loss on held-out episodes against the seconds of training.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from imagewam_cli.training.recipe import FlowRecipe, TrainRecipe
 
 CACHE, ONLINE = "cache", "online"
 POINTS = 5
-"""Losses of each run."""
+"""Number of validation losses per run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Run:
         self.trainer.step(len(self.seconds), next(self._batches))
         self.seconds.append(time.perf_counter() - started)
 
-    def look(self) -> None:
+    def validate(self) -> None:
         found = self.trainer.validate()
         if found is not None:
             self.points.append(Point(step=len(self.seconds), seconds=sum(self.seconds), loss=found.loss))
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="a diffusers folder instead of the editor's own weights")
     parser.add_argument("--size", type=int, help="height and width of the editor's input; default: its own")
     parser.add_argument("--device", default="cpu", help="where the editor computes")
-    parser.add_argument("--codec", default="bf16", help="of the cache")
+    parser.add_argument("--codec", default="bf16", help="codec of the cache")
     parser.add_argument("--stride", type=int, default=4)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 4, 8])
@@ -144,13 +144,13 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[Build, list[R
 
 def train(runs: Sequence[Run], steps: int) -> None:
     """Let the runs take turns, one step each."""
-    looks = {round(steps * (i + 1) / POINTS) for i in range(POINTS)}
+    validation_steps = {round(steps * (i + 1) / POINTS) for i in range(POINTS)}
     for step in range(1, steps + 1):
         for run in runs:
             run.step()
-        if step in looks:
+        if step in validation_steps:
             for run in runs:
-                run.look()
+                run.validate()
 
 
 def demonstrations(folder: Path) -> Path:
@@ -177,11 +177,11 @@ def trainer(source: PrefixSource, arguments: argparse.Namespace, draws: int) -> 
 
 
 def speeds(build: Build, runs: Sequence[Run]) -> str:
-    """Return a Markdown table of rows per second, and the epochs after which the cache has paid."""
-    lines = ["| draws | cache, rows/s | online, rows/s | cache is won back after |", "|---|---|---|---|"]
+    """Return a Markdown table of rows per second, and the number of epochs after which the cache has paid off."""
+    lines = ["| draws | cache, rows/s | online, rows/s | cache pays off after |", "|---|---|---|---|"]
     for cached, online in pairs(runs):
         after = won_back(build, cached.rows_per_second, online.rows_per_second)
-        passes = "never" if after is None else f"{after:.1f} passes"
+        passes = "never" if after is None else f"{after:.1f} epochs"
         lines.append(f"| {cached.draws} | {cached.rows_per_second:.1f} | {online.rows_per_second:.1f} | {passes} |")
     return "\n".join([*lines, f"\nThe cache of {build.rows} rows took {build.seconds:.1f} s to build."])
 

@@ -1,10 +1,10 @@
-"""Measure what trimmed text and an early stop save, against a padded forward through the whole model.
+"""Measure what trimmed text and an early stop save, against a padded forward pass through the whole model.
 
     python examples/benchmarks/prefill.py
 
-On a CPU: 12 heads of 64, 4 double and 8 single layers, 392 reference tokens, 512 rows of text of which 25 are valid,
-random weights, float32. Aim: at least twice as fast. On a CUDA device also FLUX.2-klein-4B's sizes in bfloat16: prefill
-and 10 Euler steps of an expert (width 1024, horizon 32), eager, with compiled blocks, and as one CUDA graph.
+On a CPU: 12 heads of 64, 4 double and 8 single layers, 392 reference tokens, 512 text tokens, of which 25 are valid,
+random weights, float32. Goal: at least twice as fast. On a CUDA device also FLUX.2-klein-4B's sizes in bfloat16:
+prefill and 10 Euler steps of an expert (width 1024, horizon 32), eager, with compiled blocks, and as one CUDA graph.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from imagewam_cli.registry import Registry
 from imagewam_flux2.editor import Flux2Editor
 from imagewam_flux2.tokens import REFERENCE_T, image_ids, text_ids
 
-PADDED, PADDED_EARLY, TRIMMED, TRIMMED_EARLY = "padded", "padded, left early", "trimmed", "trimmed, left early"
+PADDED, PADDED_EARLY, TRIMMED, TRIMMED_EARLY = "padded", "padded, stopped early", "trimmed", "trimmed, stopped early"
 ROWS, VALID, GRID, STEPS = 512, 25, (14, 28), 10
 MEDIUM = {
     "num_layers": 4,
@@ -60,7 +60,7 @@ def main() -> None:
     for name, (seconds, base) in results.items():
         print("\n" + table(name, seconds, base))
     medians = results["prefill"][0]
-    print(f"\ntrimmed and left early: {medians[PADDED] / medians[TRIMMED_EARLY]:.2f} times as fast as padded")
+    print(f"\ntrimmed and stopped early: {medians[PADDED] / medians[TRIMMED_EARLY]:.2f} times as fast as padded")
 
 
 def transformer(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -72,7 +72,7 @@ def transformer(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def inputs(model: Any, text: int) -> dict[str, Any]:
-    """Inputs of one row on the model's device: a CUDA graph cannot contain copies from the host."""
+    """Create the inputs of one row on the model's device, because a CUDA graph cannot contain copies from the host."""
     like = next(model.parameters())
     rows, columns = GRID
     return {
@@ -91,7 +91,7 @@ def layers_of(model: Any, text: int) -> tuple[LayerSpec, ...]:
 
 
 def prefix(model: Any, given: dict[str, Any], names: list[str]) -> PrefixKV:
-    """Run the recorded forward, which stops after the last recorded layer."""
+    """Run the recorded forward pass, which stops after the last recorded layer."""
     with torch.no_grad(), record(model, names, stop_after_last=True) as recording:
         model(**given)
     return PrefixKV(tuple(recording.layers[name] for name in names), None)

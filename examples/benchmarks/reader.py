@@ -1,4 +1,4 @@
-"""Compare reading rows of a cache with plain reads of its files. Aim: at least 80 % of the bytes per second.
+"""Compare reading rows of a cache with plain reads of its files. Goal: at least 80 % of the bytes per second.
 
     python examples/benchmarks/reader.py
     python examples/benchmarks/reader.py --cache caches/mine
@@ -49,7 +49,7 @@ class Measured:
     """Seconds to open a reader and read its first batch."""
 
     def share(self, way: str) -> float:
-        """Smallest accepted ratio to the rate of plain reads."""
+        """Return the ratio of this way's rate to that of plain reads."""
         return self.seconds[PLAIN] / self.seconds[way]
 
 
@@ -140,14 +140,14 @@ def plain(files: Sequence[Path], read: Callable[[io.FileIO], object]) -> None:
 def table(one: Measured) -> str:
     """Return a Markdown table of rates, and their ratio to plain reads."""
     lines = [
-        f"| {one.name}, {one.bytes / one.rows / 1e3:.0f} kB a row | rows/s | MB/s | / {PLAIN} |",
+        f"| {one.name}, {one.bytes / one.rows / 1e3:.0f} kB per row | rows/s | MB/s | / {PLAIN} |",
         "|---|---|---|---|",
     ]
     lines += [
         f"| {way} | {one.rows / s:.0f} | {one.bytes / s / 1e6:.0f} | {one.share(way):.2f} |"
         for way, s in one.seconds.items()
     ]
-    return "\n".join(lines) + f"\n\nopened, and a first batch: {1000 * one.opening:.0f} ms"
+    return "\n".join(lines) + f"\n\nopen the cache and read the first batch: {1000 * one.opening:.0f} ms"
 
 
 if __name__ == "__main__":

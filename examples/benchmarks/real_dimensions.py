@@ -74,18 +74,18 @@ def main() -> None:
 
 
 def report(found: dict[str, Any]) -> str:
-    """Format the measurements; fail if a row has another size than its layout declares."""
-    if found["row_bytes"] != found["said_bytes"]:
-        raise SystemExit(f"a row has {found['row_bytes']} bytes, its layout says {found['said_bytes']}")
+    """Format the measurements; fail if the size of a row is not the one that its layout declares."""
+    if found["row_bytes"] != found["declared_bytes"]:
+        raise SystemExit(f"a row has {found['row_bytes']} bytes, but its layout declares {found['declared_bytes']}")
     return (
         f"{found['editor']}, {found['dtype']}, {found['size'][0]}x{found['size'][1]} pixels, batch {found['batch']}, "
         f"{found['threads']} threads\n"
         f"weights {found['weight_bytes'] / 1e9:.2f} GB, loaded in {found['load_seconds']:.1f} s\n"
         f"{found['rows']} rows in {found['seconds']:.1f} s: {found['rows'] / found['seconds']:.2f} rows/s\n"
-        f"a row: {found['row_bytes'] / 1e6:.2f} MB, as its layout says\n"
-        f"greatest memory: {found['peak_bytes'] / 1e9:.2f} GB"
+        f"one row: {found['row_bytes'] / 1e6:.2f} MB, as its layout declares\n"
+        f"peak memory: {found['peak_bytes'] / 1e9:.2f} GB"
         + "".join(
-            f"\n{codec}: {size / 1e6:.2f} MB a row, error of attention {100 * error:.1f} %"
+            f"\n{codec}: {size / 1e6:.2f} MB per row, attention error {100 * error:.1f} %"
             for codec, (size, error) in found["codecs"].items()
         )
     )
@@ -119,7 +119,7 @@ def measure(
         "rows": rows,
         "seconds": seconds,
         "row_bytes": held // len(groups[-1]),
-        "said_bytes": editor.spec.bytes_per_row(prefix.layers[0].k.element_size()),
+        "declared_bytes": editor.spec.bytes_per_row(prefix.layers[0].k.element_size()),
         "peak_bytes": peak,
         "codecs": errors(editor, prefix, codecs) if codecs else {},
     }
@@ -136,7 +136,7 @@ def encoded(editor: Editor, pictures: Sequence[UInt8Image]) -> PrefixKV:
 
 
 def errors(editor: Editor, prefix: PrefixKV, names: Sequence[str]) -> dict[str, tuple[int, float]]:
-    """Return for each codec the bytes of a row and the attention error, averaged over layers."""
+    """Return codec -> (bytes per row, attention error averaged over layers)."""
     codecs = [Registry.installed().codecs.load(name) for name in names]
     samples = [encoded(editor, [picture]) for picture in scenes(_FITTED, first=1000)]
     exact = prefix.to("cpu", torch.float32)
@@ -205,7 +205,7 @@ def _initialized(kind: Any, config: Any) -> Any:
 
 
 def _autoencoder(channels: tuple[int, ...]) -> dict[str, Any]:
-    """Stable Diffusion's sizes."""
+    """Return the config of Stable Diffusion's VAE with these channels."""
     return {
         "block_out_channels": channels,
         "layers_per_block": 2,

@@ -1,4 +1,4 @@
-"""Find how small a cache may be before the policy trained on it gets worse.
+"""Find how small a cache can be before the policy trained on it gets worse.
 
     python examples/benchmarks/small_cache.py --out small --dataset imagewam-demo/dataset --seeds 0 1 2 --scenes 200
 
@@ -72,7 +72,7 @@ def main() -> None:
     if not dataset.exists():
         imagewam("record", "--episodes", str(arguments.episodes), "--out", str(dataset))
     trials: list[Trial] = []
-    for seed in arguments.seeds:  # a whole table per seed, so that a run cut short still compares all settings
+    for seed in arguments.seeds:  # a whole table per seed, so that an interrupted run still compares all settings
         for name in arguments.settings:
             store = ("--dataset", str(dataset), "--stride", str(arguments.stride))
             trials.append(trial(out, name, seed, store, arguments.steps, arguments.scenes))
@@ -109,7 +109,7 @@ def trial(out: Path, name: str, seed: int, store: Sequence[str], steps: int, sce
 def table(trials: Sequence[Trial]) -> str:
     full = max(t.row_bytes for t in trials)
     lines = [
-        "| setting | kB a row | smaller | success, all seeds (95 %) | each seed | action error |",
+        "| setting | kB per row | smaller | success, all seeds (95 %) | each seed | action error |",
         "|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(t.setting for t in trials):

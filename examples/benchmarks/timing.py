@@ -1,4 +1,4 @@
-"""Time calls in turns: every round runs each call once, so that a busy machine slows all alike."""
+"""Time calls in interleaved rounds: each round runs every call once, so a busy machine slows all of them equally."""
 
 from __future__ import annotations
 

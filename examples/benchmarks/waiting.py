@@ -1,4 +1,4 @@
-"""Measure how long training waits for its data. Aim: at most 5 % of its time, with the demo's settings.
+"""Measure how long training waits for its data. Goal: at most 5 % of its time, with the demo's settings.
 
     python examples/benchmarks/waiting.py
 
@@ -44,7 +44,7 @@ def main() -> None:
         print(json.dumps({"machine": machine(), "codecs": found}, indent=2))
         return
     print(f"{machine()}; batch {arguments.batch}, {arguments.draws} draws, {arguments.steps} steps\n")
-    print("| codec | ms a step | ms waited | share |\n|---|---|---|---|")
+    print("| codec | ms per step | ms waiting | share |\n|---|---|---|---|")
     for codec, one in found.items():
         step, wait = 1000 * one["seconds_per_step"], 1000 * one["wait_seconds_per_step"]
         print(f"| {codec} | {step:.1f} | {wait:.2f} | {100 * one['share']:.1f} % |")
@@ -66,7 +66,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, dict[str,
 
 
 def train(arguments: argparse.Namespace, cache: Path, run: Path) -> tuple[float, float]:
-    """Return the seconds of a step and how many of them it waited, without validation."""
+    """Return the seconds per step and the seconds spent waiting, without validation."""
     steps = arguments.steps
     recipe = TrainRecipe(
         steps=steps,

@@ -3,7 +3,7 @@
     python examples/published/oracle.py --oracle DIR [--model model.pt]
 
 DIR holds config.json, index.json, the weights and one safetensors file per case. The script prints, for every case, the
-greatest absolute error of each quantity (gradients: relative to each tensor's maximum). The column "1 % off" shows what
+maximum absolute error of each quantity (gradients: relative to each tensor's maximum). The column "1 % off" shows what
 a real error looks like: the error of the case's last quantity (action, picture or gradient) after the value projection
 of the editor's first layer is scaled by 1.01. With --model, the parts come from a policy folder that `imagewam import`
 makes from the checkpoint, instead of directly from the weights.

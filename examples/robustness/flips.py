@@ -4,10 +4,10 @@
     python examples/robustness/flips.py --flips 1000 --editor instruct-pix2pix --codec pca1
 
 Flips one bit at a random position in the files of a small cache, runs `verify`, reads every row as training does, and
-restores the byte. Most positions are drawn evenly over all bytes; some evenly over the files, because shards have
-nearly all bytes. A few flips also go through the command line. With instruct-pix2pix (small, with random weights) the
-cache also has a file of layers that depend only on the instruction, and with pca1 a file of the fitted codec. Prints
-the counts. The exit code is 1 if a flip was missed.
+restores the byte. Most positions are drawn uniformly over all bytes, some uniformly over the files, because shards
+contain nearly all bytes. A few flips also go through the command line. With instruct-pix2pix (small, with random
+weights) the cache also has a file of layers that depend only on the instruction, and with pca1 a file of the fitted
+codec. Prints the counts. The exit code is 1 if a flip was missed.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
     python examples/robustness/kills.py --kills 200
     python examples/robustness/kills.py --kills 200 --editor instruct-pix2pix --codec pca1
 
-Builds a small cache undisturbed. Then builds it again and again in a process that gets SIGKILL at a random moment,
-drawn evenly over the length of a build, and restarts it until the build is complete. Files that are written once and
-quickly would seldom be hit: the file of a fitted codec, and that of layers that depend only on the instruction
-(instruct-pix2pix has them; small, with random weights). They get one kill when they are started and one when they are
-complete. Processes are forked from one that has loaded the editor, so that no kill hits the start of an interpreter.
-Prints the number of kills in each phase, and how many caches differed from the undisturbed one. The exit code is 1 if
-any did.
+Builds a small cache without interruption. Then builds it again and again in a process that gets SIGKILL at a random
+moment, drawn uniformly over the duration of a build, and restarts it until the build is complete. Files that are
+written once and quickly would seldom be hit: the file of a fitted codec, and that of layers that depend only on the
+instruction (instruct-pix2pix has them; small, with random weights). They get one kill when they are started and one
+when they are complete. Processes are forked from one that has loaded the editor, so that no kill hits the start of an
+interpreter. Prints the number of kills in each phase, and how many caches differ from the uninterrupted build. The exit
+code is 1 if any does.
 """
 
 from __future__ import annotations
@@ -70,49 +70,49 @@ def main() -> None:
 
 
 def campaign(build: Callable[[Path], None], scratch: Path, kills: int, rng: random.Random) -> int:
-    """Return 0 if every cache equals the undisturbed one."""
+    """Return 0 if every cache equals the uninterrupted build."""
     whole = scratch / "whole"
     started = time.perf_counter()
     _finish(build, whole)
     seconds, expected = time.perf_counter() - started, _digest(whole)
-    print(f"an undisturbed build takes {seconds:.2f} s", flush=True)
+    print(f"an uninterrupted build takes {seconds:.2f} s", flush=True)
     phases: collections.Counter[str] = collections.Counter()
     caches = different = 0
-    rare = [f"{file}{end}" for file in RARE if (whole / file).exists() for end in (".partial", "")]
+    written_once = [f"{file}{end}" for file in WRITTEN_ONCE if (whole / file).exists() for end in (".partial", "")]
     while phases.total() < kills:
         out = scratch / f"cache-{caches}"
-        if caches < len(rare):
-            if _killed(build, out, (out / rare[caches]).exists):
-                phases[f"5 as soon as there is {rare[caches]}"] += 1
+        if caches < len(written_once):
+            if _run_and_kill(build, out, (out / written_once[caches]).exists):
+                phases[f"5 as soon as {written_once[caches]} exists"] += 1
         else:
-            while phases.total() < kills and _killed(build, out, _in(rng.uniform(0, seconds))):
+            while phases.total() < kills and _run_and_kill(build, out, _after(rng.uniform(0, seconds))):
                 phases[_phase(out)] += 1
         _finish(build, out)
         caches += 1
         different += _digest(out) != expected or bool(verify_cache(out))
     for phase, count in sorted(phases.items()):
         print(f"{count:4d}  {'#' * (60 * count // max(phases.values()))}  {phase}")
-    print(f"{phases.total()} kills, {caches} caches, {different} of them not the undisturbed one")
+    print(f"{phases.total()} kills, {caches} caches, {different} of them differ from the uninterrupted build")
     return int(different > 0)
 
 
-def _in(seconds: float) -> Callable[[], bool]:
-    """Return a function that returns whether `seconds` have passed since now."""
+def _after(seconds: float) -> Callable[[], bool]:
+    """Return a function that is True once `seconds` have passed."""
     until = time.perf_counter() + seconds
     return lambda: time.perf_counter() >= until
 
 
-def _killed(build: Callable[[Path], None], out: Path, due: Callable[[], bool]) -> bool:
-    """Run the build and kill it; return whether it was still running by then."""
+def _run_and_kill(build: Callable[[Path], None], out: Path, kill_when: Callable[[], bool]) -> bool:
+    """Run the build, kill it when `kill_when()` is True, and return whether it was still running."""
     child = os.fork()
     if child == 0:
         try:
             build(out)
             os._exit(0)
-        except BaseException:  # noqa: BLE001 - the parent is to see any failure as one
+        except BaseException:  # noqa: BLE001 - report any failure to the parent as exit code 1
             os._exit(1)
     ended, status = 0, 0
-    while not ended and not due():
+    while not ended and not kill_when():
         time.sleep(0.0002)
         ended, status = os.waitpid(child, os.WNOHANG)
     if not ended:
@@ -148,12 +148,12 @@ def _phase(out: Path) -> str:
         if f"{file}.partial" in names:
             return f"0a within {file}"
         if file in names and file not in manifest:
-            return f"0b {file} is there, the manifest does not know of it"
+            return f"0b {file} is complete but not yet listed in the manifest"
     writing = [name for name in names if name.startswith("shard-") and name.endswith(".partial")]
     listed = manifest.count('"shard-')
     whole = len([name for name in names if name.startswith("shard-")]) - len(writing)
     if whole > listed:
-        return "2 a shard is there, the manifest does not know of it"
+        return "2 a shard is complete but not yet listed in the manifest"
     if len(writing) > 1:
         return "1b one shard is finished, the next begun"
     return f"1a within a shard, {listed} finished" if writing else f"4 between files, {listed} finished"
@@ -167,7 +167,7 @@ def _digest(folder: Path) -> str:
 
 
 SMALL = PrefixOptions(cameras=("top",), image_size=(64, 64))
-RARE = (CODEC, f"{SHARDS}/{INSTRUCTIONS}")
+WRITTEN_ONCE = (CODEC, f"{SHARDS}/{INSTRUCTIONS}")
 """Files of a cache that are written once, before its row shards."""
 
 

@@ -2,7 +2,7 @@
 
     python examples/robustness/parts.py --ways parts workers ray
 
-Builds a small cache with `tiny` in one process, then again in parts, each in a process of its own:
+Builds a small cache with `tiny` in one process, then again in parts, each in a separate process:
 
 parts    all parts at once; the middle one gets SIGKILL after its first shard, and is restarted
 workers  the same with two worker processes per part; a worker of the first part gets SIGKILL too
@@ -85,7 +85,7 @@ class Campaign:
     def same(self, way: str) -> bool:
         """Merge the parts, print the result, and return whether they equal the build of one process."""
         if way == "ray" and importlib.util.find_spec("ray") is None:
-            print("ray: not installed, left out")
+            print("ray: not installed, skipped")
             return True
         out = self.scratch / way
         killed = self._in_turn(way, out) if way == "ray" else self._at_once(way, out)
@@ -96,32 +96,34 @@ class Campaign:
             print(f"{way}: {', '.join(killed)} killed; DIFFERENT: {', '.join(differing)}", flush=True)
             return False
         size = sum(len(content) for content in found.values())
-        print(f"{way}: {', '.join(killed)} killed; all {len(found)} files, {size} bytes, are the single build's")
+        print(
+            f"{way}: {', '.join(killed)} killed; all {len(found)} files, {size} bytes, equal the single-process build"
+        )
         return True
 
     def _at_once(self, way: str, out: Path) -> list[str]:
-        children = [self._started(way, out, index) for index in range(self.parts)]
+        children = [self._start(way, out, index) for index in range(self.parts)]
         middle = self.parts // 2
-        victims: dict[int, Callable[[], None]] = {middle: lambda: os.kill(children[middle], signal.SIGKILL)}
+        kill_actions: dict[int, Callable[[], None]] = {middle: lambda: os.kill(children[middle], signal.SIGKILL)}
         killed = [f"part {middle}"]
         if way == "workers":
-            victims[0] = lambda: _kill_worker(children[0], way)
+            kill_actions[0] = lambda: _kill_worker(children[0], way)
             killed.append("a worker of part 0")
-        self._with_their_first_shard(out, victims)
-        ended = [_ended(child) for child in children]
+        self._with_their_first_shard(out, kill_actions)
+        ended = [_wait(child) for child in children]
         if not os.WIFSIGNALED(ended[middle]) or any(e for i, e in enumerate(ended) if i != middle):
             raise SystemExit(f"{way}: a build failed, or ended before it could be killed")
-        if _ended(self._started(way, out, middle)):
-            raise SystemExit(f"{way}: part {middle} could not be continued")
+        if _wait(self._start(way, out, middle)):
+            raise SystemExit(f"{way}: part {middle} could not be resumed")
         return killed
 
     def _in_turn(self, way: str, out: Path) -> list[str]:
         middle = self.parts // 2
         for index in range(self.parts):
-            child = self._started(way, out, index)
+            child = self._start(way, out, index)
             if index == middle:
                 self._with_their_first_shard(out, {index: functools.partial(_kill_worker, child, way)})
-            if _ended(child):
+            if _wait(child):
                 raise SystemExit(f"{way}: part {index} failed")
         return [f"an actor of part {middle}"]
 
@@ -137,14 +139,14 @@ class Campaign:
                     waiting.pop(index)()
             time.sleep(0.002)
 
-    def _started(self, way: str, out: Path, index: int) -> int:
+    def _start(self, way: str, out: Path, index: int) -> int:
         child = os.fork()
         if child:
             return child
         try:
             self._build(way, out, dataclasses.replace(SETTINGS, part=BuildPart(index=index, count=self.parts)))
             os._exit(0)
-        except BaseException as error:  # noqa: BLE001 - the parent is to see any failure as one
+        except BaseException as error:  # noqa: BLE001 - report any failure to the parent as exit code 1
             print(f"{way}, part {index}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             os._exit(1)
 
@@ -164,8 +166,8 @@ class Campaign:
             settings=settings,
         )
         workers: Workers = WORKERS[way](job)
-        with WorkerPool(workers, out=out, identity=self.dataset.info.identity) as crew:
-            build_with(crew, self.dataset, out, self.codec, settings)
+        with WorkerPool(workers, out=out, identity=self.dataset.info.identity) as pool:
+            build_with(pool, self.dataset, out, self.codec, settings)
 
 
 def _kill_worker(builder: int, way: str) -> None:
@@ -175,10 +177,10 @@ def _kill_worker(builder: int, way: str) -> None:
             if COMMANDS[way] in " ".join(process.cmdline()):
                 process.kill()
                 return
-    raise SystemExit(f"{way}: no worker was left to kill")
+    raise SystemExit(f"{way}: no worker to kill was found")
 
 
-def _ended(child: int) -> int:
+def _wait(child: int) -> int:
     _, status = os.waitpid(child, 0)
     return status
 

@@ -29,7 +29,7 @@ from imagewam_cli.cli import (
     verify,
 )
 from imagewam_cli.cli.help import BUILD, GET, JUDGE, LOOK, SHIP, TRAIN, HelpCommand, HelpGroup
-from imagewam_cli.cli.os_errors import explained, os_error_of
+from imagewam_cli.cli.os_errors import message_and_hint, os_error_of
 from imagewam_cli.cli.output import output
 from imagewam_cli.editors.loading.hardware import is_out_of_memory
 from imagewam_cli.errors import ImagewamError
@@ -47,7 +47,7 @@ app = typer.Typer(
     name="imagewam",
     help="Turn a pretrained image editor into a robot policy.\n\n"
     "The commands are listed in the order in which you use them. "
-    "`imagewam demo` runs the whole journey on a small built-in task.",
+    "`imagewam demo` runs the whole pipeline on a small built-in task.",
     cls=HelpGroup,
     subcommand_metavar="COMMAND",
     invoke_without_command=True,
@@ -126,13 +126,13 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         output.say("stopped; run the same command again to resume")
         return 130
-    except Exception as error:  # noqa: BLE001 - the one boundary: a bug is one line too
+    except Exception as error:  # noqa: BLE001 - top-level boundary: report bugs in one line too
         refused = os_error_of(error)
         if refused is not None:
-            return _report(error, *explained(refused), 1)
+            return _report(error, *message_and_hint(refused), 1)
         if is_out_of_memory(error):
             reason = str(error).partition("\n")[0].partition(". ")[0]
-            return _report(error, f"memory is full: {reason}".rstrip(": "), _LESS_MEMORY, 1)
+            return _report(error, f"out of memory: {reason}".rstrip(": "), _LESS_MEMORY, 1)
         return _report(error, f"{type(error).__name__}: {error}", _BUG, 1)
 
 

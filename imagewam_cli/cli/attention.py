@@ -22,7 +22,7 @@ from imagewam_cli.cli.options import (
     existing_dataset,
     existing_policy,
     from_home,
-    newest_instead_of,
+    newest_with_notice,
 )
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import output
@@ -70,7 +70,7 @@ def attention_command(
         TargetName,
         typer.Option(
             "--target",
-            help="What counts as change: the frame after the action chunk, or the end of the episode.",
+            help="Frame to compare with: the one after the action chunk (horizon), or the last of the episode (end).",
             rich_help_panel=INPUT,
         ),
     ] = TargetName.horizon,
@@ -80,7 +80,7 @@ def attention_command(
             "--out",
             metavar="FOLDER",
             callback=from_home,
-            help="Folder of the numbers and pictures; by default POLICY/attention/DATASET.",
+            help="Folder for the results; by default POLICY/attention/DATASET.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -108,7 +108,7 @@ def attention_command(
     from imagewam_cli.training.held_out import held_out_episodes
 
     if policy is None:
-        policy = newest_instead_of("--policy", "run")
+        policy = newest_with_notice("--policy", "run")
     _refuse_onnx(existing_policy("--policy", policy))
     existing_dataset(dataset)  # fail before loading the policy
     folder = out if out is not None else policy / "attention" / dataset.resolve().name
@@ -118,7 +118,8 @@ def attention_command(
     held_out = held_out_episodes(find_bundle(policy), recorded)
     if len(held_out) < 2:
         output.say(
-            f"{len(held_out)} held-out episodes are known: using all episodes, of which training may have seen some"
+            f"only {len(held_out)} held-out episodes are known: using all episodes, "
+            "some of which may have been used for training"
         )
         held_out = ()
     with output.progress(rows, "row") as bar:
@@ -138,7 +139,8 @@ def _refuse_onnx(policy: Path) -> None:
 
     if (policy / ONNX_MARKER).exists():
         raise UsageError(
-            f"{policy} is an ONNX export, which hides its attention", "pass the run that it was exported from"
+            f"{policy} is an ONNX export, which does not expose attention weights",
+            "pass the run that it was exported from",
         )
 
 

@@ -1,4 +1,4 @@
-"""`--layers auto:K`: choose the K layers that best predict the actions, or take those that a cache already has."""
+"""`--layers auto:K`: choose the K layers that best predict the actions, or reuse the layers of a cache."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def auto_count(choice: str) -> int | None:
         return None
     count = choice.removeprefix(_AUTO)
     if not (count.isascii() and count.isdigit() and int(count) > 0):
-        raise UsageError(f"--layers {choice}: auto needs a number of layers", "for example --layers auto:4")
+        raise UsageError(f"--layers {choice}: auto needs the number of layers to keep", "for example --layers auto:4")
     return int(count)
 
 
 def recorded_layers(address: Location, manifest: Manifest, count: int) -> str:
-    """Return the layers of the cache that a build resumes, in place of `auto:K`: they are not measured again.
+    """Return the layers recorded in the cache that a build resumes, so that `auto:K` does not measure again.
 
     Raises:
-        CacheError: the cache has another number of layers.
+        CacheError: the cache has a different number of layers.
     """
     from imagewam_cli.errors import CacheError
 
     there, layers = len(manifest.spec.layers), manifest.settings.layers
     if there != count:
         raise CacheError(
-            f"{address} is a cache of {there} layers (--layers {layers}), this build would choose {count}",
+            f"{address} has {there} layers (--layers {layers}), but --layers {_AUTO}{count} asks for {count}",
             f"resume it with --layers auto:{there}, or choose another folder with --out",
         )
     output.say(f"--layers {_AUTO}{count}: {layers}, the layers of the cache")
@@ -50,7 +50,7 @@ def recorded_layers(address: Location, manifest: Manifest, count: int) -> str:
 
 
 def measured_layers(editor: Editor, dataset: Dataset, count: int) -> str:
-    """Measure the best layers and return them as a value of --layers. editor: one loaded with all layers.
+    """Find the best layers by measurement; return them as a value of --layers. editor: loaded with all layers.
 
     Raises:
         UsageError: the editor has fewer layers, or the dataset is too small to measure on.

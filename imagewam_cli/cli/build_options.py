@@ -25,7 +25,7 @@ CodecOption = Annotated[
     ),
 ]
 BatchOption = Annotated[
-    int, typer.Option("--batch", metavar="N", help="Rows in one forward pass.", rich_help_panel=COMPUTE)
+    int, typer.Option("--batch", metavar="N", help="Rows per forward pass.", rich_help_panel=COMPUTE)
 ]
 ShardMbOption = Annotated[
     float, typer.Option("--shard-mb", metavar="MB", help="Approximate size of a shard.", rich_help_panel=OUTPUT)
@@ -54,7 +54,7 @@ def build_settings(*, stride: int, batch: int, shard_mb: float, variants: int, p
     """Return the settings of a build.
 
     Raises:
-        UsageError: a number is out of range, or there is no such part.
+        UsageError: a number is out of range, or the part does not exist.
     """
     from imagewam_cli.data.augmentation import Augmentation
     from imagewam_cli.kvcache.building.shard_plan import BuildSettings

@@ -127,9 +127,10 @@ def cache_command(
 
 
 def _require_no_options(context: typer.Context, command: str) -> None:
-    """
+    """Check that no build option precedes the name of a sub-command, which would ignore it.
+
     Raises:
-        UsageError: an option of the build was given before the name of a sub-command, which would ignore it.
+        UsageError: a build option precedes the name.
     """
     from imagewam_cli.errors import UsageError
 
@@ -144,9 +145,9 @@ def _say_start(address: Location, part: BuildPart | None, plan: BuildPlan) -> No
     if part is not None:
         output.say(f"building part {part.index} of {part.count}; join the parts with `imagewam cache merge {address}`")
     output.say(
-        f"{address}: {plan.rows} rows, {bytes_text(plan.bytes_per_row)} each, {bytes_text(plan.total_bytes)} in all"
+        f"{address}: {plan.rows} rows, {bytes_text(plan.bytes_per_row)} each, {bytes_text(plan.total_bytes)} in total"
     )
 
 
 def _say_damage(file: str) -> None:
-    output.say(f"{file} is missing or damaged: computing it again")
+    output.say(f"{file} is missing or damaged: recomputing it")

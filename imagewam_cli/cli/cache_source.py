@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imagewam_cli.cli.options import existing, existing_dataset
+from imagewam_cli.cli.options import existing_dataset, require_existing
 
 if TYPE_CHECKING:
     from imagewam_cli.data.types import Dataset
@@ -20,11 +20,11 @@ def open_cache_source(
     """Return the dataset and the editor of a cache.
 
     Args:
-        dataset: Where the dataset was moved to; None: its folder in the manifest.
-        weights: Folder of the weights; None: where the editor finds them.
+        dataset: New folder of the dataset; None: the folder recorded in the manifest.
+        weights: Folder of the weights; None: the editor's embedded or downloaded weights.
 
     Raises:
-        CacheError: the cache was built from another dataset or editor.
+        CacheError: the cache was built from a different dataset or editor.
         DatasetError: the dataset is damaged.
         EditorError: the weights are missing.
     """
@@ -41,7 +41,9 @@ def open_cache_source(
             "install its plugin; see `imagewam plugins --hook editors`",
         )
     if dataset is None:
-        path = existing("the cache's dataset", Path(manifest.dataset.path), "pass its new folder with --dataset")
+        path = require_existing(
+            "the cache's dataset", Path(manifest.dataset.path), "pass its new folder with --dataset"
+        )
     else:
         path = existing_dataset(dataset)
     source = open_dataset(path, manifest.dataset.keys)

@@ -1,4 +1,4 @@
-"""`imagewam demo`: the whole journey; each step runs a public command."""
+"""`imagewam demo`: the whole pipeline; each step runs a public command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def demo_command(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", metavar="FOLDER", callback=from_home, help="Folder of all results.", rich_help_panel=OUTPUT
+            "--out", metavar="FOLDER", callback=from_home, help="Folder for all results.", rich_help_panel=OUTPUT
         ),
     ] = Path("imagewam-demo"),
     episodes: Annotated[
@@ -34,7 +34,7 @@ def demo_command(
         ),
     ] = 50,
 ) -> None:
-    """Run the whole journey on a small built-in task.
+    """Run the whole pipeline on a small built-in task.
 
     Records demonstrations, caches them, trains, evaluates, exports, evaluates the export and writes a report. Run the
     same command again to resume an interrupted demo.

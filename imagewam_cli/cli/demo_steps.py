@@ -1,4 +1,4 @@
-"""The steps of `imagewam demo`: public commands in order, how to tell that a step is done, and the report."""
+"""The steps of `imagewam demo`: public commands in order, the check that a step is done, and the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from imagewam_cli.files import write_atomically
 _TIMES = "times.json"
 _PACKAGES = ("gymnasium", "matplotlib", "onnx", "onnxscript", "onnxruntime", "tokenizers")
 _STRIDE = 10
-"""Neighbouring frames are alike, so many scenes with few frames each teach more."""
+"""Neighboring frames are similar, so many scenes with few frames each teach more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,10 @@ class Step:
     folder: Path
 
     def run(self) -> None:
-        """Run the command in a process of its own and record its time.
+        """Run the command in a separate process and record its time.
 
         Raises:
-            ImagewamError: the command failed; it has printed its own error.
+            ImagewamError: the command failed; it has already printed its error.
         """
         started = time.monotonic()
         code = subprocess.run([sys.executable, "-m", "imagewam_cli", *self.arguments], check=False).returncode
@@ -50,10 +50,10 @@ class Step:
 
 
 def require_packages() -> None:
-    """Check for the packages of the last steps before the first one starts.
+    """Check, before the first step, that the packages of the last steps are installed.
 
     Raises:
-        UsageError: one is missing.
+        UsageError: a package is missing.
     """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -110,7 +110,7 @@ class Demo:
         return [Step(name=n, arguments=tuple(a), result=r, folder=f) for n, a, r in table]
 
     def steps_to_do(self) -> Iterator[Step]:
-        """Yield each step that is not done when its turn comes."""
+        """Yield each step that is not done by the time it is due."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for step in self.commands():
             if not step.result.exists():
@@ -128,7 +128,7 @@ def write_report(demo: Demo) -> str:
     plot_losses(read_metrics(f / "run" / "metrics.jsonl"), f / "loss.png")
     rates = [
         ("policy, unseen scenes", _rate(f / "eval-policy", "test")),
-        ("policy, held-out colour pairs", _rate(f / "eval-policy", "heldout")),
+        ("policy, held-out color pairs", _rate(f / "eval-policy", "heldout")),
         ("exported policy (ONNX), unseen scenes", _rate(f / "eval-onnx", "test")),
         ("random policy, unseen scenes", _rate(f / "eval-random", "test")),
     ]

@@ -24,8 +24,8 @@ from imagewam_cli.cli.options import (
     chosen_hardware,
     existing_dataset,
     from_home,
-    listed,
-    size_of,
+    parse_size,
+    split_names,
 )
 from imagewam_cli.cli.output import output
 from imagewam_cli.editors.settings import PrefixOptions
@@ -43,13 +43,13 @@ _PREFIX_PANELS = {
     ADVANCED: ("blank_images", "random_weights"),
 }
 """Panel -> the fields of `PrefixOptions` that are options of the command line, in the order of `--help`."""
-_PARSERS: dict[str, Callable[[Any], object]] = {"segments": listed, "image_size": size_of}
-"""Parsers of the fields that are not a single number, word or flag."""
+_PARSERS: dict[str, Callable[[Any], object]] = {"segments": split_names, "image_size": parse_size}
+"""Parsers for fields that are neither a number, a word nor a flag."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditorOptions:
-    """Options about the editor as the user gave them. Each field is one option; `prefix` holds several."""
+    """Editor options as the user gave them. Each field is one option; `prefix` holds several."""
 
     editor: Annotated[
         str | None,
@@ -109,7 +109,7 @@ class EditorOptions:
 def takes_editor_options(*, only_with: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replace a command's parameter `options` by one option for each field of `EditorOptions`.
 
-    only_with: the option of the command without which these have no effect; the panels of the help name it.
+    only_with: the option that these options require; the titles of their help panels name it.
     """
     shared = [_parameter(name, kind, default, only_with) for name, kind, default in _flat_fields()]
 
@@ -159,7 +159,7 @@ def _flat_fields() -> tuple[tuple[str, object, object], ...]:
 def _as_typed(hint: object) -> object:
     """Return the type that typer parses for a field: numbers and flags as they are, everything else as text.
 
-    A wrong word is then reported by `from_dict`, which suggests the nearest.
+    `from_dict` then reports a misspelled word and suggests the nearest.
     """
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     kind = next((k for k in kinds if k in (int, float, bool)), str)
@@ -220,14 +220,14 @@ class EditorSetup:
         return self.with_measured_layers()._load()
 
     def with_measured_layers(self) -> EditorSetup:
-        """Replace `auto:K` by the layers it selects. Measuring them loads the editor with all layers."""
+        """Return a copy with the layers that `auto:K` selects; measuring them loads the editor with all layers."""
         count = auto_count(self.settings.layers)
         if count is None:
             return self
         return self.with_layers(measured_layers(self.with_layers("all")._load(), self.dataset, count))
 
     def with_layers(self, layers: str) -> EditorSetup:
-        """Return a copy with other layers."""
+        """Return a copy with these layers."""
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, layers=layers))
 
     def _load(self) -> Editor:
@@ -244,11 +244,11 @@ class EditorSetup:
 def editor_setup(options: EditorOptions, weights: Path | None, *, trial: str | None = None) -> EditorSetup:
     """Find the editor and open the dataset. Without --dataset, record the tabletop demonstrations first.
 
-    trial: the command or option that must not write anything, and so needs --dataset; None: recording is allowed.
+    trial: name of a command or option that writes nothing and so requires --dataset; None: recording is allowed.
 
     Raises:
-        UsageError: an option is wrong, or a trial names no dataset.
-        EditorError: the weights are missing, so demonstrations are not recorded either.
+        UsageError: an option is wrong, or a trial lacks --dataset.
+        EditorError: the weights are missing (checked before demonstrations are recorded).
         DatasetError: the dataset is damaged or lacks a key or camera.
     """
     from imagewam_cli.data.formats import open_dataset

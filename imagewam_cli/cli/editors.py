@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 
 _SIZES = {
-    "bytes_per_row": "a row",
+    "bytes_per_row": "per row",
     "bytes_per_row_recommended": RECOMMENDED,
     "memory_bytes": "caching",
     "memory_bytes_acting": "acting",
 }
-"""Columns of the table by their key in the JSON."""
+"""Key in the JSON -> title of the column in the table."""
 
 
 def editors_command(format: FormatOption = FormatName.human) -> None:
-    """List the installed editors with their sizes and licences.
+    """List the installed editors with their sizes and licenses.
 
-    The columns "a row" and "pca1" are the bytes of one row at the editor's default settings, in 16 bits and with the
-    recommended codec. "caching" and "acting" are the memory of the weights while building a cache and while a policy
-    acts; caching takes less if the text encoders can be freed first. "access" is what the model's page said when the
-    editor was added; `imagewam fetch` checks it.
+    The columns "per row" and "pca1" give the bytes per row at the editor's default settings, in 16 bits and with the
+    recommended codec. "caching" and "acting" give the memory of the weights while a cache is built and while a policy
+    acts; caching takes less if the text encoders can be freed first. "access" is the state of the model's page when
+    the editor was added; `imagewam fetch` checks it.
 
     Examples:
         imagewam editors
@@ -58,7 +58,7 @@ def editors_command(format: FormatOption = FormatName.human) -> None:
         ]
         for row in rows
     ]
-    head = ["editor", "parameters", "modes", "layers", *_SIZES.values(), "access", "licence", "weights"]
+    head = ["editor", "parameters", "modes", "layers", *_SIZES.values(), "access", "license", "weights"]
     output.result(rows, table([head, *lines]), format.value)
 
 
@@ -66,7 +66,7 @@ def editors_command(format: FormatOption = FormatName.human) -> None:
 def _without_garbage_collection() -> Iterator[None]:
     """Suspend garbage collection.
 
-    Importing the model libraries creates hundreds of thousands of objects that live until the end; scanning them
+    Importing the model libraries creates hundreds of thousands of objects that are never freed; scanning them
     repeatedly would take a third of the command's time.
     """
     collects = gc.isenabled()

@@ -21,9 +21,9 @@ from imagewam_cli.cli.options import (
     existing_dataset,
     existing_policy,
     from_home,
-    listed,
-    newest_instead_of,
+    newest_with_notice,
     require_at_least_one,
+    split_names,
 )
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import output
@@ -74,16 +74,14 @@ def eval_command(
         typer.Option(
             "--split",
             metavar="NAME",
-            help="Family of scenes; repeat it for several. By default all but train.",
+            help="Split to evaluate on; repeat it for several. By default all but train.",
             rich_help_panel=INPUT,
         ),
     ] = None,
     seed: SeedOption = 0,
     max_steps: Annotated[
         int | None,
-        typer.Option(
-            "--max-steps", metavar="N", help="Stop an episode after this many steps.", rich_help_panel=ADVANCED
-        ),
+        typer.Option("--max-steps", metavar="N", help="Maximum number of steps per episode.", rich_help_panel=ADVANCED),
     ] = None,
     execute: Annotated[
         int | None,
@@ -98,7 +96,7 @@ def eval_command(
         bool,
         typer.Option(
             "--other-instructions",
-            help="Ablation: give the policy the instruction of another scene.",
+            help="Ablation: give the policy the instruction of a different scene.",
             rich_help_panel=ADVANCED,
         ),
     ] = False,
@@ -107,7 +105,7 @@ def eval_command(
         typer.Option(
             "--video",
             metavar="KINDS",
-            help="Pictures of the rollouts: sheet, gif or mp4; separate several with commas.",
+            help="Record the rollouts as sheet, gif or mp4; separate several with commas.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -117,7 +115,7 @@ def eval_command(
             "--out",
             metavar="FOLDER",
             callback=from_home,
-            help="Folder of the results; by default POLICY/eval/ENV.",
+            help="Folder for the results; by default POLICY/eval/ENV.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -139,7 +137,7 @@ def eval_command(
     given = {"episodes": episodes, "max_steps": max_steps, "execute": execute}
     require_at_least_one(**{name: value for name, value in given.items() if value is not None})
     hardware = chosen_hardware(device, offload, compile)
-    name = policy if policy is not None else str(newest_instead_of("--policy", "run"))
+    name = policy if policy is not None else str(newest_with_notice("--policy", "run"))
     if name not in BASELINES:
         name = str(existing_policy("--policy", Path(name)))
     if dataset is not None:
@@ -253,7 +251,7 @@ def _open_loop(
     from imagewam_cli.policy.loading import load_policy
 
     if name in BASELINES:
-        raise UsageError(f"the baseline {name!r} needs a simulator", "leave --dataset out, or pass a trained --policy")
+        raise UsageError(f"the baseline {name!r} needs a simulator", "omit --dataset, or pass a trained --policy")
     folder = out if out is not None else _results_folder(name, dataset.resolve().name)
     require_writable(folder)
     policy = load_policy(Path(name), hardware=hardware, weights=weights)
@@ -289,7 +287,7 @@ def _results_folder(policy: str, what: str) -> Path:
 def _pictures(text: str | None) -> list[str]:
     from imagewam_cli.errors import UnknownNameError
 
-    kinds = list(listed(text) or ())
+    kinds = list(split_names(text) or ())
     for kind in kinds:
         if kind not in ("sheet", "gif", "mp4"):
             raise UnknownNameError("kind of picture", kind, ["sheet", "gif", "mp4"])

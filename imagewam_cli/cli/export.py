@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from imagewam_cli.cli.help import INPUT, OUTPUT
-from imagewam_cli.cli.options import FormatName, WeightsOption, existing_policy, from_home, newest_instead_of
+from imagewam_cli.cli.options import FormatName, WeightsOption, existing_policy, from_home, newest_with_notice
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output
 
@@ -29,7 +29,7 @@ def export_command(
         typer.Option(
             "--format",
             metavar="NAME",
-            help="Format to write: onnx, bundle or a format of a plugin.",
+            help="Format to write: onnx, bundle or a plugin's format.",
             rich_help_panel=OUTPUT,
         ),
     ] = "onnx",
@@ -62,14 +62,14 @@ def export_command(
     from imagewam_cli.workspace import EXPORTS
 
     if run is None:
-        run = newest_instead_of("--run", "run")
+        run = newest_with_notice("--run", "run")
     exporter = Registry.installed().exporters.load(to)()
     folder = out if out is not None else EXPORTS / f"{run.resolve().name}-{to}"
     require_writable(folder.parent)
     written = exporter.export(find_bundle(existing_policy("--run", run)), folder, weights=weights)
     lines = [f"{folder}:"]
     lines += [f"  {name}  {bytes_text(size)}" for name, size in written.files.items()]
-    lines += [f"  {check}: greatest difference from torch {error:.1e}" for check, error in written.errors.items()]
+    lines += [f"  {check}: largest difference from torch {error:.1e}" for check, error in written.errors.items()]
     lines += [f"  note: {note}" for note in written.notes]
     values = {
         "folder": str(folder),

@@ -61,7 +61,7 @@ def fetch_command(
         typer.Option(
             "--token",
             metavar="TOKEN",
-            help="Access token; by default the one of `hf auth login`.",
+            help="Hub access token; by default that of `hf auth login`.",
             rich_help_panel=ADVANCED,
         ),
     ] = None,
@@ -80,8 +80,8 @@ def fetch_command(
     """Download an editor's weights from the Hugging Face Hub.
 
     Downloads only the safetensors files that the editor needs, and skips those that are complete. The other commands
-    find the default branch in the Hub's cache. If you fetch with --revision, --local-dir or --cache-dir, pass the
-    printed folder to them as --weights.
+    automatically find the default branch in the Hub's cache. If you fetch with --revision, --local-dir or --cache-dir,
+    pass the printed folder to them as --weights.
 
     Examples:
         imagewam fetch instruct-pix2pix

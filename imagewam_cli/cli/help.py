@@ -1,4 +1,4 @@
-"""How `--help` is laid out: panels of options and commands, and examples that can be copied.
+"""Format `--help`: panels of options and commands, and examples that can be copied.
 
 Plain text, equal on a terminal and in a pipe, 80 columns wide. A command's docstring is its help: the first sentence is
 the summary that lists show, and the lines below `Examples:` are printed as they are, one command each. The panel of an
@@ -24,13 +24,13 @@ OUTPUT = "Output"
 ADVANCED = "Advanced"
 
 GET, BUILD, TRAIN, JUDGE, SHIP, LOOK = "Get", "Build", "Train", "Judge", "Ship", "Look"
-"""The steps of the journey from weights and demonstrations to an exported policy: panels of commands."""
+"""Panels of commands, in the order of use: from weights and demonstrations to an exported policy."""
 
 _ORDER = (GET, BUILD, TRAIN, JUDGE, SHIP, LOOK, ARGUMENTS, INPUT, RECIPE, KEEP, COMPUTE, OUTPUT, ADVANCED)
 """Other panels follow in the order in which the command declares them, and options without a panel come last."""
 
 CONDITION = ", with "
-"""Joins a panel and the option without which its options have no effect."""
+"""Text between the name of a panel and the option that its options require, as in "Input, with --online"."""
 
 _EXAMPLES = "\n\nExamples:\n"
 _MAX_COLUMN = 26
@@ -101,7 +101,7 @@ def _options(command: Command, ctx: Context) -> dict[str, list[tuple[str, str]]]
 
 
 def rank(panel: str) -> tuple[int, int]:
-    """Sort key of a panel: "Input, with --online" follows all panels without a condition."""
+    """Return the sort key of a panel: "Input, with --online" follows all panels without a condition."""
     name, condition, _ = panel.partition(CONDITION)
     position = _ORDER.index(name) if name in _ORDER else len(_ORDER)
     return (2 if name == OPTIONS else 1 if condition else 0, position)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from imagewam_cli.cli.help import ADVANCED, INPUT, OUTPUT
-from imagewam_cli.cli.options import DeviceOption, FormatName, FormatOption, WeightsOption, existing, from_home
+from imagewam_cli.cli.options import DeviceOption, FormatName, FormatOption, WeightsOption, from_home, require_existing
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output
 
@@ -63,7 +63,7 @@ def import_command(
         typer.Option(
             "--camera",
             metavar="NAME",
-            help="Your name of a camera; repeat it for all, in the robot's order.",
+            help="Your dataset's name for a camera; repeat it for every camera, in the robot's order.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -71,7 +71,7 @@ def import_command(
         RoundingName | None,
         typer.Option(
             "--rounding",
-            help="Rounding of positions and times; by default the one of the training.",
+            help="Rounding of positions and times; by default that of the training.",
             rich_help_panel=ADVANCED,
         ),
     ] = None,
@@ -106,10 +106,10 @@ def import_command(
     from imagewam_cli.published.settings import TrainSettings, read_train_config
     from imagewam_cli.workspace import EXPORTS
 
-    existing("the checkpoint", checkpoint, "pass the model.pt of a published policy")
-    existing("--stats", stats, "pass the dataset_stats.json that was published with the checkpoint")
+    require_existing("the checkpoint", checkpoint, "pass the model.pt of a published policy")
+    require_existing("--stats", stats, "pass the dataset_stats.json that was published with the checkpoint")
     if config is not None:
-        existing("--config", config, "pass the checkpoint's train_config.yaml, or leave it out")
+        require_existing("--config", config, "pass the checkpoint's train_config.yaml, or omit it")
     chosen = robot_preset(robot)
     if camera:
         if len(camera) != len(chosen.cameras):

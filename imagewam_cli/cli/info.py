@@ -38,10 +38,10 @@ def info_command(
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return what the folder holds, as JSON values.
+    """Describe the content of a folder as JSON values.
 
     Raises:
-        UsageError: the folder does not exist, or imagewam did not make it.
+        UsageError: the folder does not exist, or imagewam did not create it.
     """
     from imagewam_cli.errors import UsageError
     from imagewam_cli.workspace import (
@@ -54,7 +54,7 @@ def describe(path: Path) -> dict[str, Any]:
         marker_of,
     )
 
-    describers = {
+    describe_functions = {
         DATASET_MARKER: _dataset,
         CACHE_MARKER: _cache,
         PART_MARKER: _cache,
@@ -64,7 +64,7 @@ def describe(path: Path) -> dict[str, Any]:
     }
     marker = marker_of(path)
     if marker is not None:
-        return describers[marker](path)
+        return describe_functions[marker](path)
     if not path.exists():
         raise UsageError(f"{path} does not exist", "`imagewam list` shows what exists")
     raise UsageError(f"{path} is not a dataset, cache, run, policy or export", "`imagewam list` shows what exists")
@@ -122,7 +122,7 @@ def _cache(address: Location) -> dict[str, Any]:
 def _advice(
     address: Location, manifest: Manifest, parts: Sequence[BuildPart], *, merged: bool, damaged: bool
 ) -> list[str]:
-    """Return what to do about a damaged, unfinished or unmerged cache. merged: some parts were merged before."""
+    """Return the next steps for a damaged, unfinished or unmerged cache. merged: some parts were merged before."""
     from imagewam_cli.kvcache.format.manifest import repair_hint
 
     advice = [repair_hint(address)] if damaged else []

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from imagewam_cli.cli.options import FormatName, FormatOption, existing, from_home
+from imagewam_cli.cli.options import FormatName, FormatOption, from_home, require_existing
 from imagewam_cli.cli.output import bytes_text, output
 from imagewam_cli.cli.tables import table
 
@@ -19,9 +19,14 @@ def list_command(
     ] = None,
     delete: Annotated[
         Path | None,
-        typer.Option("--delete", metavar="FOLDER", callback=from_home, help="Delete this item, after asking."),
+        typer.Option(
+            "--delete",
+            metavar="FOLDER",
+            callback=from_home,
+            help="Delete this dataset, cache, run or export after confirmation.",
+        ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Skip the confirmation.")] = False,
     format: FormatOption = FormatName.human,
 ) -> None:
     """List datasets, caches, runs and exports, or delete one.
@@ -37,11 +42,16 @@ def list_command(
     from imagewam_cli.errors import UsageError
     from imagewam_cli.workspace import items
 
-    found = items(*(existing("the folder", folder, "`imagewam list` shows what exists") for folder in folders or ()))
+    found = items(
+        *(require_existing("the folder", folder, "`imagewam list` shows what exists") for folder in folders or ())
+    )
     if delete is not None:
         item = next((i for i in found if i.path.resolve() == delete.resolve()), None)
         if item is None:
-            raise UsageError(f"{delete} is not among the listed items", "`imagewam list` shows what can be deleted")
+            raise UsageError(
+                f"{delete} is not a dataset, cache, run or export listed here",
+                "`imagewam list` shows what can be deleted",
+            )
         if not yes:
             typer.confirm(f"delete the {item.kind} {item.path} ({bytes_text(item.bytes)})?", abort=True, err=True)
         shutil.rmtree(item.path)

@@ -12,7 +12,7 @@ from imagewam_cli.cli.output import output
 
 def merge_command(
     cache: Annotated[
-        str, typer.Argument(metavar="FOLDER|URL", help="The cache: the --out that the parts were built into.")
+        str, typer.Argument(metavar="FOLDER|URL", help="Folder or URL that the parts were built into with --out.")
     ],
     others: Annotated[
         list[str] | None, typer.Argument(metavar="OTHER", help="Other folders or URLs to copy parts from.")
@@ -29,9 +29,16 @@ def merge_command(
     from imagewam_cli.kvcache.building.merge import merge_cache
     from imagewam_cli.kvcache.storage.location import location
 
-    parts = [existing_location("folder", text, "pass the --out of its parts") for text in others or []]
+    parts = [
+        existing_location("folder", text, "pass the folder that the parts were built into with --out")
+        for text in others or []
+    ]
     # if parts are copied from elsewhere, the target may not exist yet
-    target = location(cache) if parts else existing_location("folder", cache, "pass the --out of its parts")
+    target = (
+        location(cache)
+        if parts
+        else existing_location("folder", cache, "pass the folder that the parts were built into with --out")
+    )
     manifest = merge_cache(target, parts)
     values = {"cache": str(cache), "rows": manifest.rows, "of": manifest.total_rows, "shards": len(manifest.shards)}
     missing = "" if manifest.complete else f"; {manifest.total_rows - manifest.rows} rows are missing"

@@ -17,11 +17,11 @@ from imagewam_cli.kvcache.storage.location import Location, expanded, location
 from imagewam_cli.workspace import newest
 
 
-def size_of(text: str | None) -> tuple[int, int] | None:
-    """Return (height, width) of a text like "224x448"; None if there is none.
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Return (height, width) of a text like "224x448"; None for no text.
 
     Raises:
-        UsageError: the text has another form.
+        UsageError: the text does not have this form.
     """
     from imagewam_cli.errors import UsageError
 
@@ -35,13 +35,13 @@ def size_of(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def listed(text: str | None) -> tuple[str, ...] | None:
-    """Return the names in a text like "text, reference"; None if there is none."""
+def split_names(text: str | None) -> tuple[str, ...] | None:
+    """Return the names in a text like "text, reference"; None for no text."""
     return tuple(name.strip() for name in text.split(",")) if text else None
 
 
 def require_at_least_one(**values: int) -> None:
-    """Check numbers, given by the names of their options with _ for -.
+    """Check numbers. values: name of the option, with _ for -, -> number.
 
     Raises:
         UsageError: a number is below 1.
@@ -51,7 +51,7 @@ def require_at_least_one(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} must be at least 1, got {value}", "leave it out for the default")
+            raise UsageError(f"{option} must be at least 1, got {value}", "omit it for the default")
 
 
 def require_positive(**values: float) -> None:
@@ -61,10 +61,10 @@ def require_positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < math.inf:
             option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} must be more than 0, got {value:g}", "leave it out for the default")
+            raise UsageError(f"{option} must be more than 0, got {value:g}", "omit it for the default")
 
 
-def existing(what: str, path: Path, advice: str) -> Path:
+def require_existing(what: str, path: Path, advice: str) -> Path:
     """Return the path with `~` expanded. what: the option or argument that names it; advice: the hint of the error.
 
     Raises:
@@ -91,7 +91,7 @@ def chosen_cache(text: str | None) -> Location:
         CacheError: caches/ holds no cache.
     """
     if text is None:
-        return newest_instead_of("--cache", "cache")
+        return newest_with_notice("--cache", "cache")
     return existing_location("--cache", text, "`imagewam list` shows the caches; `imagewam cache` builds one")
 
 
@@ -102,7 +102,7 @@ def existing_location(what: str, text: str, advice: str) -> Location:
         UsageError: the folder does not exist.
     """
     address = location(text)
-    return address if isinstance(address, str) else existing(what, address, advice)
+    return address if isinstance(address, str) else require_existing(what, address, advice)
 
 
 def existing_dataset(path: Path) -> Path:
@@ -111,7 +111,7 @@ def existing_dataset(path: Path) -> Path:
     Raises:
         UsageError: it does not exist.
     """
-    return existing(
+    return require_existing(
         "--dataset", path, "pass the folder that contains meta/info.json; `imagewam list` shows the datasets"
     )
 
@@ -122,13 +122,13 @@ def existing_policy(option: str, path: Path) -> Path:
     Raises:
         UsageError: it does not exist.
     """
-    return existing(option, path, "`imagewam list` shows the policies; `imagewam train-expert` trains one")
+    return require_existing(option, path, "`imagewam list` shows the policies; `imagewam train-expert` trains one")
 
 
 def _existing_weights(path: Path | None) -> Path | None:
     if path is None:
         return None
-    return existing("--weights", path, "pass a diffusers folder, or leave it out and run `imagewam fetch`")
+    return require_existing("--weights", path, "pass a diffusers folder, or omit it and run `imagewam fetch`")
 
 
 class FormatName(StrEnum):
@@ -189,16 +189,16 @@ EnvOption = Annotated[
 
 
 def chosen_hardware(device: str, offload: str, compile: bool) -> Hardware:
-    """Return where and how torch computes.
+    """Return the hardware settings.
 
     Raises:
-        UsageError: the options do not go together.
+        UsageError: the options cannot be combined.
     """
     return from_dict(Hardware, {"device": device, "offload": offload, "compile": compile}, source="command line")
 
 
-def newest_instead_of(option: str, kind: str) -> Path:
-    """Return the newest run or cache in the working folder, in place of an option, and say so.
+def newest_with_notice(option: str, kind: str) -> Path:
+    """Return the newest run or cache in the working folder, to replace a missing option, and print a notice.
 
     Raises:
         CacheError: there is no cache.

@@ -1,4 +1,4 @@
-"""Errors of the operating system as one line and a hint, and an early check that a folder is writable."""
+"""Explain errors of the operating system in one line with a hint, and check early that a folder is writable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _RUST = re.compile(r"\(os error (\d+)\)")
 
 
 def os_error_of(error: BaseException) -> OSError | None:
-    """Return the error as an OSError; None if it is none. Libraries in Rust put its number only into their message."""
+    """Return the error as an OSError; None if the operating system did not cause it.
+
+    Rust libraries give the error number only in their message.
+    """
     if isinstance(error, OSError):
         return error
     found = _RUST.search(str(error))
@@ -23,8 +26,8 @@ def os_error_of(error: BaseException) -> OSError | None:
     return OSError(number, os.strerror(number)) if number in _EXPLAINED else None
 
 
-def explained(error: OSError) -> tuple[str, str | None]:
-    """Return the message and the hint, which is None if there is nothing to advise."""
+def message_and_hint(error: OSError) -> tuple[str, str | None]:
+    """Return the message for the user and a hint; the hint is None if no advice applies."""
     path = str(error.filename2 or error.filename or "")
     if error.errno in _FULL:
         return "the disk is full", "free some space, then run the same command again to resume"
@@ -35,9 +38,9 @@ def explained(error: OSError) -> tuple[str, str | None]:
     if error.errno == errno.EROFS:
         return f"the disk is read-only: {path}".rstrip(": "), _ELSEWHERE
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return f"a file is in the way of a folder: {path}".rstrip(": "), _ELSEWHERE
+        return f"a file exists where a folder is needed: {path}".rstrip(": "), _ELSEWHERE
     if error.errno == errno.EISDIR:
-        return f"a folder is in the way of a file: {path}".rstrip(": "), f"move it away, or {_ELSEWHERE}"
+        return f"a folder exists where a file is needed: {path}".rstrip(": "), f"move it away, or {_ELSEWHERE}"
     return f"{error.strerror or error}: {path}".rstrip(": "), None
 
 
@@ -45,7 +48,7 @@ def require_writable(folder: Path) -> None:
     """Check that files can be created in a folder, or in its nearest parent that exists.
 
     Raises:
-        OSError: they cannot; `explained` has the message.
+        OSError: files cannot be created there; `message_and_hint` explains the error.
     """
     path = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists() or p.is_symlink())
     if not path.is_dir():

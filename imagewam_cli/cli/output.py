@@ -1,4 +1,4 @@
-"""What a command prints: results on stdout, as text or JSON; messages and progress on stderr."""
+"""Print results on stdout, as text or JSON, and messages and progress on stderr."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Progress(Protocol):
         """Advance by n units."""
 
     def set_postfix(self, ordered_dict: Mapping[str, object], refresh: bool = True) -> None:
-        """Show values behind the bar."""
+        """Show values after the bar."""
 
     def set_postfix_str(self, s: str, refresh: bool = True) -> None:
-        """Show a text behind the bar."""
+        """Show text after the bar."""
 
 
 class Output:
@@ -33,7 +33,7 @@ class Output:
     debug = False
 
     def say(self, line: str) -> None:
-        """Print a message about what the command does, on stderr."""
+        """Print a progress message on stderr."""
         if not self.quiet:
             print(line, file=sys.stderr, flush=True)
 
@@ -52,7 +52,7 @@ class Output:
             disable=self.quiet,
             file=sys.stderr,
             dynamic_ncols=True,
-            delay=0.5,  # an error in the first moments is printed without a bar above it
+            delay=0.5,  # an early error is printed without a progress bar above it
         )
         return cast("AbstractContextManager[Progress]", bar)
 

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def assigned_part(option: str | None, environment: Mapping[str, str]) -> BuildPart | None:
-    """Return the part that an option like "0/3" names, or else the task of the SLURM array or the rank of torchrun.
+    """Return the part that an option like "0/3" names, or else the part of the SLURM array task or torchrun rank.
 
     Returns None if none of the three is set: the process builds the whole cache.
 
     Raises:
-        UsageError: the option is not of the form i/N, there is no such part, or the array has gaps.
+        UsageError: the option is not of the form i/N, the part does not exist, or the array has gaps.
     """
     from imagewam_cli.errors import UsageError
     from imagewam_cli.kvcache.format.manifest import BuildPart
@@ -23,7 +23,7 @@ def assigned_part(option: str | None, environment: Mapping[str, str]) -> BuildPa
     if option is not None:
         index, _, count = option.partition("/")
         if not (index.isdigit() and count.isdigit()):
-            raise UsageError(f"--part must look like 0/3, got {option!r}", "the parts of N are 0/N to N-1/N")
+            raise UsageError(f"--part must look like 0/3, got {option!r}", "valid parts are 0/N to (N-1)/N")
         return BuildPart(index=int(index), count=int(count))
     if "SLURM_ARRAY_TASK_ID" in environment and "SLURM_ARRAY_TASK_COUNT" in environment:
         first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{k}", d)) for k, d in (("MIN", "0"), ("STEP", "1")))
@@ -31,8 +31,8 @@ def assigned_part(option: str | None, environment: Mapping[str, str]) -> BuildPa
         # an array with gaps, such as --array=1,5,9, has tasks but no consecutive numbers
         if (task - first) // step >= tasks or (tasks == 1 and task > 0):
             raise UsageError(
-                f"task {task} of a SLURM array of {tasks} tasks does not determine a part",
-                "pass --part i/N, also when you run a single task of an array again",
+                f"task {task} of a SLURM array of {tasks} tasks cannot be mapped to a part",
+                "pass --part i/N if the array has gaps, or if you rerun a single task of an array",
             )
         return BuildPart(index=(task - first) // step, count=tasks)
     if "TORCHELASTIC_RUN_ID" in environment:

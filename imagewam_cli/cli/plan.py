@@ -1,4 +1,4 @@
-"""`imagewam cache plan`: bytes, time, and whether storing pays."""
+"""`imagewam cache plan`: size, time, and whether a cache pays off."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def plan_command(
 ) -> None:
     """Measure the size, the time and the break-even of a cache.
 
-    Encodes a few rows, writes them to the disk that --out names and reads them back; nothing is kept.
+    Encodes a few rows, writes them to the disk of --out, reads them back and deletes them.
 
     Examples:
         imagewam cache plan --dataset datasets/tabletop
@@ -82,10 +82,10 @@ def print_plan(
     format: FormatName,
     named: str,
 ) -> None:
-    """Measure and print the plan of a build. named: how the user asked for it, for errors.
+    """Measure and print the plan of a build. named: the command or option that the user typed, for errors.
 
     Raises:
-        UsageError: no dataset is named, or nothing fits the budget.
+        UsageError: --dataset is missing, or no setting fits the budget.
         EditorError: the layout is unknown without the weights.
     """
     from imagewam_cli.config import size_in_bytes
@@ -108,12 +108,12 @@ def _plan_of(
     """Return the plan as JSON values and as text.
 
     Args:
-        disk: Folder on the disk that the cache is for; it need not exist.
+        disk: Folder on the disk of the cache; it need not exist.
         budget: Bytes that the cache may take.
 
     Raises:
         EditorError: the layout is unknown without the weights.
-        UsageError: nothing fits the budget.
+        UsageError: no setting fits the budget.
     """
     from imagewam_cli.cache_study.throughput import measure
     from imagewam_cli.cli.tables import budget_table
@@ -142,7 +142,7 @@ def choices_within(
     """Return the settings that fit a budget of bytes, the recommended one first; errors are measured on the sample.
 
     Raises:
-        UsageError: nothing fits; the message names the smallest setting.
+        UsageError: no setting fits; the message names the smallest.
     """
     import torch
 
@@ -168,10 +168,10 @@ def choices_within(
     )
     found = fitting(tried, budget)
     if not found:
-        least = min(tried, key=lambda choice: choice.total_bytes)
+        smallest = min(tried, key=lambda choice: choice.total_bytes)
         raise UsageError(
-            f"nothing fits {bytes_text(budget)}: {least.options} still needs {bytes_text(least.total_bytes)}",
-            "raise --budget, or take fewer rows with --stride",
+            f"nothing fits {bytes_text(budget)}: {smallest.options} still needs {bytes_text(smallest.total_bytes)}",
+            "raise --budget, or use fewer rows with --stride",
         )
     return found
 
@@ -193,15 +193,13 @@ def _spec_without_weights(chosen: EditorSetup) -> KVSpec | None:
         described = None if auto else chosen.kind.describe(chosen.settings)
         if described is None:
             raise
-        output.say(
-            f"{error.message}: without them the time is unknown, and trimmed text counts as {TYPICAL_TEXT} tokens"
-        )
+        output.say(f"{error.message}: the plan assumes {TYPICAL_TEXT} tokens of trimmed text and gives no time")
         return described
     return None
 
 
 def _with_recommended(codec: Codec) -> list[Codec]:
-    """Return the codec of the build and, if it is another, the recommended one."""
+    """Return the codec of the build, followed by the recommended codec if they differ."""
     from imagewam_cli.registry import Registry
 
     recommended: Codec = Registry.installed().codecs.load(RECOMMENDED)
@@ -224,8 +222,8 @@ def _plan_result(
     """Return JSON values and text.
 
     Args:
-        plans: The build's own, then the one with the recommended codec.
-        measured: What was measured for each plan; empty without weights.
+        plans: Plan of the build, followed by the plan with the recommended codec.
+        measured: Measurements for each plan; empty without weights.
     """
     values, lines = _one(plans[0], measured[0] if measured else None)
     values["layers"] = layers
@@ -250,7 +248,7 @@ def _one(plan: BuildPlan, throughput: Throughput | None) -> tuple[dict[str, Any]
     }
     lines = [
         f"{plan.rows} rows in {len(plan.shards)} shards",
-        f"{bytes_text(plan.bytes_per_row)} per row, {bytes_text(plan.total_bytes)} in all",
+        f"{bytes_text(plan.bytes_per_row)} per row, {bytes_text(plan.total_bytes)} in total",
     ]
     if throughput is not None:
         seconds = (throughput.forward + throughput.write) * plan.rows
@@ -261,7 +259,7 @@ def _one(plan: BuildPlan, throughput: Throughput | None) -> tuple[dict[str, Any]
         }
         lines += [
             f"{1000 * throughput.forward:.1f} ms per row on this machine, about {seconds_text(seconds)}",
-            f"reading is faster than computing for rows below {bytes_text(throughput.break_even_bytes)}",
+            f"reading is faster than recomputing for rows smaller than {bytes_text(throughput.break_even_bytes)}",
             storing_advice(throughput),
         ]
     return values, lines

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imagewam_cli.cli.help import COMPUTE, INPUT, HelpCommand, HelpGroup
-from imagewam_cli.cli.options import DeviceOption, FormatName, FormatOption, WeightsOption, size_of
+from imagewam_cli.cli.options import DeviceOption, FormatName, FormatOption, WeightsOption, parse_size
 from imagewam_cli.cli.output import output
 
 if TYPE_CHECKING:
@@ -36,11 +36,12 @@ class ComputeDtype(StrEnum):
 def plugins_command(
     context: typer.Context,
     hook: Annotated[
-        HookName | None, typer.Option("--hook", help="List only plugins that add these.", rich_help_panel=INPUT)
+        HookName | None,
+        typer.Option("--hook", help="List only plugins that add entries of this kind.", rich_help_panel=INPUT),
     ] = None,
     format: FormatOption = FormatName.human,
 ) -> None:
-    """List the installed plugins and what each of them adds.
+    """List the installed plugins and their entries.
 
     Also shows why a plugin could not be loaded.
 
@@ -57,7 +58,7 @@ def plugins_command(
     kinds = [KINDS[hook.value]] if hook is not None else list(KINDS.values())
     plugins = Registry.installed().status()
     if hook is not None:
-        # what a plugin that failed would have added is unknown, so it stays
+        # keep plugins that failed to load: what they would have added is unknown
         plugins = [plugin for plugin in plugins if plugin.error is not None or kinds[0] in plugin.provides]
     values = [asdict(p) | {"provides": {k: v for k, v in p.provides.items() if k in kinds}} for p in plugins]
     lines = []
@@ -88,14 +89,14 @@ def doctor_command(
         ComputeDtype,
         typer.Option(
             "--compute-dtype",
-            help="Precision of the editor's forward pass; float32 finds the most faults.",
+            help="Precision of the editor's forward pass; float32 finds the most errors.",
             rich_help_panel=COMPUTE,
         ),
     ] = ComputeDtype.float32,
     device: DeviceOption = "cpu",
     format: FormatOption = FormatName.human,
 ) -> None:
-    """Check that an editor plugin meets its contract.
+    """Check an editor against the plugin contract.
 
     Runs the checks that caches, experts and exports rely on, with real weights or with a small folder of random ones.
     Exits with code 1 if a check fails.
@@ -113,7 +114,7 @@ def doctor_command(
     modes = subjects(
         editor,
         weights=weights,
-        image_size=size_of(image_size),
+        image_size=parse_size(image_size),
         compute_dtype=compute_dtype.value,
         device=device,
         kept=1,
@@ -127,13 +128,13 @@ def doctor_command(
                 bar.update()
         subject.clear()
     output.result([asdict(f) for f in findings], "\n".join(_lines(findings)), format.value)
-    broken = sum(finding.result == "broken" for finding in findings)
-    if broken:
-        raise PluginError(f"{editor} breaks {broken} of {len(findings)} promises", "see docs/guide/plugins.md")
+    failed = sum(finding.result == "broken" for finding in findings)
+    if failed:
+        raise PluginError(f"{editor} fails {failed} of {len(findings)} checks", "see docs/guide/plugins.md")
 
 
 def _lines(findings: Sequence[Finding]) -> list[str]:
-    """Return one line for each check under its mode, and below a failed one what was seen and how to fix it."""
+    """Return one line per check, grouped by mode; below a failed check, the observation and how to fix it."""
     marks = {"kept": "ok  ", "broken": "FAIL", "not applicable": "-   "}
     lines: list[str] = []
     mode = None

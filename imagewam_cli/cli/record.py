@@ -39,8 +39,8 @@ def record_command(
         float,
         typer.Option(
             "--disturb",
-            metavar="P",
-            help="Probability in [0, 1] that a step pushes the arm, to record how the expert recovers.",
+            metavar="FRACTION",
+            help="Fraction of steps, 0 to 0.5, that execute a random action, to record how the demonstrator recovers.",
             rich_help_panel=ADVANCED,
         ),
     ] = 0.0,
@@ -54,10 +54,10 @@ def record_command(
 
 
 def record_demonstrations(out: Path, env: str, episodes: int, seed: int, codec: str, disturb: float = 0.0) -> None:
-    """Record demonstrations of the scripted expert, with a progress bar.
+    """Record demonstrations of the scripted demonstrator, with a progress bar.
 
     Raises:
-        UsageError: unknown codec or environment, or no episodes.
+        UsageError: the codec or environment is unknown, `episodes` is below 1, or `disturb` is outside [0, 0.5].
     """
     from imagewam_cli.errors import UnknownNameError, UsageError
     from imagewam_cli.registry import Registry
@@ -67,7 +67,7 @@ def record_demonstrations(out: Path, env: str, episodes: int, seed: int, codec: 
     if codec not in codecs:
         raise UnknownNameError("codec", codec, codecs)
     if episodes < 1:
-        raise UsageError(f"--episodes must be at least 1, got {episodes}", "leave it out for the default")
+        raise UsageError(f"--episodes must be at least 1, got {episodes}", "omit it for the default")
     require_writable(out.parent)
     make = Registry.installed().environments.load(env)
     with output.progress(episodes, "episode") as bar:

@@ -67,7 +67,7 @@ def report_command(
     offload: OffloadOption = "none",
     format: FormatOption = FormatName.human,
 ) -> None:
-    """Measure the error that a cache's codec causes.
+    """Measure the error of a cache's codec.
 
     Compares K, V and attention with the editor itself, and does the same for every other codec, with and without pooled
     picture tokens.

@@ -44,7 +44,7 @@ def closed_loop_table(result: ClosedLoopResult) -> str:
 
 def open_loop_table(result: OpenLoopResult) -> str:
     """Return the mean absolute errors and their ratio for each action dimension and over all of them."""
-    lines = [("action", "policy", "constant", "ratio of squares")]
+    lines = [("action", "policy error", "constant error", "MSE ratio")]
     lines += [(e.name, f"{e.policy:.4g}", f"{e.constant:.4g}", f"{e.ratio:.3f}") for e in result.per_action]
     whole = (result.policy.mean_absolute, result.constant.mean_absolute)
     lines.append(("all", f"{whole[0]:.4g}", f"{whole[1]:.4g}", f"{result.ratio_to_constant:.3f}"))
@@ -54,7 +54,8 @@ def open_loop_table(result: OpenLoopResult) -> str:
 def attention_table(result: AttentionResult) -> str:
     """Return the attention shares and lifts of each layer."""
     kinds = list(result.average.shares)
-    lines = [["layer", *kinds, "on change", "area", "lift (95 %)", "others' change", "untrained", "others' change"]]
+    lifts = ["lift (95 %)", "lift, other episodes", "untrained lift", "untrained, other episodes"]
+    lines = [["layer", *kinds, "on changes", "area", *lifts]]
     for layer in (*result.layers, result.average):
         numbers = [f"{100 * layer.shares.get(kind, 0.0):.0f} %" for kind in kinds]
         numbers += [f"{100 * layer.mass:.1f} %", f"{100 * layer.area:.1f} %", _interval(layer.trained.own)]
@@ -72,11 +73,11 @@ def fidelity_table(result: FidelityResult) -> str:
     layers = [("layer", "K", "V", "attention")] + [
         (e.layer, _percent(e.k), _percent(e.v), _percent(e.attention)) for e in result.layers
     ]
-    settings = [("codec", "pool", "kB a row", "attention")] + [
+    settings = [("codec", "pool", "kB per row", "attention")] + [
         (s.codec, str(s.pool), f"{s.bytes_per_row / 1000:.1f}", _percent(s.attention)) for s in result.settings
     ]
     parts = [f"{result.codec}, {result.rows} rows, {result.bytes_per_row / 1000:.1f} kB each\n{table(layers, left=1)}"]
-    parts += [f"other ways to store these\n{table(settings, left=1)}"] if result.settings else []
+    parts += [f"other settings for the same rows\n{table(settings, left=1)}"] if result.settings else []
     if result.policy is not None:
         change = result.policy
         parts.append(
@@ -93,13 +94,13 @@ def budget_table(found: Sequence[Choice], budget: float) -> str:
     """Return the best codec for each pooling and choice of layers that fits a budget of bytes; the first is marked."""
     from imagewam_cli.cache_study.budget import best_codecs
 
-    lines = [["codec", "pool", "layers", "a row", "in all", "error of attention", ""]]
+    lines = [["codec", "pool", "layers", "per row", "total", "attention error", ""]]
     for choice in best_codecs(found):
         sizes = [bytes_text(choice.bytes_per_row), bytes_text(choice.total_bytes)]
-        mark = "<- take this" if choice is found[0] else ""
+        mark = "<- recommended" if choice is found[0] else ""
         lines.append([choice.codec, str(choice.pool), choice.layers, *sizes, f"{100 * choice.attention:.2f} %", mark])
     return (
-        f"settings within {bytes_text(budget)}: precision is reduced first, then tokens, then layers "
+        f"settings within {bytes_text(budget)}, ranked: reduce precision first, then tokens, then layers "
         f"(errors are comparable only between settings with the same layers)\n{table(lines)}\n{found[0].options}"
     )
 
@@ -117,9 +118,11 @@ def _line(split: str, kind: str, outcome: Outcome) -> tuple[str, ...]:
 
 
 def storing_advice(throughput: Throughput) -> str:
-    """Return in one line whether to store prefixes, and why."""
+    """Return one line that says whether a cache pays off, and why."""
     row, load, forward = throughput.row_bytes / 1e6, 1000 * throughput.load, 1000 * throughput.forward
     sizes = f"{row:.2f} MB/row reads in {load:.1f} ms, recomputing costs {forward:.1f} ms"
     if throughput.break_even_epochs is None:
-        return f"do not store: {sizes}; train with --online, or store fewer bytes (--codec, --pool, --layers)"
-    return f"store: {sizes}; breaks even after {throughput.break_even_epochs:.1f} epochs"
+        return (
+            f"a cache does not pay off: {sizes}; train with --online, or store fewer bytes (--codec, --pool, --layers)"
+        )
+    return f"a cache pays off: {sizes}; breaks even after {throughput.break_even_epochs:.1f} epochs"

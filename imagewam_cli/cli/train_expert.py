@@ -18,9 +18,9 @@ from imagewam_cli.cli.options import (
     FormatOption,
     WeightsOption,
     chosen_cache,
-    existing,
     from_home,
     require_at_least_one,
+    require_existing,
 )
 from imagewam_cli.cli.os_errors import require_writable
 from imagewam_cli.cli.output import bytes_text, output, seconds_text
@@ -75,7 +75,7 @@ def train_expert_command(
         typer.Option("--steps", metavar="N", help="Number of optimizer steps.", rich_help_panel=RECIPE),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option("--batch", metavar="N", help="Rows in one step.", rich_help_panel=RECIPE)
+        int | None, typer.Option("--batch", metavar="N", help="Rows per step.", rich_help_panel=RECIPE)
     ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", help="Random seed.", rich_help_panel=RECIPE)
@@ -113,7 +113,7 @@ def train_expert_command(
         LoadName | None,
         typer.Option(
             "--load",
-            help="How to read the cache: mmap, or read for network file systems. [default: mmap]",
+            help="How to read the cache: mmap, or read (for network file systems). [default: mmap]",
             rich_help_panel=ADVANCED,
         ),
     ] = None,
@@ -122,7 +122,7 @@ def train_expert_command(
         typer.Option(
             "--encode-batch",
             metavar="N",
-            help="Rows in one forward pass of the editor. [default: 16]",
+            help="Rows per forward pass of the editor. [default: 16]",
             rich_help_panel=f"{COMPUTE}{CONDITION}--online",
         ),
     ] = None,
@@ -144,7 +144,7 @@ def train_expert_command(
 
     _require_one_source(online, cache, options, encode_batch, load)
     if config is not None:
-        existing("--config", config, "pass a YAML recipe; docs/guide/training.md has one")
+        require_existing("--config", config, "pass a YAML recipe; docs/guide/training.md has one")
     assignments = [*(set_ or []), *([f"expert.init={init}"] if init is not None else [])]
     recipe = _recipe(config, assignments, steps=steps, batch=batch, seed=seed)
     if not dry_run:
@@ -180,19 +180,19 @@ def _require_one_source(
     """Check that the options name either a cache or --online with an editor.
 
     Raises:
-        UsageError: --online with an option of a cache, or an option of the editor without --online.
+        UsageError: --online is combined with a cache option, or an editor option is given without --online.
     """
     from imagewam_cli.errors import UsageError
 
     if online and cache is not None:
-        raise UsageError("--online trains without a cache", "leave out --cache or --online")
+        raise UsageError("--online trains without a cache", "omit --cache or --online")
     if online and load is not None:
-        raise UsageError("--load has no effect with --online, which reads no cache", "leave out --load or --online")
+        raise UsageError("--load has no effect with --online, which reads no cache", "omit --load or --online")
     given = [*options.given(), *(["--encode-batch"] if encode_batch is not None else [])]
     if given and not online:
         raise UsageError(
             f"{given[0]} has no effect without --online: the editor, dataset and settings are those of the cache",
-            f"leave out {given[0]}, or add --online",
+            f"omit {given[0]}, or add --online",
         )
 
 
@@ -235,11 +235,11 @@ def _decoding(rows: int, size: int) -> Iterator[Callable[[int], object]]:
 
 
 def _recipe(config: Path | None, assignments: list[str], **options: int | None) -> TrainRecipe:
-    """Return the recipe: the YAML file, overridden by --set, overridden by the options of their own.
+    """Return the recipe: the YAML file, overridden by --set, overridden by the separate options.
 
     Raises:
-        UsageError: an assignment without `=`.
-        ConfigError: an unknown key or a wrong value.
+        UsageError: an assignment lacks `=`.
+        ConfigError: a key is unknown or a value is wrong.
     """
     import yaml
 
@@ -299,8 +299,8 @@ def _print_result(folder: Path, steps: int, result: Validation | None, format: F
     text = f"{folder}: {steps} steps; no episode was held out for validation"
     if result is not None:
         values["validation"] = to_dict(result) | {"ratio_to_constant": result.ratio}
-        # if all held-out chunks are alike, the constant chunk has no error to divide by
-        share = f"{100 * result.ratio:.0f} % of" if result.constant_error > 1e-9 else "beside"
+        # if all held-out chunks are equal, the constant chunk has no error to divide by
+        share = f"{100 * result.ratio:.0f} % of" if result.constant_error > 1e-9 else "compared with"
         text = (
             f"{folder}: validation action error {result.action_error:.4f}, "
             f"{share} the best constant chunk's {result.constant_error:.4f}"

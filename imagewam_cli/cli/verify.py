@@ -27,7 +27,7 @@ def verify_command(
     cache: CacheOption = None,
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Compute the damaged batches again."),
+        typer.Option("--repair", help="Recompute the damaged batches."),
     ] = False,
     dataset: Annotated[
         Path | None,
@@ -61,7 +61,7 @@ def verify_command(
     with output.progress(manifest.rows, "row") as bar:
         damages = verify_cache(address, on_rows=bar.update)
     text = "\n".join(f"{address}/{damage.file}: {damage.what}" for damage in damages)
-    unfinished = "" if manifest.complete else f"; the build is unfinished, {manifest.total_rows} rows are planned"
+    unfinished = "" if manifest.complete else f"; the build is unfinished: {manifest.total_rows} rows are planned"
     changed: list[str] = []
     if damages and repair:
         output.say(text)
@@ -69,7 +69,7 @@ def verify_command(
         with output.progress(sum(e.rows for e in manifest.shards), "row") as bar:
             changed = repair_cache(address, damages, source, editor, on_rows=bar.update)
         text = f"{address}: repaired {', '.join(damage.file for damage in damages)}" + "".join(
-            f"\n{name}: intact, but with other bytes than before (computed by another machine or library version)"
+            f"\n{name}: intact, but its bytes differ from before (different machine or library version)"
             for name in changed
         )
     values = {

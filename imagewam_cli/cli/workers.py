@@ -1,4 +1,4 @@
-"""Which processes build a cache: the options, and the shard builder that they select."""
+"""Select the processes that build a cache: the options, and the producer of shards that they choose."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WorkersOption = Annotated[
         "--workers",
         metavar="N",
         help="Number of worker processes, each with an editor, spread over the GPUs; "
-        "by default 1, and one for each GPU with --engine ray.",
+        "by default 1, or one per GPU with --engine ray.",
         rich_help_panel=COMPUTE,
     ),
 ]
@@ -72,13 +72,13 @@ class WorkerOptions:
         """Check the values. plan: whether nothing is built.
 
         Raises:
-            UsageError: a number is below 1, or a plan is given workers.
+            UsageError: a number is below 1, or --workers or --engine is combined with a plan.
         """
         from imagewam_cli.errors import UsageError
 
         require_at_least_one(**{k: v for k in ("workers", "threads") if (v := getattr(self, k)) is not None})
         if plan and (self.workers is not None or self.engine is not EngineName.processes):
-            raise UsageError("--workers and --engine have no effect on a plan", "leave them out")
+            raise UsageError("--workers and --engine have no effect on a plan", "omit them")
 
     @property
     def in_process(self) -> bool:
@@ -90,7 +90,7 @@ class WorkerOptions:
 def open_producer(
     options: WorkerOptions, chosen: EditorSetup, out: Location, codec: str, build: BuildSettings
 ) -> Iterator[ShardProducer]:
-    """Open what builds the shards of `out`: an editor in this process, or a pool of workers.
+    """Yield the producer of the shards of `out`: an editor in this process, or a pool of workers.
 
     Raises:
         ImagewamError: the editor cannot be loaded, or the workers cannot be started.
@@ -116,7 +116,7 @@ def open_producer(
 
 @contextmanager
 def _silent_stdout() -> Iterator[None]:
-    """Discard what Ray prints to stdout when an actor dies: stdout is for the result."""
+    """Discard the messages that Ray prints to stdout when an actor dies: stdout is for the result."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         yield
 

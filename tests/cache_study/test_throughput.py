@@ -30,7 +30,7 @@ def test_break_even_is_when_building_and_reading_cost_less_than_computing() -> N
         stored = paying.forward + paying.write + passes * paying.load
         assert (stored < passes * paying.forward) == better
     assert storing_advice(paying) == (
-        "store: 5.00 MB/row reads in 20.0 ms, recomputing costs 60.0 ms; breaks even after 1.8 epochs"
+        "a cache pays off: 5.00 MB/row reads in 20.0 ms, recomputing costs 60.0 ms; breaks even after 1.8 epochs"
     )
 
 
@@ -38,7 +38,7 @@ def test_break_even_is_when_building_and_reading_cost_less_than_computing() -> N
 def test_a_cache_never_pays_off_if_computing_is_as_fast_as_reading(forward: float) -> None:
     losing = throughput(forward=forward)
     assert losing.break_even_epochs is None
-    assert storing_advice(losing).startswith("do not store: 5.00 MB/row reads in 20.0 ms")
+    assert storing_advice(losing).startswith("a cache does not pay off: 5.00 MB/row reads in 20.0 ms")
     assert "--online" in storing_advice(losing)
 
 

@@ -30,7 +30,7 @@ def test_attention_writes_numbers_and_pictures(
         "--rows", 5, "--out", out, "--format", "json",
     )  # fmt: skip
     assert code == 0, err
-    assert "0 held-out episodes are known" in err
+    assert "only 0 held-out episodes are known" in err
     values = json.loads(printed)
     assert values.pop("folder") == str(out)
     assert json.loads((out / "result.json").read_text()) == values
@@ -82,7 +82,7 @@ def test_an_onnx_export_is_refused(capsys: pytest.CaptureFixture[str], tabletop:
     code, _, err = run(capsys, "--policy", tmp_path, "--dataset", tabletop)
     assert code == 2
     assert err.splitlines() == [
-        f"error: {tmp_path} is an ONNX export, which hides its attention",
+        f"error: {tmp_path} is an ONNX export, which does not expose attention weights",
         "hint: pass the run that it was exported from",
     ]
 

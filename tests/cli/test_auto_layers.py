@@ -73,7 +73,7 @@ def test_auto_with_another_number_of_layers_is_refused_before_the_editor_loads(
     monkeypatch.setattr("imagewam_cli.cli.editor_options.EditorSetup.load", lambda _: pytest.fail("loaded"))
     assert run([*small, "--layers", "auto:1", "--out", str(out)]) == 1
     problem, advice = capsys.readouterr().err.splitlines()
-    assert "is a cache of 2 layers (--layers 0,2), this build would choose 1" in problem
+    assert "has 2 layers (--layers 0,2), but --layers auto:1 asks for 1" in problem
     assert "--layers auto:2" in advice
 
 
@@ -84,7 +84,7 @@ def test_auto_without_a_valid_number_is_refused_first(
     monkeypatch.chdir(tmp_path)
     assert run(["cache", "--layers", value]) == 2
     problem, advice = capsys.readouterr().err.splitlines()
-    assert f"--layers {value}: auto needs a number of layers" in problem
+    assert f"--layers {value}: auto needs the number of layers to keep" in problem
     assert "--layers auto:4" in advice
     assert list(tmp_path.iterdir()) == []
 

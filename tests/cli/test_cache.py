@@ -172,7 +172,7 @@ def test_a_plan_with_a_budget_lists_all_choices_that_fit_and_marks_one(
     assert {choice["layers"] for choice in plan["choices"]} == {"all", "every:2", "every:4"}
     assert run(["cache", "plan", *small[1:], "--budget", "400kB"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    (marked,) = [line.split() for line in lines if "<- take this" in line]
+    (marked,) = [line.split() for line in lines if "<- recommended" in line]
     best = plan["choice"]
     assert marked[:3] == [best["codec"], str(best["pool"]), best["layers"]]
     assert lines[-1] == f"--codec {best['codec']} --pool {best['pool']} --layers {best['layers']}"
@@ -186,8 +186,8 @@ def test_a_plan_with_a_budget_lists_all_choices_that_fit_and_marks_one(
     [
         ("50XB", "--budget must look like 50GB, got '50XB'", "a number, then"),
         ("much", "--budget must look like 50GB, got 'much'", "a number, then"),
-        ("-5GB", "--budget must be more than 0, got '-5GB'", "leave --budget out"),
-        ("nan", "--budget must be more than 0, got 'nan'", "leave --budget out"),
+        ("-5GB", "--budget must be more than 0, got '-5GB'", "omit --budget"),
+        ("nan", "--budget must be more than 0, got 'nan'", "omit --budget"),
         ("1kB", "nothing fits 1.0 kB: --codec pca0.5 --pool 2 --layers every:4 still needs", "raise --budget"),
     ],
 )

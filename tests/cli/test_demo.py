@@ -36,7 +36,7 @@ def test_a_step_without_its_result_runs_again(finished: Demo) -> None:
 def test_the_report_names_every_evaluation(finished: Demo) -> None:
     text = write_report(finished)
     report = (finished.folder / "report.md").read_text()
-    for name in ("policy, unseen scenes", "held-out colour pairs", "ONNX", "random policy"):
+    for name in ("policy, unseen scenes", "held-out color pairs", "ONNX", "random policy"):
         assert name in text
         assert name in report
     assert (finished.folder / "loss.png").exists()

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import zeros
 
 from imagewam_cli.cli.app import run
-from imagewam_cli.cli.os_errors import explained, os_error_of, require_writable
+from imagewam_cli.cli.os_errors import message_and_hint, os_error_of, require_writable
 
 SMALL = ["--steps", "2", "--batch", "8", "--set", "expert.hidden=32", "--set", "expert.horizon=4"]
 SMALL += ["--set", "policy.execute=2", "--set", "flow.inference_steps=2"]
@@ -72,7 +72,7 @@ def test_a_file_in_the_way_is_reported_and_kept(
     (tmp_path / "file").write_text("precious")
     assert run(["-q", *inputs[command], str(output_of(tmp_path / "file" / "new", command))]) == 1
     problem, advice = capsys.readouterr().err.splitlines()
-    assert problem == f"error: a file is in the way of a folder: {tmp_path / 'file'}"
+    assert problem == f"error: a file exists where a folder is needed: {tmp_path / 'file'}"
     assert "--out" in advice
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "precious")]
 
@@ -121,18 +121,18 @@ def test_a_full_disk_in_safetensors_is_an_os_error_too(tmp_path: Path) -> None:
         (errno.ENOSPC, "the disk is full", "run the same command again to resume"),
         (errno.EACCES, "Permission denied: there", "--out"),
         (errno.EROFS, "the disk is read-only: there", "--out"),
-        (errno.EISDIR, "a folder is in the way of a file: there", "--out"),
+        (errno.EISDIR, "a folder exists where a file is needed: there", "--out"),
     ],
 )
 def test_each_os_error_has_a_message_and_a_hint(number: int, line: str, advice: str) -> None:
-    message, hint = explained(OSError(number, os.strerror(number), "there"))
+    message, hint = message_and_hint(OSError(number, os.strerror(number), "there"))
     assert message == line
     assert advice in (hint or "")
 
 
 def test_other_os_errors_keep_the_systems_message() -> None:
     error = OSError(errno.EPIPE, os.strerror(errno.EPIPE))
-    assert explained(error) == ("Broken pipe", None)
+    assert message_and_hint(error) == ("Broken pipe", None)
 
 
 def test_require_writable_checks_the_nearest_existing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

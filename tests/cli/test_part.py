@@ -40,7 +40,7 @@ def test_a_part_comes_from_the_option_or_the_launcher(
     ids=["--array=2", "--array=1,5,9"],
 )
 def test_an_array_with_gaps_is_refused(environment: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match="does not determine a part") as error:
+    with pytest.raises(UsageError, match="cannot be mapped to a part") as error:
         assigned_part(None, environment)
     assert "--part i/N" in str(error.value.hint)
 

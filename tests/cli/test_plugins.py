@@ -76,7 +76,7 @@ def test_a_broken_editor_is_exit_1_with_what_to_fix(
     assert code == 1
     assert "  FAIL  K, V and `valid` have the shapes" in out
     assert "        2 layers, the spec says 3\n        to fix: correct `attention_layers`" in out
-    assert "error: forgetful breaks 2 of 2 promises" in err
+    assert "error: forgetful fails 2 of 2 checks" in err
 
 
 def test_a_mode_that_does_not_load_is_a_finding(
@@ -99,7 +99,7 @@ def test_a_mode_that_does_not_load_is_a_finding(
     assert "the entry names mode denoise" in lines[5]
     assert "to fix: leave it out of the modes of the entry's `defaults`" in lines[6]
     assert len(lines) == 7
-    assert "error: tiny breaks 1 of 3 promises" in err
+    assert "error: tiny fails 1 of 3 checks" in err
 
 
 def test_the_doctor_frees_the_editors_of_each_mode(

@@ -103,10 +103,10 @@ def test_slurm_and_torchrun_assign_parts(
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        (["--workers", "0"], "--workers must be at least 1, got 0", "leave it out"),
-        (["--threads", "0"], "--threads must be at least 1, got 0", "leave it out"),
-        (["--workers", "2", "--plan"], "--workers and --engine have no effect on a plan", "leave them out"),
-        (["--engine", "ray", "--plan"], "--workers and --engine have no effect on a plan", "leave them out"),
+        (["--workers", "0"], "--workers must be at least 1, got 0", "omit it"),
+        (["--threads", "0"], "--threads must be at least 1, got 0", "omit it"),
+        (["--workers", "2", "--plan"], "--workers and --engine have no effect on a plan", "omit them"),
+        (["--engine", "ray", "--plan"], "--workers and --engine have no effect on a plan", "omit them"),
         (["--engine", "foo"], "'foo' is not one of 'processes', 'ray'", "Usage"),
         (["--engine", "ray"], "--engine ray needs ray, which is not installed", "pip install 'imagewam[ray]'"),
     ],

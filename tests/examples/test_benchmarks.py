@@ -53,8 +53,8 @@ def test_rounds_are_interleaved_and_the_first_is_discarded() -> None:
 @pytest.mark.parametrize(
     ("script", "names"),
     [
-        ("capture_overhead", ["bare", "recorded", "recorded, left early"]),
-        ("prefill", ["padded", "padded, left early", "trimmed", "trimmed, left early"]),
+        ("capture_overhead", ["bare", "recorded", "recorded, stopped early"]),
+        ("prefill", ["padded", "padded, stopped early", "trimmed", "trimmed, stopped early"]),
     ],
 )
 def test_times_are_printed(script: str, names: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -84,7 +84,7 @@ def test_measured_row_bytes_equal_those_of_the_layout(tmp_path: Path) -> None:
     script["PIPELINES"][name](Registry.installed().editors.get(name), tmp_path / name, True)
     settings = PrefixOptions(image_size=script["SMALL_SIZES"][name], cameras=("top",), compute_dtype="float32")
     found = script["measure"](name, tmp_path / name, settings, rows=3, batch=2, codecs=())
-    assert found["row_bytes"] == found["said_bytes"] > 0
+    assert found["row_bytes"] == found["declared_bytes"] > 0
     assert found["peak_bytes"] > found["weight_bytes"] > 0
 
 
@@ -96,15 +96,15 @@ def test_each_codec_is_measured_in_a_separate_process(
     text = output_of("real_dimensions", *options, monkeypatch=monkeypatch, capsys=capsys)
     assert text.startswith("flux2-klein-4b, bfloat16, ")
     assert "3 rows in " in text
-    assert "as its layout says" in text
-    errors = {line.partition(":")[0]: line for line in text.splitlines() if "error of attention" in line}
+    assert "as its layout declares" in text
+    errors = {line.partition(":")[0]: line for line in text.splitlines() if "attention error" in line}
     assert list(errors) == ["int4", "pca1"]
 
 
 def test_row_bytes_that_differ_from_the_layout_are_an_error() -> None:
     report = runpy.run_path(str(BENCHMARKS / "real_dimensions.py"))["report"]
-    with pytest.raises(SystemExit, match="a row has 10 bytes, its layout says 12"):
-        report({"row_bytes": 10, "said_bytes": 12})
+    with pytest.raises(SystemExit, match="a row has 10 bytes, but its layout declares 12"):
+        report({"row_bytes": 10, "declared_bytes": 12})
 
 
 @pytest.mark.parametrize("name", ["instruct-pix2pix", "flux2-klein-4b"])
@@ -132,7 +132,7 @@ def test_training_with_and_without_a_cache_is_timed(
     options += ["--stride", "40", "--batch", "4", "--precision", "float32"]
     run = {"monkeypatch": monkeypatch, "capsys": capsys}
     tables = output_of("online_or_cache", *options, "--draws", "2", "--steps", "2", **run)
-    assert "| draws | cache, rows/s | online, rows/s | cache is won back after |" in tables
+    assert "| draws | cache, rows/s | online, rows/s | cache pays off after |" in tables
     assert "| steps | cache, 2 draws | online, 2 draws |" in tables
     options += ["--draws", "1", "3", "--steps", "3", "--json"]
     result = json.loads(output_of("online_or_cache", *options, **run))

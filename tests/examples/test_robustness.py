@@ -23,12 +23,12 @@ EVERY_FILE = ("--editor", "instruct-pix2pix", "--codec", "pca1")
 
 
 @pytest.mark.slow
-def test_killed_builds_resume_to_the_undisturbed_cache() -> None:
+def test_killed_builds_resume_to_the_uninterrupted_cache() -> None:
     printed = run("kills.py", "--kills", "8", "--stride", "16", "--shard-mb", "0.02", *EVERY_FILE)
     assert "8 kills, " in printed
-    assert " 0 of them not the undisturbed one" in printed
+    assert " 0 of them differ from the uninterrupted build" in printed
     for file in ("codec.safetensors", "shards/instructions.safetensors"):
-        assert f"as soon as there is {file}\n" in printed
+        assert f"as soon as {file} exists\n" in printed
 
 
 def test_flipped_bits_are_found() -> None:
@@ -43,4 +43,4 @@ def test_flipped_bits_are_found() -> None:
 def test_merged_parts_of_killed_builds_equal_a_single_build() -> None:
     printed = run("parts.py", "--ways", "parts", "--parts", "2", "--episodes", "6")
     assert "parts: part 1 killed; all " in printed
-    assert "are the single build's" in printed
+    assert "equal the single-process build" in printed

@@ -1,4 +1,4 @@
-"""Lucy Edit as an editor: one denoising step on one frame, noise beside the picture's latents.
+"""Lucy Edit as an editor: one denoising step on one frame, noise concatenated with the picture's latents.
 
 The picture enters by channel concatenation, so no token belongs to the reference alone: self-attention (`attn1`) holds
 the target. Cross-attention (`attn2`) holds the text. It is not offered, because its keys are not rotated and `rope`
@@ -45,7 +45,7 @@ class LucyEditor(DiffusersEditor):
     @classmethod
     def rope(cls, denoiser: Any) -> RopeSpec:
         size = denoiser.config.attention_head_dim
-        side = 2 * (size // 6)  # numbers of each head that turn with the row, and as many with the column
+        side = 2 * (size // 6)  # channels of each head rotated by the row, and as many by the column
         # No token has frame 1, and the model knows it from videos. Actions count along its rows; along the frames,
         # action 0 would share its position with the first token.
         return RopeSpec(axes=(size - 2 * side, side, side), theta=10_000.0, action_axis=1, action_ids=(1, 0, 0))

@@ -1,4 +1,4 @@
-"""A pipeline folder of the family, some hundred thousand random weights: for tests and for trying the plugin out.
+"""Write a LucyEditPipeline folder with a few hundred thousand random weights, for tests and to try out the plugin.
 
 python -m imagewam_template.tiny FOLDER
 """
@@ -17,7 +17,7 @@ LATENTS, STATES = 4, 24
 
 
 def build(folder: Path) -> Path:
-    """Write the pipeline to `folder`; the same weights every time."""
+    """Write the pipeline to `folder`, with the same weights every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline = LucyEditPipeline(
@@ -45,7 +45,7 @@ def _transformer() -> WanTransformer3DModel:
 
 
 def _vae() -> AutoencoderKLWan:
-    """In the shape of Wan 2.2's: 16 x 16 pixels become one latent."""
+    """Return a small VAE with the structure of Wan 2.2's: one latent per 16 x 16 pixels."""
     return AutoencoderKLWan(
         base_dim=8,
         decoder_base_dim=8,
@@ -69,7 +69,7 @@ def _text_encoder() -> UMT5EncoderModel:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """Byte by byte, closed by an end token as UMT5's is."""
+    """Return a byte-level tokenizer that appends an end token, as UMT5's does."""
     words = ["<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
-"""The plugin on a tiny folder: the promises of every editor, and the numbers of the pipeline itself."""
+"""Check the plugin on a tiny folder: the contract of every editor, and the numbers of the pipeline itself."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ class TestLucy(EditorContract):
 
 
 def positions(layer: LayerSpec) -> list[tuple[int, int, int]]:
-    """(frame, row, column) of the target's tokens."""
+    """Return the (frame, row, column) of each target token."""
     (rows, columns) = layer.segments[0].grid or (0, 0)
     return [(0, row, column) for row in range(rows) for column in range(columns)]
 
 
 def rotated(keys: Tensor, layer: LayerSpec, rope: RopeSpec | None) -> Tensor:
-    """(1, tokens, heads, D) -> the same, rotated as `rope` says."""
+    """Rotate keys of shape (1, tokens, heads, D) by `rope`."""
     assert rope is not None
     return rotate(keys, *rotary_tables(torch.tensor(positions(layer)), rope.axes, rope.theta, "exact"))
 
 
 def one_step(folder: Path, picture: Image.Image, prompt: str) -> dict[str, Tensor]:
-    """What the self-attentions' `to_v` and `norm_k` gave, (1, tokens, channels), in the only step of the pipeline,
-    without our recording."""
+    """Return the outputs of the self-attentions' `to_v` and `norm_k`, (1, tokens, channels), in the pipeline's only
+    step, recorded with hooks of this test."""
     pipeline = LucyEditPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     seen: dict[str, Tensor] = {}
