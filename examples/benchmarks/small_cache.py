@@ -26,7 +26,7 @@ from editor_worth import imagewam
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Options of `cache` and `train-expert`. cache: name of another setting whose cache is used."""
+    """Options of `cache` and `train-expert`. cache: name of the setting whose cache is used, if not its own."""
 
     store: tuple[str, ...] = ()
     train: tuple[str, ...] = ()

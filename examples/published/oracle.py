@@ -53,7 +53,7 @@ Errors = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """The models that the cases run on. names: of the layers in the cases' files, in the order of execution."""
+    """The models that the cases run on. names: layer names in the cases' files, in execution order."""
 
     tokens: FluxTokens
     expert: dict[str, Any]

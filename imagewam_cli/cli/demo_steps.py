@@ -1,4 +1,4 @@
-"""The steps of `imagewam demo`: public commands in order, the check that a step is done, and the report."""
+"""Define the steps of `imagewam demo`: public commands in order, the check that a step is done, and the report."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def takes_editor_options(*, only_with: str | None = None) -> Callable[[Callable[
 
 @functools.cache
 def _flat_fields() -> tuple[tuple[str, object, object], ...]:
-    """Return name, annotation and default of every option, with those of the prefix in place of the field `prefix`."""
+    """Return name, annotation and default of every option; the fields of `PrefixOptions` replace the field `prefix`."""
     hints = typing.get_type_hints(EditorOptions, include_extras=True)
     prefix_hints = typing.get_type_hints(PrefixOptions)
     panels = {name: panel for panel, names in _PREFIX_PANELS.items() for name in names}

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def table(lines: Sequence[Sequence[str]], *, left: int | None = None) -> str:
-    """Return lines of cells as columns, two spaces apart.
+    """Format lines of cells as columns, two spaces apart.
 
-    left: number of columns that are aligned to the left, the others to the right; None: all of them.
+    left: number of leading columns to align left, the rest right; None: align all left.
     """
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     left = len(widths) if left is None else left
@@ -33,7 +33,7 @@ def table(lines: Sequence[Sequence[str]], *, left: int | None = None) -> str:
 
 
 def closed_loop_table(result: ClosedLoopResult) -> str:
-    """Return the success rates: a line for each split, and below it one for each kind of scene if there are several."""
+    """Format the success rates: one line per split, followed by one per kind of scene if the split has several."""
     lines: list[tuple[str, ...]] = [("split", "kind", "success", "rate", "95 % interval", "steps")]
     for name, split in result.splits.items():
         lines.append(_line(name, "all", split.total))
@@ -43,7 +43,7 @@ def closed_loop_table(result: ClosedLoopResult) -> str:
 
 
 def open_loop_table(result: OpenLoopResult) -> str:
-    """Return the mean absolute errors and their ratio for each action dimension and over all of them."""
+    """Format the mean absolute errors, and the ratio of the squared ones, per action dimension and over all of them."""
     lines = [("action", "policy error", "constant error", "MSE ratio")]
     lines += [(e.name, f"{e.policy:.4g}", f"{e.constant:.4g}", f"{e.ratio:.3f}") for e in result.per_action]
     whole = (result.policy.mean_absolute, result.constant.mean_absolute)
@@ -52,7 +52,7 @@ def open_loop_table(result: OpenLoopResult) -> str:
 
 
 def attention_table(result: AttentionResult) -> str:
-    """Return the attention shares and lifts of each layer."""
+    """Format the attention shares and lifts of each layer."""
     kinds = list(result.average.shares)
     lifts = ["lift (95 %)", "lift, other episodes", "untrained lift", "untrained, other episodes"]
     lines = [["layer", *kinds, "on changes", "area", *lifts]]
@@ -69,7 +69,7 @@ def _interval(mean: Mean) -> str:
 
 
 def fidelity_table(result: FidelityResult) -> str:
-    """Return the errors of each layer, of other codecs and pools, and of the policy if one was measured."""
+    """Format the errors of each layer, of other codecs and pools, and of the policy if one was measured."""
     layers = [("layer", "K", "V", "attention")] + [
         (e.layer, _percent(e.k), _percent(e.v), _percent(e.attention)) for e in result.layers
     ]
@@ -91,7 +91,7 @@ def _percent(value: float | None) -> str:
 
 
 def budget_table(found: Sequence[Choice], budget: float) -> str:
-    """Return the best codec for each pooling and choice of layers that fits a budget of bytes; the first is marked."""
+    """Format the best codec for each pooling and choice of layers that fits a budget in bytes, and mark the first."""
     from imagewam_cli.cache_study.budget import best_codecs
 
     lines = [["codec", "pool", "layers", "per row", "total", "attention error", ""]]

@@ -61,7 +61,8 @@ def verify_command(
     with output.progress(manifest.rows, "row") as bar:
         damages = verify_cache(address, on_rows=bar.update)
     text = "\n".join(f"{address}/{damage.file}: {damage.what}" for damage in damages)
-    unfinished = "" if manifest.complete else f"; the build is unfinished: {manifest.total_rows} rows are planned"
+    built = f"{manifest.rows} of {manifest.total_rows} planned rows are built"
+    unfinished = "" if manifest.complete else f"; the build is unfinished: {built}"
     changed: list[str] = []
     if damages and repair:
         output.say(text)
