@@ -1,7 +1,7 @@
 """Save and load the checkpoints of a run.
 
 `checkpoints/step-NNNNNN/` holds the weights, their average, the optimizer's state and `state.json`, as safetensors and
-JSON. A checkpoint is written to a temporary folder and renamed, so it is complete or absent.
+JSON. A checkpoint is written to a temporary folder and renamed, so a checkpoint either exists completely or not at all.
 """
 
 from __future__ import annotations

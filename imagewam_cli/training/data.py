@@ -54,7 +54,7 @@ class TimedBatches(Iterator[Batch]):
 
 
 class ExpertData:
-    """Training and validation rows of one source under one recipe."""
+    """Training and validation rows of one prefix source, as one recipe selects and normalizes them."""
 
     def __init__(self, source: PrefixSource, recipe: TrainRecipe) -> None:
         self.source, self.recipe = source, recipe

@@ -43,9 +43,9 @@ from imagewam_cli.training.recipe import TrainRecipe
 from imagewam_cli.workspace import RUN_MARKER
 
 _STEP_SEEDS = 1_000_003
-"""Distance between the noise seeds of two run seeds: no run of fewer steps repeats another's noise."""
+"""Distance between the noise seeds of consecutive run seeds, so that runs of fewer steps never share noise."""
 _COMPARED = ("rows", "precision", "shards")
-"""Keys of run.json that tell runs apart, beside the provenance of their prefixes. Variants follow from rows, dataset
+"""Keys of run.json to compare, besides the provenance of the prefixes. Variants follow from rows, dataset
 and stride; where the data was stored does not matter."""
 
 
@@ -66,7 +66,7 @@ class DryRun:
 
 
 class Trainer:
-    """A run: construct it, then `train()`."""
+    """Train one run: construct a Trainer, then call `train`."""
 
     def __init__(
         self, source: PrefixSource, recipe: TrainRecipe, editor_weights: Mapping[str, Tensor] | None = None
@@ -154,7 +154,7 @@ class Trainer:
         return validation
 
     def step(self, step: int, batch: Batch) -> float:
-        """One optimizer step; returns the loss."""
+        """Take one optimizer step and return the loss."""
         recipe = self.recipe
         generator = torch.Generator().manual_seed(recipe.seed * _STEP_SEEDS + step)
         with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
@@ -301,14 +301,13 @@ def _provenance(identity: Mapping[str, Any]) -> Provenance:
 
 
 def _refuse_other_prefixes(folder: Path, identity: dict[str, object]) -> None:
-    """The cache or dataset may have moved, but its rows, and the precision, must be those that the run began with."""
+    """Check that the run in `folder` was started with the same prefixes and precision. The cache or dataset may have
+    moved."""
     try:
         there = json.loads((folder / RUN_MARKER).read_text())
         before = _provenance(there)
     except KeyError as error:
-        raise RunError(
-            f"{folder / RUN_MARKER} does not name the {error} of its run", "start over with --fresh"
-        ) from None
+        raise RunError(f"{folder / RUN_MARKER} lacks the key {error}", "start over with --fresh") from None
     except (ValueError, TypeError) as error:
         raise RunError(f"{folder / RUN_MARKER} is damaged: {error}", "start over with --fresh") from None
     own = (Difference(key, there.get(key), identity[key]) for key in _COMPARED if key in identity)

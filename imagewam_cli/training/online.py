@@ -1,4 +1,4 @@
-"""Compute prefixes during training with an editor; none are stored.
+"""Compute prefixes with an editor during training, without storing them.
 
 Each step encodes its rows once, for all (noise, t) draws of a row. Pictures are decoded once, before the first step,
 because videos are read from front to back while training rows are shuffled.
@@ -99,7 +99,7 @@ class OnlinePrefixes:
         """Read pictures now; the editor encodes them in the returned function."""
         positions = self._position[indices]
         if self._pictures is None or (positions < 0).any():
-            raise RuntimeError("rows were not announced to `prepare`")
+            raise RuntimeError("these rows were not passed to `prepare`")
         pictures = self._pictures.read(positions)
         instructions = [self._instructions[i] for i in self.index.instruction[indices]]
         return lambda: self._encoded(pictures, instructions)

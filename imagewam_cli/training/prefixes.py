@@ -20,7 +20,7 @@ from imagewam_cli.prefix.spec import KVSpec
 
 @dataclass(frozen=True, kw_only=True)
 class SourceInfo:
-    """Where prefixes are stored or computed, how many there are, and what they are made of."""
+    """Location, number of rows and provenance of a source's prefixes."""
 
     kind: Literal["cache", "online"]
     location: str
@@ -77,9 +77,9 @@ class PrefixSource(Protocol):
         ...
 
     def begin_read(self, indices: Indices) -> Callable[[], PrefixKV]:
-        """Do the part of reading that can run ahead, in another thread.
+        """Start reading in a background thread.
 
-        Returns a function that does the rest and returns the prefixes of the rows, float32 on the CPU.
+        Returns a function that finishes the read and returns the prefixes, float32 on the CPU.
         """
         ...
 

@@ -20,7 +20,7 @@ class ExpertRecipe:
     mlp_ratio: float = 2.0
     """Width of the MLPs, relative to `hidden`."""
     blocks_per_layer: int = 1
-    """Consecutive blocks beside each kept layer. More keep the expert deep if few layers were kept."""
+    """Number of consecutive blocks per kept layer. More keep the expert deep if few layers were kept."""
     places: bool = True
     """Add a learned map of each picture token's coordinates to its value. Published experts do not."""
     use_prefix: bool = True
@@ -105,7 +105,7 @@ class TrainRecipe:
     episodes: int | None = None
     """Use only the first N training episodes."""
     shuffle: Literal["rows", "shards"] = "rows"
-    """`rows` shuffles all rows of an epoch. `shards` shuffles four shards at a time: for a cache larger than memory,
+    """`rows` shuffles all rows of an epoch. `shards` shuffles four shards at a time, for caches larger than memory,
     where `rows` would read each row from disk separately."""
     normalize_action: NormalizationMode = "min_max"
     normalize_state: NormalizationMode = "min_max"

@@ -234,7 +234,7 @@ class TestMerging:
         for i, more in enumerate(([], ["--layers", "0,1"])):
             assert run([*build, *more, "--out", parts[i], "--part", f"{i}/2"]) == 0
         problem, hint = refused(capsys, "cache", "merge", str(tmp_path / "all"), *parts)
-        assert "are of different caches: setting 'layers' is all and 0,1" in problem
+        assert "belong to different caches: setting 'layers' is all in one and 0,1" in problem
         assert "parts that the same command built" in hint
         assert not (tmp_path / "all").exists()
 

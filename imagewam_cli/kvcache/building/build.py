@@ -64,9 +64,9 @@ def build_cache(
     """Build the cache `out`, a folder or a URL, or resume it.
 
     Args:
-        on_start: called with the plan once nothing was refused.
+        on_start: called with the plan, after all checks have passed.
         on_rows: called with n after each n rows, and once for the rows of each shard that is kept.
-        on_damage: called with the name of each finished shard that is missing or damaged; it is built again.
+        on_damage: called with the name of each listed shard that is missing or damaged, before it is rebuilt.
 
     Raises:
         CacheError: `out` holds another cache (the message gives both values), another process writes there, the disk
@@ -125,7 +125,7 @@ def require_resumable(
 
 
 class _Build:
-    """One build under its lock."""
+    """One build, run while its lock is held."""
 
     def __init__(
         self,
@@ -154,7 +154,8 @@ class _Build:
     ) -> Manifest:
         # The manifests are read once, here. Parts of one cache may start together, and all need the same codec and the
         # same shard of instructions. Both are written and listed only under FILES_LOCK, which is held from this read
-        # until they are listed: what was read stays true, and the next part to get the lock reads what this one listed.
+        # until they are listed. So the manifests that were read stay up to date, and the next part to take the lock
+        # sees these files.
         with self.storage.lock(FILES_LOCK, wait=True):
             with _no_other_split(self.storage, self.settings):
                 there = stored_manifest(self.storage)
@@ -177,12 +178,12 @@ class _Build:
         return self.manifest
 
     def _begin(self, there: Manifest | None) -> Manifest:
-        """Write what every part has in common and return the manifest to continue from.
+        """Write the files that all parts share, and return the manifest to continue from.
 
         there: the cache as it is stored, with the shards of all parts.
 
         Raises:
-            CacheError: it was made of something else, or split into other shards.
+            CacheError: it was built from another dataset or editor, or is split into different shards.
         """
         storage, dataset, spec, settings = self.storage, self.dataset, self.producer.spec, self.settings
         table, instructions = FrameTable.of(dataset.rows(images=False))
@@ -206,7 +207,7 @@ class _Build:
             shards = tuple(entry for entry in there.shards if entry.file in self.assigned)
             fresh = dataclasses.replace(fresh, shards=shards, by_instruction=there.by_instruction)
         if self.name not in storage.names():
-            # Before any other file: a build that is stopped from here on is recognised as one.
+            # Write the manifest first, so that an interrupted build is recognised as a cache from this point on.
             put_manifest(storage, fresh, self.name)
         for file, content in contents.items():
             if not holds(storage, file, fresh.files[file]):
@@ -217,7 +218,7 @@ class _Build:
         """Fit the codec unless its file is stored.
 
         Raises:
-            CacheError: stored shards were encoded by another fit, whose file is lost.
+            CacheError: stored shards were encoded with a fitted codec whose file is missing.
         """
         if not isinstance(self.codec, FittedCodec):
             return
@@ -235,7 +236,7 @@ class _Build:
         self._change(dataclasses.replace(self.manifest, files=files))
 
     def _make_instructions(self, there: Manifest | None, on_damage: Callable[[str], None]) -> None:
-        """Build the shard of layers that depend on the instruction alone, unless there are none or it is stored."""
+        """Build the shard with one row per instruction, unless it is already stored or no layer needs it."""
         if not stored_parts(self.producer.spec, self.codec, by_instruction=True):
             return
         made = None if there is None else there.by_instruction
@@ -264,7 +265,7 @@ class _Build:
 
 
 def _refuse_foreign(storage: Storage) -> None:
-    """Refuse a folder with files of something else than a cache.
+    """Check that the folder is empty or holds a cache.
 
     Raises:
         UsageError: it has files, and none is a manifest.
@@ -278,9 +279,10 @@ def _refuse_foreign(storage: Storage) -> None:
 
 @contextmanager
 def _no_other_split(storage: Storage, settings: BuildSettings) -> Iterator[None]:
-    """Refuse a part while the whole cache is being written, or a part of another count: they share shards with it.
+    """Check that neither the whole cache nor a part of another N is being written, because their shards would overlap;
+    hold the lock in the meantime.
 
-    Held until the part's own manifest is stored, which is how a build of the whole cache notices the part.
+    Keep the lock until the part's manifest is stored: a build of the whole cache detects parts by their manifests.
     """
     if settings.part is None:
         yield  # the whole cache is locked already
@@ -314,7 +316,7 @@ def dataset_entry(
 
 
 def _refuse_other(out: str, there: Provenance, here: Provenance) -> None:
-    """Stop before a build mixes its rows with those of another cache."""
+    """Raise CacheError if the cache was built from something else, before rows of two caches are mixed."""
     for found in there.differences(here):
         raise CacheError(
             f"{out} is a cache of another {found.what}: it has {found.there}, this build has {found.here}",
@@ -323,7 +325,7 @@ def _refuse_other(out: str, there: Provenance, here: Provenance) -> None:
 
 
 def _refuse_other_shards(out: str, existing: Manifest, plan: BuildPlan) -> None:
-    """Stop before a build overwrites shards that have the same names but other episodes."""
+    """Raise CacheError if a stored shard has the name of a planned shard but other episodes."""
     planned = shard_layout(plan)
     for entry in existing.shards:
         if planned.get(entry.file) != entry.episodes:
@@ -343,5 +345,5 @@ def _require_free_bytes(storage: Storage, needed: int) -> None:
     if free is not None and needed > free:
         raise CacheError(
             f"the cache needs {needed / 1e9:.1f} GB more, {storage.address} has {free / 1e9:.1f} GB free",
-            "choose another --out, a smaller --codec, or fewer --layers, --segments or rows (--stride)",
+            "choose another disk with --out, a smaller --codec, fewer --layers or --segments, or a larger --stride",
         )

@@ -71,7 +71,7 @@ def _require_representable(stored: Mapping[str, Tensor], kv: LayerKV, layer: Lay
             greatest = max(float(x.abs().max()) for x in (kv.k, kv.v))
             raise CacheError(
                 f"layer {layer.name}: numbers up to {greatest:.3g} do not fit {codec.name}",
-                "choose another --codec, and another folder",
+                "choose another --codec and another --out",
             )
 
 

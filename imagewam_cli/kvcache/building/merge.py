@@ -12,7 +12,7 @@ from imagewam_cli.kvcache.storage.manifests import holds, lock_whole, manifests_
 
 
 def merge_cache(out: Location, others: Sequence[Location] = ()) -> Manifest:
-    """Merge the parts in `out` with copies of those in other folders. Repeating it changes nothing.
+    """Merge the parts in `out`, after copying those from other folders. A second call changes nothing.
 
     The manifest of the whole cache is stored last; then the manifests of the parts are deleted.
 

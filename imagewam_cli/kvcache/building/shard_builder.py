@@ -1,4 +1,5 @@
-"""Compute the shards of a build in order. Threads read, write and make durable while the editor computes."""
+"""Compute the shards of a build in order. Background threads read rows, write shards and flush them to disk while the
+editor computes."""
 
 from __future__ import annotations
 
@@ -54,8 +55,8 @@ class ShardProducer(Protocol):
     ) -> None:
         """Build the named shards and make them durable. Returns or raises only after all writing has stopped.
 
-        Two other files are requested in a call of their own: `CODEC`, the file of a fitted codec, which must exist
-        before any shard is built; and `INSTRUCTIONS`, the shard with one row per instruction.
+        `make` also builds two other files, each in a separate call: `CODEC`, the file of a fitted codec, which must
+        exist before any shard is built; and `INSTRUCTIONS`, the shard with one row per instruction.
 
         Args:
             names: the shards.
@@ -152,7 +153,7 @@ class ShardBuilder:
         writing: Executor,
         on_rows: Callable[[int], None],
     ) -> ShardWriter:
-        """Encode and write the rows of a shard, without finishing it. A thread writes behind the editor."""
+        """Encode and write the rows of a shard, without finishing it. Writing runs in a background thread."""
         once = name == INSTRUCTIONS
         count = len(numbers) if once else sum(self._rows[episode] for episode in self.layout[name])
         parts = stored_parts(self.spec, self._ready, by_instruction=once)
@@ -190,7 +191,7 @@ class ShardBuilder:
 
 @contextmanager
 def _one_worker() -> Iterator[ThreadPoolExecutor]:
-    """Run one thread in a `with` block, and wait for it on exit, even if Ctrl-C is pressed again.
+    """Provide a single-thread executor. On exit, wait for the thread even if Ctrl-C is pressed again.
 
     The build's lock is released after this, and must not be released while the thread writes.
     """

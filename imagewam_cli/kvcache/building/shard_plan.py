@@ -23,7 +23,8 @@ from imagewam_cli.prefix.spec import KVSpec
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """How a cache is divided into shards and computed. `stride` and `augmentation` decide which rows it has."""
+    """Settings of a build: shard size, batch size and part; `stride` and `augmentation` decide the rows of the
+    cache."""
 
     stride: int = 1
     augmentation: Augmentation = AS_RECORDED
@@ -91,7 +92,7 @@ def bytes_per_instruction(spec: KVSpec, codec: Codec) -> int:
 
 
 def assigned_shards(plan: BuildPlan, settings: BuildSettings) -> dict[str, tuple[int, ...]]:
-    """Return the shards that this build makes: their episodes, by file name."""
+    """Return the shards of this build: file name -> episodes."""
     layout = shard_layout(plan)
     return layout if settings.part is None else {name: layout[name] for name in settings.part.of(list(layout))}
 

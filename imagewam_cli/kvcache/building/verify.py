@@ -48,7 +48,7 @@ class Damage:
 def verify_cache(
     cache: Location, *, rows: bool = True, on_rows: Callable[[int], None] = lambda rows: None
 ) -> list[Damage]:
-    """Return what is damaged. `on_rows(n)` is called after each shard of n rows.
+    """Return the damaged files. on_rows: called with n after each shard of n rows.
 
     rows: read every byte. False checks only files, sizes and heads of shards, about a thousandth of the bytes; of a
         remote store only sizes.
@@ -84,9 +84,9 @@ def repair_cache(
     *,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> list[str]:
-    """Rebuild what is damaged; in a shard only the batches with damaged rows.
+    """Rebuild the damaged files. In a shard, rebuild only the batches that contain damaged rows.
 
-    Returns the shards whose bytes differ from before, as when another machine computes them.
+    Returns the shards whose bytes changed, for example because another machine computed them.
 
     Raises:
         CacheError: the dataset or the editor is not that of the cache; nothing is changed.
@@ -136,7 +136,7 @@ def _shard_damage(path: Path, entry: ShardEntry) -> Damage | None:
 
 
 def require_provenance(manifest: Manifest, dataset: Dataset, editor: Editor) -> None:
-    """Refuse a dataset or an editor that the cache was not made with.
+    """Check that the dataset and the editor are those that the cache was built from.
 
     Raises:
         CacheError: names the first difference with both values.
@@ -145,7 +145,7 @@ def require_provenance(manifest: Manifest, dataset: Dataset, editor: Editor) -> 
     for found in manifest.provenance.differences(here):
         raise CacheError(
             f"the cache was made with another {found.what}: it has {found.there}, here it is {found.here}",
-            "name the dataset and weights that it was made with (--dataset, --weights), or build the cache again",
+            "pass the original dataset and weights (--dataset, --weights), or build the cache again",
         )
 
 

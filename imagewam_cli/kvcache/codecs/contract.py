@@ -1,6 +1,6 @@
 """The contract of a codec, which decides how keys and values are stored.
 
-A codec encodes K and V of one layer into a few tensors and decodes them. It knows nothing of files. It encodes each row
+A codec encodes K and V of one layer into a few tensors and decodes them. It does not access files. It encodes each row
 independently, so a row has the same bytes in every batch.
 """
 

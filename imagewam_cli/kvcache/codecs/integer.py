@@ -1,4 +1,4 @@
-"""Codecs of 8 and 4 bits a number.
+"""Codecs `int8` and `int4`, with 8 and 4 bits per number.
 
 `int8`, `int4`: whole numbers between the least and the greatest of a group. Keys are grouped by channel, over
 neighbouring tokens, since a few channels of K are large in every token; values by token, over neighbouring channels
@@ -78,7 +78,7 @@ class GroupedIntegerCodec:
     def _numbers(self, x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise x (N, A, ...), grouped along A, into integers of its shape, and `low` and `step`, (N, groups, ...).
 
-        counted: bool, broadcast to x; the rest does not widen the range of its group.
+        counted: bool, broadcast to x; numbers where it is False do not affect their group's range.
         """
         least = x if counted is None else x.masked_fill(~counted, torch.inf)
         greatest = x if counted is None else x.masked_fill(~counted, -torch.inf)

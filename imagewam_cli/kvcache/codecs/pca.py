@@ -1,4 +1,4 @@
-"""Transform coding of keys and values: about one bit per number, at the error of `int4` with four and a half.
+"""Transform coding of keys and values: about one bit per number, with the error of `int4` at four and a half bits.
 
 K and V of a token derive from one hidden state, and hidden states of similar scenes are similar, so a few principal
 components predict most of their numbers. For each segment of a layer and each block of neighbouring heads, K and V are
@@ -26,7 +26,7 @@ from imagewam_cli.prefix.positions import layer_ids, rotate_keys, unrotate
 from imagewam_cli.prefix.spec import KVSpec, LayerSpec, RopeSpec
 
 _BLOCK = 512
-"""Limit on the numbers of a token that one projection covers. A larger head has a block of its own."""
+"""Maximum number of values of a token in one projection. A larger head gets its own block."""
 _GROUP = 8
 """Neighbouring axes that get equally many bits, so that each bit plane fills whole bytes."""
 _MOST_BITS = 8
@@ -138,7 +138,8 @@ class SegmentBasis:
 
 @dataclass(frozen=True)
 class PCACodec:
-    """Codec with at most `bits` per number on average. Must be fitted before encoding; its size is known before."""
+    """Codec with at most `bits` per number on average. Must be fitted before encoding; its encoded size is known before
+    fitting."""
 
     name: str
     bits: float

@@ -17,7 +17,7 @@ INSTRUCTION_INDEX = "instruction.index"
 
 
 def stored_parts(spec: KVSpec, codec: Codec, *, by_instruction: bool = False) -> dict[str, Part]:
-    """Return the tensors of a shard after its index, by name.
+    """Return the shape and dtype of each tensor that follows the index of a shard, by name.
 
     by_instruction: those of the shard that has one row per instruction.
     """

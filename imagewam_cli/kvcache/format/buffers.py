@@ -21,7 +21,8 @@ def aligned(size: int) -> Bytes:
 class Buffers:
     """Pool of buffers. A buffer returns to the pool when no array or tensor refers to it any more.
 
-    Reuse pays because the first write to a fresh page costs more than the copy itself. At most `kept` buffers wait.
+    Reuse pays because the first write to a fresh page costs more than the copy itself. At most `kept` unused buffers
+    are kept.
     """
 
     def __init__(self, kept: int = 2) -> None:

@@ -1,6 +1,6 @@
 """`table.safetensors`: the states and actions of every dataset frame, so that training needs only the cache.
 
-A cached row names its dataset frame. The action chunk that follows is cut from this table, for any horizon. The table
+Each cached row refers to a dataset frame. Its action chunk is read from this table, for any horizon. The table
 is small compared to K and V.
 """
 
@@ -45,7 +45,8 @@ class FrameTable:
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> tuple[FrameTable, tuple[str, ...]]:
-        """Collect the rows of whole episodes. Returns the table, and the distinct instructions as they first appear."""
+        """Collect the rows of whole episodes. Return the table, and the distinct instructions in order of first
+        appearance."""
         states, actions, episodes, instructions = [], [], [], []
         numbers_of: dict[str, int] = {}
         for row in rows:

@@ -34,7 +34,10 @@ SHARDS = "shards"
 CHECKSUM = "checksum"
 _NO_CHECKSUM = 32 * "0"
 _PART = re.compile(r"manifest\.part-(\d{5})-of-(\d{5})\.json")
-_ONE_FIT = "machines fit a codec differently: start one part first, and the others once codec.safetensors is stored"
+_ONE_FIT = (
+    "fitting a codec gives different parameters on different machines: "
+    "start one part first, and the others when codec.safetensors exists"
+)
 _REBUILD = "build the cache again into another folder"
 
 
@@ -201,7 +204,8 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
     for path, manifest in parts:
         for found in (*first.provenance.differences(manifest.provenance), *_other_differences(first, manifest)):
             raise CacheError(
-                f"{first_path} and {path} are of different caches: {found.what} is {found.there} and {found.here}",
+                f"{first_path} and {path} belong to different caches: "
+                f"{found.what} is {found.there} in one and {found.here} in the other",
                 _ONE_FIT if found.what == CODEC else "merge parts that the same command built",
             )
         for entry in manifest.entries:
@@ -223,7 +227,7 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
 
 
 def _other_differences(first: Manifest, other: Manifest) -> Iterator[Difference]:
-    """Yield differences between two parts that neither their provenance nor their shards show."""
+    """Yield the differences between two parts in everything other than provenance and shards."""
     # another machine may have the dataset at another path
     there, here = (to_dict(dataclasses.replace(m.dataset, path="")) for m in (first, other))
     pairs = [(f"dataset {key}", there[key], here[key]) for key in there]

@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of a row: its shape, without the dimension of rows, and its dtype."""
+    """One tensor of a row: its shape without the row axis, and its dtype."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype

@@ -17,7 +17,7 @@ from imagewam_cli.data.types import KeyMap
 from imagewam_cli.prefix.spec import KVSpec
 
 _SHORT = 16
-"""Digits of a checksum that tell two apart: messages show as many, and `run.json` stores no more."""
+"""Number of checksum digits to compare: messages show this many, and `run.json` stores only these."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def fingerprint_digest(fingerprint: Mapping[str, object]) -> str:
 
 
 def _comparable(fingerprint: Mapping[str, object]) -> dict[str, object]:
-    """Leave out the revision: weights from the Hub and the same weights from a folder are the same."""
+    """Return the fingerprint without the revision: the same weights may come from the Hub or from a folder."""
     return {key: value for key, value in to_dict(fingerprint).items() if key != "revision"}
 
 
@@ -113,7 +113,7 @@ def _pair(what: str, there: object, here: object) -> Iterator[tuple[str, object,
 
 
 def _layout_pair(there: KVSpec | None, here: KVSpec | None) -> Iterator[tuple[str, object, object]]:
-    """The first value that differs between two layouts: a whole layout would fill the screen."""
+    """Yield the first value that differs between two layouts. A whole layout is too long for a message."""
     if there is None or here is None or there == here:
         return
     old, new = _leaves(to_dict(there)), _leaves(to_dict(here))

@@ -22,12 +22,12 @@ from imagewam_cli.kvcache.format.buffers import Bytes
 
 Rows = npt.NDArray[np.int64]
 Run = tuple[int, int]
-"""[begin, end) of rows that are neighbours both in the file and in the batch, so that one copy does."""
+"""[begin, end) of rows that are neighbours both in the file and in the batch, so that a single copy moves them."""
 Copy = Callable[[int, int, int], None]
 """(row, target, count): copy `count` rows, from row `row` of the file to row `target` of the batch."""
 
 _TWO_THREADS_FROM = 2**22
-"""Number of bytes from which two threads are used. Waking a thread takes as long as copying a tenth of this."""
+"""Minimum number of bytes for which two threads are used. Waking a thread costs as much as copying a tenth of this."""
 _PIECES = os.sysconf("SC_IOV_MAX")
 
 
@@ -110,7 +110,7 @@ def _fill(pieces: list[memoryview], file: int, at: int) -> None:
     while pieces:
         count = os.preadv(file, pieces[:_PIECES], at)
         if not count:
-            raise EOFError(f"ends before its byte {at}")
+            raise EOFError(f"ends before byte {at}")
         at += count
         full = 0
         while full < len(pieces) and count >= len(pieces[full]):

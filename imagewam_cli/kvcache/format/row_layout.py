@@ -1,7 +1,7 @@
 """Layout of a row in memory: its tensors side by side, in the order that its checksum covers.
 
-A shard file is the other way round: safetensors stores all rows of one tensor after another. In memory each row is
-contiguous, so its checksum is a single call and a batch moves to a worker or a device in one piece.
+A shard file has the opposite order: safetensors stores all rows of one tensor, then all rows of the next. In memory
+each row is contiguous, so its checksum is a single call and a batch moves to a worker or a device in one piece.
 """
 
 from __future__ import annotations

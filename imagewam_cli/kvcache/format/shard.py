@@ -65,7 +65,8 @@ _MAX_HEADER = 16 * 2**20
 
 
 class ShardWriter:
-    """Writes a shard batch by batch with the memory of one batch. The file appears, complete, on `finish` only."""
+    """Writes a shard batch by batch with the memory of one batch. The file appears only after `finish`, and is then
+    complete."""
 
     def __init__(self, path: Path, rows: int, parts: Mapping[str, Part]) -> None:
         """rows: number of rows that will be appended. parts: the tensors after the index."""
@@ -123,7 +124,7 @@ class ShardWriter:
     def _other_count(self, found: str) -> CacheError:
         return CacheError(
             f"{self.path.name} should have {self.rows} rows by the dataset's metadata, and {found} came",
-            "the dataset's metadata and its rows do not belong together",
+            "the dataset's metadata does not match its data; download or convert it again",
         )
 
 
@@ -172,7 +173,7 @@ class Shard:
             views = {name: _view(mapped, start, entry) for name, entry in entries.items()}
             counts = {len(array) for array, _ in views.values()}
             if len(counts) != 1 or any(name not in views for name in (*INDEX_KEYS, CHECKSUM)):
-                raise ValueError("its tensors are not those of a shard")
+                raise ValueError("it lacks the tensors of a shard")
             head = mapped[: start + INDEX_BYTES * counts.pop()].tobytes()
             if {int(entries[name]["data_offsets"][1]) + start <= len(head) for name in _COLUMNS} != {True}:
                 raise ValueError("its index does not follow its header")
@@ -183,7 +184,9 @@ class Shard:
         except FileNotFoundError:
             raise CacheError(f"{path} is missing", repair) from None
         except KeyError as error:
-            raise CacheError(f"{path} is damaged: its header has no or another {error}", repair) from None
+            raise CacheError(
+                f"{path} is damaged: its header lacks {error}, or has an unexpected value for it", repair
+            ) from None
         except (ValueError, TypeError, IndexError, OverflowError, IsADirectoryError) as error:
             raise CacheError(f"{path} is damaged: {error}", repair) from None
 
@@ -193,7 +196,7 @@ class Shard:
                 raise ValueError(f"{name} begins at {self.offsets[name]}, the tensor before it ends at {start}")
             start += self.rows * part.row_bytes
         if not self.layout.aligned:
-            raise ValueError("its narrow dtypes do not follow its wide ones")
+            raise ValueError("its tensors are not ordered by dtype, widest first")
 
     @property
     def rows(self) -> int:
@@ -224,7 +227,7 @@ class Shard:
             )
 
     def array(self, name: str) -> npt.NDArray[np.generic]:
-        """Return all rows of a tensor as numpy sees its bytes."""
+        """Return all rows of a tensor as a numpy array (bfloat16 as uint16, float8 as uint8)."""
         return self.views[name][0]
 
     def take(self, rows: Rows, into: Bytes, targets: Rows) -> None:
@@ -315,7 +318,7 @@ def _header(parts: Mapping[str, Part], rows: int) -> tuple[bytes, dict[str, int]
 
 def _bytes_of(tensor: Tensor, part: Part, rows: int) -> Bytes:
     if tuple(tensor.shape) != (rows, *part.shape) or tensor.dtype != part.dtype:
-        raise ValueError(f"a tensor is {tensor.dtype} {tuple(tensor.shape)}, {part} of {rows} rows was announced")
+        raise ValueError(f"a tensor is {tensor.dtype} {tuple(tensor.shape)}, but {part} was declared for {rows} rows")
     return tensor.reshape(-1).view(torch.uint8).reshape(rows, part.row_bytes).numpy()
 
 

@@ -1,6 +1,7 @@
-"""The order in which the rows of an epoch are read: a function of (seed, epoch) and, in distributed training, the rank.
+"""Decide the order in which an epoch's rows are read, from (seed, epoch) and, in distributed training, the rank.
 
-`epoch_order` orders rows; `BatchSchedule` cuts each epoch into batches, for the trainer and for `BatchOrder` alike.
+`epoch_order` orders the rows. `BatchSchedule` divides each epoch into batches; the trainer and `BatchOrder` both use
+it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _SHARDS_AT_ONCE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSchedule:
-    """Batches of every epoch, for one rank. Any batch can be found again from its epoch and number."""
+    """Batches of every epoch, for one rank. Each batch is determined by its epoch and its number."""
 
     rows: Indices
     """Rows to read, ascending."""

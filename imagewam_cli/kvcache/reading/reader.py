@@ -1,4 +1,4 @@
-"""Read rows of a cache in any order. Knows nothing of training."""
+"""Read rows of a cache in any order. Independent of training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from imagewam_cli.kvcache.storage.manifests import manifest_at, storage_at
 from imagewam_cli.prefix.kv import PrefixKV
 
 ROWS, INSTRUCTION_ROWS = "rows", "instruction.rows"
-"""Keys of the tensors that `CacheReader.gather` returns: bytes of the rows, and of the rows of their instructions."""
+"""Keys of the tensors that `CacheReader.gather` returns: the bytes of the rows, and the bytes of their instructions'
+rows."""
 _OPEN_SHARDS = 512
 """Maximum number of shards to keep open: a cache may have tens of thousands."""
 
@@ -254,7 +255,7 @@ class CacheReader:
                     f"{shard.path}: {name} is {found.get(name)}, the manifest says {expected.get(name)}", hint
                 )
         if list(found) != list(expected):
-            raise CacheError(f"{shard.path}: its tensors are stored in another order than the format's", hint)
+            raise CacheError(f"{shard.path}: its tensors are not in the order that the format requires", hint)
 
     def _require_rows(self, shard: Shard, entry: ShardEntry) -> None:
         """Raise CacheError if the shard holds other rows than listed: two swapped files would each be valid."""

@@ -128,7 +128,8 @@ class BatchOrder(Sampler[Indices]):
         self.epoch, self._first = 0, 0
 
     def set_epoch(self, epoch: int, *, first_batch: int = 0) -> None:
-        """Choose the epoch that the next loop reads, and its first batch: the one at which a run was interrupted."""
+        """Choose the epoch that the next loop reads, and the first batch to read, to resume in the middle of an
+        epoch."""
         self.epoch, self._first = epoch, first_batch
 
     def __len__(self) -> int:

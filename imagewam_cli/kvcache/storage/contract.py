@@ -28,7 +28,8 @@ class Storage(Protocol):
     repair: str
     """Hint for errors about damaged files."""
     evictable: bool
-    """True if shards are local copies that may be evicted. If so, call `shard` before each use; otherwise once."""
+    """True if shards are local copies that may be evicted. If True, call `shard` before each use; otherwise one call is
+    enough."""
 
     def names(self) -> list[str]:
         """List the files in the top folder; empty if the folder does not exist."""

@@ -1,6 +1,6 @@
 """Local copies of files of remote caches, in the user's cache folder.
 
-The name of a copy contains the checksum from the manifest, so a cache that was rebuilt never finds its old copies. Each
+The name of a copy contains the checksum from the manifest, so old copies are never used for a rebuilt cache. Each
 copy appears by a rename, so several processes may download the same file at once. If a limit is set, the least recently
 used copies are evicted first.
 """
@@ -97,6 +97,6 @@ class Copies:
 
 
 def _used_now(path: Path) -> None:
-    """Set the time of last use from the precise clock; the file system's own ticks only every few milliseconds."""
+    """Set the time of last use from the precise clock: the file system's clock advances only every few milliseconds."""
     now = time.time_ns()
     os.utime(path, ns=(now, now))

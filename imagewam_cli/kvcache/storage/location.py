@@ -25,7 +25,7 @@ def location(text: str) -> Location:
     if found is None:
         return expanded(text)
     if not text[found.end() :].strip("/"):
-        raise UsageError(f"{text} names no bucket or folder", "write it as s3://BUCKET/caches/NAME")
+        raise UsageError(f"{text} has no bucket or folder", "write it as s3://BUCKET/caches/NAME")
     if text.startswith("file://"):
         return Path(unquote(urlsplit(text).path))
     return text.rstrip("/")
@@ -37,5 +37,5 @@ def expanded(path: Path | str) -> Path:
 
 
 def name_of(address: Location) -> str:
-    """Return the last component, after which runs are named."""
+    """Return the last component of the path or URL, the default name of a run."""
     return address.rpartition("/")[2] if isinstance(address, str) else address.resolve().name

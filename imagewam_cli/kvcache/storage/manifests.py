@@ -42,7 +42,8 @@ def read_manifest(address: Location) -> Manifest:
     """Read the manifest of a cache, united with those of parts that are not merged yet.
 
     Raises:
-        CacheError: no cache, a newer version, damaged, a name that leaves the folder, or parts of different caches.
+        CacheError: there is no cache, its version is newer, its manifest is damaged or names a file outside the folder,
+            or its parts belong to different caches.
         UsageError: no installed package supports the URL.
     """
     return manifest_at(storage_at(address))

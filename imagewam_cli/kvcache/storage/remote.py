@@ -1,6 +1,6 @@
-"""Storage in a remote store: anything that fsspec has a file system for.
+"""Storage in a remote store: any store that fsspec supports.
 
-The store must keep the promises of object stores: a file appears complete or not at all, and a reader sees the last
+The store must give the guarantees of object stores: a file appears complete or not at all, and a reader sees the last
 write. Nothing is renamed there, since object stores cannot rename. Locks exclude processes of the same machine only.
 """
 
@@ -150,7 +150,8 @@ class RemoteStorage:
         return self._copies.evicted()
 
     def _make(self, folder: str) -> None:
-        """Create a folder, if the store has folders. Its parent must exist: a missing one may be a misspelt bucket."""
+        """Create a folder, if the store has folders. Its parent must exist, because a missing parent may be a misspelt
+        bucket."""
         if folder in self._made:
             return
         with _explained(self.address), suppress(FileExistsError):
@@ -177,7 +178,9 @@ class RemoteStorage:
 
     def _changed(self, message: str) -> CacheError:
         return CacheError(
-            message, f"if it was being built meanwhile, run the same command again; else {repair_hint(self.address)}"
+            message,
+            "if the cache was being built at the same time, run the same command again; "
+            f"otherwise {repair_hint(self.address)}",
         )
 
     def _fetch(self, file: str, path: Path) -> None:
@@ -232,7 +235,7 @@ def _file_system(url: str) -> tuple[AbstractFileSystem, str]:
 
 @contextmanager
 def _explained(url: str, *, absent: bool = False, wrong: bool = False) -> Iterator[None]:
-    """Turn what a file system raises into one clear error.
+    """Convert exceptions of the file system to one CacheError.
 
     absent, wrong: let FileNotFoundError or ValueError through for the caller to handle.
 
@@ -242,7 +245,7 @@ def _explained(url: str, *, absent: bool = False, wrong: bool = False) -> Iterat
     try:
         yield
     except PermissionError as error:
-        raise CacheError(f"{url}: no permission: {_reason(error)}", "check the credentials of the store") from error
+        raise CacheError(f"{url}: permission denied: {_reason(error)}", "check the credentials of the store") from error
     except _failures() as error:
         no_room = isinstance(error, OSError) and error.errno == errno.ENOSPC
         if no_room or (absent and isinstance(error, FileNotFoundError)) or (wrong and isinstance(error, ValueError)):

@@ -216,7 +216,7 @@ def test_a_cache_and_its_parts_cannot_be_written_at_once(tmp_path: Path) -> None
 def test_parts_of_different_editors_are_refused_with_the_difference(tmp_path: Path) -> None:
     for index in range(2):
         build_part(tmp_path / str(index), index, 2, ArithmeticEditor(timestep=0.5 * index))
-    with pytest.raises(CacheError, match=r"of different caches: setting 'timestep' is 0\.0 and 0\.5"):
+    with pytest.raises(CacheError, match=r"to different caches: setting 'timestep' is 0\.0 in one and 0\.5"):
         merge_cache(tmp_path / "cache", [tmp_path / "0", tmp_path / "1"])
     assert not (tmp_path / "cache" / "manifest.json").exists()
 

@@ -196,5 +196,5 @@ def test_short_reads_are_continued(
 
 def test_a_file_that_ends_too_soon_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(bytes(20))
-    with (tmp_path / "short").open("rb") as file, pytest.raises(EOFError, match="ends before its byte 20"):
+    with (tmp_path / "short").open("rb") as file, pytest.raises(EOFError, match="ends before byte 20"):
         plain_copy(file.fileno(), [(slice(0, 6), 0)], np.zeros((4, 8), np.uint8))(0, 0, 4)

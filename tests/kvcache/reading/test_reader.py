@@ -150,7 +150,7 @@ def test_tensors_in_another_order_are_refused(built: Path, tmp_path: Path) -> No
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["shards"][0]["checksum"] = Shard.open(path).head_checksum
     resign(folder, manifest)
-    with pytest.raises(CacheError, match="its tensors are stored in another order than the format's"):
+    with pytest.raises(CacheError, match="its tensors are not in the order that the format requires"):
         CacheReader(folder).read(np.array([0]))
 
 

@@ -64,7 +64,7 @@ class TestLocation:
 
     @pytest.mark.parametrize("text", ["s3://", "memory:///", "file://"])
     def test_an_incomplete_url_is_refused(self, text: str) -> None:
-        with pytest.raises(UsageError, match=f"^{text} names no bucket or folder$"):
+        with pytest.raises(UsageError, match=f"^{text} has no bucket or folder$"):
             location(text)
 
     def test_the_name_of_a_cache_is_its_last_path_part(self) -> None:
@@ -473,6 +473,6 @@ class TestUnreachable:
         build(s3.url)
         authorize_after("0")
         try:
-            assert refused(lambda: CacheReader(s3.url)).startswith(f"{s3.url}: no permission: ")
+            assert refused(lambda: CacheReader(s3.url)).startswith(f"{s3.url}: permission denied: ")
         finally:
             authorize_after("1e9")

@@ -1,4 +1,4 @@
-"""Assign shards to workers: runs of neighbouring shards for idle workers, and again the shards of dead ones."""
+"""Assign ranges of consecutive shards to idle workers, and reassign the shards of dead workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from imagewam_cli.kvcache.storage.manifests import storage_at
 from imagewam_cli.prefix.spec import KVSpec
 
 ATTEMPTS = 3
-"""Number of workers that may die on one shard, or while loading the editor, before the build fails."""
+"""Number of workers that may die at the same shard, or while loading the editor, before the build fails."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class WorkerPool:
         for found in expected.differences(here):
             raise CacheError(
                 f"worker {slot} computes with another {found.what}: {found.here}, not {found.there}",
-                "install the same versions and show the same files everywhere",
+                "install the same versions on all nodes, and make the same files available at the same paths",
             )
         self._facts = first
 

@@ -180,7 +180,7 @@ def _options(
     """Return the number of actors, and the Ray options of each. alone: the cluster was started for this build."""
     found = int(resources.get("GPU", 0))
     if gpus and not found:
-        raise UsageError("--device cuda: no GPU is known to Ray", "use --device cpu, or add nodes with GPUs")
+        raise UsageError("--device cuda: Ray reports no GPUs", "use --device cpu, or add nodes with GPUs")
     chosen = count or (found if gpus else 1)
     share = 1 / math.ceil(chosen / found) if gpus else 0  # several workers may share a GPU
     cores = 0 if alone else 1  # reserve cores only where other jobs compete for them

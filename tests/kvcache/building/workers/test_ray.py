@@ -59,5 +59,5 @@ def test_actors_share_the_gpus(
 
 
 def test_missing_gpus_are_a_clear_error() -> None:
-    with pytest.raises(UsageError, match="no GPU is known to Ray"):
+    with pytest.raises(UsageError, match="Ray reports no GPUs"):
         _options({"CPU": 8.0}, 2, gpus=True, alone=True)
