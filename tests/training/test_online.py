@@ -262,11 +262,11 @@ class TestFailure:
         assert all(n % 2 == 0 for n in named)
         assert max(named) >= EPISODES * LENGTH // 2
 
-    def test_reading_unannounced_rows_is_a_programming_error(self, tmp_path: Path) -> None:
+    def test_reading_rows_that_were_not_prepared_is_a_programming_error(self, tmp_path: Path) -> None:
         source = online()
-        with pytest.raises(RuntimeError, match="not announced"):
+        with pytest.raises(RuntimeError, match="not passed"):
             source.begin_read(np.array([0]))
-        with source.prepare(np.array([1, 3]), tmp_path), pytest.raises(RuntimeError, match="not announced"):
+        with source.prepare(np.array([1, 3]), tmp_path), pytest.raises(RuntimeError, match="not passed"):
             source.begin_read(np.array([1, 2]))
 
 
