@@ -88,7 +88,7 @@ def fetch_command(
         imagewam fetch flux2-klein-4b --dry-run
     """
     from imagewam_cli.config import to_dict
-    from imagewam_cli.editors.loading.hub import FetchOptions, fetch, finds_itself, plan_fetch
+    from imagewam_cli.editors.loading.hub import FetchOptions, fetch, is_default_snapshot, plan_fetch
     from imagewam_cli.registry import Registry
 
     entry = Registry.installed().editors.get(editor)
@@ -113,6 +113,6 @@ def fetch_command(
         return
     output.say(summary)
     folder = fetch(entry, options, plan, bars=not output.quiet)
-    if not finds_itself(entry, folder):
+    if not is_default_snapshot(entry, folder):
         output.say(f"pass it to the other commands as --weights {folder}")
     output.result(values | {"folder": str(folder)}, str(folder), format.value)

@@ -1,7 +1,8 @@
 """Augment the images of a row. A view depends only on (seed, dataset row, variant, camera).
 
-Kinds and ranges follow the published training on LIBERO (arXiv 2606.19531): every view is rotated, cropped and resized
-back; about two thirds also get other colours, other exposure with noise, or both. State and action do not change.
+Kinds and ranges follow the published training on LIBERO (arXiv 2606.19531): every augmented view is rotated, cropped
+and resized back; about two thirds also get a change of color, of exposure with noise, or of both. State and action do
+not change.
 """
 
 from __future__ import annotations
@@ -19,39 +20,39 @@ from imagewam_cli.data.types import Float32Array, Row, UInt8Image
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Number of views of each row, and how strongly they may differ. Ranges are symmetric around no change."""
+    """Number of views per row, and the ranges of the changes, each symmetric around no change."""
 
     variants: int = 1
-    """Number of views of each row; the first is the recorded image."""
+    """Number of views per row; the first is the recorded image."""
     seed: int = 0
     changed: float = 0.65
-    """Fraction of views with other colours, other exposure and noise, or both."""
+    """Fraction of augmented views with a change of color, of exposure with noise, or of both."""
     brightness: float = 0.3
     contrast: float = 0.3
     saturation: float = 0.25
     hue: float = 0.04
-    """Largest change of hue, as a fraction of the colour circle."""
+    """Maximum change of hue, as a fraction of the color circle."""
     gamma: tuple[float, float] = (0.8, 1.25)
     exposure: float = 0.25
-    """Largest change of exposure in stops (factors of 2)."""
+    """Maximum change of exposure in stops (factors of 2)."""
     noise: float = 0.015
     """Standard deviation of the noise; 1 is the range from black to white."""
     crop: float = 0.92
-    """Smallest side of the crop, as a fraction of the image's."""
+    """Minimum side of the crop, as a fraction of the image's side."""
     turn: float = 8.0
-    """Largest rotation in degrees."""
+    """Maximum rotation in degrees."""
 
     def __post_init__(self) -> None:
         if self.variants < 1:
-            raise ValueError(f"a row has at least one view, not {self.variants}")
+            raise ValueError(f"variants must be at least 1, got {self.variants}")
 
 
-AS_RECORDED = Augmentation()
-"""One view of each row."""
+NO_AUGMENTATION = Augmentation()
+"""No augmentation: one view per row, the recorded image."""
 
 
 def augmented(rows: Iterable[Row], augmentation: Augmentation) -> Iterator[Row]:
-    """Yield every view of every row; the views of a row follow each other."""
+    """Yield every view of every row; the views of a row are consecutive."""
     for row in rows:
         yield row
         for variant in range(1, augmentation.variants):
@@ -67,18 +68,18 @@ def _generator(seed: int, row: int, variant: int, camera: str) -> np.random.Gene
 
 
 def _view(picture: UInt8Image, a: Augmentation, rng: np.random.Generator) -> UInt8Image:
-    kind = rng.choice(["colours", "corruption", "both"]) if rng.random() < a.changed else "none"
-    moved = _moved(Image.fromarray(picture), a, rng)
-    if kind in ("colours", "both"):
-        moved = _coloured(moved, a, rng)
-    values = np.asarray(moved, np.float32) / np.float32(255)
+    kind = rng.choice(["colors", "corruption", "both"]) if rng.random() < a.changed else "none"
+    view = _geometric(Image.fromarray(picture), a, rng)
+    if kind in ("colors", "both"):
+        view = _color_jitter(view, a, rng)
+    values = np.asarray(view, np.float32) / np.float32(255)
     if kind in ("corruption", "both"):
-        values = _corrupted(values, a, rng)
+        values = _exposure_and_noise(values, a, rng)
     return np.round(255 * values.clip(0, 1)).astype(np.uint8)
 
 
-def _moved(picture: Image.Image, a: Augmentation, rng: np.random.Generator) -> Image.Image:
-    """Rotate (empty corners get the mean colour), crop, and resize back."""
+def _geometric(picture: Image.Image, a: Augmentation, rng: np.random.Generator) -> Image.Image:
+    """Rotate (empty corners get the mean color), crop, and resize back."""
     mean = tuple(int(x) for x in np.asarray(picture).reshape(-1, 3).mean(0).round())
     turned = picture.rotate(rng.uniform(-a.turn, a.turn), Image.Resampling.BILINEAR, fillcolor=mean)
     side = rng.uniform(a.crop, 1.0)
@@ -88,21 +89,21 @@ def _moved(picture: Image.Image, a: Augmentation, rng: np.random.Generator) -> I
     return turned.resize(picture.size, Image.Resampling.BILINEAR, box=box)
 
 
-def _coloured(picture: Image.Image, a: Augmentation, rng: np.random.Generator) -> Image.Image:
-    for enhance, most in (
+def _color_jitter(picture: Image.Image, a: Augmentation, rng: np.random.Generator) -> Image.Image:
+    for enhance, change in (
         (ImageEnhance.Brightness, a.brightness),
         (ImageEnhance.Contrast, a.contrast),
         (ImageEnhance.Color, a.saturation),
     ):
-        picture = enhance(picture).enhance(rng.uniform(1 - most, 1 + most))
+        picture = enhance(picture).enhance(rng.uniform(1 - change, 1 + change))
     hue, saturation, value = picture.convert("HSV").split()
     angle = round(256 * rng.uniform(-a.hue, a.hue))
-    turned = hue.point([(i + angle) % 256 for i in range(256)])  # the colour circle closes
+    turned = hue.point([(i + angle) % 256 for i in range(256)])  # hue wraps around
     return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
 
 
-def _corrupted(values: Float32Array, a: Augmentation, rng: np.random.Generator) -> Float32Array:
-    """Change exposure and gamma and add noise. values: (H, W, 3) from 0 to 1."""
-    lit = values * 2 ** rng.uniform(-a.exposure, a.exposure)
-    curved = lit.clip(0, 1) ** rng.uniform(*a.gamma)
-    return (curved + rng.normal(0, a.noise, values.shape)).astype(np.float32)
+def _exposure_and_noise(values: Float32Array, a: Augmentation, rng: np.random.Generator) -> Float32Array:
+    """Change exposure and gamma and add noise. values: (H, W, 3) in [0, 1]."""
+    exposed = values * 2 ** rng.uniform(-a.exposure, a.exposure)
+    gamma_corrected = exposed.clip(0, 1) ** rng.uniform(*a.gamma)
+    return (gamma_corrected + rng.normal(0, a.noise, values.shape)).astype(np.float32)

@@ -1,7 +1,7 @@
-"""How the pictures of several cameras become what an editor sees. Add a layout here.
+"""Arrange the pictures of several cameras into the editor's input. Add new layouts here.
 
-A layout is recorded by its name, in the settings of a cache. Each one decides the size of the composed picture and what
-its sides must be multiples of, and whether the editor sees one picture or one for each camera.
+The settings of a cache record a layout by its name. Each layout determines the size of the composed picture, what its
+sides must be multiples of, and whether the editor sees one picture or one per camera.
 """
 
 from __future__ import annotations
@@ -50,15 +50,17 @@ class CameraLayout(abc.ABC):
         """
         missing = [c for c in cameras if c not in images]
         if missing:
-            raise DatasetError(f"no picture of camera {missing[0]!r}", f"there are: {', '.join(images) or 'none'}")
-        return self._composed([images[c] for c in cameras], size)
+            raise DatasetError(
+                f"no picture of camera {missing[0]!r}", f"available cameras: {', '.join(images) or 'none'}"
+            )
+        return self._compose([images[c] for c in cameras], size)
 
     @abc.abstractmethod
-    def _composed(self, pictures: Sequence[UInt8Image], size: Size) -> UInt8Image: ...
+    def _compose(self, pictures: Sequence[UInt8Image], size: Size) -> UInt8Image: ...
 
 
 class _SideBySide(CameraLayout):
-    """Cameras in a row, at equal widths: one picture, or one reference picture for each camera."""
+    """Cameras in a row, at equal widths: one picture, or one reference picture per camera."""
 
     in_one_row = True
 
@@ -77,7 +79,7 @@ class _SideBySide(CameraLayout):
         pictures = 1 if self._one_picture else count
         return ((height, width // pictures),) * pictures
 
-    def _composed(self, pictures: Sequence[UInt8Image], size: Size) -> UInt8Image:
+    def _compose(self, pictures: Sequence[UInt8Image], size: Size) -> UInt8Image:
         return _row(pictures, *size)
 
 
@@ -93,13 +95,13 @@ class _HeadOverWrists(CameraLayout):
 
     def granularity(self, multiple: int, count: int) -> Size:
         if count != 3:
-            raise UsageError(f"camera layout {self.name!r} is for 3 cameras, not {count}", "choose them with --camera")
+            raise UsageError(f"camera layout {self.name!r} takes 3 cameras, got {count}", "choose three with --camera")
         return 3 * multiple, 2 * multiple
 
     def reference_sizes(self, size: Size, count: int) -> tuple[Size, ...]:
         return (size,)
 
-    def _composed(self, pictures: Sequence[UInt8Image], size: Size) -> UInt8Image:
+    def _compose(self, pictures: Sequence[UInt8Image], size: Size) -> UInt8Image:
         import numpy as np
 
         (head, *wrists), (height, width) = pictures, size
@@ -113,7 +115,7 @@ CAMERA_LAYOUTS: Mapping[str, CameraLayout] = {layout.name: layout for layout in 
 
 
 def recorded_layout(name: str | None) -> CameraLayout:
-    """Return the layout of that name. None, in records that are older than the names, is `tile`."""
+    """Return the layout of that name. None means `tile`: old records have no layout name."""
     return TILE if name is None else CAMERA_LAYOUTS[name]
 
 
@@ -122,11 +124,11 @@ def _row(pictures: Sequence[UInt8Image], height: int, width: int) -> UInt8Image:
     import numpy as np
 
     tile = (width // len(pictures), height)
-    return np.concatenate([_resized(picture, tile) for picture in pictures], axis=1)
+    return np.concatenate([_resize(picture, tile) for picture in pictures], axis=1)
 
 
-def _resized(image: UInt8Image, size: tuple[int, int]) -> UInt8Image:
-    """size: (width, height), in the order of Pillow."""
+def _resize(image: UInt8Image, size: tuple[int, int]) -> UInt8Image:
+    """Resize a picture, bilinear. size: (width, height), in Pillow's order."""
     import numpy as np
     from PIL import Image
 

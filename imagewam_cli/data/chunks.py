@@ -27,7 +27,7 @@ def action_chunk(actions: Float32Array, frame: int, horizon: int) -> ActionChunk
     """
     if actions.ndim != 2 or len(actions) == 0:
         raise UsageError(
-            f"actions of shape {actions.shape} are not an episode",
+            f"actions of shape {actions.shape} are not those of an episode",
             "pass all actions of one episode, (L, A) with L >= 1",
         )
     length = len(actions)

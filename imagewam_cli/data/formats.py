@@ -20,7 +20,7 @@ class DatasetFormat(Protocol):
     """A dataset format; `DatasetFormatEntry.load` names a class that takes no arguments."""
 
     def detect(self, root: Path) -> bool:
-        """Return whether the folder holds a dataset of this format, by its file names only."""
+        """Return whether the folder holds a dataset of this format, judging by its file names alone."""
         ...
 
     def open(self, root: Path, keys: KeyMap) -> Dataset:
@@ -28,7 +28,7 @@ class DatasetFormat(Protocol):
 
         Raises:
             DatasetError: its version is not supported, its metadata is damaged or lists no episodes, or a feature of
-                `keys` does not exist (the message names those that do).
+                `keys` does not exist (the message names the existing ones).
         """
         ...
 
@@ -71,6 +71,6 @@ def open_dataset(path: str | Path, keys: KeyMap = _USUAL_KEYS) -> Dataset:
 
 
 def _nested_hint(root: Path) -> str | None:
-    """Downloads often put the dataset one folder deeper."""
+    """Suggest a sub-folder that holds a dataset: downloads often nest it one folder deeper."""
     nested = sorted(marker.parent.parent for marker in root.glob(f"*/{_LEROBOT_MARKER}"))
     return f"did you mean {str(nested[0])!r}?" if nested else None

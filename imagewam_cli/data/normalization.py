@@ -2,7 +2,7 @@
 
 The map is linear per dimension, `y = x * scale + offset`, and its forward direction ends with a clamp to [-5, 5]
 (ImageWAM, arXiv 2606.19531: minimum/maximum for LIBERO, z-score for RoboTwin). Pure numpy. Training normalizes and the
-policy denormalizes with the same object, so the two directions cannot disagree.
+policy denormalizes with the same object, so the two directions are always consistent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NormalizationMode = Literal["min_max", "mean_std", "quantile", "identity"]
 
 MODES: tuple[NormalizationMode, ...] = get_args(NormalizationMode)
 CLAMP = 5.0
-"""Normalised values lie in [-CLAMP, CLAMP], so that one outlier cannot dominate a batch."""
+"""Normalized values are within [-CLAMP, CLAMP], so that one outlier cannot dominate a batch."""
 SMALLEST_RANGE = 1e-4
 """A dimension with a smaller range counts as constant: it is shifted, but not scaled up to noise."""
 STD_EPSILON = 1e-8
@@ -50,7 +50,7 @@ class FieldStats:
         for name, values in self.to_dict().items():
             if len(values) != self.dim:
                 raise DatasetError(
-                    f"statistic {name!r} has {len(values)} dimensions, 'min' has {self.dim}",
+                    f"statistic {name!r} has {len(values)} dimensions, but 'min' has {self.dim}",
                     "compute the statistics again from the dataset",
                 )
             if not all(math.isfinite(value) for value in values):
@@ -79,7 +79,7 @@ class FieldStats:
         """Read what `to_dict` returns; ignore other keys.
 
         Raises:
-            DatasetError: a statistic is missing, of another length or not finite.
+            DatasetError: a statistic is missing, of a different length or not finite.
         """
         missing = [name for name in ("min", "max", "mean", "std", "q01", "q99") if name not in data]
         if missing:
@@ -105,8 +105,8 @@ class RunningStats:
     """Collect the statistics of one field from a stream of rows, in float64 and bounded memory.
 
     Minimum, maximum, mean and standard deviation are exact. Quantiles come from a sample of at most `sample_rows`
-    rows: exact up to that many rows, beyond it a uniform sample drawn with a fixed seed (at 200,000 rows the 1 %
-    quantile is off by 0.02 % of rank).
+    rows: they are exact for up to that many rows; beyond that, they are estimated from a uniform sample drawn with a
+    fixed seed (at 200,000 rows the 1 % quantile is off by 0.02 % of rank).
     """
 
     def __init__(self, dim: int, *, name: str = "field", sample_rows: int = 200_000) -> None:
@@ -149,7 +149,7 @@ class RunningStats:
             self._flush()
 
     def quantile(self, q: float) -> Float64Array:
-        """Return the q-quantile (0 <= q <= 1) of each dimension, (D,), interpolated between neighbouring rows.
+        """Return the q-quantile (0 <= q <= 1) of each dimension, (D,), interpolated between neighboring rows.
 
         Raises:
             DatasetError: there were no rows.
@@ -255,7 +255,7 @@ class Normalizer:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise UsageError(f"unknown normalisation {self.mode!r}", nearest(self.mode, MODES))
+            raise UsageError(f"unknown normalization {self.mode!r}", nearest(self.mode, MODES))
 
     @property
     def dim(self) -> int:
@@ -278,7 +278,7 @@ class Normalizer:
         Raises:
             DatasetError: the last axis is not D (names both numbers).
         """
-        x = self._checked(values)
+        x = self._require_dim(values)
         if self.mode == "identity":
             return x.astype(np.float32)
         return np.clip(x * self.scale + self.offset, -CLAMP, CLAMP).astype(np.float32)
@@ -289,7 +289,7 @@ class Normalizer:
         Raises:
             DatasetError: the last axis is not D (names both numbers).
         """
-        return ((self._checked(values) - self.offset) / self.scale).astype(np.float32)
+        return ((self._require_dim(values) - self.offset) / self.scale).astype(np.float32)
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON; `from_dict` restores an equal normalizer."""
@@ -307,7 +307,7 @@ class Normalizer:
             if data.get("mode") == mode and isinstance(stats, Mapping):
                 return cls(mode=mode, stats=FieldStats.from_dict(stats))
         raise DatasetError(
-            f"not a normaliser: mode {data.get('mode')!r}, statistics {type(stats).__name__}",
+            f"not a normalizer: mode {data.get('mode')!r}, statistics {type(stats).__name__}",
             f"expected 'mode' (one of {', '.join(MODES)}) and 'stats'",
         )
 
@@ -325,12 +325,12 @@ class Normalizer:
             case "identity":
                 return np.ones(self.dim), np.zeros(self.dim)
 
-    def _checked(self, values: npt.ArrayLike) -> Float64Array:
+    def _require_dim(self, values: npt.ArrayLike) -> Float64Array:
         x = np.asarray(values, dtype=np.float64)
         got = x.shape[-1] if x.ndim else 0
         if got != self.dim:
             raise DatasetError(
-                f"values have {got} dimensions, the normaliser has {self.dim}",
+                f"values have {got} dimensions, but the normalizer has {self.dim}",
                 "use the dataset and robot that the statistics were computed on",
             )
         return x

@@ -1,4 +1,4 @@
-"""Images of selected rows, decoded once and kept uncompressed on disk, to be read in any order.
+"""Images of selected rows, decoded once and stored uncompressed on disk, so that they can be read in any order.
 
 A video can only be decoded from front to back, but a training step needs rows from anywhere in it.
 """
@@ -21,7 +21,7 @@ class PictureFile:
     """A temporary file without a name. Its space is freed on `close`, or when the process ends for any reason."""
 
     def __init__(self, folder: Path, cameras: Mapping[str, tuple[int, int]], rows: int) -> None:
-        """Reserve nothing yet, but check for free space on the disk of `folder`.
+        """Check that the disk of `folder` has enough free space. Nothing is reserved.
 
         Args:
             folder: any folder on the disk to use.
@@ -35,7 +35,7 @@ class PictureFile:
         size, free = rows * self._record.itemsize, shutil.disk_usage(folder).free
         if free < size:
             raise RunError(
-                f"the pictures of {rows} rows take {size / 1e9:.2f} GB, the disk of {folder} has {free / 1e9:.2f} GB",
+                f"the pictures of {rows} rows take {size / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB free",
                 "free some space, use a larger --stride, or choose a folder on another disk with --out",
             )
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by `close`

@@ -1,4 +1,4 @@
-"""Sample observations, stored beside a cache and a policy, to check exports and reloaded editors against.
+"""Sample observations, stored with a cache and a policy, against which exports and reloaded editors are checked.
 
 Tensors of the file:
     image.<camera>   uint8 (N, H, W, 3)
@@ -29,7 +29,7 @@ class Samples:
     observations: tuple[Observation, ...]
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> Samples:
+    def from_rows(cls, rows: Sequence[Row]) -> Samples:
         """Return the observations of these rows."""
         return cls(observations=tuple(row.observation() for row in rows))
 

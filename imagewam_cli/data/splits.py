@@ -1,4 +1,4 @@
-"""Split a dataset into training and validation by episode, because neighbouring frames are nearly equal."""
+"""Split a dataset into training and validation by episode, because neighboring frames are nearly equal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def split_episodes(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Split the episode indices into (train, validation), each ascending.
 
-    The result depends only on the set of indices, the fraction and the seed, not on their order or on the version of a
-    random generator. Validation gets `round(n * validation_fraction)` of n episodes: at least one if n >= 2 and the
+    The result depends only on the set of indices, the fraction and the seed, not on their order nor on a random
+    generator's version. Validation gets `round(n * validation_fraction)` of n episodes: at least one if n >= 2 and the
     fraction is above 0, and never all of them.
 
     Raises:

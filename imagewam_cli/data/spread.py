@@ -10,7 +10,7 @@ from imagewam_cli.data.types import Dataset, Row
 
 
 def spread_rows(dataset: Dataset, *, episodes: int, rows: int, stride: int = 1) -> Iterator[Row]:
-    """Yield at most `rows` rows of each of at most `episodes` episodes, evenly spaced in both.
+    """Yield up to `rows` evenly spaced rows from each of up to `episodes` evenly spaced episodes.
 
     Only every `stride`-th frame of an episode is considered.
     """

@@ -1,8 +1,8 @@
 """The contract of an editor: pictures and instructions in, prefix keys and values out.
 
-An editor knows how its pipeline prepares inputs, which attention layers there are, and which tokens they hold. It knows
-nothing of actions, caches or training. A plugin's entry names a subclass of `Editor`. Importing this module imports no
-torch.
+An editor knows how its pipeline prepares inputs, which attention layers exist, and which tokens they hold. It does
+not know about actions, caches or training. A plugin's entry names a subclass of `Editor`. Importing this module
+imports no torch.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ class WeightsIdentity:
     """Weights that an editor runs on."""
 
     revision: str | None
-    """Commit on the Hub; None if they did not come from there."""
+    """Commit on the Hub; None if the weights are not from the Hub."""
     sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextToken:
-    """One more text token for each row, for `Editor.encode_with`."""
+    """One more text token per row, for `Editor.encode_with`."""
 
     vectors: torch.Tensor
     """(B, D), as wide as the text states."""
     placement: TokenPlacement
     text_tokens: int
-    """Length to which the text is cut or padded before the token is added. It decides the position of an appended
-    token."""
+    """Length to which the text is truncated or padded before the token is added; it determines the position of an
+    appended token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixGraph:
     """A traceable graph of an editor's prefix, and how to prepare its inputs without the editor's code.
 
-    Text: tokenize `before + instruction + after`, cut it at `max_tokens`, and pad it at the end with `pad_id`.
+    Text: tokenize `before + instruction + after`, truncate it to `max_tokens`, and pad it at the end with `pad_id`.
     Picture: resize each camera (bilinear) to an equal share of the width, put them side by side, and map 0..255 to
     -1..1.
     """
@@ -81,7 +81,7 @@ class PrefixGraph:
     image_size: tuple[int, int]
     """(height, width) of the composed picture."""
     grey: int | None
-    """Value of every pixel if the editor must not see anything; None: show the pictures."""
+    """Value of every pixel of a blank picture, for `blank_images`; None: the graph uses the pictures."""
 
 
 class ReleaseNames(Protocol):
@@ -113,7 +113,7 @@ class Editor(abc.ABC):
     entry: EditorEntry
     settings: PrefixSettings
     embedded: ClassVar[Path | None] = None
-    """Folder of the weights that ship with the plugin, if any do."""
+    """Folder of the weights that ship with the plugin; None if the plugin ships none."""
 
     @classmethod
     def bound_to(cls, entry: EditorEntry) -> type[Self]:
@@ -165,7 +165,7 @@ class Editor(abc.ABC):
 
     @classmethod
     def memory_bytes(cls, *, acting: bool = False) -> int | None:
-        """Return the most memory that the weights take at one time, in the editor's own dtype; None if unknown.
+        """Return the peak memory of the weights, in the editor's own dtype; None if unknown.
 
         acting: in a live policy, which takes any instruction; otherwise while caching known instructions.
         """
@@ -200,7 +200,8 @@ class Editor(abc.ABC):
             UsageError: this editor cannot add tokens to its text.
         """
         raise UsageError(
-            f"{self.entry.name} cannot add a token to its text", "choose another editor; `imagewam editors` lists them"
+            f"{self.entry.name} cannot add a token to its text",
+            "choose a different editor; `imagewam editors` lists them",
         )
 
     def prefix_graph(self) -> PrefixGraph | None:
@@ -227,13 +228,14 @@ class Editor(abc.ABC):
     def write_released(
         cls, released: Mapping[str, torch.Tensor], out: Path, *, weights: Path | None = None
     ) -> dict[str, int]:
-        """Write a denoiser, given under released names, into the pipeline folder `out`, for `tuned` of `load`.
+        """Write a denoiser's weights, given under their released names, to the pipeline folder `out`, which
+        `load` takes as `tuned`.
 
         weights: as in `load`; its denoiser must have the same size. Returns the dimensions of `ReleaseNames.sizes`.
 
         Raises:
             UsageError: as `released_weights`.
-            EditorError: the denoiser has another size, or a tensor is missing, unknown or of another shape.
+            EditorError: the denoiser has a different size, or a tensor is missing, unknown or of a different shape.
         """
         raise _no_released_names(cls.entry.name)
 

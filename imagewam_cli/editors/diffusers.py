@@ -1,9 +1,8 @@
-"""`DiffusersEditor`: everything that editors on diffusers pipeline folders have in common.
+"""`DiffusersEditor`: base class of the editors on diffusers pipeline folders.
 
-A subclass adds what makes its family: which attention layers there are and what they hold, how one prompt becomes text
-states, and how pictures and text become one forward of the denoiser. Its entry names the components. Everything else is
-here: settings, cameras, one text encoding per instruction, recording, choice of layers and segments, identity of the
-weights.
+A subclass implements what is specific to its family: the attention layers and their segments, the encoding of a prompt
+as text states, and one forward pass of the denoiser. Its entry names the components. The base class does the rest:
+settings, cameras, one text encoding per instruction, recording, choice of layers and segments, identity of the weights.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ from imagewam_cli.editors.loading.folder import (
     write_part,
 )
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
-from imagewam_cli.editors.loading.hub import downloaded
+from imagewam_cli.editors.loading.hub import find_snapshot
 from imagewam_cli.editors.loading.placement import Placement
 from imagewam_cli.editors.settings import PrefixOptions, PrefixSettings, resolve
 from imagewam_cli.editors.text import Prompt, Text, TextStates, with_token
-from imagewam_cli.editors.tokens import joined, split, validity
+from imagewam_cli.editors.tokens import concatenate, split, valid_mask
 from imagewam_cli.errors import EditorError, PluginError, UsageError
 from imagewam_cli.prefix.capture import record
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
@@ -100,7 +99,7 @@ class DiffusersEditor(Editor):
         self.part: dict[str, Any] = {}
         """Loaded components: sub-folder of the pipeline -> object."""
         classes = self.part_classes()
-        require_family(folder, self.entry.family, [name for name in classes if self._home(name) == folder])
+        require_family(folder, self.entry.family, [name for name in classes if self._folder_of(name) == folder])
         # Text encoders come first. If they can be freed before the denoiser is loaded, peak memory is the larger of the
         # two, not their sum.
         late = [
@@ -108,12 +107,12 @@ class DiffusersEditor(Editor):
         ]
         self._load_parts(name for name in classes if name not in late)
         self._texts = TextStates(self._embed, self._text_tokens, instructions, self.device)
-        if instructions and not self.reads_picture and self._texts.read_all(self._encoder_bytes()):
+        if instructions and not self.reads_picture and self._texts.encode_all(self._encoder_bytes()):
             for name in self.text_encoders:
                 del self.part[name]
         self._load_parts(late)
         self.prepare()
-        _ = self.layer_names  # refuses a bad choice of layers or pooling now, not at the first row
+        _ = self.layer_names  # check layers and pooling now, not at the first row
 
     @classmethod
     def load(
@@ -156,7 +155,7 @@ class DiffusersEditor(Editor):
         for what, size in cls.release.sizes(wanted).items():
             if sizes.get(what, size) != size:
                 raise EditorError(
-                    f"the checkpoint has {sizes[what]} {what}, the editor {cls.entry.name} {size}",
+                    f"the checkpoint has {sizes[what]} {what}, but the editor {cls.entry.name} has {size}",
                     "choose the editor that the checkpoint was trained on",
                 )
         require_names(released, wanted, f"the checkpoint's editor weights do not fit {cls.entry.name}")
@@ -184,8 +183,8 @@ class DiffusersEditor(Editor):
 
     @classmethod
     def memory_bytes(cls, *, acting: bool = False) -> int:
-        """Return the memory of the text encoders or of all other parts, whichever is more: while caching, the encoders
-        are freed before the others are loaded.
+        """Return the memory of the text encoders or of all other parts, whichever is larger: while caching, the
+        encoders are freed before the others are loaded.
 
         Acting needs all parts, and so does an encoder that `reads_picture`. Not considered here: an encoder also stays
         if the states of all instructions need more memory than it does.
@@ -213,7 +212,7 @@ class DiffusersEditor(Editor):
     @classmethod
     @abc.abstractmethod
     def attention_layers(cls, denoiser: ModelMixin, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
-        """Return every attention layer in the order of the calls, with all segments of the mode of `settings`.
+        """Return every attention layer in call order, with all segments of the settings' mode.
 
         denoiser: may be on the meta device, so only its config is meaningful. text: number of text tokens.
         """
@@ -237,13 +236,13 @@ class DiffusersEditor(Editor):
         return {}
 
     def text_tokens(self, prompt: str) -> int:
-        """Return the number of text states that `embed` gives, without running the encoder; by default one for each
+        """Return the number of text states that `embed` gives, without running the encoder; by default one per
         token of `text_tokenizer`."""
         return self.tokenized(prompt)[0].shape[1]
 
     def tokenized(self, prompt: str, tokenizer: str | None = None) -> tuple[Tensor, Tensor]:
-        """Return token ids and attention mask, int64 (1, L), cut at `max_text_tokens` and padded to it if padding is
-        kept. tokenizer: name of its component, by default `text_tokenizer`."""
+        """Return token ids and attention mask, int64 (1, L), truncated to `max_text_tokens`, and padded to it if
+        padding is kept. tokenizer: name of its component, by default `text_tokenizer`."""
         limit = self.entry.defaults.max_text_tokens
         tokens = self.part[tokenizer or self.text_tokenizer](
             prompt,
@@ -256,14 +255,14 @@ class DiffusersEditor(Editor):
 
     @abc.abstractmethod
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
-        """Return the text states of one prompt, padded as the settings say.
+        """Return the text states of one prompt, padded according to the settings.
 
         picture: uint8 (H, W, 3), the composed picture, if the text encoder `reads_picture`; otherwise None.
         """
 
     @abc.abstractmethod
     def run(self, pictures: Tensor, text: Text) -> None:
-        """Run one forward of the denoiser, whose attention is recorded. pictures: (B, 3, H, W) in [-1, 1]."""
+        """Run one forward pass of the denoiser, whose attention is recorded. pictures: (B, 3, H, W) in [-1, 1]."""
 
     @property
     def denoiser(self) -> ModelMixin:
@@ -278,7 +277,7 @@ class DiffusersEditor(Editor):
     def weights(self) -> WeightsIdentity:
         return WeightsIdentity(
             revision=revision(self._folder),
-            sha256=digest({name: self._home(name) for name in self.part_classes()}),
+            sha256=digest({name: self._folder_of(name) for name in self.part_classes()}),
         )
 
     def fingerprint(self) -> dict[str, object]:
@@ -306,7 +305,7 @@ class DiffusersEditor(Editor):
         with torch.no_grad():
             seen = [self._picture(row) for row in images]
             pictures = torch.stack([self._pixels(picture) for picture in seen])
-            text = self._texts.of(instructions, seen if self.reads_picture else None)
+            text = self._texts.batch(instructions, seen if self.reads_picture else None)
             if token is not None:
                 text = with_token(text, token)
             with record(self.denoiser, self.layer_names, stop_after_last=True) as recording:
@@ -328,17 +327,17 @@ class DiffusersEditor(Editor):
         size, rope = self.settings.pool, self.rounded_rope(self.denoiser, self.settings)
         layers: list[LayerKV] = []
         valid: Tensor | None = None
-        for layer in self._kept(self.denoiser, self.settings, text=text_valid.shape[1]):
-            kept = self._wanted(layer, recorded[layer.name])
-            k, v = joined([pooled(kv, segment, size, rope) for segment, kv in kept])
+        for layer in self._kept_layers(self.denoiser, self.settings, text=text_valid.shape[1]):
+            kept = self._chosen_segments(layer, recorded[layer.name])
+            k, v = concatenate([pooled(kv, segment, size, rope) for segment, kv in kept])
             if any(segment.name == "text" for segment, _ in kept):
-                valid = validity([pooled_segment(segment, size) for segment, _ in kept], text_valid)
+                valid = valid_mask([pooled_segment(segment, size) for segment, _ in kept], text_valid)
                 hidden = ~valid[:, :, None, None]
                 k, v = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
             layers.append(LayerKV(k, v))
         return PrefixKV(tuple(layers), valid)
 
-    def _wanted(self, layer: LayerSpec, kv: LayerKV) -> list[tuple[SegmentSpec, LayerKV]]:
+    def _chosen_segments(self, layer: LayerSpec, kv: LayerKV) -> list[tuple[SegmentSpec, LayerKV]]:
         """Return the chosen segments of a layer, each with its keys and values."""
         parts = zip(layer.segments, split(layer, kv.k), split(layer, kv.v), strict=True)
         return [(segment, LayerKV(k, v)) for segment, k, v in parts if segment.name in self.settings.segments]
@@ -361,7 +360,7 @@ class DiffusersEditor(Editor):
         """Return the layers of `encode`'s result: kept layers, chosen segments, pooled pictures."""
         wanted = [
             dataclasses.replace(layer, segments=tuple(s for s in layer.segments if s.name in settings.segments))
-            for layer in cls._kept(denoiser, settings, text)
+            for layer in cls._kept_layers(denoiser, settings, text)
         ]
         rope = cls.rounded_rope(denoiser, settings)
         return tuple(pooled_layer(layer, settings.pool, rope) for layer in wanted)
@@ -373,35 +372,35 @@ class DiffusersEditor(Editor):
         return None if rope is None else dataclasses.replace(rope, rounding=settings.rounding)
 
     @classmethod
-    def _kept(cls, denoiser: ModelMixin, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
+    def _kept_layers(cls, denoiser: ModelMixin, settings: PrefixSettings, text: int) -> tuple[LayerSpec, ...]:
         """Return the kept layers, each with all its segments.
 
         `--layers` counts only layers that hold a chosen segment, so that its indices have no gaps.
         """
-        holding = [
+        candidates = [
             layer
             for layer in cls.attention_layers(denoiser, settings, text)
             if any(s.name in settings.segments for s in layer.segments)
         ]
         try:
-            return tuple(holding[i] for i in select_layers(settings.layers, len(holding)))
+            return tuple(candidates[i] for i in select_layers(settings.layers, len(candidates)))
         except ValueError as error:
             raise UsageError(str(error), "choose with --layers; by default all layers are kept") from None
 
     @classmethod
     def _weights_folder(cls, weights: Path | None) -> Path:
         """Return the folder given by the user, else the embedded one, else the downloaded one."""
-        return weights or cls.embedded or downloaded(cls.entry)
+        return weights or cls.embedded or find_snapshot(cls.entry)
 
     def _load_parts(self, names: Iterable[str]) -> None:
         for name in names:
-            kind, denoiser, home = self.part_classes()[name], name == self.entry.denoiser, self._home(name)
+            kind, denoiser, home = self.part_classes()[name], name == self.entry.denoiser, self._folder_of(name)
             if denoiser or name in self.text_encoders:
                 self.part[name] = self._placement.load(home, name, kind, self.dtype, denoiser=denoiser)
             else:
                 self.part[name] = load_part(home, name, kind, self.device, self.dtype)
 
-    def _home(self, part: str) -> Path:
+    def _folder_of(self, part: str) -> Path:
         """Return the pipeline folder that this component is loaded from."""
         return self._tuned if self._tuned is not None and (self._tuned / part).is_dir() else self._folder
 
@@ -427,15 +426,15 @@ class DiffusersEditor(Editor):
 
 
 def _weightless(kind: type[ModelMixin], config: Mapping[str, object]) -> ModelMixin:
-    """Return a denoiser on the meta device. Callers with the same config share it, so nobody may modify it."""
-    return _built(kind, json.dumps(config, sort_keys=True))  # type: ignore[arg-type]  # mypy: a class of an untyped library
+    """Return a denoiser on the meta device. Callers with the same config share it, so it must not be modified."""
+    return _meta_denoiser(kind, json.dumps(config, sort_keys=True))  # type: ignore[arg-type]  # untyped library
 
 
 @functools.lru_cache(maxsize=16)
-def _built(kind: type[ModelMixin], config: str) -> ModelMixin:
-    """config: JSON, which can be hashed."""
+def _meta_denoiser(kind: type[ModelMixin], config: str) -> ModelMixin:
+    """Build a denoiser on the meta device. config: as JSON, so that it can be a cache key."""
     from diffusers.models.modeling_utils import no_init_weights
 
-    # initialising weights that hold no numbers would take half of the time
+    # skip the initialization of meta weights, which would take half of the time
     with torch.device("meta"), no_init_weights():
         return kind.from_config(json.loads(config))

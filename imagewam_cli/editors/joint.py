@@ -1,18 +1,18 @@
-"""`JointEditor`: everything that editors on joint transformers like FLUX.1 have in common.
+"""`JointEditor`: base class of the editors on joint transformers like FLUX.1.
 
 The denoiser attends over [text | target | reference], all modulated by one timestep. A picture's token is a 2x2 patch
 of VAE latents, in row order, with position ids (which picture, row, column). There are two modes:
 
-- `denoise`: the complete editing step, with noise in place of the target (`flow_target`); all tokens see each other.
+- `denoise`: the complete editing step, with noise as the target (`flow_target`); all tokens attend to each other.
 - `prefix`: only [text | reference], with the ids and the modulation of the complete step. It equals a complete step in
-  which text and reference do not see the target, although in pretraining they do.
+  which text and reference do not attend to the target, although in pretraining they do.
 
 The first-party entries make `prefix` the default: actions then attend to text and reference without noise, and no
-target tokens are computed. They use timestep 1 in both modes. One vector modulates target and reference alike, so in
-pretraining the reference was seen under the target's timestep, and almost never under 0. The pipelines start at 1,
+target tokens are computed. They use timestep 1 in both modes. One vector modulates both target and reference, so in
+pretraining the reference had the target's timestep, which was almost never 0. The pipelines start at 1,
 where the target carries no information: the network knows the edit from text and reference alone, as a policy does.
 
-A subclass gives the ids of its tokens and calls its transformer.
+A subclass defines the ids of its tokens and calls its transformer.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class JointEditor(DiffusersEditor):
 
     @classmethod
     def token_segments(cls, settings: PrefixSettings, text: int) -> tuple[SegmentSpec, ...]:
-        """Return the segments of the mode's forward, in the order of the tokens, with their position ids."""
+        """Return the segments of the mode's forward pass, in the order of the tokens, with their position ids."""
         size, start = settings.image_size, float(cls.picture_start(settings, text))
         segments = []
         for name in cls.entry.defaults.modes[settings.mode].segments:
@@ -80,7 +80,7 @@ class JointEditor(DiffusersEditor):
 
     @classmethod
     def picture_start(cls, settings: PrefixSettings, text: int) -> int:
-        """Return the row and column id of a picture's first token, behind `text` text tokens."""
+        """Return the row and column id of a picture's first token, which follows `text` text tokens."""
         return 0
 
     @abc.abstractmethod
@@ -102,7 +102,7 @@ class JointEditor(DiffusersEditor):
             image,
             text,
             None if bool(seen.all()) else seen[:, None, None, :],
-            # the pipelines hold timesteps up to 1000 in the model's dtype, which rounds them
+            # the pipelines store timesteps up to 1000 in the model's dtype, which rounds them
             timestep=torch.full((len(image),), 1000 * t, dtype=self.dtype, device=self.device) / 1000,
             txt_ids=segment_ids(of_text).to(self.device),
             img_ids=torch.cat([segment_ids(segment) for segment in of_pictures]).to(self.device),
@@ -111,7 +111,7 @@ class JointEditor(DiffusersEditor):
 
 def latent_tokens(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     """Encode pictures (B, 3, H, W) in [-1, 1] as tokens (B, H W / 256, 4 C), in row order: 2x2 patches of the VAE's
-    mean, shifted and scaled as its config says."""
+    mean, shifted and scaled according to its config."""
     latents = vae.encode(pictures).latent_dist.mode()
     latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
     return patch_tokens(latents)

@@ -1,6 +1,6 @@
-"""The choices about a prefix: `PrefixOptions`, as the user made them, and `PrefixSettings`, with every choice made.
+"""Settings of a prefix: `PrefixOptions` holds the user's choices, `PrefixSettings` the complete settings.
 
-`resolve` completes the first with the defaults of an editor's entry. Settings are recorded in every cache and policy,
+`resolve` completes the options with the defaults of an editor's entry. Settings are recorded in every cache and policy,
 and are part of the fingerprint that is hashed: names and order of the fields must not change. Imports no torch.
 """
 
@@ -27,7 +27,7 @@ def _option(metavar: str | None, help: str) -> dict[str, str | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixOptions:
-    """Choices about a prefix as a user makes them, or as an old cache recorded them. None: the editor's default."""
+    """Options of a prefix, from a user or an old cache. None: the editor's default."""
 
     mode: Mode | None = field(
         default=None,
@@ -54,8 +54,8 @@ class PrefixOptions:
         default=None,
         metadata=_option("HOW", "Padding tokens of the text: trim or keep; by default the editor's own choice."),
     )
-    """keep: padding that the editor's own pipeline shows its model counts as tokens. trim: padding is dropped, and the
-    other tokens keep their position ids."""
+    """keep: padding that the editor's own pipeline passes to its model counts as tokens. trim: padding is dropped, and
+    the other tokens keep their position ids."""
     image_size: tuple[int, int] | None = field(
         default=None,
         metadata=_option("HxW", "Size of the picture that the editor sees, such as 224x448 (height first)."),
@@ -80,31 +80,39 @@ class PrefixOptions:
     prompt_template: str | None = None
     """Text that contains {instruction} and replaces the editor's own template."""
     cameras: tuple[str, ...] = ()
-    blank_images: bool = field(default=False, metadata=_option(None, "Ablation: replace every picture by a grey one."))
-    """Measures what a policy can do without seeing."""
+    blank_images: bool = field(
+        default=False, metadata=_option(None, "Ablation: replace every picture with a gray one.")
+    )
+    """Measures how well a policy does without pictures."""
     random_weights: bool = field(
         default=False, metadata=_option(None, "Ablation: use an editor with untrained weights.")
     )
-    """Measures what the editor's training is worth."""
+    """Measures how much the editor's training contributes."""
 
     def __post_init__(self) -> None:
         if self.timestep is not None and not 0.0 <= self.timestep <= 1.0:
             raise UsageError(
-                f"timestep must lie in [0, 1], got {self.timestep}", "pass --timestep from 0 (clean) to 1 (noise)"
+                f"timestep must be in [0, 1], got {self.timestep}", "pass --timestep from 0 (clean) to 1 (noise)"
             )
         if self.pool < 1:
             raise UsageError(
-                f"pool must be at least 1, got {self.pool}", "--pool 1 keeps every token, --pool 2 one of four"
+                f"pool must be at least 1, got {self.pool}",
+                "--pool 1 keeps every token; --pool 2 keeps one token per 2 x 2 cell",
             )
         if self.random_weights and self.quantization != "none":
-            raise UsageError("untrained weights cannot be quantized", "leave out --quantization or --random-weights")
+            raise UsageError(
+                f"--random-weights cannot be combined with --quantization {self.quantization}",
+                "omit --random-weights or --quantization",
+            )
         if self.prompt_template is not None and "{instruction}" not in self.prompt_template:
-            raise UsageError(f"the prompt template {self.prompt_template!r} has no {{instruction}}")
+            raise UsageError(
+                f"the prompt template {self.prompt_template!r} has no {{instruction}}", "add {instruction} to it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixSettings(PrefixOptions):
-    """Complete choices about a prefix: what an editor computes with, and what is recorded."""
+    """Complete settings of a prefix, which an editor computes with and a cache records."""
 
     # `field()` removes the default None that a bare annotation would inherit
     mode: Mode = field()
@@ -132,7 +140,7 @@ def resolve(options: PrefixOptions, entry: EditorEntry) -> PrefixSettings:
     """Complete the options with the defaults of an editor.
 
     Raises:
-        UsageError: the editor does not offer a choice; the hint lists what it offers.
+        UsageError: the editor does not offer a choice; the hint lists the available ones.
     """
     defaults, name = entry.defaults, entry.name
     mode = _offered("mode", options.mode, defaults.modes, name, "use --mode")
@@ -147,7 +155,7 @@ def resolve(options: PrefixOptions, entry: EditorEntry) -> PrefixSettings:
         | {
             "mode": mode,
             "timestep": options.timestep if options.timestep is not None else of_mode.timestep,
-            # in the order of the tokens: another order is the same prefix
+            # in the order of the tokens, so that the order of the options does not matter
             "segments": tuple(s for s in of_mode.segments if s in segments),
             "text_padding": _offered(
                 "text padding", options.text_padding, defaults.text_paddings, name, "use --text-padding"
@@ -165,7 +173,7 @@ def resolve(options: PrefixOptions, entry: EditorEntry) -> PrefixSettings:
 
 
 def _offered(what: str, chosen: C | None, offered: Iterable[C], name: str, hint: str) -> C:
-    """Return the choice, or the first that is offered if none was made."""
+    """Return the choice, or the first available one if none was made."""
     choices = tuple(offered)
     if chosen is None:
         return choices[0]
@@ -175,7 +183,7 @@ def _offered(what: str, chosen: C | None, offered: Iterable[C], name: str, hint:
 
 
 def _require_segments(segments: tuple[Segment, ...], mode: Mode, offered: tuple[Segment, ...], name: str) -> None:
-    hint = f"choose segments among {', '.join(offered)}"
+    hint = f"choose segments from {', '.join(offered)}"
     if not segments:
         raise UsageError("no segment is chosen", hint)
     for segment in segments:
@@ -184,9 +192,12 @@ def _require_segments(segments: tuple[Segment, ...], mode: Mode, offered: tuple[
 
 
 def _require_dtype(settings: PrefixSettings) -> None:
-    needed = ROUNDINGS[settings.rounding].everything_in
+    needed = ROUNDINGS[settings.rounding].compute_dtype
     if needed is not None and settings.compute_dtype != needed:
-        raise UsageError(f"rounding {settings.rounding!r} computes in {needed}, not {settings.compute_dtype}")
+        raise UsageError(
+            f"rounding {settings.rounding!r} requires --compute-dtype {needed}, got {settings.compute_dtype}",
+            f"use --compute-dtype {needed}",
+        )
 
 
 def _require_size(settings: PrefixSettings, multiple: int) -> None:
@@ -196,5 +207,5 @@ def _require_size(settings: PrefixSettings, multiple: int) -> None:
     if (height, width) != nearest:
         raise UsageError(
             f"image size {height}x{width} does not split into {multiple}-pixel tokens for {count} camera(s)",
-            f"the nearest size that does is {nearest[0]}x{nearest[1]}: choose it with --image-size",
+            f"use the nearest valid size: --image-size {nearest[0]}x{nearest[1]}",
         )

@@ -1,4 +1,4 @@
-"""Substitutes for the target, the picture that an editor would make: noise, the same in every row."""
+"""Substitutes for the target picture, which an editor would generate: the same noise in every row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def target_noise(shape: Sequence[int], like: Tensor) -> Tensor:
     """Return seeded noise in place of a target: `shape` (B, ...), the same noise in every row.
 
     It is drawn on the CPU in float32, so it does not depend on device, dtype or batch size. like: a tensor of the
-    wanted device and dtype.
+    requested device and dtype.
     """
     noise = torch.randn(tuple(shape[1:]), generator=torch.Generator().manual_seed(0))
     return noise.expand(tuple(shape)).to(like)

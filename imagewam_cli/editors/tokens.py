@@ -1,4 +1,4 @@
-"""Layouts of attention layers that several families share, and splitting recorded tokens by segment."""
+"""Layouts of attention layers that several families share, and functions that split recorded tokens by segment."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def equal_layers(
     head_dim: int,
     block: BlockKind = "sequential",
 ) -> tuple[LayerSpec, ...]:
-    """Return attention layers that differ in their module's name alone, with as many key heads as query heads."""
+    """Return attention layers that differ only in their module's name, with as many key heads as query heads."""
     return tuple(
         LayerSpec(name=name, block=block, heads=heads, kv_heads=heads, head_dim=head_dim, segments=tuple(segments))
         for name in names
@@ -70,20 +70,20 @@ def split(layer: LayerSpec, tokens: Tensor) -> tuple[Tensor, ...]:
     if tokens.shape[1] != layer.tokens:
         sizes = " + ".join(f"{s.tokens} {s.name}" for s in layer.segments)
         raise CaptureError(
-            f"layer {layer.name} attends to {tokens.shape[1]} tokens, its plugin says {sizes}",
+            f"layer {layer.name} attends to {tokens.shape[1]} tokens, but its plugin declares {sizes}",
             "correct `attention_layers`",
         )
     return torch.split(tokens, [s.tokens for s in layer.segments], dim=1)
 
 
-def joined(parts: Sequence[LayerKV]) -> tuple[Tensor, Tensor]:
+def concatenate(parts: Sequence[LayerKV]) -> tuple[Tensor, Tensor]:
     """Concatenate the keys and the values of segments."""
     if len(parts) == 1:
         return parts[0].k, parts[0].v
     return torch.cat([part.k for part in parts], dim=1), torch.cat([part.v for part in parts], dim=1)
 
 
-def validity(segments: Sequence[SegmentSpec], text_valid: Tensor) -> Tensor:
+def valid_mask(segments: Sequence[SegmentSpec], text_valid: Tensor) -> Tensor:
     """Return bool (B, P), False at the padding of a layer's text."""
     batch = text_valid.shape[0]
     return torch.cat(

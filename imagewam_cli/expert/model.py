@@ -96,7 +96,7 @@ class ActionExpert(nn.Module):
         self.rotary = Rotary(config.rope, positions, config.rounding) if config.rope is not None else None
         self.positions = None if config.rope is not None else nn.Parameter(torch.zeros(len(positions), hidden))
         self._initialize()
-        if ROUNDINGS[config.rounding].everything_in == "bfloat16":
+        if ROUNDINGS[config.rounding].compute_dtype == "bfloat16":
             to_bfloat16(self)
 
     @property

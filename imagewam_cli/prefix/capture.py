@@ -1,11 +1,11 @@
 """Record and replay the keys and values of a model's attention calls, without touching the model's code.
 
 Under the native attention backends, every diffusers denoiser calls `torch.nn.functional.scaled_dot_product_attention`.
-Forward hooks on the named attention modules tell which layer is running, and a torch function mode intercepts its call.
-A recorded key is therefore post-norm and post-RoPE, exactly as the softmax sees it, whatever the architecture.
+Forward hooks on the named attention modules track which layer is running, and a torch function mode intercepts its
+call. A recorded key is therefore post-norm and post-RoPE, exactly as the softmax sees it, whatever the architecture.
 
-`record` keeps K and V of one forward. `replay` runs a forward whose attention also sees recorded K and V in front
-of its own, so that tokens attend jointly with a prefix that was computed before. `observe` only reads the results of
+`record` keeps K and V of one forward pass. `replay` prepends recorded K and V to those of a forward pass, so that
+tokens attend jointly with a prefix that was computed before. `observe` only reads the results of
 any torch functions inside named modules, such as the weights of an attention that calls softmax directly.
 
 Other attention backends bypass the intercepted call, so a layer without a call is an error. Models with compiled blocks
@@ -37,12 +37,12 @@ SOFTMAX: tuple[Callable[..., Any], ...] = (torch.softmax, F.softmax, torch.Tenso
 
 @dataclass
 class Recording:
-    """Result of `record`: module name -> keys and values, in the order of the calls."""
+    """Result of `record`: module name -> keys and values, in call order."""
 
     layers: dict[str, LayerKV] = field(default_factory=dict)
 
 
-class _Finished(Exception):  # noqa: N818 - not an error: leaves a forward after its last wanted layer
+class _Finished(Exception):  # noqa: N818 - not an error: used to leave a forward pass after the last requested layer
     pass
 
 
@@ -50,18 +50,20 @@ class _Finished(Exception):  # noqa: N818 - not an error: leaves a forward after
 def record(model: nn.Module, layers: Sequence[str], *, stop_after_last: bool = False) -> Iterator[Recording]:
     """Record K and V of the attention modules named `layers` while the model runs once inside the `with` block.
 
-    stop_after_last: leave the forward as soon as the last layer is recorded. The rest (its MLP, the output head) is
-        never computed, and the code after the forward in the `with` block does not run.
+    stop_after_last: leave the forward pass as soon as the last layer is recorded. The rest (its MLP, the output head)
+        is never computed, and the code after the forward pass in the `with` block does not run.
 
     Raises:
-        CaptureError: a layer made no attention call, or several.
+        CaptureError: a layer made no attention call, or more than one.
     """
     recording = Recording()
     remaining = set(layers)
 
-    def visit(name: str, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+    def visit(name: str, q: Tensor, k: Tensor, v: Tensor, call: _AttentionCall) -> Tensor:
         if name in recording.layers:
-            raise CaptureError(f"layer {name!r} attends more than once in a forward", "name its inner modules instead")
+            raise CaptureError(
+                f"layer {name!r} attends more than once in a forward pass", "name its inner modules instead"
+            )
         recording.layers[name] = LayerKV(k.transpose(1, 2), v.transpose(1, 2))  # (B, H, P, D) -> (B, P, H, D)
         remaining.discard(name)
         if stop_after_last and not remaining:
@@ -71,15 +73,15 @@ def record(model: nn.Module, layers: Sequence[str], *, stop_after_last: bool = F
     try:
         with _intercept(model, layers, visit):
             yield recording
-    except _Finished:  # raised through the model and the caller's `with` block, which it ends early
+    except _Finished:  # it propagates through the model and ends the caller's `with` block early
         pass
     if remaining:
-        raise CaptureError(f"no attention call was seen in {_few(sorted(remaining))}", _HINT)
+        raise CaptureError(f"no attention call was intercepted in {_abbreviate(sorted(remaining))}", _HINT)
 
 
 @contextlib.contextmanager
 def replay(model: nn.Module, layers: Mapping[str, LayerKV], valid: Tensor | None = None) -> Iterator[None]:
-    """Put recorded K and V in front of those of the named layers while the model runs inside the `with` block.
+    """Prepend recorded K and V to those of the named layers while the model runs inside the `with` block.
 
     valid: bool (B, P); recorded tokens marked False are masked.
 
@@ -88,17 +90,17 @@ def replay(model: nn.Module, layers: Mapping[str, LayerKV], valid: Tensor | None
     """
     unseen = set(layers)
 
-    def visit(name: str, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+    def visit(name: str, q: Tensor, k: Tensor, v: Tensor, call: _AttentionCall) -> Tensor:
         unseen.discard(name)
         prefix = layers[name]
         k = torch.cat([prefix.k.transpose(1, 2), k], dim=2)
         v = torch.cat([prefix.v.transpose(1, 2), v], dim=2)
-        return call(q, k, v, mask=_widened(call.mask, valid, q, k))
+        return call(q, k, v, mask=_with_prefix_mask(call.mask, valid, q, k))
 
     with _intercept(model, list(layers), visit):
         yield
     if unseen:
-        raise CaptureError(f"no attention call was seen in {_few(sorted(unseen))}", _HINT)
+        raise CaptureError(f"no attention call was intercepted in {_abbreviate(sorted(unseen))}", _HINT)
 
 
 @contextlib.contextmanager
@@ -123,14 +125,14 @@ def observe(
         yield
     if unseen:
         wanted = " or ".join(dict.fromkeys(f.__name__ for f in functions))
-        raise CaptureError(f"no call of {wanted} was seen in {_few(sorted(unseen))}")
+        raise CaptureError(f"no call of {wanted} was intercepted in {_abbreviate(sorted(unseen))}")
 
 
 def attention_layers(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, tuple[int, int]]:
-    """Run the model once; return the modules that attend, name -> (heads, head size), in the order of the calls."""
+    """Run the model once; return the modules that attend, name -> (heads, head size), in call order."""
     found: dict[str, tuple[int, int]] = {}
 
-    def visit(name: str, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+    def visit(name: str, q: Tensor, k: Tensor, v: Tensor, call: _AttentionCall) -> Tensor:
         found[name] = (k.shape[1], k.shape[3])
         return call(q, k, v)
 
@@ -140,7 +142,7 @@ def attention_layers(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, t
     return found
 
 
-class _Call:
+class _AttentionCall:
     """One intercepted attention call without its q, k and v. Calling it computes the attention."""
 
     def __init__(self, func: Any, mask: Tensor | None, rest: dict[str, Any]) -> None:
@@ -151,7 +153,7 @@ class _Call:
         return result
 
 
-class _Mode(TorchFunctionMode):
+class _CallInterceptor(TorchFunctionMode):
     """Passes calls of `functions` inside named modules to `handle`.
 
     The mode is active only while a named module runs, because every torch call inside a mode costs microseconds.
@@ -162,7 +164,7 @@ class _Mode(TorchFunctionMode):
         self.functions = tuple(functions)
         self.stack: list[str] = []
         """Names of the running modules, the innermost last."""
-        # Disabled for torch.compile, which breaks its graphs here. If it traced them, it would specialise one graph on
+        # Disabled for torch.compile, which breaks its graphs here. If it traced them, it would specialize one graph on
         # each layer's name, and torch gives up compiling after a few recompilations.
         self.enter, self.leave, self.handle = (
             torch.compiler.disable(f)  # type: ignore[no-untyped-call]
@@ -197,7 +199,7 @@ def _intercept(model: nn.Module, names: Sequence[str], visit: Any) -> Iterator[N
         # callers mix positional and keyword arguments; from here on all have names
         named = dict(zip(_POSITIONAL[: len(args)], args, strict=True)) | kwargs
         q, k, v = named.pop("query"), named.pop("key"), named.pop("value")
-        return visit(name, q, k, v, _Call(func, named.pop("attn_mask", None), named))
+        return visit(name, q, k, v, _AttentionCall(func, named.pop("attn_mask", None), named))
 
     with _intercept_calls(model, names, (F.scaled_dot_product_attention,), handle):
         yield
@@ -205,16 +207,17 @@ def _intercept(model: nn.Module, names: Sequence[str], visit: Any) -> Iterator[N
 
 @contextlib.contextmanager
 def _intercept_calls(model: nn.Module, names: Sequence[str], functions: Sequence[Any], handle: Any) -> Iterator[None]:
-    """Pass each call of the functions inside a named module to `handle`; of nested modules, the innermost counts."""
+    """Pass each call of the functions inside a named module to `handle`. If modules are nested, the call belongs to
+    the innermost."""
     modules = {name: _module(model, name) for name in names}
     missing = [name for name, module in modules.items() if module is None]
     if missing:
-        raise CaptureError(f"the model has no module {_few(missing)}", "correct the names in `attention_layers`")
-    mode, handles = _Mode(functions, handle), []
+        raise CaptureError(f"the model has no module {_abbreviate(missing)}", "correct the names in `attention_layers`")
+    mode, handles = _CallInterceptor(functions, handle), []
     for name, module in modules.items():
         assert module is not None
         handles.append(module.register_forward_pre_hook(functools.partial(mode.enter, name)))
-        # always_call: also when `_Finished` leaves the forward early, or the name would stay on the stack
+        # always_call: also when `_Finished` leaves the forward pass early, or the name would stay on the stack
         handles.append(module.register_forward_hook(mode.leave, always_call=True))
     try:
         yield
@@ -231,15 +234,15 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
-def _widened(mask: Tensor | None, valid: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-    """Return the call's mask with columns for the prefix in front, (B, 1, Q, P + K); None if every token is seen.
+def _with_prefix_mask(mask: Tensor | None, valid: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """Return the call's mask with columns for the prefix in front, (B, 1, Q, P + K); None if no token is masked.
 
     k: keys of the prefix and the call's own, (B, H, P + K, D).
     """
     if mask is None and valid is None:
         return None
     batch, _, queries, _ = q.shape
-    # either of the two tells where the prefix ends: `valid` is as wide as the prefix, the mask as the call's own keys
+    # the prefix length follows from either: `valid` is as wide as the prefix, the mask as the call's own keys
     if valid is not None:
         prefix = valid.shape[1]
     else:
@@ -250,11 +253,11 @@ def _widened(mask: Tensor | None, valid: Tensor | None, q: Tensor, k: Tensor) ->
     if mask is None:
         mask = torch.ones(batch, 1, queries, own, dtype=torch.bool, device=q.device)
     front = valid[:, None, None, :].expand(batch, mask.shape[1], queries, prefix)
-    if mask.dtype != torch.bool:  # a float mask is added to the scores: 0 is seen, -inf is not
+    if mask.dtype != torch.bool:  # a float mask is added to the scores: 0 is visible, -inf is masked
         front = torch.zeros_like(front, dtype=mask.dtype).masked_fill(~front, float("-inf"))
     return torch.cat([front, mask.expand(batch, mask.shape[1], queries, own)], dim=-1)
 
 
-def _few(names: Sequence[str]) -> str:
+def _abbreviate(names: Sequence[str]) -> str:
     shown = ", ".join(names[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

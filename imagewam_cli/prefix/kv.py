@@ -23,11 +23,10 @@ class PrefixKV:
     """Keys and values of a batch."""
 
     layers: tuple[LayerKV, ...]
-    """One (B, P, H_kv, D) for each kept layer. P may differ between layers, as in a UNet."""
+    """K and V of each kept layer, (B, P, H_kv, D). P may differ between layers, as in a UNet."""
     valid: torch.Tensor | None
     """bool (B, P), False at padding, for the layers that hold text; these have the same P. Other layers have no
-    padding.
-    None: no layer has any."""
+    padding. None: no layer holds text or padding."""
 
     @property
     def batch(self) -> int:

@@ -1,7 +1,7 @@
-"""Average each cell of N x N neighbouring picture tokens into one token, keys and values alike.
+"""Average each cell of N x N neighboring picture tokens into one token, for both keys and values.
 
-Rotated keys are averaged without their rotation, because rotation turns neighbours to different angles and their mean
-would cancel. The mean is then rotated to the cell's centre. A cell that extends beyond the picture's edge is the mean
+Rotated keys are averaged without their rotation, because rotation turns neighbors to different angles and their mean
+would cancel. The mean is then rotated to the cell's center. A cell that extends beyond the picture's edge is the mean
 of the tokens that exist. Cameras side by side are one picture, so a cell may mix two cameras if a camera's number of
 columns is not a multiple of N.
 """
@@ -31,8 +31,8 @@ def pooled_layer(layer: LayerSpec, size: int, rope: RopeSpec | None) -> LayerSpe
     unknown = [s.name for s in layer.segments if s.grid is not None and s.positions is None]
     if rope is not None and unknown:
         raise UsageError(
-            f"{unknown[0]} tokens cannot be pooled: their keys are rotated, and the editor's plugin gives no positions",
-            "leave out --pool, or add `positions` to the segment in the plugin",
+            f"{unknown[0]} tokens cannot be pooled: their keys are rotated, and the plugin declares no positions",
+            "omit --pool, or add `positions` to the segment in the plugin",
         )
     return dataclasses.replace(layer, segments=tuple(pooled_segment(s, size) for s in layer.segments))
 
@@ -48,23 +48,23 @@ def pooled_segment(segment: SegmentSpec, size: int) -> SegmentSpec:
         tokens=rows * columns,
         grid=(rows, columns),
         extent=None if (height, width) == (rows, columns) else (height, width),
-        positions=None if segment.positions is None else _centres(segment.positions, size),
+        positions=None if segment.positions is None else _centers(segment.positions, size),
     )
 
 
-def _centres(positions: TokenPositions, size: int) -> TokenPositions:
-    """Return the positions of the cells' centres. A cell at the edge has the centre of a whole cell."""
-    # the centre of a cell is this far from its first token, along every axis that moves with a row or a column
-    ahead = (size - 1) / 2 * positions.step
+def _centers(positions: TokenPositions, size: int) -> TokenPositions:
+    """Return the positions of the cells' centers. A cell at the edge has the center of a whole cell."""
+    # distance from a cell's first token to its center, along every axis that grows with rows or columns
+    distance = (size - 1) / 2 * positions.step
     origin = tuple(
-        first + ahead * sum(axis in axes for axes in positions.moves) for axis, first in enumerate(positions.origin)
+        first + distance * sum(axis in axes for axes in positions.moves) for axis, first in enumerate(positions.origin)
     )
     return dataclasses.replace(positions, origin=origin, step=size * positions.step)
 
 
 def pooled(kv: LayerKV, segment: SegmentSpec, size: int, rope: RopeSpec | None) -> LayerKV:
-    """Pool keys and values of one segment, (B, tokens, G, D) -> (B, cells, G, D). Computes in float32, keeps the
-    dtype."""
+    """Pool keys and values of one segment, (B, tokens, G, D) -> (B, cells, G, D). Computes in float32, returns the
+    input's dtype."""
     if size == 1 or segment.grid is None:
         return kv
     v = cell_means(kv.v.float(), segment.grid, size)
@@ -88,14 +88,14 @@ def pooled_prefix(spec: KVSpec, prefix: PrefixKV, size: int) -> tuple[KVSpec, Pr
         for kv, layer in zip(prefix.layers, spec.layers, strict=True)
     )
     valid = prefix.valid
-    holding = next((layer for layer in spec.layers if layer.holds_text), None)
-    if valid is not None and holding is not None:
+    text_layer = next((layer for layer in spec.layers if layer.holds_text), None)
+    if valid is not None and text_layer is not None:
         # text keeps its padding; a pooled picture has fewer tokens, all valid
-        pieces = torch.split(valid, [s.tokens for s in holding.segments], dim=1)
+        pieces = torch.split(valid, [s.tokens for s in text_layer.segments], dim=1)
         valid = torch.cat(
             [
                 piece if s.grid is None else piece.new_ones(len(piece), pooled_segment(s, size).tokens)
-                for s, piece in zip(holding.segments, pieces, strict=True)
+                for s, piece in zip(text_layer.segments, pieces, strict=True)
             ],
             dim=1,
         )

@@ -1,4 +1,4 @@
-"""Rotary angles of tokens with several position axes, for the editor's keys and the expert's queries alike."""
+"""Rotary angles of tokens with several position axes, for both the editor's keys and the expert's queries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def rotary_tables(ids: Tensor, axes: Sequence[int], theta: float, rounding: Roun
 
     Axis i contributes the angles id_i / theta^(2 j / dim_i). Ids, frequencies and angles have the rounding's dtype.
     """
-    dtype: torch.dtype = getattr(torch, ROUNDINGS[rounding].angles)
+    dtype: torch.dtype = getattr(torch, ROUNDINGS[rounding].angle_dtype)
     angles = []
     for axis, dim in enumerate(axes):
         exponents = torch.arange(0, dim, 2, dtype=dtype, device=ids.device) / dim
@@ -30,5 +30,5 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     float32."""
     even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = cos[:, None, :], sin[:, None, :]
-    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    rotated = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)

@@ -29,7 +29,7 @@ class TokenPositions:
     """Rotary position ids of a segment's tokens. Padding has ids too."""
 
     origin: tuple[float, ...]
-    """Ids of the first token, one for each rope axis."""
+    """Ids of the first token, one per rope axis."""
     moves: tuple[tuple[int, ...], ...]
     """Axes along which the id grows by `step`. With a grid: the axes of each row, then those of each column. Without
     one: the axes of each token; none if all tokens have the same ids."""
@@ -65,7 +65,10 @@ class SegmentSpec:
 
     def __post_init__(self) -> None:
         if self.grid is not None and self.grid[0] * self.grid[1] != self.tokens:
-            raise ValueError(f"segment {self.name}: a grid {self.grid} does not hold {self.tokens} tokens")
+            raise ValueError(
+                f"segment {self.name}: grid {self.grid} has {self.grid[0] * self.grid[1]} cells, "
+                f"but the segment has {self.tokens} tokens"
+            )
         if self.extent is not None and (
             self.grid is None or any(not n - 1 < e <= n for n, e in zip(self.grid, self.extent, strict=True))
         ):
@@ -98,8 +101,8 @@ class LayerSpec:
     head_dim: int
     segments: tuple[SegmentSpec, ...]
     by_instruction: bool = False
-    """Whether K and V do not depend on the picture, as in a cross-attention to the text. A cache stores them once for
-    each instruction."""
+    """Whether K and V do not depend on the picture, as in a cross-attention to the text. A cache stores them once per
+    instruction."""
 
     def __post_init__(self) -> None:
         if self.by_instruction and self.holds_pictures:
@@ -136,13 +139,13 @@ class RopeSpec:
     action_axis: int
     """Axis along which actions are counted."""
     action_ids: tuple[int, ...]
-    """Ids of an action on every axis; that of `action_axis` is replaced by the action's number."""
+    """Ids of an action on every axis; the id on `action_axis` is replaced with the action's number."""
     rounding: RoundingName = "exact"
     """Rounding of the angles of the editor's keys."""
 
     def __post_init__(self) -> None:
         if len(self.axes) != len(self.action_ids) or any(a % 2 for a in self.axes):
-            raise ValueError(f"rope axes {self.axes} must be even, one for each of action_ids {self.action_ids}")
+            raise ValueError(f"rope axes {self.axes} must be even numbers, one per action id of {self.action_ids}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,13 +165,14 @@ class KVSpec:
     def __post_init__(self) -> None:
         widths = {layer.tokens for layer in self.layers if layer.holds_text}
         if len(widths) > 1:
-            raise ValueError(f"layers that hold text must have the same number of tokens, not {sorted(widths)}")
+            raise ValueError(f"layers that hold text must have the same number of tokens, got {sorted(widths)}")
         axes = 0 if self.rope is None else len(self.rope.axes)
         for segment in (s for layer in self.layers for s in layer.segments if s.positions is not None):
             assert segment.positions is not None
             if len(segment.positions.origin) != axes:
                 raise ValueError(
-                    f"segment {segment.name} has positions on {len(segment.positions.origin)} axes, the rope has {axes}"
+                    f"segment {segment.name} has positions on {len(segment.positions.origin)} axes, "
+                    f"but the rope has {axes}"
                 )
 
     @property
@@ -178,7 +182,7 @@ class KVSpec:
 
     @property
     def valid_by_instruction(self) -> bool:
-        """Whether every layer that holds text is `by_instruction`, and `valid` with it."""
+        """Whether every layer that holds text is `by_instruction`, so that `valid` is stored once per instruction."""
         return all(layer.by_instruction for layer in self.layers if layer.holds_text)
 
     def bytes_per_row(self, bytes_per_number: int) -> int:
@@ -190,7 +194,7 @@ def select_layers(choice: str, count: int) -> tuple[int, ...]:
     """Return the indices chosen by `all`, `every:N`, or a list like `0,4,9`, in ascending order.
 
     Raises:
-        ValueError: the choice has another form, or an index is out of range.
+        ValueError: the choice has a different form, or an index is out of range.
     """
     try:
         if choice == "all":

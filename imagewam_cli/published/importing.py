@@ -187,7 +187,7 @@ def _trained_in(found: Checkpoint) -> ComputeDtype:
 
 def _rounding_of(found: Checkpoint) -> Rounding:
     """Return the rounding that the checkpoint was trained with, which computes everything in the checkpoint's dtype."""
-    return next((r for r in ROUNDINGS.values() if r.everything_in == _trained_in(found)), EXACT)
+    return next((r for r in ROUNDINGS.values() if r.compute_dtype == _trained_in(found)), EXACT)
 
 
 def _prefix_options(robot: Robot, rounding: RoundingName, found: Checkpoint) -> PrefixOptions:
@@ -197,7 +197,7 @@ def _prefix_options(robot: Robot, rounding: RoundingName, found: Checkpoint) -> 
         text_padding="trim",
         image_size=robot.image_size,
         camera_layout=robot.camera_layout,
-        compute_dtype=ROUNDINGS[rounding].everything_in or _trained_in(found),
+        compute_dtype=ROUNDINGS[rounding].compute_dtype or _trained_in(found),
         rounding=rounding,
         prompt_template=PROMPT,
         cameras=robot.cameras,

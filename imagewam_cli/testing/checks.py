@@ -1,8 +1,8 @@
-"""All checks of the editor contract, in the order in which their failures are worth reading.
+"""All checks of the editor contract, the most informative failures first.
 
-A check is a function of a `Subject`. It returns if the editor keeps the promise, and raises `ContractError` if it does
-not, or `NotApplicable` if the promise does not concern this editor. The first line of its docstring is the promise.
-This module needs no pytest.
+A check is a function of a `Subject`. It returns if the check passes, and raises `ContractError` if it fails, or
+`NotApplicable` if it does not apply to this editor. The first line of its docstring states the `promise` that it
+checks. This module needs no pytest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from imagewam_cli.testing import numbers, spec_checks, uses
+from imagewam_cli.testing import consumer_checks, spec_checks, value_checks
 from imagewam_cli.testing.subject import ContractError, NotApplicable, Subject
 
 Check = Callable[[Subject], None]
@@ -24,23 +24,23 @@ CHECKS: tuple[Check, ...] = (
     spec_checks.shapes_are_those_of_the_spec,
     spec_checks.pooled_shapes_are_those_of_the_spec,
     spec_checks.description_is_the_spec,
-    numbers.same_input_gives_the_same_bits,
-    numbers.a_batch_is_its_rows,
-    numbers.padding_changes_nothing,
-    numbers.another_picture_changes_the_prefix,
-    numbers.every_camera_changes_the_prefix,
-    numbers.another_timestep_changes_the_prefix,
-    numbers.another_instruction_changes_the_prefix,
-    numbers.a_blank_picture_hides_everything,
-    numbers.random_weights_change_the_prefix,
+    value_checks.same_input_gives_the_same_bits,
+    value_checks.a_batch_is_its_rows,
+    value_checks.padding_changes_nothing,
+    value_checks.another_picture_changes_the_prefix,
+    value_checks.every_camera_changes_the_prefix,
+    value_checks.another_timestep_changes_the_prefix,
+    value_checks.another_instruction_changes_the_prefix,
+    value_checks.a_blank_picture_hides_everything,
+    value_checks.random_weights_change_the_prefix,
     spec_checks.segments_are_slices,
     spec_checks.layers_are_slices,
     spec_checks.prefix_mode_has_no_target,
     spec_checks.unknown_choices_are_refused,
     spec_checks.wrong_size_is_refused,
-    uses.a_cache_gives_back_what_was_encoded,
-    uses.expert_attends_jointly,
-    uses.graph_equals_encode,
+    consumer_checks.a_cache_gives_back_what_was_encoded,
+    consumer_checks.expert_attends_jointly,
+    consumer_checks.graph_equals_encode,
 )
 
 
@@ -57,7 +57,7 @@ class Finding:
 
 
 def examine(subject: Subject) -> Iterator[Finding]:
-    """Run every check in turn. A broken promise does not stop the next checks, unless the mode itself is refused."""
+    """Run every check in turn. A failed check does not stop the next ones, unless the editor rejects the mode."""
     for check in CHECKS:
         finding = _finding(check, subject)
         yield finding
@@ -71,17 +71,17 @@ def promise(check: Check) -> str:
 
 
 def _finding(check: Check, subject: Subject) -> Finding:
-    found = {"mode": subject.mode, "check": check.__name__, "promise": promise(check)}
+    labels = {"mode": subject.mode, "check": check.__name__, "promise": promise(check)}
     try:
         check(subject)
     except NotApplicable as reason:
-        return Finding(**found, result="not applicable", message=str(reason))
+        return Finding(**labels, result="not applicable", message=str(reason))
     except ContractError as error:
-        return Finding(**found, result="broken", message=error.message, fix=error.fix)
-    except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises is a finding
+        return Finding(**labels, result="broken", message=error.message, fix=error.fix)
+    except Exception as error:  # noqa: BLE001 - foreign code: any exception is a finding
         message = f"{type(error).__name__}: {error}"
-        return Finding(**found, result="broken", message=message, fix=f"see {_place(error, subject.kind)}")
-    return Finding(**found, result="kept")
+        return Finding(**labels, result="broken", message=message, fix=f"see {_place(error, subject.kind)}")
+    return Finding(**labels, result="kept")
 
 
 def _place(error: Exception, kind: type) -> str:

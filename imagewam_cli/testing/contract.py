@@ -1,4 +1,4 @@
-"""`EditorContract`: the checks of the editor contract as pytest tests. Inherit it in your plugin's tests:
+"""`EditorContract`: the checks of the editor contract as pytest tests. Inherit from it in your plugin's tests:
 
     class TestMine(EditorContract):
         name = "mine"
@@ -31,7 +31,7 @@ class EditorContract:
     image_size: ClassVar[tuple[int, int] | None] = None
     """(height, width) of the picture; None: the editor's default. Small pictures are fast."""
     compute_dtype: ClassVar[Literal["float32", "bfloat16", "float16"]] = "float32"
-    """float32 finds the most errors: other dtypes need larger tolerances."""
+    """float32 finds the most errors, because other dtypes need larger tolerances."""
     device: ClassVar[str] = "cpu"
 
     @pytest.fixture(scope="class")
@@ -44,14 +44,14 @@ class EditorContract:
     @classmethod
     def modes(cls, folder: Path | None) -> dict[str, Subject]:
         """Return the editor in each of its modes. Checks share the editors that they load."""
-        found = subjects(
+        in_each_mode = subjects(
             cls.name,
             weights=folder,
             image_size=cls.image_size,
             compute_dtype=cls.compute_dtype,
             device=cls.device,
         )
-        return {subject.mode: subject for subject in found}
+        return {subject.mode: subject for subject in in_each_mode}
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if {"check", "mode"} <= set(metafunc.fixturenames):

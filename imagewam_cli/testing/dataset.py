@@ -26,12 +26,12 @@ class MemoryDataset:
         identity: str = "made in memory",
         shift: float = 0.0,
     ) -> None:
-        """size: (height, width) of the pictures of its only camera, `top`; shift: is added to all states."""
+        """size: (height, width) of the pictures of its only camera, `top`; shift: added to all states."""
         starts = np.cumsum([0, *lengths])
         self._episodes = [EpisodeInfo(index=i, length=n, first_row=int(starts[i])) for i, n in enumerate(lengths)]
         self._size, self._instructions, self._shift = size, tuple(instructions), shift
         self.streams: list[tuple[int, ...]] = []
-        """Episodes of each stream of pictures that was started. With videos, each stream is a decoding pass."""
+        """The episodes that each picture stream was opened for. With videos, each stream would decode once."""
         self.pictures = 0
         """Number of pictures that were returned."""
         self.info = DatasetInfo(

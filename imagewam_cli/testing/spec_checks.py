@@ -1,4 +1,4 @@
-"""Checks of the layout: `encode` returns what `spec` and `describe` say, and a choice is a slice of the whole."""
+"""Checks of the layout: `encode` matches `spec` and `describe`, and every choice is a slice of the whole prefix."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ Parts = dict[tuple[str, str], dict[str, Tensor]]
 
 def modes_of_the_entry_load(subject: Subject) -> None:
     """every mode that the entry names can be loaded"""
-    said = mode_refusal(subject)
+    refusal = mode_refusal(subject)
     require(
-        said is None,
-        f"the entry names mode {subject.mode}, but `load` refuses it: {said}",
-        "leave it out of the modes of the entry's `defaults`, or accept it in `load`",
+        refusal is None,
+        f"the entry names mode {subject.mode}, but `load` rejects it: {refusal}",
+        "omit it from the modes of the entry's `defaults`, or accept it in `load`",
     )
 
 
 def mode_refusal(subject: Subject) -> str | None:
-    """Return why `load` refuses the subject's mode; None if it accepts it.
+    """Return why `load` rejects the subject's mode; None if it accepts it.
 
     Raises:
         ImagewamError: the editor does not load in its default mode either.
     """
-    said = _refusal(subject)
-    if said is not None:
+    refusal = _refusal(subject)
+    if refusal is not None:
         subject.load(mode=None)
-    return said
+    return refusal
 
 
 def shapes_are_those_of_the_spec(subject: Subject) -> None:
-    """K, V and `valid` have the shapes that `spec` says, with one camera and with two"""
+    """K, V and `valid` have the shapes that `spec` declares, with one camera and with two"""
     height, width = subject.size
     _require_shapes(subject, (CAMERA,), (height, width), {"segments": subject.segments()})
     for changes in subject.with_two_cameras((SHORT, LONG), segments=subject.segments()):
@@ -68,24 +68,26 @@ def _require_shapes(
 ) -> None:
     editor = subject.load((SHORT, LONG), **changes)
     spec, prefix = editor.spec, editor.encode(subject.pictures(2, cameras=cameras), (SHORT, LONG))
-    fix = "correct `attention_layers` (names in the order of the calls, heads, tokens of each segment)"
-    require(spec.mode == subject.mode, f"asked for mode {subject.mode}, the spec says {spec.mode}", "see `spec`")
-    require(spec.cameras == cameras, f"asked for cameras {cameras}, the spec says {spec.cameras}", "see `spec`")
-    require(spec.image_size == size, f"asked for {size}, the spec says {spec.image_size}", "see `spec`")
+    fix = "correct `attention_layers` (names in call order, heads, tokens of each segment)"
+    require(spec.mode == subject.mode, f"requested mode {subject.mode}, but the spec has {spec.mode}", "see `spec`")
+    require(spec.cameras == cameras, f"requested cameras {cameras}, but the spec has {spec.cameras}", "see `spec`")
+    require(spec.image_size == size, f"requested {size}, but the spec has {spec.image_size}", "see `spec`")
     require(
-        len(prefix.layers) == len(spec.layers), f"{len(prefix.layers)} layers, the spec says {len(spec.layers)}", fix
+        len(prefix.layers) == len(spec.layers), f"{len(prefix.layers)} layers, but the spec has {len(spec.layers)}", fix
     )
     for layer, kv in zip(spec.layers, prefix.layers, strict=True):
-        said = (2, layer.tokens, layer.kv_heads, layer.head_dim)
+        expected = (2, layer.tokens, layer.kv_heads, layer.head_dim)
         for part, values in (("K", kv.k), ("V", kv.v)):
-            given = tuple(values.shape)
-            require(given == said, f"{part} of {layer.name} is {given}, the spec says {said}", fix)
+            actual = tuple(values.shape)
+            require(
+                actual == expected, f"{part} of {layer.name} has shape {actual}, but the spec declares {expected}", fix
+            )
             require(bool(torch.isfinite(values).all()), f"{part} of {layer.name} is not finite", "see `run`")
     _require_valid(prefix, spec)
 
 
 def pooled_shapes_are_those_of_the_spec(subject: Subject) -> None:
-    """with `pool` 2, a picture keeps one token for each 2 x 2 cell, and K and V have the shapes that `spec` says"""
+    """with `pool` 2, a picture keeps one token per 2 x 2 cell, and K and V have the shapes that `spec` declares"""
     changes = {"segments": subject.segments()}
     whole = subject.load((SHORT, LONG), **changes).spec
     if not any(layer.holds_pictures for layer in whole.layers):
@@ -94,12 +96,12 @@ def pooled_shapes_are_those_of_the_spec(subject: Subject) -> None:
         pooled = subject.load((SHORT, LONG), pool=2, **changes).spec
     except UsageError as error:
         raise NotApplicable(f"it cannot pool: {error.message}") from None
-    fix = "pool as `DiffusersEditor` does, with `imagewam_cli.prefix.pooling`, or refuse it with UsageError from `load`"
+    fix = "pool as `DiffusersEditor` does, with `imagewam_cli.prefix.pooling`, or reject it with UsageError from `load`"
     for before, after in zip(whole.layers, pooled.layers, strict=True):
         halves = [pooled_segment(segment, 2) for segment in before.segments]
-        given = [(s.name, s.tokens, s.grid) for s in after.segments]
+        actual = [(s.name, s.tokens, s.grid) for s in after.segments]
         expected = [(s.name, s.tokens, s.grid) for s in halves]
-        require(given == expected, f"with `pool` 2 the spec of {before.name} has {given}, not {expected}", fix)
+        require(actual == expected, f"with `pool` 2 the spec of {before.name} has {actual}, not {expected}", fix)
     _require_shapes(subject, (CAMERA,), subject.size, changes | {"pool": 2})
 
 
@@ -107,8 +109,9 @@ def _require_valid(prefix: PrefixKV, spec: KVSpec) -> None:
     fix = "`valid` is bool (B, P) where a layer holds text, and K and V are zeroed where it is False"
     if prefix.valid is None:
         return
-    given = (prefix.valid.dtype, tuple(prefix.valid.shape))
-    require(given == (torch.bool, (2, spec.valid_tokens)), f"`valid` is {given}, the spec has {spec.valid_tokens}", fix)
+    actual = (prefix.valid.dtype, tuple(prefix.valid.shape))
+    expected = (torch.bool, (2, spec.valid_tokens))
+    require(actual == expected, f"`valid` is {actual}, but the spec declares {expected}", fix)
     for layer, kv in zip(spec.layers, prefix.layers, strict=True):
         if layer.holds_text:
             hidden = torch.cat([kv.k[~prefix.valid].flatten(), kv.v[~prefix.valid].flatten()])
@@ -117,18 +120,18 @@ def _require_valid(prefix: PrefixKV, spec: KVSpec) -> None:
 
 def description_is_the_spec(subject: Subject) -> None:
     """`describe`, without weights, equals the `spec` of the loaded editor"""
-    told = subject.kind.bound_to(_released_as_loaded(subject)).describe(subject.options())
-    if told is None:
+    described = subject.kind.bound_to(_released_as_loaded(subject)).describe(subject.options())
+    if described is None:
         raise NotApplicable("the entry has no `config`, so the layout is unknown without weights")
-    told, spec = _without_text_length(told), _without_text_length(subject.load().spec)
+    described, spec = _without_text_length(described), _without_text_length(subject.load().spec)
     for name in (f.name for f in dataclasses.fields(KVSpec)):
-        said, true = getattr(told, name), getattr(spec, name)
+        expected, actual = getattr(described, name), getattr(spec, name)
         if name == "layers":
-            said, true = _first_difference(said, true)
+            expected, actual = _first_difference(expected, actual)
         require(
-            said == true,
-            f"described {name}: {said}\nloaded {name}: {true}",
-            "`attention_layers` and `rope` must depend on the denoiser's config and the settings alone",
+            expected == actual,
+            f"described {name}: {expected}\nloaded {name}: {actual}",
+            "`attention_layers` and `rope` must depend only on the denoiser's config and the settings",
         )
 
 
@@ -156,11 +159,11 @@ def _without_text_length(spec: KVSpec) -> KVSpec:
     return dataclasses.replace(spec, layers=layers)
 
 
-def _first_difference(said: tuple[object, ...], true: tuple[object, ...]) -> tuple[object, object]:
-    """Return the numbers of layers, or the first pair that differs, instead of dozens of layers."""
-    if len(said) != len(true):
-        return f"{len(said)} layers", f"{len(true)} layers"
-    return next(((a, b) for a, b in zip(said, true, strict=True) if a != b), (said, true))
+def _first_difference(expected: tuple[object, ...], actual: tuple[object, ...]) -> tuple[object, object]:
+    """Return the numbers of layers, or the first pair that differs: dozens of layers would be unreadable."""
+    if len(expected) != len(actual):
+        return f"{len(expected)} layers", f"{len(actual)} layers"
+    return next(((a, b) for a, b in zip(expected, actual, strict=True) if a != b), (expected, actual))
 
 
 def segments_are_slices(subject: Subject) -> None:
@@ -182,48 +185,48 @@ def layers_are_slices(subject: Subject) -> None:
 
 
 def prefix_mode_has_no_target(subject: Subject) -> None:
-    """mode `prefix` has no target tokens, and `--segments target` is refused"""
+    """mode `prefix` has no target tokens, and `--segments target` is rejected"""
     if subject.mode != "prefix":
         raise NotApplicable(f"the mode is {subject.mode}")
-    fix = "mode `prefix` is one forward without a target; offer a forward with a target as mode `denoise`"
+    fix = "mode `prefix` is one forward pass without a target; offer a forward pass with a target as mode `denoise`"
     require("target" not in {name for _, name in _parts(subject)}, "the prefix has target tokens", fix)
     require(_refusal(subject, segments=("target",)) is not None, "`segments` target is accepted", fix)
 
 
 def unknown_choices_are_refused(subject: Subject) -> None:
-    """a segment or mode that the editor does not have is refused, and the hint lists those that it has"""
+    """a segment or mode that the editor does not have is rejected, and the hint lists the available ones"""
     fix = "raise UsageError from `load` as `imagewam_cli.plugin.resolve` does, with a hint that lists the choices"
-    unnamed = "name it in the modes of the entry's `defaults`, or refuse it in `load`"
+    fix_modes = "name it in the modes of the entry's `defaults`, or reject it in `load`"
     absent = [name for name in ("sky", *get_args(Segment)) if name not in subject.segments()]
     for name in absent:
-        said = _refusal(subject, segments=(name,))
-        require(said is not None, f"`segments` {name} is accepted, but the editor has no such tokens", fix)
-        listed = all(segment in str(said) for segment in subject.segments())
-        require(listed, f"`segments` {name} is refused without naming {', '.join(subject.segments())}: {said}", fix)
+        refusal = _refusal(subject, segments=(name,))
+        require(refusal is not None, f"`segments` {name} is accepted, but the editor has no such tokens", fix)
+        listed = all(segment in str(refusal) for segment in subject.segments())
+        require(listed, f"`segments` {name} is rejected without naming {', '.join(subject.segments())}: {refusal}", fix)
     for mode in get_args(Mode):
         if mode not in subject.kind.entry.modes:
             accepted = _refusal(subject, mode=mode) is None
-            require(not accepted, f"mode {mode} is accepted, but the entry does not have it", unnamed)
+            require(not accepted, f"mode {mode} is accepted, but the entry does not have it", fix_modes)
 
 
 def wrong_size_is_refused(subject: Subject) -> None:
-    """a picture size that does not split into tokens is refused, and the hint names the nearest that does"""
+    """a picture size that is not a multiple of the token size is rejected, and the hint names the nearest valid size"""
     height, width = subject.size
     size = (height + 1, width)
-    said = _refusal(subject, image_size=size)
-    if said is not None:
+    refusal = _refusal(subject, image_size=size)
+    if refusal is not None:
         require(
-            f"{height}x{width}" in said,
-            f"{size[0]}x{size[1]} is refused without naming {height}x{width}, the nearest that fits: {said}",
+            f"{height}x{width}" in refusal,
+            f"{size[0]}x{size[1]} is rejected without naming {height}x{width}, the nearest valid size: {refusal}",
             "raise UsageError from `load` as `imagewam_cli.plugin.resolve` does",
         )
         return
     spec = subject.load(image_size=size).spec
-    require(spec.image_size == size, f"{size} is accepted, but the spec says {spec.image_size}", "refuse it in `load`")
+    require(spec.image_size == size, f"{size} is accepted, but the spec has {spec.image_size}", "reject it in `load`")
 
 
 def _refusal(subject: Subject, **changes: Any) -> str | None:
-    """Return why `load` refuses these options; None if it accepts them."""
+    """Return why `load` rejects these options; None if it accepts them."""
     try:
         subject.load(**changes)
     except UsageError as error:
@@ -245,8 +248,8 @@ def _parts(subject: Subject, **changes: Any) -> Parts:
     return parts
 
 
-def _require_parts(given: Parts, expected: Mapping[tuple[str, str], dict[str, Tensor]], what: str) -> None:
-    fix = "record the same forward for every choice, then cut: a choice must not change what is computed"
-    require(list(given) == list(expected), f"{what}: the prefix has {list(given)}, not {list(expected)}", fix)
+def _require_parts(actual: Parts, expected: Mapping[tuple[str, str], dict[str, Tensor]], what: str) -> None:
+    fix = "record the same forward pass for every choice, then slice: a choice must not change what is computed"
+    require(list(actual) == list(expected), f"{what}: the prefix has {list(actual)}, not {list(expected)}", fix)
     for (layer, segment), values in expected.items():
-        require_equal(given[layer, segment], values, f"{what}: {segment} tokens of {layer}", fix)
+        require_equal(actual[layer, segment], values, f"{what}: {segment} tokens of {layer}", fix)

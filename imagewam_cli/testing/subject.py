@@ -35,7 +35,7 @@ _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, tor
 
 
 class ContractError(AssertionError):
-    """An editor breaks a promise. `fix` tells its author what to correct."""
+    """An editor fails a check. `fix` states what its author has to correct."""
 
     def __init__(self, message: str, fix: str) -> None:
         super().__init__(f"{message}\nto fix: {fix}")
@@ -43,7 +43,7 @@ class ContractError(AssertionError):
 
 
 class NotApplicable(Exception):  # noqa: N818 - not an error: the check does not apply to this editor
-    """The promise does not concern this editor. The message says why."""
+    """The check does not apply to this editor. The message gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +74,17 @@ class Subject:
         return PrefixOptions(**(chosen | changes))
 
     def load(self, instructions: Sequence[str] = (), **changes: Any) -> Editor:
-        """Return the editor, loaded now or before with the same arguments."""
+        """Return the editor; load it unless an editor with the same arguments is still loaded."""
         key = (self.options(**changes), tuple(instructions))
         editor = self.loaded.pop(key, None)
         if editor is None:
-            editor = self.load_anew(instructions, **changes)
+            editor = self.reload(instructions, **changes)
         self.loaded[key] = editor
         return editor
 
-    def load_anew(self, instructions: Sequence[str] = (), **changes: Any) -> Editor:
+    def reload(self, instructions: Sequence[str] = (), **changes: Any) -> Editor:
         """Load the editor again. Older ones are freed, so that at most `kept` are loaded."""
-        self._forget(len(self.loaded) - self.kept + 1)
+        self._free_oldest(len(self.loaded) - self.kept + 1)
         return self.kind.load(
             self.options(**changes),
             instructions=instructions,
@@ -94,17 +94,17 @@ class Subject:
 
     def clear(self) -> None:
         """Free every loaded editor."""
-        self._forget(len(self.loaded))
+        self._free_oldest(len(self.loaded))
 
-    def _forget(self, count: int) -> None:
+    def _free_oldest(self, count: int) -> None:
         """Free the `count` least recently used editors."""
         for key in list(self.loaded)[: max(0, count)]:
             del self.loaded[key]
         if count > 0:
             gc.collect()  # an editor and its `TextStates` refer to each other, so reference counting cannot free them
 
-    def where_graphs_are_made(self) -> Subject:
-        """Return the subject on the CPU in float32, where graphs are made: this one, or a copy."""
+    def on_cpu_in_float32(self) -> Subject:
+        """Return the subject on the CPU in float32, where graphs are exported: this one, or a copy."""
         if (self.device, self.compute_dtype) == ("cpu", "float32"):
             return self
         self.clear()  # makes room for the copy's editors
@@ -141,7 +141,7 @@ class Subject:
         return True
 
     def pictures(self, count: int, seed: int = 0, cameras: Sequence[str] = (CAMERA,)) -> list[dict[str, UInt8Image]]:
-        """Return rows of noise at the size that the editor sees."""
+        """Return rows of noise pictures at the editor's input size."""
         height, width = self.size
         rng = np.random.default_rng(seed)
         return [
@@ -160,23 +160,24 @@ def subjects(name: str, **options: Any) -> list[Subject]:
     return [Subject(kind=kind, mode=mode, **options) for mode in kind.entry.modes]
 
 
-def counting_tokens(prefix: PrefixKV, spec: KVSpec, row: int) -> dict[str, Tensor]:
+def valid_tokens_of(prefix: PrefixKV, spec: KVSpec, row: int) -> dict[str, Tensor]:
     """Return "K of LAYER" and "V of LAYER" -> the row's tokens (tokens, H, D), without padding."""
-    found = {}
+    tokens: dict[str, Tensor] = {}
     for layer, kv in zip(spec.layers, prefix.layers, strict=True):
         for part, values in (("K", kv.k), ("V", kv.v)):
-            masked = layer.holds_text and prefix.valid is not None
-            found[f"{part} of {layer.name}"] = values[row][prefix.valid[row]] if masked else values[row]  # type: ignore[index]
-    return found
+            masked = prefix.valid is not None and layer.holds_text
+            own = values[row][prefix.valid[row]] if masked else values[row]  # type: ignore[index]
+            tokens[f"{part} of {layer.name}"] = own
+    return tokens
 
 
-def require(truth: bool, message: str, fix: str) -> None:
-    """Check that `truth` holds.
+def require(condition: bool, message: str, fix: str) -> None:
+    """Check that `condition` holds.
 
     Raises:
-        ContractError: it does not.
+        ContractError: it does not hold.
     """
-    if not truth:
+    if not condition:
         raise ContractError(message, fix)
 
 
@@ -186,13 +187,13 @@ def require_equal(
     """Check that two sets of tensors are equal, bit for bit. rounding: allow the rounding of the editor's dtype.
 
     Raises:
-        ContractError: names the first tensor that differs, and by how much.
+        ContractError: two tensors differ; the message names the first one and the maximum difference.
     """
     require(given.keys() == expected.keys(), f"{what}: layers {sorted(given)} instead of {sorted(expected)}", fix)
     for name, wanted in expected.items():
-        found = given[name]
-        require(found.shape == wanted.shape, f"{what}: {name} is {_shape(found)}, not {_shape(wanted)}", fix)
-        gap = largest_gap(found, wanted)
+        actual = given[name]
+        require(actual.shape == wanted.shape, f"{what}: {name} has shape {_shape(actual)}, not {_shape(wanted)}", fix)
+        gap = largest_gap(actual, wanted)
         allowed = _ROUNDING[wanted.dtype] * max(1.0, _largest(wanted)) if rounding else 0.0
         require(gap <= allowed, f"{what}: {name} differs by up to {gap:.2g}; {allowed:.2g} is allowed", fix)
 
@@ -201,7 +202,7 @@ def require_different(given: Mapping[str, Tensor], other: Mapping[str, Tensor], 
     """Check that two sets of tensors of equal shapes differ by more than rounding.
 
     Raises:
-        ContractError: they do not, or their shapes differ.
+        ContractError: the sets are equal up to rounding, or their shapes differ.
     """
     for name, values in given.items():
         shapes = _shape(values), _shape(other[name])
@@ -215,6 +216,7 @@ def require_different(given: Mapping[str, Tensor], other: Mapping[str, Tensor], 
 
 
 def largest_gap(given: Tensor, expected: Tensor) -> float:
+    """Return the maximum absolute difference of two tensors."""
     return _largest(given.double() - expected.double())
 
 

@@ -1,15 +1,15 @@
-"""FLUX.2-klein as an editor, in one forward.
+"""FLUX.2-klein as an editor, run for one forward pass.
 
 Modes:
 - `prefix`: [text | reference] without a target, at the positions of the full sequence. Default timestep 0, at which the
   reference picture is clean; the published code uses it at inference.
 - `denoise`: the pipeline's own step over [text | target | reference], in which all tokens attend to each other. Default
-  timestep 1, where the pipeline starts from pure noise. No target is needed there, and the network knows the edit from
+  timestep 1, where the pipeline starts from pure noise. No target is needed there, and the network infers the edit from
   picture and instruction alone, as a policy does. Below 1 the first reference picture, noised to that timestep,
   replaces the target. All segments are kept by default, because every token has attended to the noisy target and so
   differs from its counterpart in mode `prefix`.
 
-The cameras are tiled into one reference picture, or each is a reference of its own (`camera_layout`): the pipeline
+The cameras are tiled into one reference picture, or each is a separate reference (`camera_layout`): the pipeline
 accepts several. The text encoder is causal, so a row's states do not depend on the padding or on the batch.
 """
 
@@ -87,7 +87,7 @@ class Flux2Editor(DiffusersEditor):
         self.tokens.joint_forward(text, tokens, picture_ids(segments), timestep=timestep)
 
     def prefix_graph(self) -> PrefixGraph | None:
-        """Return the graph; None in mode `denoise`, in which the editor itself runs beside a policy's graphs."""
+        """Return the graph; None in mode `denoise`, in which the editor itself runs alongside a policy's graphs."""
         if self.settings.mode == "denoise":
             return None
         return prefix_graph(
@@ -101,7 +101,7 @@ class Flux2Editor(DiffusersEditor):
 
     @property
     def tokens(self) -> FluxTokens:
-        """Conversion of pictures and text to tokens, with the components that are loaded now."""
+        """Conversion of pictures and text to tokens, with the components that are currently loaded."""
         return FluxTokens(
             **{name: self.part.get(name) for name in self.entry.components},
             text_layers=self.text_layers,

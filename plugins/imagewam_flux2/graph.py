@@ -1,9 +1,9 @@
 """FLUX.2's prefix as a traceable module: picture and token ids in, keys and values out, equal to `Flux2Editor.encode`.
 
 `torch.export` traces it in non-strict mode, which runs `capture.record` as ordinary Python. Two things differ from the
-editor's own forward. The attention mask is always passed, because a graph cannot branch on whether a row is padded. The
-forward is not stopped after the last kept layer, which the tracer cannot follow; unused computation drops out of the
-graph anyway.
+editor's own forward pass. The attention mask is always passed, because a graph cannot branch on whether a row is
+padded. The forward pass is not stopped after the last kept layer, because the tracer could not follow that; unused
+computation drops out of the graph anyway.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def prefix_graph(
     """
     if not settings.layout.in_one_row:  # `PrefixGraph` composes its picture from cameras side by side
         raise ExportError(
-            f"the camera layout {settings.camera_layout!r} cannot be exported: a graph needs cameras side by side"
+            f"the camera layout {settings.camera_layout!r} cannot be exported: a graph needs cameras side by side",
+            "train on a cache that was built with --camera-layout tile",
         )
     before, after = _frame(tokens, prompt)
     return PrefixGraph(

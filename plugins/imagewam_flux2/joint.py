@@ -1,9 +1,10 @@
-"""The published joint training step: the editor learns the future picture and the expert the actions, in one forward.
+"""The published joint training step: the editor learns the future picture and the expert the actions, in one
+forward pass.
 
 Text and reference attend to each other. The target attends to them and to itself, and the actions attend to text,
-reference and themselves, never to the target. The forward therefore splits exactly: first the prefix, then target and
-actions, each attending to the prefix's keys and values. The whole editor sequence is modulated with the target's noise
-level. No gradient is stopped: the action loss reaches the editor through K and V.
+reference and themselves, never to the target. The forward pass can therefore be split without changing the result:
+first the prefix, then target and actions, each attending to the prefix's keys and values. The whole editor sequence is
+modulated with the target's noise level. No gradient is stopped: the action loss reaches the editor through K and V.
 
 Source: arXiv 2606.19531 and its code.
 """
@@ -37,7 +38,7 @@ class JointBatch:
     grid: tuple[int, int]
     """Numbers of (rows, columns) of `reference` and of `target`."""
     actions: Tensor
-    """Normalised chunks, (B, T, A)."""
+    """Normalized chunks, (B, T, A)."""
     is_pad: Tensor
     """bool (B, T), True at steps after the end of the episode."""
     dim_is_pad: Tensor | None = None
@@ -59,12 +60,12 @@ class JointStep:
 
     @property
     def loss(self) -> Tensor:
-        """Weighted sum that is minimised."""
+        """Weighted sum that training minimizes."""
         return VIDEO_WEIGHT * self.video_loss + ACTION_WEIGHT * self.action_loss
 
 
 def joint_step(tokens: FluxTokens, expert: ActionExpert, batch: JointBatch, schedule: FlowSchedule) -> JointStep:
-    """Run one forward of editor and expert, with gradients."""
+    """Run one forward pass of editor and expert, with gradients."""
     ids = image_ids(*batch.grid, t=REFERENCE_T)
     prefix = tokens.prefix(batch.text, batch.reference, ids, timestep=batch.video_t, grad=True)
     noisy_target = add_noise(batch.target, batch.video_noise, batch.video_t)

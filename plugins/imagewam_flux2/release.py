@@ -1,6 +1,6 @@
 """Conversion of FLUX.2's weights between the names of the release and of diffusers' `Flux2Transformer2DModel`.
 
-Names map one to one with two exceptions. The release fuses q, k and v of a double block, diffusers does not. The two
+Names map one to one with two exceptions. The release fuses q, k and v of a double block; diffusers does not. The two
 halves of the final layer's modulation are swapped (the release has shift, then scale).
 
 Source: arXiv 2606.19531's code and FLUX.2's own.
@@ -61,7 +61,7 @@ class Flux2Release:
             parts = value.chunk(len(targets)) if len(targets) > 1 else (value,)
             state |= zip(targets, parts, strict=True)
         if _FINAL[1] in state:
-            state[_FINAL[1]] = _halves_swapped(state[_FINAL[1]])
+            state[_FINAL[1]] = _swap_halves(state[_FINAL[1]])
         return state
 
     def to_release(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -71,13 +71,13 @@ class Flux2Release:
             targets = _targets(name)
             weights[name] = torch.cat([state[t] for t in targets]) if len(targets) > 1 else state[targets[0]]
         if _FINAL[0] in weights:
-            weights[_FINAL[0]] = _halves_swapped(weights[_FINAL[0]])
+            weights[_FINAL[0]] = _swap_halves(weights[_FINAL[0]])
         return weights
 
     def sizes(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
-        """Return the dimensions that differ between sizes of the model, of the tensors that are there."""
+        """Return the dimensions that differ between sizes of the model, judged from the tensors present."""
         blocks = {(m[1], m[2]) for m in (re.match(r"(double|single)_blocks\.(\d+)\.", n) for n in weights) if m}
-        found = {f"{kind} blocks": sum(k == kind for k, _ in blocks) for kind in ("double", "single")}
+        dimensions = {f"{kind} blocks": sum(k == kind for k, _ in blocks) for kind in ("double", "single")}
         for key, name, axis in (
             ("hidden channels", "img_in.weight", 0),
             ("latent channels", "img_in.weight", 1),
@@ -85,8 +85,8 @@ class Flux2Release:
             ("numbers in a head", "single_blocks.0.norm.key_norm.scale", 0),
         ):
             if name in weights:
-                found[key] = weights[name].shape[axis]
-        return found
+                dimensions[key] = weights[name].shape[axis]
+        return dimensions
 
 
 def _targets(name: str) -> tuple[str, ...]:
@@ -124,6 +124,6 @@ def _released(state: Mapping[str, Tensor]) -> list[str]:
     return [name for name in names if _targets(name)[0] in state]
 
 
-def _halves_swapped(weight: Tensor) -> Tensor:
+def _swap_halves(weight: Tensor) -> Tensor:
     first, second = weight.chunk(2)
     return torch.cat([second, first])

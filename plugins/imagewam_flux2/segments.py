@@ -1,4 +1,4 @@
-"""Segments of one forward of FLUX.2, in the order of their tokens, and their position ids.
+"""Segments of one forward pass of FLUX.2, in the order of their tokens, and their position ids.
 
 As in diffusers' pipeline, text comes first, then the target in mode `denoise`, then each reference. The target has the
 size of the first reference, and t = 0. The references have t = 10, 20, ...
@@ -17,7 +17,7 @@ from imagewam_flux2.tokens import REFERENCE_T, TARGET_T
 
 
 def picture_segments(settings: PrefixSettings) -> tuple[SegmentSpec, ...]:
-    """Return the segments of the pictures of one forward, each with its own grid."""
+    """Return the segments of the pictures of one forward pass, each with its own grid."""
     sizes = settings.reference_sizes
     target = (_picture("target", sizes[0], TARGET_T),) if settings.mode == "denoise" else ()
     return (*target, *(_picture("reference", size, REFERENCE_T * (1 + i)) for i, size in enumerate(sizes)))

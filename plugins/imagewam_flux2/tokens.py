@@ -33,7 +33,7 @@ ACTION_T = 2
 class FluxPrefix:
     """Keys and values of the tokens [text | reference], by attention module. valid: bool (B, P).
 
-    output: the denoiser's output at the reference tokens, (B, R, C); None if the forward was stopped before it.
+    output: the denoiser's output at the reference tokens, (B, R, C); None if the forward pass was stopped before it.
     """
 
     layers: dict[str, LayerKV]
@@ -48,7 +48,8 @@ class FluxPrefix:
 
 @dataclass(frozen=True, kw_only=True)
 class FluxTokens:
-    """The parts of a FLUX.2-klein pipeline, to compute the prefix of (picture, instruction) and to decode pictures."""
+    """Parts of a FLUX.2-klein pipeline, used to compute the prefix of a (picture, instruction) pair and to decode
+    pictures."""
 
     transformer: Flux2Transformer2DModel
     vae: AutoencoderKLFlux2
@@ -60,7 +61,7 @@ class FluxTokens:
     """Device on which the text encoder computes, if its weights are offloaded."""
 
     @classmethod
-    def of(
+    def from_pipeline(
         cls, pipeline: Flux2KleinPipeline, *, text_layers: tuple[int, ...] = (9, 18, 27), max_text_tokens: int = 512
     ) -> FluxTokens:
         """Return the parts of a loaded pipeline."""
@@ -74,14 +75,14 @@ class FluxTokens:
         )
 
     def image(self, pictures: Tensor, count: int = 1) -> Tensor:
-        """Encode pictures (B, 3, H, W) in [-1, 1] as normalised tokens (B, H W / 256, C), in row order.
+        """Encode pictures (B, 3, H, W) in [-1, 1] as normalized tokens (B, H W / 256, C), in row order.
 
         count: number of pictures of equal width, side by side. Each is encoded separately.
         """
         with torch.no_grad():
-            return torch.cat([self._encoded(picture) for picture in pictures.chunk(count, dim=3)], dim=1)
+            return torch.cat([self._encode(picture) for picture in pictures.chunk(count, dim=3)], dim=1)
 
-    def _encoded(self, pictures: Tensor) -> Tensor:
+    def _encode(self, pictures: Tensor) -> Tensor:
         latents = F.pixel_unshuffle(self.vae.encode(pictures).latent_dist.mode(), 2)
         mean, std = self._batch_norm(latents)
         return ((latents - mean) / std).flatten(2).transpose(1, 2)
@@ -106,7 +107,7 @@ class FluxTokens:
         return text
 
     def token_ids(self, instruction: str) -> list[int]:
-        """Return the token ids of the instruction in the chat template, cut at `max_text_tokens`."""
+        """Return the token ids of the instruction in the chat template, truncated to `max_text_tokens`."""
         text = self.chat(instruction)
         ids: list[int] = self.tokenizer(text, truncation=True, max_length=self.max_text_tokens)["input_ids"]
         return ids
@@ -148,10 +149,10 @@ class FluxTokens:
         layers: Sequence[str] | None = None,
         grad: bool = False,
     ) -> FluxPrefix:
-        """Run one forward over [text | reference] without a target. Text and reference attend to each other; padding is
-        masked.
+        """Run one forward pass over [text | reference] without a target. Text and reference attend to each other;
+        padding is masked.
 
-        reference: (B, R, C); reference_ids: (R, 4); timestep: in [0, 1], one for all rows or one for each (B,); layers:
+        reference: (B, R, C); reference_ids: (R, 4); timestep: in [0, 1], one for all rows or one per row (B,); layers:
         attention modules to record, by default all.
         """
         names = list(layers) if layers is not None else self.layers
@@ -164,7 +165,7 @@ class FluxTokens:
         return FluxPrefix(layers=recording.layers, valid=valid, output=output if grad else None)
 
     def joint_forward(self, text: Text, pictures: Tensor, picture_ids: Tensor, *, timestep: float | Tensor) -> Tensor:
-        """Run one forward over [text | pictures], in which all tokens except padding attend to each other.
+        """Run one forward pass over [text | pictures], in which all tokens except padding attend to each other.
 
         pictures: (B, I, C), tokens of references, after those of a noisy target if any; picture_ids: (I, 4).
         Returns the denoiser's output at the pictures' tokens, (B, I, C).

@@ -1,13 +1,13 @@
-"""FLUX.1-Kontext as an editor: one forward of its joint transformer over T5 states and the reference picture.
+"""FLUX.1-Kontext as an editor: one forward pass of its joint transformer over T5 states and the reference picture.
 
 Modes `prefix` (the default) and `denoise` both use timestep 1, where editing starts; `imagewam_cli.editors.joint` gives
 the reasons. Target and reference have one timestep and attend to each other.
 
 Kontext is guidance-distilled and takes the guidance scale as an input: `GUIDANCE`, the pipeline's default.
 
-T5 encodes all 512 positions of a padded prompt, and the transformer sees all of them (`keep`, the default). With `trim`
-T5 encodes the same and the states of the padding are dropped. All text has position id 0, so the remaining ids do not
-change. The pooled vector is CLIP's for the prompt.
+T5 encodes all 512 positions of a padded prompt, and the transformer attends to all of them (`keep`, the default). With
+`trim` T5 encodes the same, and the states of the padding are dropped. All text has position id 0, so the remaining ids
+do not change. The pooled vector is CLIP's for the prompt.
 
 At the default size of 512 pixels a picture has 1024 tokens. Pretraining and the pipeline use a fixed list of sizes of
 about one megapixel; here the user chooses the size, and pictures are not resized to one of that list.

@@ -1,10 +1,10 @@
 """InstructPix2Pix as an editor: one step of its UNet on noise and the picture's latents.
 
-The picture's latents are concatenated with the noise as channels, so no token belongs to the reference alone.
+The picture's latents are concatenated with the noise as channels, so no token belongs only to the reference.
 Self-attention holds the target at each resolution, cross-attention holds the text. The only mode is `denoise`, with the
 conditional branch only.
 
-The default timestep is 1, where the pipeline starts from pure noise: the network knows the edit from picture and
+The default timestep is 1, where the pipeline starts from pure noise: the network infers the edit from picture and
 instruction alone, as a policy does. Below 1 a target is needed, and the current picture, noised to that timestep,
 replaces it. t in [0, 1] is the training timestep t (N - 1), rounded. By default only the target is kept, which has
 attended to the text; `--segments text,target` adds the cross-attention. Default size: 256 pixels, at which the editor
@@ -67,7 +67,7 @@ class InstructPix2PixEditor(DiffusersEditor):
         return latents
 
     def added_conditions(self, text: Text) -> dict[str, Tensor] | None:
-        """Return what the UNet adds to the embedding of the timestep; None: nothing."""
+        """Return what the UNet adds to the embedding of the timestep; None if it adds nothing."""
         return None
 
     def _start(self, reference: Tensor) -> tuple[int, Tensor]:
@@ -83,7 +83,7 @@ class InstructPix2PixEditor(DiffusersEditor):
 
 
 def unet_layers(unet: UNet2DConditionModel, image_size: tuple[int, int], text: int) -> tuple[LayerSpec, ...]:
-    """Return every attention layer of a diffusers UNet in the order of the calls.
+    """Return every attention layer of a diffusers UNet in call order.
 
     Self-attention holds the target at the resolution of its block, cross-attention the text.
     unet: may be on the meta device.
@@ -93,7 +93,7 @@ def unet_layers(unet: UNet2DConditionModel, image_size: tuple[int, int], text: i
     halvings = {path: _halvings(path, last) for path in paths}
     stages = ("down_blocks", "mid_block", "up_blocks")
     layers = []
-    # modules are registered as down, up, mid; a forward runs down, mid, up
+    # modules are registered as down, up, mid; a forward pass runs down, mid, up
     for path in sorted(paths, key=lambda path: stages.index(path.partition(".")[0])):
         module = unet.get_submodule(path)
         target = picture_segment("target", image_size, PIXELS_PER_LATENT * 2 ** halvings[path])

@@ -1,10 +1,10 @@
 """InstructPix2Pix on SDXL as an editor: the same step of a larger UNet, conditioned on two text encoders and sizes.
 
-Text states are those of the second-to-last hidden layer of both encoders, side by side. The second encoder also gives
+Text states are those of the second-to-last hidden layer of both encoders, side by side. The second encoder also returns
 one vector for the whole text. The UNet's size conditions (arXiv 2307.01952, section 2.2) are (original height, width,
 crop top, left, target height, width): the picture is not cropped, so both sizes are the image size and the crop is
 (0, 0). Default size: 768 pixels, at which the editor was trained. Only the two lower resolutions have attention, with
-16 and 32 pixels for a token.
+16 and 32 pixels per token.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Modes `prefix` (the default) and `denoise` both use timestep 1, where editing st
 the reasons. Target and reference have one timestep and attend to each other. Guidance is applied outside the network,
 so only the conditional branch runs.
 
-Text is the picture's tokens, then the instruction. The pipeline shows the transformer all 512 positions of a padded
-instruction (`keep`, the default). `trim` drops the padding. The encoder is causal, so the other states do not change,
+Text is the picture's tokens, then the instruction. The pipeline passes all 512 positions of a padded instruction to the
+transformer (`keep`, the default). `trim` drops the padding. The encoder is causal, so the other states do not change,
 and pictures keep their position ids after 512 text positions. In a batch, shorter rows are masked inside the blocks:
 the blocks accept a mask, although the transformer does not pass one on.
 
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from imagewam_cli.plugin import EditorError, JointEditor, PrefixSettings, Prompt, Text, UInt8Image
-from imagewam_longcat.prompt import LongCatPrompt, seen_tokens
+from imagewam_longcat.prompt import LongCatPrompt, picture_tokens
 
 if TYPE_CHECKING:
     from diffusers import LongCatImageTransformer2DModel
@@ -47,7 +47,7 @@ class LongCatEditor(JointEditor):
     def picture_text(cls, settings: PrefixSettings) -> int:
         from transformers import Qwen2VLImageProcessorPil
 
-        return seen_tokens(Qwen2VLImageProcessorPil(), settings.image_size)
+        return picture_tokens(Qwen2VLImageProcessorPil(), settings.image_size)
 
     def fingerprint_extras(self) -> Mapping[str, object]:
         return {"preamble": self._prompts.preamble}
@@ -55,7 +55,7 @@ class LongCatEditor(JointEditor):
     def text_tokens(self, prompt: str) -> int:
         keep = self.settings.text_padding == "keep"
         room = self.entry.defaults.text_limit if keep else len(self._prompts.instruction_ids(prompt))
-        return self._seen_tokens + room
+        return self._picture_tokens + room
 
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
         assert picture is not None
@@ -68,9 +68,10 @@ class LongCatEditor(JointEditor):
 
     def prepare(self) -> None:
         expected = self.picture_text(self.settings)
-        if self.settings.text_padding == "trim" and self._seen_tokens != expected:
+        if self.settings.text_padding == "trim" and self._picture_tokens != expected:
             raise EditorError(
-                f"the folder's text_processor makes {self._seen_tokens} tokens of a picture, LongCat's own {expected}",
+                f"the folder's text_processor turns a picture into {self._picture_tokens} tokens; "
+                f"LongCat's own processor gives {expected}",
                 "use --text-padding keep, which takes positions from the length of the text",
             )
 
@@ -89,14 +90,14 @@ class LongCatEditor(JointEditor):
         )
 
     @property
-    def _seen_tokens(self) -> int:
+    def _picture_tokens(self) -> int:
         """Number of text tokens that represent the picture."""
-        return seen_tokens(self.part["text_processor"], self.settings.image_size)
+        return picture_tokens(self.part["text_processor"], self.settings.image_size)
 
 
 @contextlib.contextmanager
 def _masked(transformer: LongCatImageTransformer2DModel, mask: Tensor | None) -> Iterator[None]:
-    """Pass an attention mask to every block. The transformer's own forward has no argument for it."""
+    """Pass an attention mask to every block. The transformer's own `forward` has no argument for it."""
     if mask is None:
         yield
         return

@@ -1,9 +1,9 @@
 """Prompt of LongCat-Image-Edit's vision-language model: a fixed preamble, the picture, the instruction.
 
-The instruction is padded to 512 tokens. The denoiser's text is the states from the picture on: [start | picture | end |
-instruction | padding]. The tokens that the pipeline adds after them are left out: the model is causal, so they do not
-affect the states that are used. Quoted text is tokenized letter by letter, because the editor was trained to write it
-into pictures.
+The instruction is padded to 512 tokens. The denoiser receives the text states from the picture onwards: [start |
+picture | end | instruction | padding]. The tokens that the pipeline adds after them are omitted: the model is causal,
+so they do not affect the states that are used. Quoted text is tokenized letter by letter, because the editor was
+trained to write it into pictures.
 
 The preamble comes from diffusers' pipeline.
 """
@@ -56,13 +56,13 @@ class LongCatPrompt:
         return [i for piece in pieces(prompt) for i in self._ids(piece)][: self.max_tokens]
 
     def states(self, prompt: str, picture: UInt8Image, *, padded: bool) -> Tensor:
-        """Return the hidden states (L, D) of picture and instruction. padded: also those of the padding."""
-        height, width = _shown(picture.shape[:2])
+        """Return the hidden states (L, D) of picture and instruction. padded: include the states of the padding."""
+        height, width = _encoder_size(picture.shape[:2])
         seen = self.text_processor(
             images=Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS), return_tensors="pt"
         )
-        shown = _PICTURE * _merged(self.text_processor, seen["image_grid_thw"].prod().item())
-        before, instruction = self._ids(self.preamble.replace(_PICTURE, shown)), self.instruction_ids(prompt)
+        placeholders = _PICTURE * _merged_tokens(self.text_processor, seen["image_grid_thw"].prod().item())
+        before, instruction = self._ids(self.preamble.replace(_PICTURE, placeholders)), self.instruction_ids(prompt)
         padding = self.max_tokens - len(instruction) if padded else 0
         ids = [*before, *instruction, *[self.tokenizer.pad_token_id] * padding]
         valid = [i < len(before) + len(instruction) for i in range(len(ids))]
@@ -104,7 +104,7 @@ class LongCatPrompt:
 
 
 class _NoProcessor:
-    """Stand-in for the processor, of which the pipeline's constructor reads one attribute."""
+    """Stand-in for the processor; the pipeline's constructor reads one of its attributes."""
 
     image_processor = None
 
@@ -119,17 +119,19 @@ def pieces(prompt: str) -> Iterator[str]:
         yield from part if i % 2 else filter(None, [part])
 
 
-def seen_tokens(text_processor: Qwen2VLImageProcessorPil, size: tuple[int, int]) -> int:
+def picture_tokens(text_processor: Qwen2VLImageProcessorPil, size: tuple[int, int]) -> int:
     """Return the number of text tokens of a picture of (height, width) pixels, with its start and end."""
-    return _FRAME_TOKENS + _merged(text_processor, text_processor.get_number_of_image_patches(*_shown(size), {}))
+    return _FRAME_TOKENS + _merged_tokens(
+        text_processor, text_processor.get_number_of_image_patches(*_encoder_size(size), {})
+    )
 
 
-def _merged(text_processor: Qwen2VLImageProcessorPil, patches: int) -> int:
-    """Return the number of tokens of a picture with this many patches, of which a square becomes one token."""
+def _merged_tokens(text_processor: Qwen2VLImageProcessorPil, patches: int) -> int:
+    """Return the number of tokens of a picture of `patches` patches, each square of which becomes one token."""
     side: int = text_processor.merge_size
     return patches // side**2
 
 
-def _shown(size: Sequence[int]) -> tuple[int, int]:
-    """Return the (height, width) at which the model sees a picture: half of the denoiser's."""
+def _encoder_size(size: Sequence[int]) -> tuple[int, int]:
+    """Return the (height, width) at which the text encoder sees a picture: half of the denoiser's."""
     return size[0] // 2, size[1] // 2

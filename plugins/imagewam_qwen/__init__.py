@@ -47,7 +47,7 @@ def imagewam_editors() -> list[EditorEntry]:
         *(
             EditorEntry(
                 name=name,
-                summary=f"Qwen-Image-Edit-{month}, one picture or one for each camera",
+                summary=f"Qwen-Image-Edit-{month}, one picture or one per camera",
                 load="imagewam_qwen.editor:QwenPlusEditor",
                 family="QwenImageEditPlusPipeline",
                 defaults=_PLUS_DEFAULTS,

@@ -1,8 +1,8 @@
 """Qwen-Image-Edit as an editor. Its text encoder also sees the picture, so text states belong to a row.
 
 Modes:
-- `prefix`, the default: one forward over [text | reference] without a target, at the positions of the full sequence. It
-  costs half as much as a full step. In the first step the target is noise and carries no information.
+- `prefix`, the default: one forward pass over [text | reference] without a target, at the positions of the full
+  sequence. It costs half as much as a full step. In the first step the target is noise and carries no information.
 - `denoise`: the full step over [text | target | reference], as in the pipeline, for keys and values of the target.
 
 Both modes use timestep 1 by default, where the pipeline starts. One vector modulates all tokens, so the timestep sets
@@ -68,7 +68,7 @@ class QwenEditor(DiffusersEditor):
 
     reads_picture = True
     picture_label: ClassVar[str] = ""
-    """Text that the pipeline puts before the prompt for each picture, inside its template."""
+    """Text that the pipeline puts before the prompt, once per picture, inside its template."""
 
     @classmethod
     def attention_layers(
@@ -104,20 +104,20 @@ class QwenEditor(DiffusersEditor):
         return size
 
     def fingerprint_extras(self) -> Mapping[str, object]:
-        return self._reader.wording | {"read_sizes": [list(size) for size in self._read_sizes]}
+        return self._reader.wording | {"read_sizes": [list(size) for size in self._encoder_sizes]}
 
     def text_tokens(self, prompt: str) -> int:
-        return self._checked(self._reader.length(prompt, self._read_sizes))
+        return self._require_position_ids(self._reader.length(prompt, self._encoder_sizes))
 
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
         assert picture is not None
         pictures = np.split(picture, len(self._sizes), axis=1)
-        return Prompt(states=self._reader.states(prompt, pictures, self._read_sizes))
+        return Prompt(states=self._reader.states(prompt, pictures, self._encoder_sizes))
 
     def run(self, pictures: Tensor, text: Text) -> None:
         t = self.settings.timestep
         batch, length, _ = text.embeds.shape
-        self._checked(length)
+        self._require_position_ids(length)
         cameras = pictures.chunk(len(self._sizes), dim=3)
         references = [picture_latents(self.part["vae"], camera) for camera in cameras]
         denoising = self.settings.mode == "denoise"
@@ -148,10 +148,10 @@ class QwenEditor(DiffusersEditor):
         return self.settings.reference_sizes
 
     @functools.cached_property
-    def _read_sizes(self) -> tuple[tuple[int, int], ...]:
+    def _encoder_sizes(self) -> tuple[tuple[int, int], ...]:
         return tuple(self.read_size(size) for size in self._sizes)
 
-    def _checked(self, text: int) -> int:
+    def _require_position_ids(self, text: int) -> int:
         """Return the number of text tokens, if the transformer has enough position ids for them after the pictures.
 
         Raises:
@@ -170,7 +170,7 @@ def _picture(name: Segment, size: tuple[int, int], frame: int) -> SegmentSpec:
 
 
 class QwenPlusEditor(QwenEditor):
-    """A QwenImageEditPlusPipeline folder as an `Editor`: one reference picture, or one for each camera."""
+    """A QwenImageEditPlusPipeline folder as an `Editor`: one reference picture, or one per camera."""
 
     picture_label = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
 

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class PromptReader:
-    """The half of a pipeline that encodes text."""
+    """Text-encoding half of a Qwen-Image-Edit pipeline."""
 
     def __init__(
         self, pipeline: QwenImageEditPipeline | QwenImageEditPlusPipeline, label: str, device: torch.device
     ) -> None:
-        """pipeline: has a text encoder and a processor; label: text before the prompt for each picture, in which `{}`
-        is the picture's number; device: where the encoder computes, even if its weights are offloaded."""
+        """pipeline: has a text encoder and a processor; label: text before the prompt, once per picture, in which
+        `{}` is the picture's number; device: where the encoder computes, even if its weights are offloaded."""
         self._pipeline, self._label, self._device = pipeline, label, device
         pipeline.text_encoder.register_forward_pre_hook(_with_token_types, with_kwargs=True)
 

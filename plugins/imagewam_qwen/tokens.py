@@ -1,6 +1,6 @@
 """Tokens and positions of Qwen-Image-Edit: packed latents, and position ids with three axes (frame, row, column).
 
-Picture -> VAE mean -> normalised by the VAE's constants -> 2x2 space-to-channel -> tokens (B, h w, C) in row
+Picture -> VAE mean -> normalized by the VAE's constants -> 2x2 space-to-channel -> tokens (B, h w, C) in row
 order. The target is frame 0, the references are frames 1, 2, ... Rows and columns are counted from the middle of each
 picture. Text token i has the same id on all axes: i plus half the longest side of the pictures, in tokens.
 """
@@ -64,11 +64,13 @@ def text_positions(sizes: Iterable[tuple[int, int]]) -> TokenPositions:
 
 @contextlib.contextmanager
 def without_target(transformer: QwenImageTransformer2DModel) -> Iterator[None]:
-    """Let the first of the transformer's `img_shapes` have 0 frames: the target then has no tokens, and the references
-    and the text have the same positions as after a target."""
+    """Run the transformer without target tokens: the first entry of `img_shapes` may have 0 frames.
+
+    References and text keep the positions that follow a target.
+    """
     handles = (
         transformer.pos_embed.register_forward_pre_hook(_with_target),
-        transformer.pos_embed.register_forward_hook(_target_dropped),
+        transformer.pos_embed.register_forward_hook(_drop_target),
     )
     try:
         yield
@@ -78,12 +80,12 @@ def without_target(transformer: QwenImageTransformer2DModel) -> Iterator[None]:
 
 
 def _with_target(_module: nn.Module, args: tuple[list[list[Shape]]]) -> tuple[list[list[Shape]]]:
-    # rotary ids are computed as if the target were there, then `_target_dropped` removes its part
+    # rotary ids are computed as if there were a target; `_drop_target` then removes the target's ids
     (_, rows, columns), *references = args[0][0]
     return ([[(1, rows, columns), *references]],)
 
 
-def _target_dropped(
+def _drop_target(
     _module: nn.Module, args: tuple[list[list[Shape]]], output: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     pictures, text = output

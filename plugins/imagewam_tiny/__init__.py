@@ -1,6 +1,7 @@
 """Entry of `tiny`, the embedded editor: a trained miniature of FLUX.2-klein for 128-pixel tabletop pictures.
 
-Its folder `weights/` is an ordinary diffusers pipeline, loaded by the same class as FLUX.2-klein. `train` made it.
+Its folder `weights/` is an ordinary diffusers pipeline, loaded by the same class as FLUX.2-klein. It is
+written by `imagewam_tiny.train`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _DEFAULTS = dataclasses.replace(
     camera_layouts=("tile", "head-over-wrists"),
     max_text_tokens=architecture.MAX_TEXT_TOKENS,
 )
-"""Choices that tiny was trained with. In training the prefix had one timestep, text and reference never attended to a
+"""Settings that tiny was trained with. In training, the prefix had one timestep, text and reference never attended to a
 target, and there was one reference picture. So there is no mode `denoise`, and no layout `separate`."""
 
 

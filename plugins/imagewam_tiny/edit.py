@@ -2,8 +2,8 @@
 
     python -m imagewam_tiny.edit --out sheet.png
 
-draws a sheet of before / edited / true pictures of unseen scenes (seeds 0 to 63). It prints the rate of correct edits
-and, as a baseline, the rate at which an unchanged copy of the input counts as correct.
+draws a sheet of input / edited / ground-truth pictures of unseen scenes (seeds 0 to 63). It prints the rate of correct
+edits and, as a baseline, the rate at which an unchanged copy of the input counts as correct.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from imagewam_tiny import architecture, imagewam_editors
 from imagewam_tiny.editor import WEIGHTS, TinyEditor
 
 EDIT_STEPS = 1
-"""Number of Euler steps. One step predicts the mean of all possible results, which is right here: an instruction
-leaves one result. More steps sample a result: sharper if there are several, more often wrong here
+"""Number of Euler steps. One step predicts the mean of all possible results, which is correct here: an instruction
+allows one result. More steps sample one result, which is sharper if there are several, but more often wrong here
 (docs/reference/tiny.md)."""
 EDIT_SHIFT = 3.0
 
@@ -76,7 +76,7 @@ def judge(
 
 
 def sheet(edits: Sequence[Edit], edited: Sequence[UInt8Image], right: Sequence[bool], columns: int = 8) -> Image.Image:
-    """Draw before, edited and true picture of each scene in a column, above a green (right) or red (wrong) bar."""
+    """Draw input, edit and ground truth of each scene in a column, above a green (correct) or red (incorrect) bar."""
     size, gap = edits[0].before.shape[0], 6
     rows = -(-len(edits) // columns)
     page = Image.new("RGB", (columns * (size + gap), rows * (3 * size + 3 * gap)), "white")

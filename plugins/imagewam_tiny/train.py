@@ -5,10 +5,10 @@
 Each stage writes checkpoints and resumes from the last one. Every random number depends on the seed: the same seed,
 thread count and torch build give the same weights.
 
-The editor stages train exactly what `imagewam cache` stores. One forward over [text | reference] at the fixed
-`PREFIX_TIMESTEP` gives keys and values; a second forward, over the noisy target at its own random timestep, attends to
-them. Text and reference never attend to the target (the published mask). The prefix has the same timestep in training
-and in use, unlike in the published training.
+The editor stages train exactly what `imagewam cache` stores. One forward pass over [text | reference] at the fixed
+`PREFIX_TIMESTEP` gives keys and values; a second forward pass, over the noisy target at its own random timestep,
+attends to them. Text and reference never attend to the target (the published mask). The prefix has the same timestep in
+training and in use, unlike in the published training.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TrainConfig:
     """Step at which to end the stage, before the end of its schedule."""
 
     @property
-    def last(self) -> int:
+    def total_steps(self) -> int:
         """Number of steps of the stage."""
         return self.steps if self.stop is None else self.stop
 
@@ -75,14 +75,14 @@ class EditorConfig(TrainConfig):
     shift: float
     """Shift of the schedule of noise levels."""
     draws: int = 1
-    """Number of noisy targets for each prefix, which is computed once for all of them."""
+    """Number of noisy targets per prefix, which is computed once for all of them."""
     changed_weight: float = 1.0
     """Weight in the loss of a token that the edit changes; other tokens weigh 1."""
     prefix_weight: float = 0.0
     """Weight of the loss at the reference tokens, see `train_editor`."""
     beside_share: float | None = None
-    """Fraction of edits that put a block beside another; None: that of the tabletop, about a quarter."""
-    first_edit: int = 0
+    """Fraction of edits that put a block beside another; None: the tabletop's own fraction, about a quarter."""
+    first_edit_number: int = 0
     """Number of the stage's first edit, so that each stage has its own scenes."""
 
 
@@ -91,19 +91,19 @@ EDITOR_STAGES = (
     EditorConfig(steps=2100, batch=32, learning_rate=1e-3, ema=0.995, save_every=150, shift=3.0, draws=2),
     EditorConfig(
         steps=2700, batch=32, learning_rate=1e-3, ema=0.995, save_every=100, shift=3.0, changed_weight=4.0,
-        prefix_weight=1.0, first_edit=10**7, stop=700,
+        prefix_weight=1.0, first_edit_number=10**7, stop=700,
     ),
     EditorConfig(
         steps=2400, batch=32, learning_rate=1e-3, warmup=50, ema=0.995, save_every=100, shift=3.0, changed_weight=4.0,
-        prefix_weight=1.0, beside_share=0.5, first_edit=2 * 10**7,
+        prefix_weight=1.0, beside_share=0.5, first_edit_number=2 * 10**7,
     ),
 )  # fmt: skip
 """The first stage learns the whole picture, which has most of the error. The second weights the few tokens that the
-instruction changes, and trains the prefix to compute the change. The third has more of the edits that are learned
-last."""
+instruction changes, and trains the prefix to compute the change. The third stage contains a larger share of
+the edits that are learned last."""
 KL_WEIGHT = 2e-7
-THINGS_WEIGHT = 4.0
-"""Weight in the VAE's loss of a pixel that is not bare table: blocks and jaws are a few percent of a picture."""
+OBJECT_WEIGHT = 4.0
+"""Weight of a pixel that is not bare table in the VAE's loss: blocks and jaws are a few percent of a picture."""
 CHANGE = 0.5
 """Change of any channel, in standard deviations of the latents, above which a token counts as changed."""
 
@@ -132,14 +132,14 @@ def train_vae(vae: AutoencoderKLFlux2, config: TrainConfig, checkpoint: Path, se
     for step in stage.remaining():
         whole = step % 4 == 3
         pictures = to_tensor(_pictures(seed, step, config.batch // 4 if whole else config.batch))
-        if not whole:  # the network is convolutional: crops teach the same at a quarter of the cost
+        if not whole:  # the network is convolutional: crops teach as much at a quarter of the cost
             corner = np.random.default_rng([seed, step]).integers(0, 65, size=(len(pictures), 2))
             pictures = torch.stack([p[:, y : y + 64, x : x + 64] for p, (y, x) in zip(pictures, corner, strict=True)])
         torch.manual_seed(1_000_000 * (seed + 1) + step)
         with mixed_precision():
             posterior = vae.encode(pictures).latent_dist
             error = vae.decode(posterior.sample()).sample.float() - pictures
-        weight = 1 + (THINGS_WEIGHT - 1) * _things(pictures)
+        weight = 1 + (OBJECT_WEIGHT - 1) * _object_mask(pictures)
         loss = (weight * (error.abs() + error.square())).mean() + KL_WEIGHT * posterior.kl().mean()
         stage.advance(step, loss)
     stage.finish()
@@ -152,10 +152,12 @@ def train_editor(pipeline: Flux2KleinPipeline, config: EditorConfig, checkpoint:
     """Train text encoder and transformer by flow matching: (picture before, instruction) -> picture after.
 
     With a `prefix_weight`, the denoiser's output at the reference tokens also learns to predict the change of the
-    latents there. A policy sees only the prefix. Without this loss only the target tokens might compute which block
-    moves and where; with it the prefix does, and the keys and values of the later layers carry the answer.
+    latents there. A policy sees only the prefix. Without this loss, the model could compute only at the target tokens
+    which block moves and where; with it, the prefix does, and the keys and values of the later layers carry the answer.
     """
-    tokens = FluxTokens.of(pipeline, text_layers=architecture.TEXT_LAYERS, max_text_tokens=architecture.MAX_TEXT_TOKENS)
+    tokens = FluxTokens.from_pipeline(
+        pipeline, text_layers=architecture.TEXT_LAYERS, max_text_tokens=architecture.MAX_TEXT_TOKENS
+    )
     trained = torch.nn.ModuleDict({"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder.model})
     schedule = FlowSchedule(shift=config.shift)
     stage = _Stage(trained, config, checkpoint)
@@ -202,7 +204,7 @@ def encode_mean(vae: AutoencoderKLFlux2, pictures: Tensor) -> Tensor:
 
 def _edits(config: EditorConfig, seed: int, step: int) -> list[Edit]:
     """Return the edits of a step. With a `beside_share`, each edit is the first of its seeds with the required kind."""
-    first = seed * 10**8 + config.first_edit + step * config.batch
+    first = seed * 10**8 + config.first_edit_number + step * config.batch
     if config.beside_share is None:
         return [sample_edit(first + i) for i in range(config.batch)]
     kinds = ["beside" if i < config.beside_share * config.batch else "place" for i in range(config.batch)]
@@ -223,7 +225,7 @@ def _changed(before: Tensor, after: Tensor) -> Tensor:
     return ((before - after).abs().amax(-1) > CHANGE).float()
 
 
-def _things(pictures: Tensor) -> Tensor:
+def _object_mask(pictures: Tensor) -> Tensor:
     """Return float32 (B, 1, H, W), 1 at pixels that are not bare table."""
     table = torch.tensor(TABLE_RGB).view(1, 3, 1, 1) / 127.5 - 1
     return ((pictures - table).abs().amax(1, keepdim=True) > 0.1).float()
@@ -254,8 +256,8 @@ class _Stage:
         self.losses: list[float] = []
 
     def remaining(self) -> Iterator[int]:
-        """Yield the steps that are left: all of them, or those after the checkpoint."""
-        yield from range(self._restore(), self.config.last)
+        """Yield the remaining steps: all steps, or the ones after the checkpoint."""
+        yield from range(self._restore(), self.config.total_steps)
 
     def advance(self, step: int, loss: Tensor) -> None:
         """Take one optimizer step, and write a checkpoint every `save_every` steps."""
@@ -267,7 +269,7 @@ class _Stage:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self.optimizer.step()
-        # a short average at first, so that the random start does not stay in it
+        # average over few steps at first, so that the initial weights do not dominate it
         decay = min(self.config.ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
         self.losses.append(float(loss.detach()))
@@ -280,7 +282,7 @@ class _Stage:
 
     def finish(self) -> None:
         """Replace the model's weights by their average."""
-        self._save(self.config.last)
+        self._save(self.config.total_steps)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.average[name])

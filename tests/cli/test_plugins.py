@@ -75,7 +75,7 @@ def test_a_broken_editor_is_exit_1_with_what_to_fix(
     code, out, err = doctor(capsys, forgetful, "--weights", tiny_weights)
     assert code == 1
     assert "  FAIL  K, V and `valid` have the shapes" in out
-    assert "        2 layers, the spec says 3\n        to fix: correct `attention_layers`" in out
+    assert "        2 layers, but the spec has 3\n        to fix: correct `attention_layers`" in out
     assert "error: forgetful fails 2 of 2 checks" in err
 
 
@@ -97,7 +97,7 @@ def test_a_mode_that_does_not_load_is_a_finding(
     assert [line[:8] for line in lines[:4]] == ["mode pre", "  ok    ", "  ok    ", "mode den"]
     assert lines[4].startswith("  FAIL  every mode that the entry names")
     assert "the entry names mode denoise" in lines[5]
-    assert "to fix: leave it out of the modes of the entry's `defaults`" in lines[6]
+    assert "to fix: omit it from the modes of the entry's `defaults`" in lines[6]
     assert len(lines) == 7
     assert "error: tiny fails 1 of 3 checks" in err
 

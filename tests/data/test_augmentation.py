@@ -82,5 +82,5 @@ def test_rotation_fills_with_the_mean_and_a_crop_stays_inside() -> None:
 
 
 def test_zero_views_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least one view"):
+    with pytest.raises(ValueError, match="variants must be at least 1, got 0"):
         Augmentation(variants=0)

@@ -45,7 +45,7 @@ def test_default_size_granularity_and_reference_sizes(
 def test_a_missing_camera_and_a_wrong_camera_count_are_refused() -> None:
     with pytest.raises(DatasetError, match="no picture of camera 'belly'"):
         TILE.compose(IMAGES, ("head", "belly"), (4, 8))
-    with pytest.raises(UsageError, match="for 3 cameras, not 2"):
+    with pytest.raises(UsageError, match="takes 3 cameras, got 2"):
         HEAD_OVER_WRISTS.granularity(16, 2)
 
 

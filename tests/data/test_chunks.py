@@ -42,8 +42,8 @@ def test_a_chunk_does_not_share_memory_with_the_actions() -> None:
         (ACTIONS, 5, 2, "frame 5 is outside the episode of 5 frames"),
         (ACTIONS, -1, 2, "frame -1 is outside"),
         (ACTIONS, 0, 0, "a horizon of 0 actions is empty"),
-        (ACTIONS[:0], 0, 1, "not an episode"),
-        (ACTIONS[0], 0, 1, "not an episode"),
+        (ACTIONS[:0], 0, 1, "not those of an episode"),
+        (ACTIONS[0], 0, 1, "not those of an episode"),
     ],
 )
 def test_invalid_arguments_are_refused(actions: np.ndarray, frame: int, horizon: int, message: str) -> None:

@@ -75,8 +75,8 @@ class TestWrongInfo:
         ("change", "message"),
         [
             ({"codebase_version": "v1.6"}, "'v1.6' is not supported; supported: v2.1, v3.0"),
-            ({"total_episodes": 4}, "lists 3 episodes, .*info.json says total_episodes 4"),
-            ({"total_frames": 99}, "hold 16 frames, .*info.json says total_frames 99"),
+            ({"total_episodes": 4}, "lists 3 episodes, .*info.json declares total_episodes 4"),
+            ({"total_frames": 99}, "hold 16 frames, .*info.json declares total_frames 99"),
             ({"fps": 0}, "fps is 0.0"),
             ({"fps": "ten"}, "'fps' is 'ten'"),
             ({"chunks_size": 0}, "chunks_size is 0"),

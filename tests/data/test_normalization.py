@@ -1,4 +1,4 @@
-"""Compare statistics with numpy over the whole array, and the normaliser with its formulas and its inverse."""
+"""Compare statistics with numpy over the whole array, and the normalizer with its formulas and its inverse."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_the_json_round_trip_is_exact(rows: np.ndarray, mode: NormalizationMode)
 def test_values_of_another_dimension_are_refused_with_both_dimensions() -> None:
     normalizer = Normalizer(mode="min_max", stats=stats_of(np.eye(4)))
     for direction in (normalizer.normalize, normalizer.denormalize):
-        with pytest.raises(DatasetError, match="values have 3 dimensions, the normaliser has 4"):
+        with pytest.raises(DatasetError, match="values have 3 dimensions, but the normalizer has 4"):
             direction(np.zeros((2, 3)))
 
 
@@ -176,10 +176,10 @@ def test_an_unknown_mode_suggests_the_nearest_name() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"mode": "other"}, "not a normaliser: mode 'other'"),
+        ({"mode": "other"}, "not a normalizer: mode 'other'"),
         ({"stats": None}, "statistics NoneType"),
         ({"stats": {"min": [0.0]}}, "the statistics lack max, mean, std, q01, q99"),
-        ({"stats": {**fixed(low=0, high=1).to_dict(), "max": [1.0, 2.0]}}, "'max' has 2 dimensions, 'min' has 1"),
+        ({"stats": {**fixed(low=0, high=1).to_dict(), "max": [1.0, 2.0]}}, "'max' has 2 dimensions, but 'min' has 1"),
         ({"stats": {**fixed(low=0, high=1).to_dict(), "std": [float("nan")]}}, "'std' is not finite"),
         ({"stats": {**fixed(low=0, high=1).to_dict(), "q01": "low"}}, "not lists of numbers"),
     ],

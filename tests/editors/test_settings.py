@@ -62,8 +62,8 @@ def test_complete_settings_need_every_choice() -> None:
     ("options", "message"),
     [
         ({"segments": ()}, "no segment is chosen"),
-        ({"rounding": "published-bf16", "compute_dtype": "float32"}, "computes in bfloat16, not float32"),
-        ({"camera_layout": "head-over-wrists", "cameras": ("a", "b")}, "is for 3 cameras, not 2"),
+        ({"rounding": "published-bf16", "compute_dtype": "float32"}, "requires --compute-dtype bfloat16, got float32"),
+        ({"camera_layout": "head-over-wrists", "cameras": ("a", "b")}, "takes 3 cameras, got 2"),
     ],
 )
 def test_incompatible_choices_are_refused(options: dict[str, Any], message: str) -> None:

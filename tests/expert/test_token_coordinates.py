@@ -123,5 +123,5 @@ def test_coordinates_require_images_after_the_text(segments: tuple[SegmentSpec, 
 
 
 def test_a_grid_must_match_the_token_count() -> None:
-    with pytest.raises(ValueError, match="does not hold 7 tokens"):
+    with pytest.raises(ValueError, match="but the segment has 7 tokens"):
         SegmentSpec(name="reference", tokens=7, grid=(2, 4))

@@ -95,8 +95,8 @@ def test_rounded_positions_equal_the_published_bit_for_bit() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cameras": ("a", "b")}, "for 3 cameras, not 2"),
-        ({"cameras": ("a", "b", "c"), "image_size": (288, 240)}, "the nearest size that does is 288x256"),
+        ({"cameras": ("a", "b")}, "takes 3 cameras, got 2"),
+        ({"cameras": ("a", "b", "c"), "image_size": (288, 240)}, "use the nearest valid size: --image-size 288x256"),
         ({"cameras": ("a",), "camera_layout": "stacked"}, "not available for flux"),
         (
             {"cameras": ("a",), "camera_layout": "tile", "rounding": "published-bf16", "compute_dtype": "float32"},

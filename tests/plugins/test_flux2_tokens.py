@@ -26,7 +26,7 @@ def pipeline() -> Any:
 
 @pytest.fixture(scope="module")
 def tokens(pipeline: Any) -> FluxTokens:
-    return FluxTokens.of(pipeline, text_layers=architecture.TEXT_LAYERS, max_text_tokens=24)
+    return FluxTokens.from_pipeline(pipeline, text_layers=architecture.TEXT_LAYERS, max_text_tokens=24)
 
 
 def test_picture_tokens_and_ids_equal_the_pipelines(pipeline: Any, tokens: FluxTokens) -> None:

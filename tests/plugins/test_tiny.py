@@ -80,7 +80,7 @@ def test_text_has_tokens_for_the_longest_instruction() -> None:
         ({"image_size": (100, 100)}, "does not split into 16-pixel tokens"),
         ({"layers": "0,9"}, "the editor has layers 0 to 5"),
         ({"layers": "some"}, "layers must be"),
-        ({"timestep": 2.0}, r"timestep must lie in \[0, 1\]"),
+        ({"timestep": 2.0}, r"timestep must be in \[0, 1\]"),
     ],
 )
 def test_unfit_settings_are_refused_with_the_reason(settings: dict[str, object], message: str) -> None:

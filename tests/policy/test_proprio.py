@@ -64,7 +64,7 @@ def test_the_prefix_is_that_of_the_text_with_the_token(policy: Policy) -> None:
     weights = linear()
     for i, row in enumerate(rows):
         state = torch.from_numpy(policy.parts.state_normalizer.normalize(row.state))
-        states = policy.editor._texts.of([row.instruction]).embeds  # type: ignore[attr-defined]
+        states = policy.editor._texts.batch([row.instruction]).embeds  # type: ignore[attr-defined]
         token = (weights["weight"] @ state + weights["bias"])[None, None]
         text = Text(embeds=torch.cat([states, token], dim=1), valid=torch.ones(1, states.shape[1] + 1).bool())
         alone = _run(policy, row, text)

@@ -183,7 +183,7 @@ def test_unknown_module_is_named(transformer: Flux2Transformer2DModel) -> None:
 
 def test_layer_that_never_attends_is_named() -> None:
     model = nn.Sequential(nn.Linear(3, 3))
-    with pytest.raises(CaptureError, match="no attention call was seen in 0"), record(model, ["0"]):
+    with pytest.raises(CaptureError, match="no attention call was intercepted in 0"), record(model, ["0"]):
         model(torch.zeros(1, 3))
 
 

@@ -66,7 +66,7 @@ def test_positions_that_do_not_fit_are_refused() -> None:
         SegmentSpec(name="text", tokens=4, positions=TokenPositions(origin=(0.0,), moves=((0,), (0,))))
     text = SegmentSpec(name="text", tokens=4, positions=flat)
     held = LayerSpec(name="x", block="parallel", heads=1, kv_heads=1, head_dim=4, segments=(text,))
-    with pytest.raises(ValueError, match="positions on 2 axes, the rope has 0"):
+    with pytest.raises(ValueError, match="positions on 2 axes, but the rope has 0"):
         spec(held)
 
 
@@ -93,7 +93,7 @@ def test_valid_tokens_is_the_width_of_the_layers_with_text() -> None:
     assert spec(layer(1, 1, 2, 418, text=26)).valid_tokens == 418
     assert unet(77, 77).valid_tokens == 77
     assert unet().valid_tokens == 0
-    with pytest.raises(ValueError, match=r"the same number of tokens, not \[26, 77\]"):
+    with pytest.raises(ValueError, match=r"the same number of tokens, got \[26, 77\]"):
         unet(77, 26)
 
 

@@ -160,7 +160,7 @@ def test_a_state_token_may_follow_the_padding(make: Any, tiny_weights: Path) -> 
     policy = Policy.load(folder, weights=tiny_weights)
     row = observation(TABLETOP, 2)
     prefix = policy.prefix([row])
-    words = policy.editor._texts.of([row.instruction])  # type: ignore[attr-defined]
+    words = policy.editor._texts.batch([row.instruction])  # type: ignore[attr-defined]
     assert prefix.valid is not None
     assert prefix.valid[0, : words.valid.shape[1]].all()
     assert not prefix.valid[0, words.valid.shape[1] : 40].any()

@@ -26,7 +26,7 @@ from imagewam_cli.kvcache.building.shard_plan import BuildPlan
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.prefix.spec import KVSpec, LayerSpec, RopeSpec
 from imagewam_cli.registry import Registry
-from imagewam_cli.testing import numbers, spec_checks, uses
+from imagewam_cli.testing import consumer_checks, spec_checks, value_checks
 from imagewam_cli.testing.checks import CHECKS, Check, examine
 from imagewam_cli.testing.subject import ContractError, NotApplicable, Subject
 from imagewam_tiny.editor import TinyEditor
@@ -279,37 +279,53 @@ def test_a_sound_editor_passes_every_check(subject_of: Callable[[type[Sound]], S
 BROKEN = [
     (spec_checks.modes_of_the_entry_load, HasNoPrefix, "the entry names mode prefix, but .* 'prefix' is not available"),
     (spec_checks.unknown_choices_are_refused, AcceptsDenoise, "mode denoise is accepted, but the entry"),
-    (spec_checks.shapes_are_those_of_the_spec, LosesAToken, r"the spec says \(2, "),
+    (spec_checks.shapes_are_those_of_the_spec, LosesAToken, r"the spec declares \(2, "),
     (spec_checks.shapes_are_those_of_the_spec, LeavesPadding, "not zero where `valid` is False"),
     (spec_checks.pooled_shapes_are_those_of_the_spec, IgnoresPool, "with `pool` 2 the spec of"),
-    (spec_checks.pooled_shapes_are_those_of_the_spec, PoolsOnlyTheSpec, r"the spec says \(2, "),
+    (spec_checks.pooled_shapes_are_those_of_the_spec, PoolsOnlyTheSpec, r"the spec declares \(2, "),
     (spec_checks.description_is_the_spec, MisdescribesHeads, r"described layers: .*heads=3"),
-    (numbers.same_input_gives_the_same_bits, DrawsNoise, "encoded twice: K of .* differs by up to"),
-    (numbers.a_batch_is_its_rows, MixesRows, "row 0 of a batch of 3"),
-    (numbers.padding_changes_nothing, SeesPadding, "padded to the length of"),
-    (numbers.another_picture_changes_the_prefix, IgnoresThePicture, "two pictures of noise give one prefix"),
-    (numbers.every_camera_changes_the_prefix, SeesTheFirstCamera, "layout tile: two pictures of the camera 'right'"),
+    (value_checks.same_input_gives_the_same_bits, DrawsNoise, "encoded twice: K of .* differs by up to"),
+    (value_checks.a_batch_is_its_rows, MixesRows, "row 0 of a batch of 3"),
+    (value_checks.padding_changes_nothing, SeesPadding, "padded to the length of"),
     (
-        numbers.every_camera_changes_the_prefix,
-        SeesOneSeparateCamera,
-        "layout separate: two pictures of the camera",
+        value_checks.another_picture_changes_the_prefix,
+        IgnoresThePicture,
+        "two different noise pictures give the same prefix",
     ),
-    (numbers.another_timestep_changes_the_prefix, IgnoresTheTimestep, "the timesteps 0.5 and .* give one prefix"),
-    (numbers.another_timestep_changes_the_prefix, LoadsTheDefaultTimestep, "asked for timestep 0.5, but the spec says"),
-    (numbers.another_instruction_changes_the_prefix, IgnoresTheInstruction, "give one prefix: the instruction"),
-    (numbers.another_instruction_changes_the_prefix, EncodesEmptyText, "give one prefix: the instruction"),
-    (numbers.another_instruction_changes_the_prefix, TrimsEverySecondCall, "which cannot be compared"),
-    (numbers.a_blank_picture_hides_everything, IgnoresBlankImages, "with `blank_images`, two pictures"),
-    (numbers.a_blank_picture_hides_everything, IgnoresThePicture, "`blank_images` does nothing"),
-    (numbers.random_weights_change_the_prefix, IgnoresRandomWeights, "gives the prefix of the trained weights"),
+    (value_checks.every_camera_changes_the_prefix, SeesTheFirstCamera, "layout tile: two pictures of camera 'right'"),
+    (
+        value_checks.every_camera_changes_the_prefix,
+        SeesOneSeparateCamera,
+        "layout separate: two pictures of camera",
+    ),
+    (
+        value_checks.another_timestep_changes_the_prefix,
+        IgnoresTheTimestep,
+        "the timesteps 0.5 and .* give the same prefix",
+    ),
+    (
+        value_checks.another_timestep_changes_the_prefix,
+        LoadsTheDefaultTimestep,
+        "requested timestep 0.5, but the spec has",
+    ),
+    (
+        value_checks.another_instruction_changes_the_prefix,
+        IgnoresTheInstruction,
+        "give the same prefix: the instruction",
+    ),
+    (value_checks.another_instruction_changes_the_prefix, EncodesEmptyText, "give the same prefix: the instruction"),
+    (value_checks.another_instruction_changes_the_prefix, TrimsEverySecondCall, "which cannot be compared"),
+    (value_checks.a_blank_picture_hides_everything, IgnoresBlankImages, "with `blank_images`, two pictures"),
+    (value_checks.a_blank_picture_hides_everything, IgnoresThePicture, "`blank_images` does nothing"),
+    (value_checks.random_weights_change_the_prefix, IgnoresRandomWeights, "gives the prefix of the trained weights"),
     (spec_checks.segments_are_slices, DiffersByChoice, "with only `segments` text"),
     (spec_checks.layers_are_slices, DiffersByChoice, "with `layers` every:2"),
     (spec_checks.prefix_mode_has_no_target, AcceptsAnySegment, "`segments` target is accepted"),
     (spec_checks.unknown_choices_are_refused, AcceptsAnySegment, "`segments` sky is accepted"),
-    (spec_checks.wrong_size_is_refused, RoundsTheSize, r"\(65, 64\) is accepted, but the spec says \(64, 64\)"),
-    (uses.a_cache_gives_back_what_was_encoded, DrawsNoise, "row 0 of the cache"),
-    (uses.expert_attends_jointly, DescribesOtherRopeAxes, "rope axes"),
-    (uses.graph_equals_encode, ExportsAnotherGraph, "the graph, compared with `encode`"),
+    (spec_checks.wrong_size_is_refused, RoundsTheSize, r"\(65, 64\) is accepted, but the spec has \(64, 64\)"),
+    (consumer_checks.a_cache_gives_back_what_was_encoded, DrawsNoise, "row 0 of the cache"),
+    (consumer_checks.expert_attends_jointly, DescribesOtherRopeAxes, "rope axes"),
+    (consumer_checks.graph_equals_encode, ExportsAnotherGraph, "the graph, compared with `encode`"),
 ]
 
 
@@ -342,7 +358,7 @@ def test_the_timestep_check_skips_editors_that_refuse_timesteps(
     subject_of: Callable[[type[Sound]], Subject],
 ) -> None:
     with pytest.raises(NotApplicable, match="the timestep is 0"):
-        numbers.another_timestep_changes_the_prefix(subject_of(RefusesTimesteps))
+        value_checks.another_timestep_changes_the_prefix(subject_of(RefusesTimesteps))
 
 
 def test_the_pooling_check_skips_an_editor_with_unknown_positions(
@@ -356,9 +372,9 @@ def test_the_pooling_check_skips_an_editor_with_unknown_positions(
 def test_the_graph_check_runs_on_the_cpu_in_float32(
     subject_of: Callable[[type[Sound]], Subject], change: dict[str, Any]
 ) -> None:
-    uses.graph_equals_encode(dataclasses.replace(subject_of(Sound), **change))
+    consumer_checks.graph_equals_encode(dataclasses.replace(subject_of(Sound), **change))
     with pytest.raises(ContractError, match="the graph, compared with `encode`"):
-        uses.graph_equals_encode(dataclasses.replace(subject_of(ExportsAnotherGraph), **change))
+        consumer_checks.graph_equals_encode(dataclasses.replace(subject_of(ExportsAnotherGraph), **change))
 
 
 @pytest.mark.slow
@@ -460,9 +476,9 @@ def test_an_editor_without_a_pipeline_passes_the_same_checks(subject_of: Callabl
     assert results == {c.__name__: "not applicable" if c.__name__ in optional else "kept" for c in CHECKS}
     assert subject_of(NoPipeline).segments() == ("text", "reference")  # also what the default does not keep
     with pytest.raises(ContractError, match="padded to the length of"):
-        numbers.padding_changes_nothing(subject_of(NoPipelineThatSeesPadding))
+        value_checks.padding_changes_nothing(subject_of(NoPipelineThatSeesPadding))
     with pytest.raises(ContractError, match="camera_layout separate"):
-        numbers.every_camera_changes_the_prefix(subject_of(NoPipelineThatSeesOneCamera))
+        value_checks.every_camera_changes_the_prefix(subject_of(NoPipelineThatSeesOneCamera))
 
 
 def test_an_expert_that_ignores_the_padding_mask_is_found(
@@ -471,21 +487,21 @@ def test_an_expert_that_ignores_the_padding_mask_is_found(
     original = blocks.joint_attention
     monkeypatch.setattr(blocks, "joint_attention", lambda q, k, v, prefix, valid: original(q, k, v, prefix, None))
     with pytest.raises(ContractError, match="the expert's attention"):
-        uses.expert_attends_jointly(subject_of(Sound))
+        consumer_checks.expert_attends_jointly(subject_of(Sound))
 
 
 def test_a_shard_of_another_size_than_planned_is_found(
     subject_of: Callable[[type[Sound]], Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = uses.plan_build
+    original = consumer_checks.plan_build
 
     def larger(*arguments: Any) -> BuildPlan:
         plan = original(*arguments)
         return dataclasses.replace(plan, bytes_per_row=plan.bytes_per_row + 1)
 
-    monkeypatch.setattr(uses, "plan_build", larger)
-    with pytest.raises(ContractError, match=r"bytes, but .* were announced"):
-        uses.a_cache_gives_back_what_was_encoded(subject_of(Sound))
+    monkeypatch.setattr(consumer_checks, "plan_build", larger)
+    with pytest.raises(ContractError, match=r"bytes, but the plan declares"):
+        consumer_checks.a_cache_gives_back_what_was_encoded(subject_of(Sound))
 
 
 def test_an_exception_in_a_plugin_is_reported_with_file_and_line(subject_of: Callable[[type[Sound]], Subject]) -> None:

@@ -26,7 +26,7 @@ _PIXELS = "yuv420p"
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
-    """Settings of a video codec. With `g` = 2 every other frame is a key frame, so that training can seek anywhere."""
+    """Settings of a video codec. With `g` = 2 every second frame is a key frame, so that training can seek anywhere."""
 
     codec: str
     """Name of the codec in ffprobe and info.json."""
@@ -86,7 +86,7 @@ class VideoPosition:
 
 
 class CameraEncoder:
-    """Append episodes to the mp4 of one camera, and start another file when it is full."""
+    """Append episodes to the mp4 of one camera, and start a new file when it is full."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class CameraEncoder:
         except av.FFmpegError as error:
             raise DatasetError(
                 f"{self._path()}: cannot encode {self._size[0]}x{self._size[1]} {self._settings.codec}: {error}",
-                "use another video_codec, or None to store pictures",
+                "use a different video_codec, or None to store pictures",
             ) from error
 
     def _path(self) -> Path:

@@ -36,7 +36,7 @@ class ImageCamera:
 
         Raises:
             DatasetError: the data file cannot be read or has too few rows, or an image is missing, damaged or of
-                another size. The message names the file and the episode.
+                a different size. The message names the file and the episode.
         """
         where = f"{episode.data_file}, episode {episode.index}"
         # A pass over a file serves all its episodes, so it starts only when the file changes.
@@ -49,24 +49,24 @@ class ImageCamera:
             found = next(self._runs, None)
             if found is None:
                 raise DatasetError(
-                    f"{where}: {number} pictures of {self.key!r}, the episode table says length {episode.length}",
+                    f"{where}: {number} pictures of {self.key!r}, but the episode table gives length {episode.length}",
                     "the recording or the copy is incomplete",
                 )
             index, run = found
-            if index != episode.index:  # an episode that nobody asked for, in the same row group
+            if index != episode.index:  # an episode that was not requested, in the same row group
                 continue
             column = run.column(self.key)
             for i in range(run.num_rows):
                 if number % stride == 0:
-                    yield self._decoded(column[i].as_py(), f"{where}, frame {number}")
+                    yield self._decode(column[i].as_py(), f"{where}, frame {number}")
                 number += 1
 
     def close(self) -> None:
         self._path = None
         self._runs = iter(())
 
-    def _decoded(self, cell: object, where: str) -> UInt8Image:
-        encoded = self._encoded(cell, where)
+    def _decode(self, cell: object, where: str) -> UInt8Image:
+        encoded = self._encoded_bytes(cell, where)
         try:
             with Image.open(io.BytesIO(encoded)) as picture:
                 pixels = np.array(picture.convert("RGB"), dtype=np.uint8)
@@ -78,12 +78,12 @@ class ImageCamera:
         if pixels.shape[:2] != self.size:
             raise DatasetError(
                 f"{where}: the picture of {self.key!r} is {pixels.shape[0]}x{pixels.shape[1]} (height x width), "
-                f"meta/info.json says {self.size[0]}x{self.size[1]}",
-                "meta/info.json and the data files do not belong together",
+                f"but meta/info.json declares {self.size[0]}x{self.size[1]}",
+                "meta/info.json and the data files do not match",
             )
         return pixels
 
-    def _encoded(self, cell: object, where: str) -> bytes:
+    def _encoded_bytes(self, cell: object, where: str) -> bytes:
         """Return the encoded image of a cell {bytes, path}: embedded in `bytes`, or in the file `path`."""
         if isinstance(cell, Mapping):
             if isinstance(cell.get("bytes"), bytes):

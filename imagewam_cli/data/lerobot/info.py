@@ -28,12 +28,12 @@ class Feature:
     dtype: str
     shape: tuple[int, ...]
     names: tuple[str, ...]
-    """Names of the axes (images) or of the dimensions (vectors); empty if the dataset gives none."""
+    """Names of the axes (images) or of the dimensions (vectors); empty if the dataset has no names."""
     is_depth: bool
 
     @property
     def is_camera(self) -> bool:
-        """Whether the feature is colour images. Depth maps are not: their values are distances."""
+        """Whether the feature holds color images. Depth maps do not count: their values are distances."""
         return self.dtype in _VISUAL_DTYPES and not self.is_depth
 
     @property
@@ -48,7 +48,7 @@ class Feature:
         return self.key.removeprefix(CAMERA_PREFIX)
 
     def dimension_names(self) -> tuple[str, ...]:
-        """Return one name per dimension of a vector, numbered from 0 if the dataset does not name each of them."""
+        """Return one name per dimension of a vector, numbered from 0 if the dataset does not name every one."""
         if len(self.names) == self.shape[0]:
             return self.names
         return tuple(f"{self.key}_{i}" for i in range(self.shape[0]))
@@ -103,7 +103,7 @@ class Info:
         """Return the data file for `episode_chunk`, `episode_index` (v2.1) or `chunk_index`, `file_index` (v3.0).
 
         Raises:
-            DatasetError: the template has another field.
+            DatasetError: the template has an unknown field.
         """
         return self.root / self._format("data_path", self.data_path, **indices)
 
@@ -111,7 +111,7 @@ class Info:
         """Return the mp4 of one camera; `indices` are those of `data_file`.
 
         Raises:
-            DatasetError: there is no template, or it has another field.
+            DatasetError: there is no template, or it has an unknown field.
         """
         if self.video_path is None:
             raise DatasetError(
@@ -159,7 +159,7 @@ def load_info(root: Path) -> Info:
         raise DatasetError(f"{path}: fps is {fps}", "frames per second must be above 0")
     chunks_size = _read(path, raw, "chunks_size", int, 1000)
     if chunks_size < 1:
-        raise DatasetError(f"{path}: chunks_size is {chunks_size}", "a chunk folder holds at least 1")
+        raise DatasetError(f"{path}: chunks_size is {chunks_size}", "chunks_size must be at least 1")
     features = _read(path, raw, "features", dict)
     return Info(
         root=root,

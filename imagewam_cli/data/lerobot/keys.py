@@ -27,7 +27,7 @@ def select_features(info: Info, keys: KeyMap) -> Selection:
     """Return the features that `keys` names; without camera names, all cameras in the dataset's order.
 
     Raises:
-        DatasetError: a feature has the wrong kind, or does not exist; the message lists those that do.
+        DatasetError: a feature has the wrong kind, or does not exist; the message lists the existing ones.
     """
     return Selection(
         state=_vector(info, keys.state, "state", "--state-key"),
@@ -37,18 +37,19 @@ def select_features(info: Info, keys: KeyMap) -> Selection:
 
 
 def _vector(info: Info, key: str, role: str, option: str) -> Feature:
-    # Booleans and text cannot be normalized. Bookkeeping columns can, so nobody is kept from choosing one.
+    # Booleans and text cannot be normalized. Bookkeeping columns can, so choosing one is allowed.
     vectors = [name for name, feature in info.features.items() if feature.dtype.startswith(("float", "int", "uint"))]
     feature = info.features.get(key)
     if feature is None or key not in vectors:
         problem = "has no feature" if feature is None else "stores no numbers under"
         raise DatasetError(
-            f"{info.root} {problem} {key!r} for the {role}; it has: {_listed(vectors)}", _suggest(key, vectors, option)
+            f"{info.root} {problem} {key!r} for the {role}; it has: {_join_names(vectors)}",
+            _suggest(key, vectors, option),
         )
     if len(feature.shape) != 1:
         raise DatasetError(
             f"feature {key!r} of {info.root} has shape {list(feature.shape)}, but the {role} must be a vector",
-            f"name another feature with {option}",
+            f"choose a different feature with {option}",
         )
     return feature
 
@@ -57,7 +58,7 @@ def _cameras(info: Info, asked: Iterable[str]) -> dict[str, Feature]:
     by_name: dict[str, Feature] = {}
     for feature in info.features.values():
         if feature.is_camera:
-            # `observation.image` beside `observation.images.image`: the second keeps its full key.
+            # If `observation.image` and `observation.images.image` both exist, the second keeps its full key.
             name = feature.camera_name if feature.camera_name not in by_name else feature.key
             by_name[name] = feature
     names = {name: name for name in by_name} | {feature.key: name for name, feature in by_name.items()}
@@ -65,19 +66,19 @@ def _cameras(info: Info, asked: Iterable[str]) -> dict[str, Feature]:
     for camera in asked:
         if camera not in names:
             raise DatasetError(
-                f"{info.root} has no camera {camera!r}; it has: {_listed(by_name)}",
+                f"{info.root} has no camera {camera!r}; it has: {_join_names(by_name)}",
                 _suggest(camera, by_name, "--camera"),
             )
         selected[names[camera]] = by_name[names[camera]]
     return selected or by_name
 
 
-def _listed(names: Iterable[str]) -> str:
+def _join_names(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
 def _suggest(name: str, choices: Iterable[str], option: str) -> str:
     available = list(choices)
     if not available:
-        return f"this dataset cannot be used: there is nothing to pass to {option}"
+        return f"this dataset has no feature that {option} could name"
     return f"{nearest(name, available)} (pass it with {option})"

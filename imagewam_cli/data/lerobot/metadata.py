@@ -1,8 +1,8 @@
-"""Read the metadata of a dataset of either version: in which files, and where in them, each episode is stored.
+"""Read the metadata of a dataset of either version: the files of each episode, and its position in them.
 
 v2.1 has one data file and one mp4 per camera for each episode, listed in `meta/episodes.jsonl`. v3.0 packs many
 episodes into each file and stores where each one begins in `meta/episodes/*/*.parquet`. `load_metadata` returns the
-same for both: an episode names its data file and, for each camera, an mp4 and the number of its first frame in it.
+same type for both: an episode names its data file and, for each camera, an mp4 and the number of its first frame in it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class VideoSpan:
     path: Path
     first_frame: int
     is_last: bool
-    """Whether it is the last episode in this mp4, which must then end with it."""
+    """Whether it is the last episode in this mp4; the mp4 must then end with this episode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Episode:
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """Everything that is known of a dataset before a data file is opened."""
+    """Metadata of a dataset, known before any data file is opened."""
 
     info: Info
     tasks: Mapping[int, str]
@@ -91,7 +91,7 @@ def load_metadata(root: Path) -> Metadata:
         tasks = _tasks_v21(root)
         table, where = _episodes_v21(info), root / "meta/episodes.jsonl"
         stats = root / "meta/episodes_stats.jsonl"
-    episodes = _located(info, table, where)
+    episodes = _locate(info, table, where)
     return Metadata(info=info, tasks=tasks, episodes=episodes, identity=_identity(info, tasks, episodes, stats))
 
 
@@ -100,18 +100,18 @@ def _identity(info: Info, tasks: Mapping[int, str], episodes: Sequence[Episode],
         "info": info.raw,
         "tasks": sorted(tasks.items()),
         "episodes": [[episode.index, episode.length, episode.tasks] for episode in episodes],
-        # Two recordings of one task can have equal lengths, but never equal statistics.
+        # Two recordings of a task can have the same lengths, but not the same statistics.
         "stats": sha256_of(stats) if stats.is_file() else None,
     }
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _located(info: Info, table: list[_EpisodeRow], where: Path) -> tuple[Episode, ...]:
+def _locate(info: Info, table: list[_EpisodeRow], where: Path) -> tuple[Episode, ...]:
     """Check the table against info.json, and compute where each episode begins in the dataset and in the videos."""
     if len(table) != info.total_episodes:
         raise DatasetError(
-            f"{where} lists {len(table)} episodes, {info.path} says total_episodes {info.total_episodes}",
+            f"{where} lists {len(table)} episodes, but {info.path} declares total_episodes {info.total_episodes}",
             "the recording or the copy is incomplete",
         )
     if not table:
@@ -129,11 +129,11 @@ def _located(info: Info, table: list[_EpisodeRow], where: Path) -> tuple[Episode
             raise DatasetError(
                 f"{where}: episode {row.index} begins at row {row.declared_first_row}, "
                 f"but the episodes before it hold {first_row} rows",
-                "the dataset was merged or edited wrongly; repeat that step",
+                "the dataset was merged or edited incorrectly; redo the merge or the edit",
             )
     if total != info.total_frames:
         raise DatasetError(
-            f"{where}: the episodes hold {total} frames, {info.path} says total_frames {info.total_frames}",
+            f"{where}: the episodes hold {total} frames, but {info.path} declares total_frames {info.total_frames}",
             "the recording or the copy is incomplete",
         )
 
@@ -172,7 +172,7 @@ def _last_spans(table: Sequence[_EpisodeRow], where: Path) -> dict[Path, int]:
                 raise DatasetError(
                     f"{where}: episodes {index} and {next_index} overlap in {path}: "
                     f"frames {first}..{first + length - 1} and {next_first}..",
-                    "the dataset was merged or edited wrongly; repeat that step",
+                    "the dataset was merged or edited incorrectly; redo the merge or the edit",
                 )
         last[path] = spans[-1][0]
     return last
@@ -229,7 +229,7 @@ def _tasks_v30(root: Path) -> dict[int, str]:
     # The instruction is the index of a pandas table: stored under the index's name, or under this one if it had none.
     text = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
     if text is None or "task_index" not in table.column_names:
-        raise DatasetError(f"{path} has columns {table.column_names}, expected 'task_index' and 'task'", _DAMAGED)
+        raise DatasetError(f"{path} has columns {table.column_names}, but needs 'task_index' and 'task'", _DAMAGED)
     return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
 
 
@@ -260,7 +260,7 @@ def _episode_v30(info: Info, path: Path, cameras: Sequence[str], row: Mapping[st
             raise DatasetError(
                 f"{path}: episode {index} has {length} rows, but {seconds_as_frames} frames of {key!r} "
                 f"({start} s .. {end} s at {info.fps:g} fps)",
-                "the dataset was merged or edited wrongly; repeat that step",
+                "the dataset was merged or edited incorrectly; redo the merge or the edit",
             )
         videos[key] = VideoSpan(
             path=info.video_file(

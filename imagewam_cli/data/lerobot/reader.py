@@ -1,7 +1,7 @@
 """Read LeRobot v2.1 and v3.0 folders as a stream of rows.
 
 Rows, frames and metadata must agree, or a `DatasetError` names the file and the episode. Nothing is repaired silently:
-an image beside the wrong action would not show in a loss curve.
+a loss curve would not reveal an image paired with the wrong action.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class LeRobotDataset:
     def rows(self, *, episodes: Sequence[int] | None = None, stride: int = 1, images: bool = True) -> Iterator[Row]:
         """Yield every `stride`-th frame of the given episodes (default: all), in order of (episode, frame).
 
-        Each mp4 is decoded once, from its start to its last wanted episode. Other mp4s are not opened.
+        Each mp4 is decoded once, from its start to its last requested episode. Other mp4s are not opened.
         With `images=False` nothing is decoded and `Row.images` is empty.
 
         Raises:
@@ -127,7 +127,7 @@ class LeRobotDataset:
         instructions = self._instructions(episode, table)
         numbers = range(0, episode.length, stride)
         streams = [source.frames(episode, stride) for source in sources.values()]
-        # A strict zip runs every stream to its end, where the stream checks that its file ends there too.
+        # A strict zip runs every stream to its end, where the stream checks that its file also ends.
         pictures: Iterator[tuple[UInt8Image, ...]] = (
             zip(*streams, strict=True) if streams else itertools.repeat((), len(numbers))
         )
@@ -149,7 +149,7 @@ class LeRobotDataset:
             raise DatasetError(
                 f"{episode.data_file}, episode {episode.index}: task_index {unknown[0]} is not among "
                 f"the {len(self._metadata.tasks)} tasks of the dataset",
-                "the task list in meta/ and the data files do not belong together",
+                "the task list in meta/ and the data files do not match",
             )
         return self._metadata.tasks
 

@@ -1,6 +1,6 @@
 """Compute the statistics that a LeRobot v3.0 dataset stores for each feature, per episode and over all episodes.
 
-Numbers have one value per dimension. Images have one per colour channel, in 0..1, shaped [[[r]], [[g]], [[b]]] as in
+Numbers have one value per dimension. Images have one value per color channel, in 0..1, as [[[r]], [[g]], [[b]]] like
 lerobot. lerobot averages the quantiles of the episodes; here the quantiles of the dataset come from its values.
 """
 
@@ -24,7 +24,7 @@ Statistics = dict[str, list[Any]]
 
 
 class PictureHistogram:
-    """Count each byte value per colour channel: exact statistics of any number of images in 6 KB."""
+    """Count each byte value per color channel: exact statistics of any number of images in 6 KB."""
 
     def __init__(self) -> None:
         self._counts = np.zeros((3, 256), dtype=np.int64)
@@ -49,7 +49,7 @@ class PictureHistogram:
         shares = self._counts / self._counts.sum(axis=1, keepdims=True)
         mean = shares @ levels
         variance = (shares * (levels - mean[:, None]) ** 2).sum(axis=1)
-        cumulated = shares.cumsum(axis=1)
+        cumulative = shares.cumsum(axis=1)
         result: Statistics = {
             "min": _per_channel(levels[seen.argmax(axis=1)]),
             "max": _per_channel(levels[255 - seen[:, ::-1].argmax(axis=1)]),
@@ -59,7 +59,7 @@ class PictureHistogram:
         }
         for name, q in QUANTILES.items():
             # Without the margin, rounding of the cumulative sums could move a quantile to the next byte value.
-            result[name] = _per_channel(levels[(cumulated >= q - 1e-12).argmax(axis=1)])
+            result[name] = _per_channel(levels[(cumulative >= q - 1e-12).argmax(axis=1)])
         return result
 
 
@@ -79,21 +79,21 @@ class DatasetStatistics:
         for key, values in vectors.items():
             self._vectors.setdefault(key, RunningStats(values.shape[1], name=key)).update(values)
         episode = {key: histogram.result() for key, histogram in pictures.items()}
-        return episode | {key: _of_vectors(values) for key, values in vectors.items()}
+        return episode | {key: _vector_statistics(values) for key, values in vectors.items()}
 
     def result(self) -> dict[str, Statistics]:
         """Return the statistics of all episodes so far, by feature key."""
         pictures = {key: histogram.result() for key, histogram in self._pictures.items()}
-        return pictures | {key: _of_stream(stats) for key, stats in self._vectors.items()}
+        return pictures | {key: _stream_statistics(stats) for key, stats in self._vectors.items()}
 
 
-def _of_vectors(values: npt.NDArray[Any]) -> Statistics:
+def _vector_statistics(values: npt.NDArray[Any]) -> Statistics:
     stats = RunningStats(values.shape[1], sample_rows=len(values))
     stats.update(values)
-    return _of_stream(stats)
+    return _stream_statistics(stats)
 
 
-def _of_stream(stats: RunningStats) -> Statistics:
+def _stream_statistics(stats: RunningStats) -> Statistics:
     low, high, mean, std = stats.moments()
     result: Statistics = {
         "min": low.tolist(),

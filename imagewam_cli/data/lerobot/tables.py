@@ -1,7 +1,7 @@
 """Read and check the states, actions and task numbers of a data file, one episode at a time.
 
 A v3.0 file may have one row group per episode, or a single one for thousands of episodes. Row groups therefore only
-help to skip. Rows are streamed in batches and cut where `episode_index` changes, so memory holds one episode.
+help to skip. Rows are streamed in batches and split where `episode_index` changes, so memory holds one episode.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def read_episode_tables(
     """
     columns = ["episode_index", "frame_index", "timestamp", "task_index", state.key, action.key]
     for episode, rows in _whole_episodes(path, episodes, columns):
-        yield _checked(path, episode, rows, state, action)
+        yield _check_rows(path, episode, rows, state, action)
 
 
 def _whole_episodes(path: Path, episodes: Sequence[Episode], columns: Sequence[str]) -> Iterator[tuple[Episode, Any]]:
@@ -69,13 +69,14 @@ def _whole_episodes(path: Path, episodes: Sequence[Episode], columns: Sequence[s
         elif any(index == episode.index for episode in waiting):
             raise DatasetError(
                 f"{path} has rows of episode {index} where those of episode {waiting[0].index} should be",
-                "the dataset was merged or edited wrongly; repeat that step",
+                "the dataset was merged or edited incorrectly; redo the merge or the edit",
             )
     if parts:
         yield waiting.pop(0), pa.Table.from_batches(parts)
     if waiting:
         raise DatasetError(
-            f"{path} has no rows of episode {waiting[0].index}", "the file is truncated or belongs to another dataset"
+            f"{path} has no rows of episode {waiting[0].index}",
+            "the file is truncated or belongs to a different dataset",
         )
 
 
@@ -97,7 +98,7 @@ def episode_runs(
         if missing:
             raise DatasetError(
                 f"{path} (episode {episodes[0].index}) has no column {missing[0]!r}",
-                "meta/info.json and the data files do not belong together",
+                "meta/info.json and the data files do not match",
             )
         wanted = sorted(episode.index for episode in episodes)
         groups = [i for i in range(file.metadata.num_row_groups) if _may_hold(file.metadata.row_group(i), wanted)]
@@ -143,11 +144,11 @@ def _may_hold(group: Any, wanted: Sequence[int]) -> bool:
     return True
 
 
-def _checked(path: Path, episode: Episode, rows: Any, state: Feature, action: Feature) -> EpisodeTable:
+def _check_rows(path: Path, episode: Episode, rows: Any, state: Feature, action: Feature) -> EpisodeTable:
     where = f"{path}, episode {episode.index}"
     if rows.num_rows != episode.length:
         raise DatasetError(
-            f"{where} has {rows.num_rows} rows, the episode table says length {episode.length}",
+            f"{where} has {rows.num_rows} rows, but the episode table gives length {episode.length}",
             "the recording or the copy is incomplete",
         )
     frames = _scalars(rows, "frame_index", where, np.int64)
@@ -184,8 +185,8 @@ def _vectors(rows: Any, feature: Feature, where: str) -> Float32Array:
         sizes, values = [1], column
     if sizes != [dim]:
         raise DatasetError(
-            f"{where}: {feature.key!r} has vectors of {sizes} numbers, meta/info.json says {dim}",
-            "meta/info.json and the data files do not belong together",
+            f"{where}: {feature.key!r} has vectors of {sizes} numbers, but meta/info.json declares {dim}",
+            "meta/info.json and the data files do not match",
         )
     try:
         flat = pc.cast(values, pa.float32(), safe=False)

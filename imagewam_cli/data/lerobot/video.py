@@ -1,9 +1,9 @@
 """Decode the frames of mp4 files, in order and each once.
 
-A video is opened at its first wanted episode, decoded forward through all its episodes, and closed after the last one.
-Nothing seeks: a dataset is read from front to back, and AV1 and H.264 must be decoded from a key frame anyway. Frames
-of skipped episodes or between strides are decoded, because later ones depend on them, but not converted to RGB, which
-costs as much again.
+A video is opened at its first requested episode, decoded forward through all its episodes, and closed after the last
+one. Nothing seeks: a dataset is read from front to back, and AV1 and H.264 must be decoded from a key frame anyway.
+Frames of skipped episodes or between strides are decoded, because later ones depend on them, but not converted to RGB:
+conversion costs as much as decoding.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ class VideoCamera:
 
         Raises:
             DatasetError: the mp4 cannot be opened or decoded, ends before the episode, continues after its last
-                episode, or has frames of another size. The message names the mp4 and the episode.
+                episode, or has frames of a different size. The message names the mp4 and the episode.
         """
         span = episode.videos[self.key]
         where = f"{span.path}, episode {episode.index}"
         try:
-            video = self._opened(span)
+            video = self._open(span)
             while video.position < span.first_frame and video.next_frame() is not None:
                 pass
             for number in range(episode.length):
@@ -88,15 +88,15 @@ class VideoCamera:
                 if frame is None:
                     raise DatasetError(
                         f"{where}: the video ends after {number} of {episode.length} frames",
-                        "the recording or the copy is incomplete; leave that episode out or copy it again",
+                        "the recording or the copy is incomplete; omit that episode or copy it again",
                     )
                 if number % stride:
                     continue
                 if (frame.height, frame.width) != self.size:
                     raise DatasetError(
                         f"{where}: frames are {frame.height}x{frame.width} (height x width), "
-                        f"meta/info.json says {self.size[0]}x{self.size[1]}",
-                        "meta/info.json and the videos do not belong together",
+                        f"but meta/info.json declares {self.size[0]}x{self.size[1]}",
+                        "meta/info.json and the videos do not match",
                     )
                 yield video.to_rgb(frame)
             if span.is_last:
@@ -119,7 +119,7 @@ class VideoCamera:
             self._file.close()
             self._file = None
 
-    def _opened(self, span: VideoSpan) -> VideoFile:
+    def _open(self, span: VideoSpan) -> VideoFile:
         # The position is past the episode only if the mp4 holds its episodes out of order: decode it again.
         if self._file is None or self._file.path != span.path or self._file.position > span.first_frame:
             self.close()

@@ -1,7 +1,7 @@
 """Record episodes as a LeRobot v3.0 dataset that lerobot 0.6.1 can open.
 
-Everything is written into a hidden folder beside the target, which is renamed when it is complete. An error, a full
-disk or Ctrl-C leaves no dataset that looks complete and is not.
+Everything is written into a hidden folder next to the target, which is renamed when it is complete. An error, a full
+disk or Ctrl-C never leaves an incomplete dataset that looks complete.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class LeRobotWriter:
             state_names: one name per dimension of the state.
             action_names: one name per dimension of the action.
             video_codec: "h264" (fast to encode), "av1" (small), or None: PNG pictures inside the data files (exact).
-            data_files_size_in_mb: largest size of a data file; the next episode then starts a new one.
+            data_files_size_in_mb: maximum size of a data file; the next episode then starts a new one.
             video_files_size_in_mb: the same for mp4 files.
             chunks_size: files per chunk folder.
 
@@ -78,7 +78,7 @@ class LeRobotWriter:
             raise UsageError(f"fps is {fps!r}", "LeRobot v3.0 stores a whole number of frames per second, at least 1")
         for kind, names in (("state", state_names), ("action", action_names)):
             if not names or len(set(names)) != len(names):
-                raise UsageError(f"{kind}_names are {list(names)}", "name each dimension once, and at least one")
+                raise UsageError(f"{kind}_names are {list(names)}", "pass at least one name, and no name twice")
         for camera, (height, width) in cameras.items():
             _check_camera(camera, height, width, encoded=video_codec is not None)
 
@@ -166,7 +166,7 @@ class LeRobotWriter:
 
         Raises:
             UsageError: shapes, types or cameras do not match the dataset, a number is not finite, or the writer is
-                not open. Nothing of the episode was written.
+                not open. No part of the episode was written.
             DatasetError: the video encoder failed.
         """
         if self._data is None or self._episode_table is None:
@@ -177,16 +177,17 @@ class LeRobotWriter:
         length = len(state)
         if len(action) != length:
             raise UsageError(
-                f"episode {index} has {length} states and {len(action)} actions", "pass one of each per step"
+                f"episode {index} has {length} states and {len(action)} actions",
+                "pass one state and one action per step",
             )
         if not instruction.strip():
             raise UsageError(f"episode {index} has no instruction", "describe in plain English what the robot does")
         pictures = self._pictures(frames, length, index)
 
-        self._half_written = True  # stays so after an error: files would then disagree about this episode
+        self._half_written = True  # remains True after an error, because the files then disagree about this episode
         task_index = self._tasks.setdefault(instruction, len(self._tasks))
         columns = self._columns(state, action, task_index)
-        statistics = self._statistics.add(columns, {key: _histogram(shown) for key, shown in pictures.items()})
+        statistics = self._statistics.add(columns, {key: _histogram(images) for key, images in pictures.items()})
         position = self._data.write(self._data_table(columns, pictures), length)
         self._pending.append(
             {
@@ -214,7 +215,7 @@ class LeRobotWriter:
         """Check the frames of every camera and return them by feature key."""
         if frames.keys() != self._cameras.keys():
             raise UsageError(
-                f"episode {index} has cameras {sorted(frames)}, the dataset has {sorted(self._cameras)}",
+                f"episode {index} has cameras {sorted(frames)}, but the dataset has {sorted(self._cameras)}",
                 "pass the frames of every camera",
             )
         pictures = {}
@@ -383,7 +384,7 @@ class _RollingParquet:
 
 
 def _columns_with_statistics(schema: Any) -> bool | list[str]:
-    """Return the columns that store their smallest and largest value: all but images, which would be stored whole."""
+    """Return the columns that store their minimum and maximum: all but images, which would be stored whole."""
     plain = [field.name for field in schema if not pa.types.is_struct(field.type)]
     return plain if len(plain) < len(schema) else True
 
@@ -408,7 +409,7 @@ def _vectors(name: str, values: npt.ArrayLike, dim: int, episode: int) -> Float3
         )
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
-        raise UsageError(f"episode {episode}: {name} are not finite at step {bad[0]}", "leave that episode out")
+        raise UsageError(f"episode {episode}: {name} are not finite at step {bad[0]}", "omit that episode")
     return vectors
 
 
@@ -426,7 +427,7 @@ def _png(picture: UInt8Image) -> bytes:
 
 
 def _flat(statistics: Mapping[str, Statistics]) -> dict[str, list[Any]]:
-    return {f"stats/{key}/{name}": values for key, of in statistics.items() for name, values in of.items()}
+    return {f"stats/{key}/{name}": values for key, fields in statistics.items() for name, values in fields.items()}
 
 
 def _write_json(path: Path, content: object) -> None:

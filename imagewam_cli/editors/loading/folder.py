@@ -1,4 +1,4 @@
-"""Read pipeline folders in the diffusers format: load single parts, and identify a folder by its digest."""
+"""Read pipeline folders in the diffusers format: load single components, and identify a folder by its digest."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from imagewam_cli.config import dump_json
-from imagewam_cli.editors.loading.hardware import lack
-from imagewam_cli.editors.loading.hub import is_read
+from imagewam_cli.editors.loading.hardware import find_resource_error
+from imagewam_cli.editors.loading.hub import is_loaded_file
 from imagewam_cli.errors import EditorError
 from imagewam_cli.files import sha256_of
 
-_DAMAGED = "config.json and weights must belong together: fetch the editor again, or pass another --weights"
+_DAMAGED = "config.json and weights must match: fetch the editor again, or pass a different --weights"
 
 
 class PipelinePart(Protocol):
@@ -29,19 +29,19 @@ class PipelinePart(Protocol):
 
 
 def require_family(folder: Path, family: str, parts: Collection[str]) -> None:
-    """Check that a folder belongs to a family. Another family may have the same sub-folders, and would fail only at the
-    first row.
+    """Check that a folder belongs to a family. A different family may have the same sub-folders, and would fail only at
+    the first row.
 
     Raises:
-        EditorError: the folder belongs to another pipeline, or a part is missing.
+        EditorError: the folder belongs to a different pipeline, or a component is missing.
     """
     if not folder.is_dir():
-        raise EditorError(f"{folder} does not exist", f"--weights takes a diffusers folder of a {family}")
+        raise EditorError(f"{folder} does not exist", f"--weights takes the folder of a diffusers {family}")
     found = _family(folder)
     if found not in {None, family}:
         raise EditorError(
             f"{folder} is a {found} folder, not a {family} one",
-            "`imagewam editors --format json` tells each one's family",
+            "`imagewam editors --format json` lists the family of each editor",
         )
     for name in parts:
         if not (folder / name).is_dir():
@@ -58,13 +58,13 @@ def load_part(
     dtype: torch.dtype,
     **options: Any,
 ) -> Any:
-    """Load one part of a pipeline folder in evaluation mode, without gradients.
+    """Load one component of a pipeline folder in evaluation mode, without gradients.
 
     kind: a class with `from_pretrained`; for a model its own class, not an `AutoModel`. device: None leaves a model
-    where `options`, arguments of its `from_pretrained`, put it.
+    on the device that `options`, arguments of its `from_pretrained`, select.
 
     Raises:
-        EditorError: the part does not fit its config.
+        EditorError: the component does not match its config.
         OSError, torch.OutOfMemoryError: the disk (of offloaded weights) or the device is full.
     """
     from diffusers import ModelMixin
@@ -75,22 +75,22 @@ def load_part(
                 return kind.from_pretrained(folder / name)
             options |= {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype, "use_safetensors": True}
             model, report = kind.from_pretrained(folder / name, output_loading_info=True, **options)
-    except Exception as error:  # a damaged file makes the libraries raise anything
-        if (full := lack(error)) is not None:  # no fault of the folder
+    except Exception as error:  # for a damaged file, the libraries may raise any exception
+        if (full := find_resource_error(error)) is not None:  # not caused by the folder
             raise full from None
         reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(" If you want")[0]
         raise EditorError(f"{folder / name} cannot be loaded: {reason}", _DAMAGED) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise EditorError(f"{folder / name} lacks {len(missing)} of its tensors, {missing[0]!r} among them", _DAMAGED)
+        raise EditorError(f"{folder / name} lacks {len(missing)} of its tensors, including {missing[0]!r}", _DAMAGED)
     return (model if device is None else model.to(device)).eval().requires_grad_(False)
 
 
 def part_config(folder: Path, name: str) -> dict[str, object]:
-    """Read config.json of a part.
+    """Read config.json of a component.
 
     Raises:
-        EditorError: missing or damaged.
+        EditorError: the file is missing or damaged.
     """
     path = folder / name / "config.json"
     try:
@@ -101,15 +101,15 @@ def part_config(folder: Path, name: str) -> dict[str, object]:
 
 
 def part_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """Read all weights of a part, in one file or several.
+    """Read all weights of a component, from one file or several.
 
     Raises:
-        EditorError: none is there, or a file is damaged.
+        EditorError: there is no weight file, or a file is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    files = [path for path in sorted((folder / name).glob("*.safetensors")) if is_read(path.name)]
+    files = [path for path in sorted((folder / name).glob("*.safetensors")) if is_loaded_file(path.name)]
     if not files:
         raise EditorError(f"{folder / name} has no weights as safetensors", "fetch the editor again")
     try:
@@ -119,7 +119,7 @@ def part_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def write_part(folder: Path, name: str, config: Mapping[str, object], weights: Mapping[str, Tensor]) -> None:
-    """Write a part for `load_part`."""
+    """Write a component that `load_part` can read."""
     from safetensors.torch import save_file
 
     (folder / name).mkdir(parents=True, exist_ok=True)
@@ -131,9 +131,9 @@ def require_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
     """Check that two state dicts have the same names and shapes.
 
     Raises:
-        EditorError: they differ; the message is `what` and the names that are missing, unknown or of another shape.
+        EditorError: they differ; the message is `what` and the names that are missing, unknown or of a different shape.
     """
-    other = [
+    mismatched = [
         f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
         for name in expected
         if name in found and found[name].shape != expected[name].shape
@@ -141,19 +141,19 @@ def require_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
     problems = {
         "missing": [name for name in expected if name not in found],
         "unknown": [name for name in found if name not in expected],
-        "of another shape": other,
+        "of a different shape": mismatched,
     }
-    said = [f"{kind}: {', '.join(names[:8])}{_more(names)}" for kind, names in problems.items() if names]
-    if said:
-        raise EditorError(f"{what}; {'; '.join(said)}")
+    problems_text = [f"{kind}: {', '.join(names[:8])}{_and_more(names)}" for kind, names in problems.items() if names]
+    if problems_text:
+        raise EditorError(f"{what}; {'; '.join(problems_text)}")
 
 
-def _more(names: list[str]) -> str:
+def _and_more(names: list[str]) -> str:
     return f" and {len(names) - 8} more" if len(names) > 8 else ""
 
 
 def randomize(model: nn.Module, seed: int) -> None:
-    """Replace the weights of a model by random ones, as its class initialises them."""
+    """Replace the weights of a model with random ones, as its class initializes them."""
     kind: Any = type(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -170,14 +170,14 @@ def digest(parts: Mapping[str, Path]) -> str:
     """Return a SHA-256 over names and contents of the weight, config and tokenizer files. Other files and the folder's
     origin do not matter.
 
-    parts: sub-folder -> the pipeline folder that has it.
+    parts: sub-folder -> the pipeline folder that contains it.
     """
     total = hashlib.sha256()
     found = {
         path.relative_to(home).as_posix(): path for part, home in parts.items() for path in (home / part).rglob("*")
     }
     for name, path in sorted(found.items(), key=lambda item: Path(item[0])):
-        if not is_read(path.name):
+        if not is_loaded_file(path.name):
             continue
         blob = path.resolve().name  # in the Hub's cache a large file is a link to its own sha256
         known = path.is_symlink() and len(blob) == 64
@@ -187,7 +187,8 @@ def digest(parts: Mapping[str, Path]) -> str:
 
 
 def _family(folder: Path) -> str | None:
-    """Return the family in model_index.json; None if there is no such file, since the parts are enough."""
+    """Return the family in model_index.json; None without that file: such a folder is accepted if it has the required
+    sub-folders."""
     index = folder / "model_index.json"
     if not index.is_file():
         return None

@@ -35,19 +35,26 @@ class Hardware:
         if not _DEVICE.fullmatch(self.device):
             raise UsageError(f"unknown device {self.device!r}", "use cpu, cuda, cuda:1 (and so on) or mps")
         if self.offload == "disk" and self.device != "cpu":
-            raise UsageError("offload 'disk' works on the CPU alone", "use --offload sequential, or --device cpu")
+            raise UsageError(
+                f"--offload disk cannot be combined with --device {self.device}",
+                "use --offload sequential, or --device cpu",
+            )
         if self.offload != "none" and self.device == "mps":
             raise UsageError(
-                "mps shares its memory with the CPU: there is nowhere to offload to", "leave --offload out"
+                f"--offload {self.offload} cannot be combined with --device mps, which shares its memory with the CPU",
+                "omit --offload",
             )
         if self.offload != "none" and self.compile:
-            raise UsageError("blocks whose weights come and go are not compiled", "leave out --compile or --offload")
+            raise UsageError(
+                f"--compile cannot be combined with --offload {self.offload}: offloaded blocks cannot be compiled",
+                "omit --compile or --offload",
+            )
 
 
 CPU = Hardware()
 
 
-def lack(error: BaseException | None) -> BaseException | None:
+def find_resource_error(error: BaseException | None) -> BaseException | None:
     """Return the error of a full disk or memory in the chain of causes of `error`; None if there is none.
 
     Libraries wrap these errors in their own. A full disk is an OSError with ENOSPC; for memory see `is_out_of_memory`.
@@ -62,6 +69,9 @@ def lack(error: BaseException | None) -> BaseException | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether device (torch.OutOfMemoryError; on mps a plain RuntimeError) or machine are out of memory."""
-    said = isinstance(error, RuntimeError) and "out of memory" in str(error)
-    return said or type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    """Return whether the error means that the device or the machine ran out of memory.
+
+    The device raises torch.OutOfMemoryError, but mps raises a plain RuntimeError.
+    """
+    message = isinstance(error, RuntimeError) and "out of memory" in str(error)
+    return message or type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)

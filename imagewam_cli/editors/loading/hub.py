@@ -1,8 +1,8 @@
 """Download an editor's weights from the Hugging Face Hub: the components that its plugin reads, and nothing else.
 
-huggingface_hub keeps finished files, resumes broken downloads and respects offline mode. This module adds what it does
-not know: which components are read, that pickles are refused, that the disk needs enough space, and one clear error for
-each failure.
+huggingface_hub keeps finished files, resumes broken downloads and respects offline mode. This module adds the
+rest: it selects the components that are read, rejects pickles, checks the free disk space, and raises one clear error
+per failure.
 
 The plan resolves a branch or tag to a commit once, and only that commit is downloaded. The cache's reference for the
 branch moves after the last file. Planning therefore changes nothing on disk, and editors load the older revision until
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _WEIGHTS = "*.safetensors"
 _READ = (_WEIGHTS, "*.json", "*.txt", "*.jinja", "*.model")
 _VARIANTS = ("*.*.safetensors", "*.index.*.json", "*.*.*.index.json")
-"""Second copies of the same weights, which diffusers and transformers name by a word of any kind (fp16, non_ema):
+"""Second copies of the same weights, which diffusers and transformers mark with an arbitrary word (fp16, non_ema):
 NAME.WORD.safetensors, in shards NAME.WORD-00001-of-00002.safetensors or NAME-00001-of-00002.WORD.safetensors, with the
 index NAME.safetensors.index.WORD.json or NAME.safetensors.WORD.index.json. Names of plain weights have no dot."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -96,10 +96,10 @@ def plan_fetch(entry: EditorEntry, options: FetchOptions) -> FetchPlan:
     """
     if entry.repo is None:
         raise UsageError(f"the weights of {entry.name!r} come with its plugin", "there is nothing to fetch")
-    with _explained(entry, planning=True), _bars(shown=False):
+    with _converting_errors(entry, planning=True), _bars(shown=False):
         commit = _commit(entry, options)
-        listed = _listed(entry, options, commit)
-    wanted = [f for f in listed if _wanted(f.filename, entry, options)]
+        listed = _list_files(entry, options, commit)
+    wanted = [f for f in listed if _is_requested(f.filename, entry, options)]
     if not options.include:
         for component in entry.components:
             _require_safetensors(entry, component, [f.filename for f in listed])
@@ -116,45 +116,45 @@ def plan_fetch(entry: EditorEntry, options: FetchOptions) -> FetchPlan:
 def fetch(entry: EditorEntry, options: FetchOptions, plan: FetchPlan, *, bars: bool = True) -> Path:
     """Download the missing files of a plan, and return the folder. bars: show progress on stderr.
 
-    `downloaded` finds the default branch in the default cache; any other folder needs `--weights`.
+    `find_snapshot` finds the default branch in the default cache; any other folder needs `--weights`.
 
     Raises:
-        EditorError: no room on the disk, or the connection failed; what is complete is kept.
+        EditorError: the disk is full, or the connection failed; complete files are kept.
     """
     _require_room(plan, options)
-    with _explained(entry), _bars(shown=bars):
+    with _converting_errors(entry), _bars(shown=bars):
         folder = Path(_download(entry, options, plan.revision, allow=[f.name for f in plan.files]))
-    if options.local_dir is None and _complete(entry, plan.revision, options.cache_dir):
-        _note_revision(folder, options.revision or _BRANCH, plan.revision)
+    if options.local_dir is None and _complete_snapshot(entry, plan.revision, options.cache_dir):
+        _write_ref(folder, options.revision or _BRANCH, plan.revision)
     return folder
 
 
-def downloaded(entry: EditorEntry) -> Path:
+def find_snapshot(entry: EditorEntry) -> Path:
     """Return the snapshot of the default branch on this disk, without network access.
 
     Raises:
-        EditorError: there is none, or it is not complete; says which `imagewam fetch` to run, and which complete
-            revision there is.
+        EditorError: there is none, or it is not complete; the hint names the `imagewam fetch` to run and any complete
+            revision.
     """
-    found = _complete(entry, _BRANCH)
+    found = _complete_snapshot(entry, _BRANCH)
     if found is not None:
         return found
     complete, partial = _other_revisions(entry)
-    lack = f"incomplete on this machine (revision {partial.name})" if partial is not None else "not on this machine"
+    state = f"incomplete on this machine (revision {partial.name})" if partial is not None else "not on this machine"
     folder = "DIR" if complete is None else str(complete)
     raise EditorError(
-        f"the weights of {entry.name!r} are {lack}",
+        f"the weights of {entry.name!r} are {state}",
         f"run `imagewam fetch {entry.name}`, or pass a diffusers folder with --weights {folder}",
     )
 
 
-def finds_itself(entry: EditorEntry, folder: Path) -> bool:
+def is_default_snapshot(entry: EditorEntry, folder: Path) -> bool:
     """Return whether the editor loads this folder without `--weights`."""
-    return _complete(entry, _BRANCH) == folder
+    return _complete_snapshot(entry, _BRANCH) == folder
 
 
-def is_read(name: str) -> bool:
-    """Return whether loading a part reads a file of this name: weights, configs and tokenizers, no second copies."""
+def is_loaded_file(name: str) -> bool:
+    """Return whether loading a part reads a file of this name: weights, configs, tokenizers, but no second copies."""
     return any(fnmatch(name, p) for p in _READ) and not any(fnmatch(name, p) for p in _VARIANTS)
 
 
@@ -165,7 +165,7 @@ def _commit(entry: EditorEntry, options: FetchOptions) -> str:
     return str(HfApi(token=options.token).model_info(str(entry.repo), revision=options.revision).sha)
 
 
-def _listed(entry: EditorEntry, options: FetchOptions, commit: str) -> list[DryRunFileInfo]:
+def _list_files(entry: EditorEntry, options: FetchOptions, commit: str) -> list[DryRunFileInfo]:
     """List the repository's files, and which of them are on this disk."""
     files: list[DryRunFileInfo]
     if options.local_dir is None or options.local_dir.exists():
@@ -193,7 +193,7 @@ def _download(
     )
 
 
-def _complete(entry: EditorEntry, revision: str, cache_dir: Path | None = None) -> Path | None:
+def _complete_snapshot(entry: EditorEntry, revision: str, cache_dir: Path | None = None) -> Path | None:
     """Return the snapshot of a branch or commit on this disk, if it has every file that the plugin reads."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -224,13 +224,13 @@ def _other_revisions(entry: EditorEntry) -> tuple[Path | None, Path | None]:
         return None, None
     revisions = [r for repo in repos if (repo.repo_id, repo.repo_type) == (entry.repo, "model") for r in repo.revisions]
     revisions.sort(key=lambda r: r.last_modified, reverse=True)
-    complete = [r.snapshot_path for r in revisions if _complete(entry, r.commit_hash) is not None]
+    complete = [r.snapshot_path for r in revisions if _complete_snapshot(entry, r.commit_hash) is not None]
     partial = [r.snapshot_path for r in revisions if r.snapshot_path not in complete]
     return next(iter(complete), None), next(iter(partial), None)
 
 
-def _note_revision(folder: Path, revision: str, commit: str) -> None:
-    """Record in the Hub's cache that the branch or tag `revision` is `commit`, in its own layout: refs/REVISION beside
+def _write_ref(folder: Path, revision: str, commit: str) -> None:
+    """Record in the Hub's cache that the branch or tag `revision` is `commit`, in its own layout: refs/REVISION next to
     snapshots/COMMIT, which is `folder`."""
     note = folder.parents[1] / "refs" / revision
     if revision == commit or (note.is_file() and note.read_text() == commit):  # the cache may be read-only
@@ -246,32 +246,35 @@ def _patterns(entry: EditorEntry) -> list[str]:
     return ["model_index.json", *(f"{c}/{kind}" for c in entry.components for kind in _READ)]
 
 
-def _wanted(name: str, entry: EditorEntry, options: FetchOptions) -> bool:
+def _is_requested(name: str, entry: EditorEntry, options: FetchOptions) -> bool:
     if any(fnmatch(name, pattern) for pattern in options.exclude):
         return False
     if options.include:
         return any(fnmatch(name, pattern) for pattern in options.include)
-    return is_read(name) and any(fnmatch(name, pattern) for pattern in _patterns(entry))
+    return is_loaded_file(name) and any(fnmatch(name, pattern) for pattern in _patterns(entry))
 
 
 def _require_safetensors(entry: EditorEntry, component: str, names: Sequence[str]) -> None:
-    """A component without files is not this family's; one with parameters needs weights that are read: neither pickles
-    nor second copies in another precision."""
+    """Check that a component has files and, if it has parameters, safetensors weights in the standard precision.
+
+    Raises:
+        EditorError: it has no files, or its weights are only pickles or second copies.
+    """
     inside = [n for n in names if n.startswith(f"{component}/")]
     if not inside:
         raise EditorError(f"{entry.repo} has no {component}/: it is not a {entry.family} repository")
     weights = [n for n in inside if fnmatch(n, _WEIGHTS)]
     pickled = [n for n in inside if any(fnmatch(n, p) for p in _PICKLES)]
-    if any(is_read(n) for n in weights) or not (pickled or entry.components[component].parameters):
+    if any(is_loaded_file(n) for n in weights) or not (pickled or entry.components[component].parameters):
         return
     hint = "choose a --revision with safetensors, or convert them and pass the folder with --weights DIR"
     if weights:
         raise EditorError(
-            f"{entry.repo} has safetensors of {component}/ only as another copy ({weights[0]}), which is not read", hint
+            f"{entry.repo} has safetensors of {component}/ only as a variant ({weights[0]}), which is not read", hint
         )
     if pickled:
         raise EditorError(
-            f"{entry.repo} has the weights of {component}/ as a pickle alone ({pickled[0]}), which can run any code",
+            f"{entry.repo} has weights of {component}/ only as a pickle ({pickled[0]}), which can run arbitrary code",
             hint,
         )
     raise EditorError(f"{entry.repo} has no weights of {component}/ as safetensors", hint)
@@ -286,7 +289,7 @@ def _require_room(plan: FetchPlan, options: FetchOptions) -> None:
     free = shutil.disk_usage(folder).free
     if plan.missing_bytes * _MARGIN > free:
         raise EditorError(
-            f"{plan.repo} needs {plan.missing_bytes / 1e9:.1f} GB more, and {folder} has {free / 1e9:.1f} GB free",
+            f"{plan.repo} needs {plan.missing_bytes / 1e9:.1f} GB more, but {folder} has {free / 1e9:.1f} GB free",
             "free some space, or choose another disk with --cache-dir or --local-dir",
         )
 
@@ -306,7 +309,7 @@ def _bars(*, shown: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(entry: EditorEntry, *, planning: bool = False) -> Iterator[None]:
+def _converting_errors(entry: EditorEntry, *, planning: bool = False) -> Iterator[None]:
     """Convert huggingface_hub's errors to one line each, with a hint.
 
     planning: nothing is written, so a failure without an answer from the Hub is a failed connection.
@@ -316,22 +319,22 @@ def _explained(entry: EditorEntry, *, planning: bool = False) -> Iterator[None]:
     unreachable = (errors.LocalEntryNotFoundError, errors.DryRunError)
     try:
         yield
-    except Exception as error:  # around one library call: its transports (httpx, xet) have error trees of their own
+    except Exception as error:  # broad, because the transports (httpx, xet) define their own errors
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        answer = _answer(error)
+        answer = _hub_response(error)
         if answer is not None:
-            raise _refusal(entry, answer) from error
+            raise _error_for_response(entry, answer) from error
         if isinstance(error, unreachable) or (planning and not isinstance(error, ValueError)):
             raise EditorError(
                 f"{entry.repo} cannot be reached: no connection, or offline mode is on",
-                f"look at the network and at HF_HUB_OFFLINE, then {_AGAIN}; or pass a diffusers folder with --weights",
+                f"check the network and HF_HUB_OFFLINE, then {_AGAIN}; or pass a diffusers folder with --weights",
             ) from error
         raise EditorError(f"fetching {entry.repo} failed: {str(error).partition(chr(10))[0]}", _AGAIN) from error
 
 
-def _answer(error: BaseException | None) -> HfHubHTTPError | None:
-    """Return the Hub's answer in the chain of causes of an error, if there is one."""
+def _hub_response(error: BaseException | None) -> HfHubHTTPError | None:
+    """Return the Hub's HTTP error in the chain of causes of an error; None if there is none."""
     from huggingface_hub.errors import HfHubHTTPError
 
     while error is not None and getattr(error, "response", None) is None:
@@ -339,8 +342,8 @@ def _answer(error: BaseException | None) -> HfHubHTTPError | None:
     return error if isinstance(error, HfHubHTTPError) else None
 
 
-def _refusal(entry: EditorEntry, answer: HfHubHTTPError) -> EditorError:
-    """Return the error for an answer other than the file."""
+def _error_for_response(entry: EditorEntry, answer: HfHubHTTPError) -> EditorError:
+    """Return the error for an HTTP error response."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{entry.repo}"
@@ -348,7 +351,7 @@ def _refusal(entry: EditorEntry, answer: HfHubHTTPError) -> EditorError:
         return EditorError(f"{entry.repo} is gated", f"accept its terms at {page}, then `hf auth login`")
     if isinstance(answer, errors.RepositoryNotFoundError):
         return EditorError(
-            f"{entry.repo} is not there, or is private",
+            f"{entry.repo} does not exist or is private",
             "check the name, or log in with `hf auth login`",
         )
     if isinstance(answer, errors.RevisionNotFoundError):

@@ -1,8 +1,8 @@
-"""Load the large models of an editor as `Hardware` says, with the offloading of diffusers and accelerate.
+"""Load the large models of an editor according to `Hardware`, with the offloading of diffusers and accelerate.
 
 group and sequential are diffusers' group offloading, by blocks and by leaves; disk is accelerate's. Transfers do not
-overlap with computation: diffusers would learn the order of the layers at the end of a first complete forward, and a
-recorded forward is left early. Only the blocks that the model's class declares as repeated are compiled.
+overlap with computation: diffusers would learn the order of the layers at the end of a first complete forward
+pass, and a recorded forward pass ends early. Only the blocks that the model's class declares as repeated are compiled.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ def require_device(hardware: Hardware) -> torch.device:
     """Return the device.
 
     Raises:
-        UsageError: this machine does not have it.
+        UsageError: this machine does not have the device.
     """
     device = torch.device(hardware.device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
-        raise UsageError(f"no device {hardware.device!r} here: torch finds {found} CUDA devices", "use --device cpu")
+        raise UsageError(
+            f"device {hardware.device!r} does not exist: torch finds {found} CUDA devices", "use --device cpu"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("no device 'mps' here", "use --device cpu")
+        raise UsageError("device 'mps' does not exist on this machine", "use --device cpu")
     return device
 
 
@@ -53,9 +55,17 @@ class Placement:
         require_quantization(quantization, self.device)
         on_disk = hardware.offload == "disk"
         if on_disk and (quantization != "none" or random_weights):
-            raise UsageError("weights on disk are used as they were published", "leave out --offload disk")
+            other = f"--quantization {quantization}" if quantization != "none" else "--random-weights"
+            raise UsageError(
+                f"--offload disk cannot be combined with {other}: it uses the weights as they are in the files",
+                f"omit --offload disk, or omit {other.partition(' ')[0]}",
+            )
         if quantization == "nf4" and hardware.offload != "none":
-            raise UsageError("weights in nf4 stay on their device", "leave out --offload, or use --quantization int8")
+            raise UsageError(
+                f"--quantization nf4 cannot be combined with --offload {hardware.offload}: "
+                "nf4 weights cannot leave their device",
+                "omit --offload, or use --quantization int8",
+            )
         if hardware.compile:
             require_compiler(self.device)
         self._disk = tempfile.TemporaryDirectory(prefix="imagewam-offload-") if on_disk else None
@@ -63,7 +73,7 @@ class Placement:
     def load(
         self, folder: Path, name: str, kind: type[PipelinePart], dtype: torch.dtype, *, denoiser: bool
     ) -> nn.Module:
-        """Load a part of a pipeline folder. denoiser: whether it is the part whose attention is recorded."""
+        """Load a component of a pipeline folder. denoiser: whether it is the one whose attention is recorded."""
         import diffusers
         import transformers
 
@@ -85,7 +95,7 @@ class Placement:
 
 
 def offload(model: nn.Module, device: torch.device, *, blocks: bool) -> None:
-    """Keep weights in main memory and move them to `device` when they are used.
+    """Keep the weights in main memory and move them to `device` when they are used.
 
     blocks: move a whole block at a time, for models whose blocks are direct children; otherwise layer by layer.
     """
@@ -101,19 +111,21 @@ def offload(model: nn.Module, device: torch.device, *, blocks: bool) -> None:
 
 
 def compile_blocks(denoiser: ModelMixin, backend: str = "inductor") -> None:
-    """Compile the denoiser's repeated blocks at its first forward.
+    """Compile the denoiser's repeated blocks at its first forward pass.
 
     Raises:
-        UsageError: its class does not declare them.
+        UsageError: its class declares no repeated blocks.
     """
     if not getattr(denoiser, "_repeated_blocks", None):
-        raise UsageError(f"{type(denoiser).__name__} does not say which of its blocks repeat", "leave --compile out")
+        raise UsageError(
+            f"{type(denoiser).__name__} does not declare repeated blocks, which --compile needs", "omit --compile"
+        )
     denoiser.compile_repeated_blocks(backend=backend)
 
 
 def require_compiler(device: torch.device, backend: str = "inductor") -> None:
-    """Check that torch can compile, by compiling one addition. A missing compiler would otherwise show at the first
-    row.
+    """Check that torch can compile, by compiling one addition. A missing compiler would otherwise cause an
+    error only at the first row.
 
     Raises:
         UsageError: torch cannot compile here.
@@ -124,6 +136,4 @@ def require_compiler(device: torch.device, backend: str = "inductor") -> None:
         torch.compile(lambda x: x + 1, backend=backend)(torch.ones(8, device=device))
     except BackendCompilerFailed as error:
         reason = str(error.inner_exception).strip().partition("\n")[0]
-        raise UsageError(
-            f"torch cannot compile here: {reason}", "install a C++ compiler, or leave --compile out"
-        ) from None
+        raise UsageError(f"torch cannot compile here: {reason}", "install a C++ compiler, or omit --compile") from None

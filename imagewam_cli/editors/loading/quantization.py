@@ -27,7 +27,7 @@ def require_quantization(quantization: Quantization, device: torch.device) -> No
         return
     if quantization == "nf4" and device.type != "cuda":
         raise UsageError(
-            f"quantization 'nf4' needs a CUDA device, not {device}",
+            f"quantization 'nf4' needs a CUDA device, got {device}",
             "use --device cuda, or build the cache with --quantization int8",
         )
     package = _PACKAGES[quantization]

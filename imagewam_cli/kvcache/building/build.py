@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from imagewam_cli.data.augmentation import AS_RECORDED, Augmentation
+from imagewam_cli.data.augmentation import NO_AUGMENTATION, Augmentation
 from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editors.contract import Editor
@@ -296,7 +296,7 @@ def _no_other_split(storage: Storage, settings: BuildSettings) -> Iterator[None]
 
 
 def dataset_entry(
-    dataset: Dataset, cameras: Sequence[str], stride: int, augmentation: Augmentation = AS_RECORDED
+    dataset: Dataset, cameras: Sequence[str], stride: int, augmentation: Augmentation = NO_AUGMENTATION
 ) -> DatasetEntry:
     """Return the manifest's entry for every `stride`-th frame of a dataset. cameras: those that the editor sees."""
     info = dataset.info

@@ -135,4 +135,4 @@ def instruction_rows(dataset: Dataset) -> Iterator[Row]:
 def samples_bytes(dataset: Dataset, stride: int) -> bytes:
     """Return the content of the samples file: a few of the first rows, with their pictures."""
     first = list(islice(dataset.rows(stride=stride), _SAMPLED[-1] + 1))
-    return Samples.of([first[i] for i in _SAMPLED if i < len(first)] or first[-1:]).to_bytes()
+    return Samples.from_rows([first[i] for i in _SAMPLED if i < len(first)] or first[-1:]).to_bytes()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from imagewam_cli.data.augmentation import AS_RECORDED, Augmentation
+from imagewam_cli.data.augmentation import NO_AUGMENTATION, Augmentation
 from imagewam_cli.data.types import Dataset, EpisodeInfo
 from imagewam_cli.errors import UsageError
 from imagewam_cli.kvcache.building.encoding import instructions_of
@@ -27,7 +27,7 @@ class BuildSettings:
     cache."""
 
     stride: int = 1
-    augmentation: Augmentation = AS_RECORDED
+    augmentation: Augmentation = NO_AUGMENTATION
     batch: int = 16
     shard_mb: float = 256.0
     part: BuildPart | None = None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagewam_cli.config import dump_json, from_dict, to_dict
-from imagewam_cli.data.augmentation import AS_RECORDED, Augmentation
+from imagewam_cli.data.augmentation import NO_AUGMENTATION, Augmentation
 from imagewam_cli.data.types import KeyMap
 from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.errors import CacheError, ConfigError, UsageError
@@ -71,7 +71,7 @@ class DatasetEntry:
     stride: int
     keys: KeyMap
     """Features that were read, including the cameras that the editor sees."""
-    augmentation: Augmentation = AS_RECORDED
+    augmentation: Augmentation = NO_AUGMENTATION
     """Augmentation of the pictures. A cache has `variants` rows per cached frame."""
 
 

@@ -121,7 +121,7 @@ def _overlap(table: pa.Table) -> pa.Table:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda t: t.slice(0, 2), "lists 2 episodes, .* says total_episodes 3"),
+        (lambda t: t.slice(0, 2), "lists 2 episodes, .* declares total_episodes 3"),
         (lambda t: set_column(t, "episode_index", [0, 1, 1]), "episode 1 is listed twice"),
         (lambda t: set_column(t, "length", [5, 0, 11]), "has 0 rows, but 7 frames of 'observation.images.top'"),
         (

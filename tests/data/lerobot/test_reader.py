@@ -331,13 +331,16 @@ class TestBrokenFiles:
     @pytest.mark.parametrize(
         ("edit", "message"),
         [
-            (lambda t: t.slice(0, 15), "episode 2 has 3 rows, the episode table says length 4"),
+            (lambda t: t.slice(0, 15), "episode 2 has 3 rows, but the episode table gives length 4"),
             (lambda t: t.slice(0, 12), r"file-000\.parquet has no rows of episode 2"),
             (
                 lambda t: pa.concat_tables([t.slice(0, 5), t.slice(12)]),
                 "has rows of episode 2 where those of episode 1",
             ),
-            (lambda t: pa.concat_tables([t, t.slice(15)]), "episode 2 has 5 rows, the episode table says length 4"),
+            (
+                lambda t: pa.concat_tables([t, t.slice(15)]),
+                "episode 2 has 5 rows, but .* gives length 4",
+            ),
             (lambda t: t.drop_columns(["action"]), r"\(episode 0\) has no column 'action'"),
             (
                 lambda t: set_column(t, "frame_index", [0, 1, 3, 4, 5, *t["frame_index"].to_pylist()[5:]]),
@@ -381,12 +384,12 @@ class TestBrokenFiles:
 
     def test_vectors_of_the_wrong_size_are_refused(self, copy30: Path) -> None:
         edit_json(copy30 / "meta/info.json", lambda info: info["features"]["action"].update(shape=[4]))
-        with pytest.raises(DatasetError, match=r"'action' has vectors of \[2\] numbers, meta/info.json says 4"):
+        with pytest.raises(DatasetError, match=r"'action' has vectors of \[2\] numbers, but meta/info.json declares 4"):
             list(LeRobotDataset(copy30).rows(images=False))
 
     def test_frames_of_the_wrong_size_are_refused(self, copy30: Path) -> None:
         edit_json(copy30 / "meta/info.json", lambda info: info["features"][TOP].update(shape=[64, 64, 3]))
-        with pytest.raises(DatasetError, match=r"episode 0: frames are 32x48 .* meta/info\.json says 64x64"):
+        with pytest.raises(DatasetError, match=r"episode 0: frames are 32x48 .* meta/info\.json declares 64x64"):
             list(LeRobotDataset(copy30).rows())
 
     @pytest.mark.parametrize(
@@ -417,7 +420,7 @@ class TestBrokenFiles:
     def test_images_of_the_wrong_size_are_refused(self, v30_pictures: Path, tmp_path: Path) -> None:
         root = Path(shutil.copytree(v30_pictures, tmp_path / "set"))
         edit_json(root / "meta/info.json", lambda info: info["features"][TOP].update(shape=[48, 32, 3]))
-        with pytest.raises(DatasetError, match=r"is 32x48 .* meta/info\.json says 48x32"):
+        with pytest.raises(DatasetError, match=r"is 32x48 .* meta/info\.json declares 48x32"):
             list(LeRobotDataset(root).rows())
 
 

@@ -102,7 +102,7 @@ def test_a_video_with_extra_frames_is_refused(mp4: Path) -> None:
 
 
 def test_frames_of_another_size_are_refused(mp4: Path) -> None:
-    with pytest.raises(DatasetError, match=r"frames are 32x48 \(height x width\), meta/info.json says 48x32"):
+    with pytest.raises(DatasetError, match=r"frames are 32x48 \(height x width\), but meta/info.json declares 48x32"):
         list(VideoCamera("cam", (48, 32)).frames(episode(mp4, 0, 0, 9, is_last=True), 1))
 
 

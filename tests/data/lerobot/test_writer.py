@@ -426,7 +426,7 @@ class TestWrongUsage:
             ({"actions": np.zeros((4, 2))}, "has 5 states and 4 actions"),
             ({"actions": np.full((5, 2), np.nan)}, "actions are not finite at step 0"),
             ({"instruction": "  "}, "has no instruction"),
-            ({"frames": {"top": np.zeros((5, 32, 48, 3), np.uint8)}}, r"has cameras \['top'\], the dataset has"),
+            ({"frames": {"top": np.zeros((5, 32, 48, 3), np.uint8)}}, r"has cameras \['top'\], but the dataset has"),
             (
                 {"frames": {"top": np.zeros((4, 32, 48, 3), np.uint8), "wrist": np.zeros((5, 32, 32, 3), np.uint8)}},
                 "has 5 states and 4 frames of camera 'top'",

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from diffusers import AutoencoderKL
 
-from imagewam_cli.editors.loading.hub import FetchFile, FetchOptions, FetchPlan, fetch, is_read
+from imagewam_cli.editors.loading.hub import FetchFile, FetchOptions, FetchPlan, fetch, is_loaded_file
 from imagewam_cli.errors import EditorError
 from imagewam_cli.registry import Registry
 from tests.support.hub_server import COMMIT, LATER, Hub, serve
@@ -62,8 +62,8 @@ def run_python(home: Path, code: str) -> subprocess.CompletedProcess[str]:
 def loaded(home: Path) -> str:
     """Return the commit that the editor loads, or the error and its hint on two lines."""
     code = (
-        "from imagewam_cli.errors import EditorError; from imagewam_cli.editors.loading.hub import downloaded\n"
-        "try: print(downloaded(entry).name)\n"
+        "from imagewam_cli.errors import EditorError; from imagewam_cli.editors.loading.hub import find_snapshot\n"
+        "try: print(find_snapshot(entry).name)\n"
         "except EditorError as error: print(error.message, error.hint, sep=chr(10))"
     )
     done = run_python(home, code)
@@ -223,7 +223,7 @@ def test_patterns_choose_other_files(tmp_path: Path) -> None:
     ("status", "code", "message", "hint"),
     [
         (403, "GatedRepo", "is gated", "accept its terms at"),
-        (404, "RepoNotFound", "is not there, or is private", "hf auth login"),
+        (404, "RepoNotFound", "does not exist or is private", "hf auth login"),
         (401, "", "does not accept the token", "hf auth login"),
         (404, "RevisionNotFound", "has no such revision", "branches and tags"),
         (500, "", "the Hub answered 500", "run the same command again"),
@@ -274,7 +274,7 @@ def test_a_repository_with_only_shards_of_variants_is_refused(tmp_path: Path) ->
     with serve(Hub(REPO, files | {f"unet/{name}": b"{}" for name in COPIES})) as hub:
         done = run(hub, tmp_path, "fetch", EDITOR)
     assert done.returncode == 1
-    assert "safetensors of unet/ only as another copy (unet/model" in done.stderr
+    assert "safetensors of unet/ only as a variant (unet/model" in done.stderr
 
 
 def test_is_read_recognises_variants_written_by_diffusers(tmp_path: Path) -> None:
@@ -288,8 +288,8 @@ def test_is_read_recognises_variants_written_by_diffusers(tmp_path: Path) -> Non
         plain, copy = (tmp_path / f"{len(options)}-{name}" for name in ("plain", "copy"))
         part.save_pretrained(plain, **options)
         part.save_pretrained(copy, variant="fp16", **options)
-        assert on_disk(plain) == {name for name in on_disk(plain) if is_read(name)}
-        assert {name for name in on_disk(copy) if is_read(name)} == {"config.json"}
+        assert on_disk(plain) == {name for name in on_disk(plain) if is_loaded_file(name)}
+        assert {name for name in on_disk(copy) if is_loaded_file(name)} == {"config.json"}
         assert (len(on_disk(plain)) > 2) == bool(options)
 
 
@@ -298,7 +298,7 @@ def test_a_repository_with_only_pickled_weights_is_refused(tmp_path: Path) -> No
     with serve(Hub(REPO, files | {"unet/model.bin": b"a pickle"})) as hub:
         done = run(hub, tmp_path, "fetch", EDITOR)
     assert done.returncode == 1
-    assert "weights of unet/ as a pickle alone (unet/model.bin)" in done.stderr
+    assert "weights of unet/ only as a pickle (unet/model.bin)" in done.stderr
 
 
 def test_a_part_without_readable_weights_is_refused(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_part_without_readable_weights_is_refused(tmp_path: Path) -> None:
         with serve(Hub(REPO, files | there)) as hub:
             done = run(hub, tmp_path, "fetch", EDITOR)
         assert done.returncode == 1
-        assert f"safetensors of unet/ only as another copy ({copy})" in done.stderr
+        assert f"safetensors of unet/ only as a variant ({copy})" in done.stderr
     with serve(Hub(REPO, files)) as hub:
         done = run(hub, tmp_path, "fetch", EDITOR)
     assert done.returncode == 1
@@ -342,7 +342,7 @@ def test_a_disk_without_space_is_refused_before_the_first_byte(tmp_path: Path, m
         editor=EDITOR, repo=REPO, revision=COMMIT, files=(FetchFile(name="a", bytes=3_000_000_000, present=False),)
     )
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000_000))
-    with pytest.raises(EditorError, match=r"needs 3\.0 GB more, and .* has 2\.0 GB free"):
+    with pytest.raises(EditorError, match=r"needs 3\.0 GB more, but .* has 2\.0 GB free"):
         fetch(Registry.installed().editors.get(EDITOR), FetchOptions(local_dir=tmp_path / "new"), plan)
 
 

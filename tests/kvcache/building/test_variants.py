@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from imagewam_cli.data.augmentation import AS_RECORDED, Augmentation, augmented
+from imagewam_cli.data.augmentation import NO_AUGMENTATION, Augmentation, augmented
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.shard_plan import plan_build
@@ -66,5 +66,5 @@ def test_training_uses_all_views_and_validation_only_the_recorded_one(three: Pat
 
 
 def test_one_view_is_the_default() -> None:
-    assert SETTINGS.augmentation == AS_RECORDED
-    assert AS_RECORDED.variants == 1
+    assert SETTINGS.augmentation == NO_AUGMENTATION
+    assert NO_AUGMENTATION.variants == 1

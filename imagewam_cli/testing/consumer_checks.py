@@ -1,4 +1,4 @@
-"""Checks for the users of a prefix: the cache, the action expert, the exporters."""
+"""Checks of the consumers of a prefix: the cache, the action expert and the exporters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _HORIZON, _DRAWS, _HIDDEN = 3, 2, 32
 
 
 def a_cache_gives_back_what_was_encoded(subject: Subject) -> None:
-    """a cache in float32 holds the exact numbers, in the announced number of bytes"""
+    """a float32 cache stores the exact numbers in the number of bytes that `spec` declares"""
     dataset = MemoryDataset((2, 1), size=subject.size, instructions=(SHORT, LONG))
     editor = subject.load(instructions_of(dataset), segments=subject.segments())
     with tempfile.TemporaryDirectory() as name:
@@ -44,14 +44,14 @@ def a_cache_gives_back_what_was_encoded(subject: Subject) -> None:
         read = reader.read(np.arange(len(reader)))
         written = sum(_content_bytes(path) for path in (folder / SHARDS).iterdir())
     fix = (
-        "give `encode` and `spec` the same shapes, compute nothing that changes from call to call, and do not mark a "
+        "give `encode` and `spec` the same shapes, compute the same numbers in every call, and do not mark a "
         "layer that sees the picture as `by_instruction`"
     )
     for i, row in enumerate(dataset.rows()):
         encoded = _tensors(editor.encode([row.images], [row.instruction]), editor)
         require_equal(_tensors(_row(read, i), editor), encoded, f"row {i} of the cache", fix)
-    announced = plan_build(dataset, editor.spec, FLOAT32, BuildSettings()).total_bytes
-    require(written == announced, f"the shard holds {written} bytes, but {announced} were announced", fix)
+    declared = plan_build(dataset, editor.spec, FLOAT32, BuildSettings()).total_bytes
+    require(written == declared, f"the shard holds {written} bytes, but the plan declares {declared}", fix)
 
 
 def _content_bytes(shard: Path) -> int:
@@ -81,7 +81,7 @@ def expert_attends_jointly(subject: Subject) -> None:
         given,
         expected,
         "the expert's attention, compared with F.scaled_dot_product_attention",
-        "`heads` must be a multiple of `kv_heads`, and `valid` belong to every layer that holds text",
+        "`heads` must be a multiple of `kv_heads`, and `valid` must fit every layer that holds text",
         rounding=True,
     )
 
@@ -100,38 +100,40 @@ def _expert(editor: Editor) -> ActionExpert:
 
 
 def _attention(expert: ActionExpert, prefix: PrefixKV) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Layer -> attention output (B N, T, H D): the expert's own, and one softmax over the concatenation."""
+    """Return two mappings, layer -> attention output (B N, T, H D): the expert's, and that of one softmax over the
+    concatenation."""
     projected: dict[str, Tensor] = {}
-    given: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     norms: dict[str, QKNorm] = {}
     doubles, singles = iter(expert.double_blocks), iter(expert.single_blocks)
     for layer in expert.config.layers:
-        before, after, norms[layer.name] = _ends(next(doubles if layer.block == "sequential" else singles))
+        before, after, norms[layer.name] = _projections(next(doubles if layer.block == "sequential" else singles))
         before.register_forward_hook(lambda _m, _a, out, at=layer.name: projected.update({at: out}))
-        after.register_forward_pre_hook(lambda _m, args, at=layer.name: given.update({at: args[0]}))
+        after.register_forward_pre_hook(lambda _m, args, at=layer.name: outputs.update({at: args[0]}))
     generator = torch.Generator().manual_seed(0)
     chunks = prefix.batch * _DRAWS
     shapes = ((chunks, _HORIZON, 2), (chunks,), (chunks, 2))
     expert(*(torch.rand(shape, generator=generator, dtype=torch.float64) for shape in shapes), prefix)
     expected = {
         layer.name: _one_softmax(
-            layer, _own(layer, projected[layer.name], norms[layer.name], expert.rotary), kv, prefix
+            layer, _own_qkv(layer, projected[layer.name], norms[layer.name], expert.rotary), kv, prefix
         )
         for layer, kv in zip(expert.config.layers, prefix.layers, strict=True)
     }
-    return {name: out[..., : expected[name].shape[-1]] for name, out in given.items()}, expected
+    return {name: out[..., : expected[name].shape[-1]] for name, out in outputs.items()}, expected
 
 
-def _ends(block: nn.Module) -> tuple[nn.Module, nn.Module, QKNorm]:
-    """What projects to q, k and v, what reads the attention's output, and the norm of q and k."""
+def _projections(block: nn.Module) -> tuple[nn.Module, nn.Module, QKNorm]:
+    """Return the module that projects to q, k and v, the one that reads the attention output, and the norm of q and
+    k."""
     if isinstance(block, SequentialBlock):
         return block.img_attn.qkv, block.img_attn.proj, block.img_attn.norm
     assert isinstance(block, ParallelBlock)
     return block.linear1, block.linear2, block.norm
 
 
-def _own(layer: LayerSpec, projected: Tensor, norm: QKNorm, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v (B N, T, heads, D) of the chunk's tokens, as the softmax sees them."""
+def _own_qkv(layer: LayerSpec, projected: Tensor, norm: QKNorm, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return q, k, v (B N, T, heads, D) of the chunk's tokens, normalized and rotated."""
     counts = (layer.heads, layer.kv_heads, layer.kv_heads)
     chunks, tokens, _ = projected.shape
     used = projected[..., : sum(counts) * layer.head_dim].reshape(chunks, tokens, sum(counts), layer.head_dim)
@@ -141,13 +143,13 @@ def _own(layer: LayerSpec, projected: Tensor, norm: QKNorm, rotary: Rotary | Non
 
 
 def _one_softmax(layer: LayerSpec, own: tuple[Tensor, Tensor, Tensor], kv: LayerKV, prefix: PrefixKV) -> Tensor:
-    """(B N, T, H D) over [prefix | own], every prefix repeated for its draws."""
+    """Return the attention output (B N, T, H D) over [prefix | own], with each prefix repeated for its draws."""
     q, own_k, own_v = own
     k, v = (
-        torch.cat([cached.repeat_interleave(_DRAWS, dim=0), mine], dim=1).repeat_interleave(
+        torch.cat([cached.repeat_interleave(_DRAWS, dim=0), own_part], dim=1).repeat_interleave(
             layer.heads // layer.kv_heads, dim=2
         )
-        for cached, mine in ((kv.k, own_k), (kv.v, own_v))
+        for cached, own_part in ((kv.k, own_k), (kv.v, own_v))
     )
     seen = torch.ones(len(q), 1, 1, k.shape[1], dtype=torch.bool)
     if layer.holds_text and prefix.valid is not None:
@@ -159,7 +161,7 @@ def _one_softmax(layer: LayerSpec, own: tuple[Tensor, Tensor, Tensor], kv: Layer
 
 def graph_equals_encode(subject: Subject) -> None:
     """`prefix_graph`, if the editor has one, equals `encode` in float32 on the CPU"""
-    subject = subject.where_graphs_are_made()
+    subject = subject.on_cpu_in_float32()
     editor = subject.load()
     try:
         graph = editor.prefix_graph()
@@ -173,7 +175,7 @@ def graph_equals_encode(subject: Subject) -> None:
     names = ["valid"] if editor.spec.valid_tokens else []
     names += [f"layer.{i}.{part}" for i in range(len(editor.spec.layers)) for part in "kv"]
     fix = "the module returns ([valid,] k_0, v_0, ...), padding zeroed; see `imagewam_cli.editors.contract.PrefixGraph`"
-    require(len(outputs) == len(names), f"the graph gives {len(outputs)} tensors, not {len(names)}", fix)
+    require(len(outputs) == len(names), f"the graph returns {len(outputs)} tensors, not {len(names)}", fix)
     given = dict(zip(names, (output.float() for output in outputs), strict=True))
     expected = {name: encoded[name].float() for name in names}
     require_equal(given, expected, "the graph, compared with `encode`", fix, rounding=True)
