@@ -189,7 +189,7 @@ def test_trimmed_text_needs_the_released_picture_processor(folder: Path, tmp_pat
     path = other / "text_processor" / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"min_pixels": 112 * 112}))
     load.__wrapped__(other, text_padding="keep").encode(pictures(1), INSTRUCTIONS[:1])
-    with pytest.raises(EditorError, match="tokens of a picture, LongCat's own 8") as caught:
+    with pytest.raises(EditorError, match="LongCat's own processor gives 8") as caught:
         load.__wrapped__(other, text_padding="trim")
     assert "--text-padding keep" in (caught.value.hint or "")
 
