@@ -82,7 +82,7 @@ def test_a_pool_of_0_is_refused(capsys: pytest.CaptureFixture[str], tabletop: Pa
         ("--layers", "every:0", "'all', 'every:N' or a list like '0,4,9', N from 1, got 'every:0'", "--layers"),
         ("--layers", "0,9", "the editor has layers 0 to 5", "--layers"),
         ("--image-size", "12", "--image-size must look like 224x448, got '12'", "the height, then the width"),
-        ("--image-size", "12x64", "image size 12x64 does not split", "16x64: choose it with --image-size"),
+        ("--image-size", "12x64", "image size 12x64 does not split", "use the nearest valid size: --image-size 16x64"),
     ],
 )
 def test_a_refused_value_is_reported_with_its_option(

@@ -147,7 +147,7 @@ def test_every_way_to_call_softmax_is_observed_once(call: object) -> None:
 def test_a_module_that_calls_no_softmax_is_an_error() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     with (
-        pytest.raises(CaptureError, match="no call of softmax was seen in 0"),
+        pytest.raises(CaptureError, match="no call of softmax was intercepted in 0"),
         observe(model, ["0"], SOFTMAX, lambda *_: None),
     ):
         model(torch.zeros(1, 2))

@@ -259,7 +259,7 @@ def _another_alias(values: dict[str, Any]) -> None:
         (_drop("mixtures.action.action_encoder.weight"), EditorError, "lacks 'action_encoder.weight'"),
         (_add("mixtures.action.gate"), EditorError, "unknown: gate"),
         (_add("mixtures.audio.weight"), RunError, "unknown names: mixtures.audio.weight"),
-        (_without_a_block, EditorError, "has 1 single blocks, the editor tiny 2"),
+        (_without_a_block, EditorError, "has 1 single blocks, but the editor tiny has 2"),
         (_another_alias, RunError, "twice with different values"),
         (_add("mixtures.video.double_blocks.9.weight"), RunError, "counterpart"),
         (lambda values: values.update(extra=1), RunError, "unknown names: extra"),
