@@ -57,12 +57,12 @@ def choices(
     rows, to fit codecs to. layers, pool: settings of the sample rows; if they are not the defaults, the user chose
     them, and only the other settings are varied.
     """
-    tried = storage_candidates(spec, codecs.values(), samples, pools=POOLS if pool == 1 else (1,))
-    errors = [[e.attention for e in candidate_errors] for candidate_errors in layer_errors_of(spec, exact, tried)]
+    candidates = storage_candidates(spec, codecs.values(), samples, pools=POOLS if pool == 1 else (1,))
+    errors = [[e.attention for e in candidate_errors] for candidate_errors in layer_errors_of(spec, exact, candidates)]
     found = []
     for thinning, kept in _thinned(spec, layers):
         same_layers = []
-        for candidate, layer_errors in zip(tried, errors, strict=True):
+        for candidate, layer_errors in zip(candidates, errors, strict=True):
             thin = dataclasses.replace(candidate.spec, layers=tuple(candidate.spec.layers[i] for i in kept))
             size = bytes_per_row(thin, candidate.codec)
             same_layers.append(
@@ -79,14 +79,14 @@ def choices(
     return tuple(found)
 
 
-def fitting(tried: Sequence[Choice], budget: float) -> tuple[Choice, ...]:
+def fitting(candidates: Sequence[Choice], budget: float) -> tuple[Choice, ...]:
     """Return the choices of at most `budget` bytes, in order; the first is the best."""
-    return tuple(choice for choice in tried if choice.total_bytes <= budget)
+    return tuple(choice for choice in candidates if choice.total_bytes <= budget)
 
 
-def best_codecs(tried: Sequence[Choice]) -> tuple[Choice, ...]:
+def best_codecs(candidates: Sequence[Choice]) -> tuple[Choice, ...]:
     """Return the first, best choice for each combination of pooling and layers."""
-    return tuple(next(same) for _, same in groupby(tried, key=lambda choice: (choice.layers, choice.pool)))
+    return tuple(next(same) for _, same in groupby(candidates, key=lambda choice: (choice.layers, choice.pool)))
 
 
 def _thinned(spec: KVSpec, layers: str) -> Iterator[tuple[str, tuple[int, ...]]]:

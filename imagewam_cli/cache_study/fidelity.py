@@ -60,7 +60,7 @@ class PolicyChange:
     """Effect of the stored numbers on a policy."""
 
     action: float
-    """Root mean square change of the normalised actions."""
+    """Root mean square change of the normalized actions."""
     exact_loss: float
     """Flow loss with the editor's own prefixes."""
     stored_loss: float
@@ -111,13 +111,13 @@ def evaluate_fidelity(
     unpooled = reader.manifest.settings.pool == 1
     codecs = [Registry.installed().codecs.load(entry.name) for entry in Registry.installed().codecs]
     samples = sample_prefixes(editor, dataset, reader.manifest.dataset.stride)
-    tried = storage_candidates(spec, codecs, samples, pools=POOLS if unpooled else (1,))
+    candidates = storage_candidates(spec, codecs, samples, pools=POOLS if unpooled else (1,))
     layers, settings, changes = [], [], []
     for indices, few in _sampled(reader, dataset, chosen):
         stored = reader.read(indices)
         exact = editor.encode([r.images for r in few], [r.instruction for r in few]).to("cpu", torch.float32)
         layers.append(compare(spec, exact, stored))
-        settings.append(compare_candidates(spec, exact, tried))
+        settings.append(compare_candidates(spec, exact, candidates))
         if policy is not None:
             changes.append(policy_change(policy, few, exact, stored))
         on_rows(len(few))
@@ -197,8 +197,8 @@ def storage_candidates(
 ) -> list[StorageCandidate]:
     """Return every combination of codec and pooling.
 
-    spec, samples: layout and values of prefixes that are not pooled. Without samples, codecs that need fitting are left
-    out. Pooling is left out if the keys are rotated but the positions of their tokens are unknown.
+    spec, samples: layout and values of prefixes that are not pooled. Without samples, codecs that need fitting are
+    omitted. Pooling is omitted if the keys are rotated but the positions of their tokens are unknown.
     """
     found = []
     for pool in pools:
@@ -215,15 +215,20 @@ def storage_candidates(
     return found
 
 
-def layer_errors_of(spec: KVSpec, exact: PrefixKV, tried: Sequence[StorageCandidate]) -> list[tuple[LayerErrors, ...]]:
+def layer_errors_of(
+    spec: KVSpec, exact: PrefixKV, candidates: Sequence[StorageCandidate]
+) -> list[tuple[LayerErrors, ...]]:
     """Return the errors of each candidate, layer by layer. spec, exact: prefixes that are not pooled."""
-    kept = {pool: pooled_prefix(spec, exact, pool)[1] for pool in {candidate.pool for candidate in tried}}
+    kept = {pool: pooled_prefix(spec, exact, pool)[1] for pool in {candidate.pool for candidate in candidates}}
     return [
-        compare(spec, exact, round_trip(candidate.codec, candidate.spec, kept[candidate.pool])) for candidate in tried
+        compare(spec, exact, round_trip(candidate.codec, candidate.spec, kept[candidate.pool]))
+        for candidate in candidates
     ]
 
 
-def compare_candidates(spec: KVSpec, exact: PrefixKV, tried: Sequence[StorageCandidate]) -> tuple[SettingErrors, ...]:
+def compare_candidates(
+    spec: KVSpec, exact: PrefixKV, candidates: Sequence[StorageCandidate]
+) -> tuple[SettingErrors, ...]:
     """Return the size of each candidate and its attention error, the mean over layers."""
     return tuple(
         SettingErrors(
@@ -232,7 +237,7 @@ def compare_candidates(spec: KVSpec, exact: PrefixKV, tried: Sequence[StorageCan
             bytes_per_row=bytes_per_row(candidate.spec, candidate.codec),
             attention=float(np.mean([e.attention for e in errors])),
         )
-        for candidate, errors in zip(tried, layer_errors_of(spec, exact, tried), strict=True)
+        for candidate, errors in zip(candidates, layer_errors_of(spec, exact, candidates), strict=True)
     )
 
 

@@ -27,7 +27,7 @@ from imagewam_cli.prefix.kv import PrefixKV
 Float64Array = npt.NDArray[np.float64]
 
 _SKETCH = 1024
-_SPREAD = {"episodes": 48, "rows": 6}
+_SAMPLE_LIMITS = {"episodes": 48, "rows": 6}
 _BATCH = 8
 _HORIZON = 10
 """Number of actions in the predicted chunk."""
@@ -59,10 +59,10 @@ class LayerSketches:
             if len(self._rows) <= i:
                 self._rows.append([])
             flat = torch.cat([kv.k.flatten(1), kv.v.flatten(1)], dim=1).float().cpu()
-            self._rows[i].append(_sketched(flat, seed=i))
+            self._rows[i].append(_sketch(flat, seed=i))
 
     def kernels(self) -> list[Float64Array]:
-        """Return each layer's linear kernel over the rows, (N, N): centred, with a mean diagonal of 1."""
+        """Return each layer's linear kernel over the rows, (N, N): centered, with a mean diagonal of 1."""
         return [_kernel(np.concatenate(rows)) for rows in self._rows]
 
 
@@ -87,10 +87,10 @@ def choose_layers(
     kept, removed, errors = list(range(len(kernels))), [], [error(range(len(kernels)))]
     while len(kept) > keep:
         without = {i: error([j for j in kept if j != i]) for i in kept}
-        gone = min(without, key=lambda i: without[i])
-        kept.remove(gone)
-        removed.append(gone)
-        errors.append(without[gone])
+        weakest = min(without, key=lambda i: without[i])
+        kept.remove(weakest)
+        removed.append(weakest)
+        errors.append(without[weakest])
     return LayerChoice(kept=tuple(kept), removed=tuple(removed), errors=tuple(errors))
 
 
@@ -102,12 +102,12 @@ def measure_layers(
     Raises:
         UsageError: `keep` is out of range, or the dataset has a single episode.
     """
-    shown = sorted({episode for episode, _ in spread_frames(dataset, **_SPREAD, stride=stride)})
+    sampled_episodes = sorted({episode for episode, _ in spread_frames(dataset, **_SAMPLE_LIMITS, stride=stride)})
     _require_layers(len(editor.spec.layers), keep)  # fail before the slow forward passes
-    _folds(shown)
-    table, _ = FrameTable.of(dataset.rows(images=False))
+    _folds(sampled_episodes)
+    table, _ = FrameTable.from_rows(dataset.rows(images=False))
     sketches, rows = LayerSketches(), []
-    for few in batches(spread_rows(dataset, **_SPREAD, stride=stride), _BATCH):
+    for few in batches(spread_rows(dataset, **_SAMPLE_LIMITS, stride=stride), _BATCH):
         sketches.add(editor.encode([r.images for r in few], [r.instruction for r in few]))
         rows += [dataclasses.replace(r, images={}) for r in few]
         on_rows(len(few))
@@ -120,7 +120,7 @@ def measure_layers(
 
 def sample_rows(dataset: Dataset, stride: int = 1) -> int:
     """Return the number of rows that `measure_layers` encodes."""
-    return len(spread_frames(dataset, **_SPREAD, stride=stride))
+    return len(spread_frames(dataset, **_SAMPLE_LIMITS, stride=stride))
 
 
 def _require_layers(count: int, keep: int) -> None:
@@ -128,7 +128,7 @@ def _require_layers(count: int, keep: int) -> None:
         raise UsageError(f"auto:{keep}: the editor has {count} layers", f"choose auto:1 to auto:{count}")
 
 
-def _sketched(flat: torch.Tensor, seed: int) -> npt.NDArray[np.float32]:
+def _sketch(flat: torch.Tensor, seed: int) -> npt.NDArray[np.float32]:
     """Reduce (N, M) to (N, _SKETCH): add each column, with a random sign, to a random sum; the same for every row."""
     generator = torch.Generator().manual_seed(seed)
     columns = torch.randint(_SKETCH, (flat.shape[1],), generator=generator)
@@ -138,8 +138,8 @@ def _sketched(flat: torch.Tensor, seed: int) -> npt.NDArray[np.float32]:
 
 
 def _kernel(features: npt.NDArray[np.float32]) -> Float64Array:
-    centred = features.astype(np.float64) - features.mean(0)
-    kernel: Float64Array = centred @ centred.T
+    centered = features.astype(np.float64) - features.mean(0)
+    kernel: Float64Array = centered @ centered.T
     return kernel / max(float(np.trace(kernel)) / len(kernel), 1e-12)
 
 

@@ -45,7 +45,7 @@ def plot_fidelity(result: FidelityResult, path: Path) -> None:
     axes.set_ylim(-0.004, 300 * max((s.attention for s in result.settings), default=0.01))
     axes.margins(x=0.12)
     axes.legend(frameon=False, fontsize=8, loc="lower left")
-    label_axes(axes, "kB a row", "error of attention, %")
+    label_axes(axes, "kB per row", "attention error, %")
     save_figure(figure, path)
 
 

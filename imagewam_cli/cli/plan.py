@@ -25,7 +25,7 @@ from imagewam_cli.cli.output import bytes_text, output, seconds_text
 
 if TYPE_CHECKING:
     from imagewam_cli.cache_study.budget import Choice
-    from imagewam_cli.cache_study.throughput import Throughput
+    from imagewam_cli.cache_study.row_cost import RowCost
     from imagewam_cli.cli.editor_options import EditorSetup
     from imagewam_cli.data.types import Dataset, Row
     from imagewam_cli.editors.contract import Editor
@@ -115,7 +115,7 @@ def _plan_of(
         EditorError: the layout is unknown without the weights.
         UsageError: no setting fits the budget.
     """
-    from imagewam_cli.cache_study.throughput import measure
+    from imagewam_cli.cache_study.row_cost import measure
     from imagewam_cli.cli.tables import budget_table
     from imagewam_cli.config import to_dict
     from imagewam_cli.kvcache.building.shard_plan import plan_build
@@ -216,9 +216,7 @@ def _existing_parent(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 
-def _plan_result(
-    plans: Sequence[BuildPlan], measured: Sequence[Throughput], *, layers: str
-) -> tuple[dict[str, Any], str]:
+def _plan_result(plans: Sequence[BuildPlan], measured: Sequence[RowCost], *, layers: str) -> tuple[dict[str, Any], str]:
     """Return JSON values and text.
 
     Args:
@@ -234,7 +232,7 @@ def _plan_result(
     return values, "\n".join(lines)
 
 
-def _one(plan: BuildPlan, throughput: Throughput | None) -> tuple[dict[str, Any], list[str]]:
+def _one(plan: BuildPlan, cost: RowCost | None) -> tuple[dict[str, Any], list[str]]:
     from imagewam_cli.cli.tables import storing_advice
     from imagewam_cli.config import to_dict
 
@@ -250,16 +248,16 @@ def _one(plan: BuildPlan, throughput: Throughput | None) -> tuple[dict[str, Any]
         f"{plan.rows} rows in {len(plan.shards)} shards",
         f"{bytes_text(plan.bytes_per_row)} per row, {bytes_text(plan.total_bytes)} in total",
     ]
-    if throughput is not None:
-        seconds = (throughput.forward + throughput.write) * plan.rows
-        values |= {"seconds_per_row": throughput.forward, "seconds": seconds}
-        values["economy"] = to_dict(throughput) | {
-            "pays": throughput.worth_storing,
-            "passes": throughput.break_even_epochs,
+    if cost is not None:
+        seconds = (cost.forward + cost.write) * plan.rows
+        values |= {"seconds_per_row": cost.forward, "seconds": seconds}
+        values["economy"] = to_dict(cost) | {
+            "pays": cost.worth_storing,
+            "passes": cost.break_even_epochs,
         }
         lines += [
-            f"{1000 * throughput.forward:.1f} ms per row on this machine, about {seconds_text(seconds)}",
-            f"reading is faster than recomputing for rows smaller than {bytes_text(throughput.break_even_bytes)}",
-            storing_advice(throughput),
+            f"{1000 * cost.forward:.1f} ms per row on this machine, about {seconds_text(seconds)}",
+            f"reading is faster than recomputing for rows smaller than {bytes_text(cost.break_even_bytes)}",
+            storing_advice(cost),
         ]
     return values, lines

@@ -10,7 +10,7 @@ from imagewam_cli.cli.output import bytes_text
 if TYPE_CHECKING:
     from imagewam_cli.cache_study.budget import Choice
     from imagewam_cli.cache_study.fidelity import FidelityResult
-    from imagewam_cli.cache_study.throughput import Throughput
+    from imagewam_cli.cache_study.row_cost import RowCost
     from imagewam_cli.evaluation.attention.measurement import AttentionResult
     from imagewam_cli.evaluation.closed_loop import ClosedLoopResult, Outcome
     from imagewam_cli.evaluation.open_loop import OpenLoopResult
@@ -117,12 +117,12 @@ def _line(split: str, kind: str, outcome: Outcome) -> tuple[str, ...]:
     )
 
 
-def storing_advice(throughput: Throughput) -> str:
+def storing_advice(cost: RowCost) -> str:
     """Return one line that says whether a cache pays off, and why."""
-    row, load, forward = throughput.row_bytes / 1e6, 1000 * throughput.load, 1000 * throughput.forward
+    row, load, forward = cost.row_bytes / 1e6, 1000 * cost.load, 1000 * cost.forward
     sizes = f"{row:.2f} MB/row reads in {load:.1f} ms, recomputing costs {forward:.1f} ms"
-    if throughput.break_even_epochs is None:
+    if cost.break_even_epochs is None:
         return (
             f"a cache does not pay off: {sizes}; train with --online, or store fewer bytes (--codec, --pool, --layers)"
         )
-    return f"a cache pays off: {sizes}; breaks even after {throughput.break_even_epochs:.1f} epochs"
+    return f"a cache pays off: {sizes}; breaks even after {cost.break_even_epochs:.1f} epochs"

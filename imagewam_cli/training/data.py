@@ -1,4 +1,4 @@
-"""Training and validation batches: prefixes with normalised states and action chunks, in a seeded order.
+"""Training and validation batches: prefixes with normalized states and action chunks, in a seeded order.
 
 The order of an epoch depends on (seed, epoch) only, so a resumed run sees the rows that an uninterrupted run would see.
 """
@@ -29,7 +29,7 @@ from imagewam_cli.training.recipe import TrainRecipe
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """state (B, S) and actions (B, T, A) normalised float32; is_pad bool (B, T); prefix of B rows; row: dataset
+    """state (B, S) and actions (B, T, A) normalized float32; is_pad bool (B, T); prefix of B rows; row: dataset
     rows."""
 
     prefix: PrefixKV
@@ -100,7 +100,7 @@ class ExpertData:
 
     def order(self, first_step: int) -> Iterator[Indices]:
         """Yield the rows of each step's batch from `first_step` on, without end. An epoch is one pass over all rows;
-        rows that do not fill a batch are left out of it."""
+        rows that do not fill a batch are omitted."""
         schedule = BatchSchedule(
             rows=self.train_rows,
             shard_rows=self.source.shard_rows,

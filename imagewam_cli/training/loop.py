@@ -145,7 +145,7 @@ class Trainer:
                 if values:
                     log.add(done, **values)
                 if done % recipe.save_every == 0 or done == recipe.steps:
-                    self._write_policy(folder / "policy")  # first: a run that looks finished has its policy
+                    self._write_policy(folder / "policy")  # first, so that every run that looks finished has it
                     save_checkpoint(folder / "checkpoints", done, self.expert, self.average, self.optimizer)
                 on_step(done, values)
             if validation is None:
@@ -166,7 +166,8 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.expert.parameters(), recipe.optimizer.clip_norm)
         _require_finite("gradient's norm", norm, step, batch)
         self.optimizer.step()
-        decay = min(recipe.optimizer.ema, (step + 1) / (step + 10))  # the first steps' average is not the random start
+        # at first the average follows the weights, so that the initial weights do not dominate it
+        decay = min(recipe.optimizer.ema, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.values()), list(self.expert.parameters()), 1 - decay)
         return float(loss.detach())
@@ -220,14 +221,14 @@ class Trainer:
         if self.recipe.shuffle == "shards":  # the order then depends on how the cache is split into shards
             identity["shards"] = hashlib.sha256(str(self.source.shard_rows).encode()).hexdigest()[:16]
         if (folder / RUN_MARKER).exists():
-            _refuse_other_prefixes(folder, identity)
+            _require_same_prefixes(folder, identity)
         elif folder.exists() and any(path.name != f"{RUN_MARKER}.partial" for path in folder.iterdir()):
             raise UsageError(f"{folder} holds something that is not a run", "choose an empty folder with --out")
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / RUN_MARKER, dump_json(identity).encode())
         if (folder / "config.yaml").exists() or (folder / "checkpoints").exists():
-            _refuse_other_recipe(folder, self.recipe)
+            _require_same_recipe(folder, self.recipe)
         else:
             write_atomically(folder / "config.yaml", dump_yaml(self.recipe).encode())
 
@@ -300,7 +301,7 @@ def _provenance(identity: Mapping[str, Any]) -> Provenance:
     )
 
 
-def _refuse_other_prefixes(folder: Path, identity: dict[str, object]) -> None:
+def _require_same_prefixes(folder: Path, identity: dict[str, object]) -> None:
     """Check that the run in `folder` was started with the same prefixes and precision. The cache or dataset may have
     moved."""
     try:
@@ -313,17 +314,17 @@ def _refuse_other_prefixes(folder: Path, identity: dict[str, object]) -> None:
     own = (Difference(key, there.get(key), identity[key]) for key in _COMPARED if key in identity)
     for found in (*before.differences(_provenance(identity)), *(d for d in own if d.there != d.here)):
         raise RunError(
-            f"{folder} is another run: its {found.what} is {found.there}, this one's {found.here}",
+            f"{folder} holds a run that differs in its {found.what}: {found.there}, but this run has {found.here}",
             "choose another folder with --out, or start over with --fresh",
         )
 
 
-def _refuse_other_recipe(folder: Path, recipe: TrainRecipe) -> None:
+def _require_same_recipe(folder: Path, recipe: TrainRecipe) -> None:
     there, here = _flat(to_dict(load_yaml(folder / "config.yaml", TrainRecipe))), _flat(to_dict(recipe))
     for key in here:
         if there[key] != here[key]:
             raise RunError(
-                f"{folder} holds a run with {key} = {there[key]}, this one has {here[key]}",
+                f"{folder} holds a run with {key} = {there[key]}, but this run has {here[key]}",
                 "choose another folder with --out, or start over with --fresh",
             )
 

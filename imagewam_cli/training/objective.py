@@ -15,15 +15,15 @@ from imagewam_cli.training.data import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """Errors on held-out episodes: mean squared errors in normalised units, without padded steps."""
+    """Errors on held-out episodes: mean squared errors in normalized units, without padded steps."""
 
     loss: float
     """Flow loss at fixed noise and times."""
     action_error: float
     """Error of the sampled chunks."""
     constant_error: float
-    """Error of the best constant chunk, the per-step mean of the validation chunks. No policy that ignores
-    its input does better."""
+    """Error of the best constant chunk, the per-step mean of the validation chunks: the lowest
+    possible error of a policy that ignores its observations."""
 
     @property
     def ratio(self) -> float:

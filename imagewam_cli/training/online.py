@@ -41,7 +41,7 @@ class OnlinePrefixes:
     def __init__(
         self, dataset: Dataset, editor: Editor, *, stride: int = 1, batch: int = 16, watch: Watch = _unwatched
     ) -> None:
-        """batch: rows per forward of the editor.
+        """batch: rows per forward pass of the editor.
 
         Raises:
             UsageError: stride or batch is below 1.
@@ -50,7 +50,7 @@ class OnlinePrefixes:
             raise UsageError("stride and the editor's batch must be at least 1")
         self.dataset, self.editor = dataset, editor
         self._stride, self._batch, self._watch = stride, batch, watch
-        self.table, self._instructions = FrameTable.of(dataset.rows(images=False))
+        self.table, self._instructions = FrameTable.from_rows(dataset.rows(images=False))
         self.index = row_index(self.table, [e.index for e in dataset.episodes()], stride)
         self.info = SourceInfo(
             kind="online",

@@ -74,9 +74,9 @@ class OptimizerRecipe:
         _require(self.learning_rate > 0, f"optimizer.learning_rate must be positive, got {self.learning_rate}")
         _require(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
         _require(self.clip_norm > 0, f"optimizer.clip_norm must be positive, got {self.clip_norm}")
-        _require(0 <= self.ema < 1, f"optimizer.ema must lie in [0, 1), got {self.ema}")
+        _require(0 <= self.ema < 1, f"optimizer.ema must be in [0, 1), got {self.ema}")
         for name in ("warmup_fraction", "final_fraction"):
-            _require(0 <= getattr(self, name) <= 1, f"optimizer.{name} must lie in [0, 1], got {getattr(self, name)}")
+            _require(0 <= getattr(self, name) <= 1, f"optimizer.{name} must be in [0, 1], got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class TrainRecipe:
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         _require(self.episodes is None or self.episodes >= 1, f"episodes must be at least 1, got {self.episodes}")
         fraction = self.validation_fraction
-        _require(0.0 <= fraction < 1.0, f"validation_fraction must lie in [0, 1), got {fraction}")
+        _require(0.0 <= fraction < 1.0, f"validation_fraction must be in [0, 1), got {fraction}")
         _require(
             1 <= self.policy.execute <= self.expert.horizon,
             f"policy.execute {self.policy.execute} must be between 1 and the horizon {self.expert.horizon}",

@@ -120,11 +120,21 @@ def small(tabletop: Path, tiny_weights: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("change", "message", "hint", "loads"),
     [
-        (["--stride", "5"], "another stride: it has 4, this build has 5", "choose another folder", False),
-        (["--codec", "int8"], "another codec: it has fp32, this build has int8", "choose another folder", False),
-        (["--editor", "flux2-klein-4b"], "another editor: it has tiny", "choose another folder", False),
-        (["--shard-mb", "1"], "split into other shards", "use the same --shard-mb", True),
-        (["--layers", "0"], "another setting 'layers': it has all, this build has 0", "choose another folder", True),
+        (["--stride", "5"], "differs in its stride: 4, but this build has 5", "choose another folder", False),
+        (["--codec", "int8"], "differs in its codec: fp32, but this build has int8", "choose another folder", False),
+        (
+            ["--editor", "flux2-klein-4b"],
+            "differs in its editor: tiny, but this build has",
+            "choose another folder",
+            False,
+        ),
+        (["--shard-mb", "1"], "split into different shards", "use the same --shard-mb", True),
+        (
+            ["--layers", "0"],
+            "differs in its setting 'layers': all, but this build has 0",
+            "choose another folder",
+            True,
+        ),
     ],
 )
 @pytest.mark.parametrize("parts", [False, True])

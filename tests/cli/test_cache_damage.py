@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from imagewam_cli.cli.app import run
-from imagewam_cli.kvcache.format.manifest import CHECKSUM, MANIFEST, SHARDS, signed
+from imagewam_cli.kvcache.format.manifest import CHECKSUM, MANIFEST, SHARDS, with_checksum
 from imagewam_cli.kvcache.storage.lock import part_lock, write_lock
 from imagewam_cli.kvcache.storage.manifests import read_manifest
 
@@ -115,7 +115,7 @@ def change_manifest(cache: Path, change: Callable[[dict[str, Any]], None]) -> No
     values = json.loads((cache / MANIFEST).read_text())
     values.pop(CHECKSUM)
     change(values)
-    (cache / MANIFEST).write_bytes(signed(values))
+    (cache / MANIFEST).write_bytes(with_checksum(values))
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def test_an_invalid_manifest_is_refused_by_every_command(
 @pytest.mark.parametrize(
     ("key", "what", "command"),
     [
-        ("codec", "was stored with the codec 'gone'", "train-expert"),
-        ("codec", "was stored with the codec 'gone'", "report"),
+        ("codec", "uses the codec 'gone'", "train-expert"),
+        ("codec", "uses the codec 'gone'", "report"),
         ("editor", "built with the editor 'gone'", "report"),
     ],
 )
@@ -185,7 +185,7 @@ class TestAnotherDataset:
     @pytest.mark.parametrize(
         ("change", "problem", "code"),
         [
-            ("changed", "another dataset: it has", 1),
+            ("changed", "differs in its dataset: ", 1),
             ("gone", "does not exist", 2),
             ("emptied", "not a LeRobot dataset", 1),
         ],
@@ -245,7 +245,9 @@ class TestMerging:
         assert run([*build, "--out", parts[0], "--part", "1/2"]) == 0
         assert run([*build, "--shard-mb", "9", "--out", parts[1], "--part", "1/2"]) == 0
         problem, hint = refused(capsys, "cache", "merge", str(tmp_path / "all"), *parts)
-        assert "has episode 2 in shard-00000.safetensors, a part before it in shard-00002.safetensors" in problem
+        assert (
+            "lists episode 2 in shard-00000.safetensors; an earlier part lists it in shard-00002.safetensors" in problem
+        )
         assert "the same --shard-mb" in hint
         assert not (tmp_path / "all").exists()
 

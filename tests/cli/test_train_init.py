@@ -31,7 +31,7 @@ def test_a_run_starts_from_the_editors_weights(
     trained = load_file(out / "policy" / "expert.safetensors")[name]
     torch.testing.assert_close(trained, resized(editor[name].float(), trained.shape), atol=1e-4, rtol=1e-3)
     assert app.run([*command, "--init", "none", *SMALL]) == 1
-    assert f"holds a run with expert.init = {how}, this one has none" in capsys.readouterr().err
+    assert f"holds a run with expert.init = {how}, but this run has none" in capsys.readouterr().err
 
 
 def test_an_unknown_init_is_refused(tiny_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

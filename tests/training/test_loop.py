@@ -361,7 +361,7 @@ class TestRefusal:
             by = dataclasses.replace(short, shuffle=shuffle)
             Trainer(CachedPrefixes(cache), by).train(tmp_path / shuffle)
         Trainer(CachedPrefixes(other), short).train(tmp_path / "rows")
-        with pytest.raises(RunError, match="is another run: its shards is"):
+        with pytest.raises(RunError, match="holds a run that differs in its shards: "):
             Trainer(CachedPrefixes(other), by).train(tmp_path / "shards")
 
     @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ class TestRefusal:
         run = shutil.copytree(uninterrupted, tmp_path / "run")
         with pytest.raises(RunError) as error:
             Trainer(CachedPrefixes(other), recipe).train(run)
-        assert f"its {what} is {there}, this one's {here}" in error.value.message
+        assert f"its {what}: {there}, but this run has {here}" in error.value.message
         assert files(run) == files(uninterrupted)
 
     def test_a_run_on_a_part_of_the_cache_does_not_resume_on_the_whole(
@@ -415,15 +415,15 @@ class TestRefusal:
         rows = len(CacheReader(growing))
         Trainer(CachedPrefixes(growing), dataclasses.replace(recipe, steps=1)).train(tmp_path / "run")
         put_manifest(storage_at(growing), finished)
-        with pytest.raises(RunError, match=f"its rows is {rows}, this one's {EPISODES * LENGTH}"):
+        with pytest.raises(RunError, match=f"its rows: {rows}, but this run has {EPISODES * LENGTH}"):
             Trainer(CachedPrefixes(growing), dataclasses.replace(recipe, steps=1)).train(tmp_path / "run")
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"steps": 13}, "steps = 12, this one has 13"),
-            ({"flow": FlowRecipe(shift=5.0, inference_steps=2, draws=3)}, "flow.draws = 2, this one has 3"),
-            ({"normalize_state": "mean_std"}, "normalize_state = min_max, this one has mean_std"),
+            ({"steps": 13}, "steps = 12, but this run has 13"),
+            ({"flow": FlowRecipe(shift=5.0, inference_steps=2, draws=3)}, "flow.draws = 2, but this run has 3"),
+            ({"normalize_state": "mean_std"}, "normalize_state = min_max, but this run has mean_std"),
         ],
     )
     def test_a_run_of_another_recipe_is_refused_with_both_values(

@@ -174,7 +174,7 @@ class TestContinuation:
         self, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path, field: str, options: dict[str, Any]
     ) -> None:
         run = shutil.copytree(uninterrupted, tmp_path / "run")
-        with pytest.raises(RunError, match=f"another run: its {field} is "):
+        with pytest.raises(RunError, match=f"holds a run that differs in its {field}: "):
             Trainer(online(**options), recipe).train(run)
         assert files(run) == files(uninterrupted)
 
@@ -182,7 +182,7 @@ class TestContinuation:
         self, cache: Path, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path
     ) -> None:
         run = shutil.copytree(uninterrupted, tmp_path / "run")
-        with pytest.raises(RunError, match="its codec is none, this one's fp32"):
+        with pytest.raises(RunError, match="its codec: none, but this run has fp32"):
             Trainer(CachedPrefixes(cache), recipe).train(run)
 
     def test_the_run_records_its_source(self, recipe: TrainRecipe, uninterrupted: Path) -> None:
@@ -246,7 +246,7 @@ class TestFailure:
         def shorter(prefix: PrefixKV) -> PrefixKV:
             return PrefixKV(prefix.layers[:1], prefix.valid)
 
-        with pytest.raises(CacheError, match="the editor returned 1 layers, its spec says 2"):
+        with pytest.raises(CacheError, match="the editor returned 1 layers, but its spec declares 2"):
             Trainer(online(ArithmeticEditor(spoil=shorter)), recipe).train(tmp_path / "run")
 
     def test_a_row_missing_from_the_dataset_is_named(self, recipe: TrainRecipe, tmp_path: Path) -> None:

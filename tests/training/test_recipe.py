@@ -59,7 +59,7 @@ def test_the_learning_rate_of_a_short_run_is_always_positive(steps: int) -> None
         ({"seed": -1}, "seed must not be negative"),
         ({"episodes": 0}, "episodes must be at least 1"),
         ({"validation_rows": -1}, "validation_rows"),
-        ({"validation_fraction": 1.0}, "validation_fraction must lie in [0, 1), got 1.0"),
+        ({"validation_fraction": 1.0}, "validation_fraction must be in [0, 1), got 1.0"),
         ({"validation_fraction": -0.1}, "validation_fraction"),
         (
             {"expert": {"horizon": 16}, "policy": {"execute": 17}},
@@ -75,7 +75,7 @@ def test_the_learning_rate_of_a_short_run_is_always_positive(steps: int) -> None
         ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate must be positive"),
         ({"optimizer": {"weight_decay": -1}}, "optimizer.weight_decay"),
         ({"optimizer": {"clip_norm": 0}}, "optimizer.clip_norm"),
-        ({"optimizer": {"ema": 1.0}}, "optimizer.ema must lie in [0, 1)"),
+        ({"optimizer": {"ema": 1.0}}, "optimizer.ema must be in [0, 1)"),
         ({"optimizer": {"warmup_fraction": 1.5}}, "optimizer.warmup_fraction"),
         ({"normalize_action": "minmax"}, "normalize_action is 'minmax'"),
         ({"steps": "many"}, "steps must be int"),

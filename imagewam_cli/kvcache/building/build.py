@@ -94,7 +94,7 @@ def build_with(
     """
     plan = plan_build(dataset, producer.spec, codec, settings)
     storage = storage_at(out)
-    _refuse_foreign(storage)
+    _require_cache_folder(storage)
     name = MANIFEST if settings.part is None else settings.part.manifest
     with lock_whole(storage) if settings.part is None else storage.lock(part_lock(name)):
         build = _Build(producer, dataset, storage, codec, settings, plan)
@@ -110,7 +110,7 @@ def require_resumable(
         CacheError, UsageError: `build_cache` would refuse `out`, whatever the editor's weights and settings are.
     """
     storage = storage_at(out)
-    _refuse_foreign(storage)
+    _require_cache_folder(storage)
     there = stored_manifest(storage)
     if there is not None:
         here = Provenance(
@@ -120,7 +120,7 @@ def require_resumable(
             codec=codec.name,
             editor=editor,
         )
-        _refuse_other(storage.address, there.provenance, here)
+        _require_same_provenance(storage.address, there.provenance, here)
     return there
 
 
@@ -157,7 +157,7 @@ class _Build:
         # until they are listed. So the manifests that were read stay up to date, and the next part to take the lock
         # sees these files.
         with self.storage.lock(FILES_LOCK, wait=True):
-            with _no_other_split(self.storage, self.settings):
+            with _lock_against_other_splits(self.storage, self.settings):
                 there = stored_manifest(self.storage)
                 self.manifest = self._begin(there)
             on_start(self.plan)
@@ -173,7 +173,7 @@ class _Build:
         self.manifest = dataclasses.replace(self.manifest, shards=tuple(self.kept.values()))
         for entry in self.manifest.shards:
             on_rows(entry.rows)
-        self.producer.make(missing, self.manifest.instructions, on_finished=self._list, on_rows=on_rows)
+        self.producer.make(missing, self.manifest.instructions, on_finished=self._add_entry, on_rows=on_rows)
         put_manifest(self.storage, self.manifest, self.name)
         return self.manifest
 
@@ -186,7 +186,7 @@ class _Build:
             CacheError: it was built from another dataset or editor, or is split into different shards.
         """
         storage, dataset, spec, settings = self.storage, self.dataset, self.producer.spec, self.settings
-        table, instructions = FrameTable.of(dataset.rows(images=False))
+        table, instructions = FrameTable.from_rows(dataset.rows(images=False))
         contents = {TABLE: table.to_bytes()}
         kept = {} if there is None else {n: c for n, c in there.files.items() if n != TABLE and holds(storage, n, c)}
         if self.plan.shards and SAMPLES not in kept:
@@ -202,12 +202,12 @@ class _Build:
             total_rows=self.plan.rows,
         )
         if there is not None:
-            _refuse_other(storage.address, there.provenance, fresh.provenance)
-            _refuse_other_shards(storage.address, there, self.plan)
+            _require_same_provenance(storage.address, there.provenance, fresh.provenance)
+            _require_same_shards(storage.address, there, self.plan)
             shards = tuple(entry for entry in there.shards if entry.file in self.assigned)
             fresh = dataclasses.replace(fresh, shards=shards, by_instruction=there.by_instruction)
         if self.name not in storage.names():
-            # Write the manifest first, so that an interrupted build is recognised as a cache from this point on.
+            # Write the manifest first, so that an interrupted build is recognized as a cache from this point on.
             put_manifest(storage, fresh, self.name)
         for file, content in contents.items():
             if not holds(storage, file, fresh.files[file]):
@@ -224,16 +224,16 @@ class _Build:
             return
         checksum = "" if there is None else there.files.get(CODEC, "")
         if not holds(self.storage, CODEC, checksum):
-            found = self._made(CODEC).checksum
+            found = self._build_shard(CODEC).checksum
             if there is not None and there.shards and found != checksum:
                 raise CacheError(
-                    f"{self.storage.address}/{CODEC} is missing or damaged, and fitting {self.codec.name} again here "
-                    "gives another",
+                    f"{self.storage.address}/{CODEC} is missing or damaged, and refitting {self.codec.name} gives "
+                    "different parameters",
                     "build the cache again in another folder",
                 )
             checksum = found
         files = dict(sorted({**self.manifest.files, CODEC: checksum}.items()))
-        self._change(dataclasses.replace(self.manifest, files=files))
+        self._store_manifest(dataclasses.replace(self.manifest, files=files))
 
     def _make_instructions(self, there: Manifest | None, on_damage: Callable[[str], None]) -> None:
         """Build the shard with one row per instruction, unless it is already stored or no layer needs it."""
@@ -243,20 +243,21 @@ class _Build:
         if made is not None and self.storage.damaged_shards([made]):
             on_damage(made.file)
             made = None
-        self._change(dataclasses.replace(self.manifest, by_instruction=made or self._made(INSTRUCTIONS)))
+        self._store_manifest(dataclasses.replace(self.manifest, by_instruction=made or self._build_shard(INSTRUCTIONS)))
 
-    def _change(self, manifest: Manifest) -> None:
-        """Store another manifest, if it differs."""
+    def _store_manifest(self, manifest: Manifest) -> None:
+        """Replace the stored manifest if this one differs."""
         if manifest != self.manifest:
             self.manifest = manifest
             put_manifest(self.storage, manifest, self.name)
 
-    def _made(self, name: str) -> ShardEntry:
+    def _build_shard(self, name: str) -> ShardEntry:
+        """Build one shard, or fit the codec if `name` is its file. Returns its entry."""
         found: list[ShardEntry] = []
         self.producer.make([name], self.manifest.instructions, on_finished=found.append, on_rows=lambda rows: None)
         return found[0]
 
-    def _list(self, entry: ShardEntry) -> None:
+    def _add_entry(self, entry: ShardEntry) -> None:
         """Add a durable shard to the manifest."""
         self.kept[entry.file] = entry
         entries = tuple(self.kept[name] for name in self.assigned if name in self.kept)
@@ -264,7 +265,7 @@ class _Build:
         put_manifest(self.storage, self.manifest, self.name)
 
 
-def _refuse_foreign(storage: Storage) -> None:
+def _require_cache_folder(storage: Storage) -> None:
     """Check that the folder is empty or holds a cache.
 
     Raises:
@@ -278,7 +279,7 @@ def _refuse_foreign(storage: Storage) -> None:
 
 
 @contextmanager
-def _no_other_split(storage: Storage, settings: BuildSettings) -> Iterator[None]:
+def _lock_against_other_splits(storage: Storage, settings: BuildSettings) -> Iterator[None]:
     """Check that neither the whole cache nor a part of another N is being written, because their shards would overlap;
     hold the lock in the meantime.
 
@@ -315,23 +316,23 @@ def dataset_entry(
     )
 
 
-def _refuse_other(out: str, there: Provenance, here: Provenance) -> None:
+def _require_same_provenance(out: str, there: Provenance, here: Provenance) -> None:
     """Raise CacheError if the cache was built from something else, before rows of two caches are mixed."""
     for found in there.differences(here):
         raise CacheError(
-            f"{out} is a cache of another {found.what}: it has {found.there}, this build has {found.here}",
+            f"{out} holds a cache that differs in its {found.what}: {found.there}, but this build has {found.here}",
             "choose another folder with --out, or delete this one",
         )
 
 
-def _refuse_other_shards(out: str, existing: Manifest, plan: BuildPlan) -> None:
+def _require_same_shards(out: str, existing: Manifest, plan: BuildPlan) -> None:
     """Raise CacheError if a stored shard has the name of a planned shard but other episodes."""
     planned = shard_layout(plan)
     for entry in existing.shards:
         if planned.get(entry.file) != entry.episodes:
             raise CacheError(
-                f"{out} is split into other shards: its {entry.file} holds {_episodes_text(entry.episodes)}, "
-                f"this build would put {_episodes_text(planned.get(entry.file, ()))} there",
+                f"{out} is split into different shards: its {entry.file} holds {_episodes_text(entry.episodes)}, "
+                f"but this build would store {_episodes_text(planned.get(entry.file, ()))} in it",
                 "use the same --shard-mb as before, or choose another folder with --out",
             )
 
@@ -344,6 +345,6 @@ def _require_free_bytes(storage: Storage, needed: int) -> None:
     free = storage.free_bytes()
     if free is not None and needed > free:
         raise CacheError(
-            f"the cache needs {needed / 1e9:.1f} GB more, {storage.address} has {free / 1e9:.1f} GB free",
+            f"the cache needs {needed / 1e9:.1f} GB more, but {storage.address} has {free / 1e9:.1f} GB free",
             "choose another disk with --out, a smaller --codec, fewer --layers or --segments, or a larger --stride",
         )

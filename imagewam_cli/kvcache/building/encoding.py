@@ -65,12 +65,13 @@ def stored_tensors(prefix: PrefixKV, spec: KVSpec, codec: Codec, *, by_instructi
 
 
 def _require_representable(stored: Mapping[str, Tensor], kv: LayerKV, layer: LayerSpec, codec: Codec) -> None:
+    """Raise CacheError if encoding made a number infinite."""
     # values beyond the range of a narrow float type become infinite
     for tensor in stored.values():
         if tensor.is_floating_point() and not all_finite(tensor):
-            greatest = max(float(x.abs().max()) for x in (kv.k, kv.v))
+            largest = max(float(x.abs().max()) for x in (kv.k, kv.v))
             raise CacheError(
-                f"layer {layer.name}: numbers up to {greatest:.3g} do not fit {codec.name}",
+                f"layer {layer.name}: numbers up to {largest:.3g} do not fit {codec.name}",
                 "choose another --codec and another --out",
             )
 
@@ -82,14 +83,15 @@ def check_prefix(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:
         CacheError: a shape differs, or a value is not finite. The message names the layer and both shapes.
     """
     if len(prefix.layers) != len(spec.layers):
-        raise CacheError(f"the editor returned {len(prefix.layers)} layers, its spec says {len(spec.layers)}")
+        raise CacheError(f"the editor returned {len(prefix.layers)} layers, but its spec declares {len(spec.layers)}")
     for kv, layer in zip(prefix.layers, spec.layers, strict=True):
         expected = (rows, layer.tokens, layer.kv_heads, layer.head_dim)
         for part, values in (("K", kv.k), ("V", kv.v)):
             given = tuple(values.shape)
             if given != expected:
                 raise CacheError(
-                    f"layer {layer.name}: the editor returned {part} of shape {given}, its spec says {expected}",
+                    f"layer {layer.name}: the editor returned {part} of shape {given}, "
+                    f"but its spec declares {expected}",
                     "load the editor with the dataset's instructions" if layer.holds_text else None,
                 )
             if not all_finite(values):
@@ -97,7 +99,7 @@ def check_prefix(prefix: PrefixKV, spec: KVSpec, rows: int) -> None:
     if prefix.valid is not None and tuple(prefix.valid.shape) != (rows, spec.valid_tokens):
         raise CacheError(
             f"the editor returned `valid` of shape {tuple(prefix.valid.shape)}, "
-            f"its spec says {(rows, spec.valid_tokens)}"
+            f"but its spec declares {(rows, spec.valid_tokens)}"
         )
 
 

@@ -29,17 +29,19 @@ def merge_cache(out: Location, others: Sequence[Location] = ()) -> Manifest:
             for name, manifest in manifests_at(storage)
         ]
         if not found:
-            raise CacheError(f"{target.address} has no part of a cache", "build parts with `imagewam cache --part i/N`")
+            raise CacheError(
+                f"{target.address} contains no part of a cache", "build parts with `imagewam cache --part i/N`"
+            )
         manifest = unite([(f"{storage.address}/{name}", part) for storage, name, part in found])
         for storage, _, part in found:
-            _bring(storage, part, target)
+            _copy_part(storage, part, target)
         put_manifest(target, manifest)
         for name in own:
             target.delete(name)
     return manifest
 
 
-def _bring(storage: Storage, part: Manifest, target: Storage) -> None:
+def _copy_part(storage: Storage, part: Manifest, target: Storage) -> None:
     """Verify shards and files of a part and copy them to the target."""
     for error in storage.damaged_shards(part.entries).values():
         raise error

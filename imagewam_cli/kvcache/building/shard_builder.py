@@ -97,13 +97,13 @@ class ShardBuilder:
     ) -> None:
         """Build shards; see `ShardProducer.make`. names: in the order of the dataset."""
         if tuple(names) == (CODEC,):
-            on_finished(self._fitted())
+            on_finished(self._fit())
             return
         numbers = {text: i for i, text in enumerate(instructions)}
         with _one_worker() as reading, _one_worker() as writing, _one_worker() as finishing:
-            before: Future[None] | None = None  # at most one shard waits to become durable, so that disk use is bounded
+            before: Future[None] | None = None  # at most one shard waits to be flushed, which bounds disk use
             for name, rows in self._streams(names, reading):
-                writer = self._encoded(name, rows, numbers, writing, on_rows)
+                writer = self._encode(name, rows, numbers, writing, on_rows)
                 try:
                     if before is not None:
                         before.result()
@@ -114,7 +114,7 @@ class ShardBuilder:
             if before is not None:
                 before.result()
 
-    def _fitted(self) -> ShardEntry:
+    def _fit(self) -> ShardEntry:
         """Fit the codec and write its file. Returns its entry."""
         assert isinstance(self.codec, FittedCodec)
         self._ready, data = fit_codec(self.codec, self.editor, self.dataset, self.settings.stride)
@@ -136,8 +136,8 @@ class ShardBuilder:
             return
         shard_of = {episode: name for name in names for episode in self.layout[name]}
         rows = self.dataset.rows(episodes=list(shard_of), stride=self.settings.stride) if names else iter(())
-        # Grouping rows by shard reads one row further than counting them would. So the dataset's checks at the end of
-        # an episode have run before the shard is finished.
+        # Grouping rows by shard reads one row past the shard's end, so the dataset's end-of-episode checks run before
+        # the shard is finished.
         views = augmented(rows, self.settings.augmentation)
         ahead = _ahead(views, self.settings.batch, reading)
         groups = itertools.groupby(ahead, key=lambda row: shard_of[row.episode])
@@ -145,7 +145,7 @@ class ShardBuilder:
             found, group = next(groups, (None, iter(())))
             yield name, group if found == name else iter(())
 
-    def _encoded(
+    def _encode(
         self,
         name: str,
         rows: Iterator[Row],

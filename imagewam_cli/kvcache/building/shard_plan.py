@@ -94,7 +94,7 @@ def bytes_per_instruction(spec: KVSpec, codec: Codec) -> int:
 def assigned_shards(plan: BuildPlan, settings: BuildSettings) -> dict[str, tuple[int, ...]]:
     """Return the shards of this build: file name -> episodes."""
     layout = shard_layout(plan)
-    return layout if settings.part is None else {name: layout[name] for name in settings.part.of(list(layout))}
+    return layout if settings.part is None else {name: layout[name] for name in settings.part.shards_of(list(layout))}
 
 
 def shard_layout(plan: BuildPlan) -> dict[str, tuple[int, ...]]:
@@ -103,5 +103,5 @@ def shard_layout(plan: BuildPlan) -> dict[str, tuple[int, ...]]:
 
 
 def row_count(episode: EpisodeInfo, settings: BuildSettings) -> int:
-    """Return the number of cached rows of an episode: frames taken (rounded up), times views of each."""
+    """Return the number of cached rows of an episode: (frames / stride, rounded up) x views."""
     return -(-episode.length // settings.stride) * settings.augmentation.variants

@@ -38,7 +38,7 @@ from imagewam_cli.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """Damage of one file. rows: damaged rows of a shard; None if the whole file is unusable."""
+    """Damage of one file. what: description. rows: damaged rows of a shard; None if the whole file is unusable."""
 
     file: str
     what: str
@@ -63,13 +63,13 @@ def verify_cache(
         for name, checksum in manifest.files.items()
         if not holds(storage, name, checksum)
     ]
-    faults = {} if rows else storage.damaged_shards(manifest.entries)
+    errors = {} if rows else storage.damaged_shards(manifest.entries)
     for entry in manifest.entries:
         if rows:
             with storage.open_current(entry) as path:
                 damage = _shard_damage(path, entry)
         else:
-            damage = _fault(entry, faults)
+            damage = _file_damage(entry, errors)
         if damage is not None:
             found.append(damage)
         on_rows(entry.rows)
@@ -110,14 +110,15 @@ def repair_cache(
         return changed
 
 
-def _fault(entry: ShardEntry, faults: Mapping[str, CacheError]) -> Damage | None:
+def _file_damage(entry: ShardEntry, errors: Mapping[str, CacheError]) -> Damage | None:
     """Return the damage that the storage reports for a shard without reading it, or None."""
-    if entry.file not in faults:
+    if entry.file not in errors:
         return None
-    return Damage(file=f"{SHARDS}/{entry.file}", what=faults[entry.file].message.rpartition(f"{entry.file} ")[2])
+    return Damage(file=f"{SHARDS}/{entry.file}", what=errors[entry.file].message.rpartition(f"{entry.file} ")[2])
 
 
 def _shard_damage(path: Path, entry: ShardEntry) -> Damage | None:
+    """Return the damage found by reading every byte of a shard, or None."""
     file = f"{SHARDS}/{entry.file}"
     if not path.exists():
         return Damage(file=file, what="is missing")
@@ -144,7 +145,7 @@ def require_provenance(manifest: Manifest, dataset: Dataset, editor: Editor) -> 
     here = Provenance(dataset=dataset.info.identity, fingerprint=editor.fingerprint(), spec=editor.spec)
     for found in manifest.provenance.differences(here):
         raise CacheError(
-            f"the cache was made with another {found.what}: it has {found.there}, here it is {found.here}",
+            f"the cache differs in its {found.what}: {found.there} in the cache, {found.here} here",
             "pass the original dataset and weights (--dataset, --weights), or build the cache again",
         )
 
@@ -155,14 +156,14 @@ def _repair_files(
     damaged = {damage.file for damage in damages} & manifest.files.keys()
     stride = manifest.dataset.stride
     make: dict[str, Callable[[], bytes]] = {
-        TABLE: lambda: FrameTable.of(dataset.rows(images=False))[0].to_bytes(),
+        TABLE: lambda: FrameTable.from_rows(dataset.rows(images=False))[0].to_bytes(),
         SAMPLES: lambda: samples_bytes(dataset, stride),
         CODEC: lambda: fit_codec(Registry.installed().codecs.load(manifest.codec), editor, dataset, stride)[1],
     }
     for name in damaged:
         content = make[name]()
         if checksum_of(content) != manifest.files[name]:
-            raise CacheError(f"the dataset gives another {name} than the cache had", "build the cache again")
+            raise CacheError(f"{name}, when recomputed, differs from the cache's", "build the cache again")
         storage.write(name, content)
 
 
@@ -191,7 +192,7 @@ def _repair_shard(
             if old is None or not damaged.isdisjoint(positions):
                 index, tensors = encode_rows(editor, codec, rows, numbers, by_instruction=once)
             else:
-                index, tensors = _copied(old, positions)
+                index, tensors = _copy_batch(old, positions)
             writer.append(index, tensors)
             first += len(rows)
             on_rows(len(rows))
@@ -200,7 +201,8 @@ def _repair_shard(
         return repaired
 
 
-def _copied(shard: Shard, positions: range) -> tuple[dict[str, list[int]], dict[str, Tensor]]:
+def _copy_batch(shard: Shard, positions: range) -> tuple[dict[str, list[int]], dict[str, Tensor]]:
+    """Return index and tensors of undamaged rows, as `encode_rows` would."""
     rows = np.arange(positions.start, positions.stop)
     index = {name: shard.array(name)[rows].tolist() for name in INDEX_KEYS}
     return index, shard.read(rows)

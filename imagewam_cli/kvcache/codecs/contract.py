@@ -66,7 +66,7 @@ class FittedCodec(Codec, Protocol):
 
 def all_finite(x: Tensor) -> bool:
     """Return True if every number is finite. One pass suffices: NaN and infinity show in the minimum or maximum."""
-    if x.dtype == torch.float8_e4m3fn:  # its only other numbers are NaN, all ones behind the sign
+    if x.dtype == torch.float8_e4m3fn:  # its only non-finite value is NaN: all bits after the sign are 1
         return bool((x.view(torch.uint8) & 0x7F).max() < 0x7F)
     low, high = torch.aminmax(x)
     return bool(torch.isfinite(low) & torch.isfinite(high))

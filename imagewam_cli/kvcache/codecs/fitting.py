@@ -57,7 +57,7 @@ def stored_codec(storage: Storage, manifest: Manifest) -> Codec:
     codecs = Registry.installed().codecs
     if manifest.codec not in codecs:
         raise CacheError(
-            f"{storage.address} was stored with the codec {manifest.codec!r}, which is not installed",
+            f"{storage.address} uses the codec {manifest.codec!r}, which is not installed",
             "install the plugin that it was built with; see `imagewam plugins --hook codecs`",
         )
     codec: Codec = codecs.load(manifest.codec)

@@ -33,7 +33,7 @@ class Float8Codec:
         for name, x in (("k", kv.k.float()), ("v", kv.v.float())):
             scale = x.abs().amax(dim=(1, 3)) / _E4M3_MAX
             stored[f"{name}.scale"] = scale
-            # a head of zeros has scale 0, which must not divide
+            # a head of zeros has scale 0: avoid dividing by it
             stored[name] = (x / torch.where(scale > 0, scale, 1.0)[:, None, :, None]).to(torch.float8_e4m3fn)
         return stored
 

@@ -1,10 +1,9 @@
 """Codecs `int8` and `int4`, with 8 and 4 bits per number.
 
-`int8`, `int4`: whole numbers between the least and the greatest of a group. Keys are grouped by channel, over
-neighbouring tokens, since a few channels of K are large in every token; values by token, over neighbouring channels
-(KIVI, arXiv 2402.02750). Rotary keys are stored as they were before rotation, which mixes each channel with its
-neighbour by another angle in every token (KVQuant, arXiv 2401.18079), and are rotated again when they are read. `fp8`:
-e4m3 with one scale for each row and head.
+Each number is quantized uniformly between the minimum and maximum of its group. Keys are grouped by channel, over
+neighboring tokens, since a few channels of K are large in every token; values by token, over neighboring channels
+(KIVI, arXiv 2402.02750). Rotary keys are stored as they were before rotation, which would mix each channel with its
+neighbor by a different angle per token (KVQuant, arXiv 2401.18079), and are rotated again when they are read.
 """
 
 from __future__ import annotations
@@ -76,15 +75,15 @@ class GroupedIntegerCodec:
             members.mul_(step.narrow(axis, i, 1)).add_(low.narrow(axis, i, 1))
 
     def _numbers(self, x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantise x (N, A, ...), grouped along A, into integers of its shape, and `low` and `step`, (N, groups, ...).
+        """Quantize x (N, A, ...), grouped along A, into integers of its shape, and `low` and `step`, (N, groups, ...).
 
         counted: bool, broadcast to x; numbers where it is False do not affect their group's range.
         """
-        least = x if counted is None else x.masked_fill(~counted, torch.inf)
-        greatest = x if counted is None else x.masked_fill(~counted, -torch.inf)
+        for_min = x if counted is None else x.masked_fill(~counted, torch.inf)
+        for_max = x if counted is None else x.masked_fill(~counted, -torch.inf)
         groups = range(0, x.shape[1], self.group)
-        low = torch.stack([least[:, i : i + self.group].amin(1) for i in groups], 1)
-        high = torch.stack([greatest[:, i : i + self.group].amax(1) for i in groups], 1)
+        low = torch.stack([for_min[:, i : i + self.group].amin(1) for i in groups], 1)
+        high = torch.stack([for_max[:, i : i + self.group].amax(1) for i in groups], 1)
         nothing = low > high  # a group of padding
         low = low.masked_fill(nothing, 0).half()
         step = ((high.masked_fill(nothing, 0) - low.float()) / (2**self.bits - 1)).half()

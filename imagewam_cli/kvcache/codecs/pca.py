@@ -1,12 +1,12 @@
 """Transform coding of keys and values: about one bit per number, with the error of `int4` at four and a half bits.
 
 K and V of a token derive from one hidden state, and hidden states of similar scenes are similar, so a few principal
-components predict most of their numbers. For each segment of a layer and each block of neighbouring heads, K and V are
+components predict most of their numbers. For each segment of a layer and each block of neighboring heads, K and V are
 concatenated and projected onto principal axes, which are fitted to a sample of the dataset's rows. Each axis is then
-quantised with its own number of bits: bits go, eight axes at a time, to where they reduce the squared error most
-(greedy allocation; Gersho and Gray, Vector Quantization and Signal Compression, 1992, chapter 8). Step sizes start from
-the optimum for a Gaussian (Max 1960) and are widened if the sample has heavier tails. Rotary keys are un-rotated first,
-as in `int4`.
+quantized with its own number of bits: bits are allocated, eight axes at a time, where they reduce the squared error
+most (greedy allocation; Gersho and Gray, Vector Quantization and Signal Compression, 1992, chapter 8). Step sizes start
+from the optimum for a Gaussian (Max 1960) and are widened if the sample has heavier tails. Rotary keys are un-rotated
+first, as in `int4`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from imagewam_cli.prefix.spec import KVSpec, LayerSpec, RopeSpec
 _BLOCK = 512
 """Maximum number of values of a token in one projection. A larger head gets its own block."""
 _GROUP = 8
-"""Neighbouring axes that get equally many bits, so that each bit plane fills whole bytes."""
-_MOST_BITS = 8
+"""Neighboring axes that get equally many bits, so that each bit plane fills whole bytes."""
+_MAX_BITS = 8
 _GAUSSIAN_STEPS = (1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
-"""Optimal steps of uniform quantisers of 1 to 8 bits, for a Gaussian of deviation 1."""
+"""Optimal steps of uniform quantizers of 1 to 8 bits, for a Gaussian of deviation 1."""
 _WIDENINGS = (0.7, 0.85, 1.0, 1.2, 1.5, 1.9, 2.4, 3.0, 4.0, 6.0)
-_LEAST_STEP = 1e-12
+_MIN_STEP = 1e-12
 _SAMPLE = 2048
-"""Number of tokens on which quantisers are compared."""
+"""Number of tokens on which quantizers are compared."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,10 @@ class SegmentBasis:
     """(A,) float32"""
 
     def codes(self, x: Tensor) -> Tensor:
-        """Quantise: (P, C) -> (P, A) uint8, from 0 to 2^bits - 1."""
-        parts = [part @ inward for part, inward in zip(self._split(x - self.mean), self._inward, strict=True)]
+        """Quantize: (P, C) -> (P, A) uint8, from 0 to 2^bits - 1."""
+        parts = [
+            part @ projection for part, projection in zip(self._split(x - self.mean), self._projections, strict=True)
+        ]
         turned = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)[:, self._block_order.argsort()]
         half = 2.0 ** (self.bits - 1)
         return (turned.floor() + half).clamp(min=torch.zeros_like(half), max=2 * half - 1).to(torch.uint8)
@@ -68,60 +70,60 @@ class SegmentBasis:
         q = codes.float()
         if len(self.blocks) > 1:
             q = q[:, self._block_order]
-        parts = torch.split(q, [len(outward) for outward in self._outward], dim=1)
+        parts = torch.split(q, [len(inverse) for inverse in self._inverse_projections], dim=1)
         return [
-            torch.addmm(lowest, part, outward)
-            for part, outward, lowest in zip(parts, self._outward, self._lowest, strict=True)
+            torch.addmm(zero_code, part, inverse)
+            for part, inverse, zero_code in zip(parts, self._inverse_projections, self._zero_code_values, strict=True)
         ]
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         return torch.split(x, [len(block) for block in self.blocks], dim=-1)
 
     @functools.cached_property
-    def _of_blocks(self) -> list[Tensor]:
-        """For each block, the positions of its axes among the A stored ones, (A_b,)."""
+    def _axis_positions(self) -> list[Tensor]:
+        """Positions of each block's axes among the A stored ones, (A_b,)."""
         ends = torch.tensor([len(block) for block in self.blocks]).cumsum(0)
         owner = torch.bucketize(self.order.cpu(), ends, right=True)
         return [torch.nonzero(owner == i)[:, 0].to(self.order.device) for i in range(len(self.blocks))]
 
     @functools.cached_property
     def _block_order(self) -> Tensor:
-        """(A,) positions of the stored axes, block after block."""
-        return torch.cat(self._of_blocks)
+        """Positions of the stored axes, block after block, (A,)."""
+        return torch.cat(self._axis_positions)
 
     @functools.cached_property
     def _axes(self) -> list[Tensor]:
-        """For each block (size, A_b): its stored axes as columns, in the order of `order`."""
+        """Stored axes of each block as columns, (size, A_b), in the order of `order`."""
         ends = accumulate(len(block) for block in self.blocks)
         return [
             block.float()[:, self.order[own] - (end - len(block))]
-            for block, own, end in zip(self.blocks, self._of_blocks, ends, strict=True)
+            for block, own, end in zip(self.blocks, self._axis_positions, ends, strict=True)
         ]
 
     @functools.cached_property
-    def _inward(self) -> list[Tensor]:
-        """For each block (size, A_b): maps centred numbers to multiples of a step."""
+    def _projections(self) -> list[Tensor]:
+        """Projection of each block, (size, A_b): maps centered numbers to multiples of a step."""
         return [
             axes / self._spread(len(axes))[:, None] / self.step[own]
-            for axes, own in zip(self._axes, self._of_blocks, strict=True)
+            for axes, own in zip(self._axes, self._axis_positions, strict=True)
         ]
 
     @functools.cached_property
-    def _outward(self) -> list[Tensor]:
-        """For each block (A_b, size): the inverse map."""
+    def _inverse_projections(self) -> list[Tensor]:
+        """Inverse projection of each block, (A_b, size)."""
         return [
             (axes * self._spread(len(axes))[:, None] * self.step[own]).T
-            for axes, own in zip(self._axes, self._of_blocks, strict=True)
+            for axes, own in zip(self._axes, self._axis_positions, strict=True)
         ]
 
     @functools.cached_property
-    def _lowest(self) -> list[Tensor]:
-        """For each block (size,): the numbers that codes of zero represent."""
+    def _zero_code_values(self) -> list[Tensor]:
+        """Numbers of each block, (size,), that codes of zero represent."""
         middle = 0.5 - 2.0 ** (self.bits - 1)
         means = self._split(self.mean)
         return [
-            mean + middle[own] @ outward
-            for mean, own, outward in zip(means, self._of_blocks, self._outward, strict=True)
+            mean + middle[own] @ inverse
+            for mean, own, inverse in zip(means, self._axis_positions, self._inverse_projections, strict=True)
         ]
 
     def _spread(self, size: int) -> Tensor:
@@ -145,7 +147,7 @@ class PCACodec:
     bits: float
     bases: Mapping[tuple[str, int], SegmentBasis] = field(default_factory=dict)
     """Bases by layer name and segment index."""
-    _moved: dict[torch.device, dict[tuple[str, int], SegmentBasis]] = field(
+    _bases_by_device: dict[torch.device, dict[tuple[str, int], SegmentBasis]] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
     """Copies of the bases on other devices, with their cached matrices."""
@@ -162,7 +164,7 @@ class PCACodec:
                 for prefix in samples
             ]
             for index, segment in enumerate(zip(*kept, strict=True)):
-                bases[layer.name, index] = _fitted(torch.cat(segment), _heads(layer), self._token_bytes(layer))
+                bases[layer.name, index] = _fit(torch.cat(segment), _block_sizes(layer), self._token_bytes(layer))
         return dataclasses.replace(self, bases=bases)
 
     def state(self) -> dict[str, Tensor]:
@@ -192,8 +194,8 @@ class PCACodec:
     ) -> dict[str, Tensor]:
         segments = self._of(layer, kv.k.device)
         packed = []
-        for row in _rows(kv, layer, rope):  # one row at a time: matrix products of other shapes may round differently
-            parts = [_packed(basis.codes(x), basis.bits) for basis, x in zip(segments, row, strict=True)]
+        for row in _rows(kv, layer, rope):  # one by one: a matrix product of another shape may round differently
+            parts = [_pack(basis.codes(x), basis.bits) for basis, x in zip(segments, row, strict=True)]
             packed.append(torch.cat(parts))
         return {"codes": torch.stack(packed)}
 
@@ -204,7 +206,7 @@ class PCACodec:
         tokens = [s.tokens for s in layer.segments]
         pieces = zip(*(torch.split(x, tokens, dim=1) for x in (codes, k, v)), strict=True)
         for basis, (piece, k_piece, v_piece) in zip(self._of(layer, codes.device), pieces, strict=True):
-            numbers = basis.numbers(_unpacked(piece, basis.bits).flatten(0, 1))
+            numbers = basis.numbers(_unpack(piece, basis.bits).flatten(0, 1))
             first = 0
             for block in numbers:
                 halves = block.reshape(len(codes), piece.shape[1], 2, -1, layer.head_dim)
@@ -215,8 +217,11 @@ class PCACodec:
         return LayerKV(k if ids is None or rope is None else rotate_keys(k, ids, rope), v)
 
     def _of(self, layer: LayerSpec, device: torch.device) -> list[SegmentBasis]:
-        moved, keys = self._moved.setdefault(device, {}), [(layer.name, i) for i in range(len(layer.segments))]
-        return [moved.setdefault(key, self.bases[key].to(device)) for key in keys]
+        bases, keys = (
+            self._bases_by_device.setdefault(device, {}),
+            [(layer.name, i) for i in range(len(layer.segments))],
+        )
+        return [bases.setdefault(key, self.bases[key].to(device)) for key in keys]
 
     def _token_bytes(self, layer: LayerSpec) -> int:
         return max(1, int(self.bits * 2 * layer.kv_heads * layer.head_dim / 8))
@@ -227,16 +232,16 @@ def _tensors(basis: SegmentBasis) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, getattr(basis, name)) for name in ("mean", "scale", "order", "bits", "step"))
 
 
-def _heads(layer: LayerSpec) -> list[int]:
+def _block_sizes(layer: LayerSpec) -> list[int]:
     """Return the size of each block: K and V of as many heads as fit."""
     at_once = max(1, _BLOCK // (2 * layer.head_dim))
     sizes = [min(at_once, layer.kv_heads - first) for first in range(0, layer.kv_heads, at_once)]
     return [2 * layer.head_dim * size for size in sizes]
 
 
-def _beside(k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
-    """Concatenate (..., G, D) each -> (..., 2 G D): block after block, in each K before V."""
-    counts = [size // (2 * layer.head_dim) for size in _heads(layer)]
+def _concatenate_heads(k: Tensor, v: Tensor, layer: LayerSpec) -> Tensor:
+    """Concatenate K and V, (..., G, D) each, to (..., 2 G D): block by block, K before V in each block."""
+    counts = [size // (2 * layer.head_dim) for size in _block_sizes(layer)]
     pairs = zip(torch.split(k, counts, dim=-2), torch.split(v, counts, dim=-2), strict=True)
     return torch.cat([x.flatten(-2) for pair in pairs for x in pair], dim=-1)
 
@@ -245,7 +250,7 @@ def _rows(kv: LayerKV, layer: LayerSpec, rope: RopeSpec | None) -> Iterator[tupl
     """Yield the numbers of each segment, (P, C), row by row, with keys un-rotated."""
     ids = None if rope is None else layer_ids(layer)
     k = kv.k.float() if ids is None or rope is None else unrotate(kv.k, ids, rope)
-    for row in _beside(k, kv.v.float(), layer):
+    for row in _concatenate_heads(k, kv.v.float(), layer):
         yield torch.split(row, [s.tokens for s in layer.segments])
 
 
@@ -260,84 +265,85 @@ def _tokens(kv: LayerKV, layer: LayerSpec, rope: RopeSpec | None, valid: Tensor 
     return [torch.cat(pieces) for pieces in zip(*rows, strict=True)]
 
 
-def _fitted(x: Tensor, sizes: Sequence[int], token_bytes: int) -> SegmentBasis:
+def _fit(x: Tensor, sizes: Sequence[int], token_bytes: int) -> SegmentBasis:
     """Fit a basis to x, (tokens, C), where C is the sum of sizes."""
     mean = x.mean(0)
-    scale = torch.stack([_size_of_half(x - mean, sizes, half) for half in (0, 1)])
+    scale = torch.stack([_rms_of_half(x - mean, sizes, half) for half in (0, 1)])
     spread = torch.cat([scale.repeat_interleave(size // 2) for size in sizes])
     parts = torch.split((x - mean) / spread, list(sizes), dim=1)
     blocks = tuple(torch.linalg.eigh(part.double().T @ part.double())[1].half() for part in parts)
     turned = torch.cat([part @ block.float() for part, block in zip(parts, blocks, strict=True)], dim=1)
     order = turned.square().mean(0).argsort(descending=True, stable=True)
-    steps, errors = _quantisers(_spaced(turned, _SAMPLE)[:, order])
-    bits = _allocated(errors, token_bytes)
+    steps, errors = _choose_steps(_evenly_spaced(turned, _SAMPLE)[:, order])
+    bits = _allocate_bits(errors, token_bytes)
     widest_first = bits.argsort(descending=True, stable=True)
     kept = widest_first[: int((bits > 0).sum())]
     return SegmentBasis(mean, scale, blocks, order[kept], bits[kept], steps[bits[kept], kept])
 
 
-def _spaced(x: Tensor, count: int) -> Tensor:
+def _evenly_spaced(x: Tensor, count: int) -> Tensor:
     """Return at most `count` of the rows, evenly spaced."""
     return x[torch.linspace(0, len(x) - 1, min(count, len(x))).long()]
 
 
-def _size_of_half(x: Tensor, sizes: Sequence[int], half: int) -> Tensor:
+def _rms_of_half(x: Tensor, sizes: Sequence[int], half: int) -> Tensor:
     """Return the root mean square of K (half 0) or V (half 1) over all blocks."""
     parts = [part.chunk(2, dim=1)[half] for part in torch.split(x, list(sizes), dim=1)]
-    return torch.cat(parts, dim=1).square().mean().sqrt().clamp(min=_LEAST_STEP)
+    return torch.cat(parts, dim=1).square().mean().sqrt().clamp(min=_MIN_STEP)
 
 
-def _quantisers(y: Tensor) -> tuple[Tensor, Tensor]:
+def _choose_steps(y: Tensor) -> tuple[Tensor, Tensor]:
     """Return for 0 to 8 bits the best step on this sample and its error, (bits, C) each."""
     deviation = y.square().mean(0).sqrt()
     steps, errors = [torch.zeros_like(deviation)], [y.square().mean(0)]
     for bits, gaussian in enumerate(_GAUSSIAN_STEPS, start=1):
-        tried = (gaussian * deviation * torch.tensor(_WIDENINGS)[:, None]).clamp(min=_LEAST_STEP)
-        found = torch.stack([_error(y, step, bits) for step in tried])
+        tried = (gaussian * deviation * torch.tensor(_WIDENINGS)[:, None]).clamp(min=_MIN_STEP)
+        found = torch.stack([_quantization_error(y, step, bits) for step in tried])
         best = found.argmin(0, keepdim=True)
         steps.append(tried.gather(0, best)[0])
         errors.append(found.gather(0, best)[0])
     return torch.stack(steps), torch.stack(errors)
 
 
-def _error(y: Tensor, step: Tensor, bits: int) -> Tensor:
+def _quantization_error(y: Tensor, step: Tensor, bits: int) -> Tensor:
+    """Return the mean squared error of each column of y, (C,)."""
     half = 2 ** (bits - 1)
-    held = ((y / step).floor().clamp(-half, half - 1) + 0.5) * step
-    return (held - y).square().mean(0)
+    quantized = ((y / step).floor().clamp(-half, half - 1) + 0.5) * step
+    return (quantized - y).square().mean(0)
 
 
-def _allocated(errors: Tensor, token_bytes: int) -> Tensor:
+def _allocate_bits(errors: Tensor, token_bytes: int) -> Tensor:
     """Return the number of bits of each axis, (C,), which fill `token_bytes`.
 
     errors: (bits, C) squared error of each axis by its number of bits, axes by falling variance.
     """
     count = errors.shape[1] // _GROUP
-    of_groups = errors[:, : count * _GROUP].reshape(len(errors), count, _GROUP).sum(2)
+    group_errors = errors[:, : count * _GROUP].reshape(len(errors), count, _GROUP).sum(2)
     bits, groups = torch.zeros(count, dtype=torch.long), torch.arange(count)
     # One more bit for a group of eight axes costs one byte per token. Greedy allocation is optimal if each further bit
     # of an axis gains less than the one before it.
-    for _ in range(min(token_bytes, _MOST_BITS * count)):
-        gain = of_groups[bits, groups] - of_groups[(bits + 1).clamp(max=_MOST_BITS), groups]
-        bits[gain.masked_fill(bits == _MOST_BITS, -torch.inf).argmax()] += 1
+    for _ in range(min(token_bytes, _MAX_BITS * count)):
+        gain = group_errors[bits, groups] - group_errors[(bits + 1).clamp(max=_MAX_BITS), groups]
+        bits[gain.masked_fill(bits == _MAX_BITS, -torch.inf).argmax()] += 1
     # axes that do not fill a group get no bits
     return torch.cat([bits.repeat_interleave(_GROUP), bits.new_zeros(errors.shape[1] - count * _GROUP)])
 
 
-def _planes(bits: Tensor) -> list[int]:
+def _plane_sizes(bits: Tensor) -> list[int]:
     """Return the number of axes in each bit plane: those with at least one bit, at least two, ..."""
     return [int((bits > plane).sum()) for plane in range(int(bits.max()) if len(bits) else 0)]
 
 
-def _packed(codes: Tensor, bits: Tensor) -> Tensor:
+def _pack(codes: Tensor, bits: Tensor) -> Tensor:
     """Pack (P, A) uint8 -> (P, bytes): plane after plane, eight axes per byte, the first in the lowest bit."""
-    planes = [(codes[:, :count] >> plane) & 1 for plane, count in enumerate(_planes(bits))]
+    planes = [(codes[:, :count] >> plane) & 1 for plane, count in enumerate(_plane_sizes(bits))]
     eights = torch.cat(planes, dim=1).reshape(len(codes), -1, 8)
     return (eights << _bit_numbers(codes)).sum(2, dtype=torch.uint8)
 
 
-def _unpacked(stored: Tensor, bits: Tensor) -> Tensor:
+def _unpack(stored: Tensor, bits: Tensor) -> Tensor:
     """Unpack (N, P, bytes) -> (N, P, A) uint8."""
-    counts = _planes(bits)
+    counts = _plane_sizes(bits)
     codes = torch.zeros((*stored.shape[:2], len(bits)), dtype=torch.uint8, device=stored.device)
     ends = accumulate(count // 8 for count in counts)
     for plane, (count, end) in enumerate(zip(counts, ends, strict=True)):

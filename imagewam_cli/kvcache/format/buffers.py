@@ -13,7 +13,7 @@ ALIGNMENT = 64
 
 
 def aligned(size: int) -> Bytes:
-    """Return `size` uninitialised bytes whose address is a multiple of `ALIGNMENT`."""
+    """Return `size` uninitialized bytes whose address is a multiple of `ALIGNMENT`."""
     whole = np.empty(size + ALIGNMENT, np.uint8)
     return whole[-whole.ctypes.data % ALIGNMENT :][:size]
 
@@ -28,25 +28,26 @@ class Buffers:
     def __init__(self, kept: int = 2) -> None:
         self._kept = kept
         self._free: dict[int, Bytes] = {}
-        """Free buffers by address. There is no lock: the garbage collector may call `_back` in the middle of a method
+        """Free buffers by address. There is no lock: the garbage collector may call `_return` in the middle of a method
         of the same thread, which would deadlock. Every access is a single dict operation instead, which is atomic."""
 
     def empty(self, size: int) -> Bytes:
-        """Return `size` uninitialised bytes."""
-        owner = self._fitting(size)
-        # Arrays and tensors made of `lent` must keep `lent` alive, since its end returns the buffer. A plain view would
-        # not do: numpy makes views of views refer to the owner directly. It stops at a memoryview, so `owner.data`.
+        """Return `size` uninitialized bytes."""
+        owner = self._take(size)
+        # Arrays and tensors created from `lent` must keep it alive, because the buffer returns to the pool when `lent`
+        # is collected. A plain view would not: numpy's views of views refer to the owner of the memory. They stop at a
+        # memoryview, hence `owner.data`.
         lent = np.frombuffer(owner.data, np.uint8)
-        weakref.finalize(lent, self._back, owner).atexit = False
+        weakref.finalize(lent, self._return, owner).atexit = False
         return lent[:size]
 
-    def _fitting(self, size: int) -> Bytes:
+    def _take(self, size: int) -> Bytes:
         for address, owner in list(self._free.items()):
             if size <= len(owner) <= 2 * size and self._free.pop(address, None) is not None:
                 return owner
         return aligned(size)
 
-    def _back(self, owner: Bytes) -> None:
+    def _return(self, owner: Bytes) -> None:
         """Put a buffer back. Only the newest are kept, so sizes that are no longer used disappear."""
         self._free[owner.ctypes.data] = owner
         for address in list(self._free)[: -self._kept]:

@@ -44,7 +44,7 @@ class FrameTable:
     """(E,) numbers of the episodes, ascending."""
 
     @classmethod
-    def of(cls, rows: Iterable[Row]) -> tuple[FrameTable, tuple[str, ...]]:
+    def from_rows(cls, rows: Iterable[Row]) -> tuple[FrameTable, tuple[str, ...]]:
         """Collect the rows of whole episodes. Return the table, and the distinct instructions in order of first
         appearance."""
         states, actions, episodes, instructions = [], [], [], []

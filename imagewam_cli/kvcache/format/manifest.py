@@ -155,7 +155,12 @@ class BuildPart:
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
-            raise UsageError(f"there is no part {self.index} of {self.count}", "parts of N are 0/N to N-1/N")
+            raise UsageError(
+                f"part {self.index} of {self.count} does not exist",
+                f"valid parts are 0/{self.count} to {self.count - 1}/{self.count}"
+                if self.count > 0
+                else "write it as 0/N to N-1/N",
+            )
 
     @classmethod
     def named(cls, manifest: str) -> BuildPart:
@@ -174,7 +179,7 @@ class BuildPart:
         """File name of the part's manifest."""
         return f"manifest.part-{self.index:05d}-of-{self.count:05d}.json"
 
-    def of(self, names: Sequence[str]) -> list[str]:
+    def shards_of(self, names: Sequence[str]) -> list[str]:
         """Return the shards of this part. They are consecutive, so that each part decodes few videos."""
         first, last = (len(names) * i // self.count for i in (self.index, self.index + 1))
         return list(names[first:last])
@@ -210,11 +215,14 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
             )
         for entry in manifest.entries:
             if shards.setdefault(entry.file, entry) != entry:
-                raise CacheError(f"{path} has another {entry.file} than the parts before it", "rebuild one of them")
+                raise CacheError(
+                    f"{path} and an earlier part list different contents for {entry.file}", "rebuild one of them"
+                )
             for episode in entry.episodes:
                 if shard_of.setdefault(episode, entry.file) != entry.file:
                     raise CacheError(
-                        f"{path} has episode {episode} in {entry.file}, a part before it in {shard_of[episode]}",
+                        f"{path} lists episode {episode} in {entry.file}; "
+                        f"an earlier part lists it in {shard_of[episode]}",
                         "build all parts with the same --shard-mb",
                     )
     by_instruction = shards.pop(INSTRUCTIONS, None)
@@ -228,7 +236,7 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
 
 def _other_differences(first: Manifest, other: Manifest) -> Iterator[Difference]:
     """Yield the differences between two parts in everything other than provenance and shards."""
-    # another machine may have the dataset at another path
+    # the dataset may have a different path on each machine
     there, here = (to_dict(dataclasses.replace(m.dataset, path="")) for m in (first, other))
     pairs = [(f"dataset {key}", there[key], here[key]) for key in there]
     pairs += [
@@ -256,7 +264,7 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CacheError(f"{path} is damaged: {error}", _REBUILD) from None
     if not isinstance(values, dict):
-        raise CacheError(f"{path} is damaged: it is not a mapping", _REBUILD)
+        raise CacheError(f"{path} is damaged: it is not a JSON object", _REBUILD)
     version = values.get("version")
     if version != VERSION:
         older = isinstance(version, int) and version < VERSION
@@ -277,7 +285,7 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
     return manifest
 
 
-def signed(values: Mapping[str, object]) -> bytes:
+def with_checksum(values: Mapping[str, object]) -> bytes:
     """Return a manifest as JSON that ends with its own checksum: XXH3-128 of the text with the checksum zeroed."""
     text = dump_json({**values, CHECKSUM: _NO_CHECKSUM}).encode()
     before, _, after = text.rpartition(_NO_CHECKSUM.encode())

@@ -50,7 +50,7 @@ class Provenance:
     """Checksum of all states and actions; 16 digits are enough."""
 
     def differences(self, other: Provenance) -> tuple[Difference, ...]:
-        """Return what differs from `other`, most telling first. `self` is the side called `there`."""
+        """Return what differs from `other`, most informative first. `self` is the side called `there`."""
         pairs = [
             *_pair("dataset", self.dataset, other.dataset),
             *_pair("stride", self.stride, other.stride),
@@ -69,7 +69,7 @@ class Provenance:
         )
 
     def _editor_pairs(self, other: Provenance) -> Iterator[tuple[str, object, object]]:
-        """Each entry of the fingerprints; of their digests where a fingerprint is unknown."""
+        """Yield (name, there, here) for each entry of the two fingerprints; if one is unknown, for their digests."""
         if self.fingerprint is None or other.fingerprint is None:
             yield from _pair("editor fingerprint", self._digest, other._digest)
             return

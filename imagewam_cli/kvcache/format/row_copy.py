@@ -22,7 +22,7 @@ from imagewam_cli.kvcache.format.buffers import Bytes
 
 Rows = npt.NDArray[np.int64]
 Run = tuple[int, int]
-"""[begin, end) of rows that are neighbours both in the file and in the batch, so that a single copy moves them."""
+"""[begin, end) of rows that are neighbors both in the file and in the batch, so that a single copy moves them."""
 Copy = Callable[[int, int, int], None]
 """(row, target, count): copy `count` rows, from row `row` of the file to row `target` of the batch."""
 
@@ -31,28 +31,29 @@ _TWO_THREADS_FROM = 2**22
 _PIECES = os.sysconf("SC_IOV_MAX")
 
 
-def transfer(
+def copy_rows(
     copier: Callable[[], AbstractContextManager[Copy]],
     rows: Rows,
     into: Bytes,
     targets: Rows,
-    checked: Sequence[bool],
-    at_once: int,
+    verified: Sequence[bool],
+    chunk_bytes: int,
 ) -> list[int]:
     """Copy rows of a file to rows `targets` of `into`, (N, bytes).
 
     Args:
         copier: opens a `Copy` for each thread.
-        checked: rows whose checksum is not needed.
-        at_once: approximate number of bytes to copy before computing their checksums, while they are in the CPU cache.
+        verified: whether each row was verified before, so that its checksum is not computed.
+        chunk_bytes: approximate number of bytes to copy before computing their checksums, while the CPU cache holds
+            them.
 
     Returns:
-        XXH3-64 of each row, 0 for checked ones.
+        XXH3-64 of each row, 0 for verified ones.
     """
     if not len(rows):
         return []
     sums, sources, targets_list = [0] * len(rows), rows.tolist(), targets.tolist()
-    chunks = deque(_chunks(_runs(rows, targets), _chunk_rows(len(rows), at_once // max(1, into.shape[1]))))
+    chunks = deque(_chunks(_runs(rows, targets), _chunk_rows(len(rows), chunk_bytes // max(1, into.shape[1]))))
 
     def work() -> None:
         with copier() as copy:
@@ -60,7 +61,7 @@ def transfer(
                 for begin, end in chunk:
                     copy(sources[begin], targets_list[begin], end - begin)
                 for i in range(chunk[0][0], chunk[-1][1]):
-                    if not checked[i]:
+                    if not verified[i]:
                         sums[i] = xxhash.xxh3_64_intdigest(into[targets_list[i]])
 
     if into.shape[1] * len(rows) < _TWO_THREADS_FROM:
@@ -71,8 +72,8 @@ def transfer(
         try:
             work()
         finally:
-            chunks.clear()  # after an error the helper should stop early
-            if not other.cancel():  # it may not have started, if the helper is busy with another reader
+            chunks.clear()  # after an error, stop the helper early
+            if not other.cancel():  # cancelled if the helper, busy with another reader, has not started
                 other.result()
     return sums
 

@@ -23,7 +23,7 @@ class RowLayout:
     parts: Mapping[str, Part]
 
     @classmethod
-    def of(cls, parts: Mapping[str, Part]) -> RowLayout:
+    def from_parts(cls, parts: Mapping[str, Part]) -> RowLayout:
         """Return the layout for writing: wide dtypes first, so that every tensor is aligned to its item size."""
         return cls(dict(sorted(parts.items(), key=lambda item: -item[1].dtype.itemsize)))
 
@@ -46,7 +46,7 @@ class RowLayout:
         return not any(self.slices[name].start % part.dtype.itemsize for name, part in self.parts.items())
 
     def blank(self, rows: int, memory: Callable[[int], Bytes] | None = None) -> Bytes:
-        """Allocate memory for rows, (rows, bytes plus zero padding). memory: allocates uninitialised bytes."""
+        """Allocate memory for rows, (rows, bytes plus zero padding). memory: allocates uninitialized bytes."""
         stride = -(-max(1, self.bytes) // ALIGNMENT) * ALIGNMENT
         blank = (memory or aligned)(rows * stride).reshape(rows, stride)
         blank[:, self.bytes :] = 0

@@ -34,7 +34,7 @@ from imagewam_cli.files import checksum_of, move_into_place, partial_of
 from imagewam_cli.kvcache.format.buffers import ALIGNMENT, Bytes
 from imagewam_cli.kvcache.format.manifest import repair_hint
 from imagewam_cli.kvcache.format.part import Part
-from imagewam_cli.kvcache.format.row_copy import Copy, Rows, mapped_copy, plain_copy, transfer
+from imagewam_cli.kvcache.format.row_copy import Copy, Rows, copy_rows, mapped_copy, plain_copy
 from imagewam_cli.kvcache.format.row_layout import RowLayout
 
 INDEX_KEYS = ("row", "episode", "frame", "instruction", "variant")
@@ -45,13 +45,13 @@ INDEX_BYTES = 8 * (len(INDEX_KEYS) + 1)
 LoadMethod = Literal["mmap", "read"]
 """mmap: pages are loaded when touched and shared by processes. read: plain reads, faster on network file systems."""
 
-_AT_ONCE: dict[LoadMethod, int] = {"mmap": 2**21, "read": 2**24}
+_CHUNK_BYTES: dict[LoadMethod, int] = {"mmap": 2**21, "read": 2**24}
 """Bytes to copy before computing their checksums, while the CPU cache still holds them. For `read`, fewer system calls
 matter more than cache locality."""
 _DTYPES: dict[str, tuple[npt.DTypeLike, torch.dtype]] = {
     "F32": (np.float32, torch.float32),
     "F16": (np.float16, torch.float16),
-    "BF16": (np.uint16, torch.bfloat16),  # numpy has neither: same bytes, seen as torch's type on the way out
+    "BF16": (np.uint16, torch.bfloat16),  # numpy has neither type: bytes are reinterpreted as the torch dtype
     "F8_E4M3": (np.uint8, torch.float8_e4m3fn),
     "I64": (np.int64, torch.int64),
     "U64": (np.uint64, torch.uint64),
@@ -72,7 +72,7 @@ class ShardWriter:
         """rows: number of rows that will be appended. parts: the tensors after the index."""
         self.path, self.rows = path, rows
         self._temporary = partial_of(path)
-        self._parts, self._written = RowLayout.of(parts).parts, 0
+        self._parts, self._written = RowLayout.from_parts(parts).parts, 0
         self._header, self._offsets, self.bytes = _header(self._parts, rows)
         self._columns: dict[str, list[int]] = {name: [] for name in _COLUMNS}
         self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
@@ -123,7 +123,7 @@ class ShardWriter:
 
     def _other_count(self, found: str) -> CacheError:
         return CacheError(
-            f"{self.path.name} should have {self.rows} rows by the dataset's metadata, and {found} came",
+            f"{self.path.name} should have {self.rows} rows according to the dataset's metadata, but got {found}",
             "the dataset's metadata does not match its data; download or convert it again",
         )
 
@@ -193,7 +193,7 @@ class Shard:
     def _require_order(self, start: int) -> None:
         for name, part in self.layout.parts.items():
             if self.offsets[name] != start:
-                raise ValueError(f"{name} begins at {self.offsets[name]}, the tensor before it ends at {start}")
+                raise ValueError(f"{name} begins at {self.offsets[name]}, but the preceding tensor ends at {start}")
             start += self.rows * part.row_bytes
         if not self.layout.aligned:
             raise ValueError("its tensors are not ordered by dtype, widest first")
@@ -206,9 +206,9 @@ class Shard:
     @functools.cached_property
     def layout(self) -> RowLayout:
         """Layout of the tensors after the index, in file order."""
-        behind = [name for name in self.views if name not in INDEX_KEYS and name != CHECKSUM]
-        behind.sort(key=lambda name: self.offsets[name])
-        return RowLayout({name: Part(self.views[name][0].shape[1:], self.views[name][1]) for name in behind})
+        data_tensors = [name for name in self.views if name not in INDEX_KEYS and name != CHECKSUM]
+        data_tensors.sort(key=lambda name: self.offsets[name])
+        return RowLayout({name: Part(self.views[name][0].shape[1:], self.views[name][1]) for name in data_tensors})
 
     def require_listed(self, size: int, checksum: str) -> None:
         """Refuse a file that is not the one a manifest lists.
@@ -218,7 +218,7 @@ class Shard:
         """
         found = self.path.stat().st_size
         if found != size:
-            raise CacheError(f"{self.path} has {found} bytes, the manifest says {size}", self.repair)
+            raise CacheError(f"{self.path} has {found} bytes, but the manifest lists {size}", self.repair)
         if self.head_checksum != checksum:
             raise CacheError(
                 f"{self.path} is damaged: the checksum of its head is {self.head_checksum[:16]}…, "
@@ -238,13 +238,13 @@ class Shard:
         """
         fresh = ~self.checked[rows]
         try:
-            found = transfer(
+            found = copy_rows(
                 functools.partial(self._copier, into),
                 rows,
                 into[:, : self.layout.bytes],
                 targets,
                 (~fresh).tolist(),
-                _AT_ONCE[self.method],
+                _CHUNK_BYTES[self.method],
             )
         except EOFError as error:
             raise CacheError(f"{self.path} {error}", self.repair) from None
@@ -277,7 +277,7 @@ class Shard:
 
     @functools.cached_property
     def _blocks(self) -> list[tuple[slice, Bytes]]:
-        """Groups of tensors that one numpy copy can move: of equal size, and neighbours in file and row alike."""
+        """Groups of tensors that one numpy copy can move: of equal size, and neighbors in both file and row."""
         blocks: list[tuple[slice, Bytes]] = []
         parts, slices = self.layout.parts, self.layout.slices
         for size, group in itertools.groupby(parts, key=lambda name: parts[name].row_bytes):
@@ -310,7 +310,7 @@ def _header(parts: Mapping[str, Part], rows: int) -> tuple[bytes, dict[str, int]
         relative[name], at = at, end
     text = json.dumps(entries, separators=(",", ":")).encode()
     head = 8 + len(text) + rows * INDEX_BYTES
-    text += b" " * (-head % ALIGNMENT)  # so the first tensor behind the index begins at a multiple of it
+    text += b" " * (-head % ALIGNMENT)  # so that the first tensor after the index begins at a multiple of it
     start = 8 + len(text)
     offsets = {name: start + offset for name, offset in relative.items()}
     return len(text).to_bytes(8, "little") + text, offsets, start + at
@@ -323,7 +323,7 @@ def _bytes_of(tensor: Tensor, part: Part, rows: int) -> Bytes:
 
 
 def _flat(array: npt.NDArray[np.generic]) -> Bytes:
-    """(N, ...) -> (N, bytes)."""
+    """Return the bytes of each row: (N, ...) -> (N, bytes)."""
     return array.reshape(len(array), prod(array.shape[1:])).view(np.uint8)
 
 

@@ -19,7 +19,7 @@ Shuffle = Literal["rows", "shards", "none"]
 memory. none: keep the stored order."""
 
 Remainder = Literal["pad", "drop", "uneven"]
-"""What to do with rows that do not divide among the ranks. pad: repeat the first rows. drop: leave rows out. uneven:
+"""What to do with rows that do not divide among the ranks. pad: repeat the first rows. drop: omit rows. uneven:
 give some ranks one row more."""
 
 _SHARDS_AT_ONCE = 4
@@ -34,7 +34,7 @@ class BatchSchedule:
     shard_rows: Sequence[int]
     """Number of rows in each shard."""
     batch: int
-    """Rows per batch. The last batch of an epoch may have fewer; with `drop` it is left out."""
+    """Rows per batch. The last batch of an epoch may have fewer; with `drop` it is omitted."""
     shuffle: Shuffle
     seed: int
     shuffle_rows: int | None = None

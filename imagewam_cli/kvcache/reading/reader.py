@@ -103,7 +103,7 @@ class CacheReader:
     def __setstate__(self, state: _State) -> None:
         self._set_up(*state)
 
-    def leave_parent(self) -> None:
+    def reset_after_fork(self) -> None:
         """Reset the state that a fork must not share: the store's client, and a lock that the parent may hold."""
         self.__dict__.pop("storage", None)
         self._opening = threading.Lock()
@@ -139,8 +139,8 @@ class CacheReader:
         index = row_index(self.table, episodes, dataset.stride, dataset.augmentation.variants)
         if len(index.row) != len(self):
             raise CacheError(
-                f"{self.storage.address}: the table has {len(index.row)} rows for its shards, "
-                f"the manifest says {len(self)}",
+                f"{self.storage.address}: the frame table implies {len(index.row)} cached rows, "
+                f"but the manifest lists {len(self)}",
                 self.storage.repair,
             )
         return index
@@ -213,11 +213,11 @@ class CacheReader:
 
     @functools.cached_property
     def _layout(self) -> RowLayout:
-        return RowLayout.of(stored_parts(self.manifest.spec, self.codec))
+        return RowLayout.from_parts(stored_parts(self.manifest.spec, self.codec))
 
     @functools.cached_property
     def _instruction_layout(self) -> RowLayout:
-        return RowLayout.of(stored_parts(self.manifest.spec, self.codec, by_instruction=True))
+        return RowLayout.from_parts(stored_parts(self.manifest.spec, self.codec, by_instruction=True))
 
     def _shard(self, entry: ShardEntry) -> Shard:
         """Return the open shard, opening it if needed. One thread at a time, since opening one may close another."""
@@ -229,7 +229,7 @@ class CacheReader:
 
     def _reopen(self, entry: ShardEntry) -> None:
         path = self.storage.shard(entry)
-        for renewed in self.storage.evicted():  # an evicted file takes disk space until its map is closed
+        for renewed in self.storage.evicted():  # an evicted file occupies disk space until its memory map is closed
             self._checked.pop(renewed, None)
             for other in [name for name, shard in self._open.items() if shard.path == renewed]:
                 del self._open[other]
@@ -252,7 +252,7 @@ class CacheReader:
         for name in expected.keys() | found.keys():
             if expected.get(name) != found.get(name):
                 raise CacheError(
-                    f"{shard.path}: {name} is {found.get(name)}, the manifest says {expected.get(name)}", hint
+                    f"{shard.path}: {name} is {found.get(name)}, but the manifest implies {expected.get(name)}", hint
                 )
         if list(found) != list(expected):
             raise CacheError(f"{shard.path}: its tensors are not in the order that the format requires", hint)
@@ -268,7 +268,7 @@ class CacheReader:
         for key, values in expected.items():
             if not np.array_equal(shard.array(key), values):
                 raise CacheError(
-                    f"{shard.path} has other rows than the manifest says: {key} differs", self.storage.repair
+                    f"{shard.path} holds other rows than the manifest lists: {key} differs", self.storage.repair
                 )
 
 
@@ -276,9 +276,9 @@ _readers: weakref.WeakSet[CacheReader] = weakref.WeakSet()
 """Readers of this process, to reset after a fork."""
 
 
-def _leave_parent() -> None:
+def _reset_readers() -> None:
     for reader in _readers:
-        reader.leave_parent()
+        reader.reset_after_fork()
 
 
-os.register_at_fork(after_in_child=_leave_parent)
+os.register_at_fork(after_in_child=_reset_readers)

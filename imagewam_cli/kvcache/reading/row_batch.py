@@ -17,7 +17,7 @@ from imagewam_cli.kvcache.reading.reader import RowIndex
 
 @dataclass(frozen=True, kw_only=True)
 class RowBatch:
-    """state (B, S) and actions (B, T, A) float32; is_pad bool (B, T), True behind an episode's end; row (B,) int64."""
+    """state (B, S) and actions (B, T, A) float32; is_pad bool (B, T), True after the episode's end; row (B,) int64."""
 
     state: Float32Array
     actions: Float32Array

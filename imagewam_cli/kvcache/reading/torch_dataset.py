@@ -44,7 +44,7 @@ class PrefixDataset(Dataset[dict[str, Tensor]]):
             UsageError: the horizon is below 1.
         """
         if horizon < 1:
-            raise UsageError(f"horizon is {horizon}: an action chunk has at least one action", "use at least 1")
+            raise UsageError(f"horizon must be at least 1, got {horizon}", "use the number of actions per chunk")
         self.reader = CacheReader(location(address) if isinstance(address, str) else address, load)
         self.horizon = horizon
 
@@ -54,7 +54,7 @@ class PrefixDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, rows: Indices) -> dict[str, Tensor]:
         """Return K and V of these rows as stored, for `decode`, and
 
-        state (B, S), actions (B, horizon, A) float32 in robot units; is_pad bool (B, horizon), True behind an episode's
+        state (B, S), actions (B, horizon, A) float32 in robot units; is_pad bool (B, horizon), True after the episode's
         end; row int64 (B,), the dataset's.
 
         Raises:
@@ -95,11 +95,11 @@ class BatchOrder(Sampler[Indices]):
     ) -> None:
         """
         Args:
-            batch: rows per batch of this rank. The last batch of an epoch may have fewer; `drop` leaves it out.
+            batch: rows per batch of this rank. The last batch of an epoch may have fewer; `drop` omits it.
             rows: rows to read; by default all.
             shuffle: `rows` shuffles all rows, `shards` a few shards at a time, `none` keeps the stored order.
             shuffle_rows: with `shards`, how many rows are shuffled together; by default those of four shards.
-            rank, world_size: by default those of `torch.distributed` if it is initialised, else 0 of 1.
+            rank, world_size: by default those of `torch.distributed` if it is initialized, else 0 of 1.
             remainder: what to do with rows that do not divide among the ranks. pad: repeat the first rows of the epoch,
                 so that all ranks have equally many batches. drop: leave out rows and incomplete batches. uneven: read
                 every row exactly once; some ranks have one row more.

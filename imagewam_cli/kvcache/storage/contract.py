@@ -80,7 +80,7 @@ class Storage(Protocol):
         ...
 
     def file(self, name: str, checksum: str) -> Path:
-        """Return the path of a file beside the shards. Downloads are verified against the checksum."""
+        """Return the path of a file other than the shards. Downloads are verified against the checksum."""
         ...
 
     def shard(self, entry: ShardEntry) -> Path:

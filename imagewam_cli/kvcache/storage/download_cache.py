@@ -18,7 +18,7 @@ from imagewam_cli.files import PARTIAL, atomic_file, unique_partial
 
 FOLDER_VARIABLE, LIMIT_VARIABLE = "IMAGEWAM_CACHE_DIR", "IMAGEWAM_CACHE_LIMIT"
 _COPIES = "copies"
-_STALE = 24 * 3600.0
+_STALE_SECONDS = 24 * 3600.0
 """Seconds after which an unfinished download is assumed to belong to a dead process."""
 
 
@@ -41,7 +41,7 @@ def copies_limit() -> float | None:
     return size_in_bytes(text, LIMIT_VARIABLE) if text else None
 
 
-class Copies:
+class DownloadCache:
     """Copies of one remote cache. The limit applies to the copies of all caches together."""
 
     def __init__(self, root: Path, name: str, limit: float | None) -> None:
@@ -89,7 +89,7 @@ class Copies:
                 copies.append((status.st_mtime, status.st_size, path))
         total = size + sum(copied for _, copied, _ in copies)
         for used, copied, path in sorted(copies):
-            dead = path.suffix == PARTIAL and used < time.time() - _STALE
+            dead = path.suffix == PARTIAL and used < time.time() - _STALE_SECONDS
             if dead or (self.limit is not None and total > self.limit and path.suffix != PARTIAL):
                 path.unlink(missing_ok=True)
                 self._evicted.add(path)

@@ -33,7 +33,7 @@ def location(text: str) -> Location:
 
 def expanded(path: Path | str) -> Path:
     """Expand a leading `~`, which a shell leaves alone in `--out=~/here`."""
-    return Path(os.path.expanduser(path))  # unlike the method, it leaves `~nobody` as it is
+    return Path(os.path.expanduser(path))  # unlike `Path.expanduser`, never raises for an unknown user
 
 
 def name_of(address: Location) -> str:

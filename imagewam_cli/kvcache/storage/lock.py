@@ -1,7 +1,7 @@
 """Locks for writers: one process at a time.
 
-The operating system releases a lock when its process ends, however it ends. A file left behind by a dead writer locks
-nobody out.
+The operating system releases a lock when its process ends, however it ends. A lock file left by a dead writer
+does not block anyone.
 """
 
 from __future__ import annotations
@@ -58,13 +58,15 @@ def _locked(path: Path, wait: bool) -> int:
             raise CacheError(f"{path.parent} is being written by {holder}", "wait for it to end") from None
         except OSError as error:  # a file system without locks
             os.close(descriptor)
-            raise CacheError(f"{path.parent} cannot be locked: {error.strerror}", "build on another disk") from None
+            raise CacheError(
+                f"{path.parent} cannot be locked: {error.strerror}", "use a folder on another disk"
+            ) from None
         try:
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         except FileNotFoundError:
             pass
-        os.close(descriptor)  # the last holder deleted this file while we opened it: try the new file
+        os.close(descriptor)  # the last holder deleted it meanwhile: try again with the new file
 
 
 def _holder(descriptor: int) -> str:

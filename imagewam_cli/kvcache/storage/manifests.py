@@ -15,8 +15,8 @@ from imagewam_cli.kvcache.format.manifest import (
     no_cache,
     parse_manifest,
     part_manifests,
-    signed,
     unite,
+    with_checksum,
 )
 from imagewam_cli.kvcache.storage.contract import Storage
 from imagewam_cli.kvcache.storage.local import LocalStorage
@@ -51,7 +51,7 @@ def read_manifest(address: Location) -> Manifest:
 
 def manifest_at(storage: Storage) -> Manifest:
     """Return the manifest of the cache in this storage; see `read_manifest`."""
-    # a merge may delete the listed parts before they are read: the second look finds the whole manifest
+    # a merge may delete the listed parts before they are read; then the second read finds the merged manifest
     found = stored_manifest(storage) or stored_manifest(storage)
     if found is None:
         raise no_cache(storage.address)
@@ -93,7 +93,7 @@ def lock_whole(storage: Storage) -> Iterator[None]:
 
 def put_manifest(storage: Storage, manifest: Manifest, name: str = MANIFEST) -> None:
     """Store a manifest, replacing the one of this name."""
-    storage.write(name, signed(to_dict(manifest)))
+    storage.write(name, with_checksum(to_dict(manifest)))
 
 
 def holds(storage: Storage, name: str, checksum: str) -> bool:

@@ -23,7 +23,7 @@ from imagewam_cli.errors import CacheError, UsageError
 from imagewam_cli.files import checksum_of
 from imagewam_cli.kvcache.format.manifest import SHARDS, ShardEntry, repair_hint
 from imagewam_cli.kvcache.format.shard import Shard
-from imagewam_cli.kvcache.storage.download_cache import Copies, copies_limit, copies_root
+from imagewam_cli.kvcache.storage.download_cache import DownloadCache, copies_limit, copies_root
 from imagewam_cli.kvcache.storage.location import name_of
 from imagewam_cli.kvcache.storage.lock import FILES_LOCK, LOCK, write_lock
 
@@ -58,15 +58,13 @@ class RemoteStorage:
             UsageError: no installed package supports the URL.
         """
         self.address = url
-        self.repair = (
-            f"delete the local copy, which is then downloaded again; if that does not help, {repair_hint(url)}"
-        )
+        self.repair = f"delete the local copy to download it again; if the error persists, {repair_hint(url)}"
         self._fs, self._root = _file_system(url)
         self._made: set[str] = set()
         root, name = copies_root(), f"{name_of(url)}-{xxhash.xxh3_64_hexdigest(url.encode())}"
         self.disk = root / name
         self._drafts = self.disk / f"drafts.{_HOST}.{os.getpid()}"
-        self._copies = Copies(root, name, copies_limit())
+        self._copies = DownloadCache(root, name, copies_limit())
 
     def names(self) -> list[str]:
         return list(self._listed(self._root))
@@ -109,7 +107,7 @@ class RemoteStorage:
         for entry in entries:
             size = sizes.get(entry.file)
             if size != entry.bytes:
-                what = "is missing" if size is None else f"has {size} bytes, the manifest says {entry.bytes}"
+                what = "is missing" if size is None else f"has {size} bytes, but the manifest lists {entry.bytes}"
                 found[entry.file] = CacheError(f"{self._shard_at(entry.file)} {what}", repair_hint(self.address))
         return found
 
@@ -118,9 +116,8 @@ class RemoteStorage:
         return self._drafts / file
 
     def add(self, file: str, path: Path) -> None:
-        self._make(
-            f"{self._root}/{SHARDS}"
-        )  # after the manifest: a folder of shards alone is not recognised as a cache
+        # create it after the manifest: a folder with only shards is not recognized as a cache
+        self._make(f"{self._root}/{SHARDS}")
         with _explained(self._shard_at(file)):
             self._fs.put_file(str(path), f"{self._root}/{SHARDS}/{file}")
             self._fs.invalidate_cache(f"{self._root}/{SHARDS}")

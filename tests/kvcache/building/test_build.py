@@ -185,7 +185,7 @@ class TestContent:
                     if not images or (row.episode, row.frame) != (2, 2):
                         yield row
 
-        message = r"shard-00002\.safetensors should have 3 rows by the dataset's metadata, and 2 came"
+        message = r"shard-00002\.safetensors should have 3 rows according to the dataset's metadata, but got 2"
         with pytest.raises(CacheError, match=message):
             build(tmp_path / "cache", dataset=Shorter(LENGTHS))
 
@@ -336,15 +336,15 @@ class TestRefusal:
     @pytest.mark.parametrize(
         ("change", "parts"),
         [
-            ({"dataset": MemoryDataset(LENGTHS, identity="another")}, ("another dataset",)),
-            ({"dataset": MemoryDataset(LENGTHS, shift=1.0)}, ("another states or actions",)),
-            ({"stride": 3}, ("another stride", "has 2", "has 3")),
-            ({"codec": BFLOAT16}, ("another codec", "has fp32", "has bf16")),
-            ({"editor": ArithmeticEditor(weights="trained longer")}, ("another editor weights",)),
-            ({"editor": Worded()}, ("another editor recipe", "has None", "has {'template': 'please {}'}")),
-            ({"editor": ArithmeticEditor(timestep=0.5)}, ("another setting 'timestep'", "has 0.0", "has 0.5")),
-            ({"shard_mb": 1.0}, ("other shards", "episodes 0 to 0", "episodes 0 to 4")),
-            ({"shard_mb": 0.001}, ("other shards", "episodes 2 to 3", "episodes 2 to 2")),
+            ({"dataset": MemoryDataset(LENGTHS, identity="another")}, ("its dataset:",)),
+            ({"dataset": MemoryDataset(LENGTHS, shift=1.0)}, ("its states or actions:",)),
+            ({"stride": 3}, ("its stride:", ": 2,", "has 3")),
+            ({"codec": BFLOAT16}, ("its codec:", ": fp32,", "has bf16")),
+            ({"editor": ArithmeticEditor(weights="trained longer")}, ("its editor weights:",)),
+            ({"editor": Worded()}, ("its editor recipe:", ": None,", "has {'template': 'please {}'}")),
+            ({"editor": ArithmeticEditor(timestep=0.5)}, ("its setting 'timestep':", ": 0.0,", "has 0.5")),
+            ({"shard_mb": 1.0}, ("different shards", "episodes 0 to 0", "episodes 0 to 4")),
+            ({"shard_mb": 0.001}, ("different shards", "episodes 2 to 3", "episodes 2 to 2")),
         ],
     )
     def test_another_build_into_the_same_folder_is_refused_with_both_values(
@@ -381,10 +381,10 @@ class TestRefusal:
         [
             (lambda p: spoiled(p, 1, v=p.layers[1].v.index_fill(1, torch.tensor([3]), float("nan"))), "not finite"),
             (lambda p: spoiled(p, 0, k=p.layers[0].k * float("inf")), "not finite"),
-            (lambda p: spoiled(p, 0, k=p.layers[0].k[:, :-1]), "(3, 11, 2, 4), its spec says (3, 12, 2, 4)"),
-            (lambda p: spoiled(p, 1, v=p.layers[1].v[:, :, :1]), "(3, 12, 1, 4), its spec says (3, 12, 2, 4)"),
+            (lambda p: spoiled(p, 0, k=p.layers[0].k[:, :-1]), "(3, 11, 2, 4), but its spec declares (3, 12, 2, 4)"),
+            (lambda p: spoiled(p, 1, v=p.layers[1].v[:, :, :1]), "(3, 12, 1, 4), but its spec declares (3, 12, 2, 4)"),
             (lambda p: spoiled(p, 0, k=p.layers[0].k[:-1], v=p.layers[0].v[:-1]), "(2, 12, 2, 4)"),
-            (lambda p: PrefixKV(p.layers[:1], p.valid), "1 layers, its spec says 2"),
+            (lambda p: PrefixKV(p.layers[:1], p.valid), "1 layers, but its spec declares 2"),
             (lambda p: PrefixKV(p.layers, p.valid[:, :-1]), "`valid` of shape (3, 11)"),
         ],
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imagewam_cli.cache_study import throughput
+from imagewam_cli.cache_study import row_cost
 from imagewam_cli.cli.app import run
 from imagewam_cli.cli.plan import choices_within
 from imagewam_cli.data.types import Row, UInt8Image
@@ -175,13 +175,13 @@ def test_without_the_file_of_instructions_nothing_is_read(tmp_path: Path) -> Non
         CacheReader(tmp_path / "a").read(np.arange(3))
 
 
-def test_throughput_is_measured_on_complete_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_cost_is_measured_on_complete_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoded prefixes of two instructions equal the editor's."""
     decoded: list[PrefixKV] = []
-    monkeypatch.setattr(throughput, "decode_prefix", lambda *given: decoded.append(decode_prefix(*given)))
+    monkeypatch.setattr(row_cost, "decode_prefix", lambda *given: decoded.append(decode_prefix(*given)))
     rows, editor = list(MemoryDataset(LENGTHS).rows())[3:7], CrossAttention()
     assert len({row.instruction for row in rows}) == 2
-    throughput.measure(editor, [FLOAT32], rows, tmp_path)
+    row_cost.measure(editor, [FLOAT32], rows, tmp_path)
     expected = editor.encode([row.images for row in rows], [row.instruction for row in rows])
     for a, b in zip(decoded[0].layers, expected.layers, strict=True):
         times = len(a.k) // len(rows)

@@ -231,7 +231,7 @@ def test_a_damaged_part_is_not_merged(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_parts_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="has no part of a cache"):
+    with pytest.raises(CacheError, match="contains no part of a cache"):
         merge_cache(tmp_path)
 
 
@@ -243,5 +243,5 @@ def test_a_whole_cache_can_be_merged_with_itself(built: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("index", "count"), [(3, 3), (-1, 3), (0, 0)])
 def test_a_part_number_out_of_range_is_refused(index: int, count: int) -> None:
-    with pytest.raises(UsageError, match=f"no part {index} of {count}"):
+    with pytest.raises(UsageError, match=f"part {index} of {count} does not exist"):
         BuildPart(index=index, count=count)

@@ -46,7 +46,7 @@ def test_rows_are_the_views_in_order(three: Path) -> None:
 
 
 def test_a_cache_with_other_views_is_refused_with_both_values(three: Path) -> None:
-    with pytest.raises(CacheError, match=r"another augmentation: it has .*variants=3.* this build has .*variants=1"):
+    with pytest.raises(CacheError, match=r"differs in its augmentation: .*variants=3.* this build has .*variants=1"):
         build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), three, FLOAT32, SETTINGS)
 
 

@@ -130,7 +130,7 @@ def test_another_dataset_or_editor_repairs_nothing(
 ) -> None:
     flip(copy / "shards" / "shard-00000.safetensors", -1)
     before = files(copy)
-    with pytest.raises(CacheError, match=f"made with another {what}: it has .+, here it is"):
+    with pytest.raises(CacheError, match=f"differs in its {what}: .+ in the cache, .+ here"):
         repair_cache(copy, verify_cache(copy), dataset, editor)
     assert files(copy) == before
 
@@ -138,7 +138,7 @@ def test_another_dataset_or_editor_repairs_nothing(
 def test_a_dataset_changed_under_the_same_identity_does_not_replace_the_table(copy: Path) -> None:
     flip(copy / "table.safetensors", -1)
     before = files(copy)
-    with pytest.raises(CacheError, match=r"gives another table\.safetensors than the cache had"):
+    with pytest.raises(CacheError, match=r"table\.safetensors, when recomputed, differs from the cache's"):
         repair_cache(copy, verify_cache(copy), MemoryDataset(LENGTHS, shift=1.0), ArithmeticEditor())
     assert files(copy) == before
 
@@ -167,5 +167,5 @@ def test_another_layout_repairs_nothing(copy: Path) -> None:
         def spec(self) -> KVSpec:
             return dataclasses.replace(super().spec, image_size=(8, 8))
 
-    with pytest.raises(CacheError, match="made with another prefix layout"):
+    with pytest.raises(CacheError, match="differs in its prefix layout"):
         repair_cache(copy, verify_cache(copy), MemoryDataset(LENGTHS), Wider())

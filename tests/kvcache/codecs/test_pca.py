@@ -23,10 +23,10 @@ from imagewam_cli.kvcache.codecs.pca import (
     PCA2,
     PCACodec,
     SegmentBasis,
-    _allocated,
-    _beside,
-    _packed,
-    _unpacked,
+    _allocate_bits,
+    _concatenate_heads,
+    _pack,
+    _unpack,
 )
 from imagewam_cli.kvcache.format.manifest import CODEC
 from imagewam_cli.kvcache.reading.reader import CacheReader
@@ -215,7 +215,7 @@ def test_constant_numbers_are_restored() -> None:
 @pytest.mark.parametrize(("heads", "size", "together"), [(3, 16, 3), (5, 128, 2), (2, 300, 1)])
 def test_blocks_hold_k_of_a_few_heads_then_v_of_them(heads: int, size: int, together: int) -> None:
     k, v = torch.randn(2, 2, 7, heads, size)
-    side = _beside(k, v, layer(heads, size))
+    side = _concatenate_heads(k, v, layer(heads, size))
     assert side.shape == (2, 7, 2 * heads * size)
     assert torch.equal(side[..., : together * size], k[:, :, :together].flatten(2))
     assert torch.equal(side[..., together * size : 2 * together * size], v[:, :, :together].flatten(2))
@@ -225,17 +225,17 @@ def test_blocks_hold_k_of_a_few_heads_then_v_of_them(heads: int, size: int, toge
 def test_bit_planes_are_unpacked_exactly() -> None:
     bits = torch.tensor([5] * 8 + [3] * 16 + [1] * 8)
     codes = torch.stack([torch.arange(32) * i % 2**bits for i in range(10)]).to(torch.uint8)
-    packed = _packed(codes, bits)
+    packed = _pack(codes, bits)
     assert packed.shape == (10, (8 * 5 + 16 * 3 + 8) // 8)
-    assert torch.equal(_unpacked(packed[None], bits)[0], codes)
+    assert torch.equal(_unpack(packed[None], bits)[0], codes)
 
 
 def test_bits_go_to_the_axes_with_the_largest_gain() -> None:
     """Each bit divides an error by 4, so the group of axes with errors 16 times as large gets two bits more."""
     errors = torch.stack([torch.tensor([16.0] * 8 + [1.0] * 16) / 4**bits for bits in range(9)])
-    assert _allocated(errors, 2).tolist() == [2] * 8 + [0] * 16
-    assert _allocated(errors, 5)[:8].tolist() == [3] * 8
-    assert int(_allocated(errors, 100).max()) == 8
+    assert _allocate_bits(errors, 2).tolist() == [2] * 8 + [0] * 16
+    assert _allocate_bits(errors, 5)[:8].tolist() == [3] * 8
+    assert int(_allocate_bits(errors, 100).max()) == 8
 
 
 @pytest.mark.parametrize(("heads", "size"), [(3, 16), (5, 128)])

@@ -20,7 +20,7 @@ from imagewam_cli.kvcache.format.manifest import (
     DatasetEntry,
     Manifest,
     ShardEntry,
-    signed,
+    with_checksum,
 )
 from imagewam_cli.kvcache.format.provenance import fingerprint_digest
 from imagewam_cli.kvcache.storage.manifests import put_manifest, read_manifest, storage_at
@@ -59,7 +59,9 @@ def manifest() -> Manifest:
 
 def edit(folder: Path, **values: Any) -> None:
     path = folder / MANIFEST
-    path.write_bytes(signed({k: v for k, v in (json.loads(path.read_text()) | values).items() if k != "checksum"}))
+    path.write_bytes(
+        with_checksum({k: v for k, v in (json.loads(path.read_text()) | values).items() if k != "checksum"})
+    )
 
 
 def test_a_manifest_is_read_back_unchanged(tmp_path: Path, manifest: Manifest) -> None:

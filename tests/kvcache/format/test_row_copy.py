@@ -16,7 +16,7 @@ import xxhash
 
 from imagewam_cli.kvcache.format import row_copy as module
 from imagewam_cli.kvcache.format.buffers import Bytes
-from imagewam_cli.kvcache.format.row_copy import Copy, Rows, mapped_copy, plain_copy, transfer
+from imagewam_cli.kvcache.format.row_copy import Copy, Rows, copy_rows, mapped_copy, plain_copy
 
 COUNT, SIZES = 40, (6, 6, 6, 3)
 PLACES = [slice(0, 6), slice(6, 12), slice(12, 18), slice(18, 21)]
@@ -75,7 +75,9 @@ def test_every_row_is_copied_to_its_target_with_its_checksum(
     for arranged in (np.sort(targets), targets):
         into = np.zeros((50, 24), np.uint8)
         checked = [i % 3 == 1 for i in range(len(order))]
-        sums = transfer(lambda into=into: nullcontext(copy_into(into)), order, into[:, :21], arranged, checked, at_once)
+        sums = copy_rows(
+            lambda into=into: nullcontext(copy_into(into)), order, into[:, :21], arranged, checked, at_once
+        )
         expected = np.zeros_like(into)
         expected[arranged, :21] = rows_of[order]
         np.testing.assert_array_equal(into, expected)
@@ -93,14 +95,14 @@ def test_two_threads_copy(monkeypatch: pytest.MonkeyPatch) -> None:
         if not hasattr(met, "other"):
             met.other = both.wait()
 
-    transfer(lambda: nullcontext(copy), np.arange(8), np.zeros((8, 4), np.uint8), np.arange(8), [True] * 8, 1)
+    copy_rows(lambda: nullcontext(copy), np.arange(8), np.zeros((8, 4), np.uint8), np.arange(8), [True] * 8, 1)
 
 
 def test_a_busy_helper_thread_does_not_delay_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_TWO_THREADS_FROM", 1)
     free, copied = threading.Event(), list[int]()
     busy = module._helper().submit(free.wait, 30)
-    transfer(
+    copy_rows(
         lambda: nullcontext(lambda row, target, count: copied.extend(range(row, row + count))),
         np.arange(8),
         np.zeros((8, 4), np.uint8),
@@ -126,7 +128,7 @@ def test_an_error_of_either_thread_is_raised(monkeypatch: pytest.MonkeyPatch) ->
             yield lambda row, target, count: None
 
         with pytest.raises(OSError, match="the disk is gone"):
-            transfer(copier, np.arange(8), np.zeros((8, 4), np.uint8), np.arange(8), [True] * 8, 1)
+            copy_rows(copier, np.arange(8), np.zeros((8, 4), np.uint8), np.arange(8), [True] * 8, 1)
 
 
 def test_a_forked_process_has_its_own_helper(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +154,7 @@ def test_copying_stops_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         copied.append(row)
 
     with pytest.raises(OSError, match="the disk is gone"):
-        transfer(lambda: nullcontext(copy), np.arange(50), np.zeros((50, 4), np.uint8), np.arange(50), [True] * 50, 1)
+        copy_rows(lambda: nullcontext(copy), np.arange(50), np.zeros((50, 4), np.uint8), np.arange(50), [True] * 50, 1)
     assert len(copied) <= 2
     module._helper().submit(int).result()  # wait until the helper thread has ended its copy
     assert len(copied) <= 2
@@ -163,8 +165,8 @@ def test_no_rows_and_rows_of_zero_bytes_are_accepted(tmp_path: Path) -> None:
     with (tmp_path / "empty").open("rb") as file:
         copy = plain_copy(file.fileno(), [(slice(0, 0), 0)], np.zeros((4, 8), np.uint8))
     nothing, four = np.zeros((4, 0), np.uint8), np.arange(4)
-    assert transfer(lambda: nullcontext(copy), four[:0], nothing, four[:0], [], 1) == []
-    sums = transfer(lambda: nullcontext(copy), four, nothing, four, [False] * 4, 1)
+    assert copy_rows(lambda: nullcontext(copy), four[:0], nothing, four[:0], [], 1) == []
+    sums = copy_rows(lambda: nullcontext(copy), four, nothing, four, [False] * 4, 1)
     assert sums == [xxhash.xxh3_64_intdigest(b"")] * 4
 
 

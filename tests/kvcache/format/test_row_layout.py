@@ -18,7 +18,7 @@ PARTS = {name: Part(tuple(t.shape[1:]), t.dtype) for name, t in TENSORS.items()}
 
 
 def test_tensors_are_views_of_the_rows() -> None:
-    layout = RowLayout.of(PARTS)
+    layout = RowLayout.from_parts(PARTS)
     rows = torch.from_numpy(layout.blank(ROWS))
     for name, view in layout.tensors(rows).items():
         assert view.shape == TENSORS[name].shape
@@ -30,7 +30,7 @@ def test_tensors_are_views_of_the_rows() -> None:
 
 
 def test_wide_numbers_come_first_and_rows_start_at_cache_lines() -> None:
-    layout = RowLayout.of(PARTS)
+    layout = RowLayout.from_parts(PARTS)
     assert list(layout.parts) == ["scale", "k", "mask", "codes"]
     rows = torch.from_numpy(layout.blank(ROWS))
     assert [row.data_ptr() % 64 for row in rows] == [0] * ROWS
@@ -38,13 +38,13 @@ def test_wide_numbers_come_first_and_rows_start_at_cache_lines() -> None:
 
 
 def test_narrow_numbers_before_wide_ones_are_refused() -> None:
-    assert RowLayout.of(PARTS).aligned
+    assert RowLayout.from_parts(PARTS).aligned
     assert not RowLayout({name: PARTS[name] for name in ("mask", "scale")}).aligned
 
 
 def test_rows_can_use_given_memory() -> None:
-    given = RowLayout.of(PARTS).blank(ROWS)
+    given = RowLayout.from_parts(PARTS).blank(ROWS)
     given[:] = 7
-    blank = RowLayout.of(PARTS).blank(ROWS, lambda size: given.reshape(-1)[:size])
+    blank = RowLayout.from_parts(PARTS).blank(ROWS, lambda size: given.reshape(-1)[:size])
     assert blank.base is given.base
-    assert blank[:, RowLayout.of(PARTS).bytes :].max() == 0
+    assert blank[:, RowLayout.from_parts(PARTS).bytes :].max() == 0

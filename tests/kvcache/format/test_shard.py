@@ -111,7 +111,7 @@ def test_a_gap_between_tensors_is_refused(path: Path) -> None:
     last = max(header, key=lambda name: header[name]["data_offsets"][0])
     header[last]["data_offsets"] = [at + 4 for at in header[last]["data_offsets"]]
     path.write_bytes(file_of(json.dumps(header).encode(), data[8 + length :] + bytes(4)))
-    with pytest.raises(CacheError, match=rf"is damaged: {last} begins at \d+, the tensor before it ends at \d+"):
+    with pytest.raises(CacheError, match=rf"is damaged: {last} begins at \d+, but the preceding tensor ends at \d+"):
         Shard.open(path)
 
 
@@ -119,7 +119,7 @@ def test_narrow_numbers_before_wide_ones_are_refused(
     tmp_path: Path, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wide numbers would begin at unaligned offsets, in the file or in a row."""
-    monkeypatch.setattr(RowLayout, "of", RowLayout)
+    monkeypatch.setattr(RowLayout, "from_parts", RowLayout)
     write(tmp_path / "x", {name: tensors[name] for name in ("valid", "layer.0.k")})
     with pytest.raises(CacheError, match="its tensors are not ordered by dtype, widest first"):
         Shard.open(tmp_path / "x")
@@ -180,7 +180,9 @@ def test_more_rows_than_declared_are_refused_before_they_are_written(
 ) -> None:
     parts = {name: Part(tuple(t.shape[1:]), t.dtype) for name, t in tensors.items()}
     with ShardWriter(tmp_path / "x", 3, parts) as writer:
-        with pytest.raises(CacheError, match="should have 3 rows by the dataset's metadata, and more than 3 came"):
+        with pytest.raises(
+            CacheError, match="should have 3 rows according to the dataset's metadata, but got more than 3"
+        ):
             writer.append(index(range(ROWS)), tensors)
         assert (tmp_path / "x.partial").stat().st_size == 0
 
@@ -189,7 +191,7 @@ def test_fewer_rows_than_declared_leave_no_file(tmp_path: Path, tensors: dict[st
     parts = {name: Part(tuple(t.shape[1:]), t.dtype) for name, t in tensors.items()}
     with ShardWriter(tmp_path / "x", ROWS, parts) as writer:
         writer.append(index(range(2)), {name: t[:2] for name, t in tensors.items()})
-        with pytest.raises(CacheError, match="should have 5 rows by the dataset's metadata, and 2 came"):
+        with pytest.raises(CacheError, match="should have 5 rows according to the dataset's metadata, but got 2"):
             writer.finish()
     assert not list(tmp_path.iterdir())
 

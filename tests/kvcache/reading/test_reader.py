@@ -23,7 +23,7 @@ from imagewam_cli.kvcache.building.shard_plan import BuildSettings
 from imagewam_cli.kvcache.building.verify import verify_cache
 from imagewam_cli.kvcache.codecs.cast import BFLOAT16, FLOAT16, FLOAT32, CastCodec
 from imagewam_cli.kvcache.format import row_copy
-from imagewam_cli.kvcache.format.manifest import signed
+from imagewam_cli.kvcache.format.manifest import with_checksum
 from imagewam_cli.kvcache.format.shard import Shard
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.kvcache.storage.manifests import read_manifest
@@ -36,7 +36,7 @@ ROWS = 15
 
 def resign(folder: Path, values: dict[str, Any]) -> None:
     """Write a manifest of these values with a valid checksum."""
-    (folder / "manifest.json").write_bytes(signed({k: v for k, v in values.items() if k != "checksum"}))
+    (folder / "manifest.json").write_bytes(with_checksum({k: v for k, v in values.items() if k != "checksum"}))
 
 
 def everything(folder: Path) -> dict[str, torch.Tensor]:
@@ -124,7 +124,7 @@ def test_a_shard_of_another_size_is_refused_with_both_sizes(built: Path, tmp_pat
     size = path.stat().st_size
     with path.open("ab") as file:
         file.write(b"more")
-    with pytest.raises(CacheError, match=f"has {size + 4} bytes, the manifest says {size}"):
+    with pytest.raises(CacheError, match=f"has {size + 4} bytes, but the manifest lists {size}"):
         CacheReader(folder).read(np.array([0]))
 
 
@@ -133,7 +133,7 @@ def test_a_shard_with_another_number_of_heads_than_in_the_manifest_is_refused(bu
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["spec"]["layers"][1]["kv_heads"] *= 2
     resign(folder, manifest)
-    with pytest.raises(CacheError, match=r"layer\.1\.[kv] is .* the manifest says"):
+    with pytest.raises(CacheError, match=r"layer\.1\.[kv] is .*, but the manifest implies"):
         CacheReader(folder).read(np.array([0]))
 
 
@@ -177,7 +177,7 @@ def test_swapped_shards_are_refused(built: Path, tmp_path: Path) -> None:
     first, third = manifest["shards"][0], manifest["shards"][2]
     first["checksum"], third["checksum"] = third["checksum"], first["checksum"]
     resign(folder, manifest)
-    with pytest.raises(CacheError, match="has other rows than the manifest says: row differs"):
+    with pytest.raises(CacheError, match="holds other rows than the manifest lists: row differs"):
         CacheReader(folder).read(np.array([0]))
 
 

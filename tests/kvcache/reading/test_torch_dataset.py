@@ -183,7 +183,7 @@ def test_invalid_numbers_are_usage_errors(cached: PrefixDataset, given: dict[str
 def test_rows_out_of_range_are_refused(cached: PrefixDataset, built: Path) -> None:
     with pytest.raises(IndexError):
         BatchOrder(cached, batch=1, rows=np.array([0, ROWS]))
-    with pytest.raises(UsageError, match="horizon is 0"):
+    with pytest.raises(UsageError, match="horizon must be at least 1, got 0"):
         PrefixDataset(built, horizon=0)
 
 

@@ -136,7 +136,7 @@ class TestBuild:
     def test_another_cache_at_the_url_is_named_and_kept(self, memory: Store) -> None:
         build(memory.url)
         before = memory.files()
-        with pytest.raises(CacheError, match=rf"^{memory.url} is a cache of another setting 'timestep'"):
+        with pytest.raises(CacheError, match=rf"^{memory.url} holds a cache that differs in its setting 'timestep'"):
             build(memory.url, editor=ArithmeticEditor(timestep=0.5))
         assert memory.files() == before
 

@@ -52,7 +52,7 @@ def test_a_cache_in_a_store_is_built_inspected_trained_from_and_verified(
         (["cache", "verify", "--cache", "URL"], 1, "error: URL is not a cache: it has no manifest.json\n"),
         (["cache", "report", "--cache", "URL"], 1, "error: URL is not a cache: it has no manifest.json\n"),
         (["train-expert", "--cache", "URL"], 1, "error: URL is not a cache: it has no manifest.json\n"),
-        (["cache", "merge", "URL"], 1, "error: URL has no part of a cache\n"),
+        (["cache", "merge", "URL"], 1, "error: URL contains no part of a cache\n"),
         (["info", "nosuch://a"], 2, "error: nosuch://a cannot store a cache: Protocol not known: nosuch\n"),
         (["cache", "verify", "--cache", "file:///no/where"], 2, "error: --cache /no/where does not exist\n"),
     ],

@@ -10,7 +10,7 @@ from typing import Protocol, Self
 
 from imagewam_cli.errors import CacheError
 from imagewam_cli.files import partial_of
-from imagewam_cli.kvcache.building.workers.worker import WorkerFacts
+from imagewam_cli.kvcache.building.workers.worker import WorkerIdentity
 from imagewam_cli.kvcache.format.manifest import ShardEntry
 from imagewam_cli.kvcache.format.provenance import Provenance
 from imagewam_cli.kvcache.storage.location import Location
@@ -22,15 +22,15 @@ ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
-class Ready:
+class WorkerReady:
     """A worker has loaded its editor."""
 
     slot: int
-    facts: WorkerFacts
+    facts: WorkerIdentity
 
 
 @dataclass(frozen=True)
-class Finished:
+class ShardFinished:
     """A shard is durable."""
 
     slot: int
@@ -38,21 +38,21 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Free:
-    """A worker has built all shards that it was given."""
+class WorkerIdle:
+    """A worker has built all of its shards and is idle."""
 
     slot: int
 
 
 @dataclass(frozen=True)
-class Died:
+class WorkerDied:
     """A worker has died. how: predicate for messages, such as "was killed"."""
 
     slot: int
     how: str
 
 
-Event = Ready | Finished | Free | Died
+Event = WorkerReady | ShardFinished | WorkerIdle | WorkerDied
 
 
 class Workers(Protocol):
@@ -61,11 +61,11 @@ class Workers(Protocol):
     count: int
 
     def start(self, slot: int) -> None:
-        """Start a worker in this slot, replacing a dead one; `Ready` follows."""
+        """Start a worker in this slot, replacing a dead one; `WorkerReady` follows."""
         ...
 
     def give(self, slot: int, names: Sequence[str]) -> None:
-        """Give shards to an idle worker; `Finished` follows for each, then `Free`."""
+        """Give shards to an idle worker; `ShardFinished` follows for each, then `WorkerIdle`."""
         ...
 
     def wait(self) -> Event:
@@ -86,7 +86,7 @@ class WorkerPool:
         """identity: identity of the dataset to read. on_news: receives a line when a worker is replaced."""
         self._workers, self._storage = workers, storage_at(out)
         self._identity, self._on_news = identity, on_news
-        self._facts: WorkerFacts | None = None
+        self._facts: WorkerIdentity | None = None
         self._order: dict[str, int] = {}
         self._waiting: list[str] = []
         self._given: dict[int, list[str]] = {}
@@ -117,7 +117,7 @@ class WorkerPool:
         return self._known.fingerprint
 
     @property
-    def _known(self) -> WorkerFacts:
+    def _known(self) -> WorkerIdentity:
         if self._facts is None:
             raise RuntimeError("use a worker pool inside `with`")
         return self._facts
@@ -130,10 +130,10 @@ class WorkerPool:
         on_finished: Callable[[ShardEntry], None],
         on_rows: Callable[[int], None],
     ) -> None:
-        """Build shards as `ShardProducer.make` says; workers read the instructions from the dataset themselves.
+        """Build shards; see `ShardProducer.make`. Workers read the instructions from the dataset themselves.
 
         Raises:
-            CacheError: workers have different editors or datasets, or `ATTEMPTS` workers died on one shard.
+            CacheError: workers have different editors or datasets, or `ATTEMPTS` workers died at one shard.
         """
         self._order = {name: i for i, name in enumerate(names)}
         self._waiting, unfinished = list(names), set(names)
@@ -153,57 +153,60 @@ class WorkerPool:
             raise
 
     def _hand_out(self) -> None:
-        """Give runs of shards to idle workers: long runs first, since a run decodes each video once; short runs at the
-        end, so that all workers finish together."""
+        """Give ranges of consecutive shards to idle workers.
+
+        Long ranges come first, because a range decodes each video once; short ranges at the end, so that all workers
+        finish at about the same time.
+        """
         while self._free and self._waiting:
-            run = max(1, len(self._waiting) // (2 * self._workers.count))
-            slot, names = self._free.popleft(), self._waiting[:run]
-            self._given[slot], self._waiting = names, self._waiting[run:]
+            count = max(1, len(self._waiting) // (2 * self._workers.count))
+            slot, names = self._free.popleft(), self._waiting[:count]
+            self._given[slot], self._waiting = names, self._waiting[count:]
             self._workers.give(slot, tuple(names))
 
     def _advance(self) -> ShardEntry | None:
         """Handle one event; return the shard that it finished, if any."""
         event = self._workers.wait()
         match event:
-            case Ready():
+            case WorkerReady():
                 self._require_same(event.facts, event.slot)
                 self._deaths.pop(_loading(event.slot), None)
                 self._free.append(event.slot)
-            case Finished():
+            case ShardFinished():
                 self._given[event.slot].remove(event.entry.file)
                 return event.entry
-            case Free():
+            case WorkerIdle():
                 self._given.pop(event.slot)
                 self._free.append(event.slot)
-            case Died():
+            case WorkerDied():
                 self._replace(event)
         return None
 
-    def _require_same(self, facts: WorkerFacts, slot: int) -> None:
+    def _require_same(self, facts: WorkerIdentity, slot: int) -> None:
         first = self._facts or facts
         expected = Provenance(dataset=self._identity, fingerprint=first.fingerprint, spec=first.spec)
         here = Provenance(dataset=facts.dataset, fingerprint=facts.fingerprint, spec=facts.spec)
         for found in expected.differences(here):
             raise CacheError(
-                f"worker {slot} computes with another {found.what}: {found.here}, not {found.there}",
+                f"worker {slot} differs in its {found.what}: {found.here} instead of {found.there}",
                 "install the same versions on all nodes, and make the same files available at the same paths",
             )
         self._facts = first
 
-    def _replace(self, death: Died) -> None:
+    def _replace(self, death: WorkerDied) -> None:
         """Replace a dead worker and reassign its shards, unless the same shard has killed too many workers."""
         if death.slot in self._free:
             self._free.remove(death.slot)
         left = self._given.pop(death.slot, [])
-        # shards finish in order, so the first one left is the one that the worker died on
+        # shards finish in order, so the first one left is the one at which the worker died
         cause = left[0] if left else _loading(death.slot)
         self._deaths[cause] += 1
         if self._deaths[cause] >= ATTEMPTS:
             raise CacheError(
-                f"worker {death.slot} {death.how} at {cause}, and so did {ATTEMPTS - 1} before it",
+                f"{ATTEMPTS} workers died at {cause}; the last one, worker {death.slot}, {death.how}",
                 "if memory is full, use fewer --workers or a smaller --batch; the same command resumes the build",
             )
-        self._on_news(f"worker {death.slot} {death.how} at {cause}: starting another")
+        self._on_news(f"worker {death.slot} {death.how} at {cause}: starting a replacement")
         self._waiting = sorted([*self._waiting, *left], key=self._order.__getitem__)
         self._workers.start(death.slot)
 

@@ -1,7 +1,8 @@
 """Workers as processes of this machine.
 
-Spawned, not forked: CUDA does not survive a fork, nor do torch's threads. Ctrl-C is for the parent alone, which then
-ends them; a parent that dies takes them along, so that none writes into a cache whose lock is gone.
+Spawned, not forked: CUDA does not survive a fork, nor do torch's threads. Only the parent
+handles Ctrl-C, and then ends the workers. If the parent dies, they exit too, so that none writes into a cache whose
+lock was released.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from imagewam_cli.kvcache.building.workers.pool import Died, Event, Finished, Free, Ready
+from imagewam_cli.kvcache.building.workers.pool import Event, ShardFinished, WorkerDied, WorkerIdle, WorkerReady
 from imagewam_cli.kvcache.building.workers.worker import Job, Worker
 
 
@@ -51,7 +52,7 @@ class ProcessWorkers:
         theirs.close()
 
     def give(self, slot: int, names: Sequence[str]) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is dead, which `wait` will report
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the worker is dead; `wait` reports it
             self._processes[slot].connection.send(names)
 
     def wait(self) -> Event:
@@ -88,7 +89,7 @@ class ProcessWorkers:
         worker.process.join()
         worker.connection.close()
         del self._processes[slot]
-        return Died(slot, _how(worker.process.exitcode or 0))
+        return WorkerDied(slot, _how(worker.process.exitcode or 0))
 
 
 def _how(exit_code: int) -> str:
@@ -110,11 +111,11 @@ def _work(connection: Connection, job: Job, slot: int, threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         worker = Worker(job, slot, threads)
-        connection.send(Ready(slot, worker.facts))
+        connection.send(WorkerReady(slot, worker.facts))
         while True:
             names = connection.recv()
-            worker.make(names, lambda entry: connection.send(Finished(slot, entry)))
-            connection.send(Free(slot))
+            worker.make(names, lambda entry: connection.send(ShardFinished(slot, entry)))
+            connection.send(WorkerIdle(slot))
     except Exception as error:  # noqa: BLE001 - a process's boundary: the parent raises it
         connection.send(_portable(error))
 
@@ -130,7 +131,7 @@ def _portable(error: Exception) -> Exception:
     """Return an exception that can be pickled, with the traceback as a note."""
     error.add_note("".join(traceback.format_exception(error)))
     try:
-        pickle.loads(pickle.dumps(error))  # tried here, as the parent could only fail at it
-    except Exception:  # noqa: BLE001 - foreign exceptions fail at this in their own ways
+        pickle.loads(pickle.dumps(error))  # checked here: the parent could not handle the failure
+    except Exception:  # noqa: BLE001 - third-party exceptions can fail to pickle in any way
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

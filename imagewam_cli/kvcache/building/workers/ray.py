@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from imagewam_cli.errors import CacheError, UsageError, install_hint
-from imagewam_cli.kvcache.building.workers.pool import Died, Event, Finished, Free, Ready
-from imagewam_cli.kvcache.building.workers.worker import Job, Worker, WorkerFacts
+from imagewam_cli.kvcache.building.workers.pool import Event, ShardFinished, WorkerDied, WorkerIdle, WorkerReady
+from imagewam_cli.kvcache.building.workers.worker import Job, Worker, WorkerIdentity
 from imagewam_cli.kvcache.format.manifest import ShardEntry
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class RayWorkers:
         self._job = job
         self._actors: dict[int, Any] = {}
         """Ray's actor handles. Their type does not declare the actor's methods."""
-        self._pending: dict[ObjectRef[WorkerFacts] | ObjectRefGenerator, int] = {}
+        self._pending: dict[ObjectRef[WorkerIdentity] | ObjectRefGenerator, int] = {}
         """Slot of each running call: a reference while loading, a generator while building."""
         self._ours = not self._ray.is_initialized()
         if self._ours:
@@ -91,19 +91,19 @@ class RayWorkers:
         slot = self._pending[ready]
         try:
             if isinstance(ready, self._ray.ObjectRef):
-                facts: WorkerFacts = self._ray.get(ready)
+                facts: WorkerIdentity = self._ray.get(ready)
                 del self._pending[ready]
-                return Ready(slot, facts)
+                return WorkerReady(slot, facts)
             entry: ShardEntry = self._ray.get(next(ready))
-            return Finished(slot, entry)
+            return ShardFinished(slot, entry)
         except StopIteration:  # the worker has yielded all its entries
             del self._pending[ready]
-            return Free(slot)
+            return WorkerIdle(slot)
         except exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, Exception) else error) from None
         except exceptions.RayError as error:
             del self._pending[ready]
-            return Died(slot, f"was lost ({type(error).__name__})")
+            return WorkerDied(slot, f"was lost ({type(error).__name__})")
 
     def stop(self) -> None:
         for actor in self._actors.values():
@@ -119,7 +119,7 @@ class RayWorkers:
 class _Actor:
     """Wraps a `Worker` in a Ray actor."""
 
-    def load(self, job: Job, slot: int, threads: int) -> WorkerFacts:
+    def load(self, job: Job, slot: int, threads: int) -> WorkerIdentity:
         self._worker = Worker(job, slot, threads)
         return self._worker.facts
 
@@ -183,5 +183,5 @@ def _options(
         raise UsageError("--device cuda: Ray reports no GPUs", "use --device cpu, or add nodes with GPUs")
     chosen = count or (found if gpus else 1)
     share = 1 / math.ceil(chosen / found) if gpus else 0  # several workers may share a GPU
-    cores = 0 if alone else 1  # reserve cores only where other jobs compete for them
+    cores = 0 if alone else 1  # reserve cores only on a shared cluster
     return chosen, {"num_cpus": cores, "num_gpus": share, "max_restarts": 0, "scheduling_strategy": "SPREAD"}

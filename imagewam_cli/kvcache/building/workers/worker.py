@@ -71,7 +71,7 @@ def _placed(hardware: Hardware, slot: int, devices: int) -> Hardware:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerFacts:
+class WorkerIdentity:
     """Facts that must be equal for all workers of a build."""
 
     spec: KVSpec
@@ -93,10 +93,10 @@ class Worker:
         self._builder, self._instructions = job.open(slot)
 
     @property
-    def facts(self) -> WorkerFacts:
+    def facts(self) -> WorkerIdentity:
         builder = self._builder
         identity = builder.dataset.info.identity
-        return WorkerFacts(spec=builder.spec, fingerprint=builder.fingerprint(), dataset=identity)
+        return WorkerIdentity(spec=builder.spec, fingerprint=builder.fingerprint(), dataset=identity)
 
     def make(self, names: Sequence[str], on_finished: Callable[[ShardEntry], None]) -> None:
         """Build the named shards, like `ShardBuilder.make`."""

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.building.workers.pool import Died, Event, Finished, Free, Ready, WorkerPool
+from imagewam_cli.kvcache.building.workers.pool import (
+    Event,
+    ShardFinished,
+    WorkerDied,
+    WorkerIdle,
+    WorkerPool,
+    WorkerReady,
+)
 from imagewam_cli.kvcache.building.workers.worker import Job, Worker
 from imagewam_cli.kvcache.storage.manifests import read_manifest
 from tests.support.arithmetic_cache import CUT, LENGTHS
@@ -51,12 +58,12 @@ class ThreadWorkers:
     def _live(self, slot: int, work: SimpleQueue[Sequence[str]]) -> None:
         try:
             worker = Worker(self._job, slot, 1)
-            self._events.put(Ready(slot, worker.facts))
+            self._events.put(WorkerReady(slot, worker.facts))
             while True:
-                worker.make(work.get(), lambda entry: self._events.put(Finished(slot, entry)))
-                self._events.put(Free(slot))
+                worker.make(work.get(), lambda entry: self._events.put(ShardFinished(slot, entry)))
+                self._events.put(WorkerIdle(slot))
         except Lost:
-            self._events.put(Died(slot, "was lost"))
+            self._events.put(WorkerDied(slot, "was lost"))
         except Exception as error:  # noqa: BLE001 - a real worker sends any error to its parent process
             self._events.put(error)
 
@@ -103,7 +110,9 @@ def test_shards_of_a_lost_worker_are_built_again(
 def test_a_shard_that_kills_every_worker_stops_the_build_which_can_resume(
     built: Path, tmp_path: Path, job: Any, build_by: Build
 ) -> None:
-    with pytest.raises(CacheError, match=r"was lost at shard-00001\.safetensors, and so did 2 before it") as error:
+    with pytest.raises(
+        CacheError, match=r"3 workers died at shard-00001\.safetensors; the last one, worker \d, was lost"
+    ) as error:
         build_by(ThreadWorkers(job(times=3, happens=lose), 1))
     assert error.value.hint is not None
     assert "--workers" in error.value.hint
@@ -126,7 +135,7 @@ def test_a_worker_that_cannot_start_stops_the_build(job: Any, build_by: Build) -
         def open(self, slot: int) -> Any:
             raise Lost
 
-    with pytest.raises(CacheError, match="at the start of worker 0, and so did 2 before it"):
+    with pytest.raises(CacheError, match="3 workers died at the start of worker 0"):
         build_by(ThreadWorkers(Unloadable(), 1))
 
 
@@ -135,7 +144,7 @@ def test_workers_with_different_editors_are_refused(job: Any, strangers: tuple[i
     differing = job(strangers=strangers)
     identity = MemoryDataset(LENGTHS).info.identity
     with (
-        pytest.raises(CacheError, match=r"worker \d computes with another editor"),
+        pytest.raises(CacheError, match=r"worker \d differs in its editor"),
         WorkerPool(ThreadWorkers(differing, 2), out=tmp_path, identity=identity) as pool,
     ):
         pool._advance()
@@ -143,7 +152,7 @@ def test_workers_with_different_editors_are_refused(job: Any, strangers: tuple[i
 
 def test_a_worker_that_sees_another_dataset_is_refused(job: Any, tmp_path: Path) -> None:
     with (
-        pytest.raises(CacheError, match="worker 0 computes with another dataset"),
+        pytest.raises(CacheError, match="worker 0 differs in its dataset"),
         WorkerPool(ThreadWorkers(job(), 1), out=tmp_path, identity="another"),
     ):
         pass

@@ -28,15 +28,15 @@ from imagewam_cli.kvcache.format.shard import INDEX_KEYS, Shard, ShardWriter
 from imagewam_cli.prefix.kv import PrefixKV
 
 _SAMPLE_BYTES = 64e6
-"""Size of the sample shard; less if `_MOST_ROWS` rows are smaller."""
-_MOST_ROWS = 256
-_FORWARDS = 2
+"""Size of the sample shard; less if `_MAX_ROWS` rows are smaller."""
+_MAX_ROWS = 256
+_PASSES = 2
 _FORWARD_SECONDS = 20.0
 """Approximate limit on the time of one forward pass: slow editors measure a smaller batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Throughput:
+class RowCost:
     """Cost of one row on this machine: its bytes, and the seconds of each stage."""
 
     row_bytes: int
@@ -70,33 +70,33 @@ class Throughput:
         return self.row_bytes * self.forward / self.read
 
 
-def measure(editor: Editor, codecs: Sequence[Codec], rows: Sequence[Row], folder: Path) -> list[Throughput]:
+def measure(editor: Editor, codecs: Sequence[Codec], rows: Sequence[Row], folder: Path) -> list[RowCost]:
     """Measure each codec on one batch; slow editors use fewer rows.
 
     rows: a batch as a build would encode it. folder: a folder on the disk to measure; its sample is deleted.
     """
     rows = rows[: max(1, int(_FORWARD_SECONDS / _seconds(lambda: _prefix(editor, rows[:1]))))]
     prefix = _prefix(editor, rows)
-    forward = min(_seconds(lambda: _prefix(editor, rows)) for _ in range(_FORWARDS)) / len(rows)
-    return [_measured(editor, codec, rows, prefix, forward, folder) for codec in codecs]
+    forward = min(_seconds(lambda: _prefix(editor, rows)) for _ in range(_PASSES)) / len(rows)
+    return [_measure_codec(editor, codec, rows, prefix, forward, folder) for codec in codecs]
 
 
-def _measured(
+def _measure_codec(
     editor: Editor, codec: Codec, rows: Sequence[Row], prefix: PrefixKV, forward: float, folder: Path
-) -> Throughput:
+) -> RowCost:
     codec = fitted_to(codec, editor.spec, [prefix])
     started = time.perf_counter()
     tensors = stored_tensors(prefix, editor.spec, codec)
     coding = (time.perf_counter() - started) / len(rows)
     row_bytes = bytes_per_row(editor.spec, codec)
-    times = max(1, int(min(_MOST_ROWS, _SAMPLE_BYTES / row_bytes) // len(rows)))
+    times = max(1, int(min(_MAX_ROWS, _SAMPLE_BYTES / row_bytes) // len(rows)))
     with tempfile.TemporaryDirectory(prefix=".plan-", dir=folder) as scratch:
         path = Path(scratch) / "sample.safetensors"
-        write = _written(path, editor, codec, len(rows), tensors, times) / (times * len(rows))
-        read, stored = _read(path, times * len(rows))
+        write = _write_seconds(path, editor, codec, len(rows), tensors, times) / (times * len(rows))
+        read, stored = _read_cold(path, times * len(rows))
     stored |= _instruction_tensors(prefix, editor, codec, [row.instruction for row in rows], times)
     decode = _seconds(lambda: decode_prefix(stored, editor.spec, codec)) / (times * len(rows))
-    return Throughput(row_bytes=row_bytes, forward=forward, write=coding + write, read=read, decode=decode)
+    return RowCost(row_bytes=row_bytes, forward=forward, write=coding + write, read=read, decode=decode)
 
 
 def _prefix(editor: Editor, rows: Sequence[Row]) -> PrefixKV:
@@ -125,7 +125,7 @@ def _instruction_tensors(
     return {name: tensor[first] for name, tensor in once.items()} | {INSTRUCTION_INDEX: index}
 
 
-def _written(
+def _write_seconds(
     path: Path,
     editor: Editor,
     codec: Codec,
@@ -143,7 +143,7 @@ def _written(
     return time.perf_counter() - started
 
 
-def _read(path: Path, rows: int) -> tuple[float, dict[str, torch.Tensor]]:
+def _read_cold(path: Path, rows: int) -> tuple[float, dict[str, torch.Tensor]]:
     """Read the shard with a cold page cache; return the seconds per row, and its tensors."""
     with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
