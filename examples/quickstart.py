@@ -1,4 +1,4 @@
-"""From demonstrations to a policy in Python, cell by cell; runs on two CPU cores in a few minutes.
+"""Record demonstrations, train a policy on them, evaluate it and export it. Takes a few minutes on two CPU cores.
 
 python examples/quickstart.py [FOLDER]
 

@@ -51,7 +51,7 @@ class ModeDefaults:
     """One mode of an editor: its timestep, its tokens, and which of them are kept."""
 
     timestep: float
-    """In [0, 1]: 1 is noise, 0 is clean."""
+    """Diffusion time in [0, 1]: 1 is noise, 0 is clean."""
     segments: tuple[Segment, ...]
     """Kinds of tokens in one forward pass, in token order."""
     kept: tuple[Segment, ...] | None = None
@@ -107,7 +107,7 @@ class EditorEntry(Entry):
     gated: bool | None = None
     """Whether the repository requires consent before downloads; None: unknown."""
     gated_source: str = ""
-    """Where `gated` is documented."""
+    """Source of `gated`, such as the model card."""
     prompt_template: str = "{instruction}"
 
     @property

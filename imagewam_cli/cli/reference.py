@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PATH: Final = Path("docs") / "reference" / "cli.md"
 REFRESH: Final = "python -m imagewam_cli.cli.reference"
 _WIDTH: Final = 78
-"""As on a terminal of 80 columns."""
+"""Width of the help text on a terminal of 80 columns."""
 
 
 def page() -> str:

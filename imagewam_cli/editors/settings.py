@@ -118,7 +118,7 @@ class PrefixSettings(PrefixOptions):
     mode: Mode = field()
     timestep: float = field()
     segments: tuple[Segment, ...] = field()
-    """In the order of the tokens."""
+    """Segments to keep, in the order of the tokens."""
     text_padding: TextPadding = field()
     image_size: tuple[int, int] = field()
     camera_layout: str = field()

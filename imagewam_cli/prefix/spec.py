@@ -95,7 +95,7 @@ class LayerSpec:
 
     name: str
     block: BlockKind
-    """How the expert's block for this layer is built: `sequential`, attention then MLP, or `parallel`, both at once."""
+    """Structure of the expert's block for this layer: `sequential`, attention then MLP, or `parallel`, both at once."""
     heads: int
     kv_heads: int
     head_dim: int
@@ -131,7 +131,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RopeSpec:
-    """How the editor rotates keys, so that the queries of actions can be rotated in the same way."""
+    """Rotation of the editor's keys, so that the queries of actions can be rotated in the same way."""
 
     axes: tuple[int, ...]
     """Number of channels of each head that each position axis rotates."""

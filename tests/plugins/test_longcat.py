@@ -136,7 +136,7 @@ def test_prefix_mode_equals_a_step_with_the_target_hidden(folder: Path, pipeline
 
 
 def test_the_text_encoder_sees_the_picture(folder: Path) -> None:
-    """So it is not freed after all instructions are known: later rows need it."""
+    """Every row needs the encoder, so it is not freed after all instructions are known."""
     editor = load(folder, tuple(INSTRUCTIONS), segments=("text",))
     assert "text_encoder" in editor.part
     first, second = editor.encode(pictures(2), [INSTRUCTIONS[0]] * 2).layers[0].v

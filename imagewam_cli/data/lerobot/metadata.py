@@ -33,7 +33,7 @@ class VideoSpan:
     path: Path
     first_frame: int
     is_last: bool
-    """Whether it is the last episode in this mp4; the mp4 must then end with this episode."""
+    """Whether this is the last episode in the mp4, which must then end with it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ class Hardware:
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps."""
     offload: Offload = "none"
-    """Where the weights of denoiser and text encoders are kept. none: on the device. group: in main memory; each block
+    """Location of idle weights of denoiser and text encoders. none: on the device. group: in main memory; each block
     of the denoiser moves to the device when it runs. sequential: the same layer by layer, with the least memory on the
     device. disk: in files; each layer is read when it runs, for machines without enough main memory."""
     compile: bool = False

@@ -63,7 +63,7 @@ class FetchFile:
     name: str
     bytes: int
     present: bool
-    """Whether it is already on this disk."""
+    """Whether the file is already on this disk."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ class BuildSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPlan:
-    """What a build will write."""
+    """Shards, rows and bytes of a build, known before it starts."""
 
     shards: tuple[tuple[EpisodeInfo, ...], ...]
     """Episodes of each shard."""

@@ -66,7 +66,7 @@ class SegmentBasis:
         return (turned.floor() + half).clamp(min=torch.zeros_like(half), max=2 * half - 1).to(torch.uint8)
 
     def numbers(self, codes: Tensor) -> list[Tensor]:
-        """Reconstruct: (M, A) uint8 -> (M, size) float32 for each block."""
+        """Reconstruct the numbers of each block: (M, A) uint8 -> (M, size) float32."""
         q = codes.float()
         if len(self.blocks) > 1:
             q = q[:, self._block_order]

@@ -145,7 +145,7 @@ class Shard:
     repair: str
     """Hint for errors about damage."""
     checked: npt.NDArray[np.bool_] = field(init=False)
-    """Which rows were verified, (N,). May be shared with the shard when it is opened again."""
+    """Flags of the verified rows, (N,). May be shared with the shard when it is opened again."""
 
     def __post_init__(self) -> None:
         self.checked = np.zeros(self.rows, np.bool_)

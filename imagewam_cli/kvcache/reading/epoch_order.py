@@ -19,8 +19,8 @@ Shuffle = Literal["rows", "shards", "none"]
 memory. none: keep the stored order."""
 
 Remainder = Literal["pad", "drop", "uneven"]
-"""What to do with rows that do not divide among the ranks. pad: repeat the first rows. drop: omit rows. uneven:
-give some ranks one row more."""
+"""Treatment of rows that do not divide among the ranks. pad: repeat the first rows. drop: omit rows. uneven: give some
+ranks one row more."""
 
 _SHARDS_AT_ONCE = 4
 
@@ -38,7 +38,7 @@ class BatchSchedule:
     shuffle: Shuffle
     seed: int
     shuffle_rows: int | None = None
-    """With `shards`, how many rows are shuffled together; by default as many as four shards have on average."""
+    """Number of rows that `shards` shuffles together; by default as many as four shards have on average."""
     rank: int = 0
     world_size: int = 1
     remainder: Remainder = "pad"

@@ -93,7 +93,7 @@ class CacheReader:
         self._most_open = open_shards
         self._open: OrderedDict[str, Shard] = OrderedDict()
         self._checked: dict[Path, npt.NDArray[np.bool_]] = {}
-        """Which rows of each file were verified. Kept after the file is closed, so rows are verified once."""
+        """Flags of the verified rows of each file. Kept after the file is closed, so rows are verified once."""
         self._buffers, self._opening = Buffers(), threading.Lock()
         _readers.add(self)
 
