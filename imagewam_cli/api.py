@@ -21,7 +21,6 @@ from imagewam_cli.editors import installed
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.loading.hardware import Hardware
 from imagewam_cli.editors.settings import PrefixOptions
-from imagewam_cli.errors import UnknownNameError
 from imagewam_cli.kvcache.building import build
 from imagewam_cli.kvcache.building.encoding import instructions_of
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from imagewam_cli.evaluation.closed_loop import ClosedLoopResult
     from imagewam_cli.evaluation.open_loop import OpenLoopResult
     from imagewam_cli.export import ExportReport
+    from imagewam_cli.policy.acting import ChunkPolicy
     from imagewam_cli.policy.loading import ExportedPolicy
     from imagewam_cli.policy.policy import Policy
 
@@ -240,7 +240,7 @@ def load_policy(
 
 
 def evaluate(
-    policy: Policy | ExportedPolicy,
+    policy: ChunkPolicy,
     *,
     env: str = "tabletop",
     episodes: int = 50,
@@ -258,11 +258,7 @@ def evaluate(
     from imagewam_cli.evaluation.closed_loop import evaluate_in_simulator
 
     make = Registry.installed().environments.load(env)
-    known = make().splits
-    for split in splits:
-        if split not in known:
-            raise UnknownNameError("split", split, known)
-    chosen = tuple(splits) or tuple(split for split in known if split != "train")
+    chosen = tuple(splits) or tuple(split for split in make().splits if split != "train")
     with _bar(progress, episodes * len(chosen), "episode") as advance:
         result, _ = evaluate_in_simulator(
             make, policy, episodes=episodes, splits=chosen, seed=seed, on_episode=lambda _: advance(1)

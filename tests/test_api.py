@@ -10,6 +10,7 @@ import pytest
 import imagewam_cli as iw
 from imagewam_cli.cli import app
 from imagewam_cli.errors import CacheError, ConfigError, DatasetError, RunError, UnknownNameError
+from imagewam_cli.policy.acting import RandomPolicy
 from tests.support.folders import files
 
 SMALL = iw.PrefixOptions(image_size=(64, 64))
@@ -92,7 +93,7 @@ def test_functions_raise_the_errors_of_their_commands(cache: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match="steps must be at least 1"):
         iw.train(cache, tmp_path / "run", steps=0)
     with pytest.raises(UnknownNameError, match="split"):
-        iw.evaluate(object(), splits=["weekend"])  # type: ignore[arg-type]
+        iw.evaluate(RandomPolicy(3), splits=["weekend"])
     assert not (tmp_path / "run").exists()
 
 

@@ -10,9 +10,12 @@ import typer
 from imagewam_cli.cli.help import ADVANCED, COMPUTE, KEEP, OUTPUT
 from imagewam_cli.cli.options import require_at_least_one, require_positive
 from imagewam_cli.cli.part import assigned_part
+from imagewam_cli.workspace import CACHES
 
 if TYPE_CHECKING:
+    from imagewam_cli.cli.editor_options import EditorSetup
     from imagewam_cli.kvcache.building.shard_plan import BuildSettings
+    from imagewam_cli.kvcache.storage.location import Location
 
 CodecOption = Annotated[
     str,
@@ -48,6 +51,13 @@ CacheOutOption = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+
+
+def cache_location(out: str | None, chosen: EditorSetup) -> Location:
+    """Return the folder or URL that --out names, by default caches/EDITOR-DATASET."""
+    from imagewam_cli.kvcache.storage.location import location
+
+    return location(out) if out is not None else CACHES / chosen.name
 
 
 def build_settings(*, stride: int, batch: int, shard_mb: float, variants: int, part: str | None) -> BuildSettings:

@@ -15,6 +15,7 @@ from imagewam_cli.cli.build_options import (
     ShardMbOption,
     VariantsOption,
     build_settings,
+    cache_location,
 )
 from imagewam_cli.cli.editor_options import EditorOptions, editor_setup, takes_editor_options
 from imagewam_cli.cli.help import ADVANCED
@@ -80,10 +81,8 @@ def cache_command(
     from imagewam_cli.errors import UsageError
     from imagewam_cli.kvcache.building.build import build_with, require_resumable
     from imagewam_cli.kvcache.building.shard_plan import plan_build
-    from imagewam_cli.kvcache.storage.location import location
     from imagewam_cli.kvcache.storage.manifests import storage_at
     from imagewam_cli.registry import Registry
-    from imagewam_cli.workspace import CACHES
 
     build = build_settings(stride=options.stride, batch=batch, shard_mb=shard_mb, variants=variants, part=part)
     worker_options = WorkerOptions(workers=workers, engine=engine, threads=threads)
@@ -95,7 +94,7 @@ def cache_command(
         raise UsageError("--budget is an option of `imagewam cache plan`", "imagewam cache plan --budget 50GB")
     stored = Registry.installed().codecs.load(codec)
     chosen = editor_setup(options, weights)
-    rows, folder = chosen.dataset, location(out) if out is not None else CACHES / chosen.name
+    rows, folder = chosen.dataset, cache_location(out, chosen)
     require_writable(storage_at(folder).disk)
     there = require_resumable(rows, chosen.kind.entry.name, folder, stored, build)
     count = auto_count(options.prefix.layers)

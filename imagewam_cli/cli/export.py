@@ -57,16 +57,14 @@ def export_command(
         imagewam export --run runs/first --out exports/first-onnx
         imagewam export --run runs/first --format bundle
     """
-    from imagewam_cli.policy.bundle import find_bundle
-    from imagewam_cli.registry import Registry
+    from imagewam_cli.api import export_policy
     from imagewam_cli.workspace import EXPORTS
 
     if run is None:
         run = newest_with_notice("--run", "run")
-    exporter = Registry.installed().exporters.load(to)()
     folder = out if out is not None else EXPORTS / f"{run.resolve().name}-{to}"
     require_writable(folder.parent)
-    written = exporter.export(find_bundle(existing_policy("--run", run)), folder, weights=weights)
+    written = export_policy(existing_policy("--run", run), folder, format=to, weights=weights)
     lines = [f"{folder}:"]
     lines += [f"  {name}  {bytes_text(size)}" for name, size in written.files.items()]
     lines += [f"  {check}: largest difference from torch {error:.1e}" for check, error in written.errors.items()]

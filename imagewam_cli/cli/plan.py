@@ -16,6 +16,7 @@ from imagewam_cli.cli.build_options import (
     ShardMbOption,
     VariantsOption,
     build_settings,
+    cache_location,
 )
 from imagewam_cli.cli.editor_options import EditorOptions, editor_setup, takes_editor_options
 from imagewam_cli.cli.help import KEEP
@@ -89,15 +90,13 @@ def print_plan(
         EditorError: the layout is unknown without the weights.
     """
     from imagewam_cli.config import size_in_bytes
-    from imagewam_cli.kvcache.storage.location import location
     from imagewam_cli.kvcache.storage.manifests import storage_at
     from imagewam_cli.registry import Registry
-    from imagewam_cli.workspace import CACHES
 
     within = None if budget is None else size_in_bytes(budget, "--budget")
     stored = Registry.installed().codecs.load(codec)
     chosen = editor_setup(options, weights, trial=named)
-    disk = storage_at(location(out) if out is not None else CACHES / chosen.name).disk
+    disk = storage_at(cache_location(out, chosen)).disk
     require_writable(disk)
     output.result(*_plan_of(chosen, stored, build, disk, within), format.value)
 
