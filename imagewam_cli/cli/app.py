@@ -43,6 +43,9 @@ _LESS_MEMORY = (
     "train-expert needs less with a smaller --batch, or with --online and a smaller --encode-batch"
 )
 
+_RESUMABLE = ("cache", "demo", "fetch", "train-expert")
+"""Commands that continue where they were interrupted."""
+
 app = typer.Typer(
     name="imagewam",
     help="Turn a pretrained image editor into a robot policy.\n\n"
@@ -122,9 +125,11 @@ def run(arguments: list[str]) -> int:
         return _report(error, error.message, error.hint, error.exit_code)
     except _ParserError as error:
         parser_error, context = cast(Any, error), getattr(error, "ctx", None)
-        return _report(error, parser_error.format_message(), context.get_usage() if context is not None else None, 2)
+        message = parser_error.format_message().replace("Value error, ", "")  # pydantic's prefix of any message
+        return _report(error, message, context.get_usage() if context is not None else None, 2)
     except (KeyboardInterrupt, typer.Abort):
-        output.say("stopped; run the same command again to resume")
+        resumes = next((word for word in arguments if not word.startswith("-")), None) in _RESUMABLE
+        output.say("stopped; run the same command again to resume" if resumes else "stopped")
         return 130
     except Exception as error:  # noqa: BLE001 - top-level boundary: report bugs in one line too
         refused = os_error_of(error)

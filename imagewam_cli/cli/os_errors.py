@@ -30,7 +30,7 @@ def message_and_hint(error: OSError) -> tuple[str, str | None]:
     """Return the message for the user and a hint; the hint is None if no advice applies."""
     path = str(error.filename2 or error.filename or "")
     if error.errno in _FULL:
-        return "the disk is full", "free some space, then run the same command again to resume"
+        return "the disk is full", "free some space, then run the same command again"
     if error.errno == errno.EFBIG:
         return "the file is too large for the disk or for the limits of this user", f"raise the limit, or {_ELSEWHERE}"
     if error.errno in _FORBIDDEN:

@@ -191,7 +191,8 @@ def _require_one_source(
     given = [*options.given(), *(["--encode-batch"] if encode_batch is not None else [])]
     if given and not online:
         raise UsageError(
-            f"{given[0]} has no effect without --online: the editor, dataset and settings are those of the cache",
+            f"{given[0]} has no effect without --online: it is an option of the editor, which a cache replaces "
+            "(the expert itself trains on the CPU)",
             f"omit {given[0]}, or add --online",
         )
 

@@ -239,3 +239,27 @@ def test_table_aligns_columns_left_and_right() -> None:
     lines = [["a", "bb", "c"], ["ccc", "d", "ee"]]
     assert table(lines) == "a    bb  c\nccc  d   ee"
     assert table(lines, left=1) == "a    bb   c\nccc   d  ee"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["-q", "cache", "--editor", "tiny"], "stopped; run the same command again to resume"),
+        (["record", "--out", "cache"], "stopped"),
+    ],
+)
+def test_ctrl_c_promises_a_resume_only_where_there_is_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], text: str
+) -> None:
+    def interrupt(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "app", interrupt)
+    monkeypatch.setattr(app.output, "quiet", False)
+    assert run(capsys, *arguments)[::2] == (130, f"{text}\n")
+
+
+def test_a_choice_that_does_not_exist_is_one_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "editors", "--format", "yaml")
+    assert code == 2
+    assert err.startswith("error: Invalid value for '--format': 'yaml' is not one of 'human', 'json'.\n")

@@ -118,7 +118,7 @@ def test_a_full_disk_in_safetensors_is_an_os_error_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "line", "advice"),
     [
-        (errno.ENOSPC, "the disk is full", "run the same command again to resume"),
+        (errno.ENOSPC, "the disk is full", "run the same command again"),
         (errno.EACCES, "Permission denied: there", "--out"),
         (errno.EROFS, "the disk is read-only: there", "--out"),
         (errno.EISDIR, "a folder exists where a file is needed: there", "--out"),
