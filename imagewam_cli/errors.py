@@ -1,4 +1,4 @@
-"""All errors that imagewam raises on purpose.
+"""All errors that imagewam raises on purpose, and its warnings.
 
 Every error that a user can cause has a `hint` that says what to do next. The command line prints `error: <message>` and
 `hint: <hint>`, and exits with the class's `exit_code`: 2 for wrong usage, 1 for a failure. Any other exception is a
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copyreg
 import difflib
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -81,6 +82,18 @@ class ExportError(ImagewamError):
 
 class SimulationError(ImagewamError):
     """An environment rejected an action or a reset."""
+
+
+class ImagewamWarning(UserWarning):
+    """Something that does not stop a command, but may not be what the user wants.
+
+    The command line prints it once as `warning: <message>`; `python -W error` makes it an error.
+    """
+
+
+def warn(message: str) -> None:
+    """Warn the user: one line that says what was found, where, and what to do about it."""
+    warnings.warn(ImagewamWarning(message), stacklevel=3)
 
 
 def install_hint(extra: str) -> str:

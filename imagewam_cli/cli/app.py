@@ -119,7 +119,8 @@ def run(arguments: list[str]) -> int:
     """Run one command. Return 0 for success, 1 for a failure, 2 for wrong usage and 130 for Ctrl-C."""
     output.debug = "--debug" in arguments
     try:
-        result = app(args=arguments, standalone_mode=False, prog_name="imagewam")
+        with output.showing_warnings():
+            result = app(args=arguments, standalone_mode=False, prog_name="imagewam")
         return result if isinstance(result, int) else 0
     except ImagewamError as error:
         return _report(error, error.message, error.hint, error.exit_code)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, Protocol, cast
+
+from imagewam_cli.errors import ImagewamWarning
 
 Format = Literal["human", "json"]
 
@@ -36,6 +39,24 @@ class Output:
         """Print a progress message on stderr."""
         if not self.quiet:
             print(line, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def showing_warnings(self) -> Iterator[None]:
+        """Print every `ImagewamWarning` on stderr, each text once, even under --quiet: it may concern a robot."""
+        shown: set[str] = set()
+        with warnings.catch_warnings():
+            show_others = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *details: Any, **more: Any) -> None:
+                if not issubclass(category, ImagewamWarning):
+                    show_others(message, category, *details, **more)
+                elif str(message) not in shown:
+                    shown.add(str(message))
+                    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+            warnings.simplefilter("always", ImagewamWarning)
+            warnings.showwarning = show
+            yield
 
     def result(self, values: Any, text: str, format: Format = "human") -> None:
         """Print the result of the command on stdout: `text`, or `values` as JSON."""

@@ -71,14 +71,18 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyMap:
-    """Names of the features that are the state, the action and the cameras.
+    """Names of the features that are the state, the action, the cameras and the instruction.
 
     Empty `cameras` means every camera of the dataset, in its own order.
     """
 
     state: str = "observation.state"
+    """A feature, or several separated by commas: their values are concatenated in this order."""
     action: str = "action"
+    """Like `state`."""
     cameras: tuple[str, ...] = ()
+    instruction: str | None = None
+    """Feature that holds the instruction, as text or as an index into the tasks; None: the task of each frame."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from imagewam_cli import __version__
 from imagewam_cli.cli import app
 from imagewam_cli.cli.output import bytes_text, seconds_text
 from imagewam_cli.cli.tables import table
+from imagewam_cli.errors import warn
 
 IMPORT = ["import", "--editor", "flux2-klein-base-4b", "--robot", "libero"]
 
@@ -263,3 +264,14 @@ def test_a_choice_that_does_not_exist_is_one_plain_line(capsys: pytest.CaptureFi
     code, _, err = run(capsys, "editors", "--format", "yaml")
     assert code == 2
     assert err.startswith("error: Invalid value for '--format': 'yaml' is not one of 'human', 'json'.\n")
+
+
+def test_a_warning_is_printed_once_and_does_not_fail(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command() -> None:
+        for _ in range(2):
+            warn("joint 3 never moves")
+
+    monkeypatch.setattr(app, "app", lambda **_: command())
+    assert run(capsys, "-q") == (0, "", "warning: joint 3 never moves\n")
