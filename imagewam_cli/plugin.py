@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from imagewam_cli.editors.target import flow_target as flow_target
     from imagewam_cli.editors.target import target_noise as target_noise
     from imagewam_cli.editors.text import Prompt as Prompt
+    from imagewam_cli.editors.text import PromptTokens as PromptTokens
     from imagewam_cli.editors.text import Text as Text
     from imagewam_cli.editors.text import picture_token_types as picture_token_types
+    from imagewam_cli.editors.text import prompt_tokens as prompt_tokens
     from imagewam_cli.editors.text import with_token as with_token
     from imagewam_cli.editors.tokens import equal_layers as equal_layers
     from imagewam_cli.editors.tokens import joint_layers as joint_layers
@@ -104,7 +106,14 @@ _EXPORTS = {
     "imagewam_cli.editors.loading.hardware": ("CPU", "Hardware"),
     "imagewam_cli.editors.settings": ("PrefixOptions", "PrefixSettings", "resolve"),
     "imagewam_cli.editors.target": ("flow_target", "target_noise"),
-    "imagewam_cli.editors.text": ("Prompt", "Text", "picture_token_types", "with_token"),
+    "imagewam_cli.editors.text": (
+        "Prompt",
+        "PromptTokens",
+        "Text",
+        "picture_token_types",
+        "prompt_tokens",
+        "with_token",
+    ),
     "imagewam_cli.editors.tokens": ("equal_layers", "joint_layers", "picture_segment"),
     "imagewam_cli.errors": (
         "DatasetError",

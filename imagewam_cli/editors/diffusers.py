@@ -43,7 +43,15 @@ from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.editors.loading.hub import find_snapshot
 from imagewam_cli.editors.loading.placement import Placement
 from imagewam_cli.editors.settings import PrefixOptions, PrefixSettings, resolve
-from imagewam_cli.editors.text import Prompt, Text, TextStates, with_token
+from imagewam_cli.editors.text import (
+    InstructionCheck,
+    Prompt,
+    PromptTokens,
+    Text,
+    TextStates,
+    prompt_tokens,
+    with_token,
+)
 from imagewam_cli.editors.tokens import concatenate, split, valid_mask
 from imagewam_cli.errors import EditorError, PluginError, UsageError
 from imagewam_cli.prefix.capture import record
@@ -106,7 +114,10 @@ class DiffusersEditor(Editor):
             name for name, kind in classes.items() if issubclass(kind, nn.Module) and name not in self.text_encoders
         ]
         self._load_parts(name for name in classes if name not in late)
-        self._texts = TextStates(self._embed, self._text_tokens, instructions, self.device)
+        check = InstructionCheck(self._prompt_tokens)
+        self._texts = TextStates(
+            self._embed, self._text_tokens, instructions, self.device, check=check.require_distinct
+        )
         if instructions and not self.reads_picture and self._texts.encode_all(self._encoder_bytes()):
             for name in self.text_encoders:
                 del self.part[name]
@@ -239,6 +250,22 @@ class DiffusersEditor(Editor):
         """Return the number of text states that `embed` gives, without running the encoder; by default one per
         token of `text_tokenizer`."""
         return self.tokenized(prompt)[0].shape[1]
+
+    def prompt_tokens(self, prompt: str) -> Mapping[str, PromptTokens]:
+        """Return the tokens of a prompt by tokenizer: name of its component -> tokens. Instructions are compared by
+        them.
+
+        By default each component that is a tokenizer reads the prompt itself: `text_tokenizer` at most
+        `max_text_tokens`, others as many as their own limit.
+        """
+        from transformers import PreTrainedTokenizerBase
+
+        limit = self.entry.defaults.max_text_tokens
+        return {
+            name: prompt_tokens(part, prompt, limit if name == self.text_tokenizer else part.model_max_length)
+            for name, part in self.part.items()
+            if isinstance(part, PreTrainedTokenizerBase)
+        }
 
     def tokenized(self, prompt: str, tokenizer: str | None = None) -> tuple[Tensor, Tensor]:
         """Return token ids and attention mask, int64 (1, L), truncated to `max_text_tokens`, and padded to it if
@@ -410,6 +437,9 @@ class DiffusersEditor(Editor):
 
     def _text_tokens(self, instruction: str) -> int:
         return self.text_tokens(self.prompt(instruction))
+
+    def _prompt_tokens(self, instruction: str) -> Mapping[str, PromptTokens]:
+        return self.prompt_tokens(self.prompt(instruction))
 
     def _embed(self, instruction: str, picture: UInt8Image | None) -> Prompt:
         return self.embed(self.prompt(instruction), picture)

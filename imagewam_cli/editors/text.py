@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import unicodedata
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +16,14 @@ from torch import Tensor
 
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.editors.contract import TextToken
-from imagewam_cli.errors import EditorError
+from imagewam_cli.errors import EditorError, warn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _CPU = torch.device("cpu")
+_MAX_CHECKED = 10_000
+"""Maximum number of distinct instructions that `InstructionCheck` remembers."""
 _MAX_CACHED_BYTES = 2**30
 """Maximum bytes of cached text states when instructions are not known in advance."""
 
@@ -53,6 +60,92 @@ class Text:
     """(B, P), for denoisers that take it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PromptTokens:
+    """The tokens that one tokenizer makes of a prompt."""
+
+    ids: tuple[int, ...]
+    """Ids that the text encoder reads, without padding."""
+    lost: str = ""
+    """End of the prompt that was cut off at the tokenizer's limit."""
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None, *, after: str = "") -> PromptTokens:
+    """Return the tokens of `text`, at most `limit` of them with the tokenizer's special tokens; None: no limit.
+
+    after: end of `text` that belongs to a template. Without it nothing of the prompt is lost.
+    """
+    # `verbose=False`: transformers would print a warning of its own
+    encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+    whole = tuple(encoded.input_ids)
+    if limit is None or len(whole) <= limit:
+        return PromptTokens(ids=whole)
+    kept = tuple(tokenizer(text, truncation=True, max_length=limit).input_ids)
+    # the last tokens that are kept may be special ones, which move to the new end
+    read = next((i for i, (one, other) in enumerate(zip(kept, whole, strict=False)) if one != other), len(kept))
+    if tokenizer.is_fast:
+        position = encoded.offset_mapping[read - 1][1] if read else 0
+        lost = text[position : len(text) - len(after)]
+    else:
+        lost = tokenizer.decode(whole[read:], skip_special_tokens=True)
+    return PromptTokens(ids=kept, lost=lost.strip())
+
+
+class InstructionCheck:
+    """Compare instructions by what reaches the text encoders, so that two tasks never become one in silence."""
+
+    def __init__(self, tokens: Callable[[str], Mapping[str, PromptTokens]]) -> None:
+        """tokens: the tokens of an instruction, by the tokenizer's component."""
+        self._tokens = tokens
+        self._checked: set[str] = set()
+        self._read_as: dict[tuple[tuple[int, ...], ...], str] = {}
+
+    def require_distinct(self, instruction: str) -> None:
+        """Check an instruction against all that were checked before. Warn if its end is cut off.
+
+        Raises:
+            EditorError: an instruction with other words has the same tokens.
+        """
+        if instruction in self._checked:
+            return
+        tokens = self._tokens(instruction)
+        # What one tokenizer cuts off may still reach the denoiser through another.
+        lost = min((found.lost for found in tokens.values()), key=len, default="")
+        other = self._read_as.get(tuple(found.ids for found in tokens.values()), instruction)
+        if _words(other) != _words(instruction):
+            if lost:
+                raise EditorError(
+                    f"the text encoder reads the same of two instructions, because it cuts off their ends: "
+                    f"{_excerpt(other)} and {_excerpt(instruction)}",
+                    "shorten the instructions, or put what distinguishes them first",
+                )
+            raise EditorError(
+                f"the tokenizer gives two instructions the same tokens: {_excerpt(other)} and {_excerpt(instruction)}",
+                "its vocabulary is incomplete or belongs to another model; download the editor's weights again",
+            )
+        if lost:
+            read = max(len(found.ids) for found in tokens.values())
+            warn(
+                f"the text encoder reads only the first {read} tokens of the instruction {_excerpt(instruction)}; "
+                f"this end is lost: {_excerpt(lost, keep_end=True)}"
+            )
+        if len(self._checked) < _MAX_CHECKED:
+            self._checked.add(instruction)
+            self._read_as[tuple(found.ids for found in tokens.values())] = instruction
+
+
+def _words(text: str) -> str:
+    """Return the text without differences that tokenizers may ignore: case, white space, and forms of a character."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _excerpt(text: str, length: int = 60, *, keep_end: bool = False) -> str:
+    """Quote at most about `length` characters: the first ones and the last ten, or the last ones."""
+    if len(text) <= length:
+        return repr(text)
+    return repr("..." + text[-length:] if keep_end else f"{text[: length - 10]}...{text[-10:]}")
+
+
 def with_token(text: Text, token: TextToken) -> Text:
     """Truncate or pad the text to `token.text_tokens`, and add each row's token at its placement."""
     length = text.valid.shape[1]
@@ -87,6 +180,7 @@ class TextStates:
         tokens: Callable[[str], int],
         known: Sequence[str],
         device: torch.device = _CPU,
+        check: Callable[[str], None] = lambda instruction: None,
     ) -> None:
         """
         Args:
@@ -94,8 +188,14 @@ class TextStates:
             tokens: counts the states of an instruction.
             known: all instructions of a cache; empty if instructions are not known in advance.
             device: device of the batches.
+            check: called with each instruction before it is encoded; raises an error if it cannot be used.
+
+        Raises:
+            EditorError: a known instruction fails the check.
         """
-        self._device = device
+        self._device, self._check = device, check
+        for instruction in known:
+            check(instruction)
         self._embed, self._tokens, self._known = embed, tokens, dict.fromkeys(known)
         self._cached: OrderedDict[str, Prompt] = OrderedDict()
         self._complete = False
@@ -124,6 +224,8 @@ class TextStates:
 
         pictures: one per row, if the encoder sees them; the states are then not cached.
         """
+        for instruction in dict.fromkeys(instructions):
+            self._check(instruction)
         if pictures is None:
             rows = [self._states_of(i) for i in instructions]
         else:

@@ -15,6 +15,7 @@ accepts several. The text encoder is causal, so a row's states do not depend on 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -28,6 +29,7 @@ from imagewam_cli.plugin import (
     PrefixGraph,
     PrefixSettings,
     Prompt,
+    PromptTokens,
     RopeSpec,
     Text,
     UInt8Image,
@@ -74,6 +76,9 @@ class Flux2Editor(DiffusersEditor):
 
     def text_tokens(self, prompt: str) -> int:
         return self._padded or len(self.tokens.token_ids(prompt))
+
+    def prompt_tokens(self, prompt: str) -> Mapping[str, PromptTokens]:
+        return {"tokenizer": self.tokens.prompt_tokens(prompt)}
 
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
         return Prompt(states=self.tokens.text([prompt], pad_to=self._padded).embeds[0])

@@ -17,7 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagewam_cli.plugin import LayerKV, RopeSpec, Text, grid_ids, joint_layers, record, replay, rotary_tables
+from imagewam_cli.plugin import (
+    LayerKV,
+    PromptTokens,
+    RopeSpec,
+    Text,
+    grid_ids,
+    joint_layers,
+    prompt_tokens,
+    record,
+    replay,
+    rotary_tables,
+)
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
@@ -108,9 +119,13 @@ class FluxTokens:
 
     def token_ids(self, instruction: str) -> list[int]:
         """Return the token ids of the instruction in the chat template, truncated to `max_text_tokens`."""
+        return list(self.prompt_tokens(instruction).ids)
+
+    def prompt_tokens(self, instruction: str) -> PromptTokens:
+        """Return the tokens of the instruction in the chat template, and the end that `max_text_tokens` cuts off."""
         text = self.chat(instruction)
-        ids: list[int] = self.tokenizer(text, truncation=True, max_length=self.max_text_tokens)["input_ids"]
-        return ids
+        after = text[text.rindex(instruction) + len(instruction) :] if instruction in text else ""
+        return prompt_tokens(self.tokenizer, text, self.max_text_tokens, after=after)
 
     def text(self, instructions: Sequence[str], *, pad_to: int | None = None, grad: bool = False) -> Text:
         """Return the states of the instructions, padded at the end to the longest of them and to at least `pad_to`."""

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from imagewam_cli.plugin import EditorError, JointEditor, PrefixSettings, Prompt, Text, UInt8Image
+from imagewam_cli.plugin import EditorError, JointEditor, PrefixSettings, Prompt, PromptTokens, Text, UInt8Image
 from imagewam_longcat.prompt import LongCatPrompt, picture_tokens
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ class LongCatEditor(JointEditor):
         keep = self.settings.text_padding == "keep"
         room = self.entry.defaults.text_limit if keep else len(self._prompts.instruction_ids(prompt))
         return self._picture_tokens + room
+
+    def prompt_tokens(self, prompt: str) -> Mapping[str, PromptTokens]:
+        return {"tokenizer": self._prompts.prompt_tokens(prompt)}
 
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
         assert picture is not None

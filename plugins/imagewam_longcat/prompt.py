@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imagewam_cli.plugin import UInt8Image, picture_token_types
+from imagewam_cli.plugin import PromptTokens, UInt8Image, picture_token_types
 
 if TYPE_CHECKING:
     from transformers import (
@@ -53,7 +53,14 @@ class LongCatPrompt:
 
     def instruction_ids(self, prompt: str) -> list[int]:
         """Return the token ids of an instruction without preamble and picture."""
-        return [i for piece in pieces(prompt) for i in self._ids(piece)][: self.max_tokens]
+        return list(self.prompt_tokens(prompt).ids)
+
+    def prompt_tokens(self, prompt: str) -> PromptTokens:
+        """Return the tokens of an instruction without preamble and picture, and the end that `max_tokens` cuts off."""
+        ids = [i for piece in pieces(prompt) for i in self._ids(piece)]
+        return PromptTokens(
+            ids=tuple(ids[: self.max_tokens]), lost=self.tokenizer.decode(ids[self.max_tokens :]).strip()
+        )
 
     def states(self, prompt: str, picture: UInt8Image, *, padded: bool) -> Tensor:
         """Return the hidden states (L, D) of picture and instruction. padded: include the states of the padding."""

@@ -34,6 +34,7 @@ from imagewam_cli.plugin import (
     LayerSpec,
     PrefixSettings,
     Prompt,
+    PromptTokens,
     RopeSpec,
     Segment,
     SegmentSpec,
@@ -108,6 +109,9 @@ class QwenEditor(DiffusersEditor):
 
     def text_tokens(self, prompt: str) -> int:
         return self._require_position_ids(self._reader.length(prompt, self._encoder_sizes))
+
+    def prompt_tokens(self, prompt: str) -> Mapping[str, PromptTokens]:
+        return {"processor": PromptTokens(ids=tuple(self._reader.token_ids(prompt, len(self._sizes))))}
 
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
         assert picture is not None

@@ -51,13 +51,17 @@ class PromptReader:
 
     def length(self, prompt: str, sizes: Sequence[tuple[int, int]]) -> int:
         """Return the length L of `states` without running the encoder."""
-        processor = self._pipeline.processor
-        labels = "".join(self._label.format(i + 1) for i in range(len(sizes)))
-        written = processor.tokenizer(self._pipeline.prompt_template_encode.format(labels + prompt)).input_ids
-        pictures = sum(
-            picture_tokens(processor.image_processor, size) - 1 for size in sizes
-        )  # the template already has one token for each picture
+        written = self.token_ids(prompt, len(sizes))
+        # the template already has one token for each picture
+        pictures = sum(picture_tokens(self._pipeline.processor.image_processor, size) - 1 for size in sizes)
         return len(written) - int(self._pipeline.prompt_template_encode_start_idx) + pictures
+
+    def token_ids(self, prompt: str, pictures: int) -> list[int]:
+        """Return the token ids of the prompt in the template, with one token for each picture."""
+        labels = "".join(self._label.format(i + 1) for i in range(pictures))
+        text = self._pipeline.prompt_template_encode.format(labels + prompt)
+        ids: list[int] = self._pipeline.processor.tokenizer(text).input_ids
+        return ids
 
 
 def _with_token_types(

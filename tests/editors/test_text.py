@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.editors.text import Prompt, TextStates
-from imagewam_cli.errors import EditorError
+from imagewam_cli.editors.text import InstructionCheck, Prompt, PromptTokens, TextStates, prompt_tokens
+from imagewam_cli.errors import EditorError, ImagewamWarning
+from tests.support.editors.instruct_pix2pix import byte_tokenizer
 
 META = torch.device("meta")
 
@@ -71,3 +75,57 @@ def test_the_encoder_is_kept_if_the_states_need_more_memory() -> None:
     assert freed.encode_all(2 * one)
     with pytest.raises(EditorError, match="was not passed to `load`"):
         freed.batch(["new one"])
+
+
+def letters(limit: int, *, ignores: str = "") -> Callable[[str], dict[str, PromptTokens]]:
+    """Return a tokenizer of single letters, which reads at most `limit` of them and none of `ignores`."""
+
+    def tokens(text: str) -> dict[str, PromptTokens]:
+        ids = tuple(ord(letter) for letter in text.lower() if letter not in ignores)
+        return {"tokenizer": PromptTokens(ids=ids[:limit], lost=text[limit:])}
+
+    return tokens
+
+
+def test_a_tokenizer_that_does_not_know_the_words_is_an_error() -> None:
+    check = InstructionCheck(letters(20, ignores="lefrigh"))
+    check.require_distinct("put it left")
+    with pytest.raises(EditorError, match="gives two instructions the same tokens: 'put it left' and 'put it right'"):
+        check.require_distinct("put it right")
+
+
+@pytest.mark.parametrize("other", ["PUT IT LEFT", "put it  left", "put it left\n", "put it \uff4ceft"])
+def test_spelling_that_tokenizers_ignore_is_the_same_instruction(other: str) -> None:
+    check = InstructionCheck(lambda text: {"tokenizer": PromptTokens(ids=(1, 2))})
+    check.require_distinct("put it left")
+    check.require_distinct(other)
+
+
+def test_a_lost_end_is_warned_of_once() -> None:
+    check = InstructionCheck(letters(6))
+    with pytest.warns(ImagewamWarning, match="reads only the first 6 tokens of the instruction 'put it left'"):
+        check.require_distinct("put it left")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check.require_distinct("put it left")
+
+
+def test_text_that_one_of_two_tokenizers_reads_is_not_lost(recwarn: pytest.WarningsRecorder) -> None:
+    check = InstructionCheck(
+        lambda text: {"short": letters(3)(text)["tokenizer"], "long": letters(99)(text)["tokenizer"]}
+    )
+    check.require_distinct("put it left")
+    check.require_distinct("put it right")
+    assert not recwarn.list
+
+
+def test_the_lost_end_is_text_behind_the_limit() -> None:
+    tokenizer = byte_tokenizer()
+    text = "put the block on the zone and go on " * 3
+    tokens = prompt_tokens(tokenizer, text, 77)
+    assert len(tokens.ids) == 77
+    assert tokens.ids == tuple(tokenizer(text, truncation=True, max_length=77).input_ids)
+    # 75 letters are read, between the start and end tokens; spaces are no tokens
+    assert tokens.lost.replace(" ", "") == text.replace(" ", "")[75:]
+    assert text.strip().endswith(tokens.lost)
+    assert prompt_tokens(tokenizer, text, None).lost == ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from imagewam_cli.errors import CacheError
+from imagewam_cli.errors import CacheError, warn
 from imagewam_cli.files import partial_of
 from imagewam_cli.kvcache.building.workers.worker import WorkerIdentity
 from imagewam_cli.kvcache.format.manifest import ShardEntry
@@ -191,6 +191,9 @@ class WorkerPool:
                 f"worker {slot} differs in its {found.what}: {found.here} instead of {found.there}",
                 "install the same versions on all nodes, and make the same files available at the same paths",
             )
+        if self._facts is None:
+            for message in facts.warnings:  # all workers load the same, so one repeats for all
+                warn(message)
         self._facts = first
 
     def _replace(self, death: WorkerDied) -> None:

@@ -6,6 +6,7 @@ The engines, `processes` and `ray`, start workers and send each of them a `Job`.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from imagewam_cli.data.types import KeyMap
 from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.loading.hardware import Hardware
 from imagewam_cli.editors.settings import PrefixOptions
+from imagewam_cli.errors import ImagewamWarning
 from imagewam_cli.kvcache.building.encoding import instructions_of
 from imagewam_cli.kvcache.building.shard_builder import ShardBuilder
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings
@@ -78,6 +80,8 @@ class WorkerIdentity:
     fingerprint: Mapping[str, object]
     dataset: str
     """Identity of the dataset."""
+    warnings: tuple[str, ...] = ()
+    """Warnings from loading, for the main process to repeat. They need not be equal."""
 
 
 class Worker:
@@ -90,13 +94,18 @@ class Worker:
     def __init__(self, job: Job, slot: int, threads: int) -> None:
         """threads: number of torch's CPU threads. It can change the last bits of K and V."""
         torch.set_num_threads(threads)
-        self._builder, self._instructions = job.open(slot)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always", ImagewamWarning)
+            self._builder, self._instructions = job.open(slot)
+        self._warnings = tuple(str(w.message) for w in seen if issubclass(w.category, ImagewamWarning))
 
     @property
     def facts(self) -> WorkerIdentity:
         builder = self._builder
         identity = builder.dataset.info.identity
-        return WorkerIdentity(spec=builder.spec, fingerprint=builder.fingerprint(), dataset=identity)
+        return WorkerIdentity(
+            spec=builder.spec, fingerprint=builder.fingerprint(), dataset=identity, warnings=self._warnings
+        )
 
     def make(self, names: Sequence[str], on_finished: Callable[[ShardEntry], None]) -> None:
         """Build the named shards, like `ShardBuilder.make`."""

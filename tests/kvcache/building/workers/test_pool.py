@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from imagewam_cli.errors import CacheError
+from imagewam_cli.errors import CacheError, ImagewamWarning, warn
 from imagewam_cli.kvcache.building.workers.pool import (
     Event,
     ShardFinished,
@@ -93,6 +93,16 @@ def test_assignments_shrink_from_long_runs_to_single_shards(job: Any, tmp_path: 
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[-3:] == [1, 1, 1]
     assert [name for names in workers.given for name in names] == [str(i) for i in range(40)]
+
+
+def test_a_warning_from_loading_reaches_the_main_process(job: Any, build_by: Build) -> None:
+    class Warns:
+        def open(self, slot: int) -> Any:
+            warn("the end is lost")
+            return job().open(slot)
+
+    with pytest.warns(ImagewamWarning, match="the end is lost"):
+        build_by(ThreadWorkers(Warns(), 1))
 
 
 @pytest.mark.parametrize("episode", [0, 1, 3, 4])
