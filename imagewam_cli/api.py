@@ -8,7 +8,7 @@ classes for anything that is missing here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from imagewam_cli.config import from_dict, to_dict
 from imagewam_cli.data import formats
+from imagewam_cli.data.episodes import EpisodeSelection
 from imagewam_cli.data.types import Dataset, KeyMap
 from imagewam_cli.editors import installed
 from imagewam_cli.editors.contract import Editor
@@ -59,17 +60,28 @@ def open_dataset(
     *,
     state_key: str = KeyMap.state,
     action_key: str = KeyMap.action,
+    instruction_key: str | None = None,
     cameras: Sequence[str] = (),
+    only_episodes: str | Iterable[int] | None = None,
+    exclude_episodes: str | Iterable[int] | None = None,
 ) -> Dataset:
     """Open a dataset folder. Only metadata is read.
 
-    state_key, action_key: the dataset's features that hold the state and the action.
-    cameras: the cameras to use, in order; empty: all of them.
+    Args:
+        state_key, action_key: the dataset's features that hold the state and the action, several separated by commas;
+            the state "none": train on pictures alone.
+        instruction_key: the feature that holds the instruction, as text or as an index into the tasks; None: the task
+            of each frame.
+        cameras: the cameras to use, in order; empty: all of them.
+        only_episodes, exclude_episodes: numbers, or a text such as "0-9,12". The others are not read.
 
     Raises:
-        DatasetError: the folder holds no dataset, its metadata is damaged, or a feature or camera does not exist.
+        DatasetError: the folder holds no dataset, its metadata is damaged, or a feature, camera or episode does not
+            exist.
+        UsageError: state and action share a feature, or the choice of episodes is not a list of numbers and ranges.
     """
-    return formats.open_dataset(path, KeyMap(state=state_key, action=action_key, cameras=tuple(cameras)))
+    keys = KeyMap(state=state_key, action=action_key, instruction=instruction_key, cameras=tuple(cameras))
+    return formats.open_dataset(path, keys, EpisodeSelection.of(only_episodes, exclude_episodes))
 
 
 def record(

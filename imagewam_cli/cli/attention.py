@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imagewam_cli.cli.dataset_options import DatasetOptions, takes_dataset_options
 from imagewam_cli.cli.help import INPUT, OUTPUT
 from imagewam_cli.cli.options import (
     CompileOption,
@@ -41,7 +42,9 @@ class TargetName(StrEnum):
     end = "end"
 
 
+@takes_dataset_options()
 def attention_command(
+    *,
     dataset: Annotated[
         Path,
         typer.Option(
@@ -88,6 +91,7 @@ def attention_command(
     device: DeviceOption = "cpu",
     offload: OffloadOption = "none",
     compile: CompileOption = False,
+    reading: DatasetOptions,
     format: FormatOption = FormatName.human,
 ) -> None:
     """Show which parts of the picture a policy attends to.
@@ -100,7 +104,6 @@ def attention_command(
     """
     from imagewam_cli.cli.tables import attention_table
     from imagewam_cli.config import to_dict
-    from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.data.types import KeyMap
     from imagewam_cli.evaluation.attention.measurement import evaluate_attention
     from imagewam_cli.policy.bundle import find_bundle
@@ -114,7 +117,7 @@ def attention_command(
     folder = out if out is not None else policy / "attention" / dataset.resolve().name
     require_writable(folder)
     acting = Policy.load(policy, hardware=chosen_hardware(device, offload, compile), weights=weights)
-    recorded = open_dataset(dataset, KeyMap(cameras=acting.cameras))
+    recorded = reading.open(dataset, KeyMap(cameras=acting.cameras))
     held_out = held_out_episodes(find_bundle(policy), recorded)
     if len(held_out) < 2:
         output.say(

@@ -28,6 +28,7 @@ def open_cache_source(
         DatasetError: the dataset is damaged.
         EditorError: the weights are missing.
     """
+    from imagewam_cli.data.episodes import EpisodeSelection
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.editors.installed import load_editor
     from imagewam_cli.errors import CacheError
@@ -46,7 +47,7 @@ def open_cache_source(
         )
     else:
         path = existing_dataset(dataset)
-    source = open_dataset(path, manifest.dataset.keys)
+    source = open_dataset(path, manifest.dataset.keys, EpisodeSelection.of(manifest.dataset.selected))
     editor = load_editor(
         name,
         manifest.settings,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
-import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -16,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imagewam_cli.cli.auto_layers import auto_count, measured_layers
-from imagewam_cli.cli.help import ADVANCED, COMPUTE, CONDITION, INPUT, KEEP
+from imagewam_cli.cli.dataset_options import DatasetOptions, option_name, option_parameter, with_options
+from imagewam_cli.cli.help import ADVANCED, COMPUTE, INPUT, KEEP
 from imagewam_cli.cli.options import (
     CompileOption,
     DeviceOption,
@@ -73,27 +72,8 @@ class EditorOptions:
     stride: Annotated[
         int, typer.Option("--stride", metavar="N", help="Use every N-th frame.", rich_help_panel=INPUT)
     ] = 1
-    camera: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--camera",
-            metavar="NAME",
-            help="Camera to use; repeat it for several, in order. By default all cameras.",
-            rich_help_panel=INPUT,
-        ),
-    ] = None
-    state_key: Annotated[
-        str,
-        typer.Option(
-            "--state-key", metavar="KEY", help="Column of the robot state in the dataset.", rich_help_panel=ADVANCED
-        ),
-    ] = "observation.state"
-    action_key: Annotated[
-        str,
-        typer.Option(
-            "--action-key", metavar="KEY", help="Column of the action in the dataset.", rich_help_panel=ADVANCED
-        ),
-    ] = "action"
+    reading: DatasetOptions = field(default_factory=DatasetOptions)
+    """One option for each field of `DatasetOptions`."""
     prefix: PrefixOptions = field(default_factory=PrefixOptions)
     """One option for each field of `_PREFIX_PANELS`. Its cameras are set by `editor_setup`, from the dataset."""
     device: DeviceOption = "cpu"
@@ -102,8 +82,8 @@ class EditorOptions:
 
     def given(self) -> list[str]:
         """Return the options that differ from their defaults, as typed: `--pool`, `--layers`."""
-        values = vars(self) | {name: getattr(self.prefix, name) for name in _prefix_fields()}
-        return [_flag(name) for name, _, default in _flat_fields() if values[name] != default]
+        values = vars(self) | vars(self.reading) | {name: getattr(self.prefix, name) for name in _prefix_fields()}
+        return [option_name(name) for name, _, default in _flat_fields() if values[name] != default]
 
 
 def takes_editor_options(*, only_with: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -111,29 +91,25 @@ def takes_editor_options(*, only_with: str | None = None) -> Callable[[Callable[
 
     only_with: the option that these options require; the titles of their help panels name it.
     """
-    shared = [_parameter(name, kind, default, only_with) for name, kind, default in _flat_fields()]
+    shared = [option_parameter(name, kind, default, only_with) for name, kind, default in _flat_fields()]
+    of_dataset = [f.name for f in dataclasses.fields(DatasetOptions)]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(command, eval_str=True).parameters.values()
-        parameters = [p for o in own for p in (shared if o.name == "options" else [o.replace(kind=o.KEYWORD_ONLY)])]
-
-        def expanded(**values: object) -> None:
+        def call(**values: Any) -> None:
             given = {p.name: values.pop(p.name) for p in shared}
             prefix = _prefix_options({name: given.pop(name) for name in _prefix_fields()})
-            command(options=EditorOptions(**given, prefix=prefix), **values)  # type: ignore[arg-type]
+            reading = DatasetOptions(**{name: given.pop(name) for name in of_dataset})
+            command(options=EditorOptions(**given, reading=reading, prefix=prefix), **values)
 
-        expanded.__name__, expanded.__doc__ = command.__name__, command.__doc__
-        # typer reads the options from the signature
-        expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        expanded.__annotations__ = {}
-        return expanded
+        return with_options(command, call, "options", shared)
 
     return decorate
 
 
 @functools.cache
 def _flat_fields() -> tuple[tuple[str, object, object], ...]:
-    """Return name, annotation and default of every option; the fields of `PrefixOptions` replace the field `prefix`."""
+    """Return name, annotation and default of every option; the fields of `PrefixOptions` replace the field `prefix`,
+    and those of `DatasetOptions` the field `reading`."""
     hints = typing.get_type_hints(EditorOptions, include_extras=True)
     prefix_hints = typing.get_type_hints(PrefixOptions)
     panels = {name: panel for panel, names in _PREFIX_PANELS.items() for name in names}
@@ -142,17 +118,19 @@ def _flat_fields() -> tuple[tuple[str, object, object], ...]:
             name,
             Annotated[
                 _as_typed(prefix_hints[name]),
-                typer.Option(_flag(name), **known.metadata, rich_help_panel=panels[name]),
+                typer.Option(option_name(name), **known.metadata, rich_help_panel=panels[name]),
             ],
             known.default,
         )
         for name, known in _prefix_fields().items()
     ]
-    fields = dataclasses.fields(EditorOptions)
+    reading_hints = typing.get_type_hints(DatasetOptions, include_extras=True)
+    of_dataset = [(f.name, reading_hints[f.name], f.default) for f in dataclasses.fields(DatasetOptions)]
+    groups = {"prefix": of_prefix, "reading": of_dataset}
     return tuple(
         option
-        for own in fields
-        for option in (of_prefix if own.name == "prefix" else [(own.name, hints[own.name], own.default)])
+        for own in dataclasses.fields(EditorOptions)
+        for option in groups.get(own.name, [(own.name, hints[own.name], own.default)])
     )
 
 
@@ -164,11 +142,6 @@ def _as_typed(hint: object) -> object:
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     kind = next((k for k in kinds if k in (int, float, bool)), str)
     return kind | None if type(None) in kinds else kind
-
-
-def _parameter(name: str, kind: object, default: object, only_with: str | None) -> inspect.Parameter:
-    annotation = kind if only_with is None else _in_panel_of(only_with, kind)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _prefix_fields() -> dict[str, dataclasses.Field[object]]:
@@ -183,18 +156,6 @@ def _prefix_options(typed: Mapping[str, object]) -> PrefixOptions:
 
     parsed = {name: _PARSERS[name](value) if name in _PARSERS else value for name, value in typed.items()}
     return from_dict(PrefixOptions, parsed, source="command line")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _in_panel_of(option: str, annotation: object) -> object:
-    """Return the annotation of an option with its panel renamed, such as "Input" to "Input, with --online"."""
-    base, info = typing.get_args(annotation)
-    moved = copy.copy(info)
-    moved.rich_help_panel = f"{info.rich_help_panel}{CONDITION}{option}"
-    return Annotated[base, moved]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,8 +212,6 @@ def editor_setup(options: EditorOptions, weights: Path | None, *, trial: str | N
         EditorError: the weights are missing (checked before demonstrations are recorded).
         DatasetError: the dataset is damaged or lacks a key or camera.
     """
-    from imagewam_cli.data.formats import open_dataset
-    from imagewam_cli.data.types import KeyMap
     from imagewam_cli.editors.installed import installed_editor
     from imagewam_cli.errors import UsageError
 
@@ -267,8 +226,7 @@ def editor_setup(options: EditorOptions, weights: Path | None, *, trial: str | N
             )
         kind.require_weights(weights)
         path = _demonstrations()
-    keys = KeyMap(state=options.state_key, action=options.action_key, cameras=tuple(options.camera or ()))
-    dataset = open_dataset(existing_dataset(path), keys)
+    dataset = options.reading.open(existing_dataset(path))
     return EditorSetup(
         kind=kind,
         settings=dataclasses.replace(options.prefix, cameras=tuple(dataset.info.cameras)),

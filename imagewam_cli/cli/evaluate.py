@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imagewam_cli.cli.dataset_options import DatasetOptions, takes_dataset_options
 from imagewam_cli.cli.help import ADVANCED, INPUT, OUTPUT
 from imagewam_cli.cli.options import (
     CompileOption,
@@ -39,7 +40,9 @@ BASELINES = ("random", "expert")
 _SHEET_EPISODES = 16
 
 
+@takes_dataset_options(only_with="--dataset")
 def eval_command(
+    *,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -123,6 +126,7 @@ def eval_command(
     device: DeviceOption = "cpu",
     offload: OffloadOption = "none",
     compile: CompileOption = False,
+    reading: DatasetOptions,
     format: FormatOption = FormatName.human,
 ) -> None:
     """Measure how often a policy succeeds in a simulator.
@@ -144,6 +148,7 @@ def eval_command(
         _open_loop(
             name=name,
             dataset=existing_dataset(dataset),
+            reading=reading,
             episodes=episodes,
             out=out,
             weights=weights,
@@ -151,6 +156,7 @@ def eval_command(
             format=format,
         )
         return
+    reading.require_unused("--dataset")
     _closed_loop(
         name=name,
         env=env,
@@ -234,6 +240,7 @@ def _open_loop(
     *,
     name: str,
     dataset: Path,
+    reading: DatasetOptions,
     episodes: int,
     out: Path | None,
     weights: Path | None,
@@ -242,7 +249,6 @@ def _open_loop(
 ) -> None:
     from imagewam_cli.cli.tables import open_loop_table
     from imagewam_cli.config import dump_json, to_dict
-    from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.data.types import KeyMap
     from imagewam_cli.errors import ImagewamError, UsageError
     from imagewam_cli.evaluation.open_loop import open_loop
@@ -255,7 +261,7 @@ def _open_loop(
     folder = out if out is not None else _results_folder(name, dataset.resolve().name)
     require_writable(folder)
     policy = load_policy(Path(name), hardware=hardware, weights=weights)
-    rows = open_dataset(dataset, KeyMap(cameras=tuple(policy.cameras)))
+    rows = reading.open(dataset, KeyMap(cameras=tuple(policy.cameras)))
     chosen = [e.index for e in rows.episodes()][:episodes]
     result = open_loop(policy, rows, horizon=policy.horizon, episodes=chosen)
     folder.mkdir(parents=True, exist_ok=True)

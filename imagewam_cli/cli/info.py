@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from imagewam_cli.cli.dataset_options import DatasetOptions, takes_dataset_options
 from imagewam_cli.cli.options import FormatName, FormatOption
 from imagewam_cli.cli.output import bytes_text, output
 from imagewam_cli.kvcache.storage.location import Location, location
@@ -15,12 +16,17 @@ from imagewam_cli.kvcache.storage.location import Location, location
 if TYPE_CHECKING:
     from imagewam_cli.kvcache.format.manifest import BuildPart, Manifest
 
+_NO_OPTIONS = DatasetOptions()
 
+
+@takes_dataset_options(only_with="a dataset")
 def info_command(
+    *,
     path: Annotated[
         str,
         typer.Argument(metavar="FOLDER|URL", help="A dataset, cache, run, policy or export, or the URL of a cache."),
     ],
+    reading: DatasetOptions,
     format: FormatOption = FormatName.human,
 ) -> None:
     """Describe a dataset, cache, run, policy or export.
@@ -31,8 +37,14 @@ def info_command(
     Examples:
         imagewam info caches/tiny-tabletop
     """
+    from imagewam_cli.workspace import DATASET_MARKER, marker_of
+
     address = location(path)
-    values = _cache(address) if isinstance(address, str) else describe(address)
+    if isinstance(address, Path) and marker_of(address) == DATASET_MARKER:
+        values = _dataset(address, reading)
+    else:
+        reading.require_unused("a dataset")
+        values = _cache(address) if isinstance(address, str) else describe(address)
     text = "\n".join(f"{key}: {_text(value)}" for key, value in values.items())
     output.result(values, text, format.value)
 
@@ -54,7 +66,7 @@ def describe(path: Path) -> dict[str, Any]:
         marker_of,
     )
 
-    describe_functions = {
+    describe_functions: dict[str, Callable[[Path], dict[str, Any]]] = {
         DATASET_MARKER: _dataset,
         CACHE_MARKER: _cache,
         PART_MARKER: _cache,
@@ -70,10 +82,8 @@ def describe(path: Path) -> dict[str, Any]:
     raise UsageError(f"{path} is not a dataset, cache, run, policy or export", "`imagewam list` shows what exists")
 
 
-def _dataset(path: Path) -> dict[str, Any]:
-    from imagewam_cli.data.formats import open_dataset
-
-    info = open_dataset(path).info
+def _dataset(path: Path, reading: DatasetOptions = _NO_OPTIONS) -> dict[str, Any]:
+    info = reading.open(path).info
     return {
         "kind": "dataset",
         "format": info.format,

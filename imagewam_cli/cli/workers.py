@@ -140,6 +140,7 @@ def _workers(options: WorkerOptions, job: BuildJob) -> Workers:
 
 
 def _job(chosen: EditorSetup, out: Location, codec: str, build: BuildSettings) -> BuildJob:
+    from imagewam_cli.data.episodes import EpisodeSelection
     from imagewam_cli.kvcache.building.workers.worker import BuildJob
 
     return BuildJob(
@@ -152,4 +153,5 @@ def _job(chosen: EditorSetup, out: Location, codec: str, build: BuildSettings) -
         out=out.resolve() if isinstance(out, Path) else out,
         codec=codec,
         settings=build,
+        episodes=EpisodeSelection.of(chosen.dataset.info.selected),
     )

@@ -6,8 +6,9 @@ Plugins add formats as a `DatasetFormat`. LeRobot's is built in.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from imagewam_cli.data.episodes import ALL_EPISODES, EpisodeSelection, SelectedDataset
 from imagewam_cli.data.types import Dataset, KeyMap
 from imagewam_cli.errors import DatasetError
 from imagewam_cli.registry import Registry
@@ -33,6 +34,19 @@ class DatasetFormat(Protocol):
         ...
 
 
+@runtime_checkable
+class SelectiveFormat(Protocol):
+    """A `DatasetFormat` that reads nothing of the episodes that are left out, so that their faults do not matter."""
+
+    def open_selected(self, root: Path, keys: KeyMap, episodes: EpisodeSelection) -> Dataset:
+        """Open the chosen episodes of a dataset, like `DatasetFormat.open`. Rows are counted within these episodes.
+
+        Raises:
+            DatasetError: also if a chosen or excluded episode does not exist, or none is left.
+        """
+        ...
+
+
 class LeRobotFormat:
     """LeRobot v2.1 and v3.0, recognized by `meta/info.json`."""
 
@@ -44,16 +58,22 @@ class LeRobotFormat:
 
         return LeRobotDataset(root, keys)
 
+    def open_selected(self, root: Path, keys: KeyMap, episodes: EpisodeSelection) -> Dataset:
+        from imagewam_cli.data.lerobot.reader import LeRobotDataset
 
-def open_dataset(path: str | Path, keys: KeyMap = _USUAL_KEYS) -> Dataset:
+        return LeRobotDataset(root, keys, episodes)
+
+
+def open_dataset(path: str | Path, keys: KeyMap = _USUAL_KEYS, episodes: EpisodeSelection = ALL_EPISODES) -> Dataset:
     """Open the dataset in folder `path`, reading only its metadata.
 
-    `keys` names the features that are the state, the action and the cameras. A camera's name is its feature key without
-    `observation.images.` (`observation.image` is `image`); `keys.cameras` takes either form.
+    `keys` names the features that are the state, the action, the cameras and the instruction. A camera's name is its
+    feature key without `observation.images.` (`observation.image` is `image`); `keys.cameras` takes either form.
+    `episodes` leaves out all others, whatever the format.
 
     Raises:
         DatasetError: `path` is not a folder, holds no dataset of an installed format, or cannot be opened (see
-            `DatasetFormat.open`).
+            `DatasetFormat.open`); or an episode does not exist.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -63,7 +83,11 @@ def open_dataset(path: str | Path, keys: KeyMap = _USUAL_KEYS) -> Dataset:
     for entry in formats:
         dataset_format: DatasetFormat = formats.load(entry.name)()
         if dataset_format.detect(root):
-            return dataset_format.open(root, keys)
+            if episodes.is_all:
+                return dataset_format.open(root, keys)
+            if isinstance(dataset_format, SelectiveFormat):
+                return dataset_format.open_selected(root, keys, episodes)
+            return SelectedDataset(dataset_format.open(root, keys), episodes)
     raise DatasetError(
         f"{root} has no {_LEROBOT_MARKER}: it is not a LeRobot dataset",
         _nested_hint(root) or "pass the folder that contains meta/ and data/",

@@ -69,6 +69,10 @@ class Row:
         return Observation(images=self.images, state=self.state, instruction=self.instruction)
 
 
+NO_STATE = "none"
+"""`KeyMap.state` of a dataset that is read without a state; its states have no dimension."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeyMap:
     """Names of the features that are the state, the action, the cameras and the instruction.
@@ -77,7 +81,7 @@ class KeyMap:
     """
 
     state: str = "observation.state"
-    """A feature, or several separated by commas: their values are concatenated in this order."""
+    """A feature, or several separated by commas: their values are concatenated in this order. `NO_STATE`: no state."""
     action: str = "action"
     """Like `state`."""
     cameras: tuple[str, ...] = ()
@@ -103,6 +107,8 @@ class DatasetInfo:
     """Hex digest of the metadata that fixes the dataset's content; changes when the dataset changes."""
     keys: KeyMap = KeyMap()
     """Names of the features that are read."""
+    selected: str | None = None
+    """The episodes that are read, such as "0-9,12"; None: all of them."""
 
     @property
     def state_dim(self) -> int:

@@ -10,6 +10,7 @@ from typing import Annotated
 import pytest
 import typer
 
+from imagewam_cli.cli.dataset_options import DatasetOptions
 from imagewam_cli.cli.editor_options import EditorOptions, editor_setup, takes_editor_options
 from imagewam_cli.editors.loading.hardware import Hardware
 from imagewam_cli.editors.settings import PrefixOptions
@@ -40,7 +41,8 @@ def test_options_reach_the_command() -> None:
     arguments = ["--editor", "tiny", "--dataset", "there", "--timestep", "0.5", "--camera", "a", "--camera", "b"]
     options, own = parsed(*arguments, "--own", "7", "--blank-images", "--image-size", "64x32")
     prefix = PrefixOptions(timestep=0.5, blank_images=True, image_size=(64, 32))
-    expected = EditorOptions(editor="tiny", dataset=Path("there"), camera=["a", "b"], prefix=prefix)
+    reading = DatasetOptions(camera=["a", "b"])
+    expected = EditorOptions(editor="tiny", dataset=Path("there"), reading=reading, prefix=prefix)
     assert (options, own) == (expected, 7)
     named = ["--editor", "--dataset", "--camera", "--image-size", "--timestep", "--blank-images"]
     assert options.given() == named

@@ -178,10 +178,3 @@ class TestKeys:
 
         edit_json(root / "meta/info.json", to_depth)
         assert list(open_dataset(root).info.cameras) == ["top"]
-
-    def test_a_matrix_cannot_be_the_state(self, v30: Path, tmp_path: Path) -> None:
-        root = tmp_path / "set"
-        shutil.copytree(v30, root)
-        edit_json(root / "meta/info.json", lambda content: content["features"]["action"].update(shape=[2, 2]))
-        with pytest.raises(DatasetError, match=r"'action' .* has shape \[2, 2\], but the action must be a vector"):
-            open_dataset(root)

@@ -6,10 +6,13 @@ No other file of the dataset is read. Unknown keys are ignored, as LeRobot does.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from imagewam_cli.errors import DatasetError
 
@@ -47,11 +50,17 @@ class Feature:
             return "image"
         return self.key.removeprefix(CAMERA_PREFIX)
 
+    @property
+    def size(self) -> int:
+        """Number of values in a frame: 1 for a scalar, whose shape is []."""
+        return math.prod(self.shape)
+
     def dimension_names(self) -> tuple[str, ...]:
-        """Return one name per dimension of a vector, numbered from 0 if the dataset does not name every one."""
-        if len(self.names) == self.shape[0]:
+        """Return one name per value, row by row, numbered from 0 if the dataset does not name every one."""
+        if len(self.names) == self.size:
             return self.names
-        return tuple(f"{self.key}_{i}" for i in range(self.shape[0]))
+        axes = [size for size in self.shape if size > 1] or [1]
+        return tuple("_".join([self.key, *map(str, position)]) for position in np.ndindex(*axes))
 
     def image_size(self) -> tuple[int, int]:
         """Return (height, width) of a camera.

@@ -9,9 +9,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
+from imagewam_cli.data.episodes import ALL_EPISODES, EpisodeSelection, renumbered, selected_info
 from imagewam_cli.data.lerobot.images import ImageCamera
 from imagewam_cli.data.lerobot.info import Feature
 from imagewam_cli.data.lerobot.keys import USUAL_KEYS, select_features
@@ -36,45 +40,52 @@ class LeRobotDataset:
     Opening reads the metadata only. Reading holds one episode's numbers and one decoded frame per camera in memory.
     """
 
-    def __init__(self, root: Path, keys: KeyMap = USUAL_KEYS) -> None:
+    def __init__(self, root: Path, keys: KeyMap = USUAL_KEYS, episodes: EpisodeSelection = ALL_EPISODES) -> None:
         """
         Args:
             root: the folder with `meta/`, `data/` and, for video cameras, `videos/`.
-            keys: which features are the state, the action and the cameras; default: LeRobot's usual names.
+            keys: which features are the state, the action, the cameras and the instruction; default: LeRobot's usual
+                names.
+            episodes: the episodes to read; nothing of the others is read.
 
         Raises:
             DatasetError: metadata is missing, damaged or contradictory, the version is not supported, there are no
-                episodes, or a feature of `keys` does not exist.
+                episodes, or a feature of `keys` or a chosen episode does not exist.
+            UsageError: state and action share a feature.
         """
         self._metadata = load_metadata(root)
         info = self._metadata.info
         self._selection = select_features(info, keys)
         self._by_index = {episode.index: episode for episode in self._metadata.episodes}
+        chosen = [self._by_index[index] for index in episodes.choose(list(self._by_index), root)]
+        self._episodes = renumbered([EpisodeInfo(index=e.index, length=e.length, first_row=0) for e in chosen])
+        self._by_index = {
+            here.index: replace(episode, first_row=here.first_row)
+            for here, episode in zip(self._episodes, chosen, strict=True)
+        }
         self._sizes = {name: feature.image_size() for name, feature in self._selection.cameras.items()}
-        self._info = DatasetInfo(
+        whole = DatasetInfo(
             root=root,
             format=f"lerobot-{info.version}",
             fps=info.fps,
             robot_type=info.robot_type,
             cameras=self._sizes,
-            state_names=self._selection.state.dimension_names(),
-            action_names=self._selection.action.dimension_names(),
+            state_names=self._selection.state_names,
+            action_names=self._selection.action_names,
             total_episodes=info.total_episodes,
             total_rows=info.total_frames,
             identity=self._metadata.identity,
             keys=keys,
         )
+        self._info = selected_info(whole, self._episodes)
 
     @property
     def info(self) -> DatasetInfo:
         return self._info
 
     def episodes(self) -> Sequence[EpisodeInfo]:
-        """Return all episodes, ascending by index."""
-        return [
-            EpisodeInfo(index=episode.index, length=episode.length, first_row=episode.first_row)
-            for episode in self._metadata.episodes
-        ]
+        """Return all chosen episodes, ascending by index."""
+        return self._episodes
 
     def rows(self, *, episodes: Sequence[int] | None = None, stride: int = 1, images: bool = True) -> Iterator[Row]:
         """Yield every `stride`-th frame of the given episodes (default: all), in order of (episode, frame).
@@ -96,7 +107,7 @@ class LeRobotDataset:
 
     def _wanted(self, episodes: Sequence[int] | None) -> Sequence[Episode]:
         if episodes is None:
-            return self._metadata.episodes
+            return list(self._by_index.values())
         for index in episodes:
             if index not in self._by_index:
                 raise DatasetError(
@@ -112,7 +123,7 @@ class LeRobotDataset:
                 stack.callback(source.close)
             for path, group in itertools.groupby(wanted, key=lambda episode: episode.data_file):
                 together = list(group)
-                tables = read_episode_tables(path, together, self._selection.state, self._selection.action)
+                tables = read_episode_tables(path, together, self._selection)
                 for episode, table in zip(together, tables, strict=True):
                     yield from self._episode(episode, table, stride, sources)
 
@@ -137,21 +148,28 @@ class LeRobotDataset:
                 episode=episode.index,
                 frame=frame,
                 timestamp=float(table.timestamps[frame]),
-                instruction=instructions[int(table.task_index[frame])],
+                instruction=instructions[frame],
                 state=table.state[frame],
                 action=table.action[frame],
                 images=dict(zip(sources, shown, strict=True)),
             )
 
-    def _instructions(self, episode: Episode, table: EpisodeTable) -> Mapping[int, str]:
-        unknown = sorted(set(table.task_index.tolist()) - self._metadata.tasks.keys())
+    def _instructions(self, episode: Episode, table: EpisodeTable) -> Sequence[str]:
+        """Return the instruction of each frame."""
+        found = table.instruction
+        if not isinstance(found, np.ndarray):
+            return found
+        unknown = sorted(set(found.tolist()) - self._metadata.tasks.keys())
         if unknown:
+            feature = self._selection.instruction
             raise DatasetError(
-                f"{episode.data_file}, episode {episode.index}: task_index {unknown[0]} is not among "
-                f"the {len(self._metadata.tasks)} tasks of the dataset",
-                "the task list in meta/ and the data files do not match",
+                f"{episode.data_file}, episode {episode.index}: {'task_index' if feature is None else feature.key} "
+                f"{unknown[0]} is not among the {len(self._metadata.tasks)} tasks of the dataset",
+                "the task list in meta/ and the data files do not match"
+                if feature is None
+                else "choose a different feature with --instruction-key",
             )
-        return self._metadata.tasks
+        return [self._metadata.tasks[number] for number in found.tolist()]
 
 
 def _require_files(wanted: Sequence[Episode], cameras: Iterable[Feature]) -> None:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imagewam_cli.data.lerobot.info import Feature
+from imagewam_cli.data.lerobot.keys import Selection
 from imagewam_cli.data.lerobot.metadata import Episode
 from imagewam_cli.data.types import Float32Array
 from imagewam_cli.errors import DatasetError
@@ -38,22 +39,25 @@ class EpisodeTable:
     """(L, A) in robot units"""
     timestamps: npt.NDArray[np.float64]
     """(L,) seconds from the episode's start"""
-    task_index: npt.NDArray[np.int64]
-    """(L,)"""
+    instruction: npt.NDArray[np.int64] | Sequence[str]
+    """(L,) the instruction of each frame: a text, or the number of a task"""
 
 
-def read_episode_tables(
-    path: Path, episodes: Sequence[Episode], state: Feature, action: Feature
-) -> Iterator[EpisodeTable]:
+def read_episode_tables(path: Path, episodes: Sequence[Episode], selection: Selection) -> Iterator[EpisodeTable]:
     """Yield the tables of `episodes`, all stored in `path` and ascending by index, in one pass over the file.
 
     Raises:
         DatasetError: the file is missing, truncated or lacks a column; an episode's number of rows is not its length;
             a vector has the wrong size; a value is missing, NaN or infinite; frames are not consecutive.
     """
-    columns = ["episode_index", "frame_index", "timestamp", "task_index", state.key, action.key]
-    for episode, rows in _whole_episodes(path, episodes, columns):
-        yield _check_rows(path, episode, rows, state, action)
+    columns = ["episode_index", "frame_index", "timestamp", _instruction_key(selection)]
+    columns += [feature.key for feature in (*selection.state, *selection.action)]
+    for episode, rows in _whole_episodes(path, episodes, list(dict.fromkeys(columns))):
+        yield _check_rows(path, episode, rows, selection)
+
+
+def _instruction_key(selection: Selection) -> str:
+    return "task_index" if selection.instruction is None else selection.instruction.key
 
 
 def _whole_episodes(path: Path, episodes: Sequence[Episode], columns: Sequence[str]) -> Iterator[tuple[Episode, Any]]:
@@ -144,7 +148,7 @@ def _may_hold(group: Any, wanted: Sequence[int]) -> bool:
     return True
 
 
-def _check_rows(path: Path, episode: Episode, rows: Any, state: Feature, action: Feature) -> EpisodeTable:
+def _check_rows(path: Path, episode: Episode, rows: Any, selection: Selection) -> EpisodeTable:
     where = f"{path}, episode {episode.index}"
     if rows.num_rows != episode.length:
         raise DatasetError(
@@ -155,11 +159,33 @@ def _check_rows(path: Path, episode: Episode, rows: Any, state: Feature, action:
     if not np.array_equal(frames, np.arange(episode.length)):
         raise DatasetError(f"{where}: frame_index is not 0 .. {episode.length - 1}", "rows are missing or out of order")
     return EpisodeTable(
-        state=_vectors(rows, state, where),
-        action=_vectors(rows, action, where),
+        state=_concatenated(rows, selection.state, where),
+        action=_concatenated(rows, selection.action, where),
         timestamps=_scalars(rows, "timestamp", where, np.float64),
-        task_index=_scalars(rows, "task_index", where, np.int64),
+        instruction=_instructions(rows, _instruction_key(selection), where),
     )
+
+
+def _instructions(rows: Any, key: str, where: str) -> npt.NDArray[np.int64] | list[str]:
+    """Return the texts of a column, or its numbers of tasks."""
+    column = _flat_column(rows, key, where, size=1)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return [str(text) for text in column.to_pylist()]
+    if not pa.types.is_integer(column.type):
+        raise DatasetError(
+            f"{where}: {key!r} holds values of type {column.type}, neither texts nor numbers of tasks",
+            "choose a different feature with --instruction-key",
+        )
+    numbers: npt.NDArray[np.int64] = column.to_numpy(zero_copy_only=False).astype(np.int64)
+    return numbers
+
+
+def _concatenated(rows: Any, features: Sequence[Feature], where: str) -> Float32Array:
+    """Return the values of several features side by side, float32 (L, D)."""
+    if not features:
+        return np.zeros((rows.num_rows, 0), np.float32)
+    parts = [_vectors(rows, feature, where) for feature in features]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def _scalars(rows: Any, key: str, where: str, dtype: npt.DTypeLike) -> Any:
@@ -170,31 +196,45 @@ def _scalars(rows: Any, key: str, where: str, dtype: npt.DTypeLike) -> Any:
 
 
 def _vectors(rows: Any, feature: Feature, where: str) -> Float32Array:
-    """Convert a column of lists, fixed-size lists or (if D is 1) scalars to float32 (L, D)."""
-    column = rows.column(feature.key).combine_chunks()
-    dim = feature.shape[0]
-    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    if column.null_count:
-        raise DatasetError(
-            f"{where}: {feature.key!r} has {column.null_count} empty values", "repair or remove that episode"
-        )
-    if is_list or pa.types.is_fixed_size_list(column.type):
-        sizes = pc.unique(pc.list_value_length(column)).to_pylist()
-        values = pc.list_flatten(column)
-    else:
-        sizes, values = [1], column
-    if sizes != [dim]:
-        raise DatasetError(
-            f"{where}: {feature.key!r} has vectors of {sizes} numbers, but meta/info.json declares {dim}",
-            "meta/info.json and the data files do not match",
-        )
+    """Convert a column of scalars or (nested) lists to float32 (L, D), row by row."""
+    values = _flat_column(rows, feature.key, where, size=feature.size)
     try:
         flat = pc.cast(values, pa.float32(), safe=False)
     except pa.ArrowException as error:
         raise DatasetError(f"{where}: {feature.key!r} holds no numbers: {error}", "expected a float column") from error
-    vectors = flat.to_numpy(zero_copy_only=False).reshape(len(column), dim)
+    vectors = flat.to_numpy(zero_copy_only=False).reshape(rows.num_rows, feature.size)
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise DatasetError(f"{where}: {feature.key!r} is not finite in frame {bad[0]}", "repair or remove that episode")
     # Copy, because arrow's memory is read-only, which torch warns about.
     return np.array(vectors, dtype=np.float32)
+
+
+def _flat_column(rows: Any, key: str, where: str, *, size: int) -> Any:
+    """Return the values of a column of scalars, or of lists nested to any depth, each frame with `size` values."""
+    column = rows.column(key).combine_chunks()
+    values, sizes = column, np.ones(len(column), np.int64)
+    frame = np.arange(len(column))
+    while True:
+        if values.null_count:
+            raise DatasetError(
+                f"{where}: {key!r} has {values.null_count} empty values", "repair or remove that episode"
+            )
+        if isinstance(values, pa.ExtensionArray):
+            values = values.storage
+        if not _is_list(values.type):
+            break
+        lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
+        frame = np.repeat(frame, lengths)
+        sizes = np.bincount(frame, minlength=len(column))
+        values = pc.list_flatten(values)
+    if (sizes != size).any():
+        raise DatasetError(
+            f"{where}: {key!r} has vectors of {np.unique(sizes).tolist()} numbers, but meta/info.json declares {size}",
+            "meta/info.json and the data files do not match",
+        )
+    return values
+
+
+def _is_list(kind: Any) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))

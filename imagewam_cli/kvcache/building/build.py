@@ -37,7 +37,7 @@ from imagewam_cli.kvcache.format.manifest import (
     ShardEntry,
     part_manifests,
 )
-from imagewam_cli.kvcache.format.provenance import Provenance
+from imagewam_cli.kvcache.format.provenance import ALL, Provenance
 from imagewam_cli.kvcache.storage.contract import Storage
 from imagewam_cli.kvcache.storage.location import Location
 from imagewam_cli.kvcache.storage.lock import FILES_LOCK, LOCK, part_lock
@@ -115,6 +115,7 @@ def require_resumable(
     if there is not None:
         here = Provenance(
             dataset=dataset.info.identity,
+            selected=dataset.info.selected or ALL,
             stride=settings.stride,
             augmentation=settings.augmentation,
             codec=codec.name,
@@ -312,6 +313,7 @@ def dataset_entry(
         rows=info.total_rows,
         stride=stride,
         keys=dataclasses.replace(info.keys, cameras=tuple(cameras)),
+        selected=info.selected,
         augmentation=augmentation,
     )
 

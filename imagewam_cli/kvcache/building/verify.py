@@ -21,7 +21,7 @@ from imagewam_cli.kvcache.codecs.fitting import fit_codec, stored_codec
 from imagewam_cli.kvcache.codecs.prefix import stored_parts
 from imagewam_cli.kvcache.format.frame_table import FrameTable
 from imagewam_cli.kvcache.format.manifest import CODEC, SHARDS, TABLE, Manifest, ShardEntry
-from imagewam_cli.kvcache.format.provenance import Provenance
+from imagewam_cli.kvcache.format.provenance import ALL, Provenance
 from imagewam_cli.kvcache.format.shard import INDEX_KEYS, Shard, ShardWriter
 from imagewam_cli.kvcache.storage.contract import Storage
 from imagewam_cli.kvcache.storage.location import Location
@@ -142,7 +142,12 @@ def require_provenance(manifest: Manifest, dataset: Dataset, editor: Editor) -> 
     Raises:
         CacheError: names the first difference with both values.
     """
-    here = Provenance(dataset=dataset.info.identity, fingerprint=editor.fingerprint(), spec=editor.spec)
+    here = Provenance(
+        dataset=dataset.info.identity,
+        selected=dataset.info.selected or ALL,
+        fingerprint=editor.fingerprint(),
+        spec=editor.spec,
+    )
     for found in manifest.provenance.differences(here):
         raise CacheError(
             f"the cache differs in its {found.what}: {found.there} in the cache, {found.here} here",

@@ -20,7 +20,7 @@ from imagewam_cli.data.types import KeyMap
 from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.errors import CacheError, ConfigError, UsageError
 from imagewam_cli.files import checksum_of
-from imagewam_cli.kvcache.format.provenance import Difference, Provenance, fingerprint_digest
+from imagewam_cli.kvcache.format.provenance import ALL, Difference, Provenance, fingerprint_digest
 from imagewam_cli.prefix.spec import KVSpec
 
 VERSION = 2
@@ -71,6 +71,8 @@ class DatasetEntry:
     stride: int
     keys: KeyMap
     """Features that were read, including the cameras that the editor sees."""
+    selected: str | None = None
+    """The episodes that were read, such as "0-9,12"; None: all of them."""
     augmentation: Augmentation = NO_AUGMENTATION
     """Augmentation of the pictures. A cache has `variants` rows per cached frame."""
 
@@ -124,6 +126,7 @@ class Manifest:
             stride=self.dataset.stride,
             augmentation=self.dataset.augmentation,
             keys=self.dataset.keys,
+            selected=self.dataset.selected or ALL,
             codec=self.codec,
             fingerprint=self.fingerprint,
             spec=self.spec,

@@ -16,6 +16,8 @@ from imagewam_cli.data.augmentation import Augmentation
 from imagewam_cli.data.types import KeyMap
 from imagewam_cli.prefix.spec import KVSpec
 
+ALL = "all"
+"""`Provenance.selected` if every episode was read."""
 _SHORT = 16
 """Number of checksum digits to compare: messages show this many, and `run.json` stores only these."""
 
@@ -39,6 +41,8 @@ class Provenance:
     augmentation: Augmentation | None = None
     keys: KeyMap | None = None
     """Features of the dataset that were read."""
+    selected: str | None = None
+    """The episodes that were read, such as "0-9,12", or `ALL`."""
     codec: str | None = None
     editor: str | None = None
     fingerprint: Mapping[str, object] | None = None
@@ -53,6 +57,7 @@ class Provenance:
         """Return what differs from `other`, most informative first. `self` is the side called `there`."""
         pairs = [
             *_pair("dataset", self.dataset, other.dataset),
+            *_pair("selection of episodes", self.selected, other.selected),
             *_pair("stride", self.stride, other.stride),
             *_pair("augmentation", self.augmentation, other.augmentation),
             *_pair("codec", self.codec, other.codec),

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from imagewam_cli.data.episodes import ALL_EPISODES, EpisodeSelection
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import KeyMap
 from imagewam_cli.editors.installed import load_editor
@@ -50,10 +51,11 @@ class BuildJob:
     out: Location
     codec: str
     settings: BuildSettings
+    episodes: EpisodeSelection = ALL_EPISODES
 
     def open(self, slot: int) -> tuple[ShardBuilder, Sequence[str]]:
         registry = Registry.installed()
-        dataset = open_dataset(self.dataset, self.keys)
+        dataset = open_dataset(self.dataset, self.keys, self.episodes)
         instructions = instructions_of(dataset)
         editor = load_editor(
             self.editor,
