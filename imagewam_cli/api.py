@@ -28,6 +28,7 @@ from imagewam_cli.kvcache.building.shard_plan import BuildSettings
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.kvcache.storage.location import location
 from imagewam_cli.policy import loading
+from imagewam_cli.progress import progress
 from imagewam_cli.registry import Registry
 from imagewam_cli.training.metrics import read_metrics
 from imagewam_cli.training.objective import Validation
@@ -312,14 +313,8 @@ def export_policy(
 @contextmanager
 def _bar(shown: bool, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Draw a progress bar; yield the function that advances it."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=unit, disable=not shown) as bar:
-
-        def advance(count: int) -> None:
-            bar.update(count)
-
-        yield advance
+    with progress(total, unit, shown=shown) as bar:
+        yield bar.update
 
 
 def _folder(run: Run | str | Path) -> Path:

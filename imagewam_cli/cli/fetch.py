@@ -101,7 +101,7 @@ def fetch_command(
         token=token,
         max_workers=max_workers,
     )
-    plan = plan_fetch(entry, options)
+    plan = plan_fetch(entry, options, say=output.say)
     lines = [f"{'present' if f.present else bytes_text(f.bytes).rjust(9)}  {f.name}" for f in plan.files]
     summary = (
         f"{plan.repo} at {plan.revision[:12]}: {len(plan.files)} files, {bytes_text(plan.total_bytes)}, "
@@ -112,7 +112,8 @@ def fetch_command(
         output.result(values, "\n".join([*lines, summary]), format.value)
         return
     output.say(summary)
-    folder = fetch(entry, options, plan, bars=not output.quiet)
+    with output.progress(plan.missing_bytes, "B") as bar:
+        folder = fetch(entry, options, plan, on_bytes=bar.update, say=output.say)
     if not is_default_snapshot(entry, folder):
         output.say(f"pass it to the other commands as --weights {folder}")
     output.result(values | {"folder": str(folder)}, str(folder), format.value)

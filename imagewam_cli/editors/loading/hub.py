@@ -1,8 +1,8 @@
 """Download an editor's weights from the Hugging Face Hub: the components that its plugin reads, and nothing else.
 
-huggingface_hub keeps finished files, resumes broken downloads and respects offline mode. This module adds the
-rest: it selects the components that are read, rejects pickles, checks the free disk space, and raises one clear error
-per failure.
+huggingface_hub keeps finished files and respects offline mode. This module adds the rest: it selects the components
+that are read, rejects pickles, checks the free disk space, compares checksums, and raises one clear error per failure.
+`hub_client` waits and tries again, and `hub_failure` names the causes.
 
 The plan resolves a branch or tag to a commit once, and only that commit is downloaded. The cache's reference for the
 branch moves after the last file. Planning therefore changes nothing on disk, and editors load the older revision until
@@ -12,22 +12,27 @@ the newer one is complete.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagewam_cli.errors import EditorError, UsageError
+from imagewam_cli.editors.loading import hub_failure
+from imagewam_cli.editors.loading.hub_client import Say, patient_client
+from imagewam_cli.editors.loading.hub_failure import AGAIN
+from imagewam_cli.errors import EditorError, ImagewamError, UsageError
 from imagewam_cli.hookspecs import EditorEntry
 
 if TYPE_CHECKING:
     from huggingface_hub import DryRunFileInfo
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.hf_api import RepoSibling
 
 _WEIGHTS = "*.safetensors"
 _READ = (_WEIGHTS, "*.json", "*.txt", "*.jinja", "*.model")
@@ -37,9 +42,16 @@ NAME.WORD.safetensors, in shards NAME.WORD-00001-of-00002.safetensors or NAME-00
 index NAME.safetensors.index.WORD.json or NAME.safetensors.WORD.index.json. Names of plain weights have no dot."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _BRANCH = "main"
-_AGAIN = "run the same command again: complete files are kept"
 _MARGIN = 1.05
 """Required free space, relative to the size of the files."""
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
+def _unheard(count: int) -> None:
+    """Tell nobody about arrived bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +66,8 @@ class FetchOptions:
     cache_dir: Path | None = None
     token: str | None = None
     max_workers: int = 8
+    endpoint: str | None = None
+    """Address of another Hub; by default `HF_ENDPOINT`, or huggingface.co."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +78,8 @@ class FetchFile:
     bytes: int
     present: bool
     """Whether the file is already on this disk."""
+    sha256: str | None = None
+    """Checksum of a file of weights; None if the Hub names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +103,21 @@ class FetchPlan:
         return sum(f.bytes for f in self.files if not f.present)
 
 
-def plan_fetch(entry: EditorEntry, options: FetchOptions) -> FetchPlan:
-    """Ask the Hub which files a download needs.
+def plan_fetch(entry: EditorEntry, options: FetchOptions, *, say: Say = _silent) -> FetchPlan:
+    """Ask the Hub which files a download needs. say: prints a line when a request is tried again.
 
     Raises:
-        UsageError: the editor's weights come with its plugin, or the patterns match nothing.
+        UsageError: the editor's weights come with its plugin, the patterns match nothing, or an environment variable
+            has a wrong value.
         EditorError: the repository is missing, gated, unreachable, or has no safetensors for a component.
     """
     if entry.repo is None:
         raise UsageError(f"the weights of {entry.name!r} come with its plugin", "there is nothing to fetch")
-    with _converting_errors(entry, planning=True), _bars(shown=False):
-        commit = _commit(entry, options)
+    hub_failure.require_sound_settings()
+    _require_folder(options)
+    options = replace(options, token=_sound_token(options.token))
+    with _converting_errors(entry), patient_client(say), _no_bars():
+        commit, known = _commit(entry, options)
         listed = _list_files(entry, options, commit)
     wanted = [f for f in listed if _is_requested(f.filename, entry, options)]
     if not options.include:
@@ -105,25 +125,40 @@ def plan_fetch(entry: EditorEntry, options: FetchOptions) -> FetchPlan:
             _require_safetensors(entry, component, [f.filename for f in listed])
     if not wanted:
         raise UsageError(f"no file of {entry.repo} matches", f"it has {len(listed)} files; see --include and --exclude")
-    return FetchPlan(
-        editor=entry.name,
-        repo=entry.repo,
-        revision=commit,
-        files=tuple(FetchFile(name=f.filename, bytes=f.file_size or 0, present=not f.will_download) for f in wanted),
-    )
+    files = (_fetch_file(f, known.get(f.filename)) for f in wanted)
+    return FetchPlan(editor=entry.name, repo=entry.repo, revision=commit, files=tuple(files))
 
 
-def fetch(entry: EditorEntry, options: FetchOptions, plan: FetchPlan, *, bars: bool = True) -> Path:
-    """Download the missing files of a plan, and return the folder. bars: show progress on stderr.
+def fetch(
+    entry: EditorEntry,
+    options: FetchOptions,
+    plan: FetchPlan,
+    *,
+    on_bytes: Callable[[int], None] = _unheard,
+    say: Say = _silent,
+) -> Path:
+    """Download the missing files of a plan, and return the folder.
 
     `find_snapshot` finds the default branch in the default cache; any other folder needs `--weights`.
 
+    Args:
+        on_bytes: called with the number of bytes after every part that arrived.
+        say: prints a line when a request is tried again.
+
     Raises:
-        EditorError: the disk is full, or the connection failed; complete files are kept.
+        EditorError: the folder cannot be written, the connection failed, or a file arrived damaged; complete files are
+            kept.
     """
+    if plan.missing_bytes:
+        _require_folder(options, writable=True)
+    options = replace(options, token=_sound_token(options.token))
     _require_room(plan, options)
-    with _converting_errors(entry), _bars(shown=bars):
-        folder = Path(_download(entry, options, plan.revision, allow=[f.name for f in plan.files]))
+    with _converting_errors(entry), patient_client(say), _no_bars():
+        if options.local_dir is None:
+            _remove_damaged(entry, options, plan)
+        names = [f.name for f in plan.files]
+        folder = Path(_download(entry, options, plan.revision, allow=names, on_bytes=on_bytes))
+    _require_checksums(folder, plan)
     if options.local_dir is None and _complete_snapshot(entry, plan.revision, options.cache_dir):
         _write_ref(folder, options.revision or _BRANCH, plan.revision)
     return folder
@@ -158,11 +193,27 @@ def is_loaded_file(name: str) -> bool:
     return any(fnmatch(name, p) for p in _READ) and not any(fnmatch(name, p) for p in _VARIANTS)
 
 
-def _commit(entry: EditorEntry, options: FetchOptions) -> str:
-    """Return the current commit of the branch or tag."""
+def _commit(entry: EditorEntry, options: FetchOptions) -> tuple[str, Mapping[str, RepoSibling]]:
+    """Return the current commit of the branch or tag, and what the Hub says about each of its files."""
     from huggingface_hub import HfApi
 
-    return str(HfApi(token=options.token).model_info(str(entry.repo), revision=options.revision).sha)
+    api = HfApi(endpoint=options.endpoint, token=options.token)
+    info = api.model_info(str(entry.repo), revision=options.revision, files_metadata=True)
+    if info.sha is None:
+        raise EditorError(f"the Hub names no commit of {entry.repo}", "set HF_ENDPOINT to the address of a Hub")
+    return info.sha, {f.rfilename: f for f in info.siblings or ()}
+
+
+def _fetch_file(file: DryRunFileInfo, known: RepoSibling | None) -> FetchFile:
+    """Return a file of the plan. A file of the Hub's cache that lost its end is not present."""
+    path, size = Path(file.local_path), None if known is None else known.size
+    whole = size is None or not path.is_file() or path.stat().st_size == size
+    return FetchFile(
+        name=file.filename,
+        bytes=size if size is not None else file.file_size or 0,
+        present=not file.will_download and whole,
+        sha256=known.lfs.sha256 if known is not None and known.lfs is not None else None,
+    )
 
 
 def _list_files(entry: EditorEntry, options: FetchOptions, commit: str) -> list[DryRunFileInfo]:
@@ -177,7 +228,13 @@ def _list_files(entry: EditorEntry, options: FetchOptions, commit: str) -> list[
 
 
 def _download(
-    entry: EditorEntry, options: FetchOptions, commit: str, *, dry_run: bool = False, allow: Sequence[str] | None = None
+    entry: EditorEntry,
+    options: FetchOptions,
+    commit: str,
+    *,
+    dry_run: bool = False,
+    allow: Sequence[str] | None = None,
+    on_bytes: Callable[[int], None] = _unheard,
 ) -> Any:
     from huggingface_hub import snapshot_download
 
@@ -187,10 +244,71 @@ def _download(
         cache_dir=options.cache_dir,
         local_dir=options.local_dir,
         token=options.token,
+        endpoint=options.endpoint,
         max_workers=options.max_workers,
         allow_patterns=list(allow) if allow is not None else None,
+        tqdm_class=_byte_counter(on_bytes),
         dry_run=dry_run,
     )
+
+
+def _byte_counter(on_bytes: Callable[[int], None]) -> Any:
+    """Return a class of bars for huggingface_hub that shows nothing and passes on how many bytes of files arrived."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Counter(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            # Xet transfers fewer bytes than it writes, and counts them in a bar of this name
+            self._counts = options.get("unit") == "B" and options.get("desc") != "Downloading bytes"
+            super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self._counts and n:
+                on_bytes(int(n))
+            return None
+
+    return Counter
+
+
+def _remove_damaged(entry: EditorEntry, options: FetchOptions, plan: FetchPlan) -> None:
+    """Remove files of the Hub's cache that the plan calls missing: they have the wrong size."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in plan.files:
+        found = try_to_load_from_cache(plan.repo, file.name, cache_dir=options.cache_dir, revision=plan.revision)
+        if not file.present and isinstance(found, str):
+            _remove(Path(found))
+
+
+def _remove(path: Path) -> None:
+    """Remove a file of a snapshot, and the file of the Hub's cache that it links to."""
+    while path.is_symlink():
+        target = path.parent / os.readlink(path)
+        path.unlink()
+        path = target
+    path.unlink(missing_ok=True)
+
+
+def _require_checksums(folder: Path, plan: FetchPlan) -> None:
+    """Compare the downloaded files with the sizes and checksums of the Hub, and remove those that differ.
+
+    Raises:
+        EditorError: a file arrived damaged.
+    """
+    for file in plan.files:
+        path = folder / file.name
+        if file.present or not path.is_file():
+            continue
+        if file.sha256 is not None:
+            with path.open("rb") as opened:
+                found = hashlib.file_digest(opened, "sha256").hexdigest()
+            if found != file.sha256:
+                _remove(path)
+                raise EditorError(
+                    f"{file.name} arrived damaged: its SHA-256 begins with {found[:12]}, and the Hub's with "
+                    f"{file.sha256[:12]}",
+                    f"{AGAIN}; if it happens again, a mirror or proxy changes the file",
+                )
 
 
 def _complete_snapshot(entry: EditorEntry, revision: str, cache_dir: Path | None = None) -> Path | None:
@@ -280,12 +398,69 @@ def _require_safetensors(entry: EditorEntry, component: str, names: Sequence[str
     raise EditorError(f"{entry.repo} has no weights of {component}/ as safetensors", hint)
 
 
-def _require_room(plan: FetchPlan, options: FetchOptions) -> None:
+def _destination(options: FetchOptions) -> tuple[Path, str]:
+    """Return the folder of the download, and the option or environment variable that names it."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    folder = (options.local_dir or options.cache_dir or Path(HF_HUB_CACHE)).absolute()
-    while not folder.exists():
-        folder = folder.parent
+    if options.local_dir is not None:
+        return options.local_dir.absolute(), "--local-dir"
+    if options.cache_dir is not None:
+        return options.cache_dir.absolute(), "--cache-dir"
+    names = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+    return Path(HF_HUB_CACHE).absolute(), next((n for n in names if os.environ.get(n)), "the Hub's cache")
+
+
+def _existing_parent(folder: Path) -> Path:
+    """Return the folder, or the nearest of its parents that exists."""
+    return next(p for p in (folder, *folder.parents) if p.exists() or p.is_symlink())
+
+
+def _require_folder(options: FetchOptions, *, writable: bool = False) -> None:
+    """Check that the download goes into a folder, and if `writable` that files can be created in it.
+
+    Raises:
+        EditorError: it is a file, or cannot be written.
+    """
+    folder, name = _destination(options)
+    path = _existing_parent(folder)
+    hint = "choose another folder with --cache-dir or --local-dir"
+    if name.isupper():
+        hint = f"set {name} to another folder, or choose one with --cache-dir or --local-dir"
+    if not path.is_dir():
+        raise EditorError(f"{path} is not a folder, but {name} needs one", hint)
+    if writable and not os.access(path, os.W_OK | os.X_OK):
+        raise EditorError(f"{path} cannot be written ({name})", f"change its permissions, or {hint}")
+
+
+def _sound_token(token: str | None) -> str | None:
+    """Return the token without white space around it; None for none.
+
+    Raises:
+        UsageError: the token, or that of the environment, has characters that no token has.
+        EditorError: the stored token cannot be read.
+    """
+    from huggingface_hub import get_token
+
+    given = token is not None
+    try:
+        found = token if given else get_token()
+    except OSError as error:
+        raise EditorError(
+            f"the token in {error.filename} cannot be read: {(error.strerror or str(error)).lower()}",
+            "set HF_HOME to a folder, or pass --token",
+        ) from error
+    clean = (found or "").strip()
+    if not clean.isascii() or not (clean.isprintable() and " " not in clean):
+        where = "--token" if given else "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the stored token"
+        raise UsageError(
+            f"{where} is not a token: it has white space or characters that no token has",
+            "copy the token again from https://huggingface.co/settings/tokens",
+        )
+    return clean or None if given else None
+
+
+def _require_room(plan: FetchPlan, options: FetchOptions) -> None:
+    folder = _existing_parent(_destination(options)[0])
     free = shutil.disk_usage(folder).free
     if plan.missing_bytes * _MARGIN > free:
         raise EditorError(
@@ -295,51 +470,74 @@ def _require_room(plan: FetchPlan, options: FetchOptions) -> None:
 
 
 @contextmanager
-def _bars(*, shown: bool) -> Iterator[None]:
+def _no_bars() -> Iterator[None]:
+    """Hide the bars and the talk of huggingface_hub: the command has its own."""
+    from huggingface_hub.utils import logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    hide = not shown and not are_progress_bars_disabled()
+    hide, level = not are_progress_bars_disabled(), logging.get_verbosity()
     if hide:
         disable_progress_bars()
+    logging.set_verbosity(40)  # of logging.ERROR
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if hide:
             enable_progress_bars()
 
 
 @contextmanager
-def _converting_errors(entry: EditorEntry, *, planning: bool = False) -> Iterator[None]:
-    """Convert huggingface_hub's errors to one line each, with a hint.
-
-    planning: nothing is written, so a failure without an answer from the Hub is a failed connection.
-    """
-    from huggingface_hub import errors
-
-    unreachable = (errors.LocalEntryNotFoundError, errors.DryRunError)
+def _converting_errors(entry: EditorEntry) -> Iterator[None]:
+    """Convert huggingface_hub's errors to one line each, with a hint."""
     try:
         yield
+    except ImagewamError:
+        raise
     except Exception as error:  # broad, because the transports (httpx, xet) define their own errors
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
-        answer = _hub_response(error)
-        if answer is not None:
-            raise _error_for_response(entry, answer) from error
-        if isinstance(error, unreachable) or (planning and not isinstance(error, ValueError)):
-            raise EditorError(
-                f"{entry.repo} cannot be reached: no connection, or offline mode is on",
-                f"check the network and HF_HUB_OFFLINE, then {_AGAIN}; or pass a diffusers folder with --weights",
-            ) from error
-        raise EditorError(f"fetching {entry.repo} failed: {str(error).partition(chr(10))[0]}", _AGAIN) from error
+        raise _error_for(entry, error) from error
+
+
+def _error_for(entry: EditorEntry, error: Exception) -> Exception:
+    """Return the error for a failure that `hub_client` has not named: an answer of the Hub, the disk, offline mode."""
+    from huggingface_hub import constants, errors
+
+    answer = _hub_response(error)
+    if answer is not None:
+        return _error_for_response(entry, answer)
+    causes = list(hub_failure.chain(error))
+    if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
+        names = [n for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(n)]
+        variable = next(iter(names), "HF_HUB_OFFLINE")
+        return EditorError(f"{entry.repo} cannot be reached: offline mode is on ({variable})", f"unset {variable}")
+    disk = next((c for c in causes if isinstance(c, OSError) and c.errno is not None and c.filename), None)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    if disk is not None:
+        return EditorError(
+            f"{disk.filename}: {(disk.strerror or str(disk)).lower()}",
+            "choose another folder with --cache-dir or --local-dir",
+        )
+    broken = next((c for c in causes if hub_failure.is_transport(c)), None)
+    if broken is not None:
+        url = getattr(getattr(broken, "_request", None), "url", f"//{entry.repo}")
+        return hub_failure.failure_of(broken, url, constants.HF_HUB_DOWNLOAD_TIMEOUT).error()
+    said = hub_failure.first_line(error)
+    if "consistency check" in said.lower():
+        return EditorError(f"fetching {entry.repo} failed: a file arrived with the wrong size", AGAIN)
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.DryRunError):
+        return EditorError(f"{entry.repo} cannot be read: {hub_failure.first_line(causes[-1])}", AGAIN)
+    return EditorError(
+        f"fetching {entry.repo} failed: {said}", f"{AGAIN}; HF_HUB_DISABLE_XET=1 downloads by plain HTTP"
+    )
 
 
 def _hub_response(error: BaseException | None) -> HfHubHTTPError | None:
     """Return the Hub's HTTP error in the chain of causes of an error; None if there is none."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    while error is not None and getattr(error, "response", None) is None:
-        error = error.__cause__ or error.__context__
-    return error if isinstance(error, HfHubHTTPError) else None
+    found = (e for e in hub_failure.chain(error) if isinstance(e, HfHubHTTPError) and hub_failure.status_of(e))
+    return next(found, None)
 
 
 def _error_for_response(entry: EditorEntry, answer: HfHubHTTPError) -> EditorError:
@@ -347,15 +545,25 @@ def _error_for_response(entry: EditorEntry, answer: HfHubHTTPError) -> EditorErr
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{entry.repo}"
+    status = answer.response.status_code
+    login = "log in with `hf auth login`"
+    if os.environ.get("HF_TOKEN"):
+        login = "correct or unset HF_TOKEN, which is used before the token of `hf auth login`"
     if isinstance(answer, errors.GatedRepoError):
-        return EditorError(f"{entry.repo} is gated", f"accept its terms at {page}, then `hf auth login`")
+        return EditorError(f"{entry.repo} is gated", f"accept its terms at {page}, then {login}")
     if isinstance(answer, errors.RepositoryNotFoundError):
-        return EditorError(
-            f"{entry.repo} does not exist or is private",
-            "check the name, or log in with `hf auth login`",
-        )
+        return EditorError(f"{entry.repo} does not exist or is private", f"check the name, or {login}")
     if isinstance(answer, errors.RevisionNotFoundError):
         return EditorError(f"{entry.repo} has no such revision", f"see the branches and tags at {page}")
-    if answer.response.status_code == 401:
-        return EditorError(f"the Hub does not accept the token for {entry.repo}", "log in again with `hf auth login`")
-    return EditorError(f"the Hub answered {answer.response.status_code} for {entry.repo}", _AGAIN)
+    if isinstance(answer, errors.EntryNotFoundError):
+        name = str(answer.response.url).partition("/resolve/")[2].partition("/")[2].partition("?")[0]
+        return EditorError(f"{entry.repo} has no file {name}".rstrip(), f"see its files at {page}/tree/main")
+    if status == 401:
+        return EditorError(f"the Hub does not accept the token for {entry.repo}", login)
+    if status == 403:
+        said = answer.server_message or answer.response.headers.get("X-Error-Message") or "403"
+        return EditorError(
+            f"the Hub refuses {entry.repo}: {hub_failure.first_line(said)}",
+            f"give the token access to it (public gated repositories too), or {login}; see {page}",
+        )
+    return EditorError(f"the Hub answered {status} for {entry.repo}", AGAIN)
