@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from imagewam_cli.data.spread import spread_frames, spread_rows
-from imagewam_cli.data.types import Dataset
+from imagewam_cli.data.types import Dataset, FloatArray
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.errors import UsageError
 from imagewam_cli.kvcache.building.encoding import batches
@@ -78,7 +78,7 @@ def choose_layers(
     """
     _require_layers(len(kernels), keep)
     folds = _folds(episodes)
-    base, targets = _kernel(state.astype(np.float32)), (actions - actions.mean(0)) / max(float(actions.std()), 1e-12)
+    base, targets = _kernel(state), (actions - actions.mean(0)) / max(float(actions.std()), 1e-12)
 
     def error(kept: Iterable[int]) -> float:
         chosen = [kernels[i] for i in kept]
@@ -137,7 +137,7 @@ def _sketch(flat: torch.Tensor, seed: int) -> npt.NDArray[np.float32]:
     return sums.numpy()
 
 
-def _kernel(features: npt.NDArray[np.float32]) -> Float64Array:
+def _kernel(features: FloatArray) -> Float64Array:
     centered = features.astype(np.float64) - features.mean(0)
     kernel: Float64Array = centered @ centered.T
     return kernel / max(float(np.trace(kernel)) / len(kernel), 1e-12)

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from imagewam_cli.data.types import ActionChunk, Float32Array
+from imagewam_cli.data.types import ActionChunk, FloatArray
 from imagewam_cli.errors import UsageError
 
 
-def action_chunk(actions: Float32Array, frame: int, horizon: int) -> ActionChunk:
+def action_chunk(actions: FloatArray, frame: int, horizon: int) -> ActionChunk:
     """Return the chunk that starts at `frame`: actions `frame .. frame + horizon - 1` of one episode.
 
     Args:
-        actions: float32 (L, A), all actions of the episode, in any units.
+        actions: (L, A), all actions of the episode, in any units.
         frame: index in the episode, 0 <= frame < L.
         horizon: T, at least 1.
 

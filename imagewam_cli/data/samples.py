@@ -2,7 +2,7 @@
 
 Tensors of the file:
     image.<camera>   uint8 (N, H, W, 3)
-    state            float32 (N, S), robot units
+    state            (N, S), robot units, float32 or float64 as recorded
 Metadata: "instructions", a JSON list of N texts.
 """
 

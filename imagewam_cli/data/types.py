@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,24 +15,31 @@ UInt8Image = npt.NDArray[np.uint8]
 
 Float32Array = npt.NDArray[np.float32]
 
+FloatArray = npt.NDArray[np.floating[Any]]
+"""Numbers in robot units: float32, or float64 where a dataset records or a robot gives float64.
+
+They stay in that precision until they are normalized, because float32 has 0.5 m steps at 4.5 million meters.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
     """The input of a policy at one moment.
 
-    images: camera name -> uint8 (H, W, 3); state: float32 (S,) in robot units; instruction: plain English.
+    images: camera name -> uint8 (H, W, 3); state: float32 or float64 (S,) in robot units; instruction: plain
+    English.
     """
 
     images: Mapping[str, UInt8Image]
-    state: Float32Array
+    state: FloatArray
     instruction: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActionChunk:
-    """T consecutive actions, float32 (T, A) in robot units; `is_pad` (T,) marks steps beyond the episode's end."""
+    """T consecutive actions (T, A) in robot units; `is_pad` (T,) marks steps beyond the episode's end."""
 
-    actions: Float32Array
+    actions: FloatArray
     is_pad: npt.NDArray[np.bool_]
 
 
@@ -50,7 +57,7 @@ class Row:
     """One frame of a recorded episode.
 
     row: index in the whole dataset; frame: index in the episode; images: camera -> uint8 (H, W, 3);
-    state: float32 (S,); action: float32 (A,); timestamp: seconds from the episode's start.
+    state: (S,) and action: (A,), float32 or float64 as recorded; timestamp: seconds from the episode's start.
     """
 
     row: int
@@ -58,8 +65,8 @@ class Row:
     frame: int
     timestamp: float
     instruction: str
-    state: Float32Array
-    action: Float32Array
+    state: FloatArray
+    action: FloatArray
     images: Mapping[str, UInt8Image] = field(default_factory=dict)
     variant: int = 0
     """Number of the view: 0 is the recorded frame, others are augmented (`imagewam_cli.data.augmentation`)."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imagewam_cli.data.chunks import action_chunk
-from imagewam_cli.data.types import ActionChunk, Dataset, Float32Array, Observation, Row
+from imagewam_cli.data.types import ActionChunk, Dataset, FloatArray, Observation, Row
 from imagewam_cli.errors import DatasetError, RunError, UsageError
 from imagewam_cli.policy.acting import ChunkPolicy
 
@@ -161,7 +161,7 @@ def open_loop(
     )
 
 
-def _episodes(policy: ChunkPolicy, dataset: Dataset, chosen: Sequence[int]) -> Iterator[tuple[int, Float32Array]]:
+def _episodes(policy: ChunkPolicy, dataset: Dataset, chosen: Sequence[int]) -> Iterator[tuple[int, FloatArray]]:
     """Yield each episode's index and its actions (L, A), converted to commands, without decoding pictures."""
     for index, rows in itertools.groupby(dataset.rows(episodes=chosen, images=False), key=lambda row: row.episode):
         yield index, policy.command(np.stack([row.action for row in rows]))

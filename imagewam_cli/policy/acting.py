@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imagewam_cli.data.types import Float32Array, Observation
+from imagewam_cli.data.types import FloatArray, Observation
 
 
 class ChunkPolicy(abc.ABC):
@@ -17,17 +17,17 @@ class ChunkPolicy(abc.ABC):
     """
 
     execute: int
-    _queue: tuple[Float32Array, ...] = ()
+    _queue: tuple[FloatArray, ...] = ()
 
     @abc.abstractmethod
-    def chunks(self, observations: Sequence[Observation]) -> Float32Array:
+    def chunks(self, observations: Sequence[Observation]) -> FloatArray:
         """Plan chunks (B, T, A) of commands in robot units for B independent scenes."""
 
-    def command(self, actions: Float32Array) -> Float32Array:
+    def command(self, actions: FloatArray) -> FloatArray:
         """Convert actions (..., A), as a dataset records them, to commands like those of `chunks`."""
         return actions
 
-    def act(self, observation: Observation) -> Float32Array:
+    def act(self, observation: Observation) -> FloatArray:
         """Return the next action (A,). Plan a new chunk when no planned action is left."""
         if not self._queue:
             self._queue = tuple(self.chunks([observation])[0][: self.execute])
@@ -49,6 +49,6 @@ class RandomPolicy(ChunkPolicy):
         self._rng = np.random.default_rng(seed)
         self._action_dim = action_dim
 
-    def chunks(self, observations: Sequence[Observation]) -> Float32Array:
+    def chunks(self, observations: Sequence[Observation]) -> FloatArray:
         actions = self._rng.uniform(-1, 1, size=(len(observations), 1, self._action_dim))
         return np.repeat(actions, self.execute, axis=1).astype(np.float32)

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from imagewam_cli.data.types import Float32Array
+from imagewam_cli.data.types import FloatArray
 from imagewam_cli.errors import ConfigError, DatasetError, nearest
 
 
@@ -26,7 +26,7 @@ class ActionTransform(abc.ABC):
         """dimensions: names of the action dimensions to transform; the others pass through unchanged."""
         self.dimensions = tuple(dimensions)
 
-    def apply(self, actions: Float32Array, names: Sequence[str]) -> Float32Array:
+    def apply(self, actions: FloatArray, names: Sequence[str]) -> FloatArray:
         """Convert recorded actions to commands.
 
         actions: (..., A); names: the A action dimensions. Returns a new array of the same shape.
@@ -36,7 +36,7 @@ class ActionTransform(abc.ABC):
         """
         return self._mapped(actions, names, inverse=False)
 
-    def invert(self, commands: Float32Array, names: Sequence[str]) -> Float32Array:
+    def invert(self, commands: FloatArray, names: Sequence[str]) -> FloatArray:
         """Convert commands (..., A) back to recorded actions. Arguments and errors are those of `apply`."""
         return self._mapped(commands, names, inverse=True)
 
@@ -45,14 +45,14 @@ class ActionTransform(abc.ABC):
         return {"kind": self.kind, "dimensions": list(self.dimensions)}
 
     @abc.abstractmethod
-    def _to_command(self, values: Float32Array) -> Float32Array:
+    def _to_command(self, values: FloatArray) -> FloatArray:
         """Convert recorded values of the chosen dimensions, (..., number of dimensions)."""
 
     @abc.abstractmethod
-    def _from_command(self, values: Float32Array) -> Float32Array:
+    def _from_command(self, values: FloatArray) -> FloatArray:
         """Undo `_to_command` as far as possible."""
 
-    def _mapped(self, actions: Float32Array, names: Sequence[str], *, inverse: bool) -> Float32Array:
+    def _mapped(self, actions: FloatArray, names: Sequence[str], *, inverse: bool) -> FloatArray:
         if actions.shape[-1] != len(names):
             raise DatasetError(f"actions have {actions.shape[-1]} dimensions, but the policy has {len(names)}")
         missing = [name for name in self.dimensions if name not in names]
@@ -85,25 +85,25 @@ class GripperSign(ActionTransform):
 
     kind = "gripper_sign"
 
-    def _to_command(self, values: Float32Array) -> Float32Array:
-        commands: Float32Array = -np.sign(2 * values - 1)
+    def _to_command(self, values: FloatArray) -> FloatArray:
+        commands: FloatArray = -np.sign(2 * values - 1)
         return commands
 
-    def _from_command(self, values: Float32Array) -> Float32Array:
+    def _from_command(self, values: FloatArray) -> FloatArray:
         return np.asarray((1 - values) / 2, dtype=np.float32)
 
 
 _CLASSES = {cls.kind: cls for cls in (GripperSign,)}
 
 
-def apply_all(transforms: Sequence[ActionTransform], actions: Float32Array, names: Sequence[str]) -> Float32Array:
+def apply_all(transforms: Sequence[ActionTransform], actions: FloatArray, names: Sequence[str]) -> FloatArray:
     """Apply transforms in order: recorded actions (..., A) to commands. Without transforms, return `actions` itself."""
     for transform in transforms:
         actions = transform.apply(actions, names)
     return actions
 
 
-def invert_all(transforms: Sequence[ActionTransform], commands: Float32Array, names: Sequence[str]) -> Float32Array:
+def invert_all(transforms: Sequence[ActionTransform], commands: FloatArray, names: Sequence[str]) -> FloatArray:
     """Undo `apply_all`: commands (..., A) to recorded actions, except for what each transform loses."""
     for transform in reversed(transforms):
         commands = transform.invert(commands, names)

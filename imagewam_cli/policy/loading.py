@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imagewam_cli.config import from_dict
-from imagewam_cli.data.types import Float32Array, Observation
+from imagewam_cli.data.types import FloatArray, Observation
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.errors import ConfigError, DatasetError, RunError, install_hint
@@ -67,7 +67,7 @@ class ExportedPolicy(ChunkPolicy):
         except (OSError, ValueError, KeyError) as error:
             raise RunError(f"{folder} is damaged: {error}", "export the policy again") from None
 
-    def chunks(self, observations: Sequence[Observation]) -> Float32Array:
+    def chunks(self, observations: Sequence[Observation]) -> FloatArray:
         """Plan a chunk for each observation, (B, T, A) in robot units."""
         from imagewam_cli.runtime.onnx_policy import ObservationError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from imagewam_cli.data.types import Float32Array, Observation
+from imagewam_cli.data.types import FloatArray, Observation
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
@@ -78,7 +78,7 @@ class Policy(ChunkPolicy):
         """Names of the cameras that an observation must have."""
         return self.parts.config.cameras
 
-    def chunks(self, observations: Sequence[Observation]) -> Float32Array:
+    def chunks(self, observations: Sequence[Observation]) -> FloatArray:
         """Plan a chunk of commands for each observation, (B, T, A) in robot units."""
         state = self.normalized_state(observations)
         with torch.no_grad():
@@ -87,7 +87,7 @@ class Policy(ChunkPolicy):
             chunk = integrate(self.expert, noise, state, prefix, self._schedule, self.parts.config.inference_steps)
         return self.command(self.parts.action_normalizer.denormalize(chunk.float().cpu().numpy()))
 
-    def command(self, actions: Float32Array) -> Float32Array:
+    def command(self, actions: FloatArray) -> FloatArray:
         """Convert actions (..., A), as a dataset records them, to commands with the policy's action transforms.
 
         Raises:

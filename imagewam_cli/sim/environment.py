@@ -6,7 +6,7 @@ import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from imagewam_cli.data.types import Float32Array, Observation
+from imagewam_cli.data.types import Float32Array, FloatArray, Observation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class Environment(abc.ABC):
         """Start scene `seed` of `split` and return the first observation."""
 
     @abc.abstractmethod
-    def step(self, action: Float32Array) -> StepResult:
-        """Execute one action (A,) in robot units.
+    def step(self, action: FloatArray) -> StepResult:
+        """Execute one action (A,) in robot units: float32, or float64 from a policy that needs it.
 
         Raises:
             SimulationError: the action has the wrong shape or is not finite, or the episode has ended.

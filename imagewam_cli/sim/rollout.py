@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from imagewam_cli.data.types import Float32Array, Observation, UInt8Image
+from imagewam_cli.data.types import FloatArray, Observation, UInt8Image
 from imagewam_cli.errors import UsageError
 from imagewam_cli.policy.acting import ChunkPolicy
 from imagewam_cli.sim.environment import Environment
@@ -103,7 +103,7 @@ class _RunningScene:
         self.observation = env.reset(seed, split)
         self.instruction = self.observation.instruction
         self.given = instruction_of(seed) if instruction_of is not None else self.instruction
-        self.queue: list[Float32Array] = []
+        self.queue: list[FloatArray] = []
         self.frames: list[UInt8Image] = []
         self.success, self.finished, self.steps = False, False, 0
         self._keep_frame()
@@ -116,7 +116,7 @@ class _RunningScene:
 
     def advance(self) -> None:
         """Execute the next queued action."""
-        result = self.env.step(np.asarray(self.queue.pop(0), dtype=np.float32))
+        result = self.env.step(np.asarray(self.queue.pop(0)))
         self.observation, self.success, self.finished = result.observation, result.success, result.finished
         self.steps += 1
         self._keep_frame()

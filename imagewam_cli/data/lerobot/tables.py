@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from imagewam_cli.data.lerobot.info import Feature
 from imagewam_cli.data.lerobot.keys import Selection
 from imagewam_cli.data.lerobot.metadata import Episode
-from imagewam_cli.data.types import Float32Array
+from imagewam_cli.data.precision import compact
+from imagewam_cli.data.types import FloatArray
 from imagewam_cli.errors import DatasetError
 
 _BATCH_ROWS = 4096
@@ -33,9 +34,9 @@ _BATCH_ROWS = 4096
 class EpisodeTable:
     """The numbers of one episode of L rows."""
 
-    state: Float32Array
+    state: FloatArray
     """(L, S) in robot units"""
-    action: Float32Array
+    action: FloatArray
     """(L, A) in robot units"""
     timestamps: npt.NDArray[np.float64]
     """(L,) seconds from the episode's start"""
@@ -195,11 +196,12 @@ def _scalars(rows: Any, key: str, where: str, dtype: npt.DTypeLike) -> Any:
     return column.to_numpy().astype(dtype)
 
 
-def _vectors(rows: Any, feature: Feature, where: str) -> Float32Array:
-    """Convert a column of scalars or (nested) lists to float32 (L, D), row by row."""
+def _vectors(rows: Any, feature: Feature, where: str) -> FloatArray:
+    """Convert a column of scalars or (nested) lists to (L, D), row by row: float32 if that changes no number, else
+    float64."""
     values = _flat_column(rows, feature.key, where, size=feature.size)
     try:
-        flat = pc.cast(values, pa.float32(), safe=False)
+        flat = pc.cast(values, pa.float64(), safe=False)
     except pa.ArrowException as error:
         raise DatasetError(f"{where}: {feature.key!r} holds no numbers: {error}", "expected a float column") from error
     vectors = flat.to_numpy(zero_copy_only=False).reshape(rows.num_rows, feature.size)
@@ -207,7 +209,7 @@ def _vectors(rows: Any, feature: Feature, where: str) -> Float32Array:
     if len(bad):
         raise DatasetError(f"{where}: {feature.key!r} is not finite in frame {bad[0]}", "repair or remove that episode")
     # Copy, because arrow's memory is read-only, which torch warns about.
-    return np.array(vectors, dtype=np.float32)
+    return compact(vectors)
 
 
 def _flat_column(rows: Any, key: str, where: str, *, size: int) -> Any:

@@ -188,6 +188,8 @@ class _Build:
         """
         storage, dataset, spec, settings = self.storage, self.dataset, self.producer.spec, self.settings
         table, instructions = FrameTable.from_rows(dataset.rows(images=False))
+        if there is not None:
+            table = table.stored_as(there.files.get(TABLE, ""))
         contents = {TABLE: table.to_bytes()}
         kept = {} if there is None else {n: c for n, c in there.files.items() if n != TABLE and holds(storage, n, c)}
         if self.plan.shards and SAMPLES not in kept:

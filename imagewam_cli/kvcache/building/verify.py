@@ -161,7 +161,7 @@ def _repair_files(
     damaged = {damage.file for damage in damages} & manifest.files.keys()
     stride = manifest.dataset.stride
     make: dict[str, Callable[[], bytes]] = {
-        TABLE: lambda: FrameTable.from_rows(dataset.rows(images=False))[0].to_bytes(),
+        TABLE: lambda: FrameTable.from_rows(dataset.rows(images=False))[0].stored_as(manifest.files[TABLE]).to_bytes(),
         SAMPLES: lambda: samples_bytes(dataset, stride),
         CODEC: lambda: fit_codec(Registry.installed().codecs.load(manifest.codec), editor, dataset, stride)[1],
     }

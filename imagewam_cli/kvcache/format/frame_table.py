@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from imagewam_cli.data.chunks import action_chunk
-from imagewam_cli.data.types import ActionChunk, Float32Array, Row
+from imagewam_cli.data.precision import compact
+from imagewam_cli.data.types import ActionChunk, FloatArray, Row
 from imagewam_cli.errors import CacheError
 from imagewam_cli.files import checksum_of
 from imagewam_cli.kvcache.format.manifest import repair_hint
@@ -30,10 +31,10 @@ class FrameTable:
     N frames, E episodes; indices are int64.
     """
 
-    state: Float32Array
-    """(N, S) float32, in robot units."""
-    action: Float32Array
-    """(N, A) float32, in robot units."""
+    state: FloatArray
+    """(N, S) in robot units: float32 if that holds every number exactly, else float64."""
+    action: FloatArray
+    """(N, A), like `state`."""
     instruction: Indices
     """(N,) indices into the manifest's instructions."""
     first_row: Indices
@@ -56,8 +57,8 @@ class FrameTable:
             episodes.append(row.episode)
         numbers, starts, lengths = np.unique(np.array(episodes), return_index=True, return_counts=True)
         table = cls(
-            state=np.stack(states).astype(np.float32),
-            action=np.stack(actions).astype(np.float32),
+            state=compact(np.stack(states)),
+            action=compact(np.stack(actions)),
             instruction=np.array(instructions, np.int64),
             first_row=starts.astype(np.int64),
             length=lengths.astype(np.int64),
@@ -93,6 +94,14 @@ class FrameTable:
         data: bytes = save({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
         return data
 
+    def stored_as(self, checksum: str) -> FrameTable:
+        """Return the table whose file has this checksum: this one, or the same numbers rounded to float32.
+
+        Caches made before tables had float64 hold rounded numbers. If neither table has the checksum, return this one.
+        """
+        rounded = dataclasses.replace(self, state=self.state.astype(np.float32), action=self.action.astype(np.float32))
+        return rounded if checksum_of(rounded.to_bytes()) == checksum else self
+
     def frames(self, episodes: Iterable[int], stride: int) -> tuple[Indices, Indices, Indices]:
         """Return every `stride`-th frame of these episodes: rows of the table, episodes, and frames, (M,) each."""
         parts = [
@@ -107,7 +116,7 @@ class FrameTable:
         actions = self.actions_of(episode)
         return action_chunk(actions, frame, horizon)
 
-    def actions_of(self, episode: int) -> Float32Array:
+    def actions_of(self, episode: int) -> FloatArray:
         """Return all actions of an episode, (L, A), in robot units.
 
         Raises:
@@ -115,7 +124,7 @@ class FrameTable:
         """
         return self.action[self._span(episode)]
 
-    def states_of(self, episode: int) -> Float32Array:
+    def states_of(self, episode: int) -> FloatArray:
         """Return all states of an episode, (L, S), in robot units.
 
         Raises:

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from imagewam_cli.data.types import Float32Array
+from imagewam_cli.data.types import FloatArray
 from imagewam_cli.kvcache.format.frame_table import FrameTable, Indices
 from imagewam_cli.kvcache.reading.reader import RowIndex
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowBatch:
-    """state (B, S) and actions (B, T, A) float32; is_pad bool (B, T), True after the episode's end; row (B,) int64."""
+    """state (B, S) and actions (B, T, A) as recorded; is_pad bool (B, T), True after the episode's end;
+    row (B,) int64."""
 
-    state: Float32Array
-    actions: Float32Array
+    state: FloatArray
+    actions: FloatArray
     is_pad: npt.NDArray[np.bool_]
     row: Indices
     """Rows of the dataset."""

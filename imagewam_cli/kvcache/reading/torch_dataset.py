@@ -54,8 +54,8 @@ class PrefixDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, rows: Indices) -> dict[str, Tensor]:
         """Return K and V of these rows as stored, for `decode`, and
 
-        state (B, S), actions (B, horizon, A) float32 in robot units; is_pad bool (B, horizon), True after the episode's
-        end; row int64 (B,), the dataset's.
+        state (B, S), actions (B, horizon, A) in robot units, float32, or float64 if the dataset records numbers that
+        float32 rounds; is_pad bool (B, horizon), True after the episode's end; row int64 (B,), the dataset's.
 
         Raises:
             CacheError: rows are damaged; the message names them.

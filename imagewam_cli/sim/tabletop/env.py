@@ -7,7 +7,7 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 
-from imagewam_cli.data.types import Float32Array, Observation, UInt8Image
+from imagewam_cli.data.types import Float32Array, FloatArray, Observation, UInt8Image
 from imagewam_cli.errors import SimulationError, UnknownNameError
 from imagewam_cli.sim.environment import Environment, StepResult
 from imagewam_cli.sim.tabletop.demonstrator import demonstrator_action
@@ -60,7 +60,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], Float32Array]):
         self._motors = np.random.default_rng([SPLITS.index(split), number, 1])
         return self._observation(), self._info()
 
-    def step(self, action: Float32Array) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: FloatArray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         world = self._world()
         action = np.asarray(action, dtype=np.float32)
         if action.shape != (3,) or not np.isfinite(action).all():
@@ -112,7 +112,7 @@ class TabletopEnvironment(Environment):
         values, self._info = self.env.reset(seed=seed, options={"split": split})
         return self._observation(values)
 
-    def step(self, action: Float32Array) -> StepResult:
+    def step(self, action: FloatArray) -> StepResult:
         values, _, success, truncated, self._info = self.env.step(action)
         return StepResult(observation=self._observation(values), success=success, finished=success or truncated)
 

@@ -230,6 +230,22 @@ def test_vectors_are_read_from_any_arrow_list_type(
     assert_rows_equal(list(LeRobotDataset(copy30).rows(images=False)), recordings)
 
 
+def test_float64_and_integer_columns_keep_every_digit(copy30: Path) -> None:
+    # A position in UTM coordinates: float32 has steps of half a meter there.
+    states = [[4_500_000.001 + 0.001 * i, 0.1, 16_777_217.0] for i in range(sum(LENGTHS))]
+    counts = [[16_777_217 + i, -i] for i in range(sum(LENGTHS))]
+
+    def edit(table: pa.Table) -> pa.Table:
+        table = table.drop(["observation.state", "action"])
+        table = table.append_column("observation.state", pa.array(states, pa.list_(pa.float64())))
+        return table.append_column("action", pa.array(counts, pa.list_(pa.int64())))
+
+    edit_table(copy30 / DATA, edit)
+    rows = list(LeRobotDataset(copy30).rows(images=False))
+    assert [row.state.tolist() for row in rows] == states
+    assert [row.action.tolist() for row in rows] == counts
+
+
 def test_a_vector_of_length_one_is_read_from_a_scalar_column(copy30: Path) -> None:
     edit_json(
         copy30 / "meta/info.json",

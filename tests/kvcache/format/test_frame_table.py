@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from imagewam_cli.data.types import FloatArray, Row
 from imagewam_cli.errors import CacheError
+from imagewam_cli.files import checksum_of
 from imagewam_cli.kvcache.format.frame_table import FrameTable
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from tests.support.arithmetic_cache import LENGTHS
@@ -47,3 +51,28 @@ def test_states_are_those_of_the_episode(table: FrameTable, dataset: MemoryDatas
 def test_an_unknown_episode_is_named(table: FrameTable) -> None:
     with pytest.raises(CacheError, match="no episode 5"):
         table.chunk(5, 0, 4)
+
+
+def rows_with(dataset: MemoryDataset, state: FloatArray) -> Iterator[Row]:
+    for i, row in enumerate(dataset.rows(images=False)):
+        yield dataclasses.replace(row, state=state[i], action=row.action.astype(np.float64))
+
+
+def test_float64_is_kept_only_where_float32_would_change_a_number(dataset: MemoryDataset, tmp_path: Path) -> None:
+    millimeters = 4_500_000.0 + 0.001 * np.arange(2 * sum(LENGTHS)).reshape(-1, 2)
+    table, _ = FrameTable.from_rows(rows_with(dataset, millimeters))
+    (tmp_path / "table").write_bytes(table.to_bytes())
+    read = FrameTable.load(tmp_path / "table", checksum_of(table.to_bytes()))
+    np.testing.assert_array_equal(read.state, millimeters)
+    # These actions were float32 before they became float64, so the file has the bytes that it always had.
+    plain, _ = FrameTable.from_rows(dataset.rows(images=False))
+    assert read.action.dtype == np.float32
+    np.testing.assert_array_equal(read.action, plain.action)
+
+
+def test_a_table_that_was_stored_rounded_is_recognized_by_its_checksum(dataset: MemoryDataset) -> None:
+    table, _ = FrameTable.from_rows(rows_with(dataset, np.full((sum(LENGTHS), 2), 0.1)))
+    rounded = dataclasses.replace(table, state=table.state.astype(np.float32))
+    assert table.stored_as(checksum_of(rounded.to_bytes())).state.dtype == np.float32
+    assert table.stored_as(checksum_of(table.to_bytes())) is table
+    assert table.stored_as("") is table
