@@ -181,8 +181,8 @@ def _instructions(rows: Any, key: str, where: str) -> npt.NDArray[np.int64] | li
     return numbers
 
 
-def _concatenated(rows: Any, features: Sequence[Feature], where: str) -> Float32Array:
-    """Return the values of several features side by side, float32 (L, D)."""
+def _concatenated(rows: Any, features: Sequence[Feature], where: str) -> FloatArray:
+    """Return the values of several features side by side, (L, D)."""
     if not features:
         return np.zeros((rows.num_rows, 0), np.float32)
     parts = [_vectors(rows, feature, where) for feature in features]
