@@ -54,7 +54,7 @@ from imagewam_cli.editors.text import (
 )
 from imagewam_cli.editors.tokens import concatenate, split, valid_mask
 from imagewam_cli.errors import EditorError, PluginError, UsageError
-from imagewam_cli.prefix.capture import record
+from imagewam_cli.prefix.capture import exclusive, record
 from imagewam_cli.prefix.kv import LayerKV, PrefixKV
 from imagewam_cli.prefix.pooling import pooled, pooled_layer, pooled_segment
 from imagewam_cli.prefix.spec import (
@@ -329,7 +329,8 @@ class DiffusersEditor(Editor):
     def _encode(
         self, images: Sequence[Mapping[str, UInt8Image]], instructions: Sequence[str], token: TextToken | None
     ) -> PrefixKV:
-        with torch.no_grad():
+        # one thread at a time: tokenizers, the cache of text states and offloaded weights change while they are used
+        with exclusive(self.denoiser), torch.no_grad():
             seen = [self._picture(row) for row in images]
             pictures = torch.stack([self._pixels(picture) for picture in seen])
             text = self._texts.batch(instructions, seen if self.reads_picture else None)

@@ -10,12 +10,18 @@ any torch functions inside named modules, such as the weights of an attention th
 
 Other attention backends bypass the intercepted call, so a layer without a call is an error. Models with compiled blocks
 can be recorded too: the recorder breaks their graphs.
+
+Several threads may use one model. Captures of one model run one after the other (`exclusive`), and a capture ignores
+the forward passes of other threads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +41,20 @@ SOFTMAX: tuple[Callable[..., Any], ...] = (torch.softmax, F.softmax, torch.Tenso
 """The functions that compute a softmax in torch."""
 
 
+_locks: weakref.WeakKeyDictionary[nn.Module, contextlib.AbstractContextManager[bool]] = weakref.WeakKeyDictionary()
+"""Model -> its lock. Not an attribute of the model, so that models can still be copied and pickled."""
+_locks_guard = threading.Lock()
+
+
+def _new_locks() -> None:
+    """Forget all locks: in a forked process, the threads that hold them do not exist."""
+    global _locks, _locks_guard
+    _locks, _locks_guard = weakref.WeakKeyDictionary(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_locks)
+
+
 @dataclass
 class Recording:
     """Result of `record`: module name -> keys and values, in call order."""
@@ -44,6 +64,15 @@ class Recording:
 
 class _Finished(Exception):  # noqa: N818 - not an error: used to leave a forward pass after the last requested layer
     pass
+
+
+@contextlib.contextmanager
+def exclusive(model: nn.Module) -> Iterator[None]:
+    """Wait until no other thread is in such a block for the same model. A thread may nest blocks."""
+    with _locks_guard:
+        lock = _locks.setdefault(model, threading.RLock())
+    with lock:
+        yield
 
 
 @contextlib.contextmanager
@@ -154,13 +183,15 @@ class _AttentionCall:
 
 
 class _CallInterceptor(TorchFunctionMode):
-    """Passes calls of `functions` inside named modules to `handle`.
+    """Passes calls of `functions` inside named modules to `handle`, if they are made in the thread that created it.
 
-    The mode is active only while a named module runs, because every torch call inside a mode costs microseconds.
+    The mode is active only while a named module runs, because every torch call inside a mode costs microseconds. Modes
+    belong to a thread, but hooks belong to a module: those of other threads do nothing.
     """
 
     def __init__(self, functions: Sequence[Any], handle: Any) -> None:
         super().__init__()
+        self.thread = threading.get_ident()
         self.functions = tuple(functions)
         self.stack: list[str] = []
         """Names of the running modules, the innermost last."""
@@ -181,11 +212,15 @@ class _CallInterceptor(TorchFunctionMode):
         return self.handle(self.stack[-1], func, args, kwargs or {})
 
     def _enter(self, name: str, _module: nn.Module, _arguments: Any) -> None:
+        if threading.get_ident() != self.thread:
+            return
         if not self.stack:
             self.__enter__()  # type: ignore[no-untyped-call]
         self.stack.append(name)
 
     def _leave(self, _module: nn.Module, _arguments: Any, _output: Any) -> None:
+        if threading.get_ident() != self.thread:
+            return
         self.stack.pop()
         if not self.stack:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
@@ -213,18 +248,19 @@ def _intercept_calls(model: nn.Module, names: Sequence[str], functions: Sequence
     missing = [name for name, module in modules.items() if module is None]
     if missing:
         raise CaptureError(f"the model has no module {_abbreviate(missing)}", "correct the names in `attention_layers`")
-    mode, handles = _CallInterceptor(functions, handle), []
-    for name, module in modules.items():
-        assert module is not None
-        handles.append(module.register_forward_pre_hook(functools.partial(mode.enter, name)))
-        # always_call: also when `_Finished` leaves the forward pass early, or the name would stay on the stack
-        handles.append(module.register_forward_hook(mode.leave, always_call=True))
-    try:
-        yield
-    finally:
-        for hook in handles:
-            hook.remove()
-        mode.forget()
+    with exclusive(model):
+        mode, handles = _CallInterceptor(functions, handle), []
+        for name, module in modules.items():
+            assert module is not None
+            handles.append(module.register_forward_pre_hook(functools.partial(mode.enter, name)))
+            # always_call: also when `_Finished` leaves the forward pass early, or the name would stay on the stack
+            handles.append(module.register_forward_hook(mode.leave, always_call=True))
+        try:
+            yield
+        finally:
+            for hook in handles:
+                hook.remove()
+            mode.forget()
 
 
 def _module(model: nn.Module, name: str) -> nn.Module | None:

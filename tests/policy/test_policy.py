@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,13 @@ class TestActing:
         first = policy.chunks([observation])
         torch.manual_seed(1)
         np.testing.assert_array_equal(policy.chunks([observation]), first)
+
+    def test_threads_get_the_numbers_of_serial_calls(self, policy: Policy, observations: list[Observation]) -> None:
+        expected = [policy.chunks([o]) for o in observations]
+        with ThreadPoolExecutor(3) as pool:
+            for _ in range(3):
+                for got, wanted in zip(pool.map(lambda o: policy.chunks([o]), observations), expected, strict=True):
+                    np.testing.assert_array_equal(got, wanted)
 
     def test_a_chunk_has_the_declared_shape(self, policy: Policy, observations: list[Observation]) -> None:
         chunks = policy.chunks(observations)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import os
+import pickle
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +17,7 @@ from diffusers import Flux2Transformer2DModel
 from torch import Tensor, nn
 
 from imagewam_cli.errors import CaptureError
-from imagewam_cli.prefix.capture import attention_layers, record, replay
+from imagewam_cli.prefix.capture import attention_layers, exclusive, record, replay
 
 NAMES = ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn", "single_transformer_blocks.1.attn"]
 TEXT, IMAGE = 5, 6
@@ -241,3 +246,77 @@ def test_a_dropped_recording_is_freed_at_once(transformer: Flux2Transformer2DMod
         assert not any(tensor() is not None for tensor in recorded())
     finally:
         gc.enable()
+
+
+def test_threads_record_one_model_as_one_thread_does(transformer: Flux2Transformer2DModel) -> None:
+    def recorded(seed: int) -> Tensor:
+        with torch.no_grad(), record(transformer, NAMES, stop_after_last=True) as recording:
+            transformer(**inputs(seed=seed))
+        return torch.cat([recording.layers[name].k for name in NAMES], dim=1)
+
+    expected = [recorded(seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for got, wanted in zip(pool.map(recorded, range(8)), expected, strict=True):
+            assert torch.equal(got, wanted)
+
+
+def test_a_forward_pass_of_another_thread_is_not_recorded(transformer: Flux2Transformer2DModel) -> None:
+    with torch.no_grad(), ThreadPoolExecutor(1) as pool:
+        with record(transformer, NAMES) as alone:
+            expected = transformer(**inputs(), return_dict=False)[0]
+
+        def elsewhere() -> Tensor:
+            with torch.no_grad():
+                out: Tensor = transformer(**inputs(), return_dict=False)[0]
+            return out
+
+        with record(transformer, NAMES) as recording:
+            assert torch.equal(pool.submit(elsewhere).result(), expected)
+            transformer(**inputs(seed=5))
+    assert set(recording.layers) == set(NAMES)
+    assert not torch.equal(recording.layers[NAMES[0]].k, alone.layers[NAMES[0]].k)
+
+
+def test_one_model_is_exclusive_and_two_models_are_not() -> None:
+    one, two = nn.Linear(1, 1), nn.Linear(1, 1)
+    entered: list[str] = []
+
+    def enter(model: nn.Module, name: str) -> None:
+        with exclusive(model):
+            entered.append(name)
+
+    with exclusive(one), exclusive(one):
+        threads = [threading.Thread(target=enter, args=item) for item in ((one, "same"), (two, "other"))]
+        for thread in threads:
+            thread.start()
+        threads[1].join(60)
+        assert entered == ["other"]
+    threads[0].join(60)
+    assert entered == ["other", "same"]
+
+
+def test_a_model_can_still_be_copied_and_pickled() -> None:
+    model = nn.Linear(1, 1)
+    with exclusive(model):
+        copy.deepcopy(model)
+        pickle.loads(pickle.dumps(model))
+
+
+def test_a_forked_process_does_not_wait_for_threads_that_it_lacks() -> None:
+    model, held, done = nn.Linear(1, 1), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with exclusive(model):
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(60)
+    child = os.fork()
+    if child == 0:
+        with exclusive(model):
+            os._exit(7)
+    done.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
