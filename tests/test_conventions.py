@@ -28,3 +28,11 @@ def test_every_first_party_plugin_is_packaged_and_kept_out_of_the_core() -> None
     assert wheel == {"imagewam_cli", *folders}
     assert set(layers["importlinter"]["root_packages"].split()) == {"imagewam_cli", *folders}
     assert set(layers["importlinter:contract:core"]["forbidden_modules"].split()) == folders
+
+
+def test_no_conflict_of_a_merge_is_left() -> None:
+    marks = re.compile(r"^(?:<{7}|>{7})( |$)", re.MULTILINE)
+    folders = ("docs", "imagewam_cli", "plugins", "examples", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.*") if path.suffix in (".md", ".py")]
+    files += ROOT.glob("*.md")
+    assert [str(path.relative_to(ROOT)) for path in files if marks.search(path.read_text(encoding="utf-8"))] == []

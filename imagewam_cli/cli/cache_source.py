@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from imagewam_cli.editors.contract import Editor
     from imagewam_cli.editors.loading.hardware import Hardware
     from imagewam_cli.kvcache.format.manifest import Manifest
+    from imagewam_cli.kvcache.storage.contract import Storage
 
 
 def open_cache_source(
-    manifest: Manifest, dataset: Path | None, weights: Path | None, hardware: Hardware
+    storage: Storage, manifest: Manifest, dataset: Path | None, weights: Path | None, hardware: Hardware
 ) -> tuple[Dataset, Editor]:
     """Return the dataset and the editor of a cache.
 
@@ -55,5 +56,5 @@ def open_cache_source(
         weights=weights,
         hardware=hardware,
     )
-    require_provenance(manifest, source, editor)
+    require_provenance(storage, manifest, source, editor)
     return source, editor

@@ -91,7 +91,7 @@ def report_command(
     reader = CacheReader(chosen_cache(cache))
     hardware = chosen_hardware(device, offload, False)
     policy = None if run is None else Policy.load(existing_policy("--run", run), hardware=hardware, weights=weights)
-    recorded, editor = open_cache_source(reader.manifest, dataset, weights, hardware)
+    recorded, editor = open_cache_source(reader.storage, reader.manifest, dataset, weights, hardware)
     with output.progress(rows, "row") as bar:
         result = evaluate_fidelity(reader, recorded, editor, rows=rows, policy=policy, on_rows=bar.update)
     if plot is not None:

@@ -97,6 +97,7 @@ def open_producer(
     """
     import torch
 
+    from imagewam_cli.data.dataset_files import DatasetFiles
     from imagewam_cli.kvcache.building.shard_builder import ShardBuilder
     from imagewam_cli.kvcache.building.workers.pool import WorkerPool
     from imagewam_cli.registry import Registry
@@ -110,7 +111,14 @@ def open_producer(
     with _silent_stdout() if options.engine is EngineName.ray else nullcontext():
         workers = _workers(options, job)
         output.say(f"loading the editor in {workers.count} workers")
-        with WorkerPool(workers, out=out, identity=chosen.dataset.info.identity, on_news=output.say) as pool:
+        files = DatasetFiles.of(chosen.dataset, chosen.settings.cameras)
+        with WorkerPool(
+            workers,
+            out=out,
+            identity=chosen.dataset.info.identity,
+            content=None if files is None else files.digest,
+            on_news=output.say,
+        ) as pool:
             yield pool
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagewam_cli.data.dataset_files import files_of
 from imagewam_cli.data.types import Dataset, DatasetInfo, EpisodeInfo, Row
 from imagewam_cli.errors import DatasetError, UsageError
 
@@ -133,6 +134,10 @@ class SelectedDataset:
                 )
         rows = self._dataset.rows(episodes=wanted, stride=stride, images=images)
         return (dataclasses.replace(row, row=self._first_rows[row.episode] + row.frame) for row in rows)
+
+    def files(self, *, cameras: Sequence[str], episodes: Sequence[int] | None = None) -> Sequence[str] | None:
+        """Return the files of the chosen episodes (`dataset_files.ListsFiles`); None if the format lists none."""
+        return files_of(self._dataset, cameras, sorted(self._first_rows if episodes is None else episodes))
 
 
 def renumbered(episodes: Sequence[EpisodeInfo]) -> tuple[EpisodeInfo, ...]:

@@ -1,6 +1,7 @@
 """One training run in one folder.
 
     config.yaml          the resolved recipe         run.json       dataset, fingerprint, cache if there is one
+    dataset_files.json   the dataset's files, by size and ends
     metrics.jsonl        one line per log step       result.json    the final validation
     checkpoints/         the last two                policy/        the averaged weights as a policy bundle
 
@@ -23,15 +24,16 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.config import dump_json, dump_yaml, load_yaml, to_dict
+from imagewam_cli.data.dataset_files import DatasetFiles, changes_text
 from imagewam_cli.data.samples import SAMPLES
-from imagewam_cli.errors import NonFiniteLossError, RunError, UsageError
+from imagewam_cli.errors import NonFiniteLossError, RunError, UsageError, warn
 from imagewam_cli.expert.checkpoint import save_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.initialization import initialize
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig, parameter_count
 from imagewam_cli.files import write_atomically
-from imagewam_cli.kvcache.format.manifest import settings_of
-from imagewam_cli.kvcache.format.provenance import Difference, Provenance
+from imagewam_cli.kvcache.format.manifest import DATASET_FILES, settings_of
+from imagewam_cli.kvcache.format.provenance import CONTENT, Difference, Provenance
 from imagewam_cli.policy.bundle import BundleParts, EditorReference, PolicyConfig, write_bundle
 from imagewam_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from imagewam_cli.training.data import Batch, ExpertData, TimedBatches
@@ -44,6 +46,7 @@ from imagewam_cli.workspace import RUN_MARKER
 
 _STEP_SEEDS = 1_000_003
 """Distance between the noise seeds of consecutive run seeds, so that runs of fewer steps never share noise."""
+_OTHER_RUN = "choose another folder with --out, or start over with --fresh"
 _COMPARED = ("rows", "precision", "shards")
 """Keys of run.json to compare, besides the provenance of the prefixes. Variants follow from rows, dataset
 and stride; where the data was stored does not matter."""
@@ -221,12 +224,14 @@ class Trainer:
         if self.recipe.shuffle == "shards":  # the order then depends on how the cache is split into shards
             identity["shards"] = hashlib.sha256(str(self.source.shard_rows).encode()).hexdigest()[:16]
         if (folder / RUN_MARKER).exists():
-            _require_same_prefixes(folder, identity)
+            _require_same_prefixes(folder, identity, self.source)
         elif folder.exists() and any(path.name != f"{RUN_MARKER}.partial" for path in folder.iterdir()):
             raise UsageError(f"{folder} holds something that is not a run", "choose an empty folder with --out")
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / RUN_MARKER, dump_json(identity).encode())
+            if (files := self.source.dataset_files()) is not None:
+                write_atomically(folder / DATASET_FILES, files.to_bytes())
         if (folder / "config.yaml").exists() or (folder / "checkpoints").exists():
             _require_same_recipe(folder, self.recipe)
         else:
@@ -281,6 +286,7 @@ def _identity(info: SourceInfo) -> dict[str, object]:
         "fingerprint": info.digest,
         "editor": info.fingerprint.get("editor"),
         "dataset": info.dataset.identity[:16],
+        "content": None if info.dataset.content is None else info.dataset.content[:16],
         "table": info.table_checksum[:16],
         "codec": info.codec,
         "stride": info.dataset.stride,
@@ -293,6 +299,7 @@ def _provenance(identity: Mapping[str, Any]) -> Provenance:
     """Return the provenance of the prefixes that `run.json` describes."""
     return Provenance(
         dataset=str(identity["dataset"]),
+        content=identity.get("content"),
         stride=int(identity["stride"]),
         codec=str(identity["codec"]),
         editor=str(identity["editor"]),
@@ -301,22 +308,38 @@ def _provenance(identity: Mapping[str, Any]) -> Provenance:
     )
 
 
-def _require_same_prefixes(folder: Path, identity: dict[str, object]) -> None:
+def _require_same_prefixes(folder: Path, identity: dict[str, object], source: PrefixSource) -> None:
     """Check that the run in `folder` was started with the same prefixes and precision. The cache or dataset may have
     moved."""
     try:
-        there = json.loads((folder / RUN_MARKER).read_text())
+        there = json.loads((folder / RUN_MARKER).read_text(encoding="utf-8"))
         before = _provenance(there)
     except KeyError as error:
         raise RunError(f"{folder / RUN_MARKER} lacks the key {error}", "start over with --fresh") from None
     except (ValueError, TypeError) as error:
         raise RunError(f"{folder / RUN_MARKER} is damaged: {error}", "start over with --fresh") from None
     own = (Difference(key, there.get(key), identity[key]) for key in _COMPARED if key in identity)
-    for found in (*before.differences(_provenance(identity)), *(d for d in own if d.there != d.here)):
-        raise RunError(
-            f"{folder} holds a run that differs in its {found.what}: {found.there}, but this run has {found.here}",
-            "choose another folder with --out, or start over with --fresh",
+    here = _provenance(identity)
+    for found in (*before.differences(here), *(d for d in own if d.there != d.here)):
+        if found.what == CONTENT:
+            what = f"was trained on other files of the dataset: {_changed_files(folder, source)}"
+        else:
+            what = f"differs in its {found.what}: {found.there}, but this run has {found.here}"
+        raise RunError(f"{folder} holds a run that {what}", _OTHER_RUN)
+    if unrecorded := before.unrecorded(here):
+        warn(
+            f"{folder} was begun by an older imagewam, which did not record the {' and the '.join(unrecorded)}: "
+            "they are not compared; a run in another folder records them"
         )
+
+
+def _changed_files(folder: Path, source: PrefixSource) -> str:
+    """Name the files of the dataset that differ from those of the run in `folder`."""
+    try:
+        there = DatasetFiles.from_bytes((folder / DATASET_FILES).read_bytes())
+    except (OSError, ValueError):
+        there = None
+    return changes_text(there, source.dataset_files())
 
 
 def _require_same_recipe(folder: Path, recipe: TrainRecipe) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from imagewam_cli.data.dataset_files import DatasetFiles
 from imagewam_cli.data.pictures import PictureFile, picture_bytes
 from imagewam_cli.data.types import Dataset, UInt8Image
 from imagewam_cli.editors.contract import Editor
@@ -52,13 +53,14 @@ class OnlinePrefixes:
         self._stride, self._batch, self._watch = stride, batch, watch
         self.table, self._instructions = FrameTable.from_rows(dataset.rows(images=False))
         self.index = row_index(self.table, [e.index for e in dataset.episodes()], stride)
+        self._files = DatasetFiles.of(dataset, editor.spec.cameras)
         self.info = SourceInfo(
             kind="online",
             location=str(dataset.info.root.resolve()),
             fingerprint=editor.fingerprint(),
             spec=editor.spec,
             codec="none",
-            dataset=dataset_entry(dataset, editor.spec.cameras, stride),
+            dataset=dataset_entry(dataset, editor.spec.cameras, stride, files=self._files),
             table_checksum=checksum_of(self.table.to_bytes()),
             rows=len(self.index.row),
         )
@@ -69,6 +71,9 @@ class OnlinePrefixes:
     @property
     def shard_rows(self) -> tuple[int, ...]:
         return (self.info.rows,)
+
+    def dataset_files(self) -> DatasetFiles | None:
+        return self._files
 
     def samples(self) -> bytes | None:
         return samples_bytes(self.dataset, self._stride)

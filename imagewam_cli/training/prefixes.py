@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from imagewam_cli.data.dataset_files import DatasetFiles
 from imagewam_cli.kvcache.format.frame_table import FrameTable, Indices
 from imagewam_cli.kvcache.format.manifest import TABLE, DatasetEntry
 from imagewam_cli.kvcache.format.provenance import fingerprint_digest
 from imagewam_cli.kvcache.format.shard import LoadMethod
 from imagewam_cli.kvcache.reading.reader import CacheReader, RowIndex
+from imagewam_cli.kvcache.storage.dataset_record import recorded_files
 from imagewam_cli.kvcache.storage.location import Location
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.prefix.spec import KVSpec
@@ -62,6 +64,10 @@ class PrefixSource(Protocol):
     @property
     def shard_rows(self) -> tuple[int, ...]:
         """Number of rows in each shard, in row order. A source without shards has one entry."""
+        ...
+
+    def dataset_files(self) -> DatasetFiles | None:
+        """Return the files of the dataset that the prefixes were computed from; None if unknown."""
         ...
 
     def samples(self) -> bytes | None:
@@ -117,6 +123,9 @@ class CachedPrefixes:
     @property
     def shard_rows(self) -> tuple[int, ...]:
         return self.reader.shard_rows
+
+    def dataset_files(self) -> DatasetFiles | None:
+        return recorded_files(self.reader.storage, self.reader.manifest)
 
     def samples(self) -> bytes | None:
         return self.reader.samples()

@@ -193,6 +193,7 @@ class TestContinuation:
             "fingerprint": origin.digest,
             "editor": "arithmetic",
             "dataset": origin.dataset.identity[:16],
+            "content": None,
             "table": origin.table_checksum[:16],
             "codec": "none",
             "variants": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,21 @@ import numpy as np
 from PIL import Image
 
 from imagewam_cli.data.lerobot.metadata import Episode
-from imagewam_cli.data.lerobot.tables import episode_runs
+from imagewam_cli.data.lerobot.tables import episode_runs, picture_paths
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.errors import DatasetError
 
 _BATCH_ROWS = 16
 """Number of encoded images in memory per camera."""
+
+
+def picture_files(key: str, root: Path, episodes: Sequence[Episode]) -> list[Path]:
+    """Return the picture files of an image column, which exist if the pictures are not inside the data files."""
+    found: dict[Path, None] = {}
+    for data_file, group in itertools.groupby(episodes, key=lambda episode: episode.data_file):
+        for name in picture_paths(data_file, list(group), key):
+            found[root / name] = None
+    return [path for path in found if path.is_file()]
 
 
 class ImageCamera:

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from imagewam_cli.data.episodes import ALL_EPISODES, EpisodeSelection, renumbered, selected_info
-from imagewam_cli.data.lerobot.images import ImageCamera
+from imagewam_cli.data.lerobot.images import ImageCamera, picture_files
 from imagewam_cli.data.lerobot.info import Feature
 from imagewam_cli.data.lerobot.keys import USUAL_KEYS, select_features
 from imagewam_cli.data.lerobot.metadata import Episode, load_metadata
@@ -104,6 +104,25 @@ class LeRobotDataset:
         cameras = self._selection.cameras if images else {}
         _require_files(wanted, cameras.values())
         return self._stream(wanted, stride, cameras)
+
+    def files(self, *, cameras: Sequence[str], episodes: Sequence[int] | None = None) -> Sequence[str]:
+        """Return the files that hold rows, or pictures of these cameras, of the given episodes (default: all).
+
+        Paths are relative to the dataset's folder, with forward slashes. A file that also holds other episodes counts.
+
+        Raises:
+            DatasetError: an episode does not exist, or a file is missing.
+        """
+        wanted, features = self._wanted(episodes), [self._selection.cameras[name] for name in cameras]
+        _require_files(wanted, features)
+        videos = [feature.key for feature in features if feature.is_video]
+        paths = [p for e in wanted for p in (e.data_file, *(e.videos[key].path for key in videos))]
+        root = self._info.root
+        pictures = [path for f in features if not f.is_video for path in picture_files(f.key, root, wanted)]
+        return [
+            path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+            for path in dict.fromkeys([*paths, *pictures])
+        ]
 
     def _wanted(self, episodes: Sequence[int] | None) -> Sequence[Episode]:
         if episodes is None:

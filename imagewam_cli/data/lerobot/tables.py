@@ -121,6 +121,30 @@ def episode_runs(
             yield int(index[start]), batch.slice(start, stop - start)
 
 
+def picture_paths(path: Path, episodes: Sequence[Episode], key: str) -> Iterator[str]:
+    """Yield the paths of picture files that the image column `key` names for the rows of `episodes`.
+
+    Reads no picture. A row group whose pictures are all inside the file, as its statistics say, is skipped.
+
+    Raises:
+        DatasetError: the file is missing or truncated.
+    """
+    with _reading(path, episodes):
+        file = pq.ParquetFile(path, pre_buffer=False)
+        wanted = sorted(episode.index for episode in episodes)
+        groups = [
+            i
+            for i in range(file.metadata.num_row_groups)
+            if _may_hold(file.metadata.row_group(i), wanted) and _may_lack(file.metadata.row_group(i), f"{key}.bytes")
+        ]
+        table = file.read_row_groups(groups, columns=["episode_index", f"{key}.path"])
+        if key not in table.column_names or not pa.types.is_struct(table.schema.field(key).type):
+            return
+        rows = table.filter(pc.is_in(table.column("episode_index"), pa.array(wanted)))
+        paths = pc.struct_field(rows.column(key), "path")
+    yield from (str(found) for found in pc.unique(paths).to_pylist() if found)
+
+
 @contextmanager
 def _reading(path: Path, episodes: Sequence[Episode]) -> Iterator[None]:
     """Turn pyarrow's errors into a `DatasetError` that names the file and its episodes."""
@@ -146,6 +170,16 @@ def _may_hold(group: Any, wanted: Sequence[int]) -> bool:
             if statistics is None or not statistics.has_min_max:
                 return True
             return bisect_left(wanted, statistics.min) < bisect_right(wanted, statistics.max)
+    return True
+
+
+def _may_lack(group: Any, leaf: str) -> bool:
+    """Return whether a row group may have rows without a value in the column `leaf`; without statistics, any may."""
+    for i in range(group.num_columns):
+        column = group.column(i)
+        if column.path_in_schema == leaf:
+            statistics = column.statistics
+            return statistics is None or not statistics.has_null_count or statistics.null_count > 0
     return True
 
 

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from imagewam_cli.data.augmentation import NO_AUGMENTATION, Augmentation
+from imagewam_cli.data.dataset_files import DatasetFiles, named_changes
 from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editors.contract import Editor
-from imagewam_cli.errors import CacheError, UsageError
+from imagewam_cli.errors import CacheError, UsageError, warn
 from imagewam_cli.files import checksum_of
+from imagewam_cli.kvcache.building.dataset_checksums import checksums_name, dataset_checksums
 from imagewam_cli.kvcache.building.encoding import samples_bytes
 from imagewam_cli.kvcache.building.shard_builder import ShardBuilder, ShardProducer
 from imagewam_cli.kvcache.building.shard_plan import (
@@ -27,6 +29,7 @@ from imagewam_cli.kvcache.codecs.prefix import stored_parts
 from imagewam_cli.kvcache.format.frame_table import FrameTable
 from imagewam_cli.kvcache.format.manifest import (
     CODEC,
+    DATASET_FILES,
     INSTRUCTIONS,
     MANIFEST,
     TABLE,
@@ -37,8 +40,9 @@ from imagewam_cli.kvcache.format.manifest import (
     ShardEntry,
     part_manifests,
 )
-from imagewam_cli.kvcache.format.provenance import ALL, Provenance
+from imagewam_cli.kvcache.format.provenance import ALL, CONTENT, Provenance
 from imagewam_cli.kvcache.storage.contract import Storage
+from imagewam_cli.kvcache.storage.dataset_record import changed_files
 from imagewam_cli.kvcache.storage.location import Location
 from imagewam_cli.kvcache.storage.lock import FILES_LOCK, LOCK, part_lock
 from imagewam_cli.kvcache.storage.manifests import (
@@ -113,16 +117,26 @@ def require_resumable(
     _require_cache_folder(storage)
     there = stored_manifest(storage)
     if there is not None:
+        files = _files_of(dataset, there)
         here = Provenance(
             dataset=dataset.info.identity,
             selected=dataset.info.selected or ALL,
+            content=None if files is None else files.digest,
             stride=settings.stride,
             augmentation=settings.augmentation,
             codec=codec.name,
             editor=editor,
         )
-        _require_same_provenance(storage.address, there.provenance, here)
+        _require_same_provenance(storage, there, here, files)
     return there
+
+
+def _files_of(dataset: Dataset, manifest: Manifest) -> DatasetFiles | None:
+    """Return the files of a dataset, to compare with those of a cache; None if they cannot be compared."""
+    cameras = manifest.dataset.keys.cameras
+    if manifest.dataset.content is None or not dataset.info.cameras.keys() >= set(cameras):
+        return None
+    return DatasetFiles.of(dataset, cameras)
 
 
 class _Build:
@@ -146,6 +160,8 @@ class _Build:
         """The manifest that this build writes."""
         self.kept: dict[str, ShardEntry] = {}
         """Finished shards, by file name."""
+        self.files: DatasetFiles | None = None
+        """The files of the dataset when the build began; None if they are not recorded."""
 
     def run(
         self,
@@ -175,6 +191,7 @@ class _Build:
         for entry in self.manifest.shards:
             on_rows(entry.rows)
         self.producer.make(missing, self.manifest.instructions, on_finished=self._add_entry, on_rows=on_rows)
+        self._record_checksums()
         put_manifest(self.storage, self.manifest, self.name)
         return self.manifest
 
@@ -190,25 +207,40 @@ class _Build:
         table, instructions = FrameTable.from_rows(dataset.rows(images=False))
         if there is not None:
             table = table.stored_as(there.files.get(TABLE, ""))
+        files = DatasetFiles.of(dataset, spec.cameras)
+        entry = dataset_entry(dataset, spec.cameras, settings.stride, settings.augmentation, files=files)
         contents = {TABLE: table.to_bytes()}
-        kept = {} if there is None else {n: c for n, c in there.files.items() if n != TABLE and holds(storage, n, c)}
-        if self.plan.shards and SAMPLES not in kept:
-            contents[SAMPLES] = samples_bytes(dataset, settings.stride)
         fresh = Manifest(
             version=VERSION,
             fingerprint=self.producer.fingerprint(),
             spec=spec,
             codec=self.codec.name,
-            dataset=dataset_entry(dataset, spec.cameras, settings.stride, settings.augmentation),
+            dataset=entry,
             instructions=instructions,
-            files=dict(sorted((kept | {n: checksum_of(content) for n, content in contents.items()}).items())),
+            files={TABLE: checksum_of(contents[TABLE])},
             total_rows=self.plan.rows,
         )
+        kept: dict[str, str] = {}
         if there is not None:
-            _require_same_provenance(storage.address, there.provenance, fresh.provenance)
+            _require_same_provenance(storage, there, fresh.provenance, files)
             _require_same_shards(storage.address, there, self.plan)
+            kept = {n: c for n, c in there.files.items() if n != TABLE and holds(storage, n, c)}
             shards = tuple(entry for entry in there.shards if entry.file in self.assigned)
             fresh = dataclasses.replace(fresh, shards=shards, by_instruction=there.by_instruction)
+            if unrecorded := there.provenance.unrecorded(fresh.provenance):
+                warn(
+                    f"{storage.address} was begun by an older imagewam, which did not record the "
+                    f"{' and the '.join(unrecorded)}: they are not compared; a build into another folder records them"
+                )
+                # What the older one read is not known: today's files must not be recorded as those that it read.
+                fresh, files = dataclasses.replace(fresh, dataset=dataclasses.replace(entry, content=None)), None
+        if self.plan.shards and SAMPLES not in kept:
+            contents[SAMPLES] = samples_bytes(dataset, settings.stride)
+        if files is not None:
+            contents[DATASET_FILES] = files.to_bytes()
+        listed = kept | {name: checksum_of(content) for name, content in contents.items()}
+        fresh = dataclasses.replace(fresh, files=dict(sorted(listed.items())))
+        self.files = files
         if self.name not in storage.names():
             # Write the manifest first, so that an interrupted build is recognized as a cache from this point on.
             put_manifest(storage, fresh, self.name)
@@ -247,6 +279,29 @@ class _Build:
             on_damage(made.file)
             made = None
         self._store_manifest(dataclasses.replace(self.manifest, by_instruction=made or self._build_shard(INSTRUCTIONS)))
+
+    def _record_checksums(self) -> None:
+        """Record the SHA-256 of the dataset's files, which were just read, unless they are recorded.
+
+        Raises:
+            CacheError: a file was replaced during the build.
+        """
+        part, storage = self.settings.part, self.storage
+        if self.files is None:
+            return
+        content = dataset_checksums(storage, self.manifest, self.dataset, part, shard_layout(self.plan))
+        changed = self.files.changes_at(self.dataset.info.root, {})
+        if changed:
+            raise CacheError(
+                f"the dataset changed during the build: {named_changes(changed)}",
+                f"delete {storage.address} and build it again",
+            )
+        name, checksum = checksums_name(part), checksum_of(content)
+        if content and not holds(storage, name, checksum):
+            storage.write(name, content)
+        if content:
+            files = {**self.manifest.files, name: checksum}
+            self.manifest = dataclasses.replace(self.manifest, files=dict(sorted(files.items())))
 
     def _store_manifest(self, manifest: Manifest) -> None:
         """Replace the stored manifest if this one differs."""
@@ -300,9 +355,17 @@ def _lock_against_other_splits(storage: Storage, settings: BuildSettings) -> Ite
 
 
 def dataset_entry(
-    dataset: Dataset, cameras: Sequence[str], stride: int, augmentation: Augmentation = NO_AUGMENTATION
+    dataset: Dataset,
+    cameras: Sequence[str],
+    stride: int,
+    augmentation: Augmentation = NO_AUGMENTATION,
+    *,
+    files: DatasetFiles | None,
 ) -> DatasetEntry:
-    """Return the manifest's entry for every `stride`-th frame of a dataset. cameras: those that the editor sees."""
+    """Return the manifest's entry for every `stride`-th frame of a dataset.
+
+    cameras: those that the editor sees. files: the dataset's files; None if unknown.
+    """
     info = dataset.info
     return DatasetEntry(
         path=str(info.root.resolve()),
@@ -317,15 +380,19 @@ def dataset_entry(
         keys=dataclasses.replace(info.keys, cameras=tuple(cameras)),
         selected=info.selected,
         augmentation=augmentation,
+        content=None if files is None else files.digest,
     )
 
 
-def _require_same_provenance(out: str, there: Provenance, here: Provenance) -> None:
+def _require_same_provenance(storage: Storage, there: Manifest, here: Provenance, files: DatasetFiles | None) -> None:
     """Raise CacheError if the cache was built from something else, before rows of two caches are mixed."""
-    for found in there.differences(here):
+    for found in there.provenance.differences(here):
+        if found.what == CONTENT:
+            what = f"was built from other files of the dataset: {changed_files(storage, there, files)}"
+        else:
+            what = f"differs in its {found.what}: {found.there}, but this build has {found.here}"
         raise CacheError(
-            f"{out} holds a cache that differs in its {found.what}: {found.there}, but this build has {found.here}",
-            "choose another folder with --out, or delete this one",
+            f"{storage.address} holds a cache that {what}", "choose another folder with --out, or delete this one"
         )
 
 

@@ -11,19 +11,31 @@ import numpy as np
 from torch import Tensor
 
 from imagewam_cli.data.augmentation import augmented
+from imagewam_cli.data.dataset_files import DatasetFiles
 from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.errors import CacheError
 from imagewam_cli.files import checksum_of
+from imagewam_cli.kvcache.building.dataset_checksums import dataset_checksums
 from imagewam_cli.kvcache.building.encoding import batches, encode_rows, instruction_rows, samples_bytes
 from imagewam_cli.kvcache.codecs.fitting import fit_codec, stored_codec
 from imagewam_cli.kvcache.codecs.prefix import stored_parts
 from imagewam_cli.kvcache.format.frame_table import FrameTable
-from imagewam_cli.kvcache.format.manifest import CODEC, SHARDS, TABLE, Manifest, ShardEntry
-from imagewam_cli.kvcache.format.provenance import ALL, Provenance
+from imagewam_cli.kvcache.format.manifest import (
+    CODEC,
+    DATASET_FILES,
+    SHARDS,
+    TABLE,
+    Manifest,
+    ShardEntry,
+    is_dataset_checksums,
+    part_of_checksums,
+)
+from imagewam_cli.kvcache.format.provenance import ALL, CONTENT, Provenance
 from imagewam_cli.kvcache.format.shard import INDEX_KEYS, Shard, ShardWriter
 from imagewam_cli.kvcache.storage.contract import Storage
+from imagewam_cli.kvcache.storage.dataset_record import changed_files
 from imagewam_cli.kvcache.storage.location import Location
 from imagewam_cli.kvcache.storage.manifests import (
     holds,
@@ -94,7 +106,7 @@ def repair_cache(
     storage = storage_at(cache)
     with lock_whole(storage):
         manifest = manifest_at(storage)
-        require_provenance(manifest, dataset, editor)
+        require_provenance(storage, manifest, dataset, editor)
         _repair_files(storage, manifest, damages, dataset, editor)
         changed = []
         for damage in damages:
@@ -136,21 +148,27 @@ def _shard_damage(path: Path, entry: ShardEntry) -> Damage | None:
     return Damage(file=file, what=what, rows=tuple(rows.tolist()))
 
 
-def require_provenance(manifest: Manifest, dataset: Dataset, editor: Editor) -> None:
+def require_provenance(storage: Storage, manifest: Manifest, dataset: Dataset, editor: Editor) -> None:
     """Check that the dataset and the editor are those that the cache was built from.
 
     Raises:
         CacheError: names the first difference with both values.
     """
+    files = None if manifest.dataset.content is None else DatasetFiles.of(dataset, editor.spec.cameras)
     here = Provenance(
         dataset=dataset.info.identity,
         selected=dataset.info.selected or ALL,
+        content=None if files is None else files.digest,
         fingerprint=editor.fingerprint(),
         spec=editor.spec,
     )
     for found in manifest.provenance.differences(here):
+        if found.what == CONTENT:
+            what = f"was built from other files of the dataset: {changed_files(storage, manifest, files)}"
+        else:
+            what = f"differs in its {found.what}: {found.there} in the cache, {found.here} here"
         raise CacheError(
-            f"the cache differs in its {found.what}: {found.there} in the cache, {found.here} here",
+            f"the cache {what}",
             "pass the original dataset and weights (--dataset, --weights), or build the cache again",
         )
 
@@ -163,13 +181,23 @@ def _repair_files(
     make: dict[str, Callable[[], bytes]] = {
         TABLE: lambda: FrameTable.from_rows(dataset.rows(images=False))[0].stored_as(manifest.files[TABLE]).to_bytes(),
         SAMPLES: lambda: samples_bytes(dataset, stride),
+        DATASET_FILES: lambda: _dataset_files(dataset, manifest),
         CODEC: lambda: fit_codec(Registry.installed().codecs.load(manifest.codec), editor, dataset, stride)[1],
     }
+    shards = [entry.file for entry in manifest.shards]
     for name in damaged:
-        content = make[name]()
+        if is_dataset_checksums(name):
+            content = dataset_checksums(storage, manifest, dataset, part_of_checksums(name), shards)
+        else:
+            content = make[name]()
         if checksum_of(content) != manifest.files[name]:
             raise CacheError(f"{name}, when recomputed, differs from the cache's", "build the cache again")
         storage.write(name, content)
+
+
+def _dataset_files(dataset: Dataset, manifest: Manifest) -> bytes:
+    files = DatasetFiles.of(dataset, manifest.spec.cameras)
+    return b"" if files is None else files.to_bytes()
 
 
 def _repair_shard(

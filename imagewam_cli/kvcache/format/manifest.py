@@ -28,11 +28,16 @@ MANIFEST = "manifest.json"
 TABLE = "table.safetensors"
 CODEC = "codec.safetensors"
 """File with the parameters of a codec that is fitted to the dataset."""
+DATASET_FILES = "dataset_files.json"
+"""File with the size and ends of each file of the dataset (`DatasetFiles`)."""
+DATASET_CHECKSUMS = "dataset.sha256"
+"""File with the SHA-256 of each file of the dataset, written when the build is finished."""
 INSTRUCTIONS = "instructions.safetensors"
 """Shard with one row per instruction."""
 SHARDS = "shards"
 CHECKSUM = "checksum"
 _NO_CHECKSUM = 32 * "0"
+_PART_CHECKSUMS = re.compile(r"dataset\.part-(\d{5})-of-(\d{5})\.sha256")
 _PART = re.compile(r"manifest\.part-(\d{5})-of-(\d{5})\.json")
 _ONE_FIT = (
     "fitting a codec gives different parameters on different machines: "
@@ -73,6 +78,8 @@ class DatasetEntry:
     """Features that were read, including the cameras that the editor sees."""
     selected: str | None = None
     """The episodes that were read, such as "0-9,12"; None: all of them."""
+    content: str | None = None
+    """Digest of the files that hold its rows and pictures (`DatasetFiles.digest`); None if they were not recorded."""
     augmentation: Augmentation = NO_AUGMENTATION
     """Augmentation of the pictures. A cache has `variants` rows per cached frame."""
 
@@ -123,6 +130,7 @@ class Manifest:
         """Provenance of the stored prefixes, to compare with another cache, run or editor."""
         return Provenance(
             dataset=self.dataset.identity,
+            content=self.dataset.content,
             stride=self.dataset.stride,
             augmentation=self.dataset.augmentation,
             keys=self.dataset.keys,
@@ -182,10 +190,26 @@ class BuildPart:
         """File name of the part's manifest."""
         return f"manifest.part-{self.index:05d}-of-{self.count:05d}.json"
 
+    @property
+    def dataset_checksums(self) -> str:
+        """File name of the SHA-256 of the dataset's files that hold this part's episodes."""
+        return f"dataset.part-{self.index:05d}-of-{self.count:05d}.sha256"
+
     def shards_of(self, names: Sequence[str]) -> list[str]:
         """Return the shards of this part. They are consecutive, so that each part decodes few videos."""
         first, last = (len(names) * i // self.count for i in (self.index, self.index + 1))
         return list(names[first:last])
+
+
+def is_dataset_checksums(name: str) -> bool:
+    """Return whether a file of a cache holds the SHA-256 of files of its dataset."""
+    return name == DATASET_CHECKSUMS or _PART_CHECKSUMS.fullmatch(name) is not None
+
+
+def part_of_checksums(name: str) -> BuildPart | None:
+    """Return the part that wrote a file of `is_dataset_checksums`; None: the build of a whole cache."""
+    found = _PART_CHECKSUMS.fullmatch(name)
+    return None if found is None else BuildPart(index=int(found[1]), count=int(found[2]))
 
 
 def part_manifests(names: Collection[str]) -> list[str]:
@@ -207,10 +231,12 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
         CacheError: the parts belong to different caches, disagree about a shard, or assign an episode to two shards.
     """
     first_path, first = parts[0]
+    contents = [manifest.dataset.content for _, manifest in parts]
+    known = dataclasses.replace(first.provenance, content=next(filter(None, contents), None))
     shards: dict[str, ShardEntry] = {}
     shard_of: dict[int, str] = {}
     for path, manifest in parts:
-        for found in (*first.provenance.differences(manifest.provenance), *_other_differences(first, manifest)):
+        for found in (*known.differences(manifest.provenance), *_other_differences(first, manifest)):
             raise CacheError(
                 f"{first_path} and {path} belong to different caches: "
                 f"{found.what} is {found.there} in one and {found.here} in the other",
@@ -231,6 +257,8 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
     by_instruction = shards.pop(INSTRUCTIONS, None)
     return dataclasses.replace(
         first,
+        # the files that an older imagewam read for its part are not known
+        dataset=dataclasses.replace(first.dataset, content=None if None in contents else first.dataset.content),
         files=dict(sorted({name: c for _, manifest in parts for name, c in manifest.files.items()}.items())),
         shards=tuple(shards[name] for name in sorted(shards)),
         by_instruction=by_instruction,
@@ -239,8 +267,8 @@ def unite(parts: Sequence[tuple[str, Manifest]]) -> Manifest:
 
 def _other_differences(first: Manifest, other: Manifest) -> Iterator[Difference]:
     """Yield the differences between two parts in everything other than provenance and shards."""
-    # the dataset may have a different path on each machine
-    there, here = (to_dict(dataclasses.replace(m.dataset, path="")) for m in (first, other))
+    # the dataset may have a different path on each machine; the provenance compares its content
+    there, here = (to_dict(dataclasses.replace(m.dataset, path="", content=None)) for m in (first, other))
     pairs = [(f"dataset {key}", there[key], here[key]) for key in there]
     pairs += [
         ("the list of instructions", first.instructions, other.instructions),

@@ -18,6 +18,8 @@ from imagewam_cli.prefix.spec import KVSpec
 
 ALL = "all"
 """`Provenance.selected` if every episode was read."""
+CONTENT = "files of the dataset"
+"""Name of the difference in `Provenance.content`."""
 _SHORT = 16
 """Number of checksum digits to compare: messages show this many, and `run.json` stores only these."""
 
@@ -37,6 +39,8 @@ class Provenance:
 
     dataset: str | None = None
     """Identity of the dataset; 16 digits are enough."""
+    content: str | None = None
+    """Digest of the dataset's files; 16 digits are enough."""
     stride: int | None = None
     augmentation: Augmentation | None = None
     keys: KeyMap | None = None
@@ -65,6 +69,7 @@ class Provenance:
             *self._editor_pairs(other),
             *_layout_pair(self.spec, other.spec),
             *_pair("dataset keys", self.keys, other.keys),
+            *_pair(CONTENT, self.content, other.content),
             *_pair("states or actions", self.table, other.table),
         ]
         return tuple(
@@ -72,6 +77,11 @@ class Provenance:
             for what, there, here in pairs
             if not _equal(there, here)
         )
+
+    def unrecorded(self, other: Provenance) -> tuple[str, ...]:
+        """Return what `other` knows and `self` does not, because it was made before that was recorded."""
+        pairs = ((CONTENT, self.content, other.content),)
+        return tuple(what for what, there, here in pairs if there is None and here is not None)
 
     def _editor_pairs(self, other: Provenance) -> Iterator[tuple[str, object, object]]:
         """Yield (name, there, here) for each entry of the two fingerprints; if one is unknown, for their digests."""

@@ -15,6 +15,7 @@ from tests.support.arithmetic_editor import ArithmeticEditor
 FINGERPRINT = ArithmeticEditor().fingerprint()
 WHOLE = Provenance(
     dataset="a" * 64,
+    content="e" * 32,
     stride=2,
     augmentation=Augmentation(),
     keys=KeyMap(cameras=("top",)),
@@ -42,6 +43,7 @@ def test_every_field_has_a_test_case() -> None:
     ("change", "expected"),
     [
         ({"dataset": "b" * 64}, Difference("dataset", "a" * 16, "b" * 16)),
+        ({"content": "f" * 32}, Difference("files of the dataset", "e" * 16, "f" * 16)),
         ({"stride": 3}, Difference("stride", 2, 3)),
         (
             {"augmentation": Augmentation(variants=3)},
@@ -87,3 +89,10 @@ def test_fingerprints_with_different_digests_have_differences() -> None:
         other = {**FINGERPRINT, key: {"another": 1}}
         assert fingerprint_digest(other) != fingerprint_digest(FINGERPRINT)
         assert Provenance(fingerprint=FINGERPRINT).differences(Provenance(fingerprint=other))
+
+
+def test_what_an_older_one_did_not_record_is_not_compared_but_named() -> None:
+    older = dataclasses.replace(WHOLE, content=None)
+    assert older.differences(WHOLE) == ()
+    assert older.unrecorded(WHOLE) == ("files of the dataset",)
+    assert WHOLE.unrecorded(older) == WHOLE.unrecorded(WHOLE) == ()

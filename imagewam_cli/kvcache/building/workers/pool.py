@@ -81,11 +81,22 @@ class WorkerPool:
     """A `ShardProducer` that hands shards to workers. Use it in `with`: workers start on entry and end on exit."""
 
     def __init__(
-        self, workers: Workers, *, out: Location, identity: str, on_news: Callable[[str], None] = lambda line: None
+        self,
+        workers: Workers,
+        *,
+        out: Location,
+        identity: str,
+        content: str | None = None,
+        on_news: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """identity: identity of the dataset to read. on_news: receives a line when a worker is replaced."""
+        """
+        Args:
+            identity: identity of the dataset to read.
+            content: digest of its files; None: unknown.
+            on_news: receives a line when a worker is replaced.
+        """
         self._workers, self._storage = workers, storage_at(out)
-        self._identity, self._on_news = identity, on_news
+        self._identity, self._content, self._on_news = identity, content, on_news
         self._facts: WorkerIdentity | None = None
         self._order: dict[str, int] = {}
         self._waiting: list[str] = []
@@ -184,8 +195,9 @@ class WorkerPool:
 
     def _require_same(self, facts: WorkerIdentity, slot: int) -> None:
         first = self._facts or facts
-        expected = Provenance(dataset=self._identity, fingerprint=first.fingerprint, spec=first.spec)
-        here = Provenance(dataset=facts.dataset, fingerprint=facts.fingerprint, spec=facts.spec)
+        content = self._content or first.content
+        expected = Provenance(dataset=self._identity, content=content, fingerprint=first.fingerprint, spec=first.spec)
+        here = Provenance(dataset=facts.dataset, content=facts.content, fingerprint=facts.fingerprint, spec=facts.spec)
         for found in expected.differences(here):
             raise CacheError(
                 f"worker {slot} differs in its {found.what}: {found.here} instead of {found.there}",

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from imagewam_cli.data.dataset_files import DatasetFiles
 from imagewam_cli.data.episodes import ALL_EPISODES, EpisodeSelection
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import KeyMap
@@ -84,6 +85,8 @@ class WorkerIdentity:
     """Identity of the dataset."""
     warnings: tuple[str, ...] = ()
     """Warnings from loading, for the main process to repeat. They need not be equal."""
+    content: str | None = None
+    """Digest of the dataset's files; None if its format does not list them."""
 
 
 class Worker:
@@ -104,9 +107,13 @@ class Worker:
     @property
     def facts(self) -> WorkerIdentity:
         builder = self._builder
-        identity = builder.dataset.info.identity
+        files = DatasetFiles.of(builder.dataset, builder.spec.cameras)
         return WorkerIdentity(
-            spec=builder.spec, fingerprint=builder.fingerprint(), dataset=identity, warnings=self._warnings
+            spec=builder.spec,
+            fingerprint=builder.fingerprint(),
+            dataset=builder.dataset.info.identity,
+            content=None if files is None else files.digest,
+            warnings=self._warnings,
         )
 
     def make(self, names: Sequence[str], on_finished: Callable[[ShardEntry], None]) -> None:
