@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.types import KeyMap
-from imagewam_cli.errors import DatasetError
+from imagewam_cli.errors import DatasetError, ImagewamWarning
 from tests.support.recordings import ACTION_NAMES, CAMERAS, FPS, LENGTHS, STATE_NAMES, edit_json, record, write_v30
 
 
@@ -74,14 +75,17 @@ class TestWrongInfo:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"codebase_version": "v1.6"}, "'v1.6' is not supported; supported: v2.1, v3.0"),
-            ({"total_episodes": 4}, "lists 3 episodes, .*info.json declares total_episodes 4"),
-            ({"total_frames": 99}, "hold 16 frames, .*info.json declares total_frames 99"),
+            ({"codebase_version": "v1.6"}, "'v1.6' is not supported; supported: v2.0, v2.1, v3.0"),
+            ({"codebase_version": "v2.1"}, "declares codebase_version v2.1, but .* layout of v3"),
+            ({"codebase_version": "latest"}, "'latest' is not supported"),
+            ({"total_episodes": 3.5}, "'total_episodes' is 3.5"),
+            ({"total_frames": True}, "'total_frames' is True"),
             ({"fps": 0}, "fps is 0.0"),
             ({"fps": "ten"}, "'fps' is 'ten'"),
+            ({"fps": float("inf")}, "fps is inf"),
+            ({"fps": float("nan")}, "fps is nan"),
             ({"chunks_size": 0}, "chunks_size is 0"),
             ({"data_path": "data/{nothing}.parquet"}, "cannot fill in 'data_path' template"),
-            ({"video_path": None}, "is a video, but there is no 'video_path'"),
             ({"features": {"action": 3}}, "feature 'action' is 3"),
             ({"features": {"action": {"dtype": "float32"}}}, "has no 'shape'"),
         ],
@@ -91,9 +95,7 @@ class TestWrongInfo:
         with pytest.raises(DatasetError, match=message):
             open_dataset(info.parent.parent)
 
-    @pytest.mark.parametrize(
-        "key", ["codebase_version", "fps", "features", "total_episodes", "total_frames", "data_path"]
-    )
+    @pytest.mark.parametrize("key", ["codebase_version", "fps", "features"])
     def test_a_missing_key_is_named(self, info: Path, key: str) -> None:
         edit_json(info, lambda content: content.pop(key))
         with pytest.raises(DatasetError, match=f"info.json has no '{key}'"):
@@ -112,6 +114,87 @@ class TestWrongInfo:
         edit_json(root / "meta/info.json", lambda content: content.update(total_episodes=0, total_frames=0))
         with pytest.raises(DatasetError, match="has no episodes"):
             open_dataset(root)
+
+
+class TestUnusualInfo:
+    """What has only one meaning is read, with a warning where a person should know."""
+
+    @pytest.fixture(params=["v30", "v21"])
+    def info(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+        shutil.copytree(request.getfixturevalue(request.param), tmp_path / "set")
+        return tmp_path / "set/meta/info.json"
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"fps": "10"},
+            {"fps": 10.0},
+            {"total_episodes": 3.0, "total_frames": "16"},
+            {"total_episodes": None, "total_frames": None},
+            {"data_path": None, "video_path": None},
+            {"robot_type": ["left arm", "right arm"]},
+            {"robot_type": None},
+        ],
+    )
+    def test_harmless_values_are_read_without_a_word(
+        self, info: Path, change: dict[str, Any], recwarn: pytest.WarningsRecorder
+    ) -> None:
+        if "data_path" in change and "v2.1" in info.read_text():
+            change = change | {"chunks_size": 2}  # of the fixture
+        edit_json(info, lambda content: content.update(change))
+        dataset = open_dataset(info.parent.parent)
+        assert (dataset.info.fps, dataset.info.total_episodes, dataset.info.total_rows) == (10, 3, 16)
+        assert len(list(dataset.rows())) == 16
+        assert not recwarn.list
+
+    def test_two_robots_are_both_named(self, info: Path) -> None:
+        edit_json(info, lambda content: content.update(robot_type=["a", "b"]))
+        assert open_dataset(info.parent.parent).info.robot_type == "a, b"
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"total_episodes": 4}, "declares total_episodes 4, but the table has 3"),
+            ({"total_frames": 99}, "declares total_frames 99, but the table has 16"),
+        ],
+    )
+    def test_totals_that_lie_are_named_and_the_table_is_read(
+        self, info: Path, change: dict[str, Any], message: str
+    ) -> None:
+        edit_json(info, lambda content: content.update(change))
+        with pytest.warns(ImagewamWarning, match=message):
+            dataset = open_dataset(info.parent.parent)
+        assert (dataset.info.total_episodes, dataset.info.total_rows) == (3, 16)
+
+    def test_a_null_feature_is_ignored_aloud(self, info: Path) -> None:
+        edit_json(info, lambda content: content["features"].update(left_over=None))
+        with pytest.warns(ImagewamWarning, match="feature 'left_over' is null and therefore ignored"):
+            assert len(list(open_dataset(info.parent.parent).rows())) == 16
+
+    @pytest.mark.parametrize("spelling", ["{}", "v{}", "V{}", " v{}", "v{}.0"])
+    def test_versions_may_be_spelled_without_v(self, info: Path, spelling: str) -> None:
+        number = "3.0" if "v3.0" in info.read_text() else "2.1"
+        edit_json(info, lambda content: content.update(codebase_version=spelling.format(number)))
+        assert open_dataset(info.parent.parent).info.format == f"lerobot-v{number}"
+
+    @pytest.mark.parametrize("minor", ["3.1", "v3.7"])
+    def test_a_newer_minor_version_is_read_with_a_warning(self, v30: Path, tmp_path: Path, minor: str) -> None:
+        root = Path(shutil.copytree(v30, tmp_path / "set"))
+        edit_json(root / "meta/info.json", lambda content: content.update(codebase_version=minor))
+        with pytest.warns(ImagewamWarning, match="is newer than this reader; the dataset is read as v3.0"):
+            assert len(list(open_dataset(root).rows())) == 16
+
+    def test_v20_is_read_with_its_own_statistics_in_the_identity(self, v21: Path, tmp_path: Path) -> None:
+        root = Path(shutil.copytree(v21, tmp_path / "set"))
+        edit_json(root / "meta/info.json", lambda content: content.update(codebase_version="v2.0"))
+        (root / "meta/stats.json").write_text("{}")
+        dataset = open_dataset(root)
+        assert dataset.info.format == "lerobot-v2.0"
+        for row, other in zip(dataset.rows(), open_dataset(v21).rows(), strict=True):
+            np.testing.assert_array_equal(row.images["top"], other.images["top"])
+            np.testing.assert_array_equal(row.state, other.state)
+        (root / "meta/stats.json").write_text('{"action": {}}')
+        assert open_dataset(root).info.identity != dataset.info.identity
 
 
 class TestKeys:

@@ -1,23 +1,40 @@
-"""Parse `meta/info.json` of both LeRobot versions: version, frame rate, path templates and features.
+"""Parse `meta/info.json` of all LeRobot versions: version, frame rate, path templates and features.
 
-No other file of the dataset is read. Unknown keys are ignored, as LeRobot does.
+No other file of the dataset is read. Unknown keys are ignored, as LeRobot does. What is written in an unusual way but
+has only one meaning is read: whole numbers as floats or text, missing templates, a list of robots.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from imagewam_cli.errors import DatasetError
+from imagewam_cli.data.lerobot.json_text import read_json
+from imagewam_cli.errors import DatasetError, warn
 
 INFO_FILE = "meta/info.json"
-SUPPORTED_VERSIONS = ("v2.1", "v3.0")
+SUPPORTED_VERSIONS = ("v2.0", "v2.1", "v3.0")
+
+Layout = Literal["v2", "v3"]
+"""v2: one data file and one mp4 per camera for each episode; v3: many episodes in each file."""
+
+_DEFAULT_PATHS: Mapping[Layout, tuple[str, str]] = {
+    "v2": (
+        "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    ),
+    "v3": (
+        "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+    ),
+}
+"""LeRobot's templates of data files and of videos."""
 
 CAMERA_PREFIX = "observation.images."
 _VISUAL_DTYPES = ("image", "video")
@@ -90,17 +107,21 @@ class Info:
 
     root: Path
     version: str
+    """As LeRobot spells it, such as "v3.0"."""
     fps: float
     robot_type: str | None
     features: Mapping[str, Feature]
     """feature key -> feature, in the dataset's own order"""
-    total_episodes: int
-    total_frames: int
+    total_episodes: int | None
+    """As declared; the episode table decides."""
+    total_frames: int | None
+    """As declared; the episode table decides."""
     chunks_size: int
-    """v2.1: episodes per chunk folder; v3.0: files per chunk folder"""
+    """v2: episodes per chunk folder; v3: files per chunk folder"""
     data_path: str
     """Template of the data files, relative to `root`."""
-    video_path: str | None
+    video_path: str
+    """Template of the mp4s, relative to `root`."""
     raw: Mapping[str, Any]
     """The whole file, for the dataset's identity."""
 
@@ -108,8 +129,12 @@ class Info:
     def path(self) -> Path:
         return self.root / INFO_FILE
 
+    @property
+    def layout(self) -> Layout:
+        return "v2" if self.version.startswith("v2") else "v3"
+
     def data_file(self, **indices: int) -> Path:
-        """Return the data file for `episode_chunk`, `episode_index` (v2.1) or `chunk_index`, `file_index` (v3.0).
+        """Return the data file for `episode_chunk`, `episode_index` (v2) or `chunk_index`, `file_index` (v3).
 
         Raises:
             DatasetError: the template has an unknown field.
@@ -120,13 +145,8 @@ class Info:
         """Return the mp4 of one camera; `indices` are those of `data_file`.
 
         Raises:
-            DatasetError: there is no template, or it has an unknown field.
+            DatasetError: the template has an unknown field.
         """
-        if self.video_path is None:
-            raise DatasetError(
-                f"{self.path}: feature {video_key!r} is a video, but there is no 'video_path'",
-                "restore the 'video_path' template in meta/info.json",
-            )
         return self.root / self._format("video_path", self.video_path, video_key=video_key, **indices)
 
     def _format(self, name: str, template: str, **fields: str | int) -> str:
@@ -143,46 +163,88 @@ def load_info(root: Path) -> Info:
     """Parse `root/meta/info.json`.
 
     Raises:
-        DatasetError: the file is not JSON, lacks a key, or its version is not one of `SUPPORTED_VERSIONS`.
+        DatasetError: the file is not JSON, lacks a key, its version is not one of `SUPPORTED_VERSIONS`, or the files
+            of the dataset are laid out as another version's.
     """
     path = root / INFO_FILE
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
     except FileNotFoundError as error:
         raise DatasetError(
             f"{root} has no {INFO_FILE}: it is not a LeRobot dataset", "pass the folder that contains meta/ and data/"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is not valid JSON: {error}", "copy or download the dataset again") from error
     if not isinstance(raw, dict):
         raise DatasetError(f"{path} holds no JSON object", "copy or download the dataset again")
 
-    version = _read(path, raw, "codebase_version", str)
-    if version not in SUPPORTED_VERSIONS:
-        raise DatasetError(
-            f"{path}: codebase_version {version!r} is not supported; supported: {', '.join(SUPPORTED_VERSIONS)}",
-            "convert the dataset with LeRobot's own conversion scripts",
-        )
-    fps = float(_read(path, raw, "fps", int | float))
-    if not fps > 0:
+    version = _version(path, _read(path, raw, "codebase_version", str | int | float))
+    layout: Layout = "v2" if version.startswith("v2") else "v3"
+    _check_layout(root, version, layout)
+    fps = _number(path, raw, "fps")
+    if not 0 < fps < math.inf:
         raise DatasetError(f"{path}: fps is {fps}", "frames per second must be above 0")
-    chunks_size = _read(path, raw, "chunks_size", int, 1000)
-    if chunks_size < 1:
+    chunks_size = _count(path, raw, "chunks_size")
+    if chunks_size is not None and chunks_size < 1:
         raise DatasetError(f"{path}: chunks_size is {chunks_size}", "chunks_size must be at least 1")
     features = _read(path, raw, "features", dict)
+    data_path, video_path = _DEFAULT_PATHS[layout]
     return Info(
         root=root,
         version=version,
         fps=fps,
-        robot_type=_read(path, raw, "robot_type", str | None, None),
-        features={key: _feature(path, key, entry) for key, entry in features.items()},
-        total_episodes=_read(path, raw, "total_episodes", int),
-        total_frames=_read(path, raw, "total_frames", int),
-        chunks_size=chunks_size,
-        data_path=_read(path, raw, "data_path", str),
-        video_path=_read(path, raw, "video_path", str | None, None),
+        robot_type=_robot_type(path, raw),
+        features=_features(path, features),
+        total_episodes=_count(path, raw, "total_episodes"),
+        total_frames=_count(path, raw, "total_frames"),
+        chunks_size=chunks_size or 1000,
+        data_path=_read(path, raw, "data_path", str | None, None) or data_path,
+        video_path=_read(path, raw, "video_path", str | None, None) or video_path,
         raw=raw,
     )
+
+
+def _version(path: Path, declared: str | float) -> str:
+    """Return a version as LeRobot spells it: "v3.0" for "v3.0", "3.0", "3" or the number 3.0."""
+    parts = re.fullmatch(r"v?(\d+)(?:\.(\d+))?(?:\.\d+)*", str(declared).strip(), re.IGNORECASE)
+    major, minor = (int(parts[1]), int(parts[2] or 0)) if parts else (0, 0)
+    version = f"v{major}.{minor}"
+    if version in SUPPORTED_VERSIONS:
+        return version
+    if major not in (2, 3):
+        raise DatasetError(
+            f"{path}: codebase_version {declared!r} is not supported; supported: {', '.join(SUPPORTED_VERSIONS)}",
+            "convert the dataset with LeRobot's own conversion scripts",
+        )
+    known = max(name for name in SUPPORTED_VERSIONS if name.startswith(f"v{major}."))
+    warn(f"{path}: codebase_version {declared!r} is newer than this reader; the dataset is read as {known}")
+    return version
+
+
+def _check_layout(root: Path, version: str, layout: Layout) -> None:
+    """Refuse a dataset whose metadata files are those of the other layout, as half a conversion leaves them."""
+    found: dict[Layout, str] = {}
+    if (root / "meta/episodes.jsonl").exists():
+        found["v2"] = "meta/episodes.jsonl"
+    if any((root / "meta/episodes").glob("*/*.parquet")):
+        found["v3"] = "meta/episodes/*/*.parquet"
+    if found and layout not in found:
+        ((other, files),) = found.items()
+        raise DatasetError(
+            f"{root / INFO_FILE} declares codebase_version {version}, but the dataset has {files}, which is the layout "
+            f"of {other}",
+            "download the dataset again at one revision, or convert it again with LeRobot's own conversion scripts",
+        )
+
+
+def _robot_type(path: Path, raw: Mapping[str, Any]) -> str | None:
+    declared = _read(path, raw, "robot_type", str | list | None, None)
+    return ", ".join(str(robot) for robot in declared) if isinstance(declared, list) else declared
+
+
+def _features(path: Path, entries: Mapping[str, Any]) -> dict[str, Feature]:
+    empty = [key for key, entry in entries.items() if entry is None]
+    if empty:
+        warn(f"{path}: feature {', '.join(map(repr, empty))} is null and therefore ignored")
+    return {key: _feature(path, key, entry) for key, entry in entries.items() if entry is not None}
 
 
 _REQUIRED = object()
@@ -197,16 +259,35 @@ def _read(path: Path, raw: Mapping[str, Any], key: str, kind: Any, default: obje
     return value
 
 
+def _number(path: Path, raw: Mapping[str, Any], key: str) -> float:
+    """Return a number, which may be written as text ("10")."""
+    value = _read(path, raw, key, int | float | str)
+    try:
+        return float(value)
+    except ValueError as error:
+        raise DatasetError(f"{path}: {key!r} is {value!r}", "expected a number") from error
+
+
+def _count(path: Path, raw: Mapping[str, Any], key: str) -> int | None:
+    """Return a whole number, which may be written as a float (3.0) or text ("3"); None if it is missing or null."""
+    if raw.get(key) is None:
+        return None
+    number = _number(path, raw, key)
+    if not number.is_integer():
+        raise DatasetError(f"{path}: {key!r} is {raw[key]!r}", "expected a whole number")
+    return int(number)
+
+
 def _feature(path: Path, key: str, entry: object) -> Feature:
     if not isinstance(entry, dict):
         raise DatasetError(f"{path}: feature {key!r} is {entry!r}", "expected an object with 'dtype' and 'shape'")
     shape = _read(path, entry, "shape", list)
-    if not all(isinstance(size, int) and size >= 0 for size in shape):
+    if not all(isinstance(size, int | float) and size >= 0 and float(size).is_integer() for size in shape):
         raise DatasetError(f"{path}: feature {key!r} has shape {shape}", "expected whole numbers")
     return Feature(
         key=key,
         dtype=_read(path, entry, "dtype", str),
-        shape=tuple(shape),
+        shape=tuple(int(size) for size in shape),
         names=_flat_names(entry.get("names")),
         is_depth=_is_depth(entry),
     )

@@ -1,8 +1,8 @@
-"""Read the metadata of a dataset of either version: the files of each episode, and its position in them.
+"""Read the metadata of a dataset of any version: the files of each episode, and its position in them.
 
-v2.1 has one data file and one mp4 per camera for each episode, listed in `meta/episodes.jsonl`. v3.0 packs many
-episodes into each file and stores where each one begins in `meta/episodes/*/*.parquet`. `load_metadata` returns the
-same type for both: an episode names its data file and, for each camera, an mp4 and the number of its first frame in it.
+v2 has one data file and one mp4 per camera for each episode, listed in `meta/episodes.jsonl`. v3 packs many episodes
+into each file and stores where each one begins in `meta/episodes/*/*.parquet`. `load_metadata` returns the same type
+for both: an episode names its data file and, for each camera, an mp4 and its declared position in it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagewam_cli.data.lerobot.info import Info, load_info
-from imagewam_cli.errors import DatasetError
+from imagewam_cli.data.lerobot.json_text import DAMAGED, read_json_lines
+from imagewam_cli.errors import DatasetError, warn
+from imagewam_cli.file_content import content_fault
 from imagewam_cli.files import sha256_of
-
-_DAMAGED = "copy or download the dataset again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSpan:
-    """Position of one episode in one mp4: its frame 0 is frame `first_frame` of the file."""
+    """Position of one episode in one mp4, as the metadata declare it; `video_files` checks it against the file."""
 
     path: Path
-    first_frame: int
-    is_last: bool
-    """Whether this is the last episode in the mp4, which must then end with it."""
+    start: float
+    """Frames of the mp4 before the episode. Seconds times frames per second, so it may be off by a fraction."""
+    end: float
+    """Frames of the mp4 before the end of the episode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Episode:
     tasks: tuple[str, ...]
     data_file: Path
     videos: Mapping[str, VideoSpan]
-    """feature key of each video camera -> position of its frames"""
+    """feature key of each video camera -> position of its frames; a camera without a position is missing"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +83,15 @@ def load_metadata(root: Path) -> Metadata:
             do not match the episode table, there are no episodes, or two episodes claim the same frames of a video.
     """
     info = load_info(root)
-    if info.version == "v3.0":
+    if info.layout == "v3":
         tasks = _tasks_v30(root)
         table, where = _episodes_v30(info), root / "meta/episodes"
         stats = root / "meta/stats.json"
     else:
         tasks = _tasks_v21(root)
         table, where = _episodes_v21(info), root / "meta/episodes.jsonl"
-        stats = root / "meta/episodes_stats.jsonl"
+        # v2.0 stores the statistics of the whole dataset, v2.1 those of each episode.
+        stats = root / ("meta/stats.json" if info.version == "v2.0" else "meta/episodes_stats.jsonl")
     episodes = _locate(info, table, where)
     return Metadata(info=info, tasks=tasks, episodes=episodes, identity=_identity(info, tasks, episodes, stats))
 
@@ -109,35 +110,30 @@ def _identity(info: Info, tasks: Mapping[int, str], episodes: Sequence[Episode],
 
 def _locate(info: Info, table: list[_EpisodeRow], where: Path) -> tuple[Episode, ...]:
     """Check the table against info.json, and compute where each episode begins in the dataset and in the videos."""
-    if len(table) != info.total_episodes:
-        raise DatasetError(
-            f"{where} lists {len(table)} episodes, but {info.path} declares total_episodes {info.total_episodes}",
-            "the recording or the copy is incomplete",
-        )
     if not table:
         raise DatasetError(f"{info.root} has no episodes", "record or convert at least one episode")
     table = sorted(table, key=lambda row: row.index)
     for before, after in itertools.pairwise(table):
         if before.index == after.index:
-            raise DatasetError(f"{where}: episode {after.index} is listed twice", _DAMAGED)
-
-    *first_rows, total = itertools.accumulate((row.length for row in table), initial=0)
-    for row, first_row in zip(table, first_rows, strict=True):
+            raise DatasetError(f"{where}: episode {after.index} is listed twice", DAMAGED)
+    for row in table:
         if row.length < 1:
             raise DatasetError(f"{where}: episode {row.index} has length {row.length}", "remove the empty episode")
-        if row.declared_first_row not in (None, first_row):
-            raise DatasetError(
-                f"{where}: episode {row.index} begins at row {row.declared_first_row}, "
-                f"but the episodes before it hold {first_row} rows",
-                "the dataset was merged or edited incorrectly; redo the merge or the edit",
-            )
-    if total != info.total_frames:
-        raise DatasetError(
-            f"{where}: the episodes hold {total} frames, but {info.path} declares total_frames {info.total_frames}",
-            "the recording or the copy is incomplete",
+
+    *first_rows, total = itertools.accumulate((row.length for row in table), initial=0)
+    _warn_about_totals(info, len(table), total, where)
+    moved = [
+        row.index
+        for row, first_row in zip(table, first_rows, strict=True)
+        if row.declared_first_row not in (None, first_row)
+    ]
+    if moved:
+        # Rows are found by episode_index, so this column is not needed.
+        warn(
+            f"{where}: 'dataset_from_index' is not the number of rows before the episode (the first is episode "
+            f"{moved[0]}); it is ignored, and rows are found by their episode_index"
         )
 
-    last_spans = _last_spans(table, where)
     return tuple(
         Episode(
             index=row.index,
@@ -145,37 +141,27 @@ def _locate(info: Info, table: list[_EpisodeRow], where: Path) -> tuple[Episode,
             first_row=first_row,
             tasks=row.tasks,
             data_file=row.data_file,
-            videos={
-                key: replace(span, is_last=last_spans[span.path] == span.first_frame)
-                for key, span in row.videos.items()
-            },
+            videos=row.videos,
         )
         for row, first_row in zip(table, first_rows, strict=True)
     )
 
 
-def _last_spans(table: Sequence[_EpisodeRow], where: Path) -> dict[Path, int]:
-    """Return the first frame of the last episode in each mp4.
-
-    Raises:
-        DatasetError: two episodes overlap in an mp4 (after a merge that did not shift the time stamps).
-    """
-    by_file: defaultdict[Path, list[tuple[int, int, int]]] = defaultdict(list)
-    for row in table:
-        for span in row.videos.values():
-            by_file[span.path].append((span.first_frame, row.length, row.index))
-    last: dict[Path, int] = {}
-    for path, spans in by_file.items():
-        spans.sort()
-        for (first, length, index), (next_first, _, next_index) in itertools.pairwise(spans):
-            if first + length > next_first:
-                raise DatasetError(
-                    f"{where}: episodes {index} and {next_index} overlap in {path}: "
-                    f"frames {first}..{first + length - 1} and {next_first}..",
-                    "the dataset was merged or edited incorrectly; redo the merge or the edit",
-                )
-        last[path] = spans[-1][0]
-    return last
+def _warn_about_totals(info: Info, episodes: int, frames: int, where: Path) -> None:
+    """Warn if the totals of info.json are not those of the episode table, which is what is read."""
+    wrong = [
+        f"{name} {declared}, but the table has {found}"
+        for name, declared, found in (
+            ("total_episodes", info.total_episodes, episodes),
+            ("total_frames", info.total_frames, frames),
+        )
+        if declared not in (None, found)
+    ]
+    if wrong:
+        warn(
+            f"{info.path} declares {' and '.join(wrong)} ({where}); the table is read. If episodes are missing, copy "
+            "or download the dataset again"
+        )
 
 
 def _tasks_v21(root: Path) -> dict[int, str]:
@@ -187,18 +173,16 @@ def _episodes_v21(info: Info) -> list[_EpisodeRow]:
     path = info.root / "meta/episodes.jsonl"
     cameras = [key for key, feature in info.features.items() if feature.is_camera and feature.is_video]
     rows = []
-    for line in _json_lines(path, {"episode_index": int, "length": int, "tasks": list}):
+    for line in _json_lines(path, {"episode_index": int, "length": int}):
         index, length = line["episode_index"], line["length"]
         numbers = {"episode_chunk": index // info.chunks_size, "episode_index": index}
         rows.append(
             _EpisodeRow(
                 index=index,
                 length=length,
-                tasks=tuple(str(task) for task in line["tasks"]),
+                tasks=_episode_tasks(line.get("tasks")),
                 data_file=info.data_file(**numbers),
-                videos={
-                    key: VideoSpan(path=info.video_file(key, **numbers), first_frame=0, is_last=True) for key in cameras
-                },
+                videos={key: VideoSpan(path=info.video_file(key, **numbers), start=0, end=length) for key in cameras},
                 declared_first_row=None,
             )
         )
@@ -206,20 +190,10 @@ def _episodes_v21(info: Info) -> list[_EpisodeRow]:
 
 
 def _json_lines(path: Path, required: Mapping[str, type]) -> Iterator[Mapping[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing", _DAMAGED) from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DatasetError(f"{path}, line {number}: not valid JSON: {error}", _DAMAGED) from error
+    for number, entry in read_json_lines(path):
         for key, kind in required.items():
             if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
-                raise DatasetError(f"{path}, line {number}: {key!r} is missing or not {kind.__name__}", _DAMAGED)
+                raise DatasetError(f"{path}, line {number}: {key!r} is missing or not {kind.__name__}", DAMAGED)
         yield entry
 
 
@@ -229,7 +203,7 @@ def _tasks_v30(root: Path) -> dict[int, str]:
     # The instruction is the index of a pandas table: stored under the index's name, or under this one if it had none.
     text = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
     if text is None or "task_index" not in table.column_names:
-        raise DatasetError(f"{path} has columns {table.column_names}, but needs 'task_index' and 'task'", _DAMAGED)
+        raise DatasetError(f"{path} has columns {table.column_names}, but needs 'task_index' and 'task'", DAMAGED)
     return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
 
 
@@ -239,59 +213,75 @@ def _episodes_v30(info: Info) -> list[_EpisodeRow]:
     if not files and info.total_episodes:
         raise DatasetError(f"{folder} holds no parquet file", "the recording was never finished, or the copy failed")
     cameras = [key for key, feature in info.features.items() if feature.is_camera and feature.is_video]
-    wanted = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index", "dataset_from_index"]
-    for key in cameras:
-        wanted += [f"videos/{key}/{field}" for field in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")]
+    needed = ["episode_index", "length"]
+    others = ["tasks", *_DATA_FILE, "dataset_from_index"]
+    others += [f"videos/{key}/{field}" for key in cameras for field in _VIDEO_FIELDS]
     # Read only these columns: the statistics of the episodes are a hundred times larger.
-    return [_episode_v30(info, path, cameras, row) for path in files for row in _read_parquet(path, wanted).to_pylist()]
+    return [
+        _episode_v30(info, path, cameras, row)
+        for path in files
+        for row in _read_parquet(path, needed, others).to_pylist()
+    ]
+
+
+_DATA_FILE = ("data/chunk_index", "data/file_index")
+_VIDEO_FIELDS = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
 
 
 def _episode_v30(info: Info, path: Path, cameras: Sequence[str], row: Mapping[str, Any]) -> _EpisodeRow:
     index, length = row["episode_index"], row["length"]
-    empty = [name for name, value in row.items() if value is None]
-    if empty:
-        raise DatasetError(f"{path}: episode {index} has no {empty[0]!r}", _DAMAGED)
+    if index is None or length is None:
+        raise DatasetError(f"{path} has an episode without {'episode_index' if index is None else 'length'!r}", DAMAGED)
     videos = {}
     for key in cameras:
-        start, end = row[f"videos/{key}/from_timestamp"], row[f"videos/{key}/to_timestamp"]
-        # Compare whole frames: the time stamps are sums of floats and drift over many episodes.
-        seconds_as_frames = round((end - start) * info.fps)
-        if seconds_as_frames != length:
-            raise DatasetError(
-                f"{path}: episode {index} has {length} rows, but {seconds_as_frames} frames of {key!r} "
-                f"({start} s .. {end} s at {info.fps:g} fps)",
-                "the dataset was merged or edited incorrectly; redo the merge or the edit",
+        position: list[Any] = [row.get(f"videos/{key}/{field}") for field in _VIDEO_FIELDS]
+        if None not in position:
+            chunk, file, start, end = position
+            videos[key] = VideoSpan(
+                path=info.video_file(key, chunk_index=int(chunk), file_index=int(file)),
+                start=start * info.fps,
+                end=end * info.fps,
             )
-        videos[key] = VideoSpan(
-            path=info.video_file(
-                key,
-                chunk_index=row[f"videos/{key}/chunk_index"],
-                file_index=row[f"videos/{key}/file_index"],
-            ),
-            first_frame=round(start * info.fps),
-            is_last=False,
-        )
+    # Without a number, the rows are looked for in every file.
+    data_chunk, data_file = (int(row.get(field) or 0) for field in _DATA_FILE)
+    first_row = row.get("dataset_from_index")
     return _EpisodeRow(
-        index=index,
-        length=length,
-        tasks=tuple(row["tasks"]),
-        data_file=info.data_file(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]),
+        index=int(index),
+        length=int(length),
+        tasks=_episode_tasks(row.get("tasks")),
+        data_file=info.data_file(chunk_index=data_chunk, file_index=data_file),
         videos=videos,
-        declared_first_row=row["dataset_from_index"],
+        declared_first_row=None if first_row is None else int(first_row),
     )
 
 
-def _read_parquet(path: Path, columns: Sequence[str] | None = None) -> Any:
-    """Read a small metadata table as a whole."""
+def _episode_tasks(tasks: object) -> tuple[str, ...]:
+    """Return an episode's instructions, none if they are not listed: each frame names its own by `task_index`."""
+    if isinstance(tasks, str):
+        return (tasks,)
+    return tuple(str(task) for task in tasks) if isinstance(tasks, list) else ()
+
+
+def _read_parquet(path: Path, needed: Sequence[str] | None = None, others: Sequence[str] = ()) -> Any:
+    """Read a small metadata table: all columns, or the `needed` ones and those of `others` that exist."""
     try:
         file = pq.ParquetFile(path)
-        missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
+        existing = set(file.schema_arrow.names)
+        missing = sorted(set(needed or ()) - existing)
         if missing:
-            raise DatasetError(f"{path} has no column {missing[0]!r}", _DAMAGED)
-        return file.read(columns=list(columns) if columns else None)
+            raise DatasetError(f"{path} has no column {missing[0]!r}", DAMAGED)
+        return file.read(columns=None if needed is None else [*needed, *(c for c in others if c in existing)])
     except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing", _DAMAGED) from error
+        raise DatasetError(f"{path} is missing", DAMAGED) from error
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(
-            f"{path} is not a readable parquet file: {error}", "the recording was never finished, or the copy failed"
-        ) from error
+        raise unreadable_parquet(path, str(path), error) from error
+
+
+def unreadable_parquet(path: Path, where: str, error: Exception) -> DatasetError:
+    """Return the error for a file that pyarrow cannot read. where: the path, with what else locates the fault."""
+    fault = content_fault(path)
+    if fault is not None:
+        return DatasetError(f"{where} {fault.problem}", fault.hint)
+    return DatasetError(
+        f"{where} is not a readable parquet file: {error}", "the recording was never finished, or the copy failed"
+    )

@@ -1,7 +1,8 @@
-"""Read LeRobot v2.1 and v3.0 folders as a stream of rows.
+"""Read LeRobot v2.0, v2.1 and v3.0 folders as a stream of rows.
 
 Rows, frames and metadata must agree, or a `DatasetError` names the file and the episode. Nothing is repaired silently:
-a loss curve would not reveal an image paired with the wrong action.
+a loss curve would not reveal an image paired with the wrong action. Where only one reading is possible, a warning says
+what was found.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from typing import Protocol
 import numpy as np
 
 from imagewam_cli.data.episodes import ALL_EPISODES, EpisodeSelection, renumbered, selected_info
+from imagewam_cli.data.lerobot.data_files import DataFiles
+from imagewam_cli.data.lerobot.episode_faults import episode_error
 from imagewam_cli.data.lerobot.images import ImageCamera, picture_files
 from imagewam_cli.data.lerobot.info import Feature
 from imagewam_cli.data.lerobot.keys import USUAL_KEYS, select_features
 from imagewam_cli.data.lerobot.metadata import Episode, load_metadata
 from imagewam_cli.data.lerobot.tables import EpisodeTable, read_episode_tables
 from imagewam_cli.data.lerobot.video import VideoCamera
+from imagewam_cli.data.lerobot.video_files import VideoCut, VideoFiles
 from imagewam_cli.data.types import DatasetInfo, EpisodeInfo, KeyMap, Row, UInt8Image
 from imagewam_cli.errors import DatasetError, UsageError
 
@@ -63,6 +67,8 @@ class LeRobotDataset:
             here.index: replace(episode, first_row=here.first_row)
             for here, episode in zip(self._episodes, chosen, strict=True)
         }
+        self._data_files = DataFiles(info)
+        self._video_files = VideoFiles(info, self._metadata.episodes)
         self._sizes = {name: feature.image_size() for name, feature in self._selection.cameras.items()}
         whole = DatasetInfo(
             root=root,
@@ -72,8 +78,8 @@ class LeRobotDataset:
             cameras=self._sizes,
             state_names=self._selection.state_names,
             action_names=self._selection.action_names,
-            total_episodes=info.total_episodes,
-            total_rows=info.total_frames,
+            total_episodes=len(self._metadata.episodes),
+            total_rows=sum(episode.length for episode in self._metadata.episodes),
             identity=self._metadata.identity,
             keys=keys,
         )
@@ -95,15 +101,15 @@ class LeRobotDataset:
 
         Raises:
             UsageError: `stride` is below 1.
-            DatasetError: an episode does not exist or a file is missing (raised at once), or a file is damaged or
-                contradicts the metadata (raised while iterating). The message names the file and the episode.
+            DatasetError: an episode does not exist, or files of some episodes are missing or have too few or too many
+                frames (raised at once, for all of them), or a file is damaged or contradicts the metadata (raised while
+                iterating). The message names the file and the episode.
         """
         if stride < 1:
             raise UsageError(f"a stride of {stride} yields no rows", "use a stride of at least 1")
-        wanted = self._wanted(episodes)
         cameras = self._selection.cameras if images else {}
-        _require_files(wanted, cameras.values())
-        return self._stream(wanted, stride, cameras)
+        wanted, cuts = self._check_files(self._wanted(episodes), cameras.values())
+        return self._stream(wanted, stride, cameras, cuts)
 
     def files(self, *, cameras: Sequence[str], episodes: Sequence[int] | None = None) -> Sequence[str]:
         """Return the files that hold rows, or pictures of these cameras, of the given episodes (default: all).
@@ -113,9 +119,12 @@ class LeRobotDataset:
         Raises:
             DatasetError: an episode does not exist, or a file is missing.
         """
-        wanted, features = self._wanted(episodes), [self._selection.cameras[name] for name in cameras]
-        _require_files(wanted, features)
+        features = [self._selection.cameras[name] for name in cameras]
         videos = [feature.key for feature in features if feature.is_video]
+        wanted, faults = self._data_files.locate(self._wanted(episodes))
+        faults = self._video_files.missing(wanted, videos) | faults
+        if faults:
+            raise episode_error(faults, [episode.index for episode in self._wanted(episodes)])
         paths = [p for e in wanted for p in (e.data_file, *(e.videos[key].path for key in videos))]
         root = self._info.root
         pictures = [path for f in features if not f.is_video for path in picture_files(f.key, root, wanted)]
@@ -135,9 +144,29 @@ class LeRobotDataset:
                 )
         return [self._by_index[index] for index in sorted(set(episodes))]
 
-    def _stream(self, wanted: Sequence[Episode], stride: int, cameras: Mapping[str, Feature]) -> Iterator[Row]:
+    def _check_files(
+        self, wanted: Sequence[Episode], cameras: Iterable[Feature]
+    ) -> tuple[Sequence[Episode], Mapping[str, Mapping[int, VideoCut]]]:
+        """Return the episodes with the files that hold their rows, and their frames in the videos by feature key.
+
+        Files are examined before any row is read, so that a fault is not found after hours. Each is examined once.
+        """
+        located, faults = self._data_files.locate(wanted)
+        cuts, unseen = self._video_files.locate(wanted, [feature.key for feature in cameras if feature.is_video])
+        faults = unseen | faults
+        if faults:
+            raise episode_error(faults, [episode.index for episode in wanted])
+        return located, cuts
+
+    def _stream(
+        self,
+        wanted: Sequence[Episode],
+        stride: int,
+        cameras: Mapping[str, Feature],
+        cuts: Mapping[str, Mapping[int, VideoCut]],
+    ) -> Iterator[Row]:
         with ExitStack() as stack:
-            sources = {name: self._open(name, feature, wanted) for name, feature in cameras.items()}
+            sources = {name: self._open(name, feature, wanted, cuts) for name, feature in cameras.items()}
             for source in sources.values():
                 stack.callback(source.close)
             for path, group in itertools.groupby(wanted, key=lambda episode: episode.data_file):
@@ -146,9 +175,15 @@ class LeRobotDataset:
                 for episode, table in zip(together, tables, strict=True):
                     yield from self._episode(episode, table, stride, sources)
 
-    def _open(self, name: str, feature: Feature, wanted: Sequence[Episode]) -> _Camera:
+    def _open(
+        self,
+        name: str,
+        feature: Feature,
+        wanted: Sequence[Episode],
+        cuts: Mapping[str, Mapping[int, VideoCut]],
+    ) -> _Camera:
         if feature.is_video:
-            return VideoCamera(feature.key, self._sizes[name])
+            return VideoCamera(feature.key, self._sizes[name], cuts[feature.key])
         return ImageCamera(feature.key, self._sizes[name], self._info.root, wanted)
 
     def _episode(
@@ -189,16 +224,3 @@ class LeRobotDataset:
                 else "choose a different feature with --instruction-key",
             )
         return [self._metadata.tasks[number] for number in found.tolist()]
-
-
-def _require_files(wanted: Sequence[Episode], cameras: Iterable[Feature]) -> None:
-    """Check that all files exist, so that a missing one is not found after hours of reading."""
-    videos = [feature.key for feature in cameras if feature.is_video]
-    found: set[Path] = set()
-    for episode in wanted:
-        for path in (episode.data_file, *(episode.videos[key].path for key in videos)):
-            if path in found:
-                continue
-            if not path.is_file():
-                raise DatasetError(f"{path}, episode {episode.index}: the file is missing", "copy or download it again")
-            found.add(path)

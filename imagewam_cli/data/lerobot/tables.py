@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from imagewam_cli.data.lerobot.info import Feature
 from imagewam_cli.data.lerobot.keys import Selection
-from imagewam_cli.data.lerobot.metadata import Episode
+from imagewam_cli.data.lerobot.metadata import Episode, unreadable_parquet
 from imagewam_cli.data.precision import compact
 from imagewam_cli.data.types import FloatArray
 from imagewam_cli.errors import DatasetError
@@ -155,10 +155,7 @@ def _reading(path: Path, episodes: Sequence[Episode]) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DatasetError(f"{path} ({span}) is missing", "copy or download the dataset again") from error
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(
-            f"{path} ({span}) is not a readable parquet file: {error}",
-            "the recording was never finished, or the copy failed",
-        ) from error
+        raise unreadable_parquet(path, f"{path} ({span})", error) from error
 
 
 def _may_hold(group: Any, wanted: Sequence[int]) -> bool:

@@ -8,14 +8,16 @@ conversion costs as much as decoding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from imagewam_cli.data.lerobot.metadata import Episode, VideoSpan
+from imagewam_cli.data.lerobot.metadata import Episode
+from imagewam_cli.data.lerobot.video_files import VideoCut
+from imagewam_cli.data.lerobot.video_stream import recorded_stream, unreadable_video
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.errors import DatasetError
 
@@ -37,10 +39,11 @@ class VideoFile:
         self.position = 0
         """Number of the next frame."""
         self._container = av.open(str(path))
-        if not self._container.streams.video:
+        try:
+            stream = recorded_stream(self._container, path)
+        except DatasetError:
             self._container.close()
-            raise DatasetError(f"{path} has no video stream", "copy or download the dataset again")
-        stream = self._container.streams.video[0]
+            raise
         stream.codec_context.thread_count = DECODER_THREADS
         self._frames = self._container.decode(stream)
         # Reuse one reformatter: creating its conversion tables costs more than converting a small frame.
@@ -64,31 +67,32 @@ class VideoFile:
 class VideoCamera:
     """Read the frames of one video camera, episode by episode, with one mp4 open at a time."""
 
-    def __init__(self, key: str, size: tuple[int, int]) -> None:
-        """key: the camera's feature key; size: (height, width) that every frame must have."""
+    def __init__(self, key: str, size: tuple[int, int], cuts: Mapping[int, VideoCut]) -> None:
+        """key: the camera's feature key; size: (height, width) that every frame must have; cuts: by episode."""
         self.key = key
         self.size = size
+        self._cuts = cuts
         self._file: VideoFile | None = None
 
     def frames(self, episode: Episode, stride: int) -> Iterator[UInt8Image]:
         """Yield frames 0, stride, 2 * stride, ... of an episode, uint8 (H, W, 3).
 
         Raises:
-            DatasetError: the mp4 cannot be opened or decoded, ends before the episode, continues after its last
-                episode, or has frames of a different size. The message names the mp4 and the episode.
+            DatasetError: the mp4 cannot be opened or decoded, ends before the episode, continues after the episode
+                that ends it, or has frames of a different size. The message names the mp4 and the episode.
         """
-        span = episode.videos[self.key]
-        where = f"{span.path}, episode {episode.index}"
+        cut = self._cuts[episode.index]
+        where = f"{cut.path}, episode {episode.index}"
         try:
-            video = self._open(span)
-            while video.position < span.first_frame and video.next_frame() is not None:
+            video = self._open(cut)
+            while video.position < cut.first_frame and video.next_frame() is not None:
                 pass
             for number in range(episode.length):
                 frame = video.next_frame()
                 if frame is None:
                     raise DatasetError(
                         f"{where}: the video ends after {number} of {episode.length} frames",
-                        "the recording or the copy is incomplete; omit that episode or copy it again",
+                        f"copy the video again, or leave the episode out: --exclude-episodes {episode.index}",
                     )
                 if number % stride:
                     continue
@@ -99,7 +103,7 @@ class VideoCamera:
                         "meta/info.json and the videos do not match",
                     )
                 yield video.to_rgb(frame)
-            if span.is_last:
+            if cut.ends_file:
                 if video.next_frame() is not None:
                     # An extra frame anywhere in the file shifts every later image against its action.
                     raise DatasetError(
@@ -107,21 +111,17 @@ class VideoCamera:
                         "pictures and actions would not match; record or convert the dataset again",
                     )
                 self.close()
-        except FileNotFoundError as error:
-            raise DatasetError(f"{where}: the video is missing", "copy or download the dataset again") from error
         except (av.FFmpegError, OSError) as error:
-            raise DatasetError(
-                f"{where}: the video cannot be decoded: {error}", "copy or download the dataset again"
-            ) from error
+            raise unreadable_video(cut.path, where, error) from error
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _open(self, span: VideoSpan) -> VideoFile:
+    def _open(self, cut: VideoCut) -> VideoFile:
         # The position is past the episode only if the mp4 holds its episodes out of order: decode it again.
-        if self._file is None or self._file.path != span.path or self._file.position > span.first_frame:
+        if self._file is None or self._file.path != cut.path or self._file.position > cut.first_frame:
             self.close()
-            self._file = VideoFile(span.path)
+            self._file = VideoFile(cut.path)
         return self._file

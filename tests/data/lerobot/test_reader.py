@@ -18,7 +18,7 @@ import pytest
 from imagewam_cli.data.lerobot import tables
 from imagewam_cli.data.lerobot.reader import LeRobotDataset
 from imagewam_cli.data.types import Dataset, KeyMap, Row
-from imagewam_cli.errors import DatasetError, UsageError
+from imagewam_cli.errors import DatasetError, ImagewamWarning, UsageError
 from tests.support.recordings import (
     CAMERAS,
     FPS,
@@ -133,10 +133,13 @@ def test_stride_and_episodes_select_from_all_rows(
             np.testing.assert_array_equal(row.images[camera], other.images[camera])
 
 
-def test_each_mp4_is_opened_once(v30: Path, opened: collections.Counter[str]) -> None:
-    assert len(list(LeRobotDataset(v30).rows())) == 16
+def test_each_mp4_is_examined_once_and_decoded_once_per_pass(v30: Path, opened: collections.Counter[str]) -> None:
+    dataset = LeRobotDataset(v30)
+    assert len(list(dataset.rows())) == 16
     assert len(opened) == 2
-    assert set(opened.values()) == {1}
+    assert set(opened.values()) == {2}
+    list(dataset.rows(stride=5))
+    assert set(opened.values()) == {3}
 
 
 def test_no_video_is_decoded_when_images_are_off(
@@ -178,8 +181,8 @@ def test_frames_are_decoded_only_when_their_row_is_requested(v30: Path, monkeypa
 def test_closing_the_stream_early_closes_the_videos(v30: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     containers: list[Any] = []
     real_open = av.open
-    monkeypatch.setattr(av, "open", lambda *args: containers.append(real_open(*args)) or containers[-1])
     rows = LeRobotDataset(v30).rows()
+    monkeypatch.setattr(av, "open", lambda *args: containers.append(real_open(*args)) or containers[-1])
     next(rows)
     rows.close()  # type: ignore[attr-defined]
     assert len(containers) == 2
@@ -294,8 +297,8 @@ class TestBrokenFiles:
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            (DATA, r"file-000\.parquet, episode 0: the file is missing"),
-            (TOP_MP4, r"images\.top/chunk-000/file-000\.mp4, episode 0: the file is missing"),
+            (DATA, r"file-000\.parquet, episodes 0-2: the file is missing"),
+            (TOP_MP4, r"images\.top/chunk-000/file-000\.mp4, episodes 0-2: the file is missing"),
         ],
     )
     def test_a_missing_file_is_reported_before_the_first_row(self, copy30: Path, name: str, message: str) -> None:
@@ -312,45 +315,47 @@ class TestBrokenFiles:
         assert len(list(LeRobotDataset(root).rows(episodes=[0, 2]))) == 9
         assert len(list(LeRobotDataset(root).rows(images=False))) == 16
 
-    @pytest.mark.parametrize(
-        ("frames", "message"), [(6, "ends after 6 of 7 frames"), (8, "continues after the 7 frames")]
-    )
-    def test_a_video_of_the_wrong_length_is_refused(self, tmp_path: Path, frames: int, message: str) -> None:
+    @pytest.mark.parametrize("frames", [6, 8])
+    def test_a_video_of_the_wrong_length_is_refused(self, tmp_path: Path, frames: int) -> None:
         recordings = record()
         root = write_v21(tmp_path / "v21", recordings)
         pixels = np.resize(recordings[1].frames["top"], (frames, 32, 48, 3))
         encode_mp4(root / f"videos/chunk-000/{TOP}/episode_000001.mp4", pixels)
-        rows = LeRobotDataset(root).rows()
-        with pytest.raises(DatasetError, match=rf"episode_000001\.mp4, episode 1: the video {message}"):
-            list(rows)
+        message = rf"episode_000001\.mp4, episode 1: the video has {frames} frames for the 7 rows of the episode"
+        with pytest.raises(DatasetError, match=message) as caught:
+            LeRobotDataset(root).rows()
+        assert caught.value.hint == "leave them out: --exclude-episodes 1"
 
     def test_a_v30_video_that_lacks_a_frame_names_the_last_episode(
         self, copy30: Path, recordings: list[Recording]
     ) -> None:
         pixels = np.concatenate([recording.frames["top"] for recording in recordings])
         encode_mp4(copy30 / TOP_MP4, pixels[:-1])
-        with pytest.raises(DatasetError, match=r"file-000\.mp4, episode 2: the video ends after 3 of 4 frames"):
-            list(LeRobotDataset(copy30).rows())
+        with (
+            pytest.warns(ImagewamWarning, match="is 1 frames shorter than its episodes"),
+            pytest.raises(DatasetError, match=r"file-000\.mp4, episode 2: the video has 15 frames, but .* 12 \.\. 15"),
+        ):
+            LeRobotDataset(copy30).rows()
 
     def test_a_truncated_video_is_refused(self, copy30: Path) -> None:
         path = copy30 / TOP_MP4
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(DatasetError, match=r"file-000\.mp4, episode 0: the video cannot be decoded"):
-            list(LeRobotDataset(copy30).rows())
+        with pytest.raises(DatasetError, match=r"file-000\.mp4, episodes 0-2: the file is an mp4 without its index"):
+            LeRobotDataset(copy30).rows()
 
     def test_a_truncated_data_file_is_refused(self, copy30: Path) -> None:
         path = copy30 / DATA
         path.write_bytes(path.read_bytes()[:-100])
-        with pytest.raises(DatasetError, match=r"file-000\.parquet \(episodes 0\.\.2\) is not a readable parquet file"):
-            list(LeRobotDataset(copy30).rows(images=False))
+        with pytest.raises(DatasetError, match=r"file-000\.parquet, episodes 0-2: the file is a parquet file without"):
+            LeRobotDataset(copy30).rows(images=False)
 
     @pytest.mark.parametrize(
         ("edit", "message"),
         [
             (lambda t: t.slice(0, 15), "episode 2 has 3 rows, but the episode table gives length 4"),
-            (lambda t: t.slice(0, 12), r"file-000\.parquet has no rows of episode 2"),
+            (lambda t: t.slice(0, 12), r"file-000\.parquet, episode 2: no data file has rows of the episode"),
             (
-                lambda t: pa.concat_tables([t.slice(0, 5), t.slice(12)]),
+                lambda t: pa.concat_tables([t.slice(0, 5), t.slice(12), t.slice(5, 7)]),
                 "has rows of episode 2 where those of episode 1",
             ),
             (

@@ -1,0 +1,145 @@
+"""Check the mp4s of the requested episodes before any frame is decoded, and tell where each episode begins in them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagewam_cli.data.lerobot.episode_faults import EpisodeFault
+from imagewam_cli.data.lerobot.info import Info
+from imagewam_cli.data.lerobot.metadata import Episode
+from imagewam_cli.data.lerobot.video_positions import Claim, Positions, find_positions
+from imagewam_cli.data.lerobot.video_stream import VideoFacts, frame_times, read_facts
+from imagewam_cli.errors import DatasetError, warn
+
+_RATE_TOLERANCE = 0.01
+"""Relative difference of frame rates that is not worth a word: 29.97 and 30 are the same camera."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoCut:
+    """The frames of one episode in one mp4: its frame 0 is frame `first_frame` of the file."""
+
+    path: Path
+    first_frame: int
+    ends_file: bool
+    """Whether the file ends with the episode."""
+
+
+class VideoFiles:
+    """The mp4s of one dataset, each examined once."""
+
+    def __init__(self, info: Info, episodes: Sequence[Episode]) -> None:
+        """episodes: all of the dataset, because they tell where the others in their mp4 are."""
+        self._info = info
+        self._episodes = episodes
+        self._cuts: dict[Path, dict[int, VideoCut]] = {}
+        self._faults: dict[Path, dict[int, EpisodeFault]] = {}
+        self._claims: dict[str, Mapping[Path, Sequence[Claim]]] = {}
+
+    def missing(self, episodes: Sequence[Episode], cameras: Sequence[str]) -> dict[int, EpisodeFault]:
+        """Return a fault for each episode of which an mp4 does not exist."""
+        faults: dict[int, EpisodeFault] = {}
+        exists: dict[Path, bool] = {}
+        for episode in episodes:
+            for key in cameras:
+                span = episode.videos.get(key)
+                if span is None:
+                    faults[episode.index] = self._without_position(key)
+                    continue
+                if span.path not in exists:
+                    exists[span.path] = span.path.is_file()
+                if not exists[span.path]:
+                    faults[episode.index] = _missing(span.path)
+        return faults
+
+    def locate(
+        self, episodes: Sequence[Episode], cameras: Sequence[str]
+    ) -> tuple[dict[str, dict[int, VideoCut]], dict[int, EpisodeFault]]:
+        """Return the cuts by feature key and episode, and a fault for each episode that lacks frames of a camera.
+
+        Warns about files that can be read but are not as the metadata say.
+        """
+        cuts: dict[str, dict[int, VideoCut]] = {key: {} for key in cameras}
+        faults: dict[int, EpisodeFault] = {}
+        for key in cameras:
+            for episode in episodes:
+                span = episode.videos.get(key)
+                if span is None:
+                    faults[episode.index] = self._without_position(key)
+                    continue
+                self._examine(key, span.path)
+                if episode.index in self._cuts[span.path]:
+                    cuts[key][episode.index] = self._cuts[span.path][episode.index]
+                else:
+                    faults.setdefault(episode.index, self._faults[span.path][episode.index])
+        return cuts, faults
+
+    def _examine(self, key: str, path: Path) -> None:
+        if path in self._cuts:
+            return
+        claims = self._claims_of(key)[path]
+        self._cuts[path], self._faults[path] = {}, {}
+        if not path.is_file():
+            self._faults[path] = dict.fromkeys((claim.episode for claim in claims), _missing(path))
+            return
+        try:
+            facts = read_facts(path)
+            positions = self._positions(path, claims, facts)
+        except DatasetError as error:
+            problem = error.message.removeprefix(str(path)).removeprefix(":").strip()
+            fault = EpisodeFault(path=path, problem=problem, hint=error.hint)
+            self._faults[path] = dict.fromkeys((claim.episode for claim in claims), fault)
+            return
+        rate = self._rate_remark(facts)
+        if positions.remark or rate:
+            warn(f"{path} {' and '.join(remark for remark in (positions.remark, rate) if remark)}")
+        end = max((positions.first_frames.get(claim.episode, 0) + claim.length for claim in claims), default=0)
+        for claim in claims:
+            if claim.episode in positions.first_frames:
+                first = positions.first_frames[claim.episode]
+                self._cuts[path][claim.episode] = VideoCut(
+                    path=path, first_frame=first, ends_file=first + claim.length == end == facts.frames
+                )
+            else:
+                problem = f"the video {positions.faults[claim.episode]}{f' ({rate})' if rate else ''}"
+                self._faults[path][claim.episode] = EpisodeFault(path=path, problem=problem)
+
+    def _without_position(self, key: str) -> EpisodeFault:
+        return EpisodeFault(
+            path=self._info.root / "meta/episodes",
+            problem=f"the episode table has no position in the videos of {key!r} (videos/{key}/...)",
+        )
+
+    def _positions(self, path: Path, claims: Sequence[Claim], facts: VideoFacts) -> Positions:
+        if self._info.layout == "v2":  # the file belongs to one episode: a frame more or less may be anywhere in it
+            (claim,) = claims
+            if facts.frames != claim.length:
+                problem = f"has {facts.frames} frames for the {claim.length} rows of the episode"
+                return Positions(first_frames={}, faults={claim.episode: problem}, remark=None)
+            return Positions(first_frames={claim.episode: 0}, faults={}, remark=None)
+        return find_positions(claims, facts.frames, lambda: frame_times(path) * self._info.fps)
+
+    def _rate_remark(self, facts: VideoFacts) -> str | None:
+        declared = self._info.fps
+        if facts.rate is None or facts.frames < 2 or abs(facts.rate - declared) <= _RATE_TOLERANCE * declared:
+            return None
+        return f"plays {facts.rate:g} frames per second, but meta/info.json declares {declared:g}"
+
+    def _claims_of(self, key: str) -> Mapping[Path, Sequence[Claim]]:
+        if key not in self._claims:
+            found: defaultdict[Path, list[Claim]] = defaultdict(list)
+            for episode in self._episodes:
+                span = episode.videos.get(key)
+                if span is not None:
+                    found[span.path].append(
+                        Claim(episode=episode.index, length=episode.length, start=span.start, end=span.end)
+                    )
+            self._claims[key] = found
+        return self._claims[key]
+
+
+def _missing(path: Path) -> EpisodeFault:
+    return EpisodeFault(path=path, problem="the file is missing", missing=True)
