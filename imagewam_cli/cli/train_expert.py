@@ -140,6 +140,7 @@ def train_expert_command(
     """
     from imagewam_cli.training.initial_weights import initial_weights
     from imagewam_cli.training.loop import Trainer
+    from imagewam_cli.training.run_folder import require_unlocked
     from imagewam_cli.workspace import RUNS
 
     _require_one_source(online, cache, options, encode_batch, load)
@@ -149,6 +150,8 @@ def train_expert_command(
     recipe = _recipe(config, assignments, steps=steps, batch=batch, seed=seed)
     if not dry_run:
         require_writable(out if out is not None else RUNS)
+        if out is not None:
+            require_unlocked(out)  # an editor may take minutes to load
     source: PrefixSource
     if online:
         source, name = _online_source(options, weights, encode_batch, dry_run)
@@ -159,8 +162,6 @@ def train_expert_command(
         _print_dry_run(trainer.dry_run(), format)
         return
     folder = out if out is not None else RUNS / name
-    if fresh:
-        _delete_run(folder)
     output.say(f"training {len(trainer.data.train_rows)} rows of {len(trainer.data.train_episodes)} episodes: {folder}")
     with output.progress(recipe.steps, "step") as bar:
 
@@ -170,7 +171,7 @@ def train_expert_command(
             if shown:
                 bar.set_postfix({k.removeprefix("validation_"): f"{v:.4f}" for k, v in shown.items()}, refresh=False)
 
-        result = trainer.train(folder, on_step=advance)
+        result = trainer.train(folder, fresh=fresh, on_step=advance)
     _print_result(folder, recipe.steps, result, format)
 
 
@@ -272,24 +273,6 @@ def _dotted(values: dict[str, Any], prefix: str = "") -> list[str]:
     for key, value in values.items():
         keys += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
     return keys
-
-
-def _delete_run(folder: Path) -> None:
-    """Delete a run.
-
-    Raises:
-        UsageError: the folder is not empty and holds no run.
-    """
-    import shutil
-
-    from imagewam_cli.errors import UsageError
-    from imagewam_cli.workspace import RUN_MARKER
-
-    if not folder.exists():
-        return
-    if any(folder.iterdir()) and not (folder / RUN_MARKER).exists():
-        raise UsageError(f"{folder} is not a run, so --fresh does not delete it", "choose another folder with --out")
-    shutil.rmtree(folder)
 
 
 def _print_result(folder: Path, steps: int, result: Validation | None, format: FormatName) -> None:

@@ -31,9 +31,10 @@ from imagewam_cli.expert.checkpoint import save_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.initialization import initialize
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig, parameter_count
-from imagewam_cli.files import write_atomically
+from imagewam_cli.files import PARTIAL, write_atomically
 from imagewam_cli.kvcache.format.manifest import DATASET_FILES, settings_of
 from imagewam_cli.kvcache.format.provenance import CONTENT, Difference, Provenance
+from imagewam_cli.lock import LOCK
 from imagewam_cli.policy.bundle import BundleParts, EditorReference, PolicyConfig, write_bundle
 from imagewam_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from imagewam_cli.training.data import Batch, ExpertData, TimedBatches
@@ -42,6 +43,7 @@ from imagewam_cli.training.objective import Validation, flow_loss, validate
 from imagewam_cli.training.optimizer import ExpertOptimizer
 from imagewam_cli.training.prefixes import PrefixSource, SourceInfo
 from imagewam_cli.training.recipe import TrainRecipe
+from imagewam_cli.training.run_folder import delete_run, locked_run
 from imagewam_cli.workspace import RUN_MARKER
 
 _STEP_SEEDS = 1_000_003
@@ -110,18 +112,32 @@ class Trainer:
         self._validation: list[Batch] | None = None
 
     def train(
-        self, folder: Path, *, on_step: Callable[[int, dict[str, float]], None] = lambda step, values: None
+        self,
+        folder: Path,
+        *,
+        fresh: bool = False,
+        on_step: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     ) -> Validation | None:
         """Train into `folder`, resuming from its newest checkpoint. Return the final validation, None without held-out
         episodes.
 
+        fresh: delete the run that is in the folder and start over.
+
         Raises:
-            RunError: the folder holds a run of another recipe or of other prefixes.
+            UsageError: the folder holds something that is not a run.
+            RunError: the folder holds a run of another recipe or of other prefixes, or another process trains there.
             NonFiniteLossError: the loss or its gradient is not finite; names the dataset rows of the batch. The last
             checkpoint stays.
         """
+        with locked_run(folder):
+            if fresh:
+                delete_run(folder)
+            self._open(folder, fresh)
+            return self._train(folder, on_step)
+
+    def _train(self, folder: Path, on_step: Callable[[int, dict[str, float]], None]) -> Validation | None:
+        """Train into the folder, which is open and locked."""
         recipe = self.recipe
-        self._open(folder)
         first = load_checkpoint(folder / "checkpoints", self.expert, self.average, self.optimizer)
         validation: Validation | None = None
         needed = self.data.rows_needed(first, recipe.steps)
@@ -218,17 +234,16 @@ class Trainer:
             seconds=per_step * self.recipe.steps,
         )
 
-    def _open(self, folder: Path) -> None:
-        """Create the run's folder, or check that an existing one belongs to this run."""
+    def _open(self, folder: Path, fresh: bool) -> None:
+        """Create the run in its folder, or check that an existing one belongs to this run."""
         identity = _identity(self.source.info) | {"precision": "bfloat16" if self._bfloat16 else "float32"}
         if self.recipe.shuffle == "shards":  # the order then depends on how the cache is split into shards
             identity["shards"] = hashlib.sha256(str(self.source.shard_rows).encode()).hexdigest()[:16]
         if (folder / RUN_MARKER).exists():
             _require_same_prefixes(folder, identity, self.source)
-        elif folder.exists() and any(path.name != f"{RUN_MARKER}.partial" for path in folder.iterdir()):
+        elif not fresh and any(path.name not in (LOCK, f"{RUN_MARKER}{PARTIAL}") for path in folder.iterdir()):
             raise UsageError(f"{folder} holds something that is not a run", "choose an empty folder with --out")
         else:
-            folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / RUN_MARKER, dump_json(identity).encode())
             if (files := self.source.dataset_files()) is not None:
                 write_atomically(folder / DATASET_FILES, files.to_bytes())

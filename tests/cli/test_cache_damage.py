@@ -12,8 +12,8 @@ import pytest
 
 from imagewam_cli.cli.app import run
 from imagewam_cli.kvcache.format.manifest import CHECKSUM, MANIFEST, SHARDS, with_checksum
-from imagewam_cli.kvcache.storage.lock import part_lock, write_lock
 from imagewam_cli.kvcache.storage.manifests import read_manifest
+from imagewam_cli.lock import part_lock, write_lock
 
 TRAIN = ["--steps", "1", "--batch", "60", "--set", "expert.hidden=16", "--set", "expert.horizon=4"]
 TRAIN += ["--set", "policy.execute=2", "--set", "flow.inference_steps=1"]

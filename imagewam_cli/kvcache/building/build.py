@@ -44,7 +44,6 @@ from imagewam_cli.kvcache.format.provenance import ALL, CONTENT, Provenance
 from imagewam_cli.kvcache.storage.contract import Storage
 from imagewam_cli.kvcache.storage.dataset_record import changed_files
 from imagewam_cli.kvcache.storage.location import Location
-from imagewam_cli.kvcache.storage.lock import FILES_LOCK, LOCK, part_lock
 from imagewam_cli.kvcache.storage.manifests import (
     holds,
     lock_whole,
@@ -52,6 +51,7 @@ from imagewam_cli.kvcache.storage.manifests import (
     storage_at,
     stored_manifest,
 )
+from imagewam_cli.lock import FILES_LOCK, LOCK, part_lock
 
 
 def build_cache(

@@ -15,7 +15,7 @@ from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.format.manifest import (
     ShardEntry,
 )
-from imagewam_cli.kvcache.storage.lock import LOCK
+from imagewam_cli.lock import LOCK
 
 
 class Storage(Protocol):

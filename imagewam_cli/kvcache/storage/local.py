@@ -11,7 +11,7 @@ from imagewam_cli.errors import CacheError
 from imagewam_cli.files import atomic_file, partial_of, sync_folder, write_atomically
 from imagewam_cli.kvcache.format.manifest import SHARDS, ShardEntry, repair_hint
 from imagewam_cli.kvcache.format.shard import Shard
-from imagewam_cli.kvcache.storage.lock import LOCK, write_lock
+from imagewam_cli.lock import LOCK, write_lock
 
 
 class LocalStorage:

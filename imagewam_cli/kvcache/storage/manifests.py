@@ -21,7 +21,7 @@ from imagewam_cli.kvcache.format.manifest import (
 from imagewam_cli.kvcache.storage.contract import Storage
 from imagewam_cli.kvcache.storage.local import LocalStorage
 from imagewam_cli.kvcache.storage.location import Location, location
-from imagewam_cli.kvcache.storage.lock import part_lock
+from imagewam_cli.lock import part_lock
 
 
 def storage_at(address: Location) -> Storage:

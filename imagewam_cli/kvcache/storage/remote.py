@@ -25,7 +25,7 @@ from imagewam_cli.kvcache.format.manifest import SHARDS, ShardEntry, repair_hint
 from imagewam_cli.kvcache.format.shard import Shard
 from imagewam_cli.kvcache.storage.download_cache import DownloadCache, copies_limit, copies_root
 from imagewam_cli.kvcache.storage.location import name_of
-from imagewam_cli.kvcache.storage.lock import FILES_LOCK, LOCK, write_lock
+from imagewam_cli.lock import FILES_LOCK, LOCK, write_lock
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -13,11 +13,13 @@ import pytest
 from imagewam_cli.errors import CacheError
 from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.verify import repair_cache, verify_cache
+from imagewam_cli.kvcache.codecs.cast import FLOAT32
 from imagewam_cli.kvcache.codecs.contract import Codec
 from imagewam_cli.kvcache.codecs.integer import INT4
 from imagewam_cli.kvcache.format.manifest import MANIFEST
 from imagewam_cli.kvcache.format.shard import Shard
 from imagewam_cli.kvcache.reading.reader import CacheReader
+from imagewam_cli.lock import write_lock
 from imagewam_cli.prefix.spec import KVSpec
 from tests.support.arithmetic_cache import LENGTHS, SETTINGS
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
@@ -169,3 +171,12 @@ def test_another_layout_repairs_nothing(copy: Path) -> None:
 
     with pytest.raises(CacheError, match="differs in its prefix layout"):
         repair_cache(copy, verify_cache(copy), MemoryDataset(LENGTHS), Wider())
+
+
+def test_build_and_repair_hold_the_lock(tmp_path: Path, built: Path) -> None:
+    folder = Path(shutil.copytree(built, tmp_path / "cache"))
+    with write_lock(folder):
+        with pytest.raises(CacheError, match="being written by process"):
+            build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), folder, FLOAT32, SETTINGS)
+        with pytest.raises(CacheError, match="being written by process"):
+            repair_cache(folder, [], MemoryDataset(LENGTHS), ArithmeticEditor())

@@ -1,11 +1,10 @@
-"""Test `kvcache.storage.lock`: one writer at a time, and no lock outlives its process."""
+"""Test `lock`: one writer at a time, and no lock outlives its process."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,17 +13,12 @@ from pathlib import Path
 import pytest
 
 from imagewam_cli.errors import CacheError
-from imagewam_cli.kvcache.building.build import build_cache
-from imagewam_cli.kvcache.building.verify import repair_cache
-from imagewam_cli.kvcache.codecs.cast import FLOAT32
-from imagewam_cli.kvcache.storage.lock import LOCK, write_lock
-from tests.support.arithmetic_cache import LENGTHS, SETTINGS
-from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
+from imagewam_cli.lock import LOCK, write_lock
 
 _HOLD = """
 import sys, time
 from pathlib import Path
-from imagewam_cli.kvcache.storage.lock import write_lock
+from imagewam_cli.lock import write_lock
 with write_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -65,15 +59,6 @@ def test_an_error_releases_the_lock(tmp_path: Path) -> None:
         raise ValueError("within")
     with write_lock(tmp_path):
         pass
-
-
-def test_build_and_repair_hold_the_lock(tmp_path: Path, built: Path) -> None:
-    folder = Path(shutil.copytree(built, tmp_path / "cache"))
-    with write_lock(folder):
-        with pytest.raises(CacheError, match="being written by process"):
-            build_cache(MemoryDataset(LENGTHS), ArithmeticEditor(), folder, FLOAT32, SETTINGS)
-        with pytest.raises(CacheError, match="being written by process"):
-            repair_cache(folder, [], MemoryDataset(LENGTHS), ArithmeticEditor())
 
 
 def test_a_file_system_without_locks_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Locks for writers: one process at a time.
+"""Locks for writers of a folder, such as a cache or a run: one process at a time.
 
 The operating system releases a lock when its process ends, however it ends. A lock file left by a dead writer
 does not block anyone.
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from imagewam_cli.errors import CacheError
+from imagewam_cli.errors import CacheError, ImagewamError
 
 LOCK = ".lock"
 FILES_LOCK = f"{LOCK}.files"
@@ -28,14 +28,23 @@ def part_lock(manifest: str) -> str:
 
 
 @contextmanager
-def write_lock(folder: Path, name: str = LOCK, *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock on the folder. wait: block until another process releases it instead of raising.
+def write_lock(
+    folder: Path,
+    name: str = LOCK,
+    *,
+    wait: bool = False,
+    error: type[ImagewamError] = CacheError,
+    hint: str = "wait for it to end",
+) -> Iterator[None]:
+    """Hold a lock on the folder, which is created if it does not exist.
+
+    wait: block until another process releases the lock instead of raising. error, hint: class and hint of the error.
 
     Raises:
-        CacheError: another process holds it; the message names the process.
+        ImagewamError: another process holds it; the message names the process.
     """
     path = folder / name
-    descriptor = _locked(path, wait)
+    descriptor = _locked(path, wait, error, hint)
     try:
         holder = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.truncate(descriptor, 0)
@@ -46,7 +55,7 @@ def write_lock(folder: Path, name: str = LOCK, *, wait: bool = False) -> Iterato
         os.close(descriptor)
 
 
-def _locked(path: Path, wait: bool) -> int:
+def _locked(path: Path, wait: bool, error: type[ImagewamError], hint: str) -> int:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)  # another process may have created and removed it
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -55,12 +64,10 @@ def _locked(path: Path, wait: bool) -> int:
         except BlockingIOError:
             holder = _holder(descriptor)
             os.close(descriptor)
-            raise CacheError(f"{path.parent} is being written by {holder}", "wait for it to end") from None
-        except OSError as error:  # a file system without locks
+            raise error(f"{path.parent} is being written by {holder}", hint) from None
+        except OSError as failure:  # a file system without locks
             os.close(descriptor)
-            raise CacheError(
-                f"{path.parent} cannot be locked: {error.strerror}", "use a folder on another disk"
-            ) from None
+            raise error(f"{path.parent} cannot be locked: {failure.strerror}", "use a folder on another disk") from None
         try:
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
