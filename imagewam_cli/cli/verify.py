@@ -108,10 +108,10 @@ def _compared_dataset(storage: Storage, manifest: Manifest, moved: Path | None) 
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.errors import DatasetError
     from imagewam_cli.kvcache.building.dataset_checksums import changed_dataset_files
-    from imagewam_cli.kvcache.storage.dataset_record import recorded_files
+    from imagewam_cli.kvcache.storage.dataset_record import recorded_checksums, recorded_files
 
     root = Path(manifest.dataset.path) if moved is None else existing_dataset(moved)
-    values: dict[str, Any] = {"path": str(root), "files": 0, "changed": [], "not_compared": None}
+    values: dict[str, Any] = {"path": str(root), "files": 0, "by_ends": 0, "changed": [], "not_compared": None}
     files = recorded_files(storage, manifest)
     if files is None:
         return values | {"not_compared": "the cache has no record of its files"}
@@ -125,12 +125,14 @@ def _compared_dataset(storage: Storage, manifest: Manifest, moved: Path | None) 
             changed.insert(0, {"file": "the metadata", "what": "was changed"})
     except DatasetError as error:
         changed.insert(0, {"file": "the metadata", "what": f"cannot be read: {error.message}"})
-    return values | {"files": len(files.entries), "changed": changed}
+    by_ends = len(files.entries.keys() - recorded_checksums(storage, manifest.files).keys())
+    return values | {"files": len(files.entries), "by_ends": by_ends, "changed": changed}
 
 
 def _dataset_text(compared: dict[str, Any]) -> str:
     if compared["not_compared"] is not None:
         return f"the dataset was not compared: {compared['not_compared']}"
     if not compared["changed"]:
-        return f"{compared['path']}: {compared['files']} files of the dataset, all as they were"
+        short = f" ({compared['by_ends']} compared by size and ends only)" if compared["by_ends"] else ""
+        return f"{compared['path']}: {compared['files']} files of the dataset, all as they were{short}"
     return "\n".join(f"{compared['path']}: {change['file']} {change['what']}" for change in compared["changed"])

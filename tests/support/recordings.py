@@ -192,3 +192,8 @@ def edit_table(path: Path, edit: Callable[[pa.Table], pa.Table], **options: Any)
 def set_column(table: pa.Table, name: str, values: Sequence[Any]) -> pa.Table:
     index = table.schema.get_field_index(name)
     return table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
+
+
+def replace_video(root: Path, name: str, episode: int, camera: str = "top") -> None:
+    """Encode other frames in place of an mp4 of `record`, with the same number of frames."""
+    encode_mp4(root / name, 255 - record()[episode].frames[camera])
