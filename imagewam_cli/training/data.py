@@ -6,7 +6,7 @@ The order of an epoch depends on (seed, epoch) only, so a resumed run sees the r
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from imagewam_cli.data.normalization import NormalizationMode, Normalizer, RunningStats
-from imagewam_cli.data.splits import split_episodes
-from imagewam_cli.errors import CacheError
+from imagewam_cli.data.splits import Split, split_episodes
+from imagewam_cli.errors import CacheError, warn
 from imagewam_cli.kvcache.format.frame_table import Indices
 from imagewam_cli.kvcache.reading.epoch_order import BatchSchedule
 from imagewam_cli.kvcache.reading.row_batch import row_batch
+from imagewam_cli.policy.bundle import BundleParts
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.training.prefixes import PrefixSource
 from imagewam_cli.training.recipe import TrainRecipe
@@ -56,14 +57,13 @@ class TimedBatches(Iterator[Batch]):
 class ExpertData:
     """Training and validation rows of one prefix source, as one recipe selects and normalizes them."""
 
-    def __init__(self, source: PrefixSource, recipe: TrainRecipe) -> None:
+    def __init__(self, source: PrefixSource, recipe: TrainRecipe, split: Split | None = None) -> None:
+        """split: the episodes to use; None: those that the recipe implies, see `new_split`."""
         self.source, self.recipe = source, recipe
-        episodes = np.unique(source.index.episode).tolist()
-        train, validation = split_episodes(episodes, recipe.validation_fraction, recipe.seed)
-        self.train_episodes = train[: recipe.episodes]
-        self.validation_episodes = validation
+        self.split = new_split(source, recipe) if split is None else split
+        self.train_episodes, self.validation_episodes = self.split.train, self.split.validation
         self.train_rows = self._rows(self.train_episodes)
-        held_out = self._rows(validation)
+        held_out = self._rows(self.validation_episodes)
         as_recorded = held_out[source.index.variant[held_out] == 0]
         self.validation_rows = _thin(as_recorded, recipe.validation_rows)
         if len(self.train_rows) == 0:
@@ -73,6 +73,16 @@ class ExpertData:
             [table.actions_of(e) for e in self.train_episodes], recipe.normalize_action
         )
         self.state_normalizer = _normalizer([table.states_of(e) for e in self.train_episodes], recipe.normalize_state)
+
+    def keep_normalizers(self, parts: BundleParts) -> None:
+        """Use the normalizers of the policy that this run wrote so far: its weights were trained with them."""
+        now = self.state_normalizer.to_dict(), self.action_normalizer.to_dict()
+        if now != (parts.state_normalizer.to_dict(), parts.action_normalizer.to_dict()):
+            warn(
+                "this run was begun by an imagewam that normalizes states or actions differently: it goes on with its "
+                "own normalizers; start over with --fresh for those of this version"
+            )
+        self.state_normalizer, self.action_normalizer = parts.state_normalizer, parts.action_normalizer
 
     @property
     def state_dim(self) -> int:
@@ -136,6 +146,65 @@ class ExpertData:
 
     def _rows(self, episodes: Sequence[int]) -> Indices:
         return np.nonzero(np.isin(self.source.index.episode, episodes))[0].astype(np.int64)
+
+
+def new_split(source: PrefixSource, recipe: TrainRecipe) -> Split:
+    """Split the episodes of a new run. Validation spares the only episode of an instruction if it can."""
+    train, validation = split_episodes(
+        _episodes(source), recipe.validation_fraction, recipe.seed, _instructions_of(source)
+    )
+    return Split(train=train[: recipe.episodes], validation=validation)
+
+
+def older_split(source: PrefixSource, recipe: TrainRecipe) -> Split:
+    """Split the episodes of a run that an older imagewam began, which did not record the split."""
+    train, validation = split_episodes(_episodes(source), recipe.validation_fraction, recipe.seed)
+    return Split(train=train[: recipe.episodes], validation=validation)
+
+
+def warn_of_split(source: PrefixSource, recipe: TrainRecipe, split: Split) -> None:
+    """Warn if the training lacks instructions of the dataset, or has fewer episodes than the recipe says."""
+    tasks, count, names = _instructions_of(source), len(_episodes(source)), source.info.instructions
+    every, trained = _union(tasks, tasks), _union(tasks, split.train)
+    only = every - _union(tasks, tasks.keys() - set(split.validation))
+    if only:
+        number = next(e for e in split.validation if tasks[e] & only)
+        found = ", ".join(repr(names[task]) for task in sorted(tasks[number] & only))
+        warn(
+            f"validation takes the only episode of {len(only)} of the {len(every)} instructions, such as episode "
+            f"{number} ({found}), so they are not trained on; set validation_fraction to 0 to train on all"
+        )
+    if lost := every - trained - only:
+        warn(
+            f"the recipe's first {len(split.train)} training episodes have {len(trained)} of the {len(every)} "
+            f"instructions, and not {names[min(lost)]!r}; raise or omit the key episodes"
+        )
+    asked = max(1, round(count * recipe.validation_fraction)) if recipe.validation_fraction else 0
+    if 0 < len(split.validation) < min(asked, count - 1):
+        warn(
+            f"{len(split.validation)} of {count} episodes are held out for validation, fewer than validation_fraction "
+            f"{recipe.validation_fraction:g} asks for: the others are the only ones of their instruction"
+        )
+    if recipe.episodes is not None and recipe.episodes > len(split.train):
+        warn(f"the recipe asks for {recipe.episodes} training episodes, but there are only {len(split.train)}")
+
+
+def _episodes(source: PrefixSource) -> list[int]:
+    found: list[int] = np.unique(source.index.episode).tolist()
+    return found
+
+
+def _instructions_of(source: PrefixSource) -> dict[int, set[int]]:
+    """Return the instructions of each episode's rows, as indices into `SourceInfo.instructions`."""
+    pairs = np.unique(np.stack([source.index.episode, source.index.instruction], axis=1), axis=0)
+    found: dict[int, set[int]] = {}
+    for episode, instruction in pairs.tolist():
+        found.setdefault(episode, set()).add(instruction)
+    return found
+
+
+def _union(tasks: Mapping[int, set[int]], episodes: Iterable[int]) -> set[int]:
+    return {task for episode in episodes for task in tasks[episode]}
 
 
 def _thin(rows: Indices, count: int) -> Indices:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagewam_cli.config import dump_json, dump_yaml, load_yaml, to_dict
+from imagewam_cli.config import dump_json
 from imagewam_cli.data.dataset_files import DatasetFiles, changes_text
 from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.errors import NonFiniteLossError, RunError, UsageError, warn
@@ -35,15 +35,31 @@ from imagewam_cli.files import PARTIAL, write_atomically
 from imagewam_cli.kvcache.format.manifest import DATASET_FILES, settings_of
 from imagewam_cli.kvcache.format.provenance import CONTENT, Difference, Provenance
 from imagewam_cli.lock import LOCK
-from imagewam_cli.policy.bundle import BundleParts, EditorReference, PolicyConfig, write_bundle
+from imagewam_cli.policy.bundle import (
+    NORMALIZATION,
+    BundleParts,
+    EditorReference,
+    PolicyConfig,
+    read_bundle,
+    write_bundle,
+)
 from imagewam_cli.training.checkpoint import load_checkpoint, save_checkpoint
-from imagewam_cli.training.data import Batch, ExpertData, TimedBatches
+from imagewam_cli.training.data import Batch, ExpertData, TimedBatches, new_split, older_split, warn_of_split
 from imagewam_cli.training.metrics import MetricLog
 from imagewam_cli.training.objective import Validation, flow_loss, validate
 from imagewam_cli.training.optimizer import ExpertOptimizer
 from imagewam_cli.training.prefixes import PrefixSource, SourceInfo
 from imagewam_cli.training.recipe import TrainRecipe
-from imagewam_cli.training.run_folder import delete_run, locked_run
+from imagewam_cli.training.run_folder import (
+    CHECKPOINTS,
+    POLICY,
+    RESULT,
+    RunRecord,
+    delete_run,
+    locked_run,
+    open_record,
+    split_entry,
+)
 from imagewam_cli.workspace import RUN_MARKER
 
 _STEP_SEEDS = 1_000_003
@@ -110,6 +126,8 @@ class Trainer:
         self.optimizer = ExpertOptimizer(self.expert, recipe.optimizer)
         self._bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and _has_bfloat16())
         self._validation: list[Batch] | None = None
+        self.record: RunRecord | None = None
+        """The run that is trained; None before `train`."""
 
     def train(
         self,
@@ -132,13 +150,19 @@ class Trainer:
         with locked_run(folder):
             if fresh:
                 delete_run(folder)
-            self._open(folder, fresh)
-            return self._train(folder, on_step)
+            record = self._open(folder, fresh)
+            split = record.split or older_split(self.source, self.recipe)
+            if split != self.data.split:
+                self.data = ExpertData(self.source, self.recipe, split)
+            return self._train(record, on_step)
 
-    def _train(self, folder: Path, on_step: Callable[[int, dict[str, float]], None]) -> Validation | None:
+    def _train(self, record: RunRecord, on_step: Callable[[int, dict[str, float]], None]) -> Validation | None:
         """Train into the folder, which is open and locked."""
-        recipe = self.recipe
-        first = load_checkpoint(folder / "checkpoints", self.expert, self.average, self.optimizer)
+        recipe, folder = self.recipe, record.folder
+        first = load_checkpoint(folder / CHECKPOINTS, self.expert, self.average, self.optimizer)
+        if first > 0 and (folder / POLICY / NORMALIZATION).exists():
+            self.data.keep_normalizers(read_bundle(folder / POLICY))
+        self.record = record = record.begin(first)
         validation: Validation | None = None
         needed = self.data.rows_needed(first, recipe.steps)
         with MetricLog(folder, first) as log, self.source.prepare(needed, folder):
@@ -153,7 +177,7 @@ class Trainer:
                     seconds = (time.monotonic() - started) / (done - first)
                     values = {
                         "loss": loss,
-                        "learning_rate": recipe.learning_rate(step),
+                        "learning_rate": record.learning_rate(step),
                         "seconds_per_step": seconds,
                         "wait_seconds_per_step": batches.seconds / (done - first),
                     }
@@ -164,12 +188,12 @@ class Trainer:
                 if values:
                     log.add(done, **values)
                 if done % recipe.save_every == 0 or done == recipe.steps:
-                    self._write_policy(folder / "policy")  # first, so that every run that looks finished has it
-                    save_checkpoint(folder / "checkpoints", done, self.expert, self.average, self.optimizer)
+                    self._write_policy(folder / POLICY)  # first, so that every run that looks finished has it
+                    save_checkpoint(folder / CHECKPOINTS, done, self.expert, self.average, self.optimizer)
                 on_step(done, values)
             if validation is None:
                 validation = self.validate()
-        write_atomically(folder / "result.json", dump_json(_result(validation, recipe.steps)).encode())
+        write_atomically(folder / RESULT, dump_json(_result(validation, recipe.steps)).encode())
         return validation
 
     def step(self, step: int, batch: Batch) -> float:
@@ -179,7 +203,7 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
             loss = flow_loss(self.expert, batch, self.schedule, recipe.flow.draws, generator)
         _require_finite("loss", loss.detach(), step, batch)
-        self.optimizer.set_rate(recipe.learning_rate(step))
+        self.optimizer.set_rate((self.record or recipe).learning_rate(step))
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.expert.parameters(), recipe.optimizer.clip_norm)
@@ -234,7 +258,7 @@ class Trainer:
             seconds=per_step * self.recipe.steps,
         )
 
-    def _open(self, folder: Path, fresh: bool) -> None:
+    def _open(self, folder: Path, fresh: bool) -> RunRecord:
         """Create the run in its folder, or check that an existing one belongs to this run."""
         identity = _identity(self.source.info) | {"precision": "bfloat16" if self._bfloat16 else "float32"}
         if self.recipe.shuffle == "shards":  # the order then depends on how the cache is split into shards
@@ -244,13 +268,13 @@ class Trainer:
         elif not fresh and any(path.name not in (LOCK, f"{RUN_MARKER}{PARTIAL}") for path in folder.iterdir()):
             raise UsageError(f"{folder} holds something that is not a run", "choose an empty folder with --out")
         else:
-            write_atomically(folder / RUN_MARKER, dump_json(identity).encode())
+            split = new_split(self.source, self.recipe)
+            warn_of_split(self.source, self.recipe, split)
+            marker = identity | split_entry(split)
+            write_atomically(folder / RUN_MARKER, dump_json(marker).encode())
             if (files := self.source.dataset_files()) is not None:
                 write_atomically(folder / DATASET_FILES, files.to_bytes())
-        if (folder / "config.yaml").exists() or (folder / "checkpoints").exists():
-            _require_same_recipe(folder, self.recipe)
-        else:
-            write_atomically(folder / "config.yaml", dump_yaml(self.recipe).encode())
+        return open_record(folder, self.recipe)
 
     def _write_policy(self, folder: Path) -> None:
         info, recipe = self.source.info, self.recipe
@@ -357,16 +381,6 @@ def _changed_files(folder: Path, source: PrefixSource) -> str:
     return changes_text(there, source.dataset_files())
 
 
-def _require_same_recipe(folder: Path, recipe: TrainRecipe) -> None:
-    there, here = _flat(to_dict(load_yaml(folder / "config.yaml", TrainRecipe))), _flat(to_dict(recipe))
-    for key in here:
-        if there[key] != here[key]:
-            raise RunError(
-                f"{folder} holds a run with {key} = {there[key]}, but this run has {here[key]}",
-                "choose another folder with --out, or start over with --fresh",
-            )
-
-
 def _require_finite(what: str, value: Tensor, step: int, batch: Batch) -> None:
     if not bool(torch.isfinite(value)):
         rows = ", ".join(str(r) for r in batch.row)
@@ -374,13 +388,6 @@ def _require_finite(what: str, value: Tensor, step: int, batch: Batch) -> None:
             f"the {what} is {float(value)} at step {step + 1}; rows of the batch: {rows}",
             "look at these rows of the dataset, or lower optimizer.learning_rate; the last checkpoint is kept",
         )
-
-
-def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _result(validation: Validation | None, steps: int) -> dict[str, object]:

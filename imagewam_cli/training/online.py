@@ -63,6 +63,7 @@ class OnlinePrefixes:
             dataset=dataset_entry(dataset, editor.spec.cameras, stride, files=self._files),
             table_checksum=checksum_of(self.table.to_bytes()),
             rows=len(self.index.row),
+            instructions=self._instructions,
         )
         self._pictures: PictureFile | None = None
         self._position = np.full(len(self.index.row), -1)

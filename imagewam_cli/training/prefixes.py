@@ -36,6 +36,8 @@ class SourceInfo:
     table_checksum: str
     """Checksum of all states and actions."""
     rows: int
+    instructions: tuple[str, ...]
+    """Distinct instructions; `RowIndex.instruction` counts them."""
 
     @property
     def digest(self) -> str:
@@ -110,6 +112,7 @@ class CachedPrefixes:
             dataset=manifest.dataset,
             table_checksum=manifest.files.get(TABLE, ""),
             rows=manifest.rows,
+            instructions=manifest.instructions,
         )
 
     @property

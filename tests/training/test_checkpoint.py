@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imagewam_cli.errors import RunError
+from imagewam_cli.errors import ImagewamWarning, RunError
 from imagewam_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from imagewam_cli.training.optimizer import ExpertOptimizer
 from imagewam_cli.training.recipe import OptimizerRecipe
@@ -158,3 +158,38 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     loaded: Any = State(3)
     loaded.load(tmp_path)
     assert same(loaded.weights(), new.weights())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "average.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("how", ["missing", "cut off", "flipped"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, name: str, how: str) -> None:
+    older, newer, loaded = State(1, steps=2), State(1, steps=4), State(2)
+    older.save(tmp_path, 2)
+    newer.save(tmp_path, 4)
+    path = tmp_path / "step-000004" / name
+    whole = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    else:
+        flipped = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
+        path.write_bytes(whole[: len(whole) // 2] if how == "cut off" else flipped)
+    if (name, how) == ("state.json", "flipped"):  # the JSON stays valid only by chance
+        path.write_bytes(b"{}")
+    with pytest.warns(ImagewamWarning, match=r"step-000004 is damaged .* training goes on from step 2"):
+        assert loaded.load(tmp_path) == 2
+    assert same(loaded.weights(), older.weights())
+    assert same(loaded.average, older.average)
+    for state in (older, loaded):
+        state.step()
+    assert same(loaded.weights(), older.weights())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000004.damaged"]
+    for step in (3, 4, 5):
+        loaded.save(tmp_path, step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000004", "step-000004.damaged", "step-000005"]
+
+
+def test_a_checkpoint_without_checksums_is_read(tmp_path: Path) -> None:
+    """Older checkpoints have none."""
+    State(1, steps=2).save(tmp_path, 2)
+    (tmp_path / "step-000002" / "state.json").write_text('{"step": 2}')
+    assert State(2).load(tmp_path) == 2

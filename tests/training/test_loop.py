@@ -421,7 +421,9 @@ class TestRefusal:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"steps": 13}, "steps = 12, but this run has 13"),
+            ({"steps": 11}, "a run of 12 steps, but this run has only 11"),
+            ({"seed": 1}, "seed = 0, but this run has 1"),
+            ({"batch": 4}, "batch = 8, but this run has 4"),
             ({"flow": FlowRecipe(shift=5.0, inference_steps=2, draws=3)}, "flow.draws = 2, but this run has 3"),
             ({"normalize_state": "mean_std"}, "normalize_state = min_max, but this run has mean_std"),
         ],

@@ -21,6 +21,7 @@ from imagewam_cli.errors import CacheError, DatasetError, NonFiniteLossError, Ru
 from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings
 from imagewam_cli.kvcache.codecs.cast import FLOAT32
+from imagewam_cli.lock import LOCK
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.training.held_out import held_out_episodes
 from imagewam_cli.training.loop import Trainer
@@ -200,6 +201,7 @@ class TestContinuation:
             "stride": 1,
             "rows": EPISODES * LENGTH,
             "precision": "float32",
+            "split": {"train": "0-3,5", "validation": "4"},
         }
         dataset = MemoryDataset([LENGTH] * EPISODES)
         assert (
@@ -218,7 +220,8 @@ class TestContinuation:
 class TestFailure:
     def test_no_temporary_files_are_left(self, recipe: TrainRecipe, uninterrupted: Path, tmp_path: Path) -> None:
         def nothing_yet(step: int, values: dict[str, float]) -> None:
-            assert sorted(p.name for p in run.iterdir() if p.is_file()) == ["config.yaml", "metrics.jsonl", "run.json"]
+            found = {p.name for p in run.iterdir() if p.is_file()}
+            assert found == {LOCK, "config.yaml", "metrics.jsonl", "run.json"}
             raise KeyboardInterrupt
 
         run = tmp_path / "run"
