@@ -5,34 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from imagewam_cli.runtime.observation import FloatArray as FloatArray
+from imagewam_cli.runtime.observation import Observation as Observation
 
 UInt8Image = npt.NDArray[np.uint8]
 """One picture, (H, W, 3), RGB."""
 
 Float32Array = npt.NDArray[np.float32]
-
-FloatArray = npt.NDArray[np.floating[Any]]
-"""Numbers in robot units: float32, or float64 where a dataset records or a robot gives float64.
-
-They stay in that precision until they are normalized, because float32 has 0.5 m steps at 4.5 million meters.
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observation:
-    """The input of a policy at one moment.
-
-    images: camera name -> uint8 (H, W, 3); state: float32 or float64 (S,) in robot units; instruction: plain
-    English.
-    """
-
-    images: Mapping[str, UInt8Image]
-    state: FloatArray
-    instruction: str
 
 
 @dataclass(frozen=True, kw_only=True)

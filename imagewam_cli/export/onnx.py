@@ -7,7 +7,7 @@ tokenizer.json  the editor's tokenizer; only with prefix.onnx
 noise.npy       initial noise of the loop, float32 (T, A), the same at every replan
 onnx.json       everything else: names, sizes, normalizers, prompt, picture, editor, measured errors
 editor.json     the editor, its weights and settings
-policy.py       a copy of `imagewam_cli.runtime.onnx_policy`, which runs the export
+policy.py       the modules of `imagewam_cli.runtime` in one file, which runs the export
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def _write(policy: Policy, prefix: PrefixGraph | None, folder: Path) -> dict[str
     from imagewam_cli.expert.flow import FlowSchedule
     from imagewam_cli.export.description import describe
     from imagewam_cli.export.graphs import OPSET, step_graph, trace
+    from imagewam_cli.export.runtime_script import runtime_script
     from imagewam_cli.export.unroll import unroll
-    from imagewam_cli.runtime import onnx_policy
 
     config = policy.parts.config
     levels = FlowSchedule(shift=config.shift).grid(config.inference_steps).tolist()
@@ -121,7 +121,7 @@ def _write(policy: Policy, prefix: PrefixGraph | None, folder: Path) -> dict[str
     files = FILES if prefix is None else FILES | PREFIX_FILES
     description = describe(policy.parts, prefix, files=files, opset=OPSET, levels=levels)
     _write_description(folder, description)
-    shutil.copyfile(onnx_policy.__file__, folder / RUNTIME)
+    (folder / RUNTIME).write_text(runtime_script(), encoding="utf-8")
     return description
 
 

@@ -14,16 +14,17 @@ from imagewam_cli.config import from_dict
 from imagewam_cli.data.types import FloatArray, Observation
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
-from imagewam_cli.errors import ConfigError, DatasetError, RunError, install_hint
-from imagewam_cli.policy.acting import ChunkPolicy
+from imagewam_cli.errors import ConfigError, RunError, install_hint
+from imagewam_cli.policy.acting import ChunkPolicy, own_errors
 from imagewam_cli.policy.bundle import EDITOR, EditorReference
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.prefix.spec import LayerSpec
+from imagewam_cli.runtime.observation import ObservationLike
 from imagewam_cli.workspace import ONNX_MARKER
 
 if TYPE_CHECKING:
     from imagewam_cli.policy.policy import Policy
-    from imagewam_cli.runtime.onnx_policy import Encode, ObservationLike, OnnxPolicy
+    from imagewam_cli.runtime.onnx_policy import Encode, OnnxPolicy
 
 
 def load_policy(path: Path, hardware: Hardware = CPU, weights: Path | None = None) -> Policy | ExportedPolicy:
@@ -68,13 +69,13 @@ class ExportedPolicy(ChunkPolicy):
             raise RunError(f"{folder} is damaged: {error}", "export the policy again") from None
 
     def chunks(self, observations: Sequence[Observation]) -> FloatArray:
-        """Plan a chunk for each observation, (B, T, A) in robot units."""
-        from imagewam_cli.runtime.onnx_policy import ObservationError
-
-        try:
+        """Plan a chunk for each observation, (B, T, A) in robot units. Errors are those of `Policy.chunks`."""
+        with own_errors():
             return self.onnx.chunks(observations)
-        except ObservationError as error:
-            raise DatasetError(str(error)) from None
+
+    def read(self, observations: Sequence[ObservationLike]) -> list[Observation]:
+        with own_errors():
+            return self.onnx.read(observations)
 
 
 def live_prefix(editor: Editor) -> Encode:

@@ -18,17 +18,19 @@ from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.editors.loading.placement import require_device
-from imagewam_cli.errors import DatasetError, RunError
+from imagewam_cli.errors import RunError
 from imagewam_cli.expert.checkpoint import load_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert
 from imagewam_cli.expert.sampler import initial_noise, integrate
 from imagewam_cli.kvcache.format.provenance import Provenance
-from imagewam_cli.policy.acting import ChunkPolicy
+from imagewam_cli.policy.acting import ChunkPolicy, own_errors
 from imagewam_cli.policy.action_transforms import apply_all
 from imagewam_cli.policy.bundle import TUNED, BundleParts, EditorReference, find_bundle, read_bundle
 from imagewam_cli.policy.proprio import ProprioEncoder, load_proprio
 from imagewam_cli.prefix.kv import PrefixKV
+from imagewam_cli.runtime.actions import require_finite
+from imagewam_cli.runtime.observation import ObservationLike, ObservationReader
 
 
 class Policy(ChunkPolicy):
@@ -46,7 +48,7 @@ class Policy(ChunkPolicy):
         self.parts, self.expert, self.editor, self.device, self.proprio = parts, expert, editor, device, proprio
         self.execute = parts.config.execute
         self._schedule = FlowSchedule(shift=parts.config.shift)
-        self.reset()
+        self._reader = ObservationReader(parts.config.cameras, parts.config.state_names)
 
     @classmethod
     def load(cls, folder: Path | str, *, hardware: Hardware = CPU, weights: Path | None = None) -> Policy:
@@ -79,13 +81,27 @@ class Policy(ChunkPolicy):
         return self.parts.config.cameras
 
     def chunks(self, observations: Sequence[Observation]) -> FloatArray:
-        """Plan a chunk of commands for each observation, (B, T, A) in robot units."""
+        """Plan a chunk of commands for each observation, (B, T, A) in robot units.
+
+        Raises:
+            DatasetError: an observation cannot be used; the message names the camera or the state's dimension.
+            RunError: the planned actions are not finite.
+        """
+        observations = self.read(observations)
+        if not observations:
+            return np.empty((0, self.horizon, len(self.parts.config.action_names)), dtype=np.float32)
         state = self.normalized_state(observations)
         with torch.no_grad():
             prefix = self.prefix(observations)
             noise = self.initial_noise(len(observations))
             chunk = integrate(self.expert, noise, state, prefix, self._schedule, self.parts.config.inference_steps)
-        return self.command(self.parts.action_normalizer.denormalize(chunk.float().cpu().numpy()))
+        actions = self.parts.action_normalizer.denormalize(chunk.float().cpu().numpy())
+        with own_errors():
+            return require_finite(self.command(actions), self.parts.config.action_names)
+
+    def read(self, observations: Sequence[ObservationLike]) -> list[Observation]:
+        with own_errors():
+            return self._reader.read(observations)
 
     def command(self, actions: FloatArray) -> FloatArray:
         """Convert actions (..., A), as a dataset records them, to commands with the policy's action transforms.
@@ -111,13 +127,8 @@ class Policy(ChunkPolicy):
 
     def normalized_state(self, observations: Sequence[Observation]) -> torch.Tensor:
         """Return the normalized states, float32 (B, S)."""
-        names = self.parts.config.state_names
-        for o in observations:
-            if o.state.shape != (len(names),):
-                raise DatasetError(
-                    f"state has shape {o.state.shape}, but the policy needs ({len(names)},): {', '.join(names)}"
-                )
-        states = np.stack([o.state for o in observations])
+        with own_errors():
+            states = np.stack([self._reader.read_state(o.state) for o in observations])
         return torch.from_numpy(self.parts.state_normalizer.normalize(states)).to(self.device)
 
     def initial_noise(self, count: int) -> torch.Tensor:

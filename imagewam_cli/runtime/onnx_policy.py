@@ -1,7 +1,7 @@
 """Run an exported policy with numpy, Pillow, onnxruntime and tokenizers, without torch and imagewam.
 
-Every ONNX export contains a copy of this file as `policy.py`. It reads everything that is not in the graphs from
-`onnx.json`.
+Every ONNX export contains `policy.py`, one file made of this module and the others of its package
+(`imagewam_cli.export.runtime_script`). It reads everything that is not in the graphs from `onnx.json`.
 
     policy = OnnxPolicy.load("exports/my-policy")
     policy.reset()
@@ -15,59 +15,34 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 from PIL import Image
 
+from imagewam_cli.runtime.actions import ActionQueue, Actions, Session, require_finite
+from imagewam_cli.runtime.observation import (
+    Array,
+    Observation,
+    ObservationError,
+    ObservationLike,
+    ObservationReader,
+)
+
 DESCRIPTION = "onnx.json"
 VERSION = 1
 
-Array = npt.NDArray[Any]
 Float32Array = npt.NDArray[np.float32]
 
 Prefix = Mapping[str, Array]
 """Arrays `layer.{i}.k` and `layer.{i}.v`, float32 (B, P, H, D), and `valid`, bool (B, P), if a layer holds text."""
 
 
-class ObservationLike(Protocol):
-    """An observation of the robot."""
-
-    @property
-    def images(self) -> Mapping[str, npt.NDArray[np.uint8]]:
-        """Camera name -> picture, uint8 (H, W, 3)."""
-        ...
-
-    @property
-    def state(self) -> Float32Array:
-        """Robot state, float32 (S,), in robot units."""
-        ...
-
-    @property
-    def instruction(self) -> str:
-        """Task for the robot, in plain English."""
-        ...
-
-
-@dataclass(frozen=True)
-class Observation:
-    """A plain `ObservationLike`."""
-
-    images: Mapping[str, npt.NDArray[np.uint8]]
-    state: Float32Array
-    instruction: str
-
-
 Encode = Callable[[Sequence[ObservationLike]], Prefix]
 """Encoder of observations into a prefix."""
-
-
-class ObservationError(ValueError):
-    """An observation lacks a camera, or its state has the wrong length."""
 
 
 class OnnxPolicy:
@@ -79,7 +54,8 @@ class OnnxPolicy:
         """description: content of `onnx.json`; loop: session of `loop.onnx`; noise: float32 (T, A)."""
         self.description, self._loop, self._noise, self._encode = description, loop, noise, encode
         self.execute = int(description["execute"])
-        self._queue: list[Float32Array] = []
+        self._reader = ObservationReader(tuple(description["cameras"]), tuple(description["state"]["names"]))
+        self._queue = ActionQueue(per_thread=True)
 
     @classmethod
     def load(
@@ -117,12 +93,19 @@ class OnnxPolicy:
         """Plan chunks (B, T, A) in robot units for B independent scenes.
 
         Raises:
-            ObservationError: a camera is missing, or a state has the wrong length.
+            ObservationError: an observation cannot be used; the message names the camera or the state's dimension.
+            PlanError: the planned actions are not finite.
         """
+        observations, action = self.read(observations), self.description["action"]
+        if not observations:
+            return np.empty((0, *self._noise.shape), dtype=np.float32)
         normalized = self.normalized_chunks(self.prefix(observations), self.normalized_state(observations))
-        action = self.description["action"]
         actions = (normalized - np.array(action["offset"])) / np.array(action["scale"])
-        return np.asarray(actions, dtype=np.float32)
+        return require_finite(np.asarray(actions, dtype=np.float32), action["names"])
+
+    def read(self, observations: Sequence[ObservationLike]) -> list[Observation]:
+        """Return the observations, checked and converted. Errors are those of `chunks`."""
+        return self._reader.read(observations)
 
     def prefix(self, observations: Sequence[ObservationLike]) -> Prefix:
         """Encode the observations' pictures and instructions into keys and values."""
@@ -131,11 +114,7 @@ class OnnxPolicy:
     def normalized_state(self, observations: Sequence[ObservationLike]) -> Float32Array:
         """Return the normalized states, float32 (B, S)."""
         settings = self.description["state"]
-        names = settings["names"]
-        for o in observations:
-            if np.shape(o.state) != (len(names),):
-                raise ObservationError(f"state has shape {np.shape(o.state)}, not ({len(names)},): {', '.join(names)}")
-        states = np.stack([np.asarray(o.state, dtype=np.float64) for o in observations])
+        states = np.stack([self._reader.read_state(o.state) for o in observations]).astype(np.float64)
         states = states * np.array(settings["scale"]) + np.array(settings["offset"])
         clamp = settings["clamp"]
         return np.asarray(states if clamp is None else np.clip(states, -clamp, clamp), dtype=np.float32)
@@ -147,15 +126,21 @@ class OnnxPolicy:
         actions: Float32Array = run(self._loop, feeds)["actions"]
         return actions
 
-    def act(self, observation: ObservationLike) -> Float32Array:
-        """Return the next action (A,). Plan a new chunk when no planned action is left."""
-        if not self._queue:
-            self._queue = list(self.chunks([observation])[0][: self.execute])
-        return self._queue.pop(0)
+    def act(self, observation: ObservationLike) -> Actions:
+        """Return the next action (A,). Plan a new chunk when no planned action is left or the instruction changed.
+
+        Use one `session` per robot if several robots share the policy: their plans must not be mixed. The policy's own
+        plan is continued only in the thread that made it.
+        """
+        return self._queue.next(observation, self)
 
     def reset(self) -> None:
         """Discard the planned actions. Call this at the start of every episode."""
-        self._queue = []
+        self._queue.clear()
+
+    def session(self) -> Session:
+        """Return an independent robot for this policy: its `act` and `reset` have planned actions of their own."""
+        return Session(self)
 
 
 class PrefixGraph:
@@ -178,9 +163,6 @@ class PrefixGraph:
     def picture(self, images: Mapping[str, npt.NDArray[np.uint8]]) -> Float32Array:
         """Return the cameras' pictures side by side, float32 (3, H, W) in [-1, 1]."""
         cameras, height, width = self._settings["cameras"], self._settings["height"], self._settings["width"]
-        missing = [c for c in cameras if c not in images]
-        if missing:
-            raise ObservationError(f"no picture of camera {missing[0]!r}; there are: {', '.join(images) or 'none'}")
         tile = (width // len(cameras), height)
         picture = np.concatenate([_resized(images[c], tile) for c in cameras], axis=1)
         if self._settings["grey"] is not None:

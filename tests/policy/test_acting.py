@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -52,6 +56,65 @@ def test_two_policies_of_one_class_do_not_share_a_chunk() -> None:
     one.act(SOMETHING)
     assert two.act(SOMETHING)[0] == 1.0
     assert float(one.act(SOMETHING)[0]) == pytest.approx(1.1)
+
+
+def test_another_instruction_is_planned_at_once() -> None:
+    policy, other = Counting(4), dataclasses.replace(SOMETHING, instruction="stop")
+    acted = [float(policy.act(o)[0]) for o in (SOMETHING, SOMETHING, other, other, SOMETHING)]
+    np.testing.assert_allclose(acted, [1.0, 1.1, 2.0, 2.1, 3.0], rtol=1e-6)
+
+
+def test_sessions_of_one_policy_have_plans_of_their_own() -> None:
+    policy = Counting(3)
+    one, two = policy.session(), policy.session()
+    acted = [float(robot.act(SOMETHING)[0]) for robot in (one, two, policy, one, two)]
+    np.testing.assert_allclose(acted, [1.0, 2.0, 3.0, 1.1, 2.1], rtol=1e-6)
+    one.reset()
+    np.testing.assert_allclose([float(robot.act(SOMETHING)[0]) for robot in (one, two)], [4.0, 2.2], rtol=1e-6)
+
+
+def test_the_plan_of_another_thread_is_not_continued() -> None:
+    """Threads that share a policy may drive different robots."""
+    policy = Counting(3)
+    assert policy.act(SOMETHING)[0] == 1.0
+    with ThreadPoolExecutor(1) as pool, pytest.warns(RuntimeWarning, match=r"use one `policy.session\(\)` per robot"):
+        assert pool.submit(policy.act, SOMETHING).result()[0] == 2.0
+    assert policy.act(SOMETHING)[0] == 3.0
+    assert float(policy.act(SOMETHING)[0]) == pytest.approx(3.1)
+
+
+def test_a_session_may_change_threads() -> None:
+    session = Counting(3).session()
+    session.act(SOMETHING)
+    with ThreadPoolExecutor(1) as pool:
+        assert float(pool.submit(session.act, SOMETHING).result()[0]) == pytest.approx(1.1)
+
+
+def test_a_plan_does_not_outlive_an_error() -> None:
+    class Failing(Counting):
+        def chunks(self, observations: Sequence[Observation]) -> Float32Array:
+            if observations[0].instruction == "fail":
+                raise RuntimeError("no plan")
+            return super().chunks(observations)
+
+    policy = Failing(4)
+    policy.act(SOMETHING)
+    with pytest.raises(RuntimeError, match="no plan"):
+        policy.act(dataclasses.replace(SOMETHING, instruction="fail"))
+    assert policy.act(SOMETHING)[0] == 2.0
+
+
+def test_a_policy_that_executes_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="execute must be at least 1, got 0"):
+        Counting(0).act(SOMETHING)
+
+
+def test_a_policy_is_copied_and_pickled_without_its_plan() -> None:
+    policy = Counting(3)
+    policy.act(SOMETHING)
+    for twin in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
+        assert twin.act(SOMETHING)[0] == 2.0
+    assert float(policy.act(SOMETHING)[0]) == pytest.approx(1.1)
 
 
 def test_random_actions_are_repeated_and_bounded() -> None:

@@ -65,6 +65,15 @@ class TestActing:
         torch.manual_seed(1)
         np.testing.assert_array_equal(policy.chunks([observation]), first)
 
+    def test_pictures_in_another_form_act_the_same(self, policy: Policy, observation: Observation) -> None:
+        picture = observation.images["top"]
+        for form in (picture.transpose(2, 0, 1), picture / np.float32(255), torch.from_numpy(picture.copy())):
+            other = dataclasses.replace(observation, images={"top": form, "unused": None})  # type: ignore[dict-item]
+            np.testing.assert_array_equal(policy.chunks([other]), policy.chunks([observation]))
+
+    def test_no_observation_gives_no_chunk(self, policy: Policy) -> None:
+        assert policy.chunks([]).shape == (0, HORIZON, 3)
+
     def test_threads_get_the_numbers_of_serial_calls(self, policy: Policy, observations: list[Observation]) -> None:
         expected = [policy.chunks([o]) for o in observations]
         with ThreadPoolExecutor(3) as pool:
@@ -166,9 +175,33 @@ class TestRefusal:
 
     def test_a_missing_camera_is_named(self, policy: Policy, observation: Observation) -> None:
         elsewhere = dataclasses.replace(observation, images={"wrist": observation.images["top"]})
-        with pytest.raises(DatasetError, match="'top'") as error:
+        with pytest.raises(DatasetError, match="no picture of camera 'top'; there are: wrist") as error:
             policy.act(elsewhere)
-        assert "wrist" in (error.value.hint or "")
+        assert "cameras are named top" in (error.value.hint or "")
+
+    def test_a_state_that_is_not_finite_is_refused_with_its_dimensions(
+        self, policy: Policy, observation: Observation
+    ) -> None:
+        state = observation.state.copy()
+        state[[0, 2]] = np.nan, np.inf
+        with pytest.raises(DatasetError, match=r"the state is not finite: gripper_x is nan, .* is inf"):
+            policy.act(dataclasses.replace(observation, state=state))
+
+    def test_everything_is_checked_before_anything_is_computed(
+        self, policy: Policy, observations: list[Observation], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plans = count_plans(policy, monkeypatch)
+        empty = dataclasses.replace(observations[1], images={"top": np.zeros((0, 0, 3), np.uint8)})
+        with pytest.raises(DatasetError, match=r"observation 1: camera 'top': got an empty picture"):
+            policy.chunks([observations[0], empty])
+        assert plans == []
+
+    def test_a_plan_that_is_not_finite_is_refused(
+        self, policy: Policy, observation: Observation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(type(policy.parts.action_normalizer), "denormalize", lambda _self, chunk: chunk * np.inf)
+        with pytest.raises(RunError, match="not finite: "):
+            policy.act(observation)
 
     def test_another_editor_is_refused_with_both_fingerprints(
         self, run: Path, tiny_weights: Path, tmp_path: Path, load_tiny: Any

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from PIL import Image
 from imagewam_cli.data.types import Observation
 from imagewam_cli.export import ExportReport
 from imagewam_cli.policy.policy import Policy
-from imagewam_cli.runtime.onnx_policy import ObservationError, OnnxPolicy
+from imagewam_cli.runtime.actions import PlanError
+from imagewam_cli.runtime.observation import ObservationError
+from imagewam_cli.runtime.onnx_policy import OnnxPolicy
 from tests.support.policies import observation
 
 TOLERANCE = 1e-4
@@ -82,7 +85,7 @@ def test_states_far_out_of_range_are_clamped_as_by_the_policy(policy: OnnxPolicy
 
 
 def test_act_plans_again_after_executing_its_actions(policy: OnnxPolicy) -> None:
-    first, second = observation(30), observation(31)
+    first, second = observation(30, "stop"), observation(31, "stop")
     policy.reset()
     np.testing.assert_array_equal(policy.act(first), policy.chunks([first])[0, 0])
     np.testing.assert_array_equal(policy.act(second), policy.chunks([first])[0, 1])
@@ -96,8 +99,43 @@ def test_missing_parts_of_an_observation_are_named(policy: OnnxPolicy) -> None:
     scene = observation(32)
     with pytest.raises(ObservationError, match="no picture of camera 'top'; there are: front"):
         policy.chunks([Observation(images={"front": scene.images["top"]}, state=scene.state, instruction="x")])
-    with pytest.raises(ObservationError, match=r"state has shape \(2,\), not \(3,\): x, y, grip"):
+    with pytest.raises(ObservationError, match=r"state has shape \(2,\), but the policy needs \(3,\): x, y, grip"):
         policy.chunks([Observation(images=scene.images, state=scene.state[:2], instruction="x")])
+
+
+def test_the_door_is_that_of_the_policy_in_torch(policy: OnnxPolicy, live: Policy) -> None:
+    scene = observation(34)
+    nan = Observation(images=scene.images, state=np.array([0.5, np.nan, 1]), instruction="x")
+    with pytest.raises(ObservationError, match="the state is not finite: y is nan"):
+        policy.act(nan)
+    empty = Observation(images={"top": np.zeros((0, 0, 3), np.uint8)}, state=scene.state, instruction="x")
+    with pytest.raises(ObservationError, match=r"camera 'top': got an empty picture, uint8 \(0, 0, 3\)"):
+        policy.chunks([scene, empty])
+    first = Observation(images={"top": scene.images["top"].transpose(2, 0, 1)}, state=[*scene.state], instruction="x")
+    np.testing.assert_allclose(policy.chunks([first]), live.chunks([first]), atol=TOLERANCE)
+    assert policy.chunks([]).shape == live.chunks([]).shape == (0, 5, 3)
+
+
+def test_a_plan_that_is_not_finite_is_refused(onnx_export: ExportReport) -> None:
+    policy = OnnxPolicy.load(onnx_export.folder)
+    policy.description["action"]["scale"][1] = float("nan")  # type: ignore[index]
+    with pytest.raises(PlanError, match="not finite: y"):
+        policy.act(observation(35))
+
+
+def test_another_instruction_is_planned_at_once(policy: OnnxPolicy) -> None:
+    scene, other = observation(36), observation(36, "put it down")
+    policy.reset()
+    policy.act(scene)
+    np.testing.assert_array_equal(policy.act(other), policy.chunks([other])[0, 0])
+
+
+def test_threads_get_the_numbers_of_serial_calls(policy: OnnxPolicy) -> None:
+    rows = [observation(seed) for seed in range(37, 43)]
+    expected = [policy.chunks([row]) for row in rows]
+    with ThreadPoolExecutor(3) as pool:
+        for got, wanted in zip(pool.map(lambda row: policy.chunks([row]), rows), expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +174,7 @@ def test_the_copied_policy_script_runs_without_torch_and_imagewam(
     [
         (("--image", "absent.png", "--state=0,0,0"), "absent.png"),
         (("--image", "a.png", "--image", "b.png", "--state=0,0,0"), "2 picture(s) for 1 camera(s): top"),
-        (("--image", "top=picture.png", "--state=0,0"), "state has shape (2,), not (3,): x, y, grip"),
+        (("--image", "top=picture.png", "--state=0,0"), "state has shape (2,), but the policy needs (3,): x, y, grip"),
     ],
     ids=["no such file", "too many pictures", "short state"],
 )
