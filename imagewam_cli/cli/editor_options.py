@@ -212,6 +212,7 @@ def editor_setup(options: EditorOptions, weights: Path | None, *, trial: str | N
         EditorError: the weights are missing (checked before demonstrations are recorded).
         DatasetError: the dataset is damaged or lacks a key or camera.
     """
+    from imagewam_cli.data.formats import check_pictures
     from imagewam_cli.editors.installed import installed_editor
     from imagewam_cli.errors import UsageError
 
@@ -227,6 +228,7 @@ def editor_setup(options: EditorOptions, weights: Path | None, *, trial: str | N
         kind.require_weights(weights)
         path = _demonstrations()
     dataset = options.reading.open(existing_dataset(path))
+    check_pictures(dataset)  # loading the editor can take minutes
     return EditorSetup(
         kind=kind,
         settings=dataclasses.replace(options.prefix, cameras=tuple(dataset.info.cameras)),

@@ -94,6 +94,15 @@ def open_dataset(path: str | Path, keys: KeyMap = _USUAL_KEYS, episodes: Episode
     )
 
 
+def check_pictures(dataset: Dataset) -> None:
+    """Check the files of all episodes and cameras, as `Dataset.rows` does when it is called; read no row.
+
+    Raises:
+        DatasetError: files are missing, or have too few frames.
+    """
+    dataset.rows()
+
+
 def _nested_hint(root: Path) -> str | None:
     """Suggest a sub-folder that holds a dataset: downloads often nest it one folder deeper."""
     nested = sorted(marker.parent.parent for marker in root.glob(f"*/{_LEROBOT_MARKER}"))

@@ -130,6 +130,7 @@ class Dataset(Protocol):
         Each video file is decoded once, sequentially. With `images=False` nothing is decoded and `Row.images` is empty.
 
         Raises:
-            DatasetError: a file is damaged; the message names it and the episode.
+            DatasetError: a file is missing or damaged; the message names it and the episode. What the names and headers
+                of files tell is raised by the call, before the first row.
         """
         ...

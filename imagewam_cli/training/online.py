@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from imagewam_cli.data.dataset_files import DatasetFiles
+from imagewam_cli.data.formats import check_pictures
 from imagewam_cli.data.pictures import PictureFile, picture_bytes
 from imagewam_cli.data.types import Dataset, UInt8Image
 from imagewam_cli.editors.contract import Editor
@@ -51,6 +52,7 @@ class OnlinePrefixes:
             raise UsageError("stride and the editor's batch must be at least 1")
         self.dataset, self.editor = dataset, editor
         self._stride, self._batch, self._watch = stride, batch, watch
+        check_pictures(dataset)
         self.table, self._instructions = FrameTable.from_rows(dataset.rows(images=False))
         self.index = row_index(self.table, [e.index for e in dataset.episodes()], stride)
         self._files = DatasetFiles.of(dataset, editor.spec.cameras)

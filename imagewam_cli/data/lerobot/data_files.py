@@ -31,6 +31,8 @@ class DataFiles:
         self._held: dict[Path, frozenset[int]] = {}
         self._others: list[Path] | None = None
         self._faults: dict[Path, EpisodeFault] = {}
+        self._told: set[int] = set()
+        """Episodes that a warning has named."""
 
     def locate(self, episodes: Sequence[Episode]) -> tuple[list[Episode], dict[int, EpisodeFault]]:
         """Return the episodes with the files that hold their rows, and a fault for each without one.
@@ -45,9 +47,10 @@ class DataFiles:
                     path=episode.data_file, problem="no data file has rows of the episode"
                 )
                 continue
-            if path != episode.data_file:
+            if path != episode.data_file and episode.index not in self._told:
                 moved[episode.index] = path
             located.append(replace(episode, data_file=path))
+        self._told.update(moved)
         if moved:
             first = min(moved)
             warn(

@@ -50,5 +50,5 @@ def _hint(faults: Mapping[int, EpisodeFault], good: Sequence[int]) -> str:
         return mending or "copy or download the dataset again"
     if all(fault.missing for fault in faults.values()):
         return f"download the missing files, or read the episodes that are there: --only-episodes {episodes_text(good)}"
-    leave_out = f"leave them out: --exclude-episodes {episodes_text(faults)}"
+    leave_out = f"leave out what cannot be read: --exclude-episodes {episodes_text(faults)}"
     return f"{mending}; or {leave_out}" if mending else leave_out

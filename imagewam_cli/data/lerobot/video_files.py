@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from imagewam_cli.errors import DatasetError, warn
 
 _RATE_TOLERANCE = 0.01
 """Relative difference of frame rates that is not worth a word: 29.97 and 30 are the same camera."""
+_THREADS = 8
+"""Headers to read at the same time: network file systems answer many requests at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,7 @@ class VideoFiles:
 
         Warns about files that can be read but are not as the metadata say.
         """
+        self._examine_all(episodes, cameras)
         cuts: dict[str, dict[int, VideoCut]] = {key: {} for key in cameras}
         faults: dict[int, EpisodeFault] = {}
         for key in cameras:
@@ -69,33 +74,36 @@ class VideoFiles:
                 span = episode.videos.get(key)
                 if span is None:
                     faults[episode.index] = self._without_position(key)
-                    continue
-                self._examine(key, span.path)
-                if episode.index in self._cuts[span.path]:
+                elif episode.index in self._cuts[span.path]:
                     cuts[key][episode.index] = self._cuts[span.path][episode.index]
                 else:
                     faults.setdefault(episode.index, self._faults[span.path][episode.index])
         return cuts, faults
 
-    def _examine(self, key: str, path: Path) -> None:
-        if path in self._cuts:
+    def _examine_all(self, episodes: Sequence[Episode], cameras: Sequence[str]) -> None:
+        """Read the headers of all mp4s that were not examined yet, several at a time."""
+        waiting = {
+            span.path: key
+            for key in cameras
+            for span in (episode.videos.get(key) for episode in episodes)
+            if span is not None and span.path not in self._cuts
+        }
+        if not waiting:
             return
-        claims = self._claims_of(key)[path]
+        remarks: list[tuple[Path, str]] = []
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for path, facts in zip(waiting, threads.map(_facts_or_fault, waiting), strict=True):
+                remarks += [(path, text) for text in self._examine(path, self._claims_of(waiting[path])[path], facts)]
+        _warn_once_of_each_kind(remarks)
+
+    def _examine(self, path: Path, claims: Sequence[Claim], facts: VideoFacts | EpisodeFault) -> list[str]:
+        """Find the cuts and faults of one mp4, and return what a person should know about it."""
         self._cuts[path], self._faults[path] = {}, {}
-        if not path.is_file():
-            self._faults[path] = dict.fromkeys((claim.episode for claim in claims), _missing(path))
-            return
-        try:
-            facts = read_facts(path)
-            positions = self._positions(path, claims, facts)
-        except DatasetError as error:
-            problem = error.message.removeprefix(str(path)).removeprefix(":").strip()
-            fault = EpisodeFault(path=path, problem=problem, hint=error.hint)
-            self._faults[path] = dict.fromkeys((claim.episode for claim in claims), fault)
-            return
+        if isinstance(facts, EpisodeFault):
+            self._faults[path] = dict.fromkeys((claim.episode for claim in claims), facts)
+            return []
+        positions = self._positions(path, claims, facts)
         rate = self._rate_remark(facts)
-        if positions.remark or rate:
-            warn(f"{path} {' and '.join(remark for remark in (positions.remark, rate) if remark)}")
         end = max((positions.first_frames.get(claim.episode, 0) + claim.length for claim in claims), default=0)
         for claim in claims:
             if claim.episode in positions.first_frames:
@@ -106,6 +114,7 @@ class VideoFiles:
             else:
                 problem = f"the video {positions.faults[claim.episode]}{f' ({rate})' if rate else ''}"
                 self._faults[path][claim.episode] = EpisodeFault(path=path, problem=problem)
+        return [remark for remark in (positions.remark, rate) if remark]
 
     def _without_position(self, key: str) -> EpisodeFault:
         return EpisodeFault(
@@ -141,5 +150,24 @@ class VideoFiles:
         return self._claims[key]
 
 
+def _warn_once_of_each_kind(remarks: Sequence[tuple[Path, str]]) -> None:
+    """Warn of the first file with each kind of remark, and count the others."""
+    kinds: defaultdict[str, list[tuple[Path, str]]] = defaultdict(list)
+    for path, text in remarks:
+        kinds[re.sub(r"\d+", "", text)].append((path, text))  # remarks of one kind differ in their numbers
+    for (path, text), *others in kinds.values():
+        warn(f"{path} {text}{f' (and {len(others)} more files like it)' if others else ''}")
+
+
 def _missing(path: Path) -> EpisodeFault:
     return EpisodeFault(path=path, problem="the file is missing", missing=True)
+
+
+def _facts_or_fault(path: Path) -> VideoFacts | EpisodeFault:
+    if not path.is_file():
+        return _missing(path)
+    try:
+        return read_facts(path)
+    except DatasetError as error:
+        problem = error.message.removeprefix(str(path)).removeprefix(":").strip()
+        return EpisodeFault(path=path, problem=problem, hint=error.hint)

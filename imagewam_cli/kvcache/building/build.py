@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from imagewam_cli.data.augmentation import NO_AUGMENTATION, Augmentation
 from imagewam_cli.data.dataset_files import DatasetFiles, named_changes
+from imagewam_cli.data.formats import check_pictures
 from imagewam_cli.data.samples import SAMPLES
 from imagewam_cli.data.types import Dataset
 from imagewam_cli.editors.contract import Editor
@@ -204,6 +205,7 @@ class _Build:
             CacheError: it was built from another dataset or editor, or is split into different shards.
         """
         storage, dataset, spec, settings = self.storage, self.dataset, self.producer.spec, self.settings
+        check_pictures(dataset)
         table, instructions = FrameTable.from_rows(dataset.rows(images=False))
         if there is not None:
             table = table.stored_as(there.files.get(TABLE, ""))

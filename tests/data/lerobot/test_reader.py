@@ -324,7 +324,7 @@ class TestBrokenFiles:
         message = rf"episode_000001\.mp4, episode 1: the video has {frames} frames for the 7 rows of the episode"
         with pytest.raises(DatasetError, match=message) as caught:
             LeRobotDataset(root).rows()
-        assert caught.value.hint == "leave them out: --exclude-episodes 1"
+        assert caught.value.hint == "leave out what cannot be read: --exclude-episodes 1"
 
     def test_a_v30_video_that_lacks_a_frame_names_the_last_episode(
         self, copy30: Path, recordings: list[Recording]
