@@ -47,6 +47,19 @@ class SelectiveFormat(Protocol):
         ...
 
 
+@runtime_checkable
+class ChecksPictures(Protocol):
+    """A `Dataset` that can tell without decoding which episodes lack frames."""
+
+    def check_pictures(self) -> None:
+        """Check the files of all episodes and cameras.
+
+        Raises:
+            DatasetError: files are missing, or have too few frames; the message lists all such episodes.
+        """
+        ...
+
+
 class LeRobotFormat:
     """LeRobot v2.1 and v3.0, recognized by `meta/info.json`."""
 
@@ -95,12 +108,13 @@ def open_dataset(path: str | Path, keys: KeyMap = _USUAL_KEYS, episodes: Episode
 
 
 def check_pictures(dataset: Dataset) -> None:
-    """Check the files of all episodes and cameras, as `Dataset.rows` does when it is called; read no row.
+    """Check the files of all episodes and cameras as far as names and headers tell, if the format can.
 
     Raises:
-        DatasetError: files are missing, or have too few frames.
+        DatasetError: files are missing, or have too few frames; the message lists all such episodes.
     """
-    dataset.rows()
+    if isinstance(dataset, ChecksPictures):
+        dataset.check_pictures()
 
 
 def _nested_hint(root: Path) -> str | None:

@@ -11,7 +11,7 @@ from imagewam_cli.data.episodes import episodes_text
 from imagewam_cli.errors import DatasetError
 
 _LISTED = 3
-"""Faults that the error spells out."""
+"""Kinds of faults that the error spells out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +29,23 @@ class EpisodeFault:
 
 def episode_error(faults: Mapping[int, EpisodeFault], episodes: Sequence[int]) -> DatasetError:
     """Return one error for all faults. episodes: all that were requested, with and without faults."""
-    grouped: defaultdict[EpisodeFault, list[int]] = defaultdict(list)
+    kinds: defaultdict[str, defaultdict[EpisodeFault, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, fault in sorted(faults.items()):
-        grouped[fault].append(index)
-    parts = [
-        f"{fault.path}, episode{'s' * (len(indices) > 1)} {episodes_text(indices)}: {fault.problem}"
-        for fault, indices in grouped.items()
-    ]
+        kinds[fault.problem][fault].append(index)
+    parts = [_part(kind) for kind in kinds.values()]
     message = "; ".join(parts[:_LISTED])
-    if len(parts) > 1:
-        message = f"{len(faults)} of {len(episodes)} episodes cannot be read: {message}"
     if len(parts) > _LISTED:
-        message += f"; and {len(parts) - _LISTED} more files (episodes {episodes_text(faults)})"
+        message += f"; and {len(parts) - _LISTED} more"
+    if sum(len(kind) for kind in kinds.values()) > 1:
+        message = f"{len(faults)} of {len(episodes)} episodes cannot be read: {message}"
     return DatasetError(message, _hint(faults, [index for index in episodes if index not in faults]))
+
+
+def _part(kind: Mapping[EpisodeFault, Sequence[int]]) -> str:
+    """Describe the first of several faults that differ only in their files, and count the other files."""
+    fault, indices = next(iter(kind.items()))
+    more = f" (and {len(kind) - 1} more files like it)" if len(kind) > 1 else ""
+    return f"{fault.path}, episode{'s' * (len(indices) > 1)} {episodes_text(indices)}: {fault.problem}{more}"
 
 
 def _hint(faults: Mapping[int, EpisodeFault], good: Sequence[int]) -> str:

@@ -111,6 +111,14 @@ class LeRobotDataset:
         wanted, cuts = self._check_files(self._wanted(episodes), cameras.values())
         return self._stream(wanted, stride, cameras, cuts)
 
+    def check_pictures(self) -> None:
+        """Check the files of all episodes, and that videos have their frames, without decoding.
+
+        Raises:
+            DatasetError: the message lists all episodes that cannot be read.
+        """
+        self._check_files(self._wanted(None), self._selection.cameras.values())
+
     def files(self, *, cameras: Sequence[str], episodes: Sequence[int] | None = None) -> Sequence[str]:
         """Return the files that hold rows, or pictures of these cameras, of the given episodes (default: all).
 

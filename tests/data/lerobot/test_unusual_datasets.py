@@ -292,7 +292,11 @@ class TestFrames:
     def test_pointers_of_git_lfs_are_recognized(self, v21: Path) -> None:
         for path in v21.rglob("*.mp4"):
             path.write_bytes(LFS_POINTER)
-        with pytest.raises(DatasetError, match="is a Git LFS pointer, not the file itself") as caught:
+        with pytest.raises(
+            DatasetError,
+            match=r"3 of 3 episodes cannot be read: .*000000\.mp4, episode 0: the file is a Git LFS pointer, not the file "
+            r"itself \(and 2 more files like it\)",
+        ) as caught:
             LeRobotDataset(v21).rows()
         assert "git lfs pull" in str(caught.value.hint)
 
