@@ -294,8 +294,8 @@ class TestFrames:
             path.write_bytes(LFS_POINTER)
         with pytest.raises(
             DatasetError,
-            match=r"3 of 3 episodes cannot be read: .*000000\.mp4, episode 0: the file is a Git LFS pointer, not the file "
-            r"itself \(and 2 more files like it\)",
+            match=r"3 of 3 episodes cannot be read: .*000000\.mp4, episode 0: the file is a Git LFS pointer, not the "
+            r"file itself \(and 2 more files like it\)",
         ) as caught:
             LeRobotDataset(v21).rows()
         assert "git lfs pull" in str(caught.value.hint)
