@@ -104,7 +104,6 @@ def attention_command(
     """
     from imagewam_cli.cli.tables import attention_table
     from imagewam_cli.config import to_dict
-    from imagewam_cli.data.types import KeyMap
     from imagewam_cli.evaluation.attention.measurement import evaluate_attention
     from imagewam_cli.policy.bundle import find_bundle
     from imagewam_cli.policy.policy import Policy
@@ -117,7 +116,7 @@ def attention_command(
     folder = out if out is not None else policy / "attention" / dataset.resolve().name
     require_writable(folder)
     acting = Policy.load(policy, hardware=chosen_hardware(device, offload, compile), weights=weights)
-    recorded = reading.open(dataset, KeyMap(cameras=acting.cameras))
+    recorded = reading.open_for(acting, dataset)
     held_out = held_out_episodes(find_bundle(policy), recorded)
     if len(held_out) < 2:
         output.say(

@@ -18,6 +18,8 @@ from imagewam_cli.cli.help import ADVANCED, CONDITION, INPUT
 if TYPE_CHECKING:
     from imagewam_cli.data.episodes import EpisodeSelection
     from imagewam_cli.data.types import Dataset, KeyMap
+    from imagewam_cli.policy.loading import ExportedPolicy
+    from imagewam_cli.policy.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +116,30 @@ class DatasetOptions:
 
         return open_dataset(path, self.keys(known), self.episodes())
 
+    def open_for(self, policy: Policy | ExportedPolicy, path: Path) -> Dataset:
+        """Open a dataset with the features that a policy was trained on, unless options name others.
+
+        Raises:
+            DatasetError, UsageError: as `open`.
+        """
+        from imagewam_cli.data.types import KeyMap
+        from imagewam_cli.errors import warn
+
+        known = policy.keys or KeyMap()
+        if policy.keys is None and not self.names_features():
+            warn(
+                f"the policy does not say which features of a dataset it was trained on: reading {known.state} and "
+                f"{known.action} of {path}; name others with --state-key, --action-key and --instruction-key"
+            )
+        return self.open(path, dataclasses.replace(known, cameras=policy.cameras))
+
     def given(self) -> list[str]:
         """Return the options that the user gave, as typed."""
         return [option_name(f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+
+    def names_features(self) -> bool:
+        """Return whether an option names the state, the action or the instruction."""
+        return bool({"--state-key", "--action-key", "--instruction-key"} & set(self.given()))
 
     def require_unused(self, option: str) -> None:
         """Check that no option was given. option: the one that they require.

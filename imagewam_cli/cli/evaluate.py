@@ -249,7 +249,6 @@ def _open_loop(
 ) -> None:
     from imagewam_cli.cli.tables import open_loop_table
     from imagewam_cli.config import dump_json, to_dict
-    from imagewam_cli.data.types import KeyMap
     from imagewam_cli.errors import ImagewamError, UsageError
     from imagewam_cli.evaluation.open_loop import open_loop
     from imagewam_cli.evaluation.plots import plot_open_loop
@@ -261,7 +260,7 @@ def _open_loop(
     folder = out if out is not None else _results_folder(name, dataset.resolve().name)
     require_writable(folder)
     policy = load_policy(Path(name), hardware=hardware, weights=weights)
-    rows = reading.open(dataset, KeyMap(cameras=tuple(policy.cameras)))
+    rows = reading.open_for(policy, dataset)
     chosen = [e.index for e in rows.episodes()][:episodes]
     result = open_loop(policy, rows, horizon=policy.horizon, episodes=chosen)
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from imagewam_cli.cli.dataset_info import dataset_text, dataset_values
 from imagewam_cli.cli.dataset_options import DatasetOptions, takes_dataset_options
 from imagewam_cli.cli.options import FormatName, FormatOption
 from imagewam_cli.cli.output import bytes_text, output
@@ -15,8 +16,6 @@ from imagewam_cli.kvcache.storage.location import Location, location
 
 if TYPE_CHECKING:
     from imagewam_cli.kvcache.format.manifest import BuildPart, Manifest
-
-_NO_OPTIONS = DatasetOptions()
 
 
 @takes_dataset_options(only_with="a dataset")
@@ -41,10 +40,11 @@ def info_command(
 
     address = location(path)
     if isinstance(address, Path) and marker_of(address) == DATASET_MARKER:
-        values = _dataset(address, reading)
-    else:
-        reading.require_unused("a dataset")
-        values = _cache(address) if isinstance(address, str) else describe(address)
+        values = dataset_values(address, reading)
+        output.result(values, dataset_text(values), format.value)
+        return
+    reading.require_unused("a dataset")
+    values = _cache(address) if isinstance(address, str) else describe(address)
     text = "\n".join(f"{key}: {_text(value)}" for key, value in values.items())
     output.result(values, text, format.value)
 
@@ -82,18 +82,8 @@ def describe(path: Path) -> dict[str, Any]:
     raise UsageError(f"{path} is not a dataset, cache, run, policy or export", "`imagewam list` shows what exists")
 
 
-def _dataset(path: Path, reading: DatasetOptions = _NO_OPTIONS) -> dict[str, Any]:
-    info = reading.open(path).info
-    return {
-        "kind": "dataset",
-        "format": info.format,
-        "episodes": info.total_episodes,
-        "frames": info.total_rows,
-        "fps": info.fps,
-        "cameras": {name: list(size) for name, size in info.cameras.items()},
-        "state": list(info.state_names),
-        "action": list(info.action_names),
-    }
+def _dataset(path: Path) -> dict[str, Any]:
+    return dataset_values(path, DatasetOptions())
 
 
 def _cache(address: Location) -> dict[str, Any]:

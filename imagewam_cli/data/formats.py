@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from imagewam_cli.data.episodes import ALL_EPISODES, EpisodeSelection, SelectedDataset
-from imagewam_cli.data.types import Dataset, KeyMap
+from imagewam_cli.data.types import Dataset, DatasetDescription, KeyMap
 from imagewam_cli.errors import DatasetError
 from imagewam_cli.registry import Registry
 
@@ -60,6 +60,19 @@ class ChecksPictures(Protocol):
         ...
 
 
+@runtime_checkable
+class DescribedFormat(Protocol):
+    """A `DatasetFormat` that lists the features of a dataset, whatever they are called."""
+
+    def describe(self, root: Path) -> DatasetDescription:
+        """Describe the features.
+
+        Raises:
+            DatasetError: the metadata is damaged.
+        """
+        ...
+
+
 class LeRobotFormat:
     """LeRobot v2.1 and v3.0, recognized by `meta/info.json`."""
 
@@ -76,6 +89,11 @@ class LeRobotFormat:
 
         return LeRobotDataset(root, keys, episodes)
 
+    def describe(self, root: Path) -> DatasetDescription:
+        from imagewam_cli.data.lerobot.description import describe
+
+        return describe(root)
+
 
 def open_dataset(path: str | Path, keys: KeyMap = _USUAL_KEYS, episodes: EpisodeSelection = ALL_EPISODES) -> Dataset:
     """Open the dataset in folder `path`, reading only its metadata.
@@ -88,6 +106,25 @@ def open_dataset(path: str | Path, keys: KeyMap = _USUAL_KEYS, episodes: Episode
         DatasetError: `path` is not a folder, holds no dataset of an installed format, or cannot be opened (see
             `DatasetFormat.open`); or an episode does not exist.
     """
+    dataset_format, root = _format_of(path)
+    if episodes.is_all:
+        return dataset_format.open(root, keys)
+    if isinstance(dataset_format, SelectiveFormat):
+        return dataset_format.open_selected(root, keys, episodes)
+    return SelectedDataset(dataset_format.open(root, keys), episodes)
+
+
+def describe_features(path: str | Path) -> DatasetDescription | None:
+    """Describe the features of the dataset in folder `path`; None if its format cannot list them.
+
+    Raises:
+        DatasetError: as `open_dataset`.
+    """
+    dataset_format, root = _format_of(path)
+    return dataset_format.describe(root) if isinstance(dataset_format, DescribedFormat) else None
+
+
+def _format_of(path: str | Path) -> tuple[DatasetFormat, Path]:
     root = Path(path).expanduser()
     if not root.is_dir():
         problem = "is a file, not a folder" if root.exists() else "does not exist"
@@ -96,11 +133,7 @@ def open_dataset(path: str | Path, keys: KeyMap = _USUAL_KEYS, episodes: Episode
     for entry in formats:
         dataset_format: DatasetFormat = formats.load(entry.name)()
         if dataset_format.detect(root):
-            if episodes.is_all:
-                return dataset_format.open(root, keys)
-            if isinstance(dataset_format, SelectiveFormat):
-                return dataset_format.open_selected(root, keys, episodes)
-            return SelectedDataset(dataset_format.open(root, keys), episodes)
+            return dataset_format, root
     raise DatasetError(
         f"{root} has no {_LEROBOT_MARKER}: it is not a LeRobot dataset",
         _nested_hint(root) or "pass the folder that contains meta/ and data/",

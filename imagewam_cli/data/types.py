@@ -112,6 +112,34 @@ class DatasetInfo:
         return len(self.action_names)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureInfo:
+    """One feature of a dataset, whatever it is called."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    """Names of its values or axes; empty if the dataset has none."""
+    kind: str
+    """What it can be: "numbers", "camera", "depth", "text", "task index", "bookkeeping" or "other"."""
+    example: str | None = None
+    """First text of a feature that may be the instruction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetDescription:
+    """All features of a dataset, and which of them may be state, action and instruction, judging by their names."""
+
+    features: tuple[FeatureInfo, ...]
+    keys: KeyMap
+    """LeRobot's usual keys, or others where the usual ones are absent."""
+    options: str
+    """The options that name `keys`, to paste into a command; empty if the usual keys exist."""
+    instructions: tuple[str, ...]
+    """Features of which each may be the instruction instead of the tasks, best first."""
+
+
 class Dataset(Protocol):
     """A recorded dataset. Rows are streamed, so memory does not grow with the number of episodes."""
 

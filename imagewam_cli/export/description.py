@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from imagewam_cli.config import to_dict
 from imagewam_cli.data.normalization import CLAMP, Normalizer
 from imagewam_cli.editors.contract import PrefixGraph
 from imagewam_cli.policy.bundle import BundleParts
@@ -26,6 +27,7 @@ def describe(
         "opset": opset,
         "editor": {"name": parts.editor.name, "fingerprint": dict(parts.editor.fingerprint)},
         "cameras": config.cameras,
+        "keys": None if config.keys is None else to_dict(config.keys),
         "horizon": config.horizon,
         "execute": config.execute,
         "fps": config.fps,

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from imagewam_cli.config import dump_json, from_dict, to_dict
 from imagewam_cli.data.normalization import Normalizer
+from imagewam_cli.data.types import KeyMap
 from imagewam_cli.editors.contract import TokenPlacement
 from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.errors import ConfigError, DatasetError, RunError
@@ -70,6 +71,8 @@ class PolicyConfig:
     cameras: tuple[str, ...]
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
+    keys: KeyMap | None = None
+    """The dataset's features that it was trained on; None if it was made before policies kept them, or imported."""
     proprio: ProprioConfig | None = None
     """Settings of the state token; None if the state goes to the expert instead of the text."""
 
@@ -105,6 +108,8 @@ def write_bundle(folder: Path, parts: BundleParts) -> None:
     write_atomically(folder / NORMALIZATION, dump_json(normalizers).encode())
     write_atomically(folder / EDITOR, dump_json(to_dict(parts.editor)).encode())
     policy = to_dict(parts.config)
+    if parts.config.keys is None:
+        del policy["keys"]
     if parts.action_transforms:  # omitted when empty, so that an older imagewam can read the policy
         policy[_TRANSFORMS] = [transform.to_dict() for transform in parts.action_transforms]
     write_atomically(folder / POLICY, dump_json(policy).encode())

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imagewam_cli.config import from_dict
-from imagewam_cli.data.types import FloatArray, Observation
+from imagewam_cli.data.types import FloatArray, KeyMap, Observation
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.errors import ConfigError, RunError, install_hint
@@ -53,6 +53,8 @@ class ExportedPolicy(ChunkPolicy):
         self.execute = policy.execute
         self.horizon = int(policy.description["horizon"])
         self.cameras: tuple[str, ...] = tuple(policy.description["cameras"])
+        keys = policy.description.get("keys")
+        self.keys: KeyMap | None = None if keys is None else from_dict(KeyMap, keys, source=ONNX_MARKER)
 
     @classmethod
     def load(cls, folder: Path, *, hardware: Hardware = CPU, weights: Path | None = None) -> ExportedPolicy:

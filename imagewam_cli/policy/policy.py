@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from imagewam_cli.data.types import FloatArray, Observation
+from imagewam_cli.data.types import FloatArray, KeyMap, Observation
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
@@ -79,6 +79,11 @@ class Policy(ChunkPolicy):
     def cameras(self) -> tuple[str, ...]:
         """Names of the cameras that an observation must have."""
         return self.parts.config.cameras
+
+    @property
+    def keys(self) -> KeyMap | None:
+        """The dataset's features that the policy was trained on; None if they were not recorded."""
+        return self.parts.config.keys
 
     def chunks(self, observations: Sequence[Observation]) -> FloatArray:
         """Plan a chunk of commands for each observation, (B, T, A) in robot units.

@@ -19,7 +19,7 @@ from torch import Tensor
 from imagewam_cli.data.normalization import NormalizationMode, Normalizer, RunningStats
 from imagewam_cli.data.splits import Split, split_episodes
 from imagewam_cli.errors import CacheError, warn
-from imagewam_cli.kvcache.format.frame_table import Indices
+from imagewam_cli.kvcache.format.frame_table import Indices, warn_of_copies
 from imagewam_cli.kvcache.reading.epoch_order import BatchSchedule
 from imagewam_cli.kvcache.reading.row_batch import row_batch
 from imagewam_cli.policy.bundle import BundleParts
@@ -69,6 +69,7 @@ class ExpertData:
         if len(self.train_rows) == 0:
             raise CacheError(f"{source.info.location} has no row to train on", "record more episodes")
         table = source.table
+        warn_of_copies(table, source.info.dataset.state_names, source.info.dataset.action_names)
         self.action_normalizer = _normalizer(
             [table.actions_of(e) for e in self.train_episodes], recipe.normalize_action
         )

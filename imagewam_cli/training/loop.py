@@ -23,17 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagewam_cli.config import dump_json
+from imagewam_cli.config import dump_json, from_dict, to_dict
 from imagewam_cli.data.dataset_files import DatasetFiles, changes_text
 from imagewam_cli.data.samples import SAMPLES
-from imagewam_cli.errors import NonFiniteLossError, RunError, UsageError, warn
+from imagewam_cli.data.types import KeyMap
+from imagewam_cli.errors import ConfigError, NonFiniteLossError, RunError, UsageError, warn
 from imagewam_cli.expert.checkpoint import save_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.initialization import initialize
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig, parameter_count
 from imagewam_cli.files import PARTIAL, write_atomically
 from imagewam_cli.kvcache.format.manifest import DATASET_FILES, settings_of
-from imagewam_cli.kvcache.format.provenance import CONTENT, Difference, Provenance
+from imagewam_cli.kvcache.format.provenance import ALL, CONTENT, Difference, Provenance
 from imagewam_cli.lock import LOCK
 from imagewam_cli.policy.bundle import (
     NORMALIZATION,
@@ -294,6 +295,7 @@ class Trainer:
                     cameras=info.spec.cameras,
                     state_names=info.dataset.state_names,
                     action_names=info.dataset.action_names,
+                    keys=info.dataset.keys,
                 ),
                 editor=editor_reference(info),
                 state_normalizer=self.data.state_normalizer,
@@ -328,6 +330,8 @@ def _identity(info: SourceInfo) -> dict[str, object]:
         "content": None if info.dataset.content is None else info.dataset.content[:16],
         "table": info.table_checksum[:16],
         "codec": info.codec,
+        "keys": to_dict(info.dataset.keys),
+        "selected": info.dataset.selected,
         "stride": info.dataset.stride,
         "variants": info.dataset.augmentation.variants,
         "rows": info.rows,
@@ -339,6 +343,8 @@ def _provenance(identity: Mapping[str, Any]) -> Provenance:
     return Provenance(
         dataset=str(identity["dataset"]),
         content=identity.get("content"),
+        keys=from_dict(KeyMap, identity["keys"], source=RUN_MARKER) if "keys" in identity else None,
+        selected=str(identity.get("selected") or ALL),  # before episodes could be chosen, all were read
         stride=int(identity["stride"]),
         codec=str(identity["codec"]),
         editor=str(identity["editor"]),
@@ -355,7 +361,7 @@ def _require_same_prefixes(folder: Path, identity: dict[str, object], source: Pr
         before = _provenance(there)
     except KeyError as error:
         raise RunError(f"{folder / RUN_MARKER} lacks the key {error}", "start over with --fresh") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ConfigError) as error:
         raise RunError(f"{folder / RUN_MARKER} is damaged: {error}", "start over with --fresh") from None
     own = (Difference(key, there.get(key), identity[key]) for key in _COMPARED if key in identity)
     here = _provenance(identity)

@@ -17,6 +17,7 @@ from imagewam_cli.errors import ExportError, UsageError
 from imagewam_cli.export import TOLERANCE, ExportReport, graphs
 from imagewam_cli.export.onnx import OnnxExporter
 from imagewam_cli.policy.bundle import read_bundle
+from imagewam_cli.policy.loading import ExportedPolicy
 from imagewam_flux2.editor import Flux2Editor
 
 ExportAgain = Callable[..., ExportReport]
@@ -54,6 +55,12 @@ def test_the_report_lists_the_files_in_the_folder(onnx_export: ExportReport) -> 
     assert there == dict(onnx_export.files)
     assert set(there) == {*GRAPHS, "tokenizer.json", "noise.npy", "onnx.json", "editor.json", "policy.py"}
     assert [path.name for path in onnx_export.folder.parent.iterdir()] == [onnx_export.folder.name]
+
+
+def test_an_exported_policy_knows_the_keys_of_its_dataset(onnx_export: ExportReport, policy_folder: Path) -> None:
+    keys = read_bundle(policy_folder).config.keys
+    assert keys is not None
+    assert ExportedPolicy.load(onnx_export.folder).keys == keys
 
 
 def test_the_description_has_the_policys_values(onnx_export: ExportReport, policy_folder: Path) -> None:

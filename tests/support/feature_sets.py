@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,9 @@ def write_features(
     cameras: Mapping[str, tuple[int, int]] | None = None,
     lengths: Sequence[int] = LENGTHS,
     tasks: Sequence[str] = ("push the red cube",),
+    undeclared: Collection[str] = (),
 ) -> Path:
-    """Write a dataset. cameras: feature key -> (height, width); default: one."""
+    """Write a dataset. cameras: feature key -> (height, width); default: one. undeclared: not in info.json."""
     cameras = {"observation.images.top": (32, 32)} if cameras is None else cameras
     total = sum(lengths)
     data = {key: _values(key, column, total) for key, column in columns.items()}
@@ -76,7 +77,8 @@ def write_features(
         path = root / f"data/chunk-000/episode_{episode:06d}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(table), path)
-    _write_metadata(root, columns, cameras, lengths, tasks)
+    declared = {key: column for key, column in columns.items() if key not in undeclared}
+    _write_metadata(root, declared, cameras, lengths, tasks)
     return root
 
 

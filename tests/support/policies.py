@@ -10,7 +10,7 @@ import torch
 
 from imagewam_cli.data.normalization import FieldStats, Normalizer
 from imagewam_cli.data.samples import SAMPLES, Samples
-from imagewam_cli.data.types import Observation
+from imagewam_cli.data.types import KeyMap, Observation
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.expert.checkpoint import save_expert
 from imagewam_cli.expert.model import ActionExpert, ExpertConfig
@@ -70,6 +70,7 @@ def write_policy(folder: Path, editor: Editor, *, steps: int = 2, samples: int =
                 cameras=spec.cameras,
                 state_names=NAMES,
                 action_names=NAMES,
+                keys=KeyMap(state="state", instruction="sentence", cameras=spec.cameras),
             ),
             editor=EditorReference(
                 name=editor.entry.name, settings=editor.settings, spec=spec, fingerprint=editor.fingerprint()

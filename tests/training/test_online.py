@@ -197,6 +197,8 @@ class TestContinuation:
             "content": None,
             "table": origin.table_checksum[:16],
             "codec": "none",
+            "keys": {"state": "observation.state", "action": "action", "cameras": ["top"], "instruction": None},
+            "selected": None,
             "variants": 1,
             "stride": 1,
             "rows": EPISODES * LENGTH,

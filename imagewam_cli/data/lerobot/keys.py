@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from imagewam_cli.data.lerobot.info import Feature, Info
+from imagewam_cli.data.lerobot.proposals import is_action, is_numeric, may_be_instruction, propose
 from imagewam_cli.data.types import NO_STATE, KeyMap
-from imagewam_cli.errors import DatasetError, UsageError, nearest
+from imagewam_cli.errors import DatasetError, UsageError, nearest, warn
 
 USUAL_KEYS = KeyMap()
 """LeRobot's usual names, all cameras."""
-
-_NUMBERS = ("float", "int", "uint")
-_TEXT = ("string", "large_string")
-_BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +26,11 @@ class Selection:
     """camera name -> feature, in the requested order"""
     instruction: Feature | None
     """A column of texts or of indices into the tasks; None: the column `task_index`."""
+
+    def keys(self, asked: KeyMap) -> KeyMap:
+        """Return `asked` with the features of state and action as they were found."""
+        state, action = (",".join(feature.key for feature in role) for role in (self.state, self.action))
+        return replace(asked, state=state or NO_STATE, action=action)
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -48,8 +50,16 @@ def select_features(info: Info, keys: KeyMap) -> Selection:
         DatasetError: a feature has the wrong kind, or does not exist; the message lists the existing ones.
         UsageError: state and action share a feature.
     """
-    action = _vector(info, keys.action, "action", "--action-key")
-    state = () if keys.state == NO_STATE else _vector(info, keys.state, "state", "--state-key", taken=action)
+    listed = {"state": _listed(info, keys.state, "state"), "action": _listed(info, keys.action, "action")}
+    if keys.state == USUAL_KEYS.state and _has_no_state(info, listed["action"]):
+        warn(
+            f"{info.root} has no state: only pictures and instructions are used (--state-key {NO_STATE} says the same "
+            "without this warning)"
+        )
+        listed["state"] = []
+    _require_usual(info, keys)
+    action = tuple(_numbers(info, key, "action", taken=listed["state"]) for key in listed["action"])
+    state = tuple(_numbers(info, key, "state", taken=listed["action"]) for key in listed["state"])
     shared = [feature.key for feature in state if feature in action]
     if shared:
         raise UsageError(
@@ -78,22 +88,53 @@ def vector_names(features: Iterable[Feature]) -> tuple[str, ...]:
     )
 
 
-def _vector(info: Info, keys: str, role: str, option: str, taken: Iterable[Feature] = ()) -> tuple[Feature, ...]:
-    """Return the features that `keys` lists. taken: those that have another role, which a hint does not propose."""
-    listed = [keys] if keys in info.features else [key.strip() for key in keys.split(",")]
+def _listed(info: Info, keys: str, role: str) -> list[str]:
+    """Return the keys in a comma list; none for a dataset that is read without a state."""
+    if keys in info.features:
+        return [keys]
+    if role == "state" and keys == NO_STATE:
+        return []
+    listed = [key.strip() for key in keys.split(",")]
     twice = [key for key, times in Counter(listed).items() if times > 1]
     if twice:
-        raise UsageError(f"{option} names {twice[0]!r} twice", "name each feature once")
-    return tuple(_numbers(info, key, role, option, taken) for key in listed)
+        raise UsageError(f"--{role}-key names {twice[0]!r} twice", "name each feature once")
+    return listed
 
 
-def _numbers(info: Info, key: str, role: str, option: str, taken: Iterable[Feature]) -> Feature:
-    # Booleans and text cannot be normalized. Bookkeeping columns can, so choosing one is allowed.
-    vectors = [name for name, feature in info.features.items() if feature.dtype.startswith(_NUMBERS)]
+def _has_no_state(info: Info, action: Sequence[str]) -> bool:
+    """Return whether the dataset has neither the usual state nor any feature that may be one."""
+    return USUAL_KEYS.state not in info.features and not set(propose(info.features.values()).state) - set(action)
+
+
+def _require_usual(info: Info, keys: KeyMap) -> None:
+    """If a usual key is absent, raise an error that proposes others for all absent ones at once."""
+    proposal = propose(info.features.values())
+    usual = {"state": keys.state == USUAL_KEYS.state, "action": keys.action == USUAL_KEYS.action}
+    missing = [role for role in usual if usual[role] and getattr(USUAL_KEYS, role) not in info.features]
+    if "state" in missing and _has_no_state(info, _listed(info, keys.action, "action")):
+        missing.remove("state")
+    proposed = proposal.options(missing)
+    if missing and proposed:
+        wanted = " and ".join(f"{getattr(USUAL_KEYS, role)!r} for the {role}" for role in missing)
+        raise DatasetError(
+            f"{info.root} has no feature {wanted}; it has: {_join_names(_vectors(info))}",
+            f"pass {proposed}, or other features; `imagewam info` describes them",
+        )
+
+
+def _vectors(info: Info) -> list[str]:
+    # Bookkeeping columns can be normalized, so choosing one is allowed.
+    return [name for name, feature in info.features.items() if is_numeric(feature)]
+
+
+def _numbers(info: Info, key: str, role: str, taken: Iterable[str]) -> Feature:
+    """Return a feature that holds numbers. taken: features of the other role, which a hint does not propose."""
+    vectors, option = _vectors(info), f"--{role}-key"
     feature = info.features.get(key)
     if feature is None or key not in vectors:
         problem = "has no feature" if feature is None else "stores no numbers under"
-        proposed = [name for name in vectors if name not in {other.key for other in taken}]
+        not_this = {*taken, *_of_other_role(info, role)}
+        proposed = [name for name in vectors if name not in not_this]
         raise DatasetError(
             f"{info.root} {problem} {key!r} for the {role}; it has: {_join_names(vectors)}",
             _suggest(key, proposed, option),
@@ -106,24 +147,23 @@ def _numbers(info: Info, key: str, role: str, option: str, taken: Iterable[Featu
     return feature
 
 
+def _of_other_role(info: Info, role: str) -> Iterable[str]:
+    """Return the features that a hint does not propose for a role: actions for the state, and the state for actions."""
+    if role == "state":
+        return [feature.key for feature in info.features.values() if is_action(feature)]
+    return propose(info.features.values()).state
+
+
 def _instruction(info: Info, key: str) -> Feature:
-    option = "--instruction-key"
-    texts = [name for name, feature in info.features.items() if _may_be_instruction(feature)]
+    texts = [name for name, feature in info.features.items() if may_be_instruction(feature)]
     feature = info.features.get(key)
     if feature is None or key not in texts:
         problem = "has no feature" if feature is None else "stores neither a text nor a task number under"
         raise DatasetError(
             f"{info.root} {problem} {key!r} for the instruction; it has: {_join_names(texts)}",
-            _suggest(key, texts, option),
+            _suggest(key, texts, "--instruction-key"),
         )
     return feature
-
-
-def _may_be_instruction(feature: Feature) -> bool:
-    """Return whether a feature holds one text per frame, or one integer, which may be an index into the tasks."""
-    if feature.key in _BOOKKEEPING and feature.key != "task_index":
-        return False
-    return feature.size == 1 and (feature.dtype in _TEXT or feature.dtype.startswith(("int", "uint")))
 
 
 def _cameras(info: Info, asked: Iterable[str]) -> dict[str, Feature]:

@@ -23,7 +23,7 @@ from imagewam_cli.data.lerobot.images import ImageCamera, picture_files
 from imagewam_cli.data.lerobot.info import Feature
 from imagewam_cli.data.lerobot.keys import USUAL_KEYS, select_features
 from imagewam_cli.data.lerobot.metadata import Episode, load_metadata
-from imagewam_cli.data.lerobot.tables import EpisodeTable, read_episode_tables
+from imagewam_cli.data.lerobot.tables import EpisodeTable, read_episode_tables, with_undeclared
 from imagewam_cli.data.lerobot.video import VideoCamera
 from imagewam_cli.data.lerobot.video_files import VideoCut, VideoFiles
 from imagewam_cli.data.types import DatasetInfo, EpisodeInfo, KeyMap, Row, UInt8Image
@@ -58,10 +58,10 @@ class LeRobotDataset:
             UsageError: state and action share a feature.
         """
         self._metadata = load_metadata(root)
-        info = self._metadata.info
+        known = {episode.index: episode for episode in self._metadata.episodes}
+        chosen = [known[index] for index in episodes.choose(list(known), root)]
+        info = with_undeclared(self._metadata.info, keys, chosen[0].data_file)
         self._selection = select_features(info, keys)
-        self._by_index = {episode.index: episode for episode in self._metadata.episodes}
-        chosen = [self._by_index[index] for index in episodes.choose(list(self._by_index), root)]
         self._episodes = renumbered([EpisodeInfo(index=e.index, length=e.length, first_row=0) for e in chosen])
         self._by_index = {
             here.index: replace(episode, first_row=here.first_row)
@@ -81,7 +81,7 @@ class LeRobotDataset:
             total_episodes=len(self._metadata.episodes),
             total_rows=sum(episode.length for episode in self._metadata.episodes),
             identity=self._metadata.identity,
-            keys=keys,
+            keys=self._selection.keys(keys),
         )
         self._info = selected_info(whole, self._episodes)
 

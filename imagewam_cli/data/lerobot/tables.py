@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imagewam_cli.data.lerobot.info import Feature
+from imagewam_cli.data.lerobot.info import Feature, Info
 from imagewam_cli.data.lerobot.keys import Selection
 from imagewam_cli.data.lerobot.metadata import Episode, unreadable_parquet
 from imagewam_cli.data.precision import compact
-from imagewam_cli.data.types import FloatArray
+from imagewam_cli.data.types import FloatArray, KeyMap
 from imagewam_cli.errors import DatasetError
 
 _BATCH_ROWS = 4096
@@ -42,6 +42,45 @@ class EpisodeTable:
     """(L,) seconds from the episode's start"""
     instruction: npt.NDArray[np.int64] | Sequence[str]
     """(L,) the instruction of each frame: a text, or the number of a task"""
+
+
+def with_undeclared(info: Info, keys: KeyMap, data_file: Path) -> Info:
+    """Return `info` with the columns that only the data files have, if `keys` name a feature that it lacks."""
+    named = [*keys.state.split(","), *keys.action.split(","), *([keys.instruction] if keys.instruction else [])]
+    if all(key.strip() in info.features for key in named):
+        return info
+    return replace(info, features={**info.features, **undeclared_features(data_file, info.features)})
+
+
+def undeclared_features(path: Path, declared: Collection[str]) -> dict[str, Feature]:
+    """Return the columns of a data file that meta/info.json does not declare, with the shapes of its first row.
+
+    Returns nothing if the file cannot be read.
+    """
+    try:
+        file = pq.ParquetFile(path, pre_buffer=False)
+        columns = [name for name in file.schema_arrow.names if name not in declared]
+        row = next(file.iter_batches(batch_size=1, columns=columns), None) if columns else None
+    except (OSError, pa.ArrowException):
+        return {}
+    found = {} if row is None else {name: _feature_of(name, row.column(name)) for name in columns}
+    return {name: feature for name, feature in found.items() if feature is not None}
+
+
+def _feature_of(key: str, column: Any) -> Feature | None:
+    """Return the feature of a column of one row; None if it holds neither numbers nor texts, or is empty."""
+    shape = []
+    while _is_list(column.type) and len(column) and column[0].is_valid:
+        shape.append(len(column[0]))
+        column = column[0].values
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        dtype = "string"
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        dtype = np.dtype(kind.to_pandas_dtype()).name
+    else:
+        return None
+    return Feature(key=key, dtype=dtype, shape=tuple(shape), names=(), is_depth=False)
 
 
 def read_episode_tables(path: Path, episodes: Sequence[Episode], selection: Selection) -> Iterator[EpisodeTable]:

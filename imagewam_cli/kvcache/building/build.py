@@ -27,7 +27,7 @@ from imagewam_cli.kvcache.building.shard_plan import (
 )
 from imagewam_cli.kvcache.codecs.contract import Codec, FittedCodec
 from imagewam_cli.kvcache.codecs.prefix import stored_parts
-from imagewam_cli.kvcache.format.frame_table import FrameTable
+from imagewam_cli.kvcache.format.frame_table import FrameTable, warn_of_copies
 from imagewam_cli.kvcache.format.manifest import (
     CODEC,
     DATASET_FILES,
@@ -207,6 +207,7 @@ class _Build:
         storage, dataset, spec, settings = self.storage, self.dataset, self.producer.spec, self.settings
         check_pictures(dataset)
         table, instructions = FrameTable.from_rows(dataset.rows(images=False))
+        warn_of_copies(table, dataset.info.state_names, dataset.info.action_names)
         if there is not None:
             table = table.stored_as(there.files.get(TABLE, ""))
         files = DatasetFiles.of(dataset, spec.cameras)

@@ -7,7 +7,7 @@ is small compared to K and V.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,12 @@ import numpy.typing as npt
 from imagewam_cli.data.chunks import action_chunk
 from imagewam_cli.data.precision import compact
 from imagewam_cli.data.types import ActionChunk, FloatArray, Row
-from imagewam_cli.errors import CacheError
+from imagewam_cli.errors import CacheError, warn
 from imagewam_cli.files import checksum_of
 from imagewam_cli.kvcache.format.manifest import repair_hint
+
+_NAMED = 3
+"""Number of equal dimensions that a warning names."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -102,6 +105,17 @@ class FrameTable:
         rounded = dataclasses.replace(self, state=self.state.astype(np.float32), action=self.action.astype(np.float32))
         return rounded if checksum_of(rounded.to_bytes()) == checksum else self
 
+    def copied_dimensions(self) -> dict[int, int]:
+        """Return the dimensions of the state that change and equal one of the action in every frame: state -> action.
+
+        A policy would copy them instead of looking at the pictures.
+        """
+        actions = {_column_checksum(self.action, i): i for i in range(self.action.shape[1])}
+        states = {
+            i: _column_checksum(self.state, i) for i in range(self.state.shape[1]) if np.ptp(self.state[:, i]) > 0
+        }
+        return {i: actions[column] for i, column in states.items() if column in actions}
+
     def frames(self, episodes: Iterable[int], stride: int) -> tuple[Indices, Indices, Indices]:
         """Return every `stride`-th frame of these episodes: rows of the table, episodes, and frames, (M,) each."""
         parts = [
@@ -137,3 +151,20 @@ class FrameTable:
         if i == len(self.episode) or self.episode[i] != episode:
             raise CacheError(f"the cache has no episode {episode}")
         return slice(int(self.first_row[i]), int(self.first_row[i] + self.length[i]))
+
+
+def warn_of_copies(table: FrameTable, state_names: Sequence[str], action_names: Sequence[str]) -> None:
+    """Warn if dimensions of the state equal dimensions of the action in every frame."""
+    copied = table.copied_dimensions()
+    if not copied:
+        return
+    pairs = [f"{state_names[i]!r} = {action_names[j]!r}" for i, j in copied.items()]
+    which = ", ".join(pairs[:_NAMED]) + (f" and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else "")
+    warn(
+        f"{len(copied)} of {len(state_names)} dimensions of the state equal the action in every frame ({which}), so a "
+        "policy would copy them instead of looking: check --state-key and --action-key of `imagewam cache`"
+    )
+
+
+def _column_checksum(values: FloatArray, dimension: int) -> str:
+    return checksum_of(np.ascontiguousarray(values[:, dimension], np.float64).tobytes())

@@ -80,7 +80,7 @@ class Provenance:
 
     def unrecorded(self, other: Provenance) -> tuple[str, ...]:
         """Return what `other` knows and `self` does not, because it was made before that was recorded."""
-        pairs = ((CONTENT, self.content, other.content),)
+        pairs = ((CONTENT, self.content, other.content), ("keys of the dataset", self.keys, other.keys))
         return tuple(what for what, there, here in pairs if there is None and here is not None)
 
     def _editor_pairs(self, other: Provenance) -> Iterator[tuple[str, object, object]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 
 from imagewam_cli.data.types import FloatArray, Row
-from imagewam_cli.errors import CacheError
+from imagewam_cli.errors import CacheError, ImagewamWarning
 from imagewam_cli.files import checksum_of
-from imagewam_cli.kvcache.format.frame_table import FrameTable
+from imagewam_cli.kvcache.format.frame_table import FrameTable, warn_of_copies
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from tests.support.arithmetic_cache import LENGTHS
 from tests.support.arithmetic_editor import MemoryDataset
@@ -76,3 +77,30 @@ def test_a_table_that_was_stored_rounded_is_recognized_by_its_checksum(dataset: 
     assert table.stored_as(checksum_of(rounded.to_bytes())).state.dtype == np.float32
     assert table.stored_as(checksum_of(table.to_bytes())) is table
     assert table.stored_as("") is table
+
+
+def table_of(state: FloatArray, action: FloatArray) -> FrameTable:
+    rows = (
+        Row(row=i, episode=0, frame=i, timestamp=0.1 * i, instruction="go", state=state[i], action=action[i])
+        for i in range(len(state))
+    )
+    return FrameTable.from_rows(rows)[0]
+
+
+def test_dimensions_of_the_state_that_copy_the_action_are_found_and_warned_of() -> None:
+    rng = np.random.default_rng(0)
+    state, action = rng.normal(size=(9, 4)), rng.normal(size=(9, 3))
+    state[:, 3], action[:, 2] = 1.0, 1.0  # constants are equal, but say nothing
+    state[:, 1] = action[:, 0]
+    table = table_of(state, action)
+    assert table.copied_dimensions() == {1: 0}
+    with pytest.warns(ImagewamWarning, match="1 of 4 dimensions of the state equal the action .*'b' = 'x'"):
+        warn_of_copies(table, "abcd", "xyz")
+
+
+def test_states_that_follow_the_action_later_are_not_copies() -> None:
+    action = np.arange(12.0).reshape(6, 2)
+    table = table_of(np.roll(action, 1, axis=0), action)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_copies(table, "ab", "xy")
