@@ -260,4 +260,5 @@ class TestKeys:
             content["features"]["observation.images.wrist"]["info"]["is_depth_map"] = True
 
         edit_json(root / "meta/info.json", to_depth)
-        assert list(open_dataset(root).info.cameras) == ["top"]
+        with pytest.warns(ImagewamWarning, match="left out: 'wrist'"):
+            assert list(open_dataset(root).info.cameras) == ["top"]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from imagewam_cli.data.lerobot.metadata import Episode
+from imagewam_cli.data.lerobot.pixels import PictureKindError, decode_picture
 from imagewam_cli.data.lerobot.tables import episode_runs, picture_paths
 from imagewam_cli.data.types import UInt8Image
-from imagewam_cli.errors import DatasetError
+from imagewam_cli.errors import DatasetError, warn
 
 _BATCH_ROWS = 16
 """Number of encoded images in memory per camera."""
@@ -40,6 +37,8 @@ class ImageCamera:
         self._episodes = episodes
         self._path: Path | None = None
         self._runs: Iterator[tuple[int, Any]] = iter(())
+        self._told: set[str] = set()
+        """Remarks that a warning has made."""
 
     def frames(self, episode: Episode, stride: int) -> Iterator[UInt8Image]:
         """Yield frames 0, stride, 2 * stride, ... of an episode, uint8 (H, W, 3).
@@ -76,15 +75,23 @@ class ImageCamera:
         self._runs = iter(())
 
     def _decode(self, cell: object, where: str) -> UInt8Image:
-        encoded = self._encoded_bytes(cell, where)
+        encoded = encoded_bytes(self._root, self.key, cell, where)
         try:
-            with Image.open(io.BytesIO(encoded)) as picture:
-                pixels = np.array(picture.convert("RGB"), dtype=np.uint8)
+            decoded = decode_picture(encoded)
+        except PictureKindError as error:
+            raise DatasetError(
+                f"{where}: the picture of {self.key!r} {error}",
+                "name other cameras with --camera, or store the pictures as 8-bit RGB",
+            ) from error
         except OSError as error:
             raise DatasetError(
                 f"{where}: the picture of {self.key!r} cannot be decoded: {error}",
                 "copy or download the dataset again",
             ) from error
+        if decoded.remark is not None and decoded.remark not in self._told:
+            self._told.add(decoded.remark)
+            warn(f"{where}: the pictures of {self.key!r} {decoded.remark}")
+        pixels = decoded.pixels
         if pixels.shape[:2] != self.size:
             raise DatasetError(
                 f"{where}: the picture of {self.key!r} is {pixels.shape[0]}x{pixels.shape[1]} (height x width), "
@@ -93,17 +100,28 @@ class ImageCamera:
             )
         return pixels
 
-    def _encoded_bytes(self, cell: object, where: str) -> bytes:
-        """Return the encoded image of a cell {bytes, path}: embedded in `bytes`, or in the file `path`."""
-        if isinstance(cell, Mapping):
-            if isinstance(cell.get("bytes"), bytes):
-                return bytes(cell["bytes"])
-            if cell.get("path"):
-                path = self._root / str(cell["path"])
-                try:
-                    return path.read_bytes()
-                except OSError as error:
-                    raise DatasetError(
-                        f"{where}: the picture file {path} cannot be read", "copy or download the dataset again"
-                    ) from error
-        raise DatasetError(f"{where}: {self.key!r} has no picture", "copy or download the dataset again")
+
+def encoded_bytes(root: Path, key: str, cell: object, where: str) -> bytes:
+    """Return the encoded image of a cell: the bytes themselves, or {bytes, path} with one of the two.
+
+    Args:
+        root: the dataset's folder, to which `path` is relative.
+        key: feature key, for messages.
+        where: the data file and the frame, for messages.
+
+    Raises:
+        DatasetError: there is no image, or its file cannot be read.
+    """
+    content = cell.get("bytes") if isinstance(cell, Mapping) else cell
+    if isinstance(content, bytes):
+        return content
+    name = cell.get("path") if isinstance(cell, Mapping) else cell
+    if name and isinstance(name, str):
+        path = root / name
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DatasetError(
+                f"{where}: the picture file {path} cannot be read", "copy or download the dataset again"
+            ) from error
+    raise DatasetError(f"{where}: {key!r} has no picture", "copy or download the dataset again")

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from imagewam_cli.data.lerobot.json_text import read_json
+from imagewam_cli.data.lerobot.pixels import is_wide_gray
 from imagewam_cli.errors import DatasetError, warn
 
 INFO_FILE = "meta/info.json"
@@ -38,6 +39,7 @@ _DEFAULT_PATHS: Mapping[Layout, tuple[str, str]] = {
 
 CAMERA_PREFIX = "observation.images."
 _VISUAL_DTYPES = ("image", "video")
+_DEPTH_DTYPE = "depth"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,15 @@ class Feature:
     def is_camera(self) -> bool:
         """Whether the feature holds color images. Depth maps do not count: their values are distances."""
         return self.dtype in _VISUAL_DTYPES and not self.is_depth
+
+    @property
+    def may_hold_depth(self) -> bool:
+        """Whether it is a camera with one channel, which can be gray or, in datasets without a flag, depth."""
+        if not self.is_camera:
+            return False
+        if len(self.shape) == 2:
+            return True
+        return len(self.shape) == 3 and 1 in (self.shape[0], self.shape[2])
 
     @property
     def is_video(self) -> bool:
@@ -87,6 +98,8 @@ class Feature:
         Raises:
             DatasetError: the shape is not that of an image.
         """
+        if len(self.shape) == 2:
+            return self.shape[0], self.shape[1]
         if len(self.shape) != 3:
             raise DatasetError(
                 f"feature {self.key!r} has shape {list(self.shape)}, which is not an image",
@@ -305,9 +318,15 @@ def _flat_names(names: object) -> tuple[str, ...]:
 
 
 def _is_depth(entry: Mapping[str, Any]) -> bool:
+    if entry.get("dtype") == _DEPTH_DTYPE or entry.get("is_depth_map"):
+        return True
     # The flag moved twice: `video_info` before 0.2, "video.is_depth_map" before 0.6, "is_depth_map" since.
     for block in ("info", "video_info"):
         details = entry.get(block)
-        if isinstance(details, dict) and (details.get("is_depth_map") or details.get("video.is_depth_map")):
-            return True
+        if isinstance(details, dict):
+            pix_fmt = details.get("video.pix_fmt")
+            if details.get("is_depth_map") or details.get("video.is_depth_map"):
+                return True
+            if isinstance(pix_fmt, str) and is_wide_gray(pix_fmt):
+                return True
     return False

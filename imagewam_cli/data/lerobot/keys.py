@@ -176,6 +176,12 @@ def _cameras(info: Info, asked: Iterable[str]) -> dict[str, Feature]:
     names = {name: name for name in by_name} | {feature.key: name for name, feature in by_name.items()}
     selected = {}
     for camera in asked:
+        depth = next((f for f in info.features.values() if f.is_depth and camera in (f.key, f.camera_name)), None)
+        if camera not in names and depth is not None:
+            raise DatasetError(
+                f"{info.root}: camera {camera!r} holds depth, not color",
+                f"choose among {_join_names(by_name)} with --camera",
+            )
         if camera not in names:
             raise DatasetError(
                 f"{info.root} has no camera {camera!r}; it has: {_join_names(by_name)}",

@@ -18,6 +18,7 @@ import numpy as np
 
 from imagewam_cli.data.episodes import ALL_EPISODES, EpisodeSelection, renumbered, selected_info
 from imagewam_cli.data.lerobot.data_files import DataFiles
+from imagewam_cli.data.lerobot.depth import without_depth
 from imagewam_cli.data.lerobot.episode_faults import episode_error
 from imagewam_cli.data.lerobot.images import ImageCamera, picture_files
 from imagewam_cli.data.lerobot.info import Feature
@@ -61,12 +62,14 @@ class LeRobotDataset:
         known = {episode.index: episode for episode in self._metadata.episodes}
         chosen = [known[index] for index in episodes.choose(list(known), root)]
         info = with_undeclared(self._metadata.info, keys, chosen[0].data_file)
-        self._selection = select_features(info, keys)
         self._episodes = renumbered([EpisodeInfo(index=e.index, length=e.length, first_row=0) for e in chosen])
         self._by_index = {
             here.index: replace(episode, first_row=here.first_row)
             for here, episode in zip(self._episodes, chosen, strict=True)
         }
+        self._selection = without_depth(
+            info, select_features(info, keys), list(self._by_index.values()), asked=keys.cameras
+        )
         self._data_files = DataFiles(info)
         self._video_files = VideoFiles(info, self._metadata.episodes)
         self._sizes = {name: feature.image_size() for name, feature in self._selection.cameras.items()}

@@ -12,6 +12,7 @@ from pathlib import Path
 from imagewam_cli.data.lerobot.episode_faults import EpisodeFault
 from imagewam_cli.data.lerobot.info import Info
 from imagewam_cli.data.lerobot.metadata import Episode
+from imagewam_cli.data.lerobot.pixels import is_wide_gray
 from imagewam_cli.data.lerobot.video_positions import Claim, Positions, find_positions
 from imagewam_cli.data.lerobot.video_stream import VideoFacts, frame_times, read_facts
 from imagewam_cli.errors import DatasetError, warn
@@ -167,7 +168,14 @@ def _facts_or_fault(path: Path) -> VideoFacts | EpisodeFault:
     if not path.is_file():
         return _missing(path)
     try:
-        return read_facts(path)
+        facts = read_facts(path)
+        if is_wide_gray(facts.pix_fmt):
+            return EpisodeFault(
+                path=path,
+                problem=f"the video holds one channel of more than 8 bits ({facts.pix_fmt}), not colors",
+                hint="name color cameras with --camera",
+            )
+        return facts
     except DatasetError as error:
         problem = error.message.removeprefix(str(path)).removeprefix(":").strip()
         return EpisodeFault(path=path, problem=problem, hint=error.hint)
