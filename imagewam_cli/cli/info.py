@@ -16,6 +16,7 @@ from imagewam_cli.kvcache.storage.location import Location, location
 
 if TYPE_CHECKING:
     from imagewam_cli.kvcache.format.manifest import BuildPart, Manifest
+    from imagewam_cli.policy.bundle import BundleParts
 
 
 @takes_dataset_options(only_with="a dataset")
@@ -140,12 +141,17 @@ def _advice(
 def _run(path: Path) -> dict[str, Any]:
     import json
 
+    from imagewam_cli.policy.bundle import read_bundle
     from imagewam_cli.training.metrics import read_metrics
+    from imagewam_cli.workspace import POLICY_MARKER
 
     metrics = read_metrics(path / "metrics.jsonl")
     run = json.loads((path / "run.json").read_text())
     result = json.loads((path / "result.json").read_text()) if (path / "result.json").exists() else None
-    return {"kind": "run", **run, "last_step": metrics[-1]["step"] if metrics else 0, "result": result}
+    policy = path / "policy"
+    normalized = _normalization(read_bundle(policy)) if (policy / POLICY_MARKER).exists() else {}
+    last = metrics[-1]["step"] if metrics else 0
+    return {"kind": "run", **run, "last_step": last, **normalized, "result": result}
 
 
 def _policy(path: Path) -> dict[str, Any]:
@@ -153,12 +159,41 @@ def _policy(path: Path) -> dict[str, Any]:
     from imagewam_cli.policy.bundle import read_bundle
 
     parts = read_bundle(path)
-    return {"kind": "policy", "editor": parts.editor.name, **to_dict(parts.config)}
+    return {"kind": "policy", "editor": parts.editor.name, **to_dict(parts.config), **_normalization(parts)}
+
+
+def _normalization(parts: BundleParts) -> dict[str, Any]:
+    """Describe how a policy normalizes: modes, constant dimensions, and what an older rule does badly."""
+    from imagewam_cli.data.dimensions import constant_values, unscaled_names
+    from imagewam_cli.policy.bundle import inherited_faults
+
+    config, state, action = parts.config, parts.state_normalizer, parts.action_normalizer
+    return {
+        "normalize_state": state.mode,
+        "normalize_action": action.mode,
+        "constant_states": constant_values(config.state_names, state),
+        "constant_actions": constant_values(config.action_names, action),
+        "unscaled_actions": unscaled_names(config.action_names, action),
+        "normalization_faults": inherited_faults(parts),
+    }
 
 
 def _onnx(path: Path) -> dict[str, Any]:
+    import json
+
+    from imagewam_cli.policy.loading import unscaled_actions
+    from imagewam_cli.workspace import ONNX_MARKER
+
     files = {p.name: p.stat().st_size for p in sorted(path.iterdir()) if p.is_file()}
-    return {"kind": "onnx export", "files": {name: bytes_text(size) for name, size in files.items()}}
+    description = json.loads((path / ONNX_MARKER).read_text(encoding="utf-8"))
+    action = description["action"]
+    constants = zip(action["names"], action.get("constant", ()), strict=False)
+    return {
+        "kind": "onnx export",
+        "constant_actions": {name: value for name, value in constants if value is not None},
+        "unscaled_actions": unscaled_actions(description),
+        "files": {name: bytes_text(size) for name, size in files.items()},
+    }
 
 
 def _text(value: Any) -> str:

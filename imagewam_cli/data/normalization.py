@@ -1,8 +1,10 @@
 """Normalize states and actions: collect statistics in one pass, and map to the model's range and back.
 
 The map is linear per dimension, `y = x * scale + offset`, and its forward direction ends with a clamp to [-5, 5]
-(ImageWAM, arXiv 2606.19531: minimum/maximum for LIBERO, z-score for RoboTwin). Pure numpy. Training normalizes and the
-policy denormalizes with the same object, so the two directions are always consistent.
+(ImageWAM, arXiv 2606.19531: minimum/maximum for LIBERO, z-score for RoboTwin). A constant dimension is always 0 for the
+model, and always its constant for the robot, whatever the model predicts. Pure numpy, in float64: only normalized
+values are rounded to float32. Training normalizes and the policy denormalizes with the same object, so the two
+directions are always consistent.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from imagewam_cli.data.types import Float32Array
+from imagewam_cli.data.types import Float32Array, FloatArray
 from imagewam_cli.errors import DatasetError, UsageError, nearest
 
 Float64Array = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 NormalizationMode = Literal["min_max", "mean_std", "quantile", "identity"]
 """min_max: [min, max] -> [-1, 1]; quantile: [q01, q99] -> [-1, 1]; mean_std: z-score; identity: unchanged."""
@@ -27,9 +30,24 @@ NormalizationMode = Literal["min_max", "mean_std", "quantile", "identity"]
 MODES: tuple[NormalizationMode, ...] = get_args(NormalizationMode)
 CLAMP = 5.0
 """Normalized values are within [-CLAMP, CLAMP], so that one outlier cannot dominate a batch."""
+
+Rule = Literal["relative", "absolute"]
+"""Which dimensions are constant, and what becomes of them.
+
+relative: judged by their magnitude and by the other dimensions (`constant_dimensions`); they return their constant.
+absolute: policies made before this rule, and published checkpoints: a range below 1e-4 is shifted, but not scaled.
+"""
+RULES: tuple[Rule, ...] = get_args(Rule)
+
 SMALLEST_RANGE = 1e-4
-"""A dimension with a smaller range counts as constant: it is shifted, but not scaled up to noise."""
+"""Rule `absolute`: a dimension with a smaller range is shifted only."""
 STD_EPSILON = 1e-8
+"""Added to a standard deviation, but at most `_STD_SHARE` of it under the rule `relative`."""
+_STD_SHARE = 1e-4
+
+_FLOAT32, _FLOAT64 = 2.0**-23, 2.0**-52
+"""Distance between neighboring numbers, relative to their magnitude."""
+_TINY = float(np.finfo(np.float32).tiny)
 
 _BLOCK_ROWS = 1024
 
@@ -243,15 +261,42 @@ def compute_stats(rows: Iterable[tuple[npt.ArrayLike, npt.ArrayLike]]) -> tuple[
     return gathered[0].result(), gathered[1].result()
 
 
+def constant_dimensions(low: Float64Array, high: Float64Array) -> BoolArray:
+    """Return which dimensions, with minimum `low` and maximum `high` (D,), are constant: their range is noise.
+
+    A range is compared with the magnitude of the values, so a range of 1e-5 around 0 is a movement, while one of 1e-7
+    around 0.3 is rounding. It is also compared with the widest other dimension, or 1 if that is narrower, because
+    coordinates of millions of meters have a small relative range. Constant is
+
+    - a range that float32 or float64, whichever the values are, resolves too coarsely to tell movement from rounding;
+    - a range below 64 roundings of float32 and a millionth of the other dimensions (1e-5 for float32 values).
+    """
+    spread, size = high - low, np.maximum(np.abs(low), np.abs(high))
+    single = is_float32(low) & is_float32(high)
+    others = np.maximum(_widest_others(spread), 1.0)
+    rounding = np.where(single, 4 * _FLOAT32, 4096 * _FLOAT64) * size
+    unresolved = (spread <= rounding) & (spread <= 1e-3 * others)
+    negligible = np.where(single, 1e-5, 1e-6) * np.minimum(others, 100.0)
+    return unresolved | ((spread <= 64 * _FLOAT32 * size) & (spread <= negligible)) | (spread < _TINY)
+
+
+def is_float32(values: Float64Array) -> BoolArray:
+    """Return which numbers float32 holds exactly."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values == values.astype(np.float32), dtype=np.bool_)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Normalizer:
     """The invertible map between robot units and the model's range, for one field.
 
-    `denormalize(normalize(x)) == x` up to float32 rounding wherever the forward result was not clamped.
+    `denormalize(normalize(x)) == x` up to float32 rounding of the normalized value, wherever that was not clamped and
+    the dimension is not constant.
     """
 
     mode: NormalizationMode
     stats: FieldStats
+    rule: Rule = "relative"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -264,7 +309,7 @@ class Normalizer:
 
     @cached_property
     def scale(self) -> Float64Array:
-        """Factor of each dimension, (D,), never zero."""
+        """Factor of each dimension, (D,), never zero; 1 for a constant dimension."""
         return self._scale_and_offset[0]
 
     @cached_property
@@ -272,8 +317,76 @@ class Normalizer:
         """Summand of each dimension, (D,)."""
         return self._scale_and_offset[1]
 
+    @cached_property
+    def constant(self) -> BoolArray:
+        """Dimensions that return their constant, (D,). There are none under the rule `absolute` or in mode identity."""
+        if self.rule == "absolute" or self.mode == "identity":
+            return np.zeros(self.dim, dtype=np.bool_)
+        return constant_dimensions(np.array(self.stats.min), np.array(self.stats.max))
+
+    @cached_property
+    def constants(self) -> Float64Array:
+        """The value of each dimension if it were constant, (D,): the mean, which is the value itself if all are equal.
+
+        Float32 values have a float32 constant.
+        """
+        low, high = np.array(self.stats.min), np.array(self.stats.max)
+        middle = np.clip(np.array(self.stats.mean), low, high)
+        return np.where(is_float32(low) & is_float32(high), _rounded(middle), middle)
+
+    @cached_property
+    def widened(self) -> BoolArray:
+        """Dimensions of mode quantile that are mapped by their minimum and maximum, (D,).
+
+        Their quantiles are equal, but their values are not: nearly all rows have one value, and the others matter.
+        """
+        if self.rule == "absolute" or self.mode != "quantile":
+            return np.zeros(self.dim, dtype=np.bool_)
+        return constant_dimensions(np.array(self.stats.q01), np.array(self.stats.q99)) & ~self.constant
+
+    @cached_property
+    def unscaled(self) -> BoolArray:
+        """Dimensions that the rule `absolute` shifts only, (D,): the model's error reaches the robot as it is."""
+        stats = self.stats
+        if self.rule == "absolute" and self.mode == "min_max":
+            return np.asarray(np.array(stats.max) - np.array(stats.min) < SMALLEST_RANGE, dtype=np.bool_)
+        if self.rule == "absolute" and self.mode == "quantile":
+            return np.asarray(np.array(stats.q99) - np.array(stats.q01) < SMALLEST_RANGE, dtype=np.bool_)
+        return np.zeros(self.dim, dtype=np.bool_)
+
+    @property
+    def dtype(self) -> type[np.float32] | type[np.float64]:
+        """Precision of denormalized values: float32, unless it would round a constant or one of 2**14 steps of a range.
+
+        Under the rule `absolute`, and in mode identity, it is float32.
+        """
+        if self.rule == "absolute" or self.mode == "identity":
+            return np.float32
+        low, high = np.array(self.stats.min), np.array(self.stats.max)
+        step = _FLOAT32 * np.maximum(np.abs(low), np.abs(high))
+        coarse = np.where(self.constant, ~is_float32(self.constants), step > (high - low) / 2**14)
+        return np.float64 if coarse.any() else np.float32
+
+    @property
+    def as_before(self) -> bool:
+        """Whether the rule `absolute` gives the same map, so that an older imagewam acts the same."""
+        return self.same_map(Normalizer(mode=self.mode, stats=self.stats, rule="absolute"))
+
+    def same_map(self, other: Normalizer) -> bool:
+        """Return whether both normalizers give the same numbers."""
+        return (
+            (self.mode == "identity") == (other.mode == "identity")
+            and self.dtype is other.dtype
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.offset, other.offset)
+            and np.array_equal(self.constant, other.constant)
+            and np.array_equal(self.constants[self.constant], other.constants[other.constant])
+        )
+
     def normalize(self, values: npt.ArrayLike) -> Float32Array:
         """Map (..., D) from robot units to float32, clamped to [-5, 5]; "identity" changes nothing.
+
+        Constant dimensions are 0.
 
         Raises:
             DatasetError: the last axis is not D (names both numbers).
@@ -281,31 +394,39 @@ class Normalizer:
         x = self._require_dim(values)
         if self.mode == "identity":
             return x.astype(np.float32)
-        return np.clip(x * self.scale + self.offset, -CLAMP, CLAMP).astype(np.float32)
+        y = np.clip(x * self.scale + self.offset, -CLAMP, CLAMP)
+        return np.where(self.constant, 0.0, y).astype(np.float32)
 
-    def denormalize(self, values: npt.ArrayLike) -> Float32Array:
-        """Map normalized (..., D) to float32 in robot units, without clamping.
+    def denormalize(self, values: npt.ArrayLike) -> FloatArray:
+        """Map normalized (..., D) to robot units, without clamping, in the precision `dtype`.
+
+        Constant dimensions return their constant, whatever `values` are.
 
         Raises:
             DatasetError: the last axis is not D (names both numbers).
         """
-        return ((self._require_dim(values) - self.offset) / self.scale).astype(np.float32)
+        x = (self._require_dim(values) - self.offset) / self.scale
+        return np.where(self.constant, self.constants, x).astype(self.dtype)
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON; `from_dict` restores an equal normalizer."""
-        return {"mode": self.mode, "stats": self.stats.to_dict()}
+        values: dict[str, object] = {"mode": self.mode, "stats": self.stats.to_dict()}
+        return values if self.rule == "absolute" else values | {"rule": self.rule}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Normalizer:
-        """Read what `to_dict` returns; ignore other keys.
+        """Read what `to_dict` returns; ignore other keys. Without a rule, it is `absolute`.
 
         Raises:
-            DatasetError: `mode` or `stats` is missing or damaged.
+            DatasetError: `mode` or `stats` is missing or damaged, or the rule is unknown.
         """
-        stats = data.get("stats")
+        stats, named = data.get("stats"), data.get("rule", "absolute")
+        rule = next((rule for rule in RULES if rule == named), None)
+        if rule is None:
+            raise DatasetError(f"unknown rule {named!r} of a normalizer", "upgrade imagewam")
         for mode in MODES:
             if data.get("mode") == mode and isinstance(stats, Mapping):
-                return cls(mode=mode, stats=FieldStats.from_dict(stats))
+                return cls(mode=mode, stats=FieldStats.from_dict(stats), rule=rule)
         raise DatasetError(
             f"not a normalizer: mode {data.get('mode')!r}, statistics {type(stats).__name__}",
             f"expected 'mode' (one of {', '.join(MODES)}) and 'stats'",
@@ -313,15 +434,22 @@ class Normalizer:
 
     @cached_property
     def _scale_and_offset(self) -> tuple[Float64Array, Float64Array]:
-        stats = self.stats
+        shifted = self.unscaled if self.rule == "absolute" else self.constant
+        low, high = np.array(self.stats.min), np.array(self.stats.max)
         match self.mode:
             case "min_max":
-                return _to_unit_range(np.array(stats.min), np.array(stats.max))
+                return _to_unit_range(low, high, shifted)
             case "quantile":
-                return _to_unit_range(np.array(stats.q01), np.array(stats.q99))
+                low = np.where(self.widened, low, np.array(self.stats.q01))
+                high = np.where(self.widened, high, np.array(self.stats.q99))
+                return _to_unit_range(low, high, shifted)
             case "mean_std":
-                scale = 1.0 / (np.array(stats.std) + STD_EPSILON)
-                return scale, -np.array(stats.mean) * scale
+                std, epsilon = np.array(self.stats.std), np.full(self.dim, STD_EPSILON)
+                if self.rule == "relative":
+                    std = np.where(std > 0, std, (high - low) / 2)  # squares of tiny numbers are 0
+                    epsilon = np.minimum(epsilon, _STD_SHARE * std)
+                scale = 1.0 / np.where(shifted, 1.0, std + epsilon)
+                return scale, -np.array(self.stats.mean) * scale
             case "identity":
                 return np.ones(self.dim), np.zeros(self.dim)
 
@@ -336,11 +464,25 @@ class Normalizer:
         return x
 
 
-def _to_unit_range(low: Float64Array, high: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Return scale and offset that map [low, high] to [-1, 1]; constant dimensions are shifted to 0, unscaled."""
-    constant = high - low < SMALLEST_RANGE
-    scale = np.where(constant, 1.0, 2.0 / np.where(constant, 1.0, high - low))
-    return scale, np.where(constant, -low, -1.0 - scale * low)
+def _to_unit_range(low: Float64Array, high: Float64Array, shifted: BoolArray) -> tuple[Float64Array, Float64Array]:
+    """Return scale and offset that map [low, high] to [-1, 1]; `shifted` dimensions are shifted to 0, unscaled."""
+    scale = np.where(shifted, 1.0, 2.0 / np.where(shifted, 1.0, high - low))
+    return scale, np.where(shifted, -low, -1.0 - scale * low)
+
+
+def _widest_others(spread: Float64Array) -> Float64Array:
+    """Return the widest spread of the other dimensions for each of (D,); 0 if there is no other."""
+    if len(spread) < 2:
+        return np.zeros(len(spread))
+    second, first = np.sort(spread)[-2:]
+    widest = np.full(len(spread), first)
+    widest[np.argmax(spread)] = second
+    return widest
+
+
+def _rounded(values: Float64Array) -> Float64Array:
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32).astype(np.float64)
 
 
 def _floats(values: Iterable[float]) -> tuple[float, ...]:

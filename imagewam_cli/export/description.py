@@ -8,11 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from imagewam_cli.config import to_dict
+from imagewam_cli.data.dimensions import unscaled_names
 from imagewam_cli.data.normalization import CLAMP, Normalizer
 from imagewam_cli.editors.contract import PrefixGraph
 from imagewam_cli.policy.bundle import BundleParts
 from imagewam_cli.runtime.onnx_policy import VERSION
+
+_ERASING = 2.0**300
 
 
 def describe(
@@ -34,8 +39,12 @@ def describe(
         "inference_steps": config.inference_steps,
         "levels": list(levels),
         "noise_seed": config.noise_seed,
-        "state": {"names": config.state_names, **_linear(parts.state_normalizer), "clamp": clamp},
-        "action": {"names": config.action_names, **_linear(parts.action_normalizer)},
+        "state": {"names": config.state_names, **_forward(parts.state_normalizer), "clamp": clamp},
+        "action": {
+            "names": config.action_names,
+            **_backward(parts.action_normalizer),
+            "unscaled": unscaled_names(config.action_names, parts.action_normalizer),
+        },
         "prefix": None if prefix is None else prefix_inputs(prefix),
     }
 
@@ -57,6 +66,27 @@ def prefix_inputs(graph: PrefixGraph) -> dict[str, Any]:
     }
 
 
-def _linear(normalizer: Normalizer) -> dict[str, list[float]]:
-    """Return scale and offset of: normalized = value * scale + offset."""
-    return {"scale": normalizer.scale.tolist(), "offset": normalizer.offset.tolist()}
+def _forward(normalizer: Normalizer) -> dict[str, Any]:
+    """Return scale and offset of: normalized = value * scale + offset. Constant dimensions are multiplied by 0."""
+    moving = ~normalizer.constant
+    return {"scale": (normalizer.scale * moving).tolist(), "offset": (normalizer.offset * moving).tolist()}
+
+
+def _backward(normalizer: Normalizer) -> dict[str, Any]:
+    """Return scale and offset of: value = (normalized - offset) / scale.
+
+    A constant dimension has a scale so large that nothing is left of the normalized value, and of its constant
+    everything, because the scale is a power of two. A copy of `policy.py` from before the key `constant` therefore
+    returns the constant too.
+    """
+    constant, constants = normalizer.constant, normalizer.constants
+    scale = np.where(constant, _ERASING, normalizer.scale)
+    described: dict[str, Any] = {
+        "scale": scale.tolist(),
+        "offset": np.where(constant, -constants * _ERASING, normalizer.offset).tolist(),
+    }
+    if constant.any():
+        described["constant"] = [float(c) if fixed else None for c, fixed in zip(constants, constant, strict=True)]
+    if normalizer.dtype is np.float64:
+        described["dtype"] = "float64"
+    return described

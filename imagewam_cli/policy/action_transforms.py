@@ -90,7 +90,8 @@ class GripperSign(ActionTransform):
         return commands
 
     def _from_command(self, values: FloatArray) -> FloatArray:
-        return np.asarray((1 - values) / 2, dtype=np.float32)
+        recorded: FloatArray = (1 - values) / 2
+        return recorded
 
 
 _CLASSES = {cls.kind: cls for cls in (GripperSign,)}

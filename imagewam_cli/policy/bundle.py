@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from imagewam_cli.config import dump_json, from_dict, to_dict
+from imagewam_cli.data import dimensions
 from imagewam_cli.data.normalization import Normalizer
 from imagewam_cli.data.types import KeyMap
 from imagewam_cli.editors.contract import TokenPlacement
@@ -29,6 +30,8 @@ from imagewam_cli.policy.action_transforms import ActionTransform, read_grippers
 from imagewam_cli.prefix.spec import KVSpec
 
 VERSION = 1
+RELATIVE_VERSION = 2
+"""Written for a policy whose normalizers an imagewam that reads only version 1 would apply differently."""
 POLICY = "policy.json"
 NORMALIZATION = "normalization.json"
 EDITOR = "editor.json"
@@ -110,6 +113,8 @@ def write_bundle(folder: Path, parts: BundleParts) -> None:
     policy = to_dict(parts.config)
     if parts.config.keys is None:
         del policy["keys"]
+    if not (parts.state_normalizer.as_before and parts.action_normalizer.as_before):
+        policy["version"] = RELATIVE_VERSION
     if parts.action_transforms:  # omitted when empty, so that an older imagewam can read the policy
         policy[_TRANSFORMS] = [transform.to_dict() for transform in parts.action_transforms]
     write_atomically(folder / POLICY, dump_json(policy).encode())
@@ -123,11 +128,12 @@ def read_bundle(folder: Path) -> BundleParts:
     """
     policy = _json(folder / POLICY)
     version = policy.get("version")  # checked first: a newer version may have other keys
-    if version != VERSION:
+    if version not in (VERSION, RELATIVE_VERSION):
         raise RunError(
-            f"{folder / POLICY} has version {version!r}; this imagewam reads version {VERSION}", "upgrade imagewam"
+            f"{folder / POLICY} has version {version!r}; this imagewam reads version {VERSION} or {RELATIVE_VERSION}",
+            "upgrade imagewam",
         )
-    config, transforms = _policy(folder / POLICY, policy)
+    config, transforms = _policy(folder / POLICY, policy | {"version": VERSION})
     return BundleParts(
         config=config,
         editor=_read(folder / EDITOR, EditorReference),
@@ -135,6 +141,15 @@ def read_bundle(folder: Path) -> BundleParts:
         action_normalizer=_normalizer(folder / NORMALIZATION, "action"),
         action_transforms=transforms,
     )
+
+
+def inherited_faults(parts: BundleParts) -> list[str]:
+    """Name the dimensions that an older policy, or a published one, normalizes badly; one line each kind."""
+    names = parts.config.state_names, parts.config.action_names
+    return [
+        *dimensions.inherited_faults("state", names[0], parts.state_normalizer),
+        *dimensions.inherited_faults("action", names[1], parts.action_normalizer),
+    ]
 
 
 def find_bundle(path: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from imagewam_cli.config import from_dict
 from imagewam_cli.data.types import FloatArray, KeyMap, Observation
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
-from imagewam_cli.errors import ConfigError, RunError, install_hint
+from imagewam_cli.errors import ConfigError, RunError, install_hint, warn
 from imagewam_cli.policy.acting import ChunkPolicy, own_errors
 from imagewam_cli.policy.bundle import EDITOR, EditorReference
 from imagewam_cli.prefix.kv import PrefixKV
@@ -66,9 +66,17 @@ class ExportedPolicy(ChunkPolicy):
         try:
             live = json.loads((folder / ONNX_MARKER).read_text(encoding="utf-8"))["prefix"] is None
             encode = live_prefix(_editor(folder, hardware, weights)) if live else None
-            return cls(OnnxPolicy.load(folder, encode=encode))
+            policy = cls(OnnxPolicy.load(folder, encode=encode))
         except (OSError, ValueError, KeyError) as error:
             raise RunError(f"{folder} is damaged: {error}", "export the policy again") from None
+        unscaled = unscaled_actions(policy.onnx.description)
+        if unscaled:
+            warn(
+                f"{folder}: action {', '.join(map(repr, unscaled))}: nearly constant in training, and not scaled by "
+                "this export, so the model's error reaches the robot as it is; policies trained now return a constant "
+                "exactly"
+            )
+        return policy
 
     def chunks(self, observations: Sequence[Observation]) -> FloatArray:
         """Plan a chunk for each observation, (B, T, A) in robot units. Errors are those of `Policy.chunks`."""
@@ -78,6 +86,19 @@ class ExportedPolicy(ChunkPolicy):
     def read(self, observations: Sequence[ObservationLike]) -> list[Observation]:
         with own_errors():
             return self.onnx.read(observations)
+
+
+def unscaled_actions(description: Mapping[str, Any]) -> list[str]:
+    """Return the actions that an export of an older policy shifts without scaling. description: its `onnx.json`.
+
+    Exports made before the key `unscaled` are judged by their numbers: such a dimension has scale 1. One with scale 1
+    and offset 0 is not named, because a range of [-1, 1] looks the same.
+    """
+    action = description["action"]
+    if "unscaled" in action:
+        return list(action["unscaled"])
+    maps = zip(action["names"], action["scale"], action["offset"], strict=True)
+    return [name for name, scale, offset in maps if scale == 1 and offset != 0]
 
 
 def live_prefix(editor: Editor) -> Encode:

@@ -18,7 +18,7 @@ from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.installed import load_editor
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.editors.loading.placement import require_device
-from imagewam_cli.errors import RunError
+from imagewam_cli.errors import RunError, warn
 from imagewam_cli.expert.checkpoint import load_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert
@@ -26,7 +26,7 @@ from imagewam_cli.expert.sampler import initial_noise, integrate
 from imagewam_cli.kvcache.format.provenance import Provenance
 from imagewam_cli.policy.acting import ChunkPolicy, own_errors
 from imagewam_cli.policy.action_transforms import apply_all
-from imagewam_cli.policy.bundle import TUNED, BundleParts, EditorReference, find_bundle, read_bundle
+from imagewam_cli.policy.bundle import TUNED, BundleParts, EditorReference, find_bundle, inherited_faults, read_bundle
 from imagewam_cli.policy.proprio import ProprioEncoder, load_proprio
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.runtime.actions import require_finite
@@ -63,6 +63,8 @@ class Policy(ChunkPolicy):
         """
         bundle = find_bundle(Path(folder))
         parts = read_bundle(bundle)
+        for fault in inherited_faults(parts):
+            warn(f"{bundle}: {fault}")
         require_device(hardware)
         expert = load_expert(bundle, hardware.device)
         found = parts.config.proprio
@@ -87,6 +89,8 @@ class Policy(ChunkPolicy):
 
     def chunks(self, observations: Sequence[Observation]) -> FloatArray:
         """Plan a chunk of commands for each observation, (B, T, A) in robot units.
+
+        They are float32, or float64 where float32 would round what the dataset records (`Normalizer.dtype`).
 
         Raises:
             DatasetError: an observation cannot be used; the message names the camera or the state's dimension.

@@ -101,7 +101,7 @@ def import_policy(
             fingerprint=loaded.fingerprint(),
             tuned=True,
         )
-        normalizers = (Normalizer(mode=robot.normalization, stats=stats) for stats in (state, action))
+        normalizers = (Normalizer(mode=robot.normalization, stats=stats, rule="absolute") for stats in (state, action))
         parts = BundleParts(
             config=config,
             editor=reference,

@@ -89,8 +89,8 @@ class OnnxPolicy:
         noise = np.load(folder / files["noise"], allow_pickle=False)
         return cls(description, session(folder / files["loop"], providers), noise, encode)
 
-    def chunks(self, observations: Sequence[ObservationLike]) -> Float32Array:
-        """Plan chunks (B, T, A) in robot units for B independent scenes.
+    def chunks(self, observations: Sequence[ObservationLike]) -> Array:
+        """Plan chunks (B, T, A) in robot units for B independent scenes, in float32, or float64 where that is needed.
 
         Raises:
             ObservationError: an observation cannot be used; the message names the camera or the state's dimension.
@@ -101,7 +101,10 @@ class OnnxPolicy:
             return np.empty((0, *self._noise.shape), dtype=np.float32)
         normalized = self.normalized_chunks(self.prefix(observations), self.normalized_state(observations))
         actions = (normalized - np.array(action["offset"])) / np.array(action["scale"])
-        return require_finite(np.asarray(actions, dtype=np.float32), action["names"])
+        for i, constant in enumerate(action.get("constant", ())):  # a constant dimension ignores the model
+            if constant is not None:
+                actions[..., i] = constant
+        return require_finite(np.asarray(actions, dtype=action.get("dtype", "float32")), action["names"])
 
     def read(self, observations: Sequence[ObservationLike]) -> list[Observation]:
         """Return the observations, checked and converted. Errors are those of `chunks`."""
@@ -248,7 +251,7 @@ def main() -> None:
         policy = OnnxPolicy.load(arguments.folder)
         observation = Observation(
             images=_pictures(arguments.image, policy.description["cameras"]),
-            state=np.array([float(x) for x in arguments.state.split(",") if x], dtype=np.float32),
+            state=np.array([float(x) for x in arguments.state.split(",") if x], dtype=np.float64),
             instruction=arguments.instruction,
         )
         chunk = policy.chunks([observation])[0]

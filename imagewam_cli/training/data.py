@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from imagewam_cli.data.dimensions import FieldName, inherited_faults, training_notes
 from imagewam_cli.data.normalization import NormalizationMode, Normalizer, RunningStats
 from imagewam_cli.data.splits import Split, split_episodes
+from imagewam_cli.data.types import FloatArray
 from imagewam_cli.errors import CacheError, warn
 from imagewam_cli.kvcache.format.frame_table import Indices, warn_of_copies
 from imagewam_cli.kvcache.reading.epoch_order import BatchSchedule
@@ -77,13 +78,39 @@ class ExpertData:
 
     def keep_normalizers(self, parts: BundleParts) -> None:
         """Use the normalizers of the policy that this run wrote so far: its weights were trained with them."""
-        now = self.state_normalizer.to_dict(), self.action_normalizer.to_dict()
-        if now != (parts.state_normalizer.to_dict(), parts.action_normalizer.to_dict()):
+        pairs = (
+            (self.state_normalizer, parts.state_normalizer),
+            (self.action_normalizer, parts.action_normalizer),
+        )
+        if not all(now.same_map(then) for now, then in pairs):
             warn(
                 "this run was begun by an imagewam that normalizes states or actions differently: it goes on with its "
                 "own normalizers; start over with --fresh for those of this version"
             )
         self.state_normalizer, self.action_normalizer = parts.state_normalizer, parts.action_normalizer
+
+    def notes(self) -> list[str]:
+        """Say which dimensions are constant, and where the clamp or a few rows decide; one line each."""
+        table, dataset = self.source.table, self.source.info.dataset
+        return [
+            *self._notes("state", dataset.state_names, self.state_normalizer, table.states_of),
+            *self._notes("action", dataset.action_names, self.action_normalizer, table.actions_of),
+        ]
+
+    def _notes(
+        self, field: FieldName, names: Sequence[str], normalizer: Normalizer, values_of: Callable[[int], FloatArray]
+    ) -> list[str]:
+        parts = [values_of(e) for e in self.train_episodes]
+        starts = np.cumsum([0, *(len(part) for part in parts)])
+
+        def place(row: int) -> str:
+            i = int(np.searchsorted(starts, row, side="right")) - 1
+            return f"episode {self.train_episodes[i]}, frame {row - starts[i]}"
+
+        return [
+            *inherited_faults(field, names, normalizer),
+            *training_notes(field, names, normalizer, np.concatenate(parts), place),
+        ]
 
     @property
     def state_dim(self) -> int:
@@ -215,7 +242,7 @@ def _thin(rows: Indices, count: int) -> Indices:
     return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
 
 
-def _normalizer(parts: list[npt.NDArray[np.float32]], mode: NormalizationMode) -> Normalizer:
+def _normalizer(parts: list[FloatArray], mode: NormalizationMode) -> Normalizer:
     stats = RunningStats(parts[0].shape[1])
     for part in parts:
         stats.update(part)

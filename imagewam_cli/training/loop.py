@@ -163,6 +163,8 @@ class Trainer:
         first = load_checkpoint(folder / CHECKPOINTS, self.expert, self.average, self.optimizer)
         if first > 0 and (folder / POLICY / NORMALIZATION).exists():
             self.data.keep_normalizers(read_bundle(folder / POLICY))
+        for note in self.data.notes():
+            warn(note)
         self.record = record = record.begin(first)
         validation: Validation | None = None
         needed = self.data.rows_needed(first, recipe.steps)
@@ -238,6 +240,8 @@ class Trainer:
 
     def dry_run(self, measured_steps: int = 3) -> DryRun:
         """Estimate memory and time from a few real steps; writes no run."""
+        for note in self.data.notes():
+            warn(note)
         needed = self.data.rows_needed(0, measured_steps, validation=False)
         with self.source.prepare(needed, Path(tempfile.gettempdir())):
             started = time.monotonic()

@@ -85,7 +85,7 @@ def test_a_wrong_value_is_refused_with_file_and_key(
     assert message in error.value.message
 
 
-@pytest.mark.parametrize("version", [2, "1", None])
+@pytest.mark.parametrize("version", [3, "1", None])
 def test_another_version_is_refused_with_both_values_before_any_other_check(folder: Path, version: Any) -> None:
     edit(folder / "policy.json", version=version, added_by_a_newer_version=True)
     with pytest.raises(RunError) as error:
