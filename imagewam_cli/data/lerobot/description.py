@@ -58,7 +58,7 @@ def _kind(feature: Feature) -> str:
     return "numbers" if is_numeric(feature) else "other"
 
 
-def _examples(path: Path, keys: tuple[str, ...], tasks: Mapping[int, str]) -> dict[str, str]:
+def _examples(path: Path, keys: tuple[str, ...], tasks: Mapping[int, object]) -> dict[str, str]:
     """Return the first text of each feature, or the task that its first number names; nothing if it is not readable."""
     try:
         file = pq.ParquetFile(path, pre_buffer=False)
@@ -70,7 +70,8 @@ def _examples(path: Path, keys: tuple[str, ...], tasks: Mapping[int, str]) -> di
     return {key: text for key, text in found.items() if text is not None}
 
 
-def _text(value: Any, tasks: Mapping[int, str]) -> str | None:
+def _text(value: Any, tasks: Mapping[int, object]) -> str | None:
     while isinstance(value, list) and value:
         value = value[0]
-    return tasks.get(value) if isinstance(value, int) else value if isinstance(value, str) else None
+    text = tasks.get(value) if isinstance(value, int) else value
+    return text if isinstance(text, str) else None

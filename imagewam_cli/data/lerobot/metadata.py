@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,8 @@ class Metadata:
     """Metadata of a dataset, known before any data file is opened."""
 
     info: Info
-    tasks: Mapping[int, str]
-    """task_index -> instruction"""
+    tasks: Mapping[int, object]
+    """task_index -> instruction, which is checked when a frame needs it"""
     episodes: tuple[Episode, ...]
     """All episodes, ascending by index."""
     identity: str
@@ -96,7 +96,7 @@ def load_metadata(root: Path) -> Metadata:
     return Metadata(info=info, tasks=tasks, episodes=episodes, identity=_identity(info, tasks, episodes, stats))
 
 
-def _identity(info: Info, tasks: Mapping[int, str], episodes: Sequence[Episode], stats: Path) -> str:
+def _identity(info: Info, tasks: Mapping[int, object], episodes: Sequence[Episode], stats: Path) -> str:
     content = {
         "info": info.raw,
         "tasks": sorted(tasks.items()),
@@ -164,9 +164,10 @@ def _warn_about_totals(info: Info, episodes: int, frames: int, where: Path) -> N
         )
 
 
-def _tasks_v21(root: Path) -> dict[int, str]:
+def _tasks_v21(root: Path) -> dict[int, object]:
     path = root / "meta/tasks.jsonl"
-    return {line["task_index"]: line["task"] for line in _json_lines(path, {"task_index": int, "task": str})}
+    lines = _json_lines(path, {"task_index": int})
+    return _numbered(path, ((line["task_index"], line.get("task")) for line in lines))
 
 
 def _episodes_v21(info: Info) -> list[_EpisodeRow]:
@@ -197,14 +198,30 @@ def _json_lines(path: Path, required: Mapping[str, type]) -> Iterator[Mapping[st
         yield entry
 
 
-def _tasks_v30(root: Path) -> dict[int, str]:
+def _tasks_v30(root: Path) -> dict[int, object]:
     path = root / "meta/tasks.parquet"
     table = _read_parquet(path)
     # The instruction is the index of a pandas table: stored under the index's name, or under this one if it had none.
     text = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
     if text is None or "task_index" not in table.column_names:
         raise DatasetError(f"{path} has columns {table.column_names}, but needs 'task_index' and 'task'", DAMAGED)
-    return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+    return _numbered(path, zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+
+
+def _numbered(path: Path, tasks: Iterable[tuple[int, object]]) -> dict[int, object]:
+    """Return the instructions by task_index.
+
+    Raises:
+        DatasetError: a number has two instructions.
+    """
+    found: dict[int, object] = {}
+    for number, text in tasks:
+        if found.setdefault(number, text) != text:
+            raise DatasetError(
+                f"{path}: task_index {number} has two instructions, {found[number]!r} and {text!r}",
+                "give each instruction its own task_index, in this file and in the data files",
+            )
+    return found
 
 
 def _episodes_v30(info: Info) -> list[_EpisodeRow]:

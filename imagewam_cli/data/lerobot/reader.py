@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from imagewam_cli.data.episodes import ALL_EPISODES, EpisodeSelection, renumbered, selected_info
+from imagewam_cli.data.instructions import require_instruction
 from imagewam_cli.data.lerobot.data_files import DataFiles
 from imagewam_cli.data.lerobot.depth import without_depth
 from imagewam_cli.data.lerobot.episode_faults import episode_error
@@ -221,17 +222,22 @@ class LeRobotDataset:
 
     def _instructions(self, episode: Episode, table: EpisodeTable) -> Sequence[str]:
         """Return the instruction of each frame."""
-        found = table.instruction
+        where, found = f"{episode.data_file}, episode {episode.index}", table.instruction
         if not isinstance(found, np.ndarray):
-            return found
+            texts = {text: require_instruction(text, where) for text in set(found)}
+            return [texts[text] for text in found]
         unknown = sorted(set(found.tolist()) - self._metadata.tasks.keys())
         if unknown:
             feature = self._selection.instruction
             raise DatasetError(
-                f"{episode.data_file}, episode {episode.index}: {'task_index' if feature is None else feature.key} "
-                f"{unknown[0]} is not among the {len(self._metadata.tasks)} tasks of the dataset",
+                f"{where}: {'task_index' if feature is None else feature.key} {unknown[0]} "
+                f"is not among the {len(self._metadata.tasks)} tasks of the dataset",
                 "the task list in meta/ and the data files do not match"
                 if feature is None
                 else "choose a different feature with --instruction-key",
             )
-        return [self._metadata.tasks[number] for number in found.tolist()]
+        texts = {
+            number: require_instruction(self._metadata.tasks[number], f"{where}, task {number}")
+            for number in set(found.tolist())
+        }
+        return [texts[number] for number in found.tolist()]

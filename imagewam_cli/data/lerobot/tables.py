@@ -40,8 +40,8 @@ class EpisodeTable:
     """(L, A) in robot units"""
     timestamps: npt.NDArray[np.float64]
     """(L,) seconds from the episode's start"""
-    instruction: npt.NDArray[np.int64] | Sequence[str]
-    """(L,) the instruction of each frame: a text, or the number of a task"""
+    instruction: npt.NDArray[np.int64] | Sequence[object]
+    """(L,) the instruction of each frame: a text (None if it is missing), or the number of a task"""
 
 
 def with_undeclared(info: Info, keys: KeyMap, data_file: Path) -> Info:
@@ -237,11 +237,13 @@ def _check_rows(path: Path, episode: Episode, rows: Any, selection: Selection) -
     )
 
 
-def _instructions(rows: Any, key: str, where: str) -> npt.NDArray[np.int64] | list[str]:
+def _instructions(rows: Any, key: str, where: str) -> npt.NDArray[np.int64] | list[object]:
     """Return the texts of a column, or its numbers of tasks."""
     column = _flat_column(rows, key, where, size=1)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return [str(text) for text in column.to_pylist()]
+        return list(column.to_pylist())
     if not pa.types.is_integer(column.type):
         raise DatasetError(
             f"{where}: {key!r} holds values of type {column.type}, neither texts nor numbers of tasks",

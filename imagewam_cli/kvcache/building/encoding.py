@@ -9,6 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from imagewam_cli.data.instructions import warn_of_identifiers
 from imagewam_cli.data.samples import Samples
 from imagewam_cli.data.types import Dataset, Row
 from imagewam_cli.editors.contract import Editor
@@ -116,8 +117,10 @@ def batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
 
 
 def instructions_of(dataset: Dataset) -> tuple[str, ...]:
-    """Return the distinct instructions, in order of appearance."""
-    return tuple(dict.fromkeys(row.instruction for row in dataset.rows(images=False)))
+    """Return the distinct instructions, in order of appearance. Warn of those that look like names."""
+    instructions = tuple(dict.fromkeys(row.instruction for row in dataset.rows(images=False)))
+    warn_of_identifiers(instructions, dataset.info.root)
+    return instructions
 
 
 def instruction_rows(dataset: Dataset) -> Iterator[Row]:

@@ -173,3 +173,16 @@ def test_episode_numbers_may_have_gaps(tmp_path: Path) -> None:
     path = root / "meta/episodes.jsonl"
     path.write_text(path.read_text().replace('"episode_index": 1', '"episode_index": 9'))
     assert [(e.index, e.first_row) for e in load_metadata(root).episodes] == [(0, 0), (9, 3)]
+
+
+def test_a_task_number_with_two_instructions_is_refused(copy21: Path, copy30: Path) -> None:
+    (copy21 / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "a"}\n{"task_index": 0, "task": "b"}\n')
+    pq.write_table(pa.table({"task_index": [0, 0], "task": ["a", "b"]}), copy30 / "meta/tasks.parquet")
+    for root, file in ((copy21, "tasks.jsonl"), (copy30, "tasks.parquet")):
+        with pytest.raises(DatasetError, match=rf"{file}: task_index 0 has two instructions, 'a' and 'b'"):
+            load_metadata(root)
+
+
+def test_a_task_that_is_listed_twice_alike_is_read(copy30: Path) -> None:
+    pq.write_table(pa.table({"task_index": [0, 1, 1], "task": ["a", "b", "b"]}), copy30 / "meta/tasks.parquet")
+    assert load_metadata(copy30).tasks == {0: "a", 1: "b"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -448,3 +449,24 @@ class TestBrokenFiles:
 def test_the_expected_lengths_are_those_of_the_fixture() -> None:
     # The expected values above assume these lengths.
     assert LENGTHS == (5, 7, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"), [(None, "is missing"), ("", "is empty"), ("  ", "is empty")], ids=["null", "empty", "blank"]
+)
+@pytest.mark.parametrize("version", ["v21", "v30"])
+def test_an_instruction_that_says_nothing_is_refused_where_a_frame_needs_it(
+    request: pytest.FixtureRequest, tmp_path: Path, version: str, text: str | None, problem: str
+) -> None:
+    root = Path(shutil.copytree(request.getfixturevalue(version), tmp_path / "edited"))
+    if version == "v30":
+        edit_table(root / "meta/tasks.parquet", lambda t: set_column(t, "task", ["push the red cube", text]))
+    else:
+        tasks = [{"task_index": 0, "task": "push the red cube"}, {"task_index": 1, "task": text}]
+        (root / "meta/tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks), encoding="utf-8")
+    dataset = LeRobotDataset(root)
+    with pytest.raises(DatasetError, match=rf"episode 1, task 1: the instruction {problem}") as caught:
+        list(dataset.rows(images=False))
+    assert caught.value.hint is not None
+    assert "--instruction-key" in caught.value.hint
+    assert len(list(dataset.rows(episodes=[0], images=False))) == 5
