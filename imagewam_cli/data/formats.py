@@ -141,11 +141,17 @@ def _format_of(path: str | Path) -> tuple[DatasetFormat, Path]:
 
 
 def check_pictures(dataset: Dataset) -> None:
-    """Check the files of all episodes and cameras as far as names and headers tell, if the format can.
+    """Check that there is a camera, and the files of all episodes as far as the format can tell without decoding.
 
     Raises:
-        DatasetError: files are missing, or have too few frames; the message lists all such episodes.
+        DatasetError: the dataset has no camera; or files are missing or have too few frames, and the message lists all
+            such episodes.
     """
+    if not dataset.info.cameras:
+        raise DatasetError(
+            f"{dataset.info.root} has no camera: an image editor needs pictures",
+            "`imagewam info` lists the dataset's features; depth maps are not used",
+        )
     if isinstance(dataset, ChecksPictures):
         dataset.check_pictures()
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 FPS = 10
 LENGTHS = (6, 9, 7)
+_MESSAGE = pa.struct([("style", pa.string()), ("content", pa.string()), ("timestamp", pa.float32())])
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -129,6 +130,8 @@ def _values(key: str, column: Column, rows: int) -> Sequence[Any]:
 
 def _kind(column: Column) -> Any:
     """Return the arrow type: scalars for shapes [] and [1], else lists, nested once per axis."""
+    if column.dtype == "language":
+        return pa.list_(_MESSAGE)
     kind = {"string": pa.string()}.get(column.dtype) or getattr(pa, column.dtype)()
     if column.values is not None:
         return kind if len(column.shape) < 2 else pa.list_(kind)

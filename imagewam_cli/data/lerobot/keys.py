@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from imagewam_cli.data.lerobot.info import Feature, Info
+from imagewam_cli.data.lerobot.messages import DTYPE
 from imagewam_cli.data.lerobot.proposals import is_action, is_numeric, may_be_instruction, propose
 from imagewam_cli.data.types import NO_STATE, KeyMap
 from imagewam_cli.errors import DatasetError, UsageError, nearest, warn
@@ -25,7 +26,9 @@ class Selection:
     cameras: Mapping[str, Feature]
     """camera name -> feature, in the requested order"""
     instruction: Feature | None
-    """A column of texts or of indices into the tasks; None: the column `task_index`."""
+    """A column of texts, of indices into the tasks, or of messages; None: the column `task_index`."""
+    style: str | None = None
+    """Style of the messages that are instructions; None if the column holds none."""
 
     def keys(self, asked: KeyMap) -> KeyMap:
         """Return `asked` with the features of state and action as they were found."""
@@ -66,11 +69,9 @@ def select_features(info: Info, keys: KeyMap) -> Selection:
             f"{shared[0]!r} is both the state and the action: the policy would be told what to do",
             f"name the feature that was measured with --state-key, or pass --state-key {NO_STATE}",
         )
+    instruction, style = (None, None) if keys.instruction is None else _instruction(info, keys.instruction)
     return Selection(
-        state=state,
-        action=action,
-        cameras=_cameras(info, keys.cameras),
-        instruction=None if keys.instruction is None else _instruction(info, keys.instruction),
+        state=state, action=action, cameras=_cameras(info, keys.cameras), instruction=instruction, style=style
     )
 
 
@@ -154,7 +155,18 @@ def _of_other_role(info: Info, role: str) -> Iterable[str]:
     return propose(info.features.values()).state
 
 
-def _instruction(info: Info, key: str) -> Feature:
+def _instruction(info: Info, asked: str) -> tuple[Feature, str | None]:
+    """Return the feature of the instruction, and the style of its messages if it holds such."""
+    key, _, style = (asked, "", "") if asked in info.features else asked.partition("/")
+    messages = info.features.get(key)
+    if messages is not None and messages.dtype == DTYPE:
+        if not style:
+            raise DatasetError(
+                f"{info.root} stores messages of several styles under {key!r}, of which one is the instruction",
+                f"name its style, such as --instruction-key {key}/subtask",
+            )
+        return messages, style
+    key = asked
     texts = [name for name, feature in info.features.items() if may_be_instruction(feature)]
     feature = info.features.get(key)
     if feature is None or key not in texts:
@@ -163,7 +175,7 @@ def _instruction(info: Info, key: str) -> Feature:
             f"{info.root} {problem} {key!r} for the instruction; it has: {_join_names(texts)}",
             _suggest(key, texts, "--instruction-key"),
         )
-    return feature
+    return feature, None
 
 
 def _cameras(info: Info, asked: Iterable[str]) -> dict[str, Feature]:

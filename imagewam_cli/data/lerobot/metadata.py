@@ -116,9 +116,6 @@ def _locate(info: Info, table: list[_EpisodeRow], where: Path) -> tuple[Episode,
     for before, after in itertools.pairwise(table):
         if before.index == after.index:
             raise DatasetError(f"{where}: episode {after.index} is listed twice", DAMAGED)
-    for row in table:
-        if row.length < 1:
-            raise DatasetError(f"{where}: episode {row.index} has length {row.length}", "remove the empty episode")
 
     *first_rows, total = itertools.accumulate((row.length for row in table), initial=0)
     _warn_about_totals(info, len(table), total, where)

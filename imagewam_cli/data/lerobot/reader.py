@@ -20,7 +20,7 @@ from imagewam_cli.data.episodes import ALL_EPISODES, EpisodeSelection, renumbere
 from imagewam_cli.data.instructions import require_instruction
 from imagewam_cli.data.lerobot.data_files import DataFiles
 from imagewam_cli.data.lerobot.depth import without_depth
-from imagewam_cli.data.lerobot.episode_faults import episode_error
+from imagewam_cli.data.lerobot.episode_faults import EpisodeFault, episode_error
 from imagewam_cli.data.lerobot.images import ImageCamera, picture_files
 from imagewam_cli.data.lerobot.info import Feature
 from imagewam_cli.data.lerobot.keys import USUAL_KEYS, select_features
@@ -62,6 +62,7 @@ class LeRobotDataset:
         self._metadata = load_metadata(root)
         known = {episode.index: episode for episode in self._metadata.episodes}
         chosen = [known[index] for index in episodes.choose(list(known), root)]
+        _require_rows(root, chosen)
         info = with_undeclared(self._metadata.info, keys, chosen[0].data_file)
         self._episodes = renumbered([EpisodeInfo(index=e.index, length=e.length, first_row=0) for e in chosen])
         self._by_index = {
@@ -241,3 +242,14 @@ class LeRobotDataset:
             for number in set(found.tolist())
         }
         return [texts[number] for number in found.tolist()]
+
+
+def _require_rows(root: Path, chosen: Sequence[Episode]) -> None:
+    """Raise the error for all episodes without a row."""
+    empty = {
+        episode.index: EpisodeFault(path=root / "meta", problem=f"its length is {episode.length}")
+        for episode in chosen
+        if episode.length < 1
+    }
+    if empty:
+        raise episode_error(empty, [episode.index for episode in chosen])

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from imagewam_cli.data.lerobot.info import Feature, Info
 from imagewam_cli.data.lerobot.keys import Selection
+from imagewam_cli.data.lerobot.messages import active_messages
 from imagewam_cli.data.lerobot.metadata import Episode, unreadable_parquet
 from imagewam_cli.data.precision import compact
 from imagewam_cli.data.types import FloatArray, KeyMap
@@ -73,7 +74,7 @@ def _feature_of(key: str, column: Any) -> Feature | None:
     while _is_list(column.type) and len(column) and column[0].is_valid:
         shape.append(len(column[0]))
         column = column[0].values
-    kind = column.type
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         dtype = "string"
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
@@ -219,29 +220,46 @@ def _may_lack(group: Any, leaf: str) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a fault is, for messages."""
+
+    path: Path
+    episode: int
+
+    def __str__(self) -> str:
+        return f"{self.path}, episode {self.episode}"
+
+    @property
+    def hint(self) -> str:
+        return f"repair the episode, or leave it out: --exclude-episodes {self.episode}"
+
+
 def _check_rows(path: Path, episode: Episode, rows: Any, selection: Selection) -> EpisodeTable:
-    where = f"{path}, episode {episode.index}"
+    where = _Place(path, episode.index)
     if rows.num_rows != episode.length:
         raise DatasetError(
             f"{where} has {rows.num_rows} rows, but the episode table gives length {episode.length}",
-            "the recording or the copy is incomplete",
+            where.hint,
         )
     frames = _scalars(rows, "frame_index", where, np.int64)
     if not np.array_equal(frames, np.arange(episode.length)):
-        raise DatasetError(f"{where}: frame_index is not 0 .. {episode.length - 1}", "rows are missing or out of order")
+        raise DatasetError(f"{where}: frame_index is not 0 .. {episode.length - 1}", where.hint)
     return EpisodeTable(
         state=_concatenated(rows, selection.state, where),
         action=_concatenated(rows, selection.action, where),
         timestamps=_scalars(rows, "timestamp", where, np.float64),
-        instruction=_instructions(rows, _instruction_key(selection), where),
+        instruction=_instructions(rows, selection, where),
     )
 
 
-def _instructions(rows: Any, key: str, where: str) -> npt.NDArray[np.int64] | list[object]:
+def _instructions(rows: Any, selection: Selection, where: _Place) -> npt.NDArray[np.int64] | Sequence[object]:
     """Return the texts of a column, or its numbers of tasks."""
+    key = _instruction_key(selection)
+    if selection.style is not None:
+        times = _scalars(rows, "timestamp", where, np.float64).tolist()
+        return active_messages(rows.column(key).to_pylist(), selection.style, times, str(where))
     column = _flat_column(rows, key, where, size=1)
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return list(column.to_pylist())
     if not pa.types.is_integer(column.type):
@@ -253,7 +271,7 @@ def _instructions(rows: Any, key: str, where: str) -> npt.NDArray[np.int64] | li
     return numbers
 
 
-def _concatenated(rows: Any, features: Sequence[Feature], where: str) -> FloatArray:
+def _concatenated(rows: Any, features: Sequence[Feature], where: _Place) -> FloatArray:
     """Return the values of several features side by side, (L, D)."""
     if not features:
         return np.zeros((rows.num_rows, 0), np.float32)
@@ -261,14 +279,14 @@ def _concatenated(rows: Any, features: Sequence[Feature], where: str) -> FloatAr
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-def _scalars(rows: Any, key: str, where: str, dtype: npt.DTypeLike) -> Any:
+def _scalars(rows: Any, key: str, where: _Place, dtype: npt.DTypeLike) -> Any:
     column = rows.column(key)
     if column.null_count:
-        raise DatasetError(f"{where}: {key!r} has {column.null_count} empty values", "repair or remove that episode")
+        raise DatasetError(f"{where}: {key!r} has {column.null_count} empty values", where.hint)
     return column.to_numpy().astype(dtype)
 
 
-def _vectors(rows: Any, feature: Feature, where: str) -> FloatArray:
+def _vectors(rows: Any, feature: Feature, where: _Place) -> FloatArray:
     """Convert a column of scalars or (nested) lists to (L, D), row by row: float32 if that changes no number, else
     float64."""
     values = _flat_column(rows, feature.key, where, size=feature.size)
@@ -279,23 +297,23 @@ def _vectors(rows: Any, feature: Feature, where: str) -> FloatArray:
     vectors = flat.to_numpy(zero_copy_only=False).reshape(rows.num_rows, feature.size)
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
-        raise DatasetError(f"{where}: {feature.key!r} is not finite in frame {bad[0]}", "repair or remove that episode")
+        raise DatasetError(f"{where}: {feature.key!r} is not finite in frame {bad[0]}", where.hint)
     # Copy, because arrow's memory is read-only, which torch warns about.
     return compact(vectors)
 
 
-def _flat_column(rows: Any, key: str, where: str, *, size: int) -> Any:
+def _flat_column(rows: Any, key: str, where: _Place, *, size: int) -> Any:
     """Return the values of a column of scalars, or of lists nested to any depth, each frame with `size` values."""
     column = rows.column(key).combine_chunks()
     values, sizes = column, np.ones(len(column), np.int64)
     frame = np.arange(len(column))
     while True:
         if values.null_count:
-            raise DatasetError(
-                f"{where}: {key!r} has {values.null_count} empty values", "repair or remove that episode"
-            )
+            raise DatasetError(f"{where}: {key!r} has {values.null_count} empty values", where.hint)
         if isinstance(values, pa.ExtensionArray):
             values = values.storage
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
         if not _is_list(values.type):
             break
         lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)

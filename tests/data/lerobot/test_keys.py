@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from imagewam_cli.data.formats import open_dataset
+from imagewam_cli.data.episodes import EpisodeSelection
+from imagewam_cli.data.formats import check_pictures, open_dataset
 from imagewam_cli.data.types import NO_STATE, KeyMap, Row
 from imagewam_cli.errors import DatasetError, UsageError
 from tests.support.feature_sets import LENGTHS, Column, vectors, write_features
@@ -149,3 +152,71 @@ class TestInstructions:
     def test_an_unknown_number_names_the_column_and_the_episode(self, annotated: Path) -> None:
         with pytest.raises(DatasetError, match=r"episode 0: annotation\.other 7 is not among the 3 tasks"):
             rows_of(annotated, KeyMap(instruction="annotation.other"))
+
+
+class TestMessages:
+    """LeRobot's language columns: every frame of an episode has all messages of the episode."""
+
+    MESSAGES = (
+        {"style": "subtask", "content": "reach", "timestamp": 0.0},
+        {"style": "subtask", "content": "grasp", "timestamp": 0.3},
+        {"style": "plan", "content": "reach, then grasp", "timestamp": 0.0},
+        {"style": "memory", "content": "seen", "timestamp": 0.2},
+        {"style": "task_aug", "content": "take it", "timestamp": 0.0},
+        {"style": "task_aug", "content": "get it", "timestamp": 0.0},
+    )
+
+    @pytest.fixture
+    def told(self, tmp_path: Path) -> Path:
+        columns = {
+            "observation.state": Column(shape=[2]),
+            "action": Column(shape=[2]),
+            "language_persistent": Column(dtype="language", values=[self.MESSAGES] * TOTAL),
+        }
+        return write_features(tmp_path / "set", columns)
+
+    def test_the_newest_message_of_a_style_is_the_instruction(self, told: Path) -> None:
+        rows = rows_of(told, KeyMap(instruction="language_persistent/subtask"))
+        assert [row.instruction for row in rows] == ["reach" if row.frame < 3 else "grasp" for row in rows]
+
+    @pytest.mark.parametrize(
+        ("style", "message"),
+        [
+            ("memory", "frame 0 has no message of style 'memory'"),
+            ("vqa", "frame 0 has no message of style 'vqa' .*: memory, plan, subtask, task_aug"),
+            ("task_aug", "frame 0 has 2 messages of style 'task_aug'"),
+        ],
+    )
+    def test_a_style_that_does_not_name_one_message_is_refused(self, told: Path, style: str, message: str) -> None:
+        with pytest.raises(DatasetError, match=message):
+            rows_of(told, KeyMap(instruction=f"language_persistent/{style}"))
+
+    def test_a_column_of_messages_needs_a_style(self, told: Path) -> None:
+        with pytest.raises(DatasetError, match="messages of several styles") as caught:
+            open_dataset(told, KeyMap(instruction="language_persistent"))
+        assert "--instruction-key language_persistent/subtask" in str(caught.value.hint)
+
+
+def test_a_text_column_may_be_a_dictionary(tmp_path: Path) -> None:
+    root = write_features(tmp_path / "set", {"observation.state": Column(), "action": Column()})
+    for path in root.glob("data/*/*.parquet"):
+        table = pq.read_table(path)
+        texts = pa.array(["go"] * len(table)).dictionary_encode()
+        pq.write_table(table.append_column("text", texts), path)
+    assert {row.instruction for row in rows_of(root, KeyMap(instruction="text"))} == {"go"}
+
+
+def test_a_value_that_is_not_a_number_names_the_episode_to_leave_out(tmp_path: Path) -> None:
+    states = [[float("nan") if row == 7 else 1.0] for row in range(TOTAL)]
+    columns = {"observation.state": Column(values=[s[0] for s in states]), "action": Column(shape=[2])}
+    root = write_features(tmp_path / "set", columns)
+    with pytest.raises(DatasetError, match=r"episode 1: 'observation\.state' is not finite in frame 1") as caught:
+        rows_of(root, KeyMap())
+    assert str(caught.value.hint) == "repair the episode, or leave it out: --exclude-episodes 1"
+    assert len(list(open_dataset(root, episodes=EpisodeSelection.of(exclude="1")).rows())) == TOTAL - LENGTHS[1]
+
+
+def test_a_set_without_a_camera_is_refused_where_pictures_are_needed(tmp_path: Path) -> None:
+    root = write_features(tmp_path / "set", {"observation.state": Column(), "action": Column()}, cameras={})
+    with pytest.raises(DatasetError, match="has no camera: an image editor needs pictures"):
+        check_pictures(open_dataset(root))

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from imagewam_cli.data.episodes import EpisodeSelection
+from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.data.lerobot.metadata import load_metadata
 from imagewam_cli.errors import DatasetError
 from tests.support.recordings import LENGTHS, Recording, edit_json, edit_table, record, set_column, write_v21, write_v30
@@ -104,7 +106,6 @@ class TestIdentity:
     ("edit", "message"),
     [
         (lambda t: set_column(t, "episode_index", [0, 1, 1]), "episode 1 is listed twice"),
-        (lambda t: set_column(t, "length", [5, 0, 11]), "episode 1 has length 0"),
         (lambda t: set_column(t, "length", [5, None, 11]), "has an episode without 'length'"),
         (lambda t: t.drop_columns(["length"]), "has no column 'length'"),
     ],
@@ -161,11 +162,13 @@ def test_a_damaged_v21_metadata_file_is_named(copy21: Path, name: str, text: str
         load_metadata(copy21)
 
 
-def test_an_empty_v21_episode_is_refused(copy21: Path) -> None:
+def test_an_empty_episode_is_refused_unless_it_is_left_out(copy21: Path) -> None:
     path = copy21 / "meta/episodes.jsonl"
     path.write_text(path.read_text().replace('"length": 7', '"length": 0'))
-    with pytest.raises(DatasetError, match="episode 1 has length 0"):
-        load_metadata(copy21)
+    with pytest.raises(DatasetError, match="episode 1: its length is 0") as caught:
+        open_dataset(copy21)
+    assert str(caught.value.hint).endswith("--exclude-episodes 1")
+    assert len(list(open_dataset(copy21, episodes=EpisodeSelection.of(exclude="1")).rows())) == 9
 
 
 def test_episode_numbers_may_have_gaps(tmp_path: Path) -> None:
