@@ -156,7 +156,7 @@ def _stillness_note(normalizer: Normalizer, i: int) -> str | None:
     reach = (CLAMP - normalizer.offset[i]) / normalizer.scale[i] - high[i]
     return (
         f"it hardly moves, {_range(low[i], high[i])} in the training rows; when acting, a difference of {reach:.2g} is "
-        "already at the clamp. If that range is noise, leave the feature out with --state-key"
+        "already at the clamp. If that range is noise, choose other features with --state-key"
     )
 
 
@@ -173,44 +173,46 @@ def _range_note(
         usual = normalizer.stats.q01[i]
         other = np.flatnonzero(np.abs(column - usual) > 1e-3 * (column.max() - column.min()))
         return (
-            f"99 % of the rows are {usual:g}, so its quantiles have no range; {_share(other, column)} differ "
-            f"({_range(column.min(), column.max())}; first: {place(int(other[0]))}). Its minimum and maximum are used "
-            f"instead; {key}=min_max does so for every dimension"
+            f"99 % of the rows are {usual:g}, so its quantiles have no range; {_share(other, column, place)} differ "
+            f"({_range(column.min(), column.max())}). Its minimum and maximum are used "
+            f"instead; {key}=min_max does so for every dimension{_mistakes(other, column)}"
         )
     clamped = np.flatnonzero(np.abs(normalized) > CLAMP)
     if len(clamped) > max(1, _RARE * len(column)):
         above = normalized[clamped] > 0
         side = 1.0 if above.sum() * 2 >= len(clamped) else -1.0
         limit, extreme = (side * CLAMP - offset) / scale, column.max() if side > 0 else column.min()
-        effect = "so the policy never commands more" if field == "action" else "so the policy sees no more"
+        effect = "so the policy does not learn to give more" if field == "action" else "so the policy sees no more"
         return (
-            f"{_share(clamped, column)} are beyond the clamp of {mode} and count as {limit:.4g}, {effect}, but "
-            f"{extreme:g} was recorded (first: {place(int(clamped[0]))}); {key}=min_max keeps them"
+            f"{_share(clamped, column, place)} are beyond the clamp of {mode} and count as {limit:.4g}, {effect}, but "
+            f"{extreme:g} was recorded; {key}=min_max keeps them"
         )
     if bulk is None or len(bulk.far) == 0 or (bulk.high - bulk.low) * scale >= _SQUEEZED[mode]:
         return None
-    rare = len(bulk.far) <= max(1, _RARE * len(column))
+    if bulk.high == bulk.low and mode != "mean_std" and not _mistakes(bulk.far, column):
+        return None  # one usual value and rare others, as of a gripper, are what these modes map well
     used = (bulk.high - bulk.low) / (column.max() - column.min())
-    rest = f"the other rows are {_range(bulk.low, bulk.high)}, {_percent(used)} of its range"
-    reach = f"its range {_range(column.min(), column.max())}"
-    where = f"first: {place(int(bulk.far[0]))}"
-    if bulk.high > bulk.low:
-        change = f"{key}=quantile" if mode != "quantile" else f"{key}=mean_std"
-        return (
-            f"{_share(bulk.far, column)} decide {reach} ({where}), while {rest}. If they are mistakes, leave their "
-            f"episodes out with --exclude-episodes; if not, {change} gives the other rows more of the range"
-        )
-    if rare or mode == "mean_std":
-        change = f"; {key}=min_max keeps them apart" if mode == "mean_std" else ""
-        return (
-            f"{_share(bulk.far, column)} decide {reach} ({where}), while {rest}. If they are mistakes, leave their "
-            f"episodes out with --exclude-episodes{change}"
-        )
-    return None
+    change = ""
+    if bulk.high > bulk.low and mode != "quantile":
+        change = f"; {key}=quantile gives the other rows more of it and clamps these"
+    elif mode == "mean_std":
+        change = f"; {key}=min_max maps them to -1 and 1"
+    return (
+        f"its range {_range(column.min(), column.max())} is that of {_share(bulk.far, column, place)}, while the "
+        f"others are {_range(bulk.low, bulk.high)}, {_percent(used)} of it"
+        f"{change}{_mistakes(bulk.far, column)}"
+    )
 
 
-def _share(rows: npt.NDArray[np.intp], column: Float64Array) -> str:
-    return f"{len(rows)} of {len(column)} rows ({_percent(len(rows) / len(column))})"
+def _mistakes(rows: npt.NDArray[np.intp], column: Float64Array) -> str:
+    """Say what to do about rows that are so few that they may be mistakes; nothing if they are not."""
+    few = len(rows) <= max(1, _RARE * len(column))
+    return ". If they are mistakes, cache the dataset with --exclude-episodes" if few else ""
+
+
+def _share(rows: npt.NDArray[np.intp], column: Float64Array, place: Callable[[int], str]) -> str:
+    share = _percent(len(rows) / len(column))
+    return f"{len(rows)} of {len(column)} rows ({share}, first: {place(int(rows[0]))})"
 
 
 def _percent(share: float) -> str:
