@@ -22,6 +22,7 @@ from imagewam_cli.editors import installed
 from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.loading.hardware import Hardware
 from imagewam_cli.editors.settings import PrefixOptions
+from imagewam_cli.files import expanded
 from imagewam_cli.kvcache.building import build
 from imagewam_cli.kvcache.building.encoding import instructions_of
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings
@@ -216,7 +217,7 @@ def train(
     values = to_dict(recipe or TrainRecipe()) | {k: v for k, v in given.items() if v is not None}
     chosen = from_dict(TrainRecipe, values, source="recipe")
     source = CachedPrefixes(cache if isinstance(cache, CacheReader) else location(str(cache)))
-    folder = Path(out).expanduser()
+    folder = expanded(out)
     trainer = Trainer(source, chosen, initial_weights(source, chosen, _path(weights)))
     with _bar(progress, chosen.steps, "step") as advance:
         done = 0
@@ -306,7 +307,7 @@ def export_policy(
     from imagewam_cli.policy.bundle import find_bundle
 
     exporter = Registry.installed().exporters.load(format)()
-    report: ExportReport = exporter.export(find_bundle(_folder(run)), Path(out).expanduser(), weights=_path(weights))
+    report: ExportReport = exporter.export(find_bundle(_folder(run)), expanded(out), weights=_path(weights))
     return report
 
 
@@ -318,8 +319,8 @@ def _bar(shown: bool, total: int, unit: str) -> Iterator[Callable[[int], None]]:
 
 
 def _folder(run: Run | str | Path) -> Path:
-    return run.folder if isinstance(run, Run) else Path(run).expanduser()
+    return run.folder if isinstance(run, Run) else expanded(run)
 
 
 def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path).expanduser()
+    return None if path is None else expanded(path)

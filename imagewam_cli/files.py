@@ -23,6 +23,19 @@ PARTIAL = ".partial"
 """Suffix of a file or folder that is being written."""
 
 
+def expanded(path: Path | str) -> Path:
+    """Expand a leading `~`, which a shell leaves alone in `--out=~/here`; leave a name that belongs to no user."""
+    return Path(os.path.expanduser(path))  # unlike `Path.expanduser`, never raises for an unknown user
+
+
+def local_name(path: Path) -> str:
+    """Return the path for a library that also takes URLs.
+
+    It is absolute, because such a library takes the start of a relative path like `a:b/c.mp4` for a protocol.
+    """
+    return str(path.absolute())
+
+
 def partial_of(path: Path) -> Path:
     """Return the temporary name of a file that only one process writes at a time.
 

@@ -43,6 +43,7 @@ _LESS_MEMORY = (
     "train-expert needs less with a smaller --batch, or with --online and a smaller --encode-batch"
 )
 
+_NOT_UTF8 = "rename it, or run the command in a UTF-8 locale, such as LC_ALL=C.UTF-8"
 _RESUMABLE = ("cache", "demo", "fetch", "train-expert")
 """Commands that continue where they were interrupted."""
 
@@ -112,6 +113,7 @@ for _panel, _name, _command in _COMMANDS:
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    output.accept_any_text()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -133,6 +135,8 @@ def run(arguments: list[str]) -> int:
         output.say("stopped; run the same command again to resume" if resumes else "stopped")
         return 130
     except Exception as error:  # noqa: BLE001 - top-level boundary: report bugs in one line too
+        if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+            return _report(error, f"a file name is not UTF-8: {error.object!a}", _NOT_UTF8, 1)
         refused = os_error_of(error)
         if refused is not None:
             return _report(error, *message_and_hint(refused), 1)

@@ -13,7 +13,8 @@ from imagewam_cli.cli.help import COMPUTE, INPUT, OUTPUT
 from imagewam_cli.cli.output import output
 from imagewam_cli.config import from_dict
 from imagewam_cli.editors.loading.hardware import Hardware
-from imagewam_cli.kvcache.storage.location import Location, expanded, location
+from imagewam_cli.files import expanded
+from imagewam_cli.kvcache.storage.location import Location, location
 from imagewam_cli.workspace import newest
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +23,15 @@ class Output:
 
     quiet = False
     debug = False
+
+    def accept_any_text(self) -> None:
+        """Let stdout and stderr print what their encoding lacks as \\u escapes, instead of failing.
+
+        Names and instructions may be in any language, whatever the locale is.
+        """
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
 
     def say(self, line: str) -> None:
         """Print a progress message on stderr."""

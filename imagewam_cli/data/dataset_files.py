@@ -176,12 +176,14 @@ def checksums_of(root: Path, files: Iterable[str], on_file: Callable[[], None] =
 def checksum_lines(checksums: Mapping[str, str]) -> bytes:
     """Return checksums in the format of `sha256sum`, which can check them in the dataset's folder."""
     # the format has no room for a name of two lines; such a file is compared by its ends only
-    return "".join(f"{checksum}  {name}\n" for name, checksum in checksums.items() if "\n" not in name).encode()
+    return "".join(f"{checksum}  {name}\n" for name, checksum in checksums.items() if "\n" not in name).encode(
+        errors="surrogateescape"
+    )
 
 
 def read_checksum_lines(data: bytes) -> dict[str, str]:
     """Parse what `checksum_lines` returned."""
-    lines = (line.partition("  ") for line in data.decode().split("\n") if line)
+    lines = (line.partition("  ") for line in data.decode(errors="surrogateescape").split("\n") if line)
     return {name: checksum for checksum, _, name in lines}
 
 

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 from imagewam_cli.data.episodes import ALL_EPISODES, EpisodeSelection, SelectedDataset
 from imagewam_cli.data.types import Dataset, DatasetDescription, KeyMap
 from imagewam_cli.errors import DatasetError
+from imagewam_cli.files import expanded
 from imagewam_cli.registry import Registry
 
 _LEROBOT_MARKER = "meta/info.json"
@@ -125,7 +126,7 @@ def describe_features(path: str | Path) -> DatasetDescription | None:
 
 
 def _format_of(path: str | Path) -> tuple[DatasetFormat, Path]:
-    root = Path(path).expanduser()
+    root = expanded(path)
     if not root.is_dir():
         problem = "is a file, not a folder" if root.exists() else "does not exist"
         raise DatasetError(f"dataset {root} {problem}", f"pass the folder that contains {_LEROBOT_MARKER}")

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from imagewam_cli.data.lerobot.encoder import encoder_settings
 from imagewam_cli.errors import SimulationError, UsageError
 from imagewam_cli.evaluation.fonts import INK_RGB, LINE_HEIGHT, PAPER_RGB, RGB, font, wrapped
-from imagewam_cli.files import atomic_file
+from imagewam_cli.files import atomic_file, local_name
 from imagewam_cli.sim.rollout import Episode
 
 SUCCESS_RGB: RGB = (22, 148, 72)
@@ -232,7 +232,7 @@ def _encode(path: Path, grid: _Grid, fps: float, hold: float) -> None:
     """
     settings = encoder_settings("h264")
     rate = Fraction(fps).limit_denominator(1000)
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(local_name(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         options = {"crf": str(settings.crf), "preset": str(settings.preset), "g": "50", **settings.options}
         stream = container.add_stream(settings.encoder, rate=rate, options=options)
         assert isinstance(stream, av.VideoStream)

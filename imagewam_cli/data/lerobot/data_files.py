@@ -21,6 +21,7 @@ from imagewam_cli.data.lerobot.info import Info
 from imagewam_cli.data.lerobot.metadata import Episode
 from imagewam_cli.errors import warn
 from imagewam_cli.file_content import content_fault
+from imagewam_cli.files import local_name
 
 
 class DataFiles:
@@ -82,7 +83,7 @@ class DataFiles:
         if path not in self._held:
             held: frozenset[int] = frozenset()
             try:
-                held = _episodes_in(pq.ParquetFile(path))
+                held = _episodes_in(pq.ParquetFile(local_name(path)))
             except FileNotFoundError:
                 self._faults[path] = EpisodeFault(path=path, problem="the file is missing", missing=True)
             except (pa.ArrowException, OSError) as error:

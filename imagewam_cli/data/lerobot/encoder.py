@@ -16,6 +16,7 @@ import numpy as np
 from imagewam_cli.data.lerobot.v30_schema import VIDEO_PATH, FilePosition
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.errors import DatasetError, UsageError, nearest
+from imagewam_cli.files import local_name
 
 VideoCodec = Literal["h264", "av1"]
 
@@ -188,7 +189,7 @@ class CameraEncoder:
         settings = self._settings
         options = {"crf": str(settings.crf), "g": str(settings.g), "preset": str(settings.preset)}
         options |= {**settings.options, **settings.threading}
-        container = av.open(str(path), "w")
+        container = av.open(local_name(path), "w")
         stream = container.add_stream(settings.encoder, rate=self._fps, options=options)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = self._size

@@ -22,7 +22,7 @@ from imagewam_cli.data.lerobot.info import Info, load_info
 from imagewam_cli.data.lerobot.json_text import DAMAGED, read_json_lines
 from imagewam_cli.errors import DatasetError, warn
 from imagewam_cli.file_content import content_fault
-from imagewam_cli.files import sha256_of
+from imagewam_cli.files import local_name, sha256_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +279,7 @@ def _episode_tasks(tasks: object) -> tuple[str, ...]:
 def _read_parquet(path: Path, needed: Sequence[str] | None = None, others: Sequence[str] = ()) -> Any:
     """Read a small metadata table: all columns, or the `needed` ones and those of `others` that exist."""
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(local_name(path))
         existing = set(file.schema_arrow.names)
         missing = sorted(set(needed or ()) - existing)
         if missing:

@@ -27,6 +27,7 @@ from imagewam_cli.data.lerobot.metadata import Episode, unreadable_parquet
 from imagewam_cli.data.precision import compact
 from imagewam_cli.data.types import FloatArray, KeyMap
 from imagewam_cli.errors import DatasetError
+from imagewam_cli.files import local_name
 
 _BATCH_ROWS = 4096
 
@@ -138,7 +139,7 @@ def episode_runs(
     """
     with _reading(path, episodes):
         # No read-ahead: it would load whole row groups, which can be many gigabytes of images.
-        file = pq.ParquetFile(path, pre_buffer=False)
+        file = pq.ParquetFile(local_name(path), pre_buffer=False)
         missing = [column for column in columns if column not in file.schema_arrow.names]
         if missing:
             raise DatasetError(
@@ -170,7 +171,7 @@ def picture_paths(path: Path, episodes: Sequence[Episode], key: str) -> Iterator
         DatasetError: the file is missing or truncated.
     """
     with _reading(path, episodes):
-        file = pq.ParquetFile(path, pre_buffer=False)
+        file = pq.ParquetFile(local_name(path), pre_buffer=False)
         wanted = sorted(episode.index for episode in episodes)
         groups = [
             i

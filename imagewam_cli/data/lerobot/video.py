@@ -20,6 +20,7 @@ from imagewam_cli.data.lerobot.video_files import VideoCut
 from imagewam_cli.data.lerobot.video_stream import recorded_stream, unreadable_video
 from imagewam_cli.data.types import UInt8Image
 from imagewam_cli.errors import DatasetError
+from imagewam_cli.files import local_name
 
 DECODER_THREADS = 2
 """Threads per open video. Several cameras decode at the same time, and the editor needs the other cores."""
@@ -38,7 +39,7 @@ class VideoFile:
         self.path = path
         self.position = 0
         """Number of the next frame."""
-        self._container = av.open(str(path))
+        self._container = av.open(local_name(path))
         try:
             stream = recorded_stream(self._container, path)
         except DatasetError:

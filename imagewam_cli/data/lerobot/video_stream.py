@@ -16,6 +16,7 @@ from av.stream import Disposition
 from imagewam_cli.data.lerobot.json_text import DAMAGED
 from imagewam_cli.errors import DatasetError
 from imagewam_cli.file_content import content_fault
+from imagewam_cli.files import local_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ def read_facts(path: Path) -> VideoFacts:
         DatasetError: the file is missing, is no video, or has no video stream.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(local_name(path)) as container:
             stream = recorded_stream(container, path)
             rate = stream.average_rate
             frames = stream.frames
@@ -78,7 +79,7 @@ def frame_times(path: Path) -> npt.NDArray[np.float64]:
         DatasetError: the file is missing, is no video, or has no video stream.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(local_name(path)) as container:
             stream = recorded_stream(container, path)
             ticks = np.sort(np.array(_shown(container, stream), dtype=np.int64))
             return np.asarray((ticks - ticks[:1]) * float(stream.time_base or 1), dtype=np.float64)

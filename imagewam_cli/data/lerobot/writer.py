@@ -25,7 +25,7 @@ from imagewam_cli.data.lerobot.encoder import CameraEncoder, VideoCodec, encoder
 from imagewam_cli.data.lerobot.statistics import DatasetStatistics, PictureHistogram, Statistics
 from imagewam_cli.data.types import Float32Array, UInt8Image
 from imagewam_cli.errors import DatasetError, UsageError
-from imagewam_cli.files import atomic_folder, require_vacant
+from imagewam_cli.files import atomic_folder, expanded, local_name, require_vacant
 
 _MEGABYTE = 1024**2
 _EPISODES_PER_ROW_GROUP = 100
@@ -72,7 +72,7 @@ class LeRobotWriter:
         Raises:
             UsageError: an argument is wrong, or the folder exists and is not empty.
         """
-        self.root = Path(root).expanduser()
+        self.root = expanded(root)
         require_vacant(self.root)
         if isinstance(fps, bool) or not isinstance(fps, int) or fps < 1:
             raise UsageError(f"fps is {fps!r}", "LeRobot v3.0 stores a whole number of frames per second, at least 1")
@@ -307,7 +307,9 @@ class LeRobotWriter:
         self._data.close()
         self._episode_table.close()
         meta = self._temporary / "meta"
-        pq.write_table(v30_schema.tasks_table(list(self._tasks)), meta / "tasks.parquet", compression="snappy")
+        pq.write_table(
+            v30_schema.tasks_table(list(self._tasks)), local_name(meta / "tasks.parquet"), compression="snappy"
+        )
         _write_json(meta / "stats.json", self._statistics.result())
         _write_json(meta / "info.json", self._info())
 
@@ -368,7 +370,10 @@ class _RollingParquet:
             path = self._path()
             path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = pq.ParquetWriter(
-                path, self._schema, compression="snappy", write_statistics=_columns_with_statistics(self._schema)
+                local_name(path),
+                self._schema,
+                compression="snappy",
+                write_statistics=_columns_with_statistics(self._schema),
             )
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
         self._items += items

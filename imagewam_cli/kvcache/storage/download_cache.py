@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imagewam_cli.config import size_in_bytes
-from imagewam_cli.files import PARTIAL, atomic_file, unique_partial
+from imagewam_cli.files import PARTIAL, atomic_file, expanded, unique_partial
 
 FOLDER_VARIABLE, LIMIT_VARIABLE = "IMAGEWAM_CACHE_DIR", "IMAGEWAM_CACHE_LIMIT"
 _COPIES = "copies"
@@ -26,7 +26,7 @@ def copies_root() -> Path:
     """Return the folder for copies of all remote caches: IMAGEWAM_CACHE_DIR, or one in the user's cache folder."""
     named = os.environ.get(FOLDER_VARIABLE)
     if named:
-        return Path(named).expanduser()
+        return expanded(named)
     user = os.environ.get("XDG_CACHE_HOME")
     return (Path(user) if user else Path.home() / ".cache") / "imagewam" / "caches"
 

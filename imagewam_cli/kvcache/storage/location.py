@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from imagewam_cli.errors import UsageError
+from imagewam_cli.files import expanded
 
 Location = Path | str
 """Path of a folder, or URL of a remote store without a trailing slash."""
@@ -29,11 +29,6 @@ def location(text: str) -> Location:
     if text.startswith("file://"):
         return Path(unquote(urlsplit(text).path))
     return text.rstrip("/")
-
-
-def expanded(path: Path | str) -> Path:
-    """Expand a leading `~`, which a shell leaves alone in `--out=~/here`."""
-    return Path(os.path.expanduser(path))  # unlike `Path.expanduser`, never raises for an unknown user
 
 
 def name_of(address: Location) -> str:
