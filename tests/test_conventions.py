@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.paths import ROOT
@@ -36,3 +38,26 @@ def test_no_conflict_of_a_merge_is_left() -> None:
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.*") if path.suffix in (".md", ".py")]
     files += ROOT.glob("*.md")
     assert [str(path.relative_to(ROOT)) for path in files if marks.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_every_text_file_is_read_and_written_as_utf_8() -> None:
+    """Without an encoding, Python takes that of the locale, which differs between machines."""
+    folders = ("imagewam_cli", "plugins", "examples")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    found = [f"{path.relative_to(ROOT)}:{line}" for path in paths for line in _texts_without_encoding(path)]
+    assert found == []
+
+
+def _texts_without_encoding(path: Path) -> Iterator[int]:
+    """Yield the lines of a module that open a file or a pipe as text without naming its encoding."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        modes = [a.value for a in node.args if isinstance(a, ast.Constant) and set(str(a.value)) <= set("rwxabt+")]
+        of_text = not any("b" in str(mode) for mode in modes) and ast.unparse(node.func) != "av.open"
+        opens = name in ("open", "fdopen") and of_text and (isinstance(node.func, ast.Name) or bool(modes))
+        whole = name in ("read_text", "write_text") and ast.unparse(node.func) != "formatter.write_text"
+        pipes = any(keyword.arg in ("text", "universal_newlines") for keyword in node.keywords)
+        if opens or whole or (pipes and name in ("run", "Popen", "check_output")):
+            yield node.lineno

@@ -60,7 +60,7 @@ def in_a_process(folder: Path, rows: int) -> dict[str, Any]:
 
     record(TabletopEnvironment(), folder / "dataset", max(1, round(rows / 38)))  # approximate frames of a demonstration
     command = [sys.executable, __file__, *sys.argv[1:], "--measure", str(folder)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     shutil.rmtree(folder)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -97,7 +97,7 @@ def peak_bytes() -> int:
     """Return the peak resident memory of this process."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would also count the parent before exec
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

@@ -79,13 +79,15 @@ def train_and_evaluate(cache: Path, run: Path, episodes: int, seed: int, steps: 
     closed_loop = run / "eval" / "tabletop" / "result.json"
     if not closed_loop.exists():
         imagewam("eval", "--policy", str(run), "--split", "test", "--episodes", str(scenes))
-    validation = json.loads((run / "result.json").read_text())["validation"]
+    validation = json.loads((run / "result.json").read_text(encoding="utf-8"))["validation"]
     return Trial(
         condition=cache.name,
         episodes=episodes,
         seed=seed,
         scenes=scenes,
-        successes=json.loads(closed_loop.read_text())["splits"]["test"]["total"]["success"]["successes"],
+        successes=json.loads(closed_loop.read_text(encoding="utf-8"))["splits"]["test"]["total"]["success"][
+            "successes"
+        ],
         error_ratio=validation["ratio_to_constant"],
     )
 
@@ -98,14 +100,14 @@ def imagewam(*arguments: str) -> None:
 
 def report(out: Path, trials: Sequence[Trial]) -> None:
     """Write both tables and the plot from the finished parts."""
-    (out / "worth.json").write_text(json.dumps([asdict(t) for t in trials], indent=2) + "\n")
+    (out / "worth.json").write_text(json.dumps([asdict(t) for t in trials], indent=2) + "\n", encoding="utf-8")
     text = (
         "Success on unseen scenes, all seeds together, with a 95 % interval:\n\n"
         + table(trials, success_cell)
         + "\nError of action chunks on held-out episodes over that of the best constant chunk; mean (each seed):\n\n"
         + table(trials, error_cell)
     )
-    (out / "worth.md").write_text(text)
+    (out / "worth.md").write_text(text, encoding="utf-8")
     plot(out / "worth.png", trials)
 
 

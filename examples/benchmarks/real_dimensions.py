@@ -69,7 +69,7 @@ def main() -> None:
         PIPELINES[arguments.editor](entry, folder, arguments.small)
     # a new process, because the peak memory of a process never falls
     command = [sys.executable, __file__, *sys.argv[1:], "--measure"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     print(report(json.loads(done.stdout.splitlines()[-1])))
 
 
@@ -186,8 +186,8 @@ def instruct_pix2pix(entry: EditorEntry, folder: Path, small: bool) -> None:
         pad_token_id=len(words) - 1,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     parts = {
         "tokenizer": CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77),
         "scheduler": DDIMScheduler(beta_schedule="scaled_linear"),

@@ -76,8 +76,8 @@ def main() -> None:
         for name in arguments.settings:
             store = ("--dataset", str(dataset), "--stride", str(arguments.stride))
             trials.append(trial(out, name, seed, store, arguments.steps, arguments.scenes))
-            (out / "small.json").write_text(json.dumps([asdict(t) for t in trials], indent=2) + "\n")
-            (out / "small.md").write_text(table(trials))
+            (out / "small.json").write_text(json.dumps([asdict(t) for t in trials], indent=2) + "\n", encoding="utf-8")
+            (out / "small.md").write_text(table(trials), encoding="utf-8")
             print(table(trials), flush=True)
 
 
@@ -100,9 +100,11 @@ def trial(out: Path, name: str, seed: int, store: Sequence[str], steps: int, sce
         setting=name,
         seed=seed,
         row_bytes=0.0 if setting.cache else sum(shard.bytes for shard in manifest.shards) / manifest.rows,
-        successes=json.loads(closed_loop.read_text())["splits"]["test"]["total"]["success"]["successes"],
+        successes=json.loads(closed_loop.read_text(encoding="utf-8"))["splits"]["test"]["total"]["success"][
+            "successes"
+        ],
         scenes=scenes,
-        error_ratio=json.loads((run / "result.json").read_text())["validation"]["ratio_to_constant"],
+        error_ratio=json.loads((run / "result.json").read_text(encoding="utf-8"))["validation"]["ratio_to_constant"],
     )
 
 

@@ -92,7 +92,7 @@ def direct(folder: Path, rounding: RoundingName) -> System:
     """Build the system directly from the oracle's weights, without a policy folder."""
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     weights = load_file(folder / "weights.safetensors")
     transformer = Flux2Transformer2DModel.from_config(_config(folder / "diffusers_transformer_config.json"))
     transformer.load_state_dict(Flux2Release().from_release(_named(weights, VIDEO)))
@@ -125,7 +125,7 @@ def direct(folder: Path, rounding: RoundingName) -> System:
 
 def imported(folder: Path, model: Path, rounding: RoundingName) -> System:
     """Build the system from a policy folder that `imagewam import` makes from a checkpoint."""
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     names = tuple(f"joint_{i}" for i in range(config["action_dim"]))
     robot = dataclasses.replace(
         ROBOTS["robotwin"], state_names=names[: config["proprio_dim"]], action_names=names, image_size=(96, 64)
@@ -136,7 +136,7 @@ def imported(folder: Path, model: Path, rounding: RoundingName) -> System:
         statistics = {
             f: {"default": _made_up(dim)} for f, dim in (("state", config["proprio_dim"]), ("action", len(names)))
         }
-        (base / "dataset_stats.json").write_text(json.dumps(statistics))
+        (base / "dataset_stats.json").write_text(json.dumps(statistics), encoding="utf-8")
         import_policy(
             model,
             base / "dataset_stats.json",
@@ -341,7 +341,7 @@ def perturbed(system: System) -> System:
 
 def cases(folder: Path, kind: str) -> list[tuple[str, Case, dict[str, Any]]]:
     """Return (name, tensors, parameters) of the available cases of one kind."""
-    index = json.loads((folder / "index.json").read_text())[kind]
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))[kind]
     pattern = "infer_{}_bf16" if kind == "bf16" else f"{kind}_{{}}"
     paths = {name: folder / f"{pattern.format(name)}.safetensors" for name in index}
     return [(path.stem, load_file(path), index[name]) for name, path in paths.items() if path.exists()]
@@ -375,7 +375,9 @@ def _grid(pictures: Tensor) -> tuple[int, int]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    return {key: value for key, value in json.loads(path.read_text()).items() if not key.startswith("_")}
+    return {
+        key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if not key.startswith("_")
+    }
 
 
 def _named(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -143,7 +143,7 @@ def _phase(out: Path) -> str:
     names = [path.name for path in out.rglob("*")]
     if "manifest.json.partial" in names:
         return "3 while a manifest is written"
-    manifest = (out / "manifest.json").read_text()
+    manifest = (out / "manifest.json").read_text(encoding="utf-8")
     for file in (CODEC, INSTRUCTIONS):
         if f"{file}.partial" in names:
             return f"0a within {file}"

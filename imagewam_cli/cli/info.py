@@ -146,8 +146,8 @@ def _run(path: Path) -> dict[str, Any]:
     from imagewam_cli.workspace import POLICY_MARKER
 
     metrics = read_metrics(path / "metrics.jsonl")
-    run = json.loads((path / "run.json").read_text())
-    result = json.loads((path / "result.json").read_text()) if (path / "result.json").exists() else None
+    run = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    result = json.loads((path / "result.json").read_text(encoding="utf-8")) if (path / "result.json").exists() else None
     policy = path / "policy"
     normalized = _normalization(read_bundle(policy)) if (policy / POLICY_MARKER).exists() else {}
     last = metrics[-1]["step"] if metrics else 0

@@ -125,7 +125,7 @@ def open_producer(
 @contextmanager
 def _silent_stdout() -> Iterator[None]:
     """Discard the messages that Ray prints to stdout when an actor dies: stdout is for the result."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         yield
 
 

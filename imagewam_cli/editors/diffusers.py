@@ -177,7 +177,7 @@ class DiffusersEditor(Editor):
     def describe(cls, options: PrefixOptions) -> KVSpec | None:
         entry, config = cls.entry, cls.entry.config
         if cls.embedded is not None:
-            config = json.loads((cls.embedded / entry.denoiser / "config.json").read_text())
+            config = json.loads((cls.embedded / entry.denoiser / "config.json").read_text(encoding="utf-8"))
         if not config:
             return None
         settings, kind = resolve(options, entry), cls.part_classes()[entry.denoiser]

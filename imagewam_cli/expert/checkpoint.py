@@ -38,7 +38,7 @@ def load_expert(folder: Path, device: str = "cpu") -> ActionExpert:
         if not (folder / name).is_file():
             raise RunError(f"{folder} holds no expert: {name} is missing", "train the policy again")
     try:
-        values = json.loads((folder / CONFIG).read_text())
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         expert = ActionExpert(from_dict(ExpertConfig, values, source=str(folder / CONFIG)))
         expert.load_state_dict(load_file(folder / WEIGHTS))
     except (RuntimeError, json.JSONDecodeError, ConfigError, SafetensorError) as error:

@@ -35,7 +35,7 @@ def save_checkpoint(
         for file, values in tensors.items():
             save_file({k: v.contiguous() for k, v in values.items()}, partial / file)
         checksums = {file: checksum_of((partial / file).read_bytes()) for file in tensors}
-        (partial / _STATE).write_text(dump_json({"step": step, "checksums": checksums}))
+        (partial / _STATE).write_text(dump_json({"step": step, "checksums": checksums}), encoding="utf-8")
     for old in _checkpoints(folder)[:-_KEEP]:
         shutil.rmtree(old)
 
@@ -76,7 +76,7 @@ def _load(path: Path, model: nn.Module, average: dict[str, Tensor], optimizer: E
     from safetensors.torch import load
 
     try:
-        state = json.loads((path / _STATE).read_text())
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
         step, checksums = int(state["step"]), state.get("checksums", {})
         content = {file: (path / file).read_bytes() for file in (_MODEL, _AVERAGE, _OPTIMIZER)}
         for file, data in content.items():

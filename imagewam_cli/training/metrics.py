@@ -22,7 +22,7 @@ class MetricLog:
         self.path = folder / "metrics.jsonl"
         kept = [r for r in read_metrics(self.path) if r["step"] <= first_step]
         write_atomically(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
-        self._file = self.path.open("a")
+        self._file = self.path.open("a", encoding="utf-8")
         self._board: SummaryWriter | None = None
         with contextlib.suppress(ImportError):  # the extra `tensorboard` is optional
             from torch.utils.tensorboard import SummaryWriter
@@ -53,7 +53,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
     return records

@@ -140,7 +140,7 @@ def save_pipeline(pipeline: Flux2KleinPipeline, folder: Path) -> None:
     """Write the pipeline as a diffusers folder, weights as float16 safetensors."""
     pipeline.save_pretrained(folder, safe_serialization=True)
     for path in folder.rglob("*.json"):  # drop the path of the machine that built it
-        text = json.loads(path.read_text())
+        text = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(text, dict) and "_name_or_path" in text:
             del text["_name_or_path"]
-            path.write_text(json.dumps(text, indent=2) + "\n")
+            path.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")

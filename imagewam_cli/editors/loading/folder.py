@@ -94,7 +94,7 @@ def part_config(folder: Path, name: str) -> dict[str, object]:
     """
     path = folder / name / "config.json"
     try:
-        values: dict[str, object] = json.loads(path.read_text())
+        values: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EditorError(f"{path} is missing or damaged: {error}", "fetch the editor again") from None
     return values
@@ -123,7 +123,7 @@ def write_part(folder: Path, name: str, config: Mapping[str, object], weights: M
     from safetensors.torch import save_file
 
     (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / name / "config.json").write_text(dump_json(config))
+    (folder / name / "config.json").write_text(dump_json(config), encoding="utf-8")
     save_file({k: v.contiguous() for k, v in weights.items()}, folder / name / "diffusion_pytorch_model.safetensors")
 
 
@@ -193,7 +193,7 @@ def _family(folder: Path) -> str | None:
     if not index.is_file():
         return None
     try:
-        found = json.loads(index.read_text())["_class_name"]
+        found = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
         raise EditorError(f"{index} is damaged: {error}", "fetch the editor again") from error
     return str(found)

@@ -351,11 +351,13 @@ def _write_ref(folder: Path, revision: str, commit: str) -> None:
     """Record in the Hub's cache that the branch or tag `revision` is `commit`, in its own layout: refs/REVISION next to
     snapshots/COMMIT, which is `folder`."""
     note = folder.parents[1] / "refs" / revision
-    if revision == commit or (note.is_file() and note.read_text() == commit):  # the cache may be read-only
+    if revision == commit or (
+        note.is_file() and note.read_text(encoding="utf-8") == commit
+    ):  # the cache may be read-only
         return
     note.parent.mkdir(parents=True, exist_ok=True)
     fresh = note.with_name(f"{note.name}.{os.getpid()}.tmp")
-    fresh.write_text(commit)
+    fresh.write_text(commit, encoding="utf-8")
     fresh.replace(note)
 
 
