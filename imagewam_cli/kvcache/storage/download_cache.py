@@ -8,6 +8,7 @@ used copies are evicted first.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -23,12 +24,22 @@ _STALE_SECONDS = 24 * 3600.0
 
 
 def copies_root() -> Path:
-    """Return the folder for copies of all remote caches: IMAGEWAM_CACHE_DIR, or one in the user's cache folder."""
+    """Return the folder for copies of all remote caches: IMAGEWAM_CACHE_DIR, or one in the user's cache folder.
+
+    Without a home folder that can be written, it is one of this user in the folder for temporary files.
+    """
     named = os.environ.get(FOLDER_VARIABLE)
     if named:
         return expanded(named)
-    user = os.environ.get("XDG_CACHE_HOME")
-    return (Path(user) if user else Path.home() / ".cache") / "imagewam" / "caches"
+    user = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")  # without a home folder, the ~ stays
+    own = user if user.is_absolute() and _writable(user) else Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return own / "imagewam" / "caches"
+
+
+def _writable(folder: Path) -> bool:
+    """Return whether the folder, or its nearest parent that exists, can be written."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return os.access(existing, os.W_OK | os.X_OK)
 
 
 def copies_limit() -> float | None:

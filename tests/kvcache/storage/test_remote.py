@@ -70,10 +70,22 @@ class TestLocation:
     def test_the_name_of_a_cache_is_its_last_path_part(self) -> None:
         assert name_of("s3://bucket/caches/x") == name_of(Path("caches/x")) == "x"
 
-    def test_local_copies_are_in_the_users_cache_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_local_copies_are_in_the_users_cache_folder(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv("IMAGEWAM_CACHE_DIR", raising=False)
-        monkeypatch.setenv("XDG_CACHE_HOME", "/user")
-        assert copies_root() == Path("/user/imagewam/caches")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+        assert copies_root() == tmp_path / "user" / "imagewam" / "caches"
+
+    def test_without_a_home_folder_copies_are_temporary(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """A container may run as a user without an entry in the list of users, and so without a home folder."""
+        for variable in ("IMAGEWAM_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setattr("pwd.getpwuid", _no_such_user)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        assert copies_root() == tmp_path / f"cache-{os.getuid()}" / "imagewam" / "caches"
+
+
+def _no_such_user(user: int) -> None:
+    raise KeyError(user)
 
 
 class TestBuild:
