@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from imagewam_cli.file_content import content_fault
+from tests.support.faults import LFS_POINTER
 from tests.support.recordings import encode_mp4
-
-LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 146946961\n"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from imagewam_cli.cli.app import run
 from imagewam_cli.data.formats import open_dataset
 from tests.support.recordings import record, write_v30
 
-NAMES = ["a:b", "C:foo", "s3:", "file:x", "~nobody", "{episode_index} {}", "100 %d #1", "-lead", "名 é"]
+NAMES = ["a:b", "C:foo", "s3:", "file:x", "~not-a-user", "{episode_index} {}", "100 %d #1", "-lead", "名 é"]
 
 
 @pytest.fixture(scope="module")

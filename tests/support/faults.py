@@ -7,6 +7,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 146946961\n"
+"""Content of a file whose data Git LFS did not fetch."""
+
 
 def stop_after(rows: int) -> Callable[[int], None]:
     """Return an `on_rows` callback that raises KeyboardInterrupt once `rows` rows are done."""

@@ -20,6 +20,7 @@ from imagewam_cli.data.episodes import EpisodeSelection
 from imagewam_cli.data.lerobot.reader import LeRobotDataset
 from imagewam_cli.data.types import KeyMap, Row
 from imagewam_cli.errors import DatasetError, ImagewamWarning
+from tests.support.faults import LFS_POINTER
 from tests.support.recordings import (
     FPS,
     Recording,
@@ -30,7 +31,6 @@ from tests.support.recordings import (
     write_v21,
     write_v30,
 )
-from tests.test_file_content import LFS_POINTER
 
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 DATA = "data/chunk-000/file-000.parquet"
