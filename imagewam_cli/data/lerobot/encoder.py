@@ -39,6 +39,9 @@ class EncoderSettings:
     """Further options that change the video; recorded in info.json."""
     threading: Mapping[str, str] = field(default_factory=dict)
     """Options that limit the encoder's threads; not recorded."""
+    lead: int = 0
+    """Frames that the file's decoding times are ahead of its first frame. lerobot merges videos by appending packets,
+    whose decoding times must grow, so files merge in either order only if all have the same lead."""
 
     def info(self, fps: int) -> dict[str, Any]:
         """Return the camera's `info` entry of meta/info.json, without its size."""
@@ -59,8 +62,9 @@ class EncoderSettings:
 
 
 _ENCODERS: Mapping[str, EncoderSettings] = {
-    # No B-frames: frames leave the encoder in the order of their time stamps, which start at 0.
-    "h264": EncoderSettings(codec="h264", encoder="libx264", crf=18, preset="veryfast", options={"bf": "0"}),
+    # No B-frames: frames leave the encoder in the order of their time stamps, which start at 0. lerobot's encoder may
+    # make them, but does not with its `g` of 2; its files only have the lead of one frame that they would need.
+    "h264": EncoderSettings(codec="h264", encoder="libx264", crf=18, preset="veryfast", options={"bf": "0"}, lead=1),
     "av1": EncoderSettings(
         codec="av1", encoder="libsvtav1", crf=30, preset=10, threading={"svtav1-params": f"lp={_THREADS}"}
     ),
@@ -138,7 +142,7 @@ class CameraEncoder:
         """
         if self._container is not None and self._stream is not None:
             with self._encoding():
-                self._container.mux(self._stream.encode(None))
+                self._mux(self._stream.encode(None))
                 self._container.close()
             self._container, self._stream = None, None
             self._frames = self._packets = self._bytes = 0
@@ -175,11 +179,17 @@ class CameraEncoder:
             self._container, self._stream = self._new_file()
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         frame.pts, frame.time_base = self._frames, Fraction(1, self._fps)
-        packets = self._stream.encode(frame)
-        self._container.mux(packets)
+        self._mux(self._stream.encode(frame))
         self._frames += 1
-        self._packets += len(packets)
-        self._bytes += sum(packet.size for packet in packets)
+
+    def _mux(self, packets: Sequence[av.Packet[av.VideoStream]]) -> None:
+        assert self._container is not None
+        for packet in packets:
+            self._packets += 1
+            self._bytes += packet.size
+            if packet.dts is not None and packet.time_base:
+                packet.dts -= round(self._settings.lead / (self._fps * packet.time_base))
+            self._container.mux(packet)
 
     def _new_file(self) -> tuple[av.container.OutputContainer, av.VideoStream]:
         # SVT-AV1 prints a page of settings per file to stderr; this variable is its only switch. Errors still raise.

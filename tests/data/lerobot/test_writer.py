@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.support.recordings import (
     STATE_NAMES,
     Recording,
     decode_mp4,
+    encode_mp4,
     record,
     write_v30,
 )
@@ -52,6 +54,23 @@ def open_writer(root: Path, **changes: Any) -> LeRobotWriter:
 
 def add(writer: LeRobotWriter, recording: Recording, **changes: Any) -> int:
     return writer.add_episode(**(vars(recording) | changes))
+
+
+def merge_like_lerobot(files: Sequence[Path], merged: Path) -> Path:
+    """Append mp4s without decoding, by FFmpeg's concat demuxer, whose packets go to the muxer as they are."""
+    listed = merged.with_suffix(".txt")
+    listed.write_text("ffconcat version 1.0\n" + "".join(f"file '{file}'\n" for file in files))
+    with (
+        av.open(str(listed), format="concat", options={"safe": "0"}) as source,
+        av.open(str(merged), "w") as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0], opaque=True)
+        stream.time_base = source.streams.video[0].time_base
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    return merged
 
 
 class TestLayout:
@@ -216,6 +235,20 @@ class TestLayout:
         assert np.abs(decode_mp4(path).astype(int) - recorded).mean() < 4
         info = json.loads((root / "meta/info.json").read_text())["features"][TOP]["info"]
         assert info["video.codec"] == name
+
+    @pytest.mark.parametrize("order", ["ours, theirs", "theirs, ours", "ours, ours, theirs", "theirs, ours, theirs"])
+    def test_videos_merge_with_those_of_lerobot_in_any_order(self, tmp_path: Path, order: str) -> None:
+        recordings = record((7, 5), {"top": (32, 48)})
+        ours = write_v30(tmp_path / "set", recordings) / f"videos/{TOP}/chunk-000/file-000.mp4"
+        theirs = tmp_path / "theirs.mp4"
+        frames = np.concatenate([recording.frames["top"] for recording in recordings])
+        encode_mp4(theirs, frames)  # with libx264's defaults, as lerobot does
+        files = [{"ours": ours, "theirs": theirs}[name] for name in order.split(", ")]
+        merged = merge_like_lerobot(files, tmp_path / "merged.mp4")
+        np.testing.assert_array_equal(decode_mp4(merged), np.concatenate([decode_mp4(file) for file in files]))
+        with av.open(str(merged)) as container:
+            stamps = [frame.pts * frame.time_base * FPS for frame in container.decode(video=0)]
+        assert stamps == list(range(12 * len(files)))
 
     def test_images_are_stored_without_loss(self, v30_pictures: Path, recordings: list[Recording]) -> None:
         schema = pq.read_schema(v30_pictures / DATA)
