@@ -114,6 +114,7 @@ def cache_command(
                 on_start=partial(_say_start, folder, build.part),
                 on_rows=bar.update,
                 on_damage=_say_damage,
+                on_checksums=_say_checksums,
             )
     values = {
         "cache": str(folder),
@@ -150,3 +151,7 @@ def _say_start(address: Location, part: BuildPart | None, plan: BuildPlan) -> No
 
 def _say_damage(file: str) -> None:
     output.say(f"{file} is missing or damaged: recomputing it")
+
+
+def _say_checksums(files: int) -> None:
+    output.say(f"recording the checksums of {files} files of the dataset")

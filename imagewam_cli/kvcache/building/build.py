@@ -65,6 +65,7 @@ def build_cache(
     on_start: Callable[[BuildPlan], None] = lambda plan: None,
     on_rows: Callable[[int], None] = lambda rows: None,
     on_damage: Callable[[str], None] = lambda file: None,
+    on_checksums: Callable[[int], None] = lambda files: None,
 ) -> Manifest:
     """Build the cache `out`, a folder or a URL, or resume it.
 
@@ -72,6 +73,7 @@ def build_cache(
         on_start: called with the plan, after all checks have passed.
         on_rows: called with n after each n rows, and once for the rows of each shard that is kept.
         on_damage: called with the name of each listed shard that is missing or damaged, before it is rebuilt.
+        on_checksums: called with the number of files of the dataset whose checksums are recorded, before they are read.
 
     Raises:
         CacheError: `out` holds another cache (the message gives both values), another process writes there, the disk
@@ -79,7 +81,17 @@ def build_cache(
         UsageError: `out` holds something that is not a cache, or no installed package reaches its URL.
     """
     producer = ShardBuilder(dataset, editor, out, codec, settings)
-    return build_with(producer, dataset, out, codec, settings, on_start=on_start, on_rows=on_rows, on_damage=on_damage)
+    return build_with(
+        producer,
+        dataset,
+        out,
+        codec,
+        settings,
+        on_start=on_start,
+        on_rows=on_rows,
+        on_damage=on_damage,
+        on_checksums=on_checksums,
+    )
 
 
 def build_with(
@@ -92,6 +104,7 @@ def build_with(
     on_start: Callable[[BuildPlan], None] = lambda plan: None,
     on_rows: Callable[[int], None] = lambda rows: None,
     on_damage: Callable[[str], None] = lambda file: None,
+    on_checksums: Callable[[int], None] = lambda files: None,
 ) -> Manifest:
     """Build a cache as `build_cache` does, with the shards of any producer.
 
@@ -103,7 +116,7 @@ def build_with(
     name = MANIFEST if settings.part is None else settings.part.manifest
     with lock_whole(storage) if settings.part is None else storage.lock(part_lock(name)):
         build = _Build(producer, dataset, storage, codec, settings, plan)
-        return build.run(on_start, on_rows, on_damage)
+        return build.run(on_start, on_rows, on_damage, on_checksums)
 
 
 def require_resumable(
@@ -169,6 +182,7 @@ class _Build:
         on_start: Callable[[BuildPlan], None],
         on_rows: Callable[[int], None],
         on_damage: Callable[[str], None],
+        on_checksums: Callable[[int], None],
     ) -> Manifest:
         # The manifests are read once, here. Parts of one cache may start together, and all need the same codec and the
         # same shard of instructions. Both are written and listed only under FILES_LOCK, which is held from this read
@@ -192,7 +206,7 @@ class _Build:
         for entry in self.manifest.shards:
             on_rows(entry.rows)
         self.producer.make(missing, self.manifest.instructions, on_finished=self._add_entry, on_rows=on_rows)
-        self._record_checksums()
+        self._record_checksums(on_checksums)
         put_manifest(self.storage, self.manifest, self.name)
         return self.manifest
 
@@ -283,7 +297,7 @@ class _Build:
             made = None
         self._store_manifest(dataclasses.replace(self.manifest, by_instruction=made or self._build_shard(INSTRUCTIONS)))
 
-    def _record_checksums(self) -> None:
+    def _record_checksums(self, on_checksums: Callable[[int], None]) -> None:
         """Record the SHA-256 of the dataset's files, which were just read, unless they are recorded.
 
         Raises:
@@ -292,7 +306,8 @@ class _Build:
         part, storage = self.settings.part, self.storage
         if self.files is None:
             return
-        content = dataset_checksums(storage, self.manifest, self.dataset, part, shard_layout(self.plan))
+        shards = shard_layout(self.plan)
+        content = dataset_checksums(storage, self.manifest, self.dataset, part, shards, on_checksums)
         changed = self.files.changes_at(self.dataset.info.root, {})
         if changed:
             raise CacheError(

@@ -18,19 +18,30 @@ def checksums_name(part: BuildPart | None) -> str:
 
 
 def dataset_checksums(
-    storage: Storage, manifest: Manifest, dataset: Dataset, part: BuildPart | None, shards: Iterable[str]
+    storage: Storage,
+    manifest: Manifest,
+    dataset: Dataset,
+    part: BuildPart | None,
+    shards: Iterable[str],
+    on_start: Callable[[int], None] = lambda files: None,
 ) -> bytes:
     """Return the content of `checksums_name(part)`: the SHA-256 of the files that hold the episodes built so far.
 
     Reads every byte of the files that are not in an intact record of the cache.
 
-    manifest: with the finished shards. shards: names of all shards of the cache, finished or not.
+    Args:
+        manifest: with the finished shards.
+        shards: names of all shards of the cache, finished or not.
+        on_start: called with the number of files, if any is read.
     """
     own = set(shards if part is None else part.shards_of(sorted(shards)))
     episodes = [episode for entry in manifest.shards if entry.file in own for episode in entry.episodes]
     names = files_of(dataset, manifest.spec.cameras, episodes) or ()
     known = recorded_checksums(storage, manifest.files)
-    new = checksums_of(dataset.info.root, [name for name in names if name not in known])
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        on_start(len(unknown))
+    new = checksums_of(dataset.info.root, unknown)
     return checksum_lines({name: known.get(name) or new[name] for name in sorted(names)})
 
 
