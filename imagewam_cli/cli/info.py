@@ -12,11 +12,14 @@ from imagewam_cli.cli.dataset_info import dataset_text, dataset_values
 from imagewam_cli.cli.dataset_options import DatasetOptions, takes_dataset_options
 from imagewam_cli.cli.options import FormatName, FormatOption
 from imagewam_cli.cli.output import bytes_text, output
+from imagewam_cli.cli.policy_info import describe_bundle, describe_export, describe_run_policy
 from imagewam_cli.kvcache.storage.location import Location, location
 
 if TYPE_CHECKING:
     from imagewam_cli.kvcache.format.manifest import BuildPart, Manifest
-    from imagewam_cli.policy.bundle import BundleParts
+
+_JSON_ONLY = ("fingerprint", "sha256", "policy")
+"""Keys of policies and runs that are printed only as JSON."""
 
 
 @takes_dataset_options(only_with="a dataset")
@@ -46,7 +49,8 @@ def info_command(
         return
     reading.require_unused("a dataset")
     values = _cache(address) if isinstance(address, str) else describe(address)
-    text = "\n".join(f"{key}: {_text(value)}" for key, value in values.items())
+    hidden = () if values["kind"] == "cache" else _JSON_ONLY
+    text = "\n".join(f"{key}: {_text(key, value)}" for key, value in values.items() if key not in hidden)
     output.result(values, text, format.value)
 
 
@@ -72,8 +76,8 @@ def describe(path: Path) -> dict[str, Any]:
         CACHE_MARKER: _cache,
         PART_MARKER: _cache,
         RUN_MARKER: _run,
-        ONNX_MARKER: _onnx,
-        POLICY_MARKER: _policy,
+        ONNX_MARKER: describe_export,
+        POLICY_MARKER: describe_bundle,
     }
     marker = marker_of(path)
     if marker is not None:
@@ -141,62 +145,18 @@ def _advice(
 def _run(path: Path) -> dict[str, Any]:
     import json
 
-    from imagewam_cli.policy.bundle import read_bundle
     from imagewam_cli.training.metrics import read_metrics
-    from imagewam_cli.workspace import POLICY_MARKER
 
     metrics = read_metrics(path / "metrics.jsonl")
     run = json.loads((path / "run.json").read_text(encoding="utf-8"))
     result = json.loads((path / "result.json").read_text(encoding="utf-8")) if (path / "result.json").exists() else None
-    policy = path / "policy"
-    normalized = _normalization(read_bundle(policy)) if (policy / POLICY_MARKER).exists() else {}
     last = metrics[-1]["step"] if metrics else 0
-    return {"kind": "run", **run, "last_step": last, **normalized, "result": result}
+    return {"kind": "run", **run, "last_step": last, **describe_run_policy(path), "result": result}
 
 
-def _policy(path: Path) -> dict[str, Any]:
-    from imagewam_cli.config import to_dict
-    from imagewam_cli.policy.bundle import read_bundle
-
-    parts = read_bundle(path)
-    return {"kind": "policy", "editor": parts.editor.name, **to_dict(parts.config), **_normalization(parts)}
-
-
-def _normalization(parts: BundleParts) -> dict[str, Any]:
-    """Describe how a policy normalizes: modes, constant dimensions, and what an older rule does badly."""
-    from imagewam_cli.data.dimensions import constant_values, unscaled_names
-    from imagewam_cli.policy.bundle import inherited_faults
-
-    config, state, action = parts.config, parts.state_normalizer, parts.action_normalizer
-    return {
-        "normalize_state": state.mode,
-        "normalize_action": action.mode,
-        "constant_states": constant_values(config.state_names, state),
-        "constant_actions": constant_values(config.action_names, action),
-        "unscaled_actions": unscaled_names(config.action_names, action),
-        "normalization_faults": inherited_faults(parts),
-    }
-
-
-def _onnx(path: Path) -> dict[str, Any]:
-    import json
-
-    from imagewam_cli.policy.loading import unscaled_actions
-    from imagewam_cli.workspace import ONNX_MARKER
-
-    files = {p.name: p.stat().st_size for p in sorted(path.iterdir()) if p.is_file()}
-    description = json.loads((path / ONNX_MARKER).read_text(encoding="utf-8"))
-    action = description["action"]
-    constants = zip(action["names"], action.get("constant", ()), strict=False)
-    return {
-        "kind": "onnx export",
-        "constant_actions": {name: value for name, value in constants if value is not None},
-        "unscaled_actions": unscaled_actions(description),
-        "files": {name: bytes_text(size) for name, size in files.items()},
-    }
-
-
-def _text(value: Any) -> str:
+def _text(key: str, value: Any) -> str:
+    if key == "files":
+        value = {name: bytes_text(size) for name, size in value.items()}
     if isinstance(value, list):
         return ", ".join(str(v) for v in value) or "none"
     return (", ".join(f"{k} {v}" for k, v in value.items()) or "none") if isinstance(value, dict) else str(value)

@@ -17,6 +17,7 @@ from imagewam_cli.expert.sampler import integrate
 from imagewam_cli.policy.loading import live_prefix, prefix_arrays
 from imagewam_cli.policy.policy import Policy
 from imagewam_cli.prefix.kv import PrefixKV
+from imagewam_cli.runtime.export_folder import ExportFolder
 from imagewam_cli.runtime.onnx_policy import OnnxPolicy, run, session
 
 Array = npt.NDArray[Any]
@@ -30,7 +31,7 @@ def measure(folder: Path, policy: Policy, observations: Sequence[Observation]) -
     does not depend on the robot's units.
     """
     has_prefix = (folder / "prefix.onnx").exists()
-    exported = OnnxPolicy.load(folder, encode=None if has_prefix else live_prefix(policy.editor))
+    exported = OnnxPolicy.load(ExportFolder.open(folder), encode=None if has_prefix else live_prefix(policy.editor))
     step = session(folder / exported.description["files"]["step"])
     scale = policy.parts.action_normalizer.scale
     worst: dict[str, float] = {}

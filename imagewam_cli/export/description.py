@@ -1,6 +1,6 @@
 """Describe an ONNX export in `onnx.json`: everything that a runtime needs besides the graphs.
 
-`runtime.onnx_policy` reads it.
+`runtime.export_folder` reads it.
 """
 
 from __future__ import annotations
@@ -15,21 +15,31 @@ from imagewam_cli.data.dimensions import unscaled_names
 from imagewam_cli.data.normalization import CLAMP, Normalizer
 from imagewam_cli.editors.contract import PrefixGraph
 from imagewam_cli.policy.bundle import BundleParts
-from imagewam_cli.runtime.onnx_policy import VERSION
+from imagewam_cli.runtime.export_folder import MIN_ONNXRUNTIME, VERSION
 
 _ERASING = 2.0**300
 
 
 def describe(
-    parts: BundleParts, prefix: PrefixGraph | None, *, files: Mapping[str, str], opset: int, levels: Sequence[float]
+    parts: BundleParts,
+    prefix: PrefixGraph | None,
+    *,
+    files: Mapping[str, str],
+    opset: int,
+    min_onnxruntime: str,
+    levels: Sequence[float],
 ) -> dict[str, Any]:
-    """Return the content of `onnx.json`, except the measured errors. levels: noise levels of the loop."""
+    """Return the content of `onnx.json`, except the measured errors and the checksums.
+
+    levels: noise levels of the loop; min_onnxruntime: oldest version of onnxruntime that reads the graphs.
+    """
     config = parts.config
     clamp = None if parts.state_normalizer.mode == "identity" else CLAMP
     return {
         "version": VERSION,
         "files": dict(files),
         "opset": opset,
+        MIN_ONNXRUNTIME: min_onnxruntime,
         "editor": {"name": parts.editor.name, "fingerprint": dict(parts.editor.fingerprint)},
         "cameras": config.cameras,
         "keys": None if config.keys is None else to_dict(config.keys),

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,8 +34,20 @@ With the fused attention and rotary operators of opsets 23 to 25, onnxruntime 1.
 several times slower.
 """
 
+IR_VERSION = 10
+"""Version of the file format that belongs to the opset."""
+
+MIN_ONNXRUNTIME = "1.18"
+"""First version that reads this opset and file format."""
+
 MAX_WEIGHT_BYTES = 2**31 - 2**24
-"""Maximum size of the weights in one .onnx file, in bytes: protobuf's limit minus space for the graph."""
+"""Maximum size of the weights inside an .onnx file, in bytes: protobuf's limit minus space for the graph.
+
+Larger weights are in a file of their own next to it, as ONNX's external data.
+"""
+
+_MIN_EXTERNAL_BYTES = 1024
+"""Minimum size of a tensor in such a file. Smaller ones stay in the .onnx file."""
 
 _BATCH, _TOKENS, _TEXT = 2, 11, 7
 """Sizes of the traced example, all above 1, because the tracer treats a size of 1 as a constant."""
@@ -98,12 +111,11 @@ def traced_prefix(prefix: PrefixGraph, layers: Sequence[LayerSpec]) -> Graph:
     Outputs: `valid`, if a layer holds text, then K and V of each layer.
 
     Raises:
-        ExportError: the weights are not float32, or too large for one file.
+        ExportError: the weights are not float32.
     """
     dtypes = {p.dtype for p in prefix.module.parameters()} - {torch.float32}
     if dtypes:
         raise ExportError(f"the editor's weights are {', '.join(map(str, dtypes))}, not float32")
-    _require_fits(prefix.module, "prefix.onnx")
     height, width = prefix.image_size
     return Graph(
         module=prefix.module,
@@ -117,13 +129,15 @@ def traced_prefix(prefix: PrefixGraph, layers: Sequence[LayerSpec]) -> Graph:
     )
 
 
-def trace(graph: Graph, name: str) -> ModelProto:
-    """Trace the module into an ONNX model that contains its weights. name: the file's name, for errors.
+def trace(graph: Graph, name: str, weights: Path) -> ModelProto:
+    """Trace the module into an ONNX model.
+
+    name: the file's name, for errors.
+    weights: file in the model's folder for weights that are too large for the model itself; otherwise not written.
 
     Raises:
-        ExportError: the weights are too large for one file, or ONNX lacks an operation.
+        ExportError: ONNX lacks an operation.
     """
-    _require_fits(graph.module, name)
     with warnings.catch_warnings(), _quiet("torch.onnx"), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
@@ -141,7 +155,12 @@ def trace(graph: Graph, name: str) -> ModelProto:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise ExportError(f"{name} cannot be traced: {reason}") from error
     assert program is not None
+    if sum(p.numel() * p.element_size() for p in graph.module.parameters()) > MAX_WEIGHT_BYTES:
+        from onnx_ir.external_data import unload_from_model
+
+        unload_from_model(program.model, weights.parent, weights.name, size_threshold_bytes=_MIN_EXTERNAL_BYTES)
     model = program.model_proto
+    model.ir_version = IR_VERSION
     _remove_traces(model.graph)
     return model
 
@@ -175,12 +194,6 @@ def _condition(config: ExpertConfig) -> tuple[dict[str, Tensor], dict[str, Axes]
             inputs[name] = torch.zeros(_BATCH, _TOKENS, layer.kv_heads, layer.head_dim)
             axes[name] = {0: "batch", 1: "tokens" if layer.holds_text else f"tokens_{i}"}
     return inputs, axes
-
-
-def _require_fits(module: nn.Module, file: str) -> None:
-    size = sum(p.numel() * p.element_size() for p in module.parameters())
-    if size > MAX_WEIGHT_BYTES:
-        raise ExportError(f"{file} would hold {size / 1e9:.1f} GB of weights, but an .onnx file can hold at most 2 GB")
 
 
 def _layer_names(count: int) -> list[str]:

@@ -4,8 +4,9 @@ loop.onnx       noise, state, prefix -> normalized action chunk, all Euler steps
 step.onnx       noisy actions, t, state, prefix -> velocity, for custom samplers
 prefix.onnx     picture, token ids -> keys and values; only if the editor can be traced
 tokenizer.json  the editor's tokenizer; only with prefix.onnx
+*.onnx.data     weights of more than 2 GB, which do not fit into an .onnx file; step and loop share one
 noise.npy       initial noise of the loop, float32 (T, A), the same at every replan
-onnx.json       everything else: names, sizes, normalizers, prompt, picture, editor, measured errors
+onnx.json       everything else: names, sizes, normalizers, prompt, picture, editor, measured errors, checksums
 editor.json     the editor, its weights and settings
 policy.py       the modules of `imagewam_cli.runtime` in one file, which runs the export
 """
@@ -27,6 +28,7 @@ from imagewam_cli.export import TOLERANCE, ExportReport
 from imagewam_cli.files import atomic_folder, file_sizes, write_atomically
 from imagewam_cli.policy.bundle import EDITOR, find_bundle
 from imagewam_cli.policy.policy import Policy
+from imagewam_cli.runtime.export_folder import DESCRIPTION, with_checksums
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -35,6 +37,8 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime", "tokenizers")
 
 FILES = {"loop": "loop.onnx", "step": "step.onnx", "noise": "noise.npy"}
 PREFIX_FILES = {"prefix": "prefix.onnx", "tokenizer": "tokenizer.json"}
+WEIGHT_FILES = {"weights": "loop.onnx.data", "prefix_weights": "prefix.onnx.data"}
+"""Roles and names of the files. Those of the weights exist only if a graph is too large for one file."""
 RUNTIME = "policy.py"
 
 
@@ -61,7 +65,9 @@ class OnnxExporter:
                         f"onnx: {check} differs from torch by {error:.1e}, more than {TOLERANCE:.0e}",
                         "nothing was written; please report this bug of the export or of onnxruntime",
                     )
-            _write_description(folder, description | {"samples": len(observations), "errors": errors})
+            names = [*description["files"].values(), EDITOR]
+            measured = description | {"samples": len(observations), "errors": errors}
+            _write_description(folder, with_checksums(measured, folder, names))
             written = file_sizes(folder)
         return ExportReport(folder=out, files=written, errors=errors, notes=notes)
 
@@ -99,7 +105,8 @@ def _write_prefix(policy: Policy, folder: Path) -> tuple[PrefixGraph | None, tup
     except ExportError as error:
         name = policy.parts.editor.name
         return None, (f"no prefix.onnx: the editor {name!r} must run in torch alongside the graphs; {error.message}",)
-    _save(trace(traced, PREFIX_FILES["prefix"]), folder / PREFIX_FILES["prefix"])
+    model = trace(traced, PREFIX_FILES["prefix"], folder / WEIGHT_FILES["prefix_weights"])
+    _save(model, folder / PREFIX_FILES["prefix"])
     (folder / PREFIX_FILES["tokenizer"]).write_text(graph.tokenizer, encoding="utf-8")
     return graph, ()
 
@@ -108,26 +115,27 @@ def _write(policy: Policy, prefix: PrefixGraph | None, folder: Path) -> dict[str
     """Write the other files; return the content of `onnx.json`, which has no measured errors yet."""
     from imagewam_cli.expert.flow import FlowSchedule
     from imagewam_cli.export.description import describe
-    from imagewam_cli.export.graphs import OPSET, step_graph, trace
+    from imagewam_cli.export.graphs import MIN_ONNXRUNTIME, OPSET, step_graph, trace
     from imagewam_cli.export.runtime_script import runtime_script
     from imagewam_cli.export.unroll import unroll
 
     config = policy.parts.config
     levels = FlowSchedule(shift=config.shift).grid(config.inference_steps).tolist()
-    step = trace(step_graph(policy.expert), FILES["step"])
+    step = trace(step_graph(policy.expert), FILES["step"], folder / WEIGHT_FILES["weights"])
     _save(step, folder / FILES["step"])
     _save(unroll(step, levels), folder / FILES["loop"])
     np.save(folder / FILES["noise"], policy.initial_noise(1)[0].numpy(), allow_pickle=False)
     files = FILES if prefix is None else FILES | PREFIX_FILES
-    description = describe(policy.parts, prefix, files=files, opset=OPSET, levels=levels)
+    files |= {role: name for role, name in WEIGHT_FILES.items() if (folder / name).exists()}
+    description = describe(
+        policy.parts, prefix, files=files, opset=OPSET, min_onnxruntime=MIN_ONNXRUNTIME, levels=levels
+    )
     _write_description(folder, description)
     (folder / RUNTIME).write_text(runtime_script(), encoding="utf-8")
     return description
 
 
 def _write_description(folder: Path, description: dict[str, Any]) -> None:
-    from imagewam_cli.runtime.onnx_policy import DESCRIPTION
-
     write_atomically(folder / DESCRIPTION, dump_json(description).encode())
 
 

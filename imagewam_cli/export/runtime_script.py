@@ -5,21 +5,21 @@ from __future__ import annotations
 import ast
 from types import ModuleType
 
-from imagewam_cli.runtime import actions, observation, onnx_policy
+from imagewam_cli.runtime import actions, command_line, export_folder, observation, onnx_policy
 
-MODULES: tuple[ModuleType, ...] = (observation, actions, onnx_policy)
-"""In order of use: each module may import the ones before it. The last one's docstring becomes the file's."""
+MODULES: tuple[ModuleType, ...] = (observation, actions, export_folder, onnx_policy, command_line)
+"""In order of use: each module may import the ones before it."""
 
 
 def runtime_script() -> str:
     """Return the source of `policy.py`.
 
-    The modules are joined as they are, but without their imports of each other. Their docstrings become comments.
+    The modules are joined as they are, but without their imports of each other. Their docstrings become
+    comments, except that of `onnx_policy`, which opens the file.
     """
-    docstring = MODULES[-1].__doc__ or ""
-    parts = [f'"""{docstring}"""', "from __future__ import annotations"]
+    parts = [f'"""{onnx_policy.__doc__}"""', "from __future__ import annotations"]
     for module in MODULES:
-        comment = "" if module is MODULES[-1] else _comment(module.__doc__ or "") + "\n\n"
+        comment = "" if module is onnx_policy else _comment(module.__doc__ or "") + "\n\n"
         parts.append(comment + _body(_source(module)))
     return "\n\n".join(parts) + "\n"
 

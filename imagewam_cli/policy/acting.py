@@ -12,6 +12,7 @@ import numpy as np
 from imagewam_cli.data.types import FloatArray, Observation
 from imagewam_cli.errors import DatasetError, RunError
 from imagewam_cli.runtime.actions import ActionQueue, PlanError, Session
+from imagewam_cli.runtime.export_folder import ExportFolderError
 from imagewam_cli.runtime.observation import ObservationError, ObservationLike
 
 
@@ -73,6 +74,8 @@ def own_errors() -> Iterator[None]:
         yield
     except ObservationError as error:
         raise DatasetError(error.message, error.hint) from None
+    except ExportFolderError as error:
+        raise RunError(error.message, error.hint) from None
     except PlanError as error:
         raise RunError(str(error), "check the observation, and the policy's normalization and weights") from None
 

@@ -19,6 +19,7 @@ from imagewam_cli.policy.acting import ChunkPolicy, own_errors
 from imagewam_cli.policy.bundle import EDITOR, EditorReference
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.prefix.spec import LayerSpec
+from imagewam_cli.runtime.export_folder import ExportFolder
 from imagewam_cli.runtime.observation import ObservationLike
 from imagewam_cli.workspace import ONNX_MARKER
 
@@ -59,17 +60,18 @@ class ExportedPolicy(ChunkPolicy):
     @classmethod
     def load(cls, folder: Path, *, hardware: Hardware = CPU, weights: Path | None = None) -> ExportedPolicy:
         """Load an ONNX export. Arguments and errors are those of `load_policy`."""
-        try:
-            from imagewam_cli.runtime.onnx_policy import OnnxPolicy
-        except ImportError as error:
-            raise RunError(f"{folder} needs {error.name}", install_hint("onnx")) from None
-        try:
-            live = json.loads((folder / ONNX_MARKER).read_text(encoding="utf-8"))["prefix"] is None
-            encode = live_prefix(_editor(folder, hardware, weights)) if live else None
-            policy = cls(OnnxPolicy.load(folder, encode=encode))
-        except (OSError, ValueError, KeyError) as error:
-            raise RunError(f"{folder} is damaged: {error}", "export the policy again") from None
-        unscaled = unscaled_actions(policy.onnx.description)
+        from imagewam_cli.runtime.onnx_policy import OnnxPolicy
+
+        with own_errors():
+            export = ExportFolder.open(folder)
+            encode = live_prefix(_editor(folder, hardware, weights)) if export.description["prefix"] is None else None
+            try:
+                policy = cls(OnnxPolicy.load(export, encode=encode))
+            except ModuleNotFoundError as error:
+                raise RunError(f"{folder} needs {error.name}", install_hint("onnx")) from None
+        for note in export.notes:
+            warn(note)
+        unscaled = unscaled_actions(export.description)
         if unscaled:
             warn(
                 f"{folder}: action {', '.join(map(repr, unscaled))}: nearly constant in training, and not scaled by "
@@ -136,6 +138,10 @@ def _editor(folder: Path, hardware: Hardware, weights: Path | None) -> Editor:
     path = folder / EDITOR
     try:
         reference = from_dict(EditorReference, json.loads(path.read_text(encoding="utf-8")), source=str(path))
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing", "copy the whole export folder again") from None
     except ConfigError as error:
         raise RunError(f"{path} is damaged: {error.message}", error.hint) from None
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}", "copy the whole export folder again") from None
     return load_policy_editor(reference, hardware=hardware, weights=weights, bundle=folder)

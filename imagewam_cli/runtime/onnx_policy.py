@@ -12,28 +12,24 @@ Every ONNX export contains `policy.py`, one file made of this module and the oth
 
 from __future__ import annotations
 
-import argparse
-import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
-from PIL import Image
 
 from imagewam_cli.runtime.actions import ActionQueue, Actions, Session, require_finite
-from imagewam_cli.runtime.observation import (
-    Array,
-    Observation,
-    ObservationError,
-    ObservationLike,
-    ObservationReader,
-)
+from imagewam_cli.runtime.export_folder import DESCRIPTION as DESCRIPTION
+from imagewam_cli.runtime.export_folder import ExportFolder, ExportFolderError
+from imagewam_cli.runtime.observation import Array, Observation, ObservationLike, ObservationReader
+from imagewam_cli.runtime.observation import ObservationError as ObservationError
 
-DESCRIPTION = "onnx.json"
-VERSION = 1
+if TYPE_CHECKING:
+    import onnxruntime
+
+CPU = ("CPUExecutionProvider",)
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -43,6 +39,12 @@ Prefix = Mapping[str, Array]
 
 Encode = Callable[[Sequence[ObservationLike]], Prefix]
 """Encoder of observations into a prefix."""
+
+Provider = str | tuple[str, Mapping[str, Any]]
+"""An execution provider of onnxruntime: its name, or its name and options."""
+
+PREFIX_ROLES = ("prefix", "prefix_weights", "tokenizer")
+"""Roles of the files that only the prefix graph needs."""
 
 
 class OnnxPolicy:
@@ -60,34 +62,39 @@ class OnnxPolicy:
     @classmethod
     def load(
         cls,
-        folder: Path | str,
+        folder: Path | str | ExportFolder,
         *,
         encode: Encode | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[Provider] = CPU,
     ) -> OnnxPolicy:
         """Load the policy exported into `folder`.
 
         encode: encoder of the prefix, used instead of `prefix.onnx`; required if the export has no such file.
-        providers: execution providers of onnxruntime.
+        providers: execution providers of onnxruntime: names, or pairs of a name and options.
 
         Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: the export has a different version, or it has no prefix graph and `encode` is None.
+            ExportFolderError: a file is missing or is not the one that was exported, the export has a different version
+                or needs a newer onnxruntime, an execution provider is unknown, or the export has no prefix graph and
+                `encode` is None.
+            ModuleNotFoundError: onnxruntime, tokenizers or Pillow is not installed.
         """
-        folder = Path(folder)
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        version = description.get("version")
-        if version != VERSION:
-            raise ValueError(f"{folder / DESCRIPTION} has version {version!r}; this reads version {VERSION}")
-        files = description["files"]
+        import onnxruntime
+
+        if not isinstance(folder, ExportFolder):
+            folder = ExportFolder.open(folder)
+            for note in folder.notes:
+                warnings.warn(note, stacklevel=2)
+        description = folder.description
+        folder.require_onnxruntime(onnxruntime.__version__)
+        if encode is None and description["prefix"] is None:
+            editor = description["editor"]["name"]
+            raise ExportFolderError(f"{folder.path} has no prefix graph: the editor {editor!r} must run in torch")
+        folder.verify(optional=("step",) if encode is None else ("step", *PREFIX_ROLES))
         if encode is None:
-            if description["prefix"] is None:
-                editor = description["editor"]["name"]
-                raise ValueError(f"{folder} has no prefix graph: the editor {editor!r} must run in torch")
-            tokenizer = (folder / files["tokenizer"]).read_text(encoding="utf-8")
-            encode = PrefixGraph(description["prefix"], tokenizer, session(folder / files["prefix"], providers))
-        noise = np.load(folder / files["noise"], allow_pickle=False)
-        return cls(description, session(folder / files["loop"], providers), noise, encode)
+            tokenizer = folder.file("tokenizer").read_text(encoding="utf-8")
+            encode = PrefixGraph(description["prefix"], tokenizer, session(folder.file("prefix"), providers))
+        noise = np.load(folder.file("noise"), allow_pickle=False)
+        return cls(description, session(folder.file("loop"), providers), noise, encode)
 
     def chunks(self, observations: Sequence[ObservationLike]) -> Array:
         """Plan chunks (B, T, A) in robot units for B independent scenes, in float32, or float64 where that is needed.
@@ -186,15 +193,33 @@ class PrefixGraph:
         return ids, valid
 
 
-def session(path: Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> onnxruntime.InferenceSession:
+def session(path: Path, providers: Sequence[Provider] = CPU) -> onnxruntime.InferenceSession:
     """Open an onnxruntime session.
 
     Raises:
-        FileNotFoundError: the file is missing.
+        ExportFolderError: the file is missing or damaged, or an execution provider is unknown.
     """
+    import onnxruntime
+
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    return onnxruntime.InferenceSession(str(path), providers=list(providers))
+        raise ExportFolderError(f"{path} is missing", "copy the whole export folder again")
+    chosen = [providers] if isinstance(providers, str) else list(providers)
+    available = onnxruntime.get_available_providers()
+    for provider in chosen:
+        name = provider if isinstance(provider, str) else provider[0]
+        if name not in available:  # onnxruntime would only warn, and use the CPU
+            raise ExportFolderError(
+                f"this onnxruntime has no execution provider {name!r}",
+                f"it has {', '.join(available)}; others need another package, such as onnxruntime-gpu",
+            )
+    try:
+        return onnxruntime.InferenceSession(str(path), providers=chosen)
+    except _errors() as error:
+        reason = str(error).partition("\n")[0]
+        raise ExportFolderError(
+            f"onnxruntime {onnxruntime.__version__} cannot load {path}: {reason}",
+            "install a newer onnxruntime, or copy the whole export folder again",
+        ) from None
 
 
 def run(graph: onnxruntime.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -204,62 +229,16 @@ def run(graph: onnxruntime.InferenceSession, feeds: Mapping[str, Array]) -> dict
     return dict(zip((o.name for o in graph.get_outputs()), values, strict=True))
 
 
+def _errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions of onnxruntime, which have no common base class."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+
+
 def _resized(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Resize a picture (H, W, 3) to `size` = (width, height), bilinear."""
+    from PIL import Image
+
     picture = Image.fromarray(image)
     return np.asarray(picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR))
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Print the action chunk that an exported policy plans, as JSON.")
-    parser.add_argument(
-        "--image",
-        action="append",
-        required=True,
-        metavar="[CAMERA=]FILE",
-        help="picture file; repeat for each camera, in order",
-    )
-    parser.add_argument("--state", default="", help="--state=X,Y,...: numbers in robot units")
-    parser.add_argument("--instruction", required=True)
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path(__file__).parent,
-        help="folder of the export; default: the folder of this file",
-    )
-    return parser
-
-
-def _pictures(values: Sequence[str], cameras: Sequence[str]) -> dict[str, npt.NDArray[np.uint8]]:
-    """Read the pictures by camera. Values without a camera name belong to the cameras in order."""
-    if len(values) != len(cameras):
-        raise ObservationError(f"{len(values)} picture(s) for {len(cameras)} camera(s): {', '.join(cameras)}")
-    images = {}
-    for camera, value in zip(cameras, values, strict=True):
-        name, separator, file = value.partition("=")
-        named = bool(separator) and name in cameras
-        with Image.open(file if named else value) as picture:
-            images[name if named else camera] = np.asarray(picture.convert("RGB"))
-    return images
-
-
-def main() -> None:
-    """Run the command line."""
-    parser = _arguments()
-    arguments = parser.parse_args()
-    try:
-        policy = OnnxPolicy.load(arguments.folder)
-        observation = Observation(
-            images=_pictures(arguments.image, policy.description["cameras"]),
-            state=np.array([float(x) for x in arguments.state.split(",") if x], dtype=np.float64),
-            instruction=arguments.instruction,
-        )
-        chunk = policy.chunks([observation])[0]
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    names = policy.description["action"]["names"]
-    print(json.dumps({"action_names": names, "fps": policy.description["fps"], "actions": chunk.tolist()}))
-
-
-if __name__ == "__main__":
-    main()

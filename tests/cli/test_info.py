@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from imagewam_cli.cli.app import run
+from imagewam_cli.cli.output import bytes_text
+from imagewam_cli.export import ExportReport
 from imagewam_cli.kvcache.format.manifest import SHARDS, BuildPart
 from imagewam_cli.kvcache.storage.manifests import put_manifest, read_manifest, storage_at
 
@@ -76,6 +79,39 @@ def test_info_finds_damage_and_names_the_repair_command(
     assert ("table.safetensors" if how == "table" else f"{SHARDS}/{first.name}") in damage
     assert (f"{SHARDS}/{second.name}" in damage) == (how == "swapped")
     assert f"imagewam cache verify --cache {copy} --repair" in out
+
+
+def test_an_export_is_described_in_bytes(
+    onnx_export: ExportReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json_of(capsys, "info", str(onnx_export.folder))
+    assert (found["kind"], found["editor"], found["needs_editor"]) == ("onnx export", "tiny", False)
+    assert (found["cameras"], found["state_names"], found["action_names"]) == (
+        ["top"],
+        [*"xy", "grip"],
+        [*"xy", "grip"],
+    )
+    assert (found["fps"], found["horizon"], found["execute"]) == (10.0, 5, 2)
+    assert found["onnxruntime"] == ">=1.18"
+    assert found["files"] == dict(onnx_export.files)
+    assert found["bytes"] == sum(onnx_export.files.values())
+    content = (onnx_export.folder / "loop.onnx").read_bytes()
+    assert found["sha256"]["loop.onnx"] == hashlib.sha256(content).hexdigest()
+    assert found["damage"] == []
+    folder = shutil.copytree(onnx_export.folder, tmp_path / "copy")
+    (folder / "loop.onnx").write_bytes(content[:-1])
+    (damage,) = json_of(capsys, "info", str(folder))["damage"]
+    assert damage.startswith(f"loop.onnx is not the file that was exported: it has {len(content) - 1} bytes instead")
+    assert run(["info", str(folder)]) == 0
+    assert f"loop.onnx {bytes_text(len(content) - 1)}" in capsys.readouterr().out
+
+
+def test_a_policy_is_described_in_bytes(policy_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json_of(capsys, "info", str(policy_folder))
+    sizes = {path.name: path.stat().st_size for path in policy_folder.iterdir()}
+    assert (found["files"], found["bytes"]) == (sizes, sum(sizes.values()))
+    assert (found["editor"], found["cameras"], found["fps"]) == ("tiny", ["top"], 10.0)
+    assert found["state_names"] == found["action_names"] == ["x", "y", "grip"]
 
 
 def test_list_finds_caches_in_any_folder(

@@ -14,7 +14,7 @@ from torch import nn
 
 from imagewam_cli.errors import ExportError
 from imagewam_cli.expert.flow import FlowSchedule
-from imagewam_cli.expert.model import ActionExpert, ExpertConfig
+from imagewam_cli.expert.model import ExpertConfig
 from imagewam_cli.expert.sampler import integrate
 from imagewam_cli.export import graphs
 from imagewam_cli.export.unroll import unroll
@@ -58,7 +58,7 @@ BLIND = ExpertConfig(
 @functools.cache
 def traced(config: ExpertConfig) -> Any:
     """Return the traced step of `random_expert(config)`, cached because tracing takes seconds."""
-    return graphs.trace(graphs.step_graph(random_expert(config)), "step.onnx")
+    return graphs.trace(graphs.step_graph(random_expert(config)), "step.onnx", Path("unused"))
 
 
 @pytest.mark.parametrize("config", [UNET, BLIND], ids=["layers-of-different-length", "no-look-at-the-prefix"])
@@ -93,10 +93,27 @@ def test_the_loop_shares_the_weights_of_the_step() -> None:
     assert {opset.domain for opset in loop.opset_import} == {""}
 
 
-def test_a_model_too_large_for_one_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_too_large_for_the_model_are_in_a_file_that_step_and_loop_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(graphs, "MAX_WEIGHT_BYTES", 1000)
-    with pytest.raises(ExportError, match=r"step\.onnx would hold 0\.0 GB"):
-        graphs.trace(graphs.step_graph(ActionExpert(UNET)), "step.onnx")
+    expert, weights = random_expert(BLIND), tmp_path / "loop.onnx.data"
+    step = graphs.trace(graphs.step_graph(expert), "step.onnx", weights)
+    loop = unroll(step, SCHEDULE.grid(STEPS).tolist())
+    inputs, prefix = condition(BLIND, 2)
+    noise = torch.randn(2, 3, 2)
+    with torch.no_grad():
+        expected = integrate(expert, noise, inputs["state"], prefix, SCHEDULE, STEPS)
+    for model in (step, loop):
+        assert {external(tensor)["location"] for tensor in model.graph.initializer if tensor.external_data} == {
+            weights.name
+        }
+        assert len(model.SerializeToString()) < weights.stat().st_size
+    (tmp_path / "loop.onnx").write_bytes(loop.SerializeToString())
+    feeds = {name: value.numpy() for name, value in inputs.items()} | {"noise": noise.numpy()}
+    np.testing.assert_allclose(run(tmp_path / "loop.onnx", feeds), expected.numpy(), atol=1e-5)
+    weights.write_bytes(bytes(weights.stat().st_size))
+    assert np.abs(run(tmp_path / "loop.onnx", feeds) - expected.numpy()).max() > 0.01  # the file is really read
 
 
 def test_a_module_that_cannot_be_traced_is_refused() -> None:
@@ -106,7 +123,7 @@ def test_a_module_that_cannot_be_traced_is_refused() -> None:
 
     graph = graphs.Graph(module=Fickle(), inputs={"x": torch.ones(2, 3)}, axes={"x": {0: "batch"}}, outputs=("y",))
     with pytest.raises(ExportError, match=r"fickle\.onnx cannot be traced: .+"):
-        graphs.trace(graph, "fickle.onnx")
+        graphs.trace(graph, "fickle.onnx", Path("unused"))
 
 
 def condition(config: ExpertConfig, batch: int) -> tuple[dict[str, torch.Tensor], PrefixKV]:
@@ -127,8 +144,13 @@ def condition(config: ExpertConfig, batch: int) -> tuple[dict[str, torch.Tensor]
     return inputs, PrefixKV(kv, valid)
 
 
+def external(tensor: Any) -> dict[str, str]:
+    """Return where the data of a tensor is."""
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
 def run(model: Any, feeds: dict[str, Any]) -> Any:
-    session = onnxruntime.InferenceSession(model.SerializeToString())
+    session = onnxruntime.InferenceSession(model if isinstance(model, Path) else model.SerializeToString())
     assert {i.name for i in session.get_inputs()} <= set(feeds)
     return session.run(None, {i.name: feeds[i.name] for i in session.get_inputs()})[0]
 

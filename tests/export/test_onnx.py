@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from collections.abc import Callable
@@ -18,7 +19,11 @@ from imagewam_cli.export import TOLERANCE, ExportReport, graphs
 from imagewam_cli.export.onnx import OnnxExporter
 from imagewam_cli.policy.bundle import read_bundle
 from imagewam_cli.policy.loading import ExportedPolicy
+from imagewam_cli.policy.policy import Policy
+from imagewam_cli.runtime.export_folder import ExportFolderError
+from imagewam_cli.runtime.onnx_policy import OnnxPolicy
 from imagewam_flux2.editor import Flux2Editor
+from tests.support.policies import observation
 
 ExportAgain = Callable[..., ExportReport]
 GRAPHS = ("loop.onnx", "prefix.onnx", "step.onnx")
@@ -82,6 +87,7 @@ def test_a_graph_is_complete_and_has_dynamic_batch_and_tokens(onnx_export: Expor
     model = onnx.load(onnx_export.folder / name, load_external_data=False)
     onnx.checker.check_model(model)
     assert {opset.domain: opset.version for opset in model.opset_import} == {"": graphs.OPSET}
+    assert model.ir_version == graphs.IR_VERSION
     assert not any(tensor.external_data for tensor in model.graph.initializer)
     for value in (*model.graph.input, *model.graph.output):
         sizes = [dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
@@ -127,13 +133,30 @@ def test_an_editor_without_a_graph_is_noted_in_the_report(
     assert "'tiny' must run in torch" in note
 
 
-def test_an_editor_too_large_for_a_file_is_noted_in_the_report(
-    export_again: ExportAgain, monkeypatch: pytest.MonkeyPatch
+def test_weights_too_large_for_a_file_are_exported_as_external_data(
+    policy_folder: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "MAX_WEIGHT_BYTES", 400_000)
-    report = export_again()
-    assert "an .onnx file can hold at most 2 GB" in report.notes[0]
-    assert "prefix.onnx" not in report.files
+    monkeypatch.setattr(graphs, "MAX_WEIGHT_BYTES", 10_000)
+    report = OnnxExporter().export(policy_folder, tmp_path / "out", weights=tiny_weights)
+    assert set(report.errors) == {"prefix", "step", "loop", "chunk"}
+    assert {"loop.onnx.data", "prefix.onnx.data"} <= set(report.files)
+    description = json.loads((report.folder / "onnx.json").read_text())
+    assert {"loop.onnx.data", "prefix.onnx.data"} <= set(description["checksums"])
+    assert report.files["loop.onnx"] < report.files["loop.onnx.data"]
+    row = observation(50)
+    chunk = Policy.load(policy_folder, weights=tiny_weights).chunks([row])
+    np.testing.assert_allclose(OnnxPolicy.load(report.folder).chunks([row]), chunk, atol=TOLERANCE)
+    (report.folder / "loop.onnx.data").unlink()
+    with pytest.raises(ExportFolderError, match=r"loop\.onnx\.data is missing"):
+        OnnxPolicy.load(report.folder)
+
+
+def test_every_file_of_the_policy_has_its_checksum(onnx_export: ExportReport) -> None:
+    listed = json.loads((onnx_export.folder / "onnx.json").read_text())["checksums"]
+    assert set(listed) == set(onnx_export.files) - {"policy.py"}
+    for name in set(listed) - {"onnx.json"}:
+        content = (onnx_export.folder / name).read_bytes()
+        assert listed[name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def test_missing_packages_are_named(policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +181,7 @@ def take_graphs_from(folder: Path, monkeypatch: pytest.MonkeyPatch, change: Call
     """Make exports read their graphs from `folder` instead of tracing them again."""
     from imagewam_cli.export import unroll
 
-    monkeypatch.setattr(graphs, "trace", lambda _graph, name: change(name, onnx.load(folder / name)))
+    monkeypatch.setattr(graphs, "trace", lambda _graph, name, _weights: change(name, onnx.load(folder / name)))
     monkeypatch.setattr(unroll, "unroll", lambda _step, _levels: change("loop.onnx", onnx.load(folder / "loop.onnx")))
 
 

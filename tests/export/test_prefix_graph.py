@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def test_pooling_can_be_traced(load_tiny: Any) -> None:
 
     module, names = Kept(editor), ("all_valid", "k", "v")
     axes = {"text": text, "picture": batch, "valid": text}
-    traced = trace(Graph(module=module, inputs=inputs(2, 7), axes=axes, outputs=names), "prefix.onnx")
+    traced = trace(Graph(module=module, inputs=inputs(2, 7), axes=axes, outputs=names), "prefix.onnx", Path("unused"))
     session, given = onnxruntime.InferenceSession(traced.SerializeToString()), inputs(3, 5)
     outputs = session.run(None, {name: value.numpy() for name, value in given.items()})
     for name, output, expected in zip(names, outputs, module(**given), strict=True):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from imagewam_cli.data.types import Observation
-from imagewam_cli.errors import DatasetError, RunError
+from imagewam_cli.errors import DatasetError, ImagewamWarning, RunError
 from imagewam_cli.export import ExportReport
 from imagewam_cli.policy.loading import ExportedPolicy, load_policy
 from imagewam_cli.policy.policy import Policy
-from imagewam_cli.runtime.onnx_policy import DESCRIPTION
+from imagewam_cli.runtime.export_folder import DESCRIPTION
 from imagewam_cli.workspace import ONNX_MARKER
 from tests.support.policies import observation
 
@@ -66,11 +66,40 @@ def test_a_folder_that_is_not_a_policy_is_named(tmp_path: Path) -> None:
         load_policy(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"version": 2, "prefix": {}}'])
-def test_a_damaged_export_is_named(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"onnx\.json is damaged"),
+        ("{}", "has version None; this reads version 1"),
+        ('{"version": 2, "prefix": {}}', "has version 2; this reads version 1"),
+        ('{"version": 1}', r"onnx\.json is damaged: it has no key 'files'"),
+    ],
+)
+def test_a_damaged_export_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "onnx.json").write_text(text)
-    with pytest.raises(RunError, match="is damaged"):
+    with pytest.raises(RunError, match=message) as caught:
         load_policy(tmp_path)
+    assert caught.value.hint
+
+
+def test_a_swapped_file_is_named(onnx_export: ExportReport, tmp_path: Path) -> None:
+    folder = shutil.copytree(onnx_export.folder, tmp_path / "copy")
+    shutil.copy(folder / "step.onnx", folder / "loop.onnx")
+    with pytest.raises(
+        RunError, match=r"loop\.onnx is not the file that was exported: it has \d+ bytes instead"
+    ) as caught:
+        load_policy(folder)
+    assert caught.value.hint == "copy the whole export folder again, or export the policy again"
+
+
+def test_an_export_made_before_is_read_with_a_warning(onnx_export: ExportReport, tmp_path: Path) -> None:
+    folder = shutil.copytree(onnx_export.folder, tmp_path / "copy")
+    description = json.loads((folder / "onnx.json").read_text())
+    del description["checksums"], description["min_onnxruntime"]
+    (folder / "onnx.json").write_text(json.dumps(description))
+    with pytest.warns(ImagewamWarning, match="its files are not checked"):
+        exported = load_policy(folder)
+    np.testing.assert_array_equal(exported.chunks(ROWS), load_policy(onnx_export.folder).chunks(ROWS))
 
 
 def test_a_wrong_observation_is_an_error_that_names_the_part(onnx_export: ExportReport) -> None:
@@ -83,5 +112,6 @@ def test_a_wrong_observation_is_an_error_that_names_the_part(onnx_export: Export
 def without_prefix(export: Path, copy: Path) -> Path:
     shutil.copytree(export, copy, ignore=shutil.ignore_patterns("prefix.onnx", "tokenizer.json"))
     description = json.loads((copy / "onnx.json").read_text())
+    del description["checksums"]  # it was changed on purpose
     (copy / "onnx.json").write_text(json.dumps(description | {"prefix": None}))
     return copy

@@ -19,6 +19,7 @@ from imagewam_cli.data.types import Observation
 from imagewam_cli.export import ExportReport
 from imagewam_cli.policy.policy import Policy
 from imagewam_cli.runtime.actions import PlanError
+from imagewam_cli.runtime.export_folder import ExportFolderError
 from imagewam_cli.runtime.observation import ObservationError
 from imagewam_cli.runtime.onnx_policy import OnnxPolicy
 from tests.support.policies import observation
@@ -31,8 +32,8 @@ import importlib.abc, runpy, sys
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {"torch", "diffusers", "transformers", "imagewam_cli", "imagewam_tiny",
-                                      "imagewam_flux2", "safetensors", "onnx"}:
-            raise ImportError(f"{name} is not here")
+                                      "imagewam_flux2", "safetensors", "onnx", "WITHOUT"}:
+            raise ModuleNotFoundError(f"{name} is not here", name=name)
 
 sys.meta_path.insert(0, Refuse())
 sys.argv = sys.argv[1:]
@@ -143,7 +144,22 @@ def test_threads_get_the_numbers_of_serial_calls(policy: OnnxPolicy) -> None:
     [
         (lambda folder: edit(folder, version=9), r"version 9; this reads version 1"),
         (lambda folder: edit(folder, prefix=None), r"no prefix graph: the editor 'tiny' must run in torch"),
+        (lambda folder: edit(folder, execute=9), r"'execute' is 9, but it must be from 1 to the horizon, 5"),
+        (lambda folder: edit(folder, fps=20), r"onnx\.json was changed after the export, or is damaged"),
+        (lambda folder: edit(folder, min_onnxruntime="99.1"), r"needs onnxruntime 99\.1 or newer, but version \d"),
+        (lambda folder: (folder / "onnx.json").write_text("{"), r"onnx\.json is damaged: "),
+        (lambda folder: (folder / "onnx.json").write_text("[]"), r"onnx\.json is damaged: it is not a mapping"),
+        (lambda folder: (folder / "onnx.json").write_text('{"version": 1}'), r"damaged: it has no key 'files'"),
+        (lambda folder: (folder / "onnx.json").unlink(), r"is no ONNX export: it has no onnx\.json"),
         (lambda folder: (folder / "loop.onnx").unlink(), r"loop\.onnx is missing"),
+        (lambda folder: (folder / "editor.json").unlink(), r"editor\.json is missing"),
+        (
+            lambda folder: os.truncate(folder / "prefix.onnx", 1000),
+            r"prefix\.onnx is not .*: it has 1000 bytes",
+        ),
+        (lambda folder: flip(folder / "noise.npy"), r"noise\.npy is not the file that was exported: its SHA-256"),
+        (lambda folder: flip(folder / "tokenizer.json"), r"tokenizer\.json is not the file that was exported"),
+        (lambda folder: shutil.copy(folder / "loop.onnx", folder / "step.onnx"), r"step\.onnx is not the file"),
     ],
 )
 def test_a_damaged_export_is_refused(
@@ -151,8 +167,38 @@ def test_a_damaged_export_is_refused(
 ) -> None:
     folder = shutil.copytree(onnx_export.folder, tmp_path / "copy")
     damage(folder)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises(ExportFolderError, match=message):
         OnnxPolicy.load(folder)
+
+
+def test_the_graph_of_one_step_may_be_left_out(onnx_export: ExportReport, policy: OnnxPolicy, tmp_path: Path) -> None:
+    folder = shutil.copytree(onnx_export.folder, tmp_path / "copy")
+    (folder / "step.onnx").unlink()
+    row = observation(44)
+    np.testing.assert_array_equal(OnnxPolicy.load(folder).chunks([row]), policy.chunks([row]))
+
+
+def test_an_export_without_checksums_is_read_with_a_warning(
+    onnx_export: ExportReport, policy: OnnxPolicy, tmp_path: Path
+) -> None:
+    folder = made_before(onnx_export.folder, tmp_path / "copy")
+    with pytest.warns(UserWarning, match="was made before exports listed checksums"):
+        found = OnnxPolicy.load(folder)
+    np.testing.assert_array_equal(found.chunks([observation(45)]), policy.chunks([observation(45)]))
+    os.truncate(folder / "loop.onnx", 1000)
+    with (
+        pytest.warns(UserWarning, match="not checked"),
+        pytest.raises(ExportFolderError, match=r"cannot load .*loop\.onnx: .*Protobuf"),
+    ):
+        OnnxPolicy.load(folder)
+
+
+def test_an_unknown_execution_provider_is_named(onnx_export: ExportReport) -> None:
+    """onnxruntime itself would warn and run on the CPU."""
+    for providers in (["GpuExecutionProvider"], "GpuExecutionProvider", [("GpuExecutionProvider", {"id": 0})]):
+        with pytest.raises(ExportFolderError, match=r"no execution provider 'GpuExecutionProvider'; it has .*CPU"):
+            OnnxPolicy.load(onnx_export.folder, providers=providers)
+    assert OnnxPolicy.load(onnx_export.folder, providers="CPUExecutionProvider").execute == 2
 
 
 def test_the_copied_policy_script_runs_without_torch_and_imagewam(
@@ -172,30 +218,93 @@ def test_the_copied_policy_script_runs_without_torch_and_imagewam(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--image", "absent.png", "--state=0,0,0"), "absent.png"),
+        (("--image", "absent.png", "--state=0,0,0"), "camera 'top': absent.png is no readable picture: "),
+        (("--image", "text.png", "--state=0,0,0"), "camera 'top': text.png is no readable picture: "),
+        (("--image", "cut.png", "--state=0,0,0"), "camera 'top': cut.png is no readable picture: "),
+        (("--image", "deep.png", "--state=0,0,0"), "camera 'top': got a picture of mode I;16; wanted uint8"),
         (("--image", "a.png", "--image", "b.png", "--state=0,0,0"), "2 picture(s) for 1 camera(s): top"),
+        (("--state=0,0,0",), "0 picture(s) for 1 camera(s): top"),
         (("--image", "top=picture.png", "--state=0,0"), "state has shape (2,), but the policy needs (3,): x, y, grip"),
+        (
+            (
+                "--image",
+                "picture.png",
+            ),
+            "state has shape (0,), but the policy needs (3,): x, y, grip",
+        ),
+        (("--image", "picture.png", "--state=0,nan,0"), "the state is not finite: y is nan"),
+        (("--image", "picture.png", "--state=0,,0,0"), "--state: '' is not a number"),
+        (("--image", "picture.png", "--state=0,up,0"), "--state: 'up' is not a number"),
+        (("--image", "picture.png", "--state=0,0,0", "--instruction", ""), "instruction is empty"),
     ],
-    ids=["no such file", "too many pictures", "short state"],
 )
 def test_the_copied_policy_script_reports_wrong_arguments(
     onnx_export: ExportReport, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
+    pictures(tmp_path)
     result = isolated(onnx_export.folder, tmp_path, *arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {message}")
     assert "Traceback" not in result.stderr
 
 
-def isolated(export: Path, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def test_the_copied_policy_script_reports_a_damaged_export(onnx_export: ExportReport, tmp_path: Path) -> None:
+    folder = shutil.copytree(onnx_export.folder, tmp_path / "copy")
+    flip(folder / "loop.onnx")
+    pictures(tmp_path)
+    arguments = ("--image", "picture.png", "--state=0,0,0")
+    result = isolated(folder, tmp_path, *arguments)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: {folder / 'loop.onnx'} is not the file that was exported")
+    assert (
+        isolated(folder, tmp_path, *arguments, "--folder", os.path.relpath(onnx_export.folder, tmp_path)).returncode
+        == 0
+    )
+    missing = isolated(folder, tmp_path, *arguments, "--folder", "nowhere")
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert missing.stderr.startswith("error: nowhere is no ONNX export: it has no onnx.json\n")
+
+
+def test_the_copied_policy_script_names_a_missing_package(onnx_export: ExportReport, tmp_path: Path) -> None:
+    pictures(tmp_path)
+    for package in ("tokenizers", "onnxruntime"):
+        result = isolated(onnx_export.folder, tmp_path, "--image", "picture.png", "--state=0,0,0", without=package)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr == f"error: the package {package} is missing\nhint: pip install {package}\n"
+
+
+def pictures(folder: Path) -> None:
+    """Write an ordinary picture, and files that cannot be used."""
+    Image.new("RGB", (8, 8)).save(folder / "picture.png")
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(folder / "deep.png")
+    (folder / "text.png").write_text("no picture")
+    (folder / "cut.png").write_bytes((folder / "deep.png").read_bytes()[:60])
+
+
+def isolated(export: Path, directory: Path, *arguments: str, without: str = "") -> subprocess.CompletedProcess[str]:
     """Run the export's `policy.py` in a process that can import neither torch nor this project."""
-    script = [sys.executable, "-c", ISOLATED, str(export / "policy.py"), *arguments]
-    instruction = ["--instruction", "put the red block on the blue zone"]
+    script = [sys.executable, "-c", ISOLATED.replace("WITHOUT", without), str(export / "policy.py"), *arguments]
+    instruction = [] if "--instruction" in arguments else ["--instruction", "put the red block on the blue zone"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         script + instruction, cwd=directory, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
+
+
+def flip(path: Path) -> None:
+    """Flip one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def made_before(export: Path, copy: Path) -> Path:
+    """Copy an export without what older ones do not have."""
+    shutil.copytree(export, copy)
+    description = json.loads((copy / "onnx.json").read_text())
+    kept = {key: value for key, value in description.items() if key not in ("checksums", "min_onnxruntime")}
+    (copy / "onnx.json").write_text(json.dumps(kept))
+    return copy
 
 
 def edit(folder: Path, **values: object) -> None:
