@@ -12,7 +12,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,10 @@ import yaml
 from imagewam_cli.errors import ConfigError, nearest
 
 T = TypeVar("T")
+
+Source = str | Callable[[str], str]
+"""Where values come from: the name of a file, or a function from a dotted key to what the user typed, such as an
+option of the command line."""
 
 
 def load_yaml(path: Path, into: type[T]) -> T:
@@ -58,21 +62,34 @@ def size_in_bytes(text: str, source: str) -> float:
     return size
 
 
-def from_dict(into: type[T], values: Any, *, source: str = "config", path: str = "") -> T:
+def option_of(key: str) -> str:
+    """Return the option that sets a key: "--segments" for "segments[0]"."""
+    return "--" + key.partition("[")[0].replace("_", "-")
+
+
+def _named(source: Source, key: str) -> str:
+    return f"{source}: {key}" if isinstance(source, str) else source(key)
+
+
+def _sourced(source: Source, problem: object) -> str:
+    return f"{source}: {problem}" if isinstance(source, str) else str(problem)
+
+
+def from_dict(into: type[T], values: Any, *, source: Source = "config", path: str = "") -> T:
     """Build the (nested) dataclass `into` from a plain mapping, strictly.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value is wrong; the message names `source` and the dotted key.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{source}: {path or 'the top level'} must be a mapping, got {type(values).__name__}")
+        raise ConfigError(f"{_named(source, path or 'the top level')} must be a mapping, got {type(values).__name__}")
     hints = _type_hints(into)  # type: ignore[arg-type]
     names = [f.name for f in dataclasses.fields(into) if f.init]  # type: ignore[arg-type]
     arguments = {}
     for key, value in values.items():
         dotted = f"{path}.{key}" if path else str(key)
         if key not in names:
-            raise ConfigError(f"{source}: unknown key {dotted!r}", nearest(str(key), names))
+            raise ConfigError(_sourced(source, f"unknown key {dotted!r}"), nearest(str(key), names))
         arguments[key] = _coerce(hints[key], value, source, dotted)
     try:
         return into(**arguments)
@@ -80,10 +97,13 @@ def from_dict(into: type[T], values: Any, *, source: str = "config", path: str =
         missing = [n for n in names if n not in arguments and _required(into, n)]
         if missing:
             where = f"{path}." if path else ""
-            raise ConfigError(f"{source}: key {where + missing[0]!r} is missing") from None
-        raise ConfigError(f"{source}: {error}") from None
+            raise ConfigError(_sourced(source, f"key {where + missing[0]!r} is missing")) from None
+        raise ConfigError(_sourced(source, error)) from None
     except ValueError as error:
-        raise ConfigError(f"{source}: {error}") from None
+        key, _, rest = str(error).partition(" ")
+        if not isinstance(source, str) and key.partition(".")[0] in names:  # "pool must be at least 1"
+            raise ConfigError(f"{source(f'{path}.{key}' if path else key)} {rest}") from None
+        raise ConfigError(_sourced(source, error)) from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -122,7 +142,7 @@ def _required(into: Any, name: str) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _coerce(hint: Any, value: Any, source: str, key: str) -> Any:
+def _coerce(hint: Any, value: Any, source: Source, key: str) -> Any:
     """Convert `value` to the type `hint`. Only int to float, list to tuple and text to Path are converted."""
     origin, parameters = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -131,14 +151,14 @@ def _coerce(hint: Any, value: Any, source: str, key: str) -> Any:
         if value in parameters:
             return value
         choices = [str(p) for p in parameters]
-        raise ConfigError(f"{source}: {key} is {value!r}", nearest(str(value), choices))
+        raise ConfigError(f"{_named(source, key)} is {value!r}", nearest(str(value), choices))
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_dict(hint, value, source=source, path=key)
     if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
         is_homogeneous = len(parameters) == 2 and parameters[1] is Ellipsis
         kinds = [parameters[0]] * len(value) if is_homogeneous else list(parameters)
         if len(kinds) != len(value):
-            raise ConfigError(f"{source}: {key} needs {len(kinds)} values, got {len(value)}")
+            raise ConfigError(f"{_named(source, key)} needs {len(kinds)} values, got {len(value)}")
         return tuple(_coerce(k, v, source, f"{key}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     if origin in (dict, Mapping) or getattr(origin, "__name__", "") == "Mapping":
         if isinstance(value, Mapping):
@@ -152,10 +172,10 @@ def _coerce(hint: Any, value: Any, source: str, key: str) -> Any:
     ):
         return value
     expected = getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{source}: {key} must be {expected}, got {value!r}")
+    raise ConfigError(f"{_named(source, key)} must be {expected}, got {value!r}")
 
 
-def _coerce_union(choices: tuple[Any, ...], value: Any, source: str, key: str) -> Any:
+def _coerce_union(choices: tuple[Any, ...], value: Any, source: Source, key: str) -> Any:
     if value is None and type(None) in choices:
         return None
     # The first type that fits wins; an error comes from the last one.

@@ -104,8 +104,22 @@ def install_hint(extra: str) -> str:
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return a hint for a mistyped name: the closest valid name, or all names if none or several are equally close."""
     valid = sorted(choices)
-    close = difflib.get_close_matches(name, valid, n=2, cutoff=0.5)
-    similarities = [difflib.SequenceMatcher(a=found, b=name).ratio() for found in close]
-    if close and similarities.count(similarities[0]) == 1:
-        return f"did you mean {close[0]!r}?"
+    likeness = {choice: _likeness(name, choice) for choice in valid}
+    best = max(likeness.values(), default=0.0)
+    closest = [choice for choice in valid if likeness[choice] == best]
+    if best >= _ALIKE and len(closest) == 1:
+        return f"did you mean {closest[0]!r}?"
     return "choose one of: " + ", ".join(valid) if valid else "none is installed; see `imagewam plugins`"
+
+
+_ALIKE = 0.65
+"""Likeness from which a name counts as a mistyped one: two wrong letters in six, or one in three."""
+
+
+def _likeness(one: str, other: str) -> float:
+    """Return how alike two names are, from 0 to 1. An equal beginning such as "observation." proves nothing."""
+    whole = difflib.SequenceMatcher(a=other.casefold(), b=one.casefold()).ratio()
+    ours, theirs = one.casefold().split("."), other.casefold().split(".")
+    while len(ours) > 1 and len(theirs) > 1 and ours[0] == theirs[0]:
+        ours, theirs = ours[1:], theirs[1:]
+    return min(whole, difflib.SequenceMatcher(a=".".join(theirs), b=".".join(ours)).ratio())

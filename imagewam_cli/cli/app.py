@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, cast
@@ -29,8 +32,10 @@ from imagewam_cli.cli import (
     verify,
 )
 from imagewam_cli.cli.help import BUILD, GET, JUDGE, LOOK, SHIP, TRAIN, HelpCommand, HelpGroup
+from imagewam_cli.cli.hints import fitting, invoked
 from imagewam_cli.cli.os_errors import message_and_hint, os_error_of
 from imagewam_cli.cli.output import output
+from imagewam_cli.cli.stop_signals import exit_code, stopping_on_signals
 from imagewam_cli.editors.loading.hardware import is_out_of_memory
 from imagewam_cli.errors import ImagewamError
 
@@ -44,6 +49,7 @@ _LESS_MEMORY = (
 )
 
 _NOT_UTF8 = "rename it, or run the command in a UTF-8 locale, such as LC_ALL=C.UTF-8"
+_BROKEN_PIPE = 141
 _RESUMABLE = ("cache", "demo", "fetch", "train-expert")
 """Commands that continue where they were interrupted."""
 
@@ -115,35 +121,81 @@ def main() -> None:
     """Run the command line and exit with its code."""
     output.accept_any_text()
     sys.exit(run(sys.argv[1:]))
-
+    for name in ("stdout", "stderr"):  # a parent process may have closed them
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the process ends
+    if "_IMAGEWAM_COMPLETE" in os.environ:  # the shell asks for completions
+        app(prog_name="imagewam")
+    with stopping_on_signals():
+        code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = code or _BROKEN_PIPE
+    if code == _BROKEN_PIPE:  # Python flushes once more when it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 def run(arguments: list[str]) -> int:
-    """Run one command. Return 0 for success, 1 for a failure, 2 for wrong usage and 130 for Ctrl-C."""
+    """Run one command.
+
+    Return 0 for success, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, and 141
+    if nobody reads stdout any more.
+    """
     output.debug = "--debug" in arguments
     try:
         with output.showing_warnings():
-            result = app(args=arguments, standalone_mode=False, prog_name="imagewam")
-        return result if isinstance(result, int) else 0
+            _invoke(_without_help_command(arguments))
+        return 0
+    except typer.Exit as done:
+        return done.exit_code
     except ImagewamError as error:
-        return _report(error, error.message, error.hint, error.exit_code)
+        return _report(error, error.message, _fitting(error.hint, arguments), error.exit_code)
     except _ParserError as error:
         parser_error, context = cast(Any, error), getattr(error, "ctx", None)
         message = parser_error.format_message().replace("Value error, ", "")  # pydantic's prefix of any message
         return _report(error, message, context.get_usage() if context is not None else None, 2)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as error:
         resumes = next((word for word in arguments if not word.startswith("-")), None) in _RESUMABLE
-        output.say("stopped; run the same command again to resume" if resumes else "stopped")
-        return 130
+        with contextlib.suppress(OSError):  # after SIGHUP the terminal is gone
+            output.say("stopped; run the same command again to resume" if resumes else "stopped")
+        return exit_code(error)
     except Exception as error:  # noqa: BLE001 - top-level boundary: report bugs in one line too
         if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
             return _report(error, f"a file name is not UTF-8: {error.object!a}", _NOT_UTF8, 1)
-        refused = os_error_of(error)
+        if isinstance(error, BrokenPipeError) and _nobody_reads(1):
+            return _BROKEN_PIPE        refused = os_error_of(error)
         if refused is not None:
-            return _report(error, *message_and_hint(refused), 1)
+            message, hint = message_and_hint(refused)
+            return _report(error, message, _fitting(hint, arguments), 1)
         if is_out_of_memory(error):
             reason = str(error).partition("\n")[0].partition(". ")[0]
-            return _report(error, f"out of memory: {reason}".rstrip(": "), _LESS_MEMORY, 1)
+            less = _fitting(_LESS_MEMORY, arguments)
+            return _report(error, f"out of memory: {reason}".rstrip(": "), less, 1)
         return _report(error, f"{type(error).__name__}: {error}", _BUG, 1)
+
+
+def _invoke(arguments: list[str]) -> None:
+    """Parse the arguments and run the command. Unlike `app()`, this passes Ctrl-C and a closed pipe on to `run`."""
+    command = typer.main.get_command(app)
+    with command.make_context("imagewam", arguments) as context:
+        command.invoke(context)
+
+
+def _without_help_command(arguments: list[str]) -> list[str]:
+    """Return `cache plan --help` for `help cache plan`, and any other arguments as they are."""
+    return [*arguments[1:], "--help"] if arguments[:1] == ["help"] else arguments
+
+
+def _nobody_reads(descriptor: int) -> bool:
+    """Return whether a descriptor is a pipe whose reader has gone, as after `imagewam list | head -1`."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _fitting(hint: str | None, arguments: list[str]) -> str | None:
+    return None if hint is None else fitting(hint, invoked(typer.main.get_command(app), arguments))
 
 
 def _report(error: BaseException, message: str, hint: str | None, code: int) -> int:

@@ -152,10 +152,10 @@ def _prefix_fields() -> dict[str, dataclasses.Field[object]]:
 
 def _prefix_options(typed: Mapping[str, object]) -> PrefixOptions:
     """Return the options of the prefix. typed: field -> value as parsed by typer."""
-    from imagewam_cli.config import from_dict
+    from imagewam_cli.config import from_dict, option_of
 
     parsed = {name: _PARSERS[name](value) if name in _PARSERS else value for name, value in typed.items()}
-    return from_dict(PrefixOptions, parsed, source="command line")
+    return from_dict(PrefixOptions, parsed, source=option_of)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +217,7 @@ def editor_setup(options: EditorOptions, weights: Path | None, *, trial: str | N
     from imagewam_cli.errors import UsageError
 
     auto_count(options.prefix.layers)  # fail before recording demonstrations
-    kind = installed_editor(options.editor or "tiny")
+    kind = installed_editor("tiny" if options.editor is None else options.editor)
     hardware = chosen_hardware(options.device, options.offload, options.compile)
     path = options.dataset
     if path is None:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
+from typer import echo
 from typer.core import TyperCommand, TyperGroup
+
+from imagewam_cli.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter
@@ -37,7 +40,12 @@ _MAX_COLUMN = 26
 
 
 class HelpCommand(TyperCommand):
-    """A command whose help has panels and examples."""
+    """A command whose help has panels and examples. Without the arguments that it needs, it prints its help."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing and any(p.required for p in self.get_params(ctx)):
+            echo(ctx.get_help())
+        return super().parse_args(ctx, args)
 
     def format_help_text(self, ctx: Context, formatter: HelpFormatter) -> None:
         _write_description(self, formatter)
@@ -48,6 +56,11 @@ class HelpCommand(TyperCommand):
 
 class HelpGroup(TyperGroup):
     """A group whose help lists its commands by panel, above its own options."""
+
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
+        if args and not ctx.resilient_parsing and not args[0].startswith("-") and not self.get_command(ctx, args[0]):
+            raise UnknownNameError(f"command of `{ctx.command_path}`", args[0], self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
 
     def format_help_text(self, ctx: Context, formatter: HelpFormatter) -> None:
         _write_description(self, formatter)

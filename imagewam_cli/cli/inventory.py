@@ -53,7 +53,7 @@ def list_command(
                 "`imagewam list` shows what can be deleted",
             )
         if not yes:
-            typer.confirm(f"delete the {item.kind} {item.path} ({bytes_text(item.bytes)})?", abort=True, err=True)
+            _confirm(f"delete the {item.kind} {item.path} ({bytes_text(item.bytes)})?")
         shutil.rmtree(item.path)
         output.say(f"deleted {item.path}")
         return
@@ -70,3 +70,19 @@ def _places(folders: list[Path] | None) -> str:
     if not folders:
         return "this folder, its datasets/, caches/, runs/ and exports/"
     return ", ".join(str(folder) for folder in folders)
+
+
+def _confirm(question: str) -> None:
+    """Ask, and abort unless the answer is yes.
+
+    Raises:
+        UsageError: nobody can answer, as in the job of a batch system.
+    """
+    from imagewam_cli.errors import UsageError
+
+    try:
+        typer.confirm(question, abort=True, err=True)
+    except typer.Abort as aborted:
+        if isinstance(aborted.__context__, EOFError):
+            raise UsageError("nothing is deleted: nobody answered the question", "pass --yes") from None
+        raise

@@ -11,7 +11,7 @@ import typer
 
 from imagewam_cli.cli.help import COMPUTE, INPUT, OUTPUT
 from imagewam_cli.cli.output import output
-from imagewam_cli.config import from_dict
+from imagewam_cli.config import from_dict, option_of
 from imagewam_cli.editors.loading.hardware import Hardware
 from imagewam_cli.files import expanded
 from imagewam_cli.kvcache.storage.location import Location, location
@@ -195,7 +195,7 @@ def chosen_hardware(device: str, offload: str, compile: bool) -> Hardware:
     Raises:
         UsageError: the options cannot be combined.
     """
-    return from_dict(Hardware, {"device": device, "offload": offload, "compile": compile}, source="command line")
+    return from_dict(Hardware, {"device": device, "offload": offload, "compile": compile}, source=option_of)
 
 
 def newest_with_notice(option: str, kind: str) -> Path:

@@ -245,8 +245,8 @@ def _recipe(config: Path | None, assignments: list[str], **options: int | None) 
     """
     import yaml
 
-    from imagewam_cli.config import from_dict, load_yaml, to_dict
-    from imagewam_cli.errors import UsageError
+    from imagewam_cli.config import from_dict, load_yaml, option_of, to_dict
+    from imagewam_cli.errors import ConfigError, UsageError, nearest
     from imagewam_cli.training.recipe import TrainRecipe
 
     values = to_dict(load_yaml(config, TrainRecipe) if config is not None else TrainRecipe())
@@ -259,12 +259,20 @@ def _recipe(config: Path | None, assignments: list[str], **options: int | None) 
         for parent in parents:
             target = target.get(parent, {}) if isinstance(target, dict) else {}
         if not isinstance(target, dict) or last not in target:
-            from imagewam_cli.errors import ConfigError, nearest
-
             raise ConfigError(f"--set: unknown key {key!r}", nearest(key, _dotted(values)))
-        target[last] = yaml.safe_load(text)
-    values |= {k: v for k, v in options.items() if v is not None}
-    return from_dict(TrainRecipe, values, source=str(config) if config is not None else "command line")
+        try:
+            target[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {key}: {text!r} is not a value in YAML", "put quotes around a text") from None
+    given = {k: v for k, v in options.items() if v is not None}
+
+    def typed(key: str) -> str:
+        if key in given:
+            return option_of(key)
+        assigned = any(key.startswith(a.partition("=")[0]) for a in assignments)
+        return f"--set {key}" if assigned or config is None else f"{config}: {key}"
+
+    return from_dict(TrainRecipe, values | given, source=typed)
 
 
 def _dotted(values: dict[str, Any], prefix: str = "") -> list[str]:

@@ -28,6 +28,7 @@ from imagewam_cli.editors.contract import (
     TextToken,
     WeightsIdentity,
 )
+from imagewam_cli.editors.loading.attention_backend import override_environment, use_torch_attention
 from imagewam_cli.editors.loading.folder import (
     PipelinePart,
     digest,
@@ -215,6 +216,7 @@ class DiffusersEditor(Editor):
         Raises:
             PluginError: the entry names a class that cannot be imported.
         """
+        override_environment()
         return {
             name: imported(component.load, f"component {name!r} of {cls.entry.name}")
             for name, component in cls.entry.components.items()
@@ -425,6 +427,8 @@ class DiffusersEditor(Editor):
             kind, denoiser, home = self.part_classes()[name], name == self.entry.denoiser, self._folder_of(name)
             if denoiser or name in self.text_encoders:
                 self.part[name] = self._placement.load(home, name, kind, self.dtype, denoiser=denoiser)
+                if denoiser:
+                    use_torch_attention(self.part[name])
             else:
                 self.part[name] = load_part(home, name, kind, self.device, self.dtype)
 

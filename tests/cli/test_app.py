@@ -147,7 +147,7 @@ def test_any_other_exception_is_one_line_too(
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(app, "app", lambda **_: fail())
+    monkeypatch.setattr(app, "_invoke", lambda _: fail())
     got, _, err = run(capsys, "editors")
     assert got == code
     assert err.startswith(line)
@@ -252,10 +252,10 @@ def test_table_aligns_columns_left_and_right() -> None:
 def test_ctrl_c_promises_a_resume_only_where_there_is_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], text: str
 ) -> None:
-    def interrupt(**_: object) -> None:
+    def interrupt(_: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(app, "app", interrupt)
+    monkeypatch.setattr(app, "_invoke", interrupt)
     monkeypatch.setattr(app.output, "quiet", False)
     assert run(capsys, *arguments)[::2] == (130, f"{text}\n")
 
@@ -273,5 +273,5 @@ def test_a_warning_is_printed_once_and_does_not_fail(
         for _ in range(2):
             warn("joint 3 never moves")
 
-    monkeypatch.setattr(app, "app", lambda **_: command())
+    monkeypatch.setattr(app, "_invoke", lambda _: command())
     assert run(capsys, "-q") == (0, "", "warning: joint 3 never moves\n")

@@ -64,8 +64,8 @@ def test_options_become_settings_and_hardware(tabletop: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "error", "message"),
     [
-        (["--mode", "sideways"], ConfigError, "command line: mode is 'sideways'"),
-        (["--offload", "floppy"], ConfigError, "command line: offload is 'floppy'"),
+        (["--mode", "sideways"], ConfigError, "--mode is 'sideways'"),
+        (["--offload", "floppy"], ConfigError, "--offload is 'floppy'"),
         (["--camera", "nowhere"], DatasetError, "nowhere"),
     ],
 )

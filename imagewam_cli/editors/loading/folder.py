@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from imagewam_cli.config import dump_json
+from imagewam_cli.editors.loading.attention_backend import torch_attention
 from imagewam_cli.editors.loading.hardware import find_resource_error
 from imagewam_cli.editors.loading.hub import is_loaded_file
 from imagewam_cli.errors import EditorError
@@ -73,6 +74,8 @@ def load_part(
         with _no_bars():
             if not issubclass(kind, nn.Module):
                 return kind.from_pretrained(folder / name)
+            if not issubclass(kind, ModelMixin):
+                options |= torch_attention(folder / name)
             options |= {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype, "use_safetensors": True}
             model, report = kind.from_pretrained(folder / name, output_loading_info=True, **options)
     except Exception as error:  # for a damaged file, the libraries may raise any exception

@@ -1,8 +1,7 @@
 """Workers as processes of this machine.
 
-Spawned, not forked: CUDA does not survive a fork, nor do torch's threads. Only the parent
-handles Ctrl-C, and then ends the workers. If the parent dies, they exit too, so that none writes into a cache whose
-lock was released.
+Spawned, not forked: CUDA does not survive a fork, nor do torch's threads. Only the parent handles Ctrl-C and SIGTERM,
+and then ends the workers. If the parent dies, they exit too, so that none writes into a cache whose lock was released.
 """
 
 from __future__ import annotations
@@ -98,8 +97,8 @@ def _how(exit_code: int) -> str:
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Delay Ctrl-C. Processes started meanwhile inherit the signal mask and never receive it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Delay Ctrl-C and requests to stop. Processes started meanwhile inherit the signal mask and never receive them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:
