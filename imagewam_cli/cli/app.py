@@ -50,6 +50,7 @@ _LESS_MEMORY = (
 
 _NOT_UTF8 = "rename it, or run the command in a UTF-8 locale, such as LC_ALL=C.UTF-8"
 _BROKEN_PIPE = 141
+
 _RESUMABLE = ("cache", "demo", "fetch", "train-expert")
 """Commands that continue where they were interrupted."""
 
@@ -119,11 +120,10 @@ for _panel, _name, _command in _COMMANDS:
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    output.accept_any_text()
-    sys.exit(run(sys.argv[1:]))
     for name in ("stdout", "stderr"):  # a parent process may have closed them
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the process ends
+    output.accept_any_text()
     if "_IMAGEWAM_COMPLETE" in os.environ:  # the shell asks for completions
         app(prog_name="imagewam")
     with stopping_on_signals():
@@ -135,6 +135,7 @@ def main() -> None:
     if code == _BROKEN_PIPE:  # Python flushes once more when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
 
 def run(arguments: list[str]) -> int:
     """Run one command.
@@ -164,7 +165,8 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
             return _report(error, f"a file name is not UTF-8: {error.object!a}", _NOT_UTF8, 1)
         if isinstance(error, BrokenPipeError) and _nobody_reads(1):
-            return _BROKEN_PIPE        refused = os_error_of(error)
+            return _BROKEN_PIPE
+        refused = os_error_of(error)
         if refused is not None:
             message, hint = message_and_hint(refused)
             return _report(error, message, _fitting(hint, arguments), 1)
