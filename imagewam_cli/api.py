@@ -8,7 +8,7 @@ classes for anything that is missing here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,9 +95,10 @@ def record(
         UsageError: `out` is not empty, or `episodes` is below 1.
         UnknownNameError: no environment has this name.
     """
+    from imagewam_cli.sim.environment import load_environment
     from imagewam_cli.sim.record import record as record_demonstrations
 
-    make = Registry.installed().environments.load(env)
+    make = load_environment(env)
     with _bar(progress, episodes, "episode") as advance:
         record_demonstrations(make(), Path(out), episodes, seed=seed, on_episode=lambda: advance(1))
     return open_dataset(out)
@@ -195,18 +196,20 @@ def train(
     batch: int | None = None,
     seed: int | None = None,
     weights: str | Path | None = None,
+    fresh: bool = False,
     progress: bool = False,
 ) -> Run:
-    """Train an action expert on a cache. Resumes an interrupted run in `out`.
+    """Train an action expert on a cache. Resumes an interrupted run in `out`, and extends one that had fewer steps.
 
     Args:
         recipe: settings of the run; `steps`, `batch` and `seed` override the recipe's values.
         weights: a diffusers folder of the cache's editor, for recipes that initialize the expert from the editor.
+        fresh: delete the run in `out` and start over.
 
     Raises:
         ConfigError: the recipe has an invalid value.
         CacheError: the cache is missing or damaged.
-        RunError: `out` holds a run with a different recipe or cache.
+        RunError: `out` holds a run with a different recipe or cache, or another process trains there.
         NonFiniteLossError: the loss or its gradient is not finite.
     """
     from imagewam_cli.training.initial_weights import initial_weights
@@ -227,7 +230,7 @@ def train(
             advance(step - done)
             done = step
 
-        validation = trainer.train(folder, on_step=on_step)
+        validation = trainer.train(folder, fresh=fresh, on_step=on_step)
     return Run(folder=folder, validation=validation)
 
 
@@ -260,35 +263,55 @@ def evaluate(
     episodes: int = 50,
     splits: Sequence[str] = (),
     seed: int = 0,
+    cameras: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> ClosedLoopResult:
     """Run the policy in a simulator and count successes, on `episodes` scenes of each split.
 
     splits: names of splits; empty: all but `train`.
+    cameras: camera of the simulator -> camera of the policy, where their names differ.
 
     Raises:
         UnknownNameError: no environment or split has this name.
+        RunError: the policy and the simulator differ in cameras, names of states or actions, or rate.
     """
     from imagewam_cli.evaluation.closed_loop import evaluate_in_simulator
+    from imagewam_cli.sim.environment import load_environment
 
-    make = Registry.installed().environments.load(env)
+    make = load_environment(env)
     chosen = tuple(splits) or tuple(split for split in make().splits if split != "train")
     with _bar(progress, episodes * len(chosen), "episode") as advance:
         result, _ = evaluate_in_simulator(
-            make, policy, episodes=episodes, splits=chosen, seed=seed, on_episode=lambda _: advance(1)
+            make, policy, episodes=episodes, splits=chosen, seed=seed, cameras=cameras, on_episode=lambda _: advance(1)
         )
     return result
 
 
-def open_loop(policy: Policy | ExportedPolicy, dataset: Dataset, *, episodes: int | None = None) -> OpenLoopResult:
+def open_loop(
+    policy: Policy | ExportedPolicy,
+    dataset: Dataset,
+    *,
+    episodes: int | None = None,
+    held_out: bool = False,
+    cameras: Mapping[str, str] | None = None,
+) -> OpenLoopResult:
     """Compare the policy's action chunks with the recorded actions of a dataset.
 
-    episodes: use only the first `episodes` episodes; None: all.
+    Args:
+        episodes: use only the first `episodes` episodes; None: all.
+        held_out: use only episodes that the policy was not trained on.
+        cameras: camera of the dataset -> camera of the policy, where their names differ.
+
+    Raises:
+        RunError: the policy and the dataset differ in cameras, names of states or actions, or rate.
+        DatasetError: the dataset is damaged, or it is unknown which episodes were held out.
     """
     from imagewam_cli.evaluation.open_loop import open_loop as compare
+    from imagewam_cli.training.held_out import exposure
 
-    chosen = [episode.index for episode in dataset.episodes()][:episodes]
-    return compare(policy, dataset, horizon=policy.horizon, episodes=chosen)
+    every = [episode.index for episode in dataset.episodes()]
+    chosen = (exposure(policy, dataset).held_out(dataset) if held_out else every)[:episodes]
+    return compare(policy, dataset, horizon=policy.horizon, episodes=chosen, cameras=cameras)
 
 
 def export_policy(

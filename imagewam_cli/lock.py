@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imagewam_cli.errors import CacheError, ImagewamError
@@ -36,14 +36,14 @@ def write_lock(
     error: type[ImagewamError] = CacheError,
     hint: str = "wait for it to end",
 ) -> Iterator[None]:
-    """Hold a lock on the folder, which is created if it does not exist.
+    """Hold a lock on the folder. A folder that does not exist is created, and removed at the end if it is empty.
 
     wait: block until another process releases the lock instead of raising. error, hint: class and hint of the error.
 
     Raises:
         ImagewamError: another process holds it; the message names the process.
     """
-    path = folder / name
+    path, created = folder / name, not folder.exists()
     descriptor = _locked(path, wait, error, hint)
     try:
         holder = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -53,12 +53,18 @@ def write_lock(
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+        if created:
+            with suppress(OSError):  # it holds files
+                folder.rmdir()
 
 
 def _locked(path: Path, wait: bool, error: type[ImagewamError], hint: str) -> int:
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)  # another process may have created and removed it
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # another process has just removed the folder
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

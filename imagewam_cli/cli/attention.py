@@ -42,7 +42,7 @@ class TargetName(StrEnum):
     end = "end"
 
 
-@takes_dataset_options()
+@takes_dataset_options(of_policy=True)
 def attention_command(
     *,
     dataset: Annotated[
@@ -105,7 +105,6 @@ def attention_command(
     from imagewam_cli.cli.tables import attention_table
     from imagewam_cli.config import to_dict
     from imagewam_cli.evaluation.attention.measurement import evaluate_attention
-    from imagewam_cli.policy.bundle import find_bundle
     from imagewam_cli.policy.policy import Policy
     from imagewam_cli.training.held_out import held_out_episodes
 
@@ -116,17 +115,17 @@ def attention_command(
     folder = out if out is not None else policy / "attention" / dataset.resolve().name
     require_writable(folder)
     acting = Policy.load(policy, hardware=chosen_hardware(device, offload, compile), weights=weights)
-    recorded = reading.open_for(acting, dataset)
-    held_out = held_out_episodes(find_bundle(policy), recorded)
+    recorded, cameras = reading.open_for(acting, dataset)
+    held_out = held_out_episodes(acting, recorded)
     if len(held_out) < 2:
         output.say(
-            f"only {len(held_out)} held-out episodes are known: using all episodes, "
+            f"only {len(held_out)} held-out episodes are known: using all chosen episodes, "
             "some of which may have been used for training"
         )
         held_out = ()
     with output.progress(rows, "row") as bar:
         result, samples = evaluate_attention(
-            acting, recorded, rows=rows, target=target.value, held_out=held_out, on_rows=bar.update
+            acting, recorded, rows=rows, target=target.value, held_out=held_out, cameras=cameras, on_rows=bar.update
         )
     _write(folder, result, samples)
     of = f"{result.episodes} held-out episodes" if result.held_out else f"{result.episodes} episodes"

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from imagewam_cli.data.types import Dataset, KeyMap
     from imagewam_cli.policy.loading import ExportedPolicy
     from imagewam_cli.policy.policy import Policy
+
+POLICY_CAMERA = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--camera",
+        metavar="THEIRS=OURS",
+        help="Camera of the data, and camera of the policy that it stands for, such as front=top; may be repeated. By "
+        "default those of the same name.",
+        rich_help_panel=INPUT,
+    ),
+]
+"""The option `--camera` of commands in which a policy meets data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,22 +128,36 @@ class DatasetOptions:
 
         return open_dataset(path, self.keys(known), self.episodes())
 
-    def open_for(self, policy: Policy | ExportedPolicy, path: Path) -> Dataset:
+    def open_for(self, policy: Policy | ExportedPolicy, path: Path) -> tuple[Dataset, Mapping[str, str]]:
         """Open a dataset with the features that a policy was trained on, unless options name others.
+
+        Returns the dataset, and camera of the dataset -> camera of the policy where their names differ.
 
         Raises:
             DatasetError, UsageError: as `open`.
+            RunError: the dataset lacks a camera of the policy.
         """
         from imagewam_cli.data.types import KeyMap
-        from imagewam_cli.errors import warn
+        from imagewam_cli.errors import DatasetError, warn
+        from imagewam_cli.policy.matching import Interface, camera_names, match
 
+        cameras = camera_names(self.camera or (), policy.interface)
+        theirs = {ours: name for name, ours in cameras.items()}
+        reading = dataclasses.replace(self, camera=None)
         known = policy.keys or KeyMap()
         if policy.keys is None and not self.names_features():
             warn(
                 f"the policy does not say which features of a dataset it was trained on: reading {known.state} and "
                 f"{known.action} of {path}; name others with --state-key, --action-key and --instruction-key"
             )
-        return self.open(path, dataclasses.replace(known, cameras=policy.cameras))
+        known = dataclasses.replace(known, cameras=tuple(theirs.get(name, name) for name in policy.cameras))
+        try:
+            return reading.open(path, known), cameras
+        except DatasetError:
+            # say which cameras there are; any other problem is raised below
+            every = reading.open(path, dataclasses.replace(known, cameras=()))
+            match(policy.interface, Interface.of(every), cameras)
+            raise
 
     def given(self) -> list[str]:
         """Return the options that the user gave, as typed."""
@@ -153,14 +179,19 @@ class DatasetOptions:
             raise UsageError(f"{name} has no effect without {option}", f"omit {name}, or add {option}")
 
 
-def takes_dataset_options(*, only_with: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_dataset_options(
+    *, only_with: str | None = None, of_policy: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replace a command's parameter `reading` by one option for each field of `DatasetOptions`.
 
     only_with: the option that these options require; the titles of their help panels name it.
+    of_policy: a policy meets the data, so `--camera` is `POLICY_CAMERA`, which requires no other option.
     """
     hints = typing.get_type_hints(DatasetOptions, include_extras=True)
     fields = dataclasses.fields(DatasetOptions)
     options = [option_parameter(f.name, hints[f.name], f.default, only_with) for f in fields]
+    if of_policy:
+        options = [option_parameter("camera", POLICY_CAMERA, None, None) if o.name == "camera" else o for o in options]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def call(**values: Any) -> None:

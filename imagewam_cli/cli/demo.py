@@ -44,10 +44,13 @@ def demo_command(
     """
     from imagewam_cli.cli.demo_steps import Demo, require_packages, write_report
     from imagewam_cli.cli.output import output
+    from imagewam_cli.errors import RunError
+    from imagewam_cli.lock import write_lock
 
     require_packages()
     demo = Demo(folder=out, episodes=episodes, steps=steps, scenes=scenes)
-    for step in demo.steps_to_do():
-        output.say(f"\n$ imagewam {' '.join(step.arguments)}")
-        step.run()
-    output.result(None, write_report(demo))
+    with write_lock(out, error=RunError, hint="wait for it to end, or choose another folder with --out"):
+        for step in demo.steps_to_do():
+            output.say(f"\n$ imagewam {' '.join(step.arguments)}")
+            step.run()
+        output.result(None, write_report(demo))

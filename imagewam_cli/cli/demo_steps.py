@@ -17,6 +17,7 @@ from imagewam_cli.errors import ImagewamError, UsageError, install_hint
 from imagewam_cli.files import write_atomically
 
 _TIMES = "times.json"
+_NUMBERS = "demo.json"
 _PACKAGES = ("gymnasium", "matplotlib", "onnx", "onnxscript", "onnxruntime", "tokenizers")
 _STRIDE = 10
 """Neighboring frames are similar, so many scenes with few frames each teach more."""
@@ -110,13 +111,30 @@ class Demo:
         return [Step(name=n, arguments=tuple(a), result=r, folder=f) for n, a, r in table]
 
     def steps_to_do(self) -> Iterator[Step]:
-        """Yield each step that is not done by the time it is due."""
+        """Yield each step that is not done by the time it is due.
+
+        Raises:
+            UsageError: the folder holds a demo with other numbers.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._require_same_numbers()
         for step in self.commands():
             if not step.result.exists():
                 yield step
                 if step.name == "cache":
                     step.result.touch()
+
+    def _require_same_numbers(self) -> None:
+        """Check that an interrupted or finished demo in the folder has the same numbers: its results are kept."""
+        here = {"episodes": self.episodes, "steps": self.steps, "scenes": self.scenes}
+        there = _read(self.folder / _NUMBERS)
+        for name, number in here.items():
+            if there.get(name, number) != number:
+                raise UsageError(
+                    f"{self.folder} holds a demo with --{name} {there[name]}, but this one has {number}",
+                    f"pass --{name} {there[name]} to resume it, or choose another folder with --out",
+                )
+        write_atomically(self.folder / _NUMBERS, dump_json(here).encode())
 
 
 def write_report(demo: Demo) -> str:

@@ -60,7 +60,7 @@ def record_demonstrations(out: Path, env: str, episodes: int, seed: int, codec: 
         UsageError: the codec or environment is unknown, `episodes` is below 1, or `disturb` is outside [0, 0.5].
     """
     from imagewam_cli.errors import UnknownNameError, UsageError
-    from imagewam_cli.registry import Registry
+    from imagewam_cli.sim.environment import load_environment
     from imagewam_cli.sim.record import record
 
     codecs = {"h264": "h264", "av1": "av1", "none": None}
@@ -69,7 +69,7 @@ def record_demonstrations(out: Path, env: str, episodes: int, seed: int, codec: 
     if episodes < 1:
         raise UsageError(f"--episodes must be at least 1, got {episodes}", "omit it for the default")
     require_writable(out.parent)
-    make = Registry.installed().environments.load(env)
+    make = load_environment(env)
     with output.progress(episodes, "episode") as bar:
         frames = record(
             make(), out, episodes, seed=seed, video_codec=codecs[codec], disturb=disturb, on_episode=bar.update

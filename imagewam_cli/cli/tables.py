@@ -51,6 +51,22 @@ def open_loop_table(result: OpenLoopResult) -> str:
     return table(lines, left=1)
 
 
+def open_loop_summary(result: OpenLoopResult, total: int) -> str:
+    """Say in one line how many episodes were scored, and how many of them the policy was trained on.
+
+    total: number of episodes that could have been scored.
+    """
+    counts = {use: result.count(use) for use in ("trained on", "held out", "unknown")}
+    words = {
+        "trained on": "{} that the policy was trained on",
+        "held out": "{} held out from training",
+        "unknown": "{} of which it is unknown whether the policy was trained on them",
+    }
+    found = [words[use].format(count) for use, count in counts.items() if count]
+    of = f" of {total}" if total != result.episodes else ""
+    return f"scored {result.episodes}{of} episodes: {', '.join(found)}"
+
+
 def attention_table(result: AttentionResult) -> str:
     """Format the attention shares and lifts of each layer."""
     kinds = list(result.average.shares)

@@ -138,6 +138,7 @@ def train_expert_command(
         imagewam train-expert --cache caches/tiny-tabletop --steps 1500
         imagewam train-expert --online --editor tiny --dataset datasets/tabletop
     """
+    from imagewam_cli.errors import UsageError
     from imagewam_cli.training.initial_weights import initial_weights
     from imagewam_cli.training.loop import Trainer
     from imagewam_cli.training.run_folder import require_unlocked
@@ -148,6 +149,11 @@ def train_expert_command(
         require_existing("--config", config, "pass a YAML recipe; docs/guide/training.md has one")
     assignments = [*(set_ or []), *([f"expert.init={init}"] if init is not None else [])]
     recipe = _recipe(config, assignments, steps=steps, batch=batch, seed=seed)
+    if weights is not None and not online and recipe.expert.init == "none":
+        raise UsageError(
+            "--weights has no effect on a cache with --init none: no weights of the editor are read",
+            "omit --weights, or pass --init published or --init repaired",
+        )
     if not dry_run:
         require_writable(out if out is not None else RUNS)
         if out is not None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from imagewam_cli.errors import UnknownNameError, UsageError
 from imagewam_cli.evaluation.statistics import Rate
 from imagewam_cli.policy.acting import ChunkPolicy
-from imagewam_cli.sim.environment import Environment
+from imagewam_cli.policy.matching import matched_policy
+from imagewam_cli.sim.environment import Environment, interface_of
 from imagewam_cli.sim.rollout import Episode, roll_out
 
 
@@ -75,6 +76,7 @@ def evaluate_in_simulator(
     max_steps: int | None = None,
     keep_frames: int = 0,
     other_instructions: bool = False,
+    cameras: Mapping[str, str] | None = None,
     batch: int = 25,
     on_episode: Callable[[Episode], None] = lambda episode: None,
 ) -> tuple[ClosedLoopResult, list[Episode]]:
@@ -84,6 +86,7 @@ def evaluate_in_simulator(
     other_instructions: give the policy the instruction of the next scene whose instruction differs (cyclically), but
         score it by the scene's own goal. A policy that ignores instructions keeps its success rate; one that
         follows them loses it.
+    cameras: camera of the environment -> camera of the policy, where their names differ.
     max_steps: limit on the steps of an episode; None: the environment's limit.
     keep_frames: number of scenes, from the first, whose `Episode.frames` keep every picture of the first camera, for
         contact sheets and videos.
@@ -93,6 +96,7 @@ def evaluate_in_simulator(
         UsageError: `episodes`, `max_steps`, `batch` or `policy.execute` is below 1, or all scenes have the same
             instruction although `other_instructions` is set.
         UnknownNameError: the environment has no such split.
+        RunError: the policy and the environment differ in cameras, names or rate; see `policy.matching`.
     """
     execute = None if policy is None else policy.execute
     for name, value in (("episodes", episodes), ("max_steps", max_steps), ("batch", batch), ("execute", execute)):
@@ -104,6 +108,9 @@ def evaluate_in_simulator(
     for split in splits:
         if split not in scenes.splits:
             raise UnknownNameError("split", split, scenes.splits)
+    interface = interface_of(scenes)
+    if policy is not None:
+        policy = matched_policy(policy, interface, cameras)
     seeds = range(seed, seed + episodes)
     replaced = {split: _others(scenes, seeds, split) for split in splits} if other_instructions else {}
     rolled: list[Episode] = []

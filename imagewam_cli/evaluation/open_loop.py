@@ -8,7 +8,7 @@ observations.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from imagewam_cli.data.chunks import action_chunk
 from imagewam_cli.data.types import ActionChunk, Dataset, FloatArray, Observation, Row
 from imagewam_cli.errors import DatasetError, RunError, UsageError
 from imagewam_cli.policy.acting import ChunkPolicy
+from imagewam_cli.policy.matching import matched_dataset
+from imagewam_cli.training.held_out import Use, exposure
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -60,6 +62,8 @@ class EpisodeError:
     rows: int
     mean_absolute: float
     mean_squared: float
+    training: Use = "unknown"
+    """What the policy's training did with this episode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,10 @@ class OpenLoopResult:
     per_action: tuple[ActionError, ...]
     per_episode: tuple[EpisodeError, ...]
 
+    def count(self, use: Use) -> int:
+        """Return how many of the episodes the policy was trained on, were held out, or are unknown."""
+        return sum(error.training == use for error in self.per_episode)
+
     @property
     def mean_squared_error(self) -> float:
         """Mean squared error of the policy, over all steps and dimensions."""
@@ -97,6 +105,8 @@ def open_loop(
     *,
     horizon: int,
     episodes: Sequence[int] | None = None,
+    held_out: bool = False,
+    cameras: Mapping[str, str] | None = None,
     stride: int = 8,
     batch: int = 16,
     on_rows: Callable[[int], None] = lambda rows: None,
@@ -111,20 +121,29 @@ def open_loop(
         horizon: number of steps T to compare, at most the policy's horizon; limited to the length of the longest
             episode.
         episodes: indices of the episodes; None: all.
+        held_out: leave out the episodes that the policy was trained on.
+        cameras: camera of the dataset -> camera of the policy, where their names differ.
         batch: number of frames per call of the policy.
         on_rows: called with the number of rows of each finished batch.
 
     Raises:
         UsageError: `horizon`, `stride` or `batch` is below 1, `episodes` is empty, or the policy plans fewer than T
             steps.
-        DatasetError: the dataset is damaged, or its action dimensions are not the policy's.
-        RunError: the policy planned a number that is not finite.
+        DatasetError: the dataset is damaged, or its action dimensions are not the policy's; or `held_out` is set, and
+            no such episode is known.
+        RunError: the policy planned a number that is not finite, or differs from the dataset in cameras, names or rate
+            (`policy.matching`).
     """
     for name, value in (("horizon", horizon), ("stride", stride), ("batch", batch)):
         if value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
+    dataset = matched_dataset(policy.interface, dataset, cameras)
+    seen = exposure(policy, dataset)
     lengths = {e.index: e.length for e in dataset.episodes()}
     chosen = sorted(lengths if episodes is None else set(episodes))
+    if held_out:
+        kept = set(seen.held_out(dataset))
+        chosen = [index for index in chosen if index in kept]
     for index in chosen:
         if index not in lengths:
             raise DatasetError(f"{dataset.info.root} has no episode {index}", f"it has {len(lengths)} episodes")
@@ -157,7 +176,7 @@ def open_loop(
         constant=constant_errors,
         ratio_to_constant=_ratio(planned_errors.mean_squared, constant_errors.mean_squared),
         per_action=_per_action(dataset.info.action_names, planned_sums, constant_sums),
-        per_episode=tuple(sums.error(index) for index, sums in per_episode.items()),
+        per_episode=tuple(sums.error(index, seen.use(index)) for index, sums in per_episode.items()),
     )
 
 
@@ -266,12 +285,13 @@ class _EpisodeSums:
         self.absolute += float(np.abs(difference).sum())
         self.squared += float((difference**2).sum())
 
-    def error(self, episode: int) -> EpisodeError:
+    def error(self, episode: int, training: Use) -> EpisodeError:
         return EpisodeError(
             episode=episode,
             rows=self.rows,
             mean_absolute=self.absolute / self.numbers,
             mean_squared=self.squared / self.numbers,
+            training=training,
         )
 
 

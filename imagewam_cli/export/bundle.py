@@ -12,12 +12,12 @@ from imagewam_cli.errors import ExportError
 from imagewam_cli.expert import checkpoint
 from imagewam_cli.export import ExportReport
 from imagewam_cli.files import atomic_folder, file_sizes
-from imagewam_cli.policy.bundle import EDITOR, NORMALIZATION, POLICY, PROPRIO, TUNED, find_bundle
+from imagewam_cli.policy.bundle import EDITOR, NORMALIZATION, POLICY, PROPRIO, TRAINING, TUNED, find_bundle
 from imagewam_cli.policy.policy import Policy
 
 FILES = (POLICY, checkpoint.CONFIG, checkpoint.WEIGHTS, NORMALIZATION, EDITOR, SAMPLES)
 """Files of every policy folder. Other files, except the optional ones and the folder `TUNED`, are not copied."""
-OPTIONAL_FILES = (PROPRIO,)
+OPTIONAL_FILES = (PROPRIO, TRAINING)
 
 
 class BundleExporter:

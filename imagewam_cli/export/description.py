@@ -56,6 +56,7 @@ def describe(
             "unscaled": unscaled_names(config.action_names, parts.action_normalizer),
         },
         "prefix": None if prefix is None else prefix_inputs(prefix),
+        "training": None if parts.training is None else to_dict(parts.training),
     }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from imagewam_cli.runtime.actions import ActionQueue, PlanError, Session
 from imagewam_cli.runtime.export_folder import ExportFolderError
 from imagewam_cli.runtime.observation import ObservationError, ObservationLike
 
+if TYPE_CHECKING:
+    from imagewam_cli.policy.bundle import TrainingRecord
+    from imagewam_cli.policy.matching import Interface
+
 
 class ChunkPolicy(abc.ABC):
     """Base class of policies that plan action chunks.
@@ -23,6 +28,18 @@ class ChunkPolicy(abc.ABC):
     """
 
     execute: int
+    folder: Path | None = None
+    """Folder that the policy was loaded from."""
+
+    @property
+    def interface(self) -> Interface | None:
+        """Names of its cameras and numbers, and its rate; None if it does not say."""
+        return None
+
+    @property
+    def training(self) -> TrainingRecord | None:
+        """The episodes that it was trained on; None if they were not recorded."""
+        return None
 
     @abc.abstractmethod
     def chunks(self, observations: Sequence[Observation]) -> FloatArray:

@@ -7,6 +7,7 @@ normalization.json    normalizers of state and action, the same objects that tra
 editor.json           the editor, its weights and settings (`EditorReference`)
 proprio.safetensors   linear map of the state token, if the state is a token of the text
 editor/               fine-tuned parts of the editor, which replace the original ones
+training.json         the episodes that it was trained on (`TrainingRecord`)
 samples.safetensors   a few dataset rows with pictures, so that an export can check itself
 """
 
@@ -21,10 +22,11 @@ from typing import Any, TypeVar
 from imagewam_cli.config import dump_json, from_dict, to_dict
 from imagewam_cli.data import dimensions
 from imagewam_cli.data.normalization import Normalizer
+from imagewam_cli.data.splits import Split
 from imagewam_cli.data.types import KeyMap
 from imagewam_cli.editors.contract import TokenPlacement
 from imagewam_cli.editors.settings import PrefixOptions
-from imagewam_cli.errors import ConfigError, DatasetError, RunError
+from imagewam_cli.errors import ConfigError, DatasetError, RunError, UsageError
 from imagewam_cli.files import write_atomically
 from imagewam_cli.policy.action_transforms import ActionTransform, read_grippers, read_transform
 from imagewam_cli.prefix.spec import KVSpec
@@ -36,6 +38,7 @@ POLICY = "policy.json"
 NORMALIZATION = "normalization.json"
 EDITOR = "editor.json"
 SAMPLES = "samples.safetensors"
+TRAINING = "training.json"
 PROPRIO = "proprio.safetensors"
 TUNED = "editor"
 
@@ -93,6 +96,31 @@ class EditorReference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """The episodes that a policy was trained on, and those that were held out for its validation.
+
+    dataset: identity of the dataset. train, validation: numbers of episodes as text, such as "0-9,12"; other episodes
+    of the dataset were not used.
+    """
+
+    dataset: str
+    train: str
+    validation: str
+
+    @property
+    def split(self) -> Split:
+        """The numbers of the episodes.
+
+        Raises:
+            RunError: the record is damaged.
+        """
+        try:
+            return Split.from_dict({"train": self.train, "validation": self.validation})
+        except UsageError as error:
+            raise RunError(f"the policy's record of its training is damaged: {error.message}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
 class BundleParts:
     """Everything in a policy folder except the expert."""
 
@@ -102,6 +130,8 @@ class BundleParts:
     action_normalizer: Normalizer
     action_transforms: tuple[ActionTransform, ...] = ()
     """Transforms from denormalized actions to robot commands, in order."""
+    training: TrainingRecord | None = None
+    """None for policies that were imported, or made before it was recorded."""
 
 
 def write_bundle(folder: Path, parts: BundleParts) -> None:
@@ -110,6 +140,8 @@ def write_bundle(folder: Path, parts: BundleParts) -> None:
     normalizers = {"state": parts.state_normalizer.to_dict(), "action": parts.action_normalizer.to_dict()}
     write_atomically(folder / NORMALIZATION, dump_json(normalizers).encode())
     write_atomically(folder / EDITOR, dump_json(to_dict(parts.editor)).encode())
+    if parts.training is not None:
+        write_atomically(folder / TRAINING, dump_json(to_dict(parts.training)).encode())
     policy = to_dict(parts.config)
     if parts.config.keys is None:
         del policy["keys"]
@@ -140,6 +172,7 @@ def read_bundle(folder: Path) -> BundleParts:
         state_normalizer=_normalizer(folder / NORMALIZATION, "state"),
         action_normalizer=_normalizer(folder / NORMALIZATION, "action"),
         action_transforms=transforms,
+        training=_read(folder / TRAINING, TrainingRecord) if (folder / TRAINING).exists() else None,
     )
 
 

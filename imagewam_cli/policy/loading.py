@@ -16,7 +16,8 @@ from imagewam_cli.editors.contract import Editor
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.errors import ConfigError, RunError, install_hint, warn
 from imagewam_cli.policy.acting import ChunkPolicy, own_errors
-from imagewam_cli.policy.bundle import EDITOR, EditorReference
+from imagewam_cli.policy.bundle import EDITOR, EditorReference, TrainingRecord
+from imagewam_cli.policy.matching import Interface
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.prefix.spec import LayerSpec
 from imagewam_cli.runtime.export_folder import ExportFolder
@@ -78,7 +79,24 @@ class ExportedPolicy(ChunkPolicy):
                 "this export, so the model's error reaches the robot as it is; policies trained now return a constant "
                 "exactly"
             )
+        policy.folder = folder
         return policy
+
+    @property
+    def interface(self) -> Interface:
+        description = self.onnx.description
+        return Interface(
+            what=str(self.folder or "the policy"),
+            cameras=self.cameras,
+            state_names=tuple(description["state"]["names"]),
+            action_names=tuple(description["action"]["names"]),
+            fps=float(description["fps"]),
+        )
+
+    @property
+    def training(self) -> TrainingRecord | None:
+        values = self.onnx.description.get("training")
+        return None if values is None else from_dict(TrainingRecord, values, source=ONNX_MARKER)
 
     def chunks(self, observations: Sequence[Observation]) -> FloatArray:
         """Plan a chunk for each observation, (B, T, A) in robot units. Errors are those of `Policy.chunks`."""

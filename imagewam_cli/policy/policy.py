@@ -26,7 +26,16 @@ from imagewam_cli.expert.sampler import initial_noise, integrate
 from imagewam_cli.kvcache.format.provenance import Provenance
 from imagewam_cli.policy.acting import ChunkPolicy, own_errors
 from imagewam_cli.policy.action_transforms import apply_all
-from imagewam_cli.policy.bundle import TUNED, BundleParts, EditorReference, find_bundle, inherited_faults, read_bundle
+from imagewam_cli.policy.bundle import (
+    TUNED,
+    BundleParts,
+    EditorReference,
+    TrainingRecord,
+    find_bundle,
+    inherited_faults,
+    read_bundle,
+)
+from imagewam_cli.policy.matching import Interface
 from imagewam_cli.policy.proprio import ProprioEncoder, load_proprio
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.runtime.actions import require_finite
@@ -70,7 +79,26 @@ class Policy(ChunkPolicy):
         found = parts.config.proprio
         proprio = None if found is None else load_proprio(bundle, found, hardware.device, expert.dtype)
         editor = load_policy_editor(parts.editor, hardware=hardware, weights=weights, bundle=bundle)
-        return cls(parts, expert, editor, hardware.device, proprio)
+        policy = cls(parts, expert, editor, hardware.device, proprio)
+        policy.folder = Path(folder)
+        return policy
+
+    @property
+    def interface(self) -> Interface:
+        config = self.parts.config
+        return Interface(
+            what=str(self.folder or "the policy"),
+            cameras=config.cameras,
+            state_names=config.state_names,
+            action_names=config.action_names,
+            fps=config.fps,
+            # only imported policies have these, and their names and rate are those of a preset
+            nominal=config.proprio is not None or self.parts.editor.tuned,
+        )
+
+    @property
+    def training(self) -> TrainingRecord | None:
+        return self.parts.training
 
     @property
     def horizon(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from imagewam_cli.data.types import Float32Array, Observation
 from imagewam_cli.errors import SimulationError, UsageError
-from imagewam_cli.sim.environment import Environment
+from imagewam_cli.sim.environment import Environment, check_environment
 
 _BURST = 3
 """Number of steps that a disturbance lasts."""
@@ -47,6 +47,7 @@ def record(
         raise UsageError(f"episodes must be at least 1, got {episodes}")
     if not 0.0 <= disturb <= 0.5:
         raise UsageError(f"disturb must be between 0 and 0.5, got {disturb}")
+    check_environment(env, str(getattr(env, "name", type(env).__name__)))
     if env.fps != round(env.fps):
         raise SimulationError(
             f"{env.name!r} runs at {env.fps} Hz, but a LeRobot dataset needs a whole number of frames per second"

@@ -41,6 +41,7 @@ from imagewam_cli.policy.bundle import (
     BundleParts,
     EditorReference,
     PolicyConfig,
+    TrainingRecord,
     read_bundle,
     write_bundle,
 )
@@ -304,6 +305,7 @@ class Trainer:
                 editor=editor_reference(info),
                 state_normalizer=self.data.state_normalizer,
                 action_normalizer=self.data.action_normalizer,
+                training=TrainingRecord(dataset=info.dataset.identity, **self.data.split.to_dict()),
             ),
         )
 

@@ -112,7 +112,7 @@ class RunRecord:
 
 @contextmanager
 def locked_run(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder, which is created if it does not exist.
+    """Hold the lock of a run's folder. It is created, and removed at the end if it is empty.
 
     Raises:
         RunError: another process trains there.

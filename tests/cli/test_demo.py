@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from imagewam_cli.cli.demo_steps import Demo, write_report
+from imagewam_cli.errors import UsageError
 from tests.support.paths import EXAMPLES
 
 
@@ -56,3 +59,12 @@ def test_the_example_runs_the_policy(finished: Demo) -> None:
     instruction, outcome = result.stdout.splitlines()
     assert "zone" in instruction or "area" in instruction or " the " in instruction
     assert "after" in outcome
+
+
+def test_a_demo_with_other_numbers_is_not_mixed_into_the_first(tmp_path: Path) -> None:
+    first = Demo(folder=tmp_path, episodes=4, steps=3, scenes=1)
+    assert next(first.steps_to_do()).name == "record"
+    assert next(first.steps_to_do()).name == "record"
+    with pytest.raises(UsageError, match="holds a demo with --steps 3, but this one has 5") as error:
+        next(dataclasses.replace(first, steps=5).steps_to_do())
+    assert error.value.hint == "pass --steps 3 to resume it, or choose another folder with --out"

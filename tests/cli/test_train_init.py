@@ -38,3 +38,12 @@ def test_an_unknown_init_is_refused(tiny_cache: Path, tmp_path: Path, capsys: py
     command = ["train-expert", "--cache", str(tiny_cache), "--out", str(tmp_path / "run"), "--init", "publshed"]
     assert app.run(command) == 2
     assert "expert.init is 'publshed'" in capsys.readouterr().err
+
+
+def test_weights_that_nothing_reads_are_refused(
+    tiny_cache: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert app.run(["train-expert", "--cache", str(tiny_cache), "--out", str(out), "--weights", str(tiny_weights)]) == 2
+    assert "--weights has no effect on a cache with --init none" in capsys.readouterr().err
+    assert not out.exists()

@@ -100,14 +100,16 @@ def test_missing_parts_of_an_observation_are_named(policy: OnnxPolicy) -> None:
     scene = observation(32)
     with pytest.raises(ObservationError, match="no picture of camera 'top'; there are: front"):
         policy.chunks([Observation(images={"front": scene.images["top"]}, state=scene.state, instruction="x")])
-    with pytest.raises(ObservationError, match=r"state has shape \(2,\), but the policy needs \(3,\): x, y, grip"):
+    with pytest.raises(
+        ObservationError, match=r"state has shape \(2,\), but the policy needs \(3,\): gripper_x, gripper_y, opening"
+    ):
         policy.chunks([Observation(images=scene.images, state=scene.state[:2], instruction="x")])
 
 
 def test_the_door_is_that_of_the_policy_in_torch(policy: OnnxPolicy, live: Policy) -> None:
     scene = observation(34)
     nan = Observation(images=scene.images, state=np.array([0.5, np.nan, 1]), instruction="x")
-    with pytest.raises(ObservationError, match="the state is not finite: y is nan"):
+    with pytest.raises(ObservationError, match="the state is not finite: gripper_y is nan"):
         policy.act(nan)
     empty = Observation(images={"top": np.zeros((0, 0, 3), np.uint8)}, state=scene.state, instruction="x")
     with pytest.raises(ObservationError, match=r"camera 'top': got an empty picture, uint8 \(0, 0, 3\)"):
@@ -120,7 +122,7 @@ def test_the_door_is_that_of_the_policy_in_torch(policy: OnnxPolicy, live: Polic
 def test_a_plan_that_is_not_finite_is_refused(onnx_export: ExportReport) -> None:
     policy = OnnxPolicy.load(onnx_export.folder)
     policy.description["action"]["scale"][1] = float("nan")  # type: ignore[index]
-    with pytest.raises(PlanError, match="not finite: y"):
+    with pytest.raises(PlanError, match="not finite: dy"):
         policy.act(observation(35))
 
 
@@ -210,7 +212,7 @@ def test_the_copied_policy_script_runs_without_torch_and_imagewam(
     result = isolated(onnx_export.folder, tmp_path, "--image", "picture.png", "--state=" + state)
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
-    assert printed["action_names"] == ["x", "y", "grip"]
+    assert printed["action_names"] == ["dx", "dy", "grip"]
     rows = [Observation(images=scene.images, state=scene.state, instruction="put the red block on the blue zone")]
     np.testing.assert_allclose(printed["actions"], live.chunks(rows)[0], atol=TOLERANCE)
 
@@ -224,15 +226,18 @@ def test_the_copied_policy_script_runs_without_torch_and_imagewam(
         (("--image", "deep.png", "--state=0,0,0"), "camera 'top': got a picture of mode I;16; wanted uint8"),
         (("--image", "a.png", "--image", "b.png", "--state=0,0,0"), "2 picture(s) for 1 camera(s): top"),
         (("--state=0,0,0",), "0 picture(s) for 1 camera(s): top"),
-        (("--image", "top=picture.png", "--state=0,0"), "state has shape (2,), but the policy needs (3,): x, y, grip"),
+        (
+            ("--image", "top=picture.png", "--state=0,0"),
+            "state has shape (2,), but the policy needs (3,): gripper_x, gripper_y, opening",
+        ),
         (
             (
                 "--image",
                 "picture.png",
             ),
-            "state has shape (0,), but the policy needs (3,): x, y, grip",
+            "state has shape (0,), but the policy needs (3,): gripper_x, gripper_y, opening",
         ),
-        (("--image", "picture.png", "--state=0,nan,0"), "the state is not finite: y is nan"),
+        (("--image", "picture.png", "--state=0,nan,0"), "the state is not finite: gripper_y is nan"),
         (("--image", "picture.png", "--state=0,,0,0"), "--state: '' is not a number"),
         (("--image", "picture.png", "--state=0,up,0"), "--state: 'up' is not a number"),
         (("--image", "picture.png", "--state=0,0,0", "--instruction", ""), "instruction is empty"),

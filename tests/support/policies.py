@@ -20,7 +20,8 @@ from imagewam_cli.sim.tabletop.render import render
 from imagewam_cli.sim.tabletop.scene import sample_scene
 from imagewam_cli.sim.tabletop.world import World
 
-NAMES = ("x", "y", "grip")
+STATE_NAMES, ACTION_NAMES = ("gripper_x", "gripper_y", "opening"), ("dx", "dy", "grip")
+"""Those of the tabletop."""
 EXECUTE, HORIZON, INFERENCE_STEPS = 3, 6, 4
 """Settings of the run that `tests/policy` trains: actions executed per chunk, actions per chunk, and flow steps."""
 
@@ -68,9 +69,9 @@ def write_policy(folder: Path, editor: Editor, *, steps: int = 2, samples: int =
                 noise_seed=7,
                 fps=10.0,
                 cameras=spec.cameras,
-                state_names=NAMES,
-                action_names=NAMES,
-                keys=KeyMap(state="state", instruction="sentence", cameras=spec.cameras),
+                state_names=STATE_NAMES,
+                action_names=ACTION_NAMES,
+                keys=KeyMap(cameras=spec.cameras),
             ),
             editor=EditorReference(
                 name=editor.entry.name, settings=editor.settings, spec=spec, fingerprint=editor.fingerprint()

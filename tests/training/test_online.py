@@ -22,8 +22,8 @@ from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings
 from imagewam_cli.kvcache.codecs.cast import FLOAT32
 from imagewam_cli.lock import LOCK
+from imagewam_cli.policy.bundle import TrainingRecord, read_bundle
 from imagewam_cli.prefix.kv import PrefixKV
-from imagewam_cli.training.held_out import held_out_episodes
 from imagewam_cli.training.loop import Trainer
 from imagewam_cli.training.online import OnlinePrefixes
 from imagewam_cli.training.prefixes import CachedPrefixes
@@ -206,9 +206,9 @@ class TestContinuation:
             "split": {"train": "0-3,5", "validation": "4"},
         }
         dataset = MemoryDataset([LENGTH] * EPISODES)
-        assert (
-            held_out_episodes(uninterrupted / "policy", dataset) == Trainer(online(), recipe).data.validation_episodes
-        )
+        record = read_bundle(uninterrupted / "policy").training
+        assert record == TrainingRecord(dataset=dataset.info.identity, train="0-3,5", validation="4")
+        assert record.split == Trainer(online(), recipe).data.split
         assert len(log_of(uninterrupted).read_text().splitlines()) == recipe.steps
 
     def test_the_policy_keeps_sample_rows_with_their_images(self, uninterrupted: Path) -> None:

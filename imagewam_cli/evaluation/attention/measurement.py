@@ -41,6 +41,7 @@ from imagewam_cli.evaluation.statistics import Mean
 from imagewam_cli.expert.attention_probe import action_attention, untrained_expert
 from imagewam_cli.expert.flow import FlowSchedule
 from imagewam_cli.expert.model import ActionExpert
+from imagewam_cli.policy.matching import matched_dataset
 from imagewam_cli.policy.policy import Policy
 
 Target = Literal["horizon", "end"]
@@ -158,21 +159,25 @@ def evaluate_attention(
     rows: int,
     target: Target = "horizon",
     held_out: Sequence[int] = (),
+    cameras: Mapping[str, str] | None = None,
     batch: int = 8,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> tuple[AttentionResult, tuple[AttentionSample, ...]]:
     """Measure attention at `rows` frames of the episodes `held_out`, or of all episodes if that is empty.
 
     target: the later frame. `horizon`: the frame after the chunk, or the episode's last one; `end`: the last frame.
+    cameras: camera of the dataset -> camera of the policy, where their names differ.
     on_rows: called with the number of rows of each finished batch.
 
     Returns the results and the measured samples, sorted by episode and frame.
 
     Raises:
         UsageError: no layer of the prefix holds pictures, the expert does not use the prefix, or `rows` is below 2.
-        DatasetError: the dataset lacks a camera or state of the policy, or fewer than two episodes show a change.
+        DatasetError: the dataset is damaged, or fewer than two episodes show a change.
+        RunError: the policy and the dataset differ in cameras, names or rate (`policy.matching`).
     """
     _require_pictures(policy)
+    dataset = matched_dataset(policy.interface, dataset, cameras)
     known = set(held_out)
     episodes = [e for e in dataset.episodes() if not known or e.index in known]
     pairs = spread_frame_pairs(episodes, rows, policy.horizon if target == "horizon" else None)
