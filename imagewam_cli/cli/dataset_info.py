@@ -32,6 +32,7 @@ def dataset_values(path: Path, reading: DatasetOptions) -> dict[str, Any]:
     dataset = _opened(path, reading, description)
     values: dict[str, Any] = {"kind": "dataset"}
     if dataset is not None:
+        _warn_of_faults(dataset)
         info = dataset.info
         values |= {
             "format": info.format,
@@ -86,6 +87,17 @@ def _opened(path: Path, reading: DatasetOptions, description: DatasetDescription
             raise
         output.say(f"{error.message}: only the features are listed")
         return None
+
+
+def _warn_of_faults(dataset: Dataset) -> None:
+    """Warn of episodes that cannot be read, as far as names and headers of files tell."""
+    from imagewam_cli.data.formats import check_pictures
+    from imagewam_cli.errors import DatasetError, warn
+
+    try:
+        check_pictures(dataset)
+    except DatasetError as error:
+        warn(f"{error.message} ({error.hint})" if error.hint else error.message)
 
 
 def _keys(dataset: Dataset) -> dict[str, Any]:

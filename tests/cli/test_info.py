@@ -16,6 +16,7 @@ from imagewam_cli.cli.output import bytes_text
 from imagewam_cli.export import ExportReport
 from imagewam_cli.kvcache.format.manifest import SHARDS, BuildPart
 from imagewam_cli.kvcache.storage.manifests import put_manifest, read_manifest, storage_at
+from tests.support.recordings import record, write_v21
 
 
 @pytest.fixture
@@ -132,3 +133,13 @@ def test_list_finds_caches_in_any_folder(
     assert "nowhere does not exist" in capsys.readouterr().err
     parts.rename("beside")
     assert [i["path"] for i in json_of(capsys, "list")] == ["beside"]
+
+
+def test_episodes_that_cannot_be_read_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_v21(tmp_path / "set", record())
+    (root / "videos/chunk-000/observation.images.top/episode_000001.mp4").unlink()
+    assert run(["info", str(root)]) == 0
+    printed = capsys.readouterr()
+    assert "episodes: 3" in printed.out
+    assert "episode_000001.mp4, episode 1: the file is missing" in printed.err
+    assert "--only-episodes 0,2" in printed.err

@@ -19,6 +19,7 @@ from imagewam_cli.data.episodes import episodes_text
 from imagewam_cli.data.lerobot.episode_faults import EpisodeFault
 from imagewam_cli.data.lerobot.info import Info
 from imagewam_cli.data.lerobot.metadata import Episode
+from imagewam_cli.data.lerobot.tables import flat_index
 from imagewam_cli.errors import warn
 from imagewam_cli.file_content import content_fault
 from imagewam_cli.files import local_name
@@ -104,7 +105,7 @@ def _episodes_in(file: Any) -> frozenset[int]:
         low, high = _limits(file.metadata.row_group(number))
         if low is None or low != high:
             column = file.read_row_group(number, columns=["episode_index"]).column(0)
-            held.update(pc.unique(column).to_pylist())
+            held.update(pc.unique(flat_index(column)).to_pylist())
         else:
             held.add(low)
     return frozenset(held)

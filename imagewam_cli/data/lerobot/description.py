@@ -15,6 +15,7 @@ from imagewam_cli.data.lerobot.metadata import load_metadata
 from imagewam_cli.data.lerobot.proposals import BOOKKEEPING, is_numeric, is_text, propose
 from imagewam_cli.data.lerobot.tables import undeclared_features
 from imagewam_cli.data.types import DatasetDescription, FeatureInfo
+from imagewam_cli.files import local_name
 
 
 def describe(root: Path) -> DatasetDescription:
@@ -61,7 +62,7 @@ def _kind(feature: Feature) -> str:
 def _examples(path: Path, keys: tuple[str, ...], tasks: Mapping[int, object]) -> dict[str, str]:
     """Return the first text of each feature, or the task that its first number names; nothing if it is not readable."""
     try:
-        file = pq.ParquetFile(path, pre_buffer=False)
+        file = pq.ParquetFile(local_name(path), pre_buffer=False)
         columns = [key for key in keys if key in file.schema_arrow.names]
         row = next(file.iter_batches(batch_size=1, columns=columns), None) if columns else None
     except (OSError, pa.ArrowException):

@@ -60,7 +60,7 @@ def undeclared_features(path: Path, declared: Collection[str]) -> dict[str, Feat
     Returns nothing if the file cannot be read.
     """
     try:
-        file = pq.ParquetFile(path, pre_buffer=False)
+        file = pq.ParquetFile(local_name(path), pre_buffer=False)
         columns = [name for name in file.schema_arrow.names if name not in declared]
         row = next(file.iter_batches(batch_size=1, columns=columns), None) if columns else None
     except (OSError, pa.ArrowException):
@@ -156,7 +156,7 @@ def episode_runs(
             return
         if batch.num_rows == 0:
             continue
-        index = batch.column("episode_index").to_numpy(zero_copy_only=False)
+        index = flat_index(batch.column("episode_index")).to_numpy(zero_copy_only=False)
         starts = [0, *(np.flatnonzero(np.diff(index)) + 1).tolist(), len(index)]
         for start, stop in itertools.pairwise(starts):
             yield int(index[start]), batch.slice(start, stop - start)
@@ -281,10 +281,8 @@ def _concatenated(rows: Any, features: Sequence[Feature], where: _Place) -> Floa
 
 
 def _scalars(rows: Any, key: str, where: _Place, dtype: npt.DTypeLike) -> Any:
-    column = rows.column(key)
-    if column.null_count:
-        raise DatasetError(f"{where}: {key!r} has {column.null_count} empty values", where.hint)
-    return column.to_numpy().astype(dtype)
+    """Return a column with one number per frame, which may be stored as a list of one."""
+    return _flat_column(rows, key, where, size=1).to_numpy(zero_copy_only=False).astype(dtype)
 
 
 def _vectors(rows: Any, feature: Feature, where: _Place) -> FloatArray:
@@ -327,6 +325,11 @@ def _flat_column(rows: Any, key: str, where: _Place, *, size: int) -> Any:
             "meta/info.json and the data files do not match",
         )
     return values
+
+
+def flat_index(column: Any) -> Any:
+    """Return a column of numbers; some datasets store each as a list of one."""
+    return pc.list_flatten(column) if _is_list(column.type) else column
 
 
 def _is_list(kind: Any) -> bool:

@@ -167,6 +167,20 @@ class TestRows:
         with pytest.warns(ImagewamWarning, match="data file of episodes 1-2"):
             assert len(read(v30)) == 36
 
+    @pytest.mark.parametrize("size", [-1, 1])
+    def test_numbers_may_be_lists_of_one(self, v30: Path, size: int) -> None:
+        def wrap(table: pa.Table) -> pa.Table:
+            for key in ("timestamp", "frame_index", "episode_index", "task_index"):
+                kind = pa.list_(table.schema.field(key).type, size)
+                lists = pa.array([[value] for value in table[key].to_pylist()], kind)
+                table = table.set_column(table.schema.get_field_index(key), key, lists)
+            return table
+
+        edit_table(v30 / DATA, wrap)
+        rows = read(v30)
+        assert [row.timestamp for row in rows[:3]] == pytest.approx([0.0, 0.1, 0.2])
+        assert {row.instruction for row in rows} == {"move"}
+
     def test_an_episode_whose_rows_are_nowhere_is_named(self, v30: Path) -> None:
         edit_table(v30 / DATA, lambda t: t.slice(0, 21))
         with pytest.raises(DatasetError, match="episode 2: no data file has rows of the episode") as caught:
