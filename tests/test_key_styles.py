@@ -12,6 +12,7 @@ from imagewam_cli.cli.app import run
 from imagewam_cli.data.formats import open_dataset
 from imagewam_cli.kvcache.storage.manifests import read_manifest
 from imagewam_cli.policy.bundle import read_bundle
+from tests.support.feature_sets import LENGTHS
 from tests.support.key_styles import STYLES, TOTAL
 
 USUAL = "lerobot"
@@ -44,6 +45,9 @@ def test_a_policy_keeps_the_keys_of_its_dataset(
     assert sorted(manifest.instructions) == sorted(style.instructions)
     assert list(manifest.dataset.state_names) == list(style.state_names)
     assert list(manifest.dataset.action_names) == list(style.action_names)
+    described = results(capsys, "info", cache)
+    assert (described["sentences"], described["episodes"]) == (list(manifest.instructions), "all 3")
+    assert described["keys"]["action"] == manifest.dataset.keys.action
 
     results(capsys, "train-expert", "--cache", cache, "--steps", 2, "--batch", 4, "--out", trained)
     assert read_bundle(trained / "policy").config.keys == manifest.dataset.keys
@@ -91,6 +95,9 @@ def test_info_lists_every_feature_and_the_options_to_pass(
     assert proposed == wanted
     assert instruction is None or values["instruction_features"][0] == instruction
     assert (values["state"], values["action"]) == (list(style.state_names), list(style.action_names))
+
+    tasks = {sentence["text"] for sentence in values["sentences"]}
+    assert tasks == {style.tasks[i % len(style.tasks)] for i in range(len(LENGTHS))}  # also an empty one
 
     chosen = results(capsys, "info", datasets[name], *style.options)
     assert {sentence["text"] for sentence in chosen["sentences"]} == set(style.instructions)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,22 @@ if TYPE_CHECKING:
     from imagewam_cli.editors.loading.hardware import Hardware
     from imagewam_cli.kvcache.format.manifest import Manifest
     from imagewam_cli.kvcache.storage.contract import Storage
+
+
+@contextmanager
+def needs_every_episode() -> Iterator[None]:
+    """Replace hints to leave episodes out: what works on a cache needs every episode that the cache holds."""
+    from imagewam_cli.data.episodes import EXCLUDE, ONLY
+    from imagewam_cli.errors import DatasetError
+
+    try:
+        yield
+    except DatasetError as error:
+        if error.hint is not None and (EXCLUDE in error.hint or ONLY in error.hint):
+            raise DatasetError(
+                error.message, "copy or download these files again: the cache was built from all its episodes"
+            ) from error
+        raise
 
 
 def open_cache_source(

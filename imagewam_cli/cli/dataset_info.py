@@ -118,16 +118,17 @@ def _feature(feature: FeatureInfo) -> dict[str, Any]:
 
 def _sentences(dataset: Dataset) -> tuple[list[dict[str, Any]], int]:
     """Return each instruction with its numbers of episodes and frames, most frequent first, and the frames counted."""
+    from imagewam_cli.data.formats import sentences_of
     from imagewam_cli.errors import DatasetError
 
-    frames: Counter[str] = Counter()
-    episodes: defaultdict[str, set[int]] = defaultdict(set)
+    frames: Counter[str | None] = Counter()
+    episodes: defaultdict[str | None, set[int]] = defaultdict(set)
     count = min(dataset.info.total_rows, _MAX_FRAMES)
     try:
         with output.progress(count, "frame") as bar:
-            for row in islice(dataset.rows(images=False), count):
-                frames[row.instruction] += 1
-                episodes[row.instruction].add(row.episode)
+            for episode, text in islice(sentences_of(dataset), count):
+                frames[text] += 1
+                episodes[text].add(episode)
                 bar.update()
     except DatasetError as error:
         output.say(f"the sentences were not counted to the end: {error.message}")
@@ -151,10 +152,14 @@ def _sentences_title(values: dict[str, Any]) -> str:
 
 def _sentences_table(sentences: list[dict[str, Any]]) -> str:
     lines = [["episodes", "frames", "sentence"]]
-    lines += [[str(s["episodes"]), str(s["frames"]), repr(s["text"])] for s in sentences[:_MAX_LINES]]
+    lines += [[str(s["episodes"]), str(s["frames"]), _quoted(s["text"])] for s in sentences[:_MAX_LINES]]
     if len(sentences) > _MAX_LINES:
         lines.append(["", "", f"and {len(sentences) - _MAX_LINES} more; --format json lists all"])
     return table(lines)
+
+
+def _quoted(text: str | None) -> str:
+    return "(missing)" if text is None else repr(text)
 
 
 def _shortened(names: list[str]) -> str:

@@ -16,10 +16,14 @@ from imagewam_cli.cli.policy_info import describe_bundle, describe_export, descr
 from imagewam_cli.kvcache.storage.location import Location, location
 
 if TYPE_CHECKING:
+    from imagewam_cli.data.types import KeyMap
     from imagewam_cli.kvcache.format.manifest import BuildPart, Manifest
 
 _JSON_ONLY = ("fingerprint", "sha256", "policy")
 """Keys of policies and runs that are printed only as JSON."""
+
+_SENTENCES = 5
+"""Number of sentences of a cache that are printed; --format json prints all."""
 
 
 @takes_dataset_options(only_with="a dataset")
@@ -50,7 +54,7 @@ def info_command(
     reading.require_unused("a dataset")
     values = _cache(address) if isinstance(address, str) else describe(address)
     hidden = () if values["kind"] == "cache" else _JSON_ONLY
-    text = "\n".join(f"{key}: {_text(key, value)}" for key, value in values.items() if key not in hidden)
+    text = "\n".join(f"{key}: {_text(key, value)}" for key, value in _shortened(values).items() if key not in hidden)
     output.result(values, text, format.value)
 
 
@@ -106,6 +110,9 @@ def _cache(address: Location) -> dict[str, Any]:
         "kind": "cache",
         "editor": manifest.fingerprint.get("editor"),
         "dataset": manifest.dataset.path,
+        "keys": _keys(manifest.dataset.keys),
+        "episodes": manifest.dataset.selected or f"all {manifest.dataset.episodes}",
+        "sentences": list(manifest.instructions),
         "rows": manifest.rows,
         "of": manifest.total_rows,
         "complete": manifest.complete,
@@ -122,6 +129,11 @@ def _cache(address: Location) -> dict[str, Any]:
         "layers": [f"{layer.name} {layer.heads}x{layer.head_dim}, {layer.tokens} tokens" for layer in spec.layers],
         "fingerprint": manifest.digest,
     }
+
+
+def _keys(keys: KeyMap) -> dict[str, str]:
+    """Return the features that were read, as the options name them."""
+    return {"state": keys.state, "action": keys.action, "instruction": keys.instruction or "the task of each frame"}
 
 
 def _advice(
@@ -152,6 +164,14 @@ def _run(path: Path) -> dict[str, Any]:
     result = json.loads((path / "result.json").read_text(encoding="utf-8")) if (path / "result.json").exists() else None
     last = metrics[-1]["step"] if metrics else 0
     return {"kind": "run", **run, "last_step": last, **describe_run_policy(path), "result": result}
+
+
+def _shortened(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with a list of many sentences cut for people."""
+    sentences = values.get("sentences", [])
+    if len(sentences) <= _SENTENCES:
+        return values
+    return values | {"sentences": [*sentences[:_SENTENCES], f"... ({len(sentences)} in all)"]}
 
 
 def _text(key: str, value: Any) -> str:

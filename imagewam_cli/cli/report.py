@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from imagewam_cli.cli.cache_source import open_cache_source
+from imagewam_cli.cli.cache_source import needs_every_episode, open_cache_source
 from imagewam_cli.cli.help import INPUT, OUTPUT
 from imagewam_cli.cli.options import (
     CacheOption,
@@ -91,8 +91,9 @@ def report_command(
     reader = CacheReader(chosen_cache(cache))
     hardware = chosen_hardware(device, offload, False)
     policy = None if run is None else Policy.load(existing_policy("--run", run), hardware=hardware, weights=weights)
-    recorded, editor = open_cache_source(reader.storage, reader.manifest, dataset, weights, hardware)
-    with output.progress(rows, "row") as bar:
+    with needs_every_episode():
+        recorded, editor = open_cache_source(reader.storage, reader.manifest, dataset, weights, hardware)
+    with needs_every_episode(), output.progress(rows, "row") as bar:
         result = evaluate_fidelity(reader, recorded, editor, rows=rows, policy=policy, on_rows=bar.update)
     if plot is not None:
         plot_fidelity(result, plot)

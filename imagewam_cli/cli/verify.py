@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imagewam_cli.cli.cache_source import open_cache_source
+from imagewam_cli.cli.cache_source import needs_every_episode, open_cache_source
 from imagewam_cli.cli.help import INPUT
 from imagewam_cli.cli.options import (
     CacheOption,
@@ -74,8 +74,10 @@ def verify_command(
     changed: list[str] = []
     if damages and repair:
         output.say(text)
-        source, editor = open_cache_source(storage, manifest, dataset, weights, chosen_hardware(device, offload, False))
-        with output.progress(sum(e.rows for e in manifest.shards), "row") as bar:
+        hardware = chosen_hardware(device, offload, False)
+        with needs_every_episode():
+            source, editor = open_cache_source(storage, manifest, dataset, weights, hardware)
+        with needs_every_episode(), output.progress(sum(e.rows for e in manifest.shards), "row") as bar:
             changed = repair_cache(address, damages, source, editor, on_rows=bar.update)
         text = f"{address}: repaired {', '.join(damage.file for damage in damages)}" + "".join(
             f"\n{name}: intact, but its bytes differ from before (different machine or library version)"
@@ -105,6 +107,7 @@ def _compared_dataset(storage: Storage, manifest: Manifest, moved: Path | None) 
 
     moved: the folder of the dataset; None: the one that the manifest records.
     """
+    from imagewam_cli.data.episodes import EpisodeSelection
     from imagewam_cli.data.formats import open_dataset
     from imagewam_cli.errors import DatasetError
     from imagewam_cli.kvcache.building.dataset_checksums import changed_dataset_files
@@ -121,7 +124,8 @@ def _compared_dataset(storage: Storage, manifest: Manifest, moved: Path | None) 
         changes = changed_dataset_files(storage, manifest, root, bar.update)
     changed = [{"file": change.file, "what": change.how} for change in changes]
     try:
-        if open_dataset(root, manifest.dataset.keys).info.identity != manifest.dataset.identity:
+        selection = EpisodeSelection.of(manifest.dataset.selected)
+        if open_dataset(root, manifest.dataset.keys, selection).info.identity != manifest.dataset.identity:
             changed.insert(0, {"file": "the metadata", "what": "was changed"})
     except DatasetError as error:
         changed.insert(0, {"file": "the metadata", "what": f"cannot be read: {error.message}"})

@@ -5,6 +5,7 @@ Plugins add formats as a `DatasetFormat`. LeRobot's is built in.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -57,6 +58,19 @@ class ChecksPictures(Protocol):
 
         Raises:
             DatasetError: files are missing, or have too few frames; the message lists all such episodes.
+        """
+        ...
+
+
+@runtime_checkable
+class ListsSentences(Protocol):
+    """A `Dataset` that can read its instructions alone, also those that are missing or empty."""
+
+    def sentences(self) -> Iterator[tuple[int, str | None]]:
+        """Yield the episode and the instruction of every frame; None for a missing one.
+
+        Raises:
+            DatasetError: a file is missing or damaged.
         """
         ...
 
@@ -139,6 +153,17 @@ def _format_of(path: str | Path) -> tuple[DatasetFormat, Path]:
         f"{root} has no {_LEROBOT_MARKER}: it is not a LeRobot dataset",
         _nested_hint(root) or "pass the folder that contains meta/ and data/",
     )
+
+
+def sentences_of(dataset: Dataset) -> Iterator[tuple[int, str | None]]:
+    """Yield the episode and the instruction of every frame.
+
+    Raises:
+        DatasetError: a file is missing or damaged; or an instruction is missing or empty, if the format cannot list it.
+    """
+    if isinstance(dataset, ListsSentences):
+        return dataset.sentences()
+    return ((row.episode, row.instruction) for row in dataset.rows(images=False))
 
 
 def check_pictures(dataset: Dataset) -> None:

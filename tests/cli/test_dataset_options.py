@@ -13,6 +13,7 @@ from imagewam_cli.cli.dataset_options import DatasetOptions
 from imagewam_cli.data.types import KeyMap
 from imagewam_cli.kvcache.reading.reader import CacheReader
 from imagewam_cli.kvcache.storage.manifests import read_manifest
+from tests.support.recordings import record, write_v21
 
 SMALL = ["--image-size", "64x64", "--stride", "40", "--layers", "0", "--codec", "fp32", "--shard-mb", "0.1"]
 
@@ -95,3 +96,44 @@ def test_an_episode_that_does_not_exist_is_refused(tabletop: Path, capsys: pytes
     printed = capsys.readouterr().err
     assert "has no episode 5, which --only-episodes names" in printed
     assert "hint: it has 5 episodes: 0-4" in printed
+
+
+def test_hints_of_a_repair_name_no_option_that_it_lacks(
+    some_episodes: Path, tabletop: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cache needs every episode that it holds."""
+    broken, dataset = (Path(shutil.copytree(a, tmp_path / b)) for a, b in ((some_episodes, "c"), (tabletop, "d")))
+    (broken / "table.safetensors").unlink()
+    next(dataset.glob("data/*/*.parquet")).unlink()
+    where = ["--cache", str(broken), "--dataset", str(dataset), "--weights", str(tiny_weights)]
+    assert run(["-q", "cache", "verify", *where, "--repair"]) == 1
+    hint = capsys.readouterr().err.partition("hint: ")[2]
+    assert hint
+    assert "--exclude-episodes" not in hint
+    assert "--only-episodes" not in hint
+
+
+def test_a_fault_in_an_episode_that_is_left_out_stops_no_command(
+    tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Episode 1 has no length, no rows and no video. What reads the others works, and the cache is found intact."""
+    dataset, cache, trained = write_v21(tmp_path / "set", record()), tmp_path / "cache", tmp_path / "run"
+    for file in dataset.glob("**/episode_000001.*"):
+        file.unlink()
+    episodes = dataset / "meta/episodes.jsonl"
+    episodes.write_text(episodes.read_text().replace('"length": 7', '"length": 0'))
+    others = ["--dataset", str(dataset), "--exclude-episodes", "1"]
+    weights = ["--weights", str(tiny_weights)]
+    small = ["--image-size", "64x64", "--stride", "2", "--layers", "0"]
+    assert run(["cache", "plan", *others, *small, *weights]) == 0
+    assert run(["cache", *others, *small, *weights, "--out", str(cache)]) == 0
+    assert run(["cache", "verify", "--cache", str(cache)]) == 0
+    assert run(["cache", "report", "--cache", str(cache), "--rows", "2", *weights]) == 0
+    steps = ["--steps", "1", "--batch", "2"]
+    assert run(["train-expert", "--online", *others, *small, *weights, *steps, "--out", str(trained)]) == 0
+    assert run(["eval", "--policy", str(trained), *others, *weights]) == 0
+    assert run(["attention", "--policy", str(trained), *others, *weights, "--rows", "4", "--target", "end"]) == 0
+    assert run(["info", str(dataset), "--exclude-episodes", "1"]) == 0
+    capsys.readouterr()
+    assert run(["eval", "--policy", str(trained), "--dataset", str(dataset), *weights]) == 1
+    assert "--exclude-episodes 1" in capsys.readouterr().err

@@ -116,6 +116,23 @@ class LeRobotDataset:
         wanted, cuts = self._check_files(self._wanted(episodes), cameras.values())
         return self._stream(wanted, stride, cameras, cuts)
 
+    def sentences(self) -> Iterator[tuple[int, str | None]]:
+        """Yield the episode and the instruction of every frame, also of those that `rows` refuses: empty or missing.
+
+        Raises:
+            DatasetError: a file is missing or damaged (raised while iterating).
+        """
+        located, faults = self._data_files.locate(self._wanted(None))
+        if faults:
+            raise episode_error(faults, list(self._by_index))
+        alone = replace(self._selection, state=(), action=(), cameras={})
+        for path, group in itertools.groupby(located, key=lambda episode: episode.data_file):
+            together = list(group)
+            for episode, table in zip(together, read_episode_tables(path, together, alone), strict=True):
+                for found in table.instruction:
+                    text = self._metadata.tasks.get(int(found)) if isinstance(found, np.integer) else found
+                    yield episode.index, None if text is None else str(text)
+
     def check_pictures(self) -> None:
         """Check the files of all episodes, and that videos have their frames, without decoding.
 
