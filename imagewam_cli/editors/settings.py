@@ -19,6 +19,9 @@ from imagewam_cli.prefix.spec import ComputeDtype, Mode, Quantization, RoundingN
 
 C = TypeVar("C", bound=str)
 
+LARGEST_POOL = 1024
+"""No editor has more picture tokens in a row."""
+
 
 def _option(metavar: str | None, help: str) -> dict[str, str | None]:
     """Return the metadata of a field that is also an option of the command line: `--` and its name."""
@@ -98,6 +101,10 @@ class PrefixOptions:
             raise UsageError(
                 f"pool must be at least 1, got {self.pool}",
                 "--pool 1 keeps every token; --pool 2 keeps one token per 2 x 2 cell",
+            )
+        if self.pool > LARGEST_POOL:
+            raise UsageError(
+                f"pool must be at most {LARGEST_POOL}, got {self.pool}", "--pool 2 keeps one token per 2 x 2 cell"
             )
         if self.random_weights and self.quantization != "none":
             raise UsageError(

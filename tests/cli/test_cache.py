@@ -78,6 +78,7 @@ def test_a_pool_of_0_is_refused(capsys: pytest.CaptureFixture[str], tabletop: Pa
     ("option", "value", "message", "hint"),
     [
         ("--segments", "text, sky", "--segments is 'sky'", "choose one of: reference, target, text"),
+        ("--pool", "9" * 20, f"pool must be at most 1024, got {'9' * 20}", "--pool 2"),
         ("--timestep", "2", "timestep must be in [0, 1], got 2.0", "--timestep"),
         ("--layers", "every:0", "'all', 'every:N' or a list like '0,4,9', N from 1, got 'every:0'", "--layers"),
         ("--layers", "0,9", "the editor has layers 0 to 5", "--layers"),
