@@ -120,14 +120,14 @@ def bulk_of(column: Float64Array) -> Bulk | None:
 def _constant_notes(field: FieldName, names: Sequence[str], normalizer: Normalizer) -> Iterator[str]:
     constants = constant_values(names, normalizer)
     if constants:
-        listed = ", ".join(f"{name!r} = {value:.9g}" for name, value in constants.items())
+        listed = ", ".join(f"{name!r} = {_exact(value)}" for name, value in constants.items())
         does = "the policy always returns this value" if field == "action" else "the policy ignores it"
         yield f"{field} {listed}: constant in the training rows; {does}"
     if normalizer.mode == "identity" and field == "action":
         as_scaled = Normalizer(mode="min_max", stats=normalizer.stats)
         constants = constant_values(names, as_scaled)
         if constants:
-            listed = ", ".join(f"{name!r} = {value:.9g}" for name, value in constants.items())
+            listed = ", ".join(f"{name!r} = {_exact(value)}" for name, value in constants.items())
             yield (
                 f"action {listed}: constant in the training rows, but without normalization the model's error is "
                 "added to it; normalize_action=min_max returns it exactly"
@@ -217,6 +217,11 @@ def _share(rows: npt.NDArray[np.intp], column: Float64Array, place: Callable[[in
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2g} %"
+
+
+def _exact(value: float) -> str:
+    """Write a number with the fewest digits that tell it from its neighbors, in float32 if that holds it."""
+    return str(np.float32(value)) if is_float32(np.array(value)) else repr(value)
 
 
 def _range(low: float, high: float) -> str:

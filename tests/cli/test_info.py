@@ -13,9 +13,13 @@ import pytest
 
 from imagewam_cli.cli.app import run
 from imagewam_cli.cli.output import bytes_text
+from imagewam_cli.data.normalization import Normalizer, Rule, RunningStats
+from imagewam_cli.errors import ImagewamWarning
 from imagewam_cli.export import ExportReport
 from imagewam_cli.kvcache.format.manifest import SHARDS, BuildPart
 from imagewam_cli.kvcache.storage.manifests import put_manifest, read_manifest, storage_at
+from imagewam_cli.policy.bundle import read_bundle, write_bundle
+from imagewam_cli.policy.policy import Policy
 from tests.support.recordings import record, write_v21
 
 
@@ -143,3 +147,35 @@ def test_episodes_that_cannot_be_read_are_warned_of(tmp_path: Path, capsys: pyte
     assert "episodes: 3" in printed.out
     assert "episode_000001.mp4, episode 1: the file is missing" in printed.err
     assert "--only-episodes 0,2" in printed.err
+
+
+@pytest.mark.parametrize("rule", ["relative", "absolute"])
+def test_a_policy_names_its_constant_dimensions(
+    rule: Rule, policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stats = RunningStats(3)
+    stats.update([[0.0, 1.5, -4e-5], [1.0, 1.5, 4e-5]])
+    normalizer = Normalizer(mode="min_max", stats=stats.result(), rule=rule)
+    written = dataclasses.replace(read_bundle(policy_folder), action_normalizer=normalizer)
+    write_bundle(tmp_path / "policy", written)
+    assert read_bundle(tmp_path / "policy") == written
+    found = json_of(capsys, "info", str(tmp_path / "policy"))
+    assert found["constant_actions"] == ({"y": 1.5} if rule == "relative" else {})
+    assert found["constant_states"] == {}
+    assert found["unscaled_actions"] == ([] if rule == "relative" else ["y", "grip"])
+    assert len(found["normalization_faults"]) == (rule == "absolute")
+    # An older imagewam would act differently by the new rule, so it must refuse the folder.
+    version = json.loads((tmp_path / "policy/policy.json").read_text())["version"]
+    assert version == (2 if rule == "relative" else 1)
+
+
+def test_loading_a_policy_of_the_older_rule_names_what_reaches_the_robot(
+    policy_folder: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(policy_folder, tmp_path / "policy"))
+    stats = RunningStats(3)
+    stats.update([[0.0, 1.5, -1.0], [1.0, 1.5, 1.0]])
+    older = Normalizer(mode="min_max", stats=stats.result(), rule="absolute")
+    write_bundle(folder, dataclasses.replace(read_bundle(folder), action_normalizer=older))
+    with pytest.warns(ImagewamWarning, match=r"action 'y' \(1.5\).*the model's error reaches the robot as it is"):
+        Policy.load(folder, weights=tiny_weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,8 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagewam_cli.data.normalization import Normalizer, RunningStats
 from imagewam_cli.data.types import Observation
 from imagewam_cli.export import ExportReport
+from imagewam_cli.export.description import describe
+from imagewam_cli.policy.bundle import BundleParts, read_bundle
 from imagewam_cli.policy.policy import Policy
 from imagewam_cli.runtime.actions import PlanError
 from imagewam_cli.runtime.export_folder import ExportFolderError
@@ -315,3 +319,67 @@ def made_before(export: Path, copy: Path) -> Path:
 def edit(folder: Path, **values: object) -> None:
     description = json.loads((folder / "onnx.json").read_text())
     (folder / "onnx.json").write_text(json.dumps(description | values))
+
+
+class TestUnusualDimensions:
+    """A locked joint, meters per step, and UTM coordinates with millimeters, as the torch policy and the export act."""
+
+    @pytest.fixture(scope="class")
+    def parts(self, policy_folder: Path) -> BundleParts:
+        moving = np.linspace(-1, 1, 100)
+        states = RunningStats(3)
+        states.update(np.stack([np.full(100, 0.3), 4.5e6 + 0.005 * moving, moving], axis=1))
+        actions = RunningStats(3)
+        actions.update(np.stack([np.full(100, 1.57), 4e-5 * moving, 4.5e6 + 0.005 * moving], axis=1))
+        return dataclasses.replace(
+            read_bundle(policy_folder),
+            state_normalizer=Normalizer(mode="min_max", stats=states.result()),
+            action_normalizer=Normalizer(mode="min_max", stats=actions.result()),
+        )
+
+    @pytest.fixture(scope="class")
+    def unusual(self, parts: BundleParts, onnx_export: ExportReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("unusual") / "export"
+        shutil.copytree(onnx_export.folder, folder)
+        described = describe(parts, None, files={}, opset=17, levels=())
+        edit(folder, state=described["state"], action=described["action"])
+        return folder
+
+    @pytest.fixture(scope="class")
+    def scenes(self) -> list[Observation]:
+        states = ([0.301, 4_500_000.001, 0.5], [0.3, 4_500_000.003, 0.5])
+        scene = observation(21)
+        return [Observation(images=scene.images, state=np.array(s), instruction=scene.instruction) for s in states]
+
+    def test_the_export_acts_as_torch_does(
+        self, parts: BundleParts, unusual: Path, live: Policy, scenes: list[Observation]
+    ) -> None:
+        torch_policy = Policy(parts, live.expert, live.editor)
+        exported = OnnxPolicy.load(unusual)
+        np.testing.assert_array_equal(exported.normalized_state(scenes), torch_policy.normalized_state(scenes).numpy())
+        np.testing.assert_allclose(exported.normalized_state(scenes)[:, :2], [[0, 0.2], [0, 0.6]], atol=1e-6)
+        found, expected = exported.chunks(scenes), torch_policy.chunks(scenes)
+        assert found.dtype == expected.dtype == np.float64
+        assert (found[..., 0] == 1.57).all()
+        assert (expected[..., 0] == 1.57).all()
+        scale = parts.action_normalizer.scale
+        np.testing.assert_allclose((found - expected)[..., 1:] * scale[1:], 0, atol=TOLERANCE)
+        # A predicted 1 is 5 mm from the middle, so millimeters are in the commands.
+        assert np.ptp(expected[..., 2]) > 1e-4
+        assert np.abs(expected[..., 2] - 4.5e6).max() < 0.05
+
+    def test_an_older_copy_of_the_script_returns_the_constant_too(
+        self, unusual: Path, scenes: list[Observation], tmp_path: Path
+    ) -> None:
+        """It knows only scale and offset."""
+        folder = Path(shutil.copytree(unusual, tmp_path / "older"))
+        newer = json.loads((folder / "onnx.json").read_text())["action"]
+        edit(folder, action={key: newer[key] for key in ("names", "scale", "offset")})
+        assert (OnnxPolicy.load(folder).chunks(scenes)[..., 0] == np.float32(1.57)).all()
+
+    def test_numbers_of_the_description_are_plain_json(self, unusual: Path) -> None:
+        text = (unusual / "onnx.json").read_text()
+        assert "Infinity" not in text
+        assert "NaN" not in text
+        action = json.loads(text)["action"]
+        assert (action["constant"], action["dtype"], action["unscaled"]) == ([1.57, None, None], "float64", [])

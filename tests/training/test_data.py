@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from itertools import islice
@@ -15,13 +16,15 @@ import pytest
 import torch
 
 from imagewam_cli.data.types import Row
-from imagewam_cli.errors import CacheError
+from imagewam_cli.errors import CacheError, ImagewamWarning
 from imagewam_cli.kvcache.building.build import build_cache
 from imagewam_cli.kvcache.building.shard_plan import BuildSettings
 from imagewam_cli.kvcache.codecs.cast import FLOAT32
 from imagewam_cli.kvcache.reading.torch_dataset import BatchOrder, PrefixDataset
+from imagewam_cli.policy.bundle import read_bundle
 from imagewam_cli.training import data as training_data
 from imagewam_cli.training.data import Batch, ExpertData, Indices, TimedBatches
+from imagewam_cli.training.loop import Trainer
 from imagewam_cli.training.prefixes import CachedPrefixes
 from imagewam_cli.training.recipe import ExpertRecipe, PolicyRecipe, TrainRecipe
 from tests.support.arithmetic_editor import ArithmeticEditor, MemoryDataset
@@ -274,3 +277,56 @@ def scaled(values: np.ndarray, among: list[np.ndarray]) -> np.ndarray:
 def test_the_memory_dataset_has_the_row_numbers_that_the_tests_assume(dataset: MemoryDataset) -> None:
     rows: list[Row] = list(dataset.rows())
     assert [(r.row, r.episode, r.frame) for r in rows] == [(8 * e + f, e, f) for e in range(6) for f in range(8)]
+
+
+class UnusualDataset(MemoryDataset):
+    """UTM coordinates with millimeters, a locked joint, and a gripper that is open in one frame, in float64."""
+
+    def rows(self, **options: Any) -> Iterator[Row]:
+        for row in super().rows(**options):
+            state = np.array([4_500_000.0 + 0.001 * row.row, 0.3])
+            action = np.array([1.57, 4e-5 * np.sin(row.row), float(row.row == 3)])
+            yield dataclasses.replace(row, state=state, action=action)
+
+
+class TestUnusualDimensions:
+    @pytest.fixture(scope="class")
+    def unusual(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("caches") / "unusual"
+        dataset = UnusualDataset([LENGTH] * EPISODES)
+        build_cache(dataset, ArithmeticEditor(), folder, FLOAT32, BuildSettings(shard_mb=0.03))
+        return folder
+
+    def test_millimeters_of_utm_coordinates_reach_the_batch(self, unusual: Path, recipe: TrainRecipe) -> None:
+        data = ExpertData(CachedPrefixes(unusual), dataclasses.replace(recipe, validation_fraction=0.0))
+        batch = data.batch(data.train_rows)
+        expected = 2 * np.arange(EPISODES * LENGTH) / (EPISODES * LENGTH - 1) - 1
+        np.testing.assert_allclose(batch.state[:, 0], expected, atol=1e-6)
+        assert (batch.state[:, 1] == 0).all()
+        assert (batch.actions[..., 0] == 0).all()
+        assert batch.actions[..., 1].abs().max() > 0.99
+
+    def test_the_dimensions_are_named_with_episode_and_frame(self, unusual: Path, recipe: TrainRecipe) -> None:
+        recipe = dataclasses.replace(recipe, validation_fraction=0.0, normalize_action="mean_std")
+        source = CachedPrefixes(unusual)
+        info = dataclasses.replace(
+            source.info.dataset, state_names=("north", "lift"), action_names=("arm", "dx", "grip")
+        )
+        source.info = dataclasses.replace(source.info, dataset=info)
+        state, action, clamped = ExpertData(source, recipe).notes()
+        assert "state 'lift' = 0.3" in state
+        assert "action 'arm' = 1.57" in action
+        assert "action 'grip': its range 0 to 1 is that of 1 of 48 rows (2.1 %, first: episode 0, frame 3)" in clamped
+        assert "normalize_action=min_max" in clamped
+
+    def test_a_run_warns_of_them_and_returns_the_constant(
+        self, unusual: Path, recipe: TrainRecipe, tmp_path: Path
+    ) -> None:
+        with pytest.warns(ImagewamWarning, match="constant in the training rows; the policy always returns this value"):
+            Trainer(CachedPrefixes(unusual), dataclasses.replace(recipe, steps=2)).train(tmp_path / "run")
+        assert json.loads((tmp_path / "run/policy/policy.json").read_text())["version"] == 2
+        normalizer = read_bundle(tmp_path / "run/policy").action_normalizer
+        assert normalizer.denormalize(np.full((1, 3), 0.7))[0, 0] == 1.57
+        with pytest.warns(ImagewamWarning):
+            dry = Trainer(CachedPrefixes(unusual), dataclasses.replace(recipe, steps=2)).dry_run(1)
+        assert dry.steps == 2
