@@ -114,7 +114,9 @@ def _require_usual(info: Info, keys: KeyMap) -> None:
     missing = [role for role in usual if usual[role] and getattr(USUAL_KEYS, role) not in info.features]
     if "state" in missing and _has_no_state(info, _listed(info, keys.action, "action")):
         missing.remove("state")
-    proposed = proposal.options(missing)
+    # An action that was named as the state is proposed as the action, so another state is proposed with it.
+    swapped = "action" in missing and set(_listed(info, keys.state, "state")) & set(proposal.action)
+    proposed = proposal.options(["state", "action"] if swapped else missing)
     if missing and proposed:
         wanted = " and ".join(f"{getattr(USUAL_KEYS, role)!r} for the {role}" for role in missing)
         raise DatasetError(

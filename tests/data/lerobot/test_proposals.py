@@ -83,6 +83,12 @@ class TestHints:
             open_dataset(root, KeyMap(state="ar", action="arm"))
         assert str(caught.value.hint) == "did you mean 'arm2'? (pass it with --state-key)"
 
+    def test_an_action_named_as_the_state_is_answered_with_both_keys(self, tmp_path: Path) -> None:
+        root = write_features(tmp_path / "set", {"actions": Column(shape=[2]), "state": Column(shape=[2])})
+        with pytest.raises(DatasetError) as caught:
+            open_dataset(root, KeyMap(state="actions"))
+        assert str(caught.value.hint).startswith("pass --state-key state --action-key actions,")
+
     def test_one_feature_is_not_both(self, tmp_path: Path) -> None:
         root = write_features(tmp_path / "set", {"action": Column(shape=[2]), "state": Column(shape=[2])})
         with pytest.raises(UsageError, match="'action' is both the state and the action") as caught:
