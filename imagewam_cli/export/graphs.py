@@ -37,8 +37,9 @@ several times slower.
 IR_VERSION = 10
 """Version of the file format that belongs to the opset."""
 
-MIN_ONNXRUNTIME = "1.18"
-"""First version that reads this opset and file format."""
+_MIN_ONNXRUNTIME, _MIN_ONNXRUNTIME_DOUBLE = "1.18", "1.30"
+"""First versions that read this opset and file format, and that compute sine and cosine in float64 on the CPU, as
+rotary positions need: 1.28 refuses such a graph."""
 
 MAX_WEIGHT_BYTES = 2**31 - 2**24
 """Maximum size of the weights inside an .onnx file, in bytes: protobuf's limit minus space for the graph.
@@ -163,6 +164,16 @@ def trace(graph: Graph, name: str, weights: Path) -> ModelProto:
     model.ir_version = IR_VERSION
     _remove_traces(model.graph)
     return model
+
+
+def min_onnxruntime(model: ModelProto) -> str:
+    """Return the oldest version of onnxruntime that runs a traced model on the CPU."""
+    from onnx import TensorProto
+
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    trigonometric = (node for node in model.graph.node if node.op_type in ("Sin", "Cos"))
+    double = any(types.get(node.input[0]) == TensorProto.DOUBLE for node in trigonometric)
+    return _MIN_ONNXRUNTIME_DOUBLE if double else _MIN_ONNXRUNTIME
 
 
 class _Positional(nn.Module):

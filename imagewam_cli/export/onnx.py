@@ -115,7 +115,7 @@ def _write(policy: Policy, prefix: PrefixGraph | None, folder: Path) -> dict[str
     """Write the other files; return the content of `onnx.json`, which has no measured errors yet."""
     from imagewam_cli.expert.flow import FlowSchedule
     from imagewam_cli.export.description import describe
-    from imagewam_cli.export.graphs import MIN_ONNXRUNTIME, OPSET, step_graph, trace
+    from imagewam_cli.export.graphs import OPSET, min_onnxruntime, step_graph, trace
     from imagewam_cli.export.runtime_script import runtime_script
     from imagewam_cli.export.unroll import unroll
 
@@ -127,12 +127,17 @@ def _write(policy: Policy, prefix: PrefixGraph | None, folder: Path) -> dict[str
     np.save(folder / FILES["noise"], policy.initial_noise(1)[0].numpy(), allow_pickle=False)
     files = FILES if prefix is None else FILES | PREFIX_FILES
     files |= {role: name for role, name in WEIGHT_FILES.items() if (folder / name).exists()}
-    description = describe(
-        policy.parts, prefix, files=files, opset=OPSET, min_onnxruntime=MIN_ONNXRUNTIME, levels=levels
-    )
+    oldest = max(min_onnxruntime(_header(folder / name)) for name in files.values() if name.endswith(".onnx"))
+    description = describe(policy.parts, prefix, files=files, opset=OPSET, min_onnxruntime=oldest, levels=levels)
     _write_description(folder, description)
     (folder / RUNTIME).write_text(runtime_script(), encoding="utf-8")
     return description
+
+
+def _header(path: Path) -> ModelProto:
+    import onnx
+
+    return onnx.load(path, load_external_data=False)
 
 
 def _write_description(folder: Path, description: dict[str, Any]) -> None:

@@ -97,7 +97,7 @@ def test_an_export_is_described_in_bytes(
         [*"xy", "grip"],
     )
     assert (found["fps"], found["horizon"], found["execute"]) == (10.0, 5, 2)
-    assert found["onnxruntime"] == ">=1.18"
+    assert found["onnxruntime"] == ">=1.30"  # its rotary positions are float64
     assert found["files"] == dict(onnx_export.files)
     assert found["bytes"] == sum(onnx_export.files.values())
     content = (onnx_export.folder / "loop.onnx").read_bytes()
