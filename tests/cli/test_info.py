@@ -20,6 +20,7 @@ from imagewam_cli.kvcache.format.manifest import SHARDS, BuildPart
 from imagewam_cli.kvcache.storage.manifests import put_manifest, read_manifest, storage_at
 from imagewam_cli.policy.bundle import read_bundle, write_bundle
 from imagewam_cli.policy.policy import Policy
+from tests.support.policies import ACTION_NAMES, STATE_NAMES
 from tests.support.recordings import record, write_v21
 
 
@@ -116,7 +117,7 @@ def test_a_policy_is_described_in_bytes(policy_folder: Path, capsys: pytest.Capt
     sizes = {path.name: path.stat().st_size for path in policy_folder.iterdir()}
     assert (found["files"], found["bytes"]) == (sizes, sum(sizes.values()))
     assert (found["editor"], found["cameras"], found["fps"]) == ("tiny", ["top"], 10.0)
-    assert found["state_names"] == found["action_names"] == ["x", "y", "grip"]
+    assert (found["state_names"], found["action_names"]) == (list(STATE_NAMES), list(ACTION_NAMES))
 
 
 def test_list_finds_caches_in_any_folder(
@@ -160,9 +161,9 @@ def test_a_policy_names_its_constant_dimensions(
     write_bundle(tmp_path / "policy", written)
     assert read_bundle(tmp_path / "policy") == written
     found = json_of(capsys, "info", str(tmp_path / "policy"))
-    assert found["constant_actions"] == ({"y": 1.5} if rule == "relative" else {})
+    assert found["constant_actions"] == ({"dy": 1.5} if rule == "relative" else {})
     assert found["constant_states"] == {}
-    assert found["unscaled_actions"] == ([] if rule == "relative" else ["y", "grip"])
+    assert found["unscaled_actions"] == ([] if rule == "relative" else ["dy", "grip"])
     assert len(found["normalization_faults"]) == (rule == "absolute")
     # An older imagewam would act differently by the new rule, so it must refuse the folder.
     version = json.loads((tmp_path / "policy/policy.json").read_text())["version"]
@@ -177,5 +178,5 @@ def test_loading_a_policy_of_the_older_rule_names_what_reaches_the_robot(
     stats.update([[0.0, 1.5, -1.0], [1.0, 1.5, 1.0]])
     older = Normalizer(mode="min_max", stats=stats.result(), rule="absolute")
     write_bundle(folder, dataclasses.replace(read_bundle(folder), action_normalizer=older))
-    with pytest.warns(ImagewamWarning, match=r"action 'y' \(1.5\).*the model's error reaches the robot as it is"):
+    with pytest.warns(ImagewamWarning, match=r"action 'dy' \(1.5\).*the model's error reaches the robot as it is"):
         Policy.load(folder, weights=tiny_weights)
