@@ -31,8 +31,10 @@ def imagewam_editors() -> list[EditorEntry]:
                 "text_encoder": Component("transformers:Qwen2_5_VLForConditionalGeneration", 8_292_166_656),
                 "tokenizer": Component("transformers:Qwen2Tokenizer"),
                 # only the picture half of the processor is used, always with Pillow: torchvision, if installed, would
-                # resize to different pixels
-                "text_processor": Component("transformers:Qwen2VLImageProcessorPil"),
+                # resize to different pixels. transformers 5.4 exports this class only with torchvision
+                "text_processor": Component(
+                    "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl:Qwen2VLImageProcessorPil"
+                ),
             },
             config={"num_layers": 10, "num_single_layers": 20},
             repo="meituan-longcat/LongCat-Image-Edit",

@@ -33,6 +33,10 @@ from imagewam_longcat.prompt import LongCatPrompt, picture_tokens
 if TYPE_CHECKING:
     from diffusers import LongCatImageTransformer2DModel
 
+_RELEASED_PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+"""Least and greatest number of pixels that LongCat's own processor reads. Not taken from its class, whose defaults
+transformers 5.4 overwrites with those of the folder that was loaded last."""
+
 
 class LongCatEditor(JointEditor):
     """A LongCatImageEditPipeline folder as an `Editor`."""
@@ -45,9 +49,9 @@ class LongCatEditor(JointEditor):
 
     @classmethod
     def picture_text(cls, settings: PrefixSettings) -> int:
-        from transformers import Qwen2VLImageProcessorPil
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-        return picture_tokens(Qwen2VLImageProcessorPil(), settings.image_size)
+        return picture_tokens(Qwen2VLImageProcessorPil(size=dict(_RELEASED_PIXELS)), settings.image_size)
 
     def fingerprint_extras(self) -> Mapping[str, object]:
         return {"preamble": self._prompts.preamble}

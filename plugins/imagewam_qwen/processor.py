@@ -10,7 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen2VLProcessor
+from transformers import AutoTokenizer, Qwen2VLProcessor
+
+# transformers 5.4 exports this class only with torchvision, which it does not use
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,5 +38,5 @@ class PictureProcessor(Qwen2VLProcessor):  # type: ignore[misc]
 
 def picture_tokens(image_processor: Qwen2VLImageProcessorPil, size: tuple[int, int]) -> int:
     """Return the number of text tokens that represent a picture of (height, width) pixels."""
-    patches: int = image_processor.get_number_of_image_patches(*size)
+    patches: int = image_processor.get_number_of_image_patches(*size, {})  # 5.5 and older fail without the dict
     return patches // int(image_processor.merge_size) ** 2

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import typer
 
 from imagewam_cli.cli.reference import PATH, REFRESH, page
 from tests.support.paths import ROOT
 
+WRITTEN_BY = "0.29"
+"""typer whose wording the page has; older ones describe some defaults and ranges differently."""
 
+
+@pytest.mark.skipif(not typer.__version__.startswith(WRITTEN_BY), reason=f"the page was written by typer {WRITTEN_BY}")
 def test_the_page_matches_the_help() -> None:
     path = ROOT / PATH
     written = path.read_text(encoding="utf-8") if path.exists() else ""

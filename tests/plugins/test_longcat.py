@@ -17,7 +17,7 @@ import pytest
 import torch
 from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from PIL import Image
-from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from imagewam_cli.editors.installed import installed_editor, load_editor
 from imagewam_cli.editors.settings import PrefixOptions
@@ -179,7 +179,7 @@ def test_the_pipelines_wording_is_part_of_the_fingerprint(folder: Path, monkeypa
 
 def test_pictures_are_always_resized_with_pillow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`AutoImageProcessor` would use torchvision if it is installed, which gives other pixels."""
-    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", None)
+    monkeypatch.setattr("transformers.models.auto.image_processing_auto.AutoImageProcessor.from_pretrained", None)
     assert isinstance(load.__wrapped__(folder).part["text_processor"], Qwen2VLImageProcessorPil)
 
 
@@ -187,7 +187,8 @@ def test_trimmed_text_needs_the_released_picture_processor(folder: Path, tmp_pat
     """Padded text gives positions by its length. Trimmed text needs the released number of picture tokens."""
     other = shutil.copytree(folder, tmp_path / NAME)
     path = other / "text_processor" / "preprocessor_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"min_pixels": 112 * 112}))
+    config = {key: value for key, value in json.loads(path.read_text()).items() if not key.endswith("_pixels")}
+    path.write_text(json.dumps(config | {"size": {"shortest_edge": 112 * 112, "longest_edge": 256 * 28 * 28}}))
     load.__wrapped__(other, text_padding="keep").encode(pictures(1), INSTRUCTIONS[:1])
     with pytest.raises(EditorError, match="LongCat's own processor gives 8") as caught:
         load.__wrapped__(other, text_padding="trim")

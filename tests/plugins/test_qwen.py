@@ -20,7 +20,7 @@ from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
 from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image
-from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from imagewam_cli.editors.installed import installed_editor, load_editor
 from imagewam_cli.editors.settings import PrefixOptions
@@ -302,7 +302,7 @@ def test_templates_and_sizes_from_diffusers_are_in_the_fingerprint(
 
 def test_pictures_are_always_resized_with_pillow(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """`AutoImageProcessor` would use torchvision if it is installed, which gives other pixels."""
-    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", None)
+    monkeypatch.setattr("transformers.models.auto.image_processing_auto.AutoImageProcessor.from_pretrained", None)
     assert isinstance(load(folders, BASE).part["processor"].image_processor, Qwen2VLImageProcessorPil)
 
 

@@ -17,7 +17,8 @@ from diffusers import (
     LongCatImageTransformer2DModel,
 )
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoImageProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.support.editors.flux_kontext import flux_vae
 
@@ -75,7 +76,7 @@ def load_pipeline(path: Path) -> Any:
         vae=AutoencoderKL.from_pretrained(path / "vae"),
         text_encoder=Qwen2_5_VLForConditionalGeneration.from_pretrained(path / "text_encoder"),
         tokenizer=Qwen2Tokenizer.from_pretrained(path / "tokenizer"),
-        text_processor=ImageProcessorAlone(AutoImageProcessor.from_pretrained(path / "text_processor")),
+        text_processor=ImageProcessorAlone(Qwen2VLImageProcessorPil.from_pretrained(path / "text_processor")),
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(path / "scheduler"),
     )
 

@@ -133,7 +133,7 @@ def save_processor(path: Path, tokenizer: Any) -> None:
 
     The processor itself cannot be created here, because its video part needs torchvision.
     """
-    from transformers import Qwen2VLImageProcessorPil
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     tokenizer.save_pretrained(path / "processor")
     Qwen2VLImageProcessorPil(size=dict(_PIXELS_READ)).save_pretrained(path / "processor")
