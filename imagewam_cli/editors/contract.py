@@ -41,6 +41,9 @@ class WeightsIdentity:
     revision: str | None
     """Commit on the Hub; None if the weights are not from the Hub."""
     sha256: str
+    """Digest of the files that are used."""
+    former: str | None = None
+    """Digest as older versions computed it, if the folder has weights that are not used; else None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,8 +246,10 @@ class Editor(abc.ABC):
         """Return what determines the numbers in a cache: editor, weights, settings.
 
         Fingerprints that differ only in `revision`, the origin of the weights, belong to interchangeable prefixes.
+        `weights_former` is `WeightsIdentity.former`, if there is one.
         """
-        return {
+        former = {} if self.weights.former is None else {"weights_former": self.weights.former}
+        return former | {
             "editor": self.entry.name,
             "weights": self.weights.sha256,
             "revision": self.weights.revision,

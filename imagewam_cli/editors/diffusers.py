@@ -29,11 +29,11 @@ from imagewam_cli.editors.contract import (
     WeightsIdentity,
 )
 from imagewam_cli.editors.loading.attention_backend import override_environment, use_torch_attention
+from imagewam_cli.editors.loading.components import read_config, require_components
+from imagewam_cli.editors.loading.fit import meta_model
 from imagewam_cli.editors.loading.folder import (
     PipelinePart,
-    digest,
     load_part,
-    part_config,
     part_tensors,
     require_family,
     require_names,
@@ -42,7 +42,10 @@ from imagewam_cli.editors.loading.folder import (
 )
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
 from imagewam_cli.editors.loading.hub import find_snapshot
+from imagewam_cli.editors.loading.identity import LoadedFiles
 from imagewam_cli.editors.loading.placement import Placement
+from imagewam_cli.editors.loading.shared_sizes import SharedSize
+from imagewam_cli.editors.loading.vocabulary import require_chat_template, require_vocabulary
 from imagewam_cli.editors.settings import PrefixOptions, PrefixSettings, resolve
 from imagewam_cli.editors.text import (
     InstructionCheck,
@@ -82,6 +85,8 @@ class DiffusersEditor(Editor):
     would need more memory than the encoders."""
     text_tokenizer: ClassVar[str] = "tokenizer"
     """Component whose tokens are the text states."""
+    chat_tokenizers: ClassVar[tuple[str, ...]] = ()
+    """Components whose chat template the prompt is written in."""
     reads_picture: ClassVar[bool] = False
     """Whether the text encoder also sees the picture. Text states then belong to a row, not to an instruction."""
     release: ClassVar[ReleaseNames | None] = None
@@ -109,12 +114,17 @@ class DiffusersEditor(Editor):
         """Loaded components: sub-folder of the pipeline -> object."""
         classes = self.part_classes()
         require_family(folder, self.entry.family, [name for name in classes if self._folder_of(name) == folder])
+        folders = {name: self._folder_of(name) for name in classes}
+        self._files = LoadedFiles(folders, classes)
+        require_components(folders, classes)
+        self._require_shared_sizes(folders)
         # Text encoders come first. If they can be freed before the denoiser is loaded, peak memory is the larger of the
         # two, not their sum.
         late = [
             name for name, kind in classes.items() if issubclass(kind, nn.Module) and name not in self.text_encoders
         ]
         self._load_parts(name for name in classes if name not in late)
+        self._require_vocabularies()
         check = InstructionCheck(self._prompt_tokens)
         self._texts = TextStates(
             self._embed, self._text_tokens, instructions, self.device, check=check.require_distinct
@@ -142,7 +152,10 @@ class DiffusersEditor(Editor):
 
     @classmethod
     def require_weights(cls, weights: Path | None = None) -> None:
-        require_family(cls._weights_folder(weights), cls.entry.family, cls.part_classes())
+        folder, classes = cls._weights_folder(weights), cls.part_classes()
+        require_family(folder, cls.entry.family, classes)
+        require_components(dict.fromkeys(classes, folder), classes)
+        cls._require_shared_sizes(dict.fromkeys(classes, folder))
 
     @classmethod
     def released_weights(cls, weights: Path | None = None) -> dict[str, Tensor]:
@@ -150,6 +163,7 @@ class DiffusersEditor(Editor):
             return super().released_weights(weights)
         folder, denoiser = cls._weights_folder(weights), cls.entry.denoiser
         require_family(folder, cls.entry.family, [denoiser])
+        require_components({denoiser: folder}, {denoiser: cls.part_classes()[denoiser]})
         return cls.release.to_release(part_tensors(folder, denoiser))
 
     @classmethod
@@ -160,8 +174,8 @@ class DiffusersEditor(Editor):
             return super().write_released(released, out, weights=weights)
         folder, denoiser = cls._weights_folder(weights), cls.entry.denoiser
         require_family(folder, cls.entry.family, [denoiser])
-        config = part_config(folder, denoiser)
-        expected = _weightless(cls.part_classes()[denoiser], config).state_dict()
+        config = read_config(folder / denoiser)
+        expected = meta_model(cls.part_classes()[denoiser], config).state_dict()
         wanted = cls.release.to_release(expected)
         sizes = cls.release.sizes(released)
         for what, size in cls.release.sizes(wanted).items():
@@ -189,7 +203,7 @@ class DiffusersEditor(Editor):
                 f"the entry {entry.name!r} has config {unknown[0]!r}, which {kind.__name__} does not take",
                 "correct the entry's `config`",
             )
-        denoiser = _weightless(kind, config)
+        denoiser = meta_model(kind, config)
         text = entry.defaults.text_limit if settings.text_padding == "keep" else TYPICAL_TEXT
         return cls._layout(settings, denoiser, cls.picture_text(settings) + text)
 
@@ -239,6 +253,11 @@ class DiffusersEditor(Editor):
     def rope(cls, denoiser: ModelMixin) -> RopeSpec | None:
         """Return how the keys are rotated; None if positions are not rotary."""
         return None
+
+    @classmethod
+    def shared_sizes(cls) -> tuple[SharedSize, ...]:
+        """Return sizes on which two components must agree, such as the width of the text states."""
+        return ()
 
     def prepare(self) -> None:
         """Modify the loaded components as the settings require. Called once, at the end of loading."""
@@ -305,8 +324,7 @@ class DiffusersEditor(Editor):
     @functools.cached_property
     def weights(self) -> WeightsIdentity:
         return WeightsIdentity(
-            revision=revision(self._folder),
-            sha256=digest({name: self._folder_of(name) for name in self.part_classes()}),
+            revision=revision(self._folder), sha256=self._files.digest(), former=self._files.former_digest()
         )
 
     def fingerprint(self) -> dict[str, object]:
@@ -432,6 +450,29 @@ class DiffusersEditor(Editor):
             else:
                 self.part[name] = load_part(home, name, kind, self.device, self.dtype)
 
+    @classmethod
+    def _require_shared_sizes(cls, folders: Mapping[str, Path]) -> None:
+        models = [name for name, kind in cls.part_classes().items() if issubclass(kind, nn.Module)]
+        configs = {name: read_config(folders[name] / name) for name in models}
+        for size in cls.shared_sizes():
+            size.require(configs)
+
+    def _require_vocabularies(self) -> None:
+        """Check that every loaded tokenizer is that of its text encoder: `tokenizer_2` belongs to `text_encoder_2`, and
+        a processor's to `text_encoder`."""
+        from transformers import PreTrainedTokenizerBase
+
+        for name, part in self.part.items():
+            tokenizer = part if isinstance(part, PreTrainedTokenizerBase) else getattr(part, "tokenizer", None)
+            if not isinstance(tokenizer, PreTrainedTokenizerBase):
+                continue
+            folder, encoder = self._folder_of(name) / name, f"text_encoder{name.removeprefix('tokenizer')}"
+            if encoder not in self.text_encoders:
+                encoder = self.text_encoders[0]
+            require_vocabulary(tokenizer, folder, read_config(self._folder_of(encoder) / encoder))
+            if name in self.chat_tokenizers:
+                require_chat_template(tokenizer, folder)
+
     def _folder_of(self, part: str) -> Path:
         """Return the pipeline folder that this component is loaded from."""
         return self._tuned if self._tuned is not None and (self._tuned / part).is_dir() else self._folder
@@ -458,18 +499,3 @@ class DiffusersEditor(Editor):
         """Convert uint8 (H, W, 3) to (3, H, W) in [-1, 1]."""
         tensor = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
         return (tensor.float() / 127.5 - 1).to(self.device, self.dtype)  # scaled in float32, as the pipelines do
-
-
-def _weightless(kind: type[ModelMixin], config: Mapping[str, object]) -> ModelMixin:
-    """Return a denoiser on the meta device. Callers with the same config share it, so it must not be modified."""
-    return _meta_denoiser(kind, json.dumps(config, sort_keys=True))  # type: ignore[arg-type]  # untyped library
-
-
-@functools.lru_cache(maxsize=16)
-def _meta_denoiser(kind: type[ModelMixin], config: str) -> ModelMixin:
-    """Build a denoiser on the meta device. config: as JSON, so that it can be a cache key."""
-    from diffusers.models.modeling_utils import no_init_weights
-
-    # skip the initialization of meta weights, which would take half of the time
-    with torch.device("meta"), no_init_weights():
-        return kind.from_config(json.loads(config))

@@ -194,4 +194,9 @@ def load_policy_editor(
             f"{different.here}, but the policy expects {different.there}",
             "pass the right weights with --weights DIR, or train the policy again",
         )
+    if expected.counted_unused_weights(found):
+        warn(
+            f"the policy was made by an older imagewam, whose digest of the weights of {reference.name!r} counted "
+            "files that are not used, such as a LoRA: the weights are the same"
+        )
     return editor

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imagewam_cli.editors.loading.weight_files import kind_of_file
 from imagewam_cli.errors import RunError
 
 _EDITOR, _EXPERT = "mixtures.video.transformer.", "mixtures.action."
@@ -57,6 +58,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     proprio = values.get("proprio_encoder")
     if proprio is not None and set(proprio) != {"weight", "bias"}:
         raise RunError(f"{path}: proprio_encoder has {', '.join(sorted(proprio))} instead of weight and bias")
+    for name, value in {**mot, **(proprio or {})}.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel() and not name.startswith(_ALIASES):
+            low, high = value.aminmax()
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                raise RunError(f"{path} is damaged: {name} has NaN or infinite values", "download it again")
     return Checkpoint(
         editor=_under(mot, _EDITOR),
         expert=_under(mot, _EXPERT),
@@ -66,6 +72,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    if path.is_file():
+        with path.open("rb") as file:
+            reason = kind_of_file(file.read(512))
+        if reason is not None and "pickle" not in reason:
+            raise RunError(f"{path} {reason}", "download the model.pt of a published policy again")
     try:
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:

@@ -100,7 +100,7 @@ class Subject:
         """Free the `count` least recently used editors."""
         for key in list(self.loaded)[: max(0, count)]:
             del self.loaded[key]
-        if count > 0:
+        if count >= 0:  # also for the last editor of an earlier check, which `loaded` no longer has
             gc.collect()  # an editor and its `TextStates` refer to each other, so reference counting cannot free them
 
     def on_cpu_in_float32(self) -> Subject:

@@ -31,6 +31,7 @@ from imagewam_cli.plugin import (
     Prompt,
     PromptTokens,
     RopeSpec,
+    SharedSize,
     Text,
     UInt8Image,
     flow_target,
@@ -49,10 +50,28 @@ class Flux2Editor(DiffusersEditor):
     """A FLUX.2-klein pipeline folder as an `Editor`."""
 
     takes_text_token = True
+    chat_tokenizers = ("tokenizer",)
     release = Flux2Release()
 
     text_layers: ClassVar[tuple[int, ...]] = (9, 18, 27)
     """Hidden layers of the text encoder whose states, side by side, are the text states."""
+
+    @classmethod
+    def shared_sizes(cls) -> tuple[SharedSize, ...]:
+        return (
+            SharedSize(
+                what="width of the text states",
+                given=("text_encoder.hidden_size",),
+                times=len(cls.text_layers),
+                taken="transformer.joint_attention_dim",
+            ),
+            SharedSize(
+                what="width of a picture's tokens",
+                given=("vae.latent_channels",),
+                times=4,
+                taken="transformer.in_channels",
+            ),
+        )
 
     def prepare(self) -> None:
         rope = self.rounded_rope(self.denoiser, self.settings)

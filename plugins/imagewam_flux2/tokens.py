@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagewam_cli.plugin import (
+    EditorError,
     LayerKV,
     PromptTokens,
     RopeSpec,
@@ -147,6 +148,11 @@ class FluxTokens:
         states = self.text_encoder.model(
             input_ids=ids, attention_mask=valid.long(), output_hidden_states=True, use_cache=False
         ).hidden_states
+        if max(self.text_layers) >= len(states):
+            raise EditorError(
+                f"the text encoder has {len(states) - 1} layers, but layer {max(self.text_layers)} is read",
+                "pass a folder whose text encoder belongs to the transformer",
+            )
         return torch.cat([states[i] for i in self.text_layers], dim=-1)
 
     @property

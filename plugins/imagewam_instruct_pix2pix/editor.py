@@ -24,6 +24,7 @@ from imagewam_cli.plugin import (
     PrefixSettings,
     Prompt,
     SegmentSpec,
+    SharedSize,
     Text,
     UInt8Image,
     picture_segment,
@@ -43,6 +44,19 @@ class InstructPix2PixEditor(DiffusersEditor):
         cls, denoiser: UNet2DConditionModel, settings: PrefixSettings, text: int
     ) -> tuple[LayerSpec, ...]:
         return unet_layers(denoiser, settings.image_size, text)
+
+    @classmethod
+    def shared_sizes(cls) -> tuple[SharedSize, ...]:
+        encoders = tuple(f"{encoder}.hidden_size" for encoder in cls.text_encoders)
+        return (
+            SharedSize(what="width of the text states", given=encoders, taken="unet.cross_attention_dim"),
+            SharedSize(
+                what="number of channels of noise and picture",
+                given=("vae.latent_channels",),
+                times=2,
+                taken="unet.in_channels",
+            ),
+        )
 
     def embed(self, prompt: str, picture: UInt8Image | None) -> Prompt:
         encoder, (ids, mask) = self.part["text_encoder"], self.tokenized(prompt)

@@ -27,7 +27,16 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from imagewam_cli.plugin import EditorError, JointEditor, PrefixSettings, Prompt, PromptTokens, Text, UInt8Image
+from imagewam_cli.plugin import (
+    EditorError,
+    JointEditor,
+    PrefixSettings,
+    Prompt,
+    PromptTokens,
+    SharedSize,
+    Text,
+    UInt8Image,
+)
 from imagewam_longcat.prompt import LongCatPrompt, picture_tokens
 
 if TYPE_CHECKING:
@@ -72,6 +81,22 @@ class LongCatEditor(JointEditor):
     def picture_start(cls, settings: PrefixSettings, text: int) -> int:
         """Return the ids of a picture's first token, which follow the padded text even if the padding is dropped."""
         return text if settings.text_padding == "keep" else cls.picture_text(settings) + cls.entry.defaults.text_limit
+
+    @classmethod
+    def shared_sizes(cls) -> tuple[SharedSize, ...]:
+        return (
+            SharedSize(
+                what="width of the text states",
+                given=("text_encoder.hidden_size",),
+                taken="transformer.joint_attention_dim",
+            ),
+            SharedSize(
+                what="width of a picture's tokens",
+                given=("vae.latent_channels",),
+                times=4,
+                taken="transformer.in_channels",
+            ),
+        )
 
     def prepare(self) -> None:
         expected = self.picture_text(self.settings)

@@ -38,6 +38,7 @@ from imagewam_cli.plugin import (
     RopeSpec,
     Segment,
     SegmentSpec,
+    SharedSize,
     Text,
     UInt8Image,
     UsageError,
@@ -83,6 +84,19 @@ class QwenEditor(DiffusersEditor):
         }
         return joint_layers(
             denoiser, [s for name in cls.entry.defaults.modes[settings.mode].segments for s in kinds[name]]
+        )
+
+    @classmethod
+    def shared_sizes(cls) -> tuple[SharedSize, ...]:
+        return (
+            SharedSize(
+                what="width of the text states",
+                given=("text_encoder.hidden_size",),
+                taken="transformer.joint_attention_dim",
+            ),
+            SharedSize(
+                what="width of a picture's tokens", given=("vae.z_dim",), times=4, taken="transformer.in_channels"
+            ),
         )
 
     @classmethod

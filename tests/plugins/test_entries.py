@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from imagewam_cli.editors import diffusers
 from imagewam_cli.editors.diffusers import DiffusersEditor
 from imagewam_cli.editors.installed import installed_editor
+from imagewam_cli.editors.loading import fit
 from imagewam_cli.editors.settings import PrefixOptions
 from imagewam_cli.hookspecs import EditorEntry
 from imagewam_cli.registry import Registry
@@ -79,7 +79,7 @@ def test_entries_with_the_same_config_share_a_described_denoiser(monkeypatch: py
 
 
 def test_describing_an_editor_leaves_torchs_initializers_working() -> None:
-    diffusers._meta_denoiser.cache_clear()
+    fit._meta_model.cache_clear()
     installed_editor("tiny").describe(PrefixOptions())
     assert torch.nn.Linear(4, 4).weight.std() > 0
     weight = torch.zeros(4, 4)

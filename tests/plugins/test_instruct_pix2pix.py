@@ -157,7 +157,7 @@ def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
     (weights,) = (tmp_path / "pickled" / "unet").glob("*.safetensors")
     torch.save(load_file(weights), weights.with_suffix(".bin"))
     weights.unlink()
-    with pytest.raises(EditorError, match="cannot be loaded"):
+    with pytest.raises(EditorError, match="can run arbitrary code"):
         load(tmp_path / "pickled")
 
 
@@ -165,7 +165,7 @@ def test_a_truncated_part_is_named(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "cut")
     (weights,) = (tmp_path / "cut" / "text_encoder").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(EditorError, match="text_encoder cannot be loaded"):
+    with pytest.raises(EditorError, match=r"text_encoder.*is cut off"):
         load(tmp_path / "cut")
 
 

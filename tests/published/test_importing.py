@@ -24,6 +24,7 @@ from imagewam_cli.export.onnx import OnnxExporter
 from imagewam_cli.policy.policy import Policy
 from imagewam_cli.prefix.capture import record
 from imagewam_cli.prefix.kv import PrefixKV
+from imagewam_cli.published.checkpoint import read_checkpoint
 from imagewam_cli.published.importing import import_policy
 from imagewam_cli.published.robots import PROMPT, ROBOTS, Robot
 from imagewam_cli.published.settings import TrainSettings
@@ -316,3 +317,27 @@ def test_the_command_imports_a_checkpoint_and_refuses_a_pickle(
     message = capsys.readouterr().err
     assert "contains more than tensors and was not loaded" in message
     assert len(message.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a Git LFS pointer"),
+        (b"<!DOCTYPE html>", "is a web page"),
+        (b"", "is empty"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(RunError, match=message):
+        read_checkpoint(tmp_path / "model.pt")
+
+
+def test_a_checkpoint_with_nan_is_refused(make: Any) -> None:
+    source = make(TABLETOP)
+    values = torch.load(source / "model.pt")
+    name = next(name for name in values["mot"] if name.startswith("mixtures.action."))
+    values["mot"][name] = torch.full_like(values["mot"][name], torch.nan)
+    torch.save(values, source / "model.pt")
+    with pytest.raises(RunError, match=f"{name} has NaN or infinite values"):
+        read_checkpoint(source / "model.pt")

@@ -1,11 +1,10 @@
-"""Read pipeline folders in the diffusers format: load single components, and identify a folder by its digest."""
+"""Read pipeline folders in the diffusers format: check whose they are, and load single components."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,12 +13,15 @@ from torch import Tensor, nn
 
 from imagewam_cli.config import dump_json
 from imagewam_cli.editors.loading.attention_backend import torch_attention
+from imagewam_cli.editors.loading.fit import Fit, quiet, require_fitting
 from imagewam_cli.editors.loading.hardware import find_resource_error
-from imagewam_cli.editors.loading.hub import is_loaded_file
+from imagewam_cli.editors.loading.single_file import describe_folder, describe_single
+from imagewam_cli.editors.loading.weight_files import AGAIN, DIFFUSERS, weight_files
 from imagewam_cli.errors import EditorError
-from imagewam_cli.files import sha256_of
 
 _DAMAGED = "config.json and weights must match: fetch the editor again, or pass a different --weights"
+_NOWHERE = "no-adapter"
+"""Sub-folder that does not exist. transformers looks there for a LoRA, which it would apply if peft is installed."""
 
 
 class PipelinePart(Protocol):
@@ -36,14 +38,19 @@ def require_family(folder: Path, family: str, parts: Collection[str]) -> None:
     Raises:
         EditorError: the folder belongs to a different pipeline, or a component is missing.
     """
+    wanted = f"pass the folder of a diffusers {family}, with {', '.join(f'{part}/' for part in parts)}"
+    if folder.is_file():
+        raise EditorError(f"{folder} {describe_single(folder)}; single files are not read", wanted)
     if not folder.is_dir():
-        raise EditorError(f"{folder} does not exist", f"--weights takes the folder of a diffusers {family}")
+        raise EditorError(f"{folder} does not exist", wanted)
     found = _family(folder)
     if found not in {None, family}:
         raise EditorError(
             f"{folder} is a {found} folder, not a {family} one",
             "`imagewam editors --format json` lists the family of each editor",
         )
+    if found is None and (what := describe_folder(folder, parts)) is not None:
+        raise EditorError(f"{folder} is not a {family} folder: it {what}", wanted)
     for name in parts:
         if not (folder / name).is_dir():
             raise EditorError(
@@ -70,41 +77,51 @@ def load_part(
     """
     from diffusers import ModelMixin
 
+    model_class = issubclass(kind, nn.Module)
+    if model_class:
+        of_diffusers = issubclass(kind, ModelMixin)
+        options |= {"torch_dtype" if of_diffusers else "dtype": dtype, "use_safetensors": True}
+        if not of_diffusers:
+            options |= {"adapter_kwargs": {"subfolder": _NOWHERE}} | torch_attention(folder / name)
     try:
-        with _no_bars():
-            if not issubclass(kind, nn.Module):
+        with quiet():
+            if not model_class:
                 return kind.from_pretrained(folder / name)
-            if not issubclass(kind, ModelMixin):
-                options |= torch_attention(folder / name)
-            options |= {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype, "use_safetensors": True}
             model, report = kind.from_pretrained(folder / name, output_loading_info=True, **options)
     except Exception as error:  # for a damaged file, the libraries may raise any exception
         if (full := find_resource_error(error)) is not None:  # not caused by the folder
             raise full from None
         reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(" If you want")[0]
-        raise EditorError(f"{folder / name} cannot be loaded: {reason}", _DAMAGED) from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise EditorError(f"{folder / name} lacks {len(missing)} of its tensors, including {missing[0]!r}", _DAMAGED)
+        hint = _DAMAGED if model_class else AGAIN
+        raise EditorError(f"{folder / name} cannot be loaded as {kind.__name__}: {reason}", hint) from error
+    found = Fit.reported(model, report)
+    # quantizers change names and shapes; the stored ones were compared before
+    require_fitting(
+        folder / name, replace(found, unexpected=(), shapes={}) if "quantization_config" in options else found
+    )
+    _require_finite(model, folder / name)
     return (model if device is None else model.to(device)).eval().requires_grad_(False)
 
 
-def part_config(folder: Path, name: str) -> dict[str, object]:
-    """Read config.json of a component.
+def _require_finite(model: nn.Module, folder: Path) -> None:
+    """Check that no weight is NaN or infinite. Weights that are not in memory, or quantized, are not checked.
 
     Raises:
-        EditorError: the file is missing or damaged.
+        EditorError: one is; the message names the tensor.
     """
-    path = folder / name / "config.json"
-    try:
-        values: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EditorError(f"{path} is missing or damaged: {error}", "fetch the editor again") from None
-    return values
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        # extrema are one pass without a copy, and NaN if any number is
+        if value.dtype.is_floating_point and value.numel() and type(value.data) is Tensor and not value.is_meta:
+            low, high = value.detach().aminmax()
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                raise EditorError(
+                    f"the weights in {folder} are damaged: {name!r} has NaN or infinite values",
+                    "the file is damaged, or its training diverged: pass other weights",
+                )
 
 
 def part_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """Read all weights of a component, from one file or several.
+    """Read all weights of a component of diffusers, from one file or several.
 
     Raises:
         EditorError: there is no weight file, or a file is damaged.
@@ -112,9 +129,7 @@ def part_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    files = [path for path in sorted((folder / name).glob("*.safetensors")) if is_loaded_file(path.name)]
-    if not files:
-        raise EditorError(f"{folder / name} has no weights as safetensors", "fetch the editor again")
+    files = weight_files(folder / name, DIFFUSERS).files
     try:
         return {key: value for path in files for key, value in load_file(path).items()}
     except SafetensorError as error:
@@ -169,26 +184,6 @@ def revision(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
-def digest(parts: Mapping[str, Path]) -> str:
-    """Return a SHA-256 over names and contents of the weight, config and tokenizer files. Other files and the folder's
-    origin do not matter.
-
-    parts: sub-folder -> the pipeline folder that contains it.
-    """
-    total = hashlib.sha256()
-    found = {
-        path.relative_to(home).as_posix(): path for part, home in parts.items() for path in (home / part).rglob("*")
-    }
-    for name, path in sorted(found.items(), key=lambda item: Path(item[0])):
-        if not is_loaded_file(path.name):
-            continue
-        blob = path.resolve().name  # in the Hub's cache a large file is a link to its own sha256
-        known = path.is_symlink() and len(blob) == 64
-        content = blob if known else sha256_of(path)
-        total.update(f"{name} {content}\n".encode())
-    return total.hexdigest()
-
-
 def _family(folder: Path) -> str | None:
     """Return the family in model_index.json; None without that file: such a folder is accepted if it has the required
     sub-folders."""
@@ -200,17 +195,3 @@ def _family(folder: Path) -> str | None:
     except (ValueError, KeyError, TypeError) as error:
         raise EditorError(f"{index} is damaged: {error}", "fetch the editor again") from error
     return str(found)
-
-
-@contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Hide transformers' progress bar: the command that loads has its own."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

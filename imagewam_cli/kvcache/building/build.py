@@ -244,6 +244,12 @@ class _Build:
             kept = {n: c for n, c in there.files.items() if n != TABLE and holds(storage, n, c)}
             shards = tuple(entry for entry in there.shards if entry.file in self.assigned)
             fresh = dataclasses.replace(fresh, shards=shards, by_instruction=there.by_instruction)
+            if there.provenance.counted_unused_weights(fresh.provenance):
+                warn(
+                    f"{storage.address} was begun by an older imagewam, whose digest of the editor's weights counted "
+                    "files that are not used, such as a LoRA: the weights are the same"
+                )
+                fresh = dataclasses.replace(fresh, fingerprint=there.fingerprint)
             if unrecorded := there.provenance.unrecorded(fresh.provenance):
                 warn(
                     f"{storage.address} was begun by an older imagewam, which did not record the "

@@ -20,6 +20,9 @@ ALL = "all"
 """`Provenance.selected` if every episode was read."""
 CONTENT = "files of the dataset"
 """Name of the difference in `Provenance.content`."""
+_FORMER = "weights_former"
+"""Key of a fingerprint: the digest of its weights as older versions computed it, which counted files that are not used.
+Absent if there are no such files."""
 _SHORT = 16
 """Number of checksum digits to compare: messages show this many, and `run.json` stores only these."""
 
@@ -83,6 +86,12 @@ class Provenance:
         pairs = ((CONTENT, self.content, other.content), ("keys of the dataset", self.keys, other.keys))
         return tuple(what for what, there, here in pairs if there is None and here is not None)
 
+    def counted_unused_weights(self, other: Provenance) -> bool:
+        """Return whether one of the two was made by an older version, which counted weights that are not used."""
+        if self.fingerprint is None or other.fingerprint is None:
+            return False
+        return _by_former_digest(self.fingerprint, other.fingerprint)
+
     def _editor_pairs(self, other: Provenance) -> Iterator[tuple[str, object, object]]:
         """Yield (name, there, here) for each entry of the two fingerprints; if one is unknown, for their digests."""
         if self.fingerprint is None or other.fingerprint is None:
@@ -94,6 +103,8 @@ class Provenance:
                 old, new = _settings(there), _settings(here)
                 for name in sorted(old.keys() | new.keys()):
                     yield f"setting {name!r}", old.get(name), new.get(name)
+            elif key == "weights" and _by_former_digest(self.fingerprint, other.fingerprint):
+                continue
             elif key != "editor":
                 yield f"editor {key.replace('_', ' ')}", there.get(key), here.get(key)
 
@@ -112,8 +123,16 @@ def fingerprint_digest(fingerprint: Mapping[str, object]) -> str:
 
 
 def _comparable(fingerprint: Mapping[str, object]) -> dict[str, object]:
-    """Return the fingerprint without the revision: the same weights may come from the Hub or from a folder."""
-    return {key: value for key, value in to_dict(fingerprint).items() if key != "revision"}
+    """Return the fingerprint without the revision, because the same weights may come from the Hub or from a folder, and
+    without the former digest of the weights."""
+    return {key: value for key, value in to_dict(fingerprint).items() if key not in {"revision", _FORMER}}
+
+
+def _by_former_digest(there: Mapping[str, object], here: Mapping[str, object]) -> bool:
+    """Return whether one of two fingerprints has the weights of the other only as its former digest."""
+    if there.get("weights") == here.get("weights"):
+        return False
+    return there.get("weights") == here.get(_FORMER) or here.get("weights") == there.get(_FORMER)
 
 
 def _settings(fingerprint: Mapping[str, object]) -> Mapping[str, object]:
