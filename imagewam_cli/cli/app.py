@@ -122,7 +122,7 @@ def main() -> None:
     """Run the command line and exit with its code."""
     for name in ("stdout", "stderr"):  # a parent process may have closed them
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the process ends
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
     output.accept_any_text()
     if "_IMAGEWAM_COMPLETE" in os.environ:  # the shell asks for completions
         app(prog_name="imagewam")

@@ -94,8 +94,8 @@ def test_an_export_is_described_in_bytes(
     assert (found["kind"], found["editor"], found["needs_editor"]) == ("onnx export", "tiny", False)
     assert (found["cameras"], found["state_names"], found["action_names"]) == (
         ["top"],
-        [*"xy", "grip"],
-        [*"xy", "grip"],
+        ["gripper_x", "gripper_y", "opening"],
+        ["dx", "dy", "grip"],
     )
     assert (found["fps"], found["horizon"], found["execute"]) == (10.0, 5, 2)
     assert found["onnxruntime"] == ">=1.30"  # its rotary positions are float64

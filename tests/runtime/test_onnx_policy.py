@@ -23,7 +23,7 @@ from imagewam_cli.export.description import describe
 from imagewam_cli.policy.bundle import BundleParts, read_bundle
 from imagewam_cli.policy.policy import Policy
 from imagewam_cli.runtime.actions import PlanError
-from imagewam_cli.runtime.export_folder import ExportFolderError
+from imagewam_cli.runtime.export_folder import ExportFolderError, with_checksums
 from imagewam_cli.runtime.observation import ObservationError
 from imagewam_cli.runtime.onnx_policy import OnnxPolicy
 from tests.support.policies import observation
@@ -341,8 +341,11 @@ class TestUnusualDimensions:
     def unusual(self, parts: BundleParts, onnx_export: ExportReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = tmp_path_factory.mktemp("unusual") / "export"
         shutil.copytree(onnx_export.folder, folder)
-        described = describe(parts, None, files={}, opset=17, levels=())
-        edit(folder, state=described["state"], action=described["action"])
+        described = describe(parts, None, files={}, opset=17, min_onnxruntime="1.18", levels=())
+        description = json.loads((folder / "onnx.json").read_text())
+        description |= {"state": described["state"], "action": described["action"]}
+        listed = with_checksums(description, folder, list(description["files"].values()))
+        (folder / "onnx.json").write_text(json.dumps(listed))
         return folder
 
     @pytest.fixture(scope="class")
@@ -374,7 +377,7 @@ class TestUnusualDimensions:
         """It knows only scale and offset."""
         folder = Path(shutil.copytree(unusual, tmp_path / "older"))
         newer = json.loads((folder / "onnx.json").read_text())["action"]
-        edit(folder, action={key: newer[key] for key in ("names", "scale", "offset")})
+        edit(folder, action={key: newer[key] for key in ("names", "scale", "offset")}, checksums={})
         assert (OnnxPolicy.load(folder).chunks(scenes)[..., 0] == np.float32(1.57)).all()
 
     def test_numbers_of_the_description_are_plain_json(self, unusual: Path) -> None:

@@ -83,7 +83,7 @@ def _remember(store: Path | None, path: str, entry: list[object]) -> None:
     temporary = unique_partial(store)
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(kept))
+        temporary.write_text(json.dumps(kept), encoding="utf-8")
         temporary.replace(store)
     except OSError:
         with suppress(OSError):
