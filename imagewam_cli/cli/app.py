@@ -146,7 +146,7 @@ def run(arguments: list[str]) -> int:
     output.debug = "--debug" in arguments
     try:
         with output.showing_warnings():
-            _invoke(_without_help_command(arguments))
+            _invoke(_without_help_command(list(arguments)))  # the parser empties the list that it gets
         return 0
     except typer.Exit as done:
         return done.exit_code

@@ -30,14 +30,14 @@ def merge_command(
     from imagewam_cli.kvcache.storage.location import location
 
     parts = [
-        existing_location("folder", text, "pass the folder that the parts were built into with --out")
+        existing_location("folder", text, "pass the folder into which `imagewam cache --out` built the parts")
         for text in others or []
     ]
     # if parts are copied from elsewhere, the target may not exist yet
     target = (
         location(cache)
         if parts
-        else existing_location("folder", cache, "pass the folder that the parts were built into with --out")
+        else existing_location("folder", cache, "pass the folder into which `imagewam cache --out` built the parts")
     )
     manifest = merge_cache(target, parts)
     values = {"cache": str(cache), "rows": manifest.rows, "of": manifest.total_rows, "shards": len(manifest.shards)}

@@ -10,7 +10,7 @@ from pathlib import Path
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
 _EXPLAINED = (*_FULL, *_FORBIDDEN, errno.EFBIG, errno.EROFS)
-_ELSEWHERE = "choose another folder with --out"
+_ELSEWHERE = "write to another path; --out sets it"
 _RUST = re.compile(r"\(os error (\d+)\)")
 
 

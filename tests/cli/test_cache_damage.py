@@ -44,7 +44,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 1) 
     capsys.readouterr()
     assert run(["-q", *arguments]) == code
     printed = capsys.readouterr()
-    problem, hint = printed.err.splitlines()
+    problem, hint = (line for line in printed.err.splitlines() if not line.startswith("warning: "))
     assert problem.startswith("error: ")
     assert hint.startswith("hint: ")
     assert "this is a bug" not in hint

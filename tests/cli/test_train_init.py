@@ -23,8 +23,8 @@ def test_a_run_starts_from_the_editors_weights(
     tiny_cache: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     out = tmp_path / "run"
-    command = ["train-expert", "--cache", str(tiny_cache), "--out", str(out), "--weights", str(tiny_weights)]
-    assert app.run([*command, "--init", how, *SMALL]) == 0
+    command = ["train-expert", "--cache", str(tiny_cache), "--out", str(out)]
+    assert app.run([*command, "--weights", str(tiny_weights), "--init", how, *SMALL]) == 0
     assert load_yaml(out / "config.yaml", TrainRecipe).expert.init == how
     editor = installed_editor("tiny").released_weights(tiny_weights)
     name = "double_blocks.0.img_attn.proj.weight"  # not fused, so "published" and "repaired" agree
