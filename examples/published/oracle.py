@@ -36,7 +36,7 @@ from imagewam_cli.policy.proprio import ProprioEncoder
 from imagewam_cli.prefix.kv import PrefixKV
 from imagewam_cli.prefix.spec import BlockKind, LayerSpec, RopeSpec, RoundingName, SegmentSpec
 from imagewam_cli.published.importing import import_policy
-from imagewam_cli.published.robots import ROBOTS
+from imagewam_cli.published.robots import ROBOTS, Robot
 from imagewam_cli.published.settings import TrainSettings
 from imagewam_flux2.editor import Flux2Editor
 from imagewam_flux2.joint import JointBatch, joint_step
@@ -126,15 +126,13 @@ def direct(folder: Path, rounding: RoundingName) -> System:
 def imported(folder: Path, model: Path, rounding: RoundingName) -> System:
     """Build the system from a policy folder that `imagewam import` makes from a checkpoint."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    names = tuple(f"joint_{i}" for i in range(config["action_dim"]))
-    robot = dataclasses.replace(
-        ROBOTS["robotwin"], state_names=names[: config["proprio_dim"]], action_names=names, image_size=(96, 64)
-    )
+    robot = _robot(config["proprio_dim"], config["action_dim"])
     with tempfile.TemporaryDirectory() as scratch:
         base, policy = Path(scratch) / "base", Path(scratch) / "policy"
         _write_pipeline(folder, base, text_width=config["context_in_dim"])
         statistics = {
-            f: {"default": _made_up(dim)} for f, dim in (("state", config["proprio_dim"]), ("action", len(names)))
+            field: {"default": _made_up(len(names))}
+            for field, names in (("state", robot.state_names), ("action", robot.action_names))
         }
         (base / "dataset_stats.json").write_text(json.dumps(statistics), encoding="utf-8")
         import_policy(
@@ -160,6 +158,16 @@ def imported(folder: Path, model: Path, rounding: RoundingName) -> System:
         proprio=proprio.state_dict(),
         names=_names(config),
         rounding=rounding,
+    )
+
+
+def _robot(state_dim: int, action_dim: int) -> Robot:
+    """Return a robot with these numbers of dimensions; a state may have more of them than an action, or fewer."""
+    return dataclasses.replace(
+        ROBOTS["robotwin"],
+        state_names=tuple(f"joint_{i}" for i in range(state_dim)),
+        action_names=tuple(f"joint_{i}" for i in range(action_dim)),
+        image_size=(96, 64),
     )
 
 

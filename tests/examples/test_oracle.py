@@ -45,3 +45,9 @@ def test_only_existing_cases_are_compared(oracle: ModuleType, tmp_path: Path) ->
         save_file({"x": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
     assert [(name, spec) for name, _, spec in oracle.cases(tmp_path, "infer")] == [("infer_a", {"steps": 1})]
     assert [(name, spec) for name, _, spec in oracle.cases(tmp_path, "bf16")] == [("infer_a_bf16", {"steps": 2})]
+
+
+@pytest.mark.parametrize(("state", "action"), [(8, 7), (7, 8), (14, 14)])
+def test_a_robot_may_have_more_states_than_actions(oracle: ModuleType, state: int, action: int) -> None:
+    robot = oracle._robot(state, action)
+    assert (len(set(robot.state_names)), len(set(robot.action_names))) == (state, action)
