@@ -23,8 +23,8 @@ from imagewam_cli.errors import ConfigError, nearest
 T = TypeVar("T")
 
 Source = str | Callable[[str], str]
-"""Where values come from: the name of a file, or a function from a dotted key to what the user typed, such as an
-option of the command line."""
+"""Origin of the values, for errors: the name of a file, or a function from a dotted key to what the user typed, such as
+an option of the command line."""
 
 
 def load_yaml(path: Path, into: type[T]) -> T:

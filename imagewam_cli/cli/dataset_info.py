@@ -1,4 +1,4 @@
-"""What `imagewam info` says about a dataset: its totals, its features and its sentences."""
+"""Describe a dataset for `imagewam info`: its totals, features and sentences."""
 
 from __future__ import annotations
 

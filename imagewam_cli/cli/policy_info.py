@@ -1,4 +1,4 @@
-"""What `imagewam info` says about policies: in a bundle, in a run, and as an ONNX export."""
+"""Describe a policy for `imagewam info`: a bundle, the policy of a run, or an ONNX export."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def describe_export(path: Path) -> dict[str, Any]:
     description, sizes, listed = export.description, file_sizes(path), export.file_checksums
     damages = {name: export.damage(name, content=False) for name in listed}
     minimum, action = description.get(MIN_ONNXRUNTIME), description["action"]
-    constants = zip(action["names"], action.get("constant", ()), strict=False)
+    # an older export has no key `constant`
+    constants = zip(action["names"], action.get("constant", [None] * len(action["names"])), strict=True)
     return {
         "kind": "onnx export",
         "editor": description["editor"]["name"],

@@ -142,9 +142,10 @@ class SelectedDataset:
 
 def renumbered(episodes: Sequence[EpisodeInfo]) -> tuple[EpisodeInfo, ...]:
     """Return the episodes with rows that are counted within them."""
-    starts = itertools.accumulate((episode.length for episode in episodes), initial=0)
+    ends = itertools.accumulate(episode.length for episode in episodes)
     return tuple(
-        dataclasses.replace(episode, first_row=start) for episode, start in zip(episodes, starts, strict=False)
+        dataclasses.replace(episode, first_row=end - episode.length)
+        for episode, end in zip(episodes, ends, strict=True)
     )
 
 

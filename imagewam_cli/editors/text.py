@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -81,8 +82,9 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | No
     if limit is None or len(whole) <= limit:
         return PromptTokens(ids=whole)
     kept = tuple(tokenizer(text, truncation=True, max_length=limit).input_ids)
-    # the last tokens that are kept may be special ones, which move to the new end
-    read = next((i for i, (one, other) in enumerate(zip(kept, whole, strict=False)) if one != other), len(kept))
+    # The last kept tokens may be special ones, which move to the new end. `kept` is shorter than `whole`.
+    same = (one == other for one, other in zip(kept, whole[: len(kept)], strict=True))
+    read = sum(itertools.takewhile(bool, same))
     if tokenizer.is_fast:
         position = encoded.offset_mapping[read - 1][1] if read else 0
         lost = text[position : len(text) - len(after)]

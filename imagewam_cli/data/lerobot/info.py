@@ -120,15 +120,15 @@ class Info:
 
     root: Path
     version: str
-    """As LeRobot spells it, such as "v3.0"."""
+    """Version of the layout, in LeRobot's spelling: "v2.0", "v2.1" or "v3.0"."""
     fps: float
     robot_type: str | None
     features: Mapping[str, Feature]
     """feature key -> feature, in the dataset's own order"""
     total_episodes: int | None
-    """As declared; the episode table decides."""
+    """Number of episodes that info.json declares. If it differs from the episode table, the table is read."""
     total_frames: int | None
-    """As declared; the episode table decides."""
+    """Number of frames that info.json declares. If it differs from the episode table, the table is read."""
     chunks_size: int
     """v2: episodes per chunk folder; v3: files per chunk folder"""
     data_path: str

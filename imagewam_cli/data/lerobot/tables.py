@@ -223,7 +223,7 @@ def _may_lack(group: Any, leaf: str) -> bool:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a fault is, for messages."""
+    """File and episode, to name in errors."""
 
     path: Path
     episode: int
