@@ -24,7 +24,7 @@ def imagewam_dataset_formats() -> list[DatasetFormatEntry]:
     return [
         DatasetFormatEntry(
             name="lerobot",
-            summary="LeRobot v2.1 and v3.0 (parquet with MP4 or images)",
+            summary="LeRobot v2.0, v2.1 and v3.0 (parquet with MP4 or images)",
             load="imagewam_cli.data.formats:LeRobotFormat",
         )
     ]

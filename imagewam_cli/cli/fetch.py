@@ -88,7 +88,9 @@ def fetch_command(
         imagewam fetch flux2-klein-4b --dry-run
     """
     from imagewam_cli.config import to_dict
-    from imagewam_cli.editors.loading.hub import FetchOptions, fetch, is_default_snapshot, plan_fetch
+    from imagewam_cli.editors.loading.hub import fetch, plan_fetch
+    from imagewam_cli.editors.loading.hub_cache import is_default_snapshot
+    from imagewam_cli.editors.loading.hub_options import FetchOptions
     from imagewam_cli.registry import Registry
 
     entry = Registry.installed().editors.get(editor)

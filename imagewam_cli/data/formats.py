@@ -89,7 +89,7 @@ class DescribedFormat(Protocol):
 
 
 class LeRobotFormat:
-    """LeRobot v2.1 and v3.0, recognized by `meta/info.json`."""
+    """LeRobot v2.0, v2.1 and v3.0, recognized by `meta/info.json`."""
 
     def detect(self, root: Path) -> bool:
         return (root / _LEROBOT_MARKER).is_file()

@@ -41,7 +41,7 @@ from imagewam_cli.editors.loading.folder import (
     write_part,
 )
 from imagewam_cli.editors.loading.hardware import CPU, Hardware
-from imagewam_cli.editors.loading.hub import find_snapshot
+from imagewam_cli.editors.loading.hub_cache import find_snapshot
 from imagewam_cli.editors.loading.identity import LoadedFiles
 from imagewam_cli.editors.loading.placement import Placement
 from imagewam_cli.editors.loading.shared_sizes import SharedSize

@@ -13,7 +13,7 @@ from torch import nn
 
 from imagewam_cli.editors.loading.checksums import FileState, checksum
 from imagewam_cli.editors.loading.fit import stem_of
-from imagewam_cli.editors.loading.hub import is_loaded_file
+from imagewam_cli.editors.loading.hub_files import is_loaded_file
 from imagewam_cli.editors.loading.weight_files import is_adapter, loaded_names
 from imagewam_cli.errors import EditorError
 

@@ -13,7 +13,9 @@ from types import SimpleNamespace
 import pytest
 from diffusers import AutoencoderKL
 
-from imagewam_cli.editors.loading.hub import FetchFile, FetchOptions, FetchPlan, fetch, is_loaded_file
+from imagewam_cli.editors.loading.hub import FetchFile, FetchPlan, fetch
+from imagewam_cli.editors.loading.hub_files import is_loaded_file
+from imagewam_cli.editors.loading.hub_options import FetchOptions
 from imagewam_cli.errors import EditorError
 from imagewam_cli.registry import Registry
 from tests.support.hub_server import COMMIT, LATER, Hub, serve
@@ -62,7 +64,8 @@ def run_python(home: Path, code: str) -> subprocess.CompletedProcess[str]:
 def loaded(home: Path) -> str:
     """Return the commit that the editor loads, or the error and its hint on two lines."""
     code = (
-        "from imagewam_cli.errors import EditorError; from imagewam_cli.editors.loading.hub import find_snapshot\n"
+        "from imagewam_cli.errors import EditorError\n"
+        "from imagewam_cli.editors.loading.hub_cache import find_snapshot\n"
         "try: print(find_snapshot(entry).name)\n"
         "except EditorError as error: print(error.message, error.hint, sep=chr(10))"
     )

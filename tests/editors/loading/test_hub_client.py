@@ -14,7 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from imagewam_cli.editors.loading import hub_client
-from imagewam_cli.editors.loading.hub import FetchOptions, fetch, find_snapshot, plan_fetch
+from imagewam_cli.editors.loading.hub import fetch, plan_fetch
+from imagewam_cli.editors.loading.hub_cache import find_snapshot
+from imagewam_cli.editors.loading.hub_options import FetchOptions
 from imagewam_cli.errors import EditorError, ImagewamError, UsageError
 from imagewam_cli.registry import Registry
 from tests.support.hub_server import COMMIT, LATER, Hub, serve, silent
