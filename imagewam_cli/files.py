@@ -36,6 +36,19 @@ def local_name(path: Path) -> str:
     return str(path.absolute())
 
 
+def nearest_existing(path: Path) -> Path:
+    """Return the absolute path, or the nearest of its parents that exists; a broken link exists."""
+    path = path.absolute()
+    return next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
+
+
+def user_cache_folder() -> Path | None:
+    """Return imagewam's folder in the user's cache folder; None without a home folder that can be written."""
+    folder = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "imagewam"  # without a home, the ~ stays
+    usable = folder.is_absolute() and os.access(nearest_existing(folder), os.W_OK | os.X_OK)
+    return folder if usable else None
+
+
 def partial_of(path: Path) -> Path:
     """Return the temporary name of a file that only one process writes at a time.
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from imagewam_cli.editors.loading.hardware import CPU as CPU
     from imagewam_cli.editors.loading.hardware import Hardware as Hardware
     from imagewam_cli.editors.loading.shared_sizes import SharedSize as SharedSize
+    from imagewam_cli.editors.loading.shared_sizes import picture_width as picture_width
+    from imagewam_cli.editors.loading.shared_sizes import text_width as text_width
     from imagewam_cli.editors.settings import PrefixOptions as PrefixOptions
     from imagewam_cli.editors.settings import PrefixSettings as PrefixSettings
     from imagewam_cli.editors.settings import resolve as resolve
@@ -105,7 +107,7 @@ _EXPORTS = {
     "imagewam_cli.editors.diffusers": ("DiffusersEditor", "GREY"),
     "imagewam_cli.editors.joint": ("JointEditor", "grid_ids", "patch_tokens"),
     "imagewam_cli.editors.loading.hardware": ("CPU", "Hardware"),
-    "imagewam_cli.editors.loading.shared_sizes": ("SharedSize",),
+    "imagewam_cli.editors.loading.shared_sizes": ("SharedSize", "picture_width", "text_width"),
     "imagewam_cli.editors.settings": ("PrefixOptions", "PrefixSettings", "resolve"),
     "imagewam_cli.editors.target": ("flow_target", "target_noise"),
     "imagewam_cli.editors.text": (

@@ -7,6 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from imagewam_cli.files import nearest_existing
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
 _EXPLAINED = (*_FULL, *_FORBIDDEN, errno.EFBIG, errno.EROFS)
@@ -34,7 +36,7 @@ def message_and_hint(error: OSError) -> tuple[str, str | None]:
     if error.errno == errno.EFBIG:
         return "the file is too large for the disk or for the limits of this user", f"raise the limit, or {_ELSEWHERE}"
     if error.errno in _FORBIDDEN:
-        return f"Permission denied: {path}".rstrip(": "), f"{_ELSEWHERE}, or change the permissions of this one"
+        return f"Permission denied: {path}".rstrip(": "), f"change its permissions, or {_ELSEWHERE}"
     if error.errno == errno.EROFS:
         return f"the disk is read-only: {path}".rstrip(": "), _ELSEWHERE
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
@@ -50,7 +52,7 @@ def require_writable(folder: Path) -> None:
     Raises:
         OSError: files cannot be created there; `message_and_hint` explains the error.
     """
-    path = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists() or p.is_symlink())
+    path = nearest_existing(folder)
     if not path.is_dir():
         raise _refused(errno.ENOTDIR, path)
     if os.statvfs(path).f_flag & os.ST_RDONLY:

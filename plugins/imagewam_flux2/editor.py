@@ -36,6 +36,8 @@ from imagewam_cli.plugin import (
     UInt8Image,
     flow_target,
     joint_layers,
+    picture_width,
+    text_width,
 )
 from imagewam_flux2.graph import prefix_graph
 from imagewam_flux2.release import Flux2Release
@@ -58,20 +60,8 @@ class Flux2Editor(DiffusersEditor):
 
     @classmethod
     def shared_sizes(cls) -> tuple[SharedSize, ...]:
-        return (
-            SharedSize(
-                what="width of the text states",
-                given=("text_encoder.hidden_size",),
-                times=len(cls.text_layers),
-                taken="transformer.joint_attention_dim",
-            ),
-            SharedSize(
-                what="width of a picture's tokens",
-                given=("vae.latent_channels",),
-                times=4,
-                taken="transformer.in_channels",
-            ),
-        )
+        text = text_width("text_encoder.hidden_size", times=len(cls.text_layers))
+        return text, picture_width("vae.latent_channels")
 
     def prepare(self) -> None:
         rope = self.rounded_rope(self.denoiser, self.settings)

@@ -21,7 +21,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from imagewam_cli.plugin import JointEditor, Prompt, SharedSize, Text, UInt8Image
+from imagewam_cli.plugin import JointEditor, Prompt, SharedSize, Text, UInt8Image, picture_width, text_width
 
 GUIDANCE = 3.5
 """Default `guidance_scale` of the pipeline."""
@@ -39,24 +39,12 @@ class FluxKontextEditor(JointEditor):
 
     @classmethod
     def shared_sizes(cls) -> tuple[SharedSize, ...]:
-        return (
-            SharedSize(
-                what="width of the text states",
-                given=("text_encoder_2.d_model",),
-                taken="transformer.joint_attention_dim",
-            ),
-            SharedSize(
-                what="width of the pooled text",
-                given=("text_encoder.hidden_size",),
-                taken="transformer.pooled_projection_dim",
-            ),
-            SharedSize(
-                what="width of a picture's tokens",
-                given=("vae.latent_channels",),
-                times=4,
-                taken="transformer.in_channels",
-            ),
+        pooled = SharedSize(
+            what="width of the pooled text",
+            given=("text_encoder.hidden_size",),
+            taken="transformer.pooled_projection_dim",
         )
+        return text_width("text_encoder_2.d_model"), pooled, picture_width("vae.latent_channels")
 
     def fingerprint_extras(self) -> Mapping[str, object]:
         return {"guidance": GUIDANCE}

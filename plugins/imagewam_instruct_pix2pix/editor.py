@@ -29,6 +29,7 @@ from imagewam_cli.plugin import (
     UInt8Image,
     picture_segment,
     target_noise,
+    text_width,
 )
 from imagewam_instruct_pix2pix import PIXELS_PER_LATENT
 
@@ -49,7 +50,7 @@ class InstructPix2PixEditor(DiffusersEditor):
     def shared_sizes(cls) -> tuple[SharedSize, ...]:
         encoders = tuple(f"{encoder}.hidden_size" for encoder in cls.text_encoders)
         return (
-            SharedSize(what="width of the text states", given=encoders, taken="unet.cross_attention_dim"),
+            text_width(*encoders, taken="unet.cross_attention_dim"),
             SharedSize(
                 what="number of channels of noise and picture",
                 given=("vae.latent_channels",),

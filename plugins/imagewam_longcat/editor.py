@@ -36,6 +36,8 @@ from imagewam_cli.plugin import (
     SharedSize,
     Text,
     UInt8Image,
+    picture_width,
+    text_width,
 )
 from imagewam_longcat.prompt import LongCatPrompt, picture_tokens
 
@@ -84,19 +86,7 @@ class LongCatEditor(JointEditor):
 
     @classmethod
     def shared_sizes(cls) -> tuple[SharedSize, ...]:
-        return (
-            SharedSize(
-                what="width of the text states",
-                given=("text_encoder.hidden_size",),
-                taken="transformer.joint_attention_dim",
-            ),
-            SharedSize(
-                what="width of a picture's tokens",
-                given=("vae.latent_channels",),
-                times=4,
-                taken="transformer.in_channels",
-            ),
-        )
+        return text_width("text_encoder.hidden_size"), picture_width("vae.latent_channels")
 
     def prepare(self) -> None:
         expected = self.picture_text(self.settings)

@@ -45,6 +45,8 @@ from imagewam_cli.plugin import (
     flow_target,
     joint_layers,
     picture_segment,
+    picture_width,
+    text_width,
 )
 from imagewam_qwen import PIXELS_PER_TOKEN
 from imagewam_qwen.reader import PromptReader
@@ -88,16 +90,7 @@ class QwenEditor(DiffusersEditor):
 
     @classmethod
     def shared_sizes(cls) -> tuple[SharedSize, ...]:
-        return (
-            SharedSize(
-                what="width of the text states",
-                given=("text_encoder.hidden_size",),
-                taken="transformer.joint_attention_dim",
-            ),
-            SharedSize(
-                what="width of a picture's tokens", given=("vae.z_dim",), times=4, taken="transformer.in_channels"
-            ),
-        )
+        return text_width("text_encoder.hidden_size"), picture_width("vae.z_dim")
 
     @classmethod
     def rope(cls, denoiser: QwenImageTransformer2DModel) -> RopeSpec:

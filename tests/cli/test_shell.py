@@ -81,7 +81,12 @@ def test_a_stopped_build_resumes(tmp_path: Path, tabletop: Path, tiny_weights: P
     out = tmp_path / "cache"
     for _ in range(5):  # on a busy machine the build may be done before it is stopped
         shutil.rmtree(out, ignore_errors=True)
-        with subprocess.Popen([*IMAGEWAM, *command, "--out", str(out)], stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            [*IMAGEWAM, *command, "--out", str(out)],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the tests may run under nohup
+        ) as process:
             until = time.monotonic() + 60
             while not (out / "manifest.json").exists() and process.poll() is None and time.monotonic() < until:
                 time.sleep(0.005)

@@ -67,6 +67,7 @@ def test_the_installed_template_is_listed_and_adds_its_editor(python: Run) -> No
     assert f"template  (imagewam-template 0.1.0)\n  editor: {EDITOR}\n" in listed
 
 
+@pytest.mark.slow
 def test_the_template_editor_caches_a_dataset(python: Run, tabletop: Path, tmp_path: Path) -> None:
     python("-m", "imagewam_template.tiny", tmp_path / "tiny")
     cache = ("cache", "--editor", EDITOR, "--weights", tmp_path / "tiny", "--out", tmp_path / "cache")
@@ -77,6 +78,7 @@ def test_the_template_editor_caches_a_dataset(python: Run, tabletop: Path, tmp_p
     assert [layer.name for layer in manifest.spec.layers] == ["blocks.0.attn1", "blocks.1.attn1"]
 
 
+@pytest.mark.slow
 def test_the_tests_of_the_template_pass(python: Run, tmp_path: Path) -> None:
     tests = shutil.copytree(TEMPLATE / "tests", tmp_path / "tests")
     report = tmp_path / "report.xml"

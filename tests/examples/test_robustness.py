@@ -32,6 +32,7 @@ def test_killed_builds_resume_to_the_uninterrupted_cache() -> None:
         assert f"as soon as {file} exists\n" in printed
 
 
+@pytest.mark.slow
 def test_flipped_bits_are_found() -> None:
     printed = run("flips.py", "--flips", "30", "--command-line", "1", *EVERY_FILE)
     assert "   30  verify: found" in printed
@@ -44,6 +45,7 @@ def test_flipped_bits_are_found() -> None:
         assert f"in {file}" in printed
 
 
+@pytest.mark.slow
 def test_merged_parts_of_killed_builds_equal_a_single_build() -> None:
     printed = run("parts.py", "--ways", "parts", "--parts", "2", "--episodes", "6")
     assert "parts: part 1 killed; all " in printed

@@ -133,6 +133,7 @@ def test_an_editor_without_a_graph_is_noted_in_the_report(
     assert "'tiny' must run in torch" in note
 
 
+@pytest.mark.slow
 def test_weights_too_large_for_a_file_are_exported_as_external_data(
     policy_folder: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

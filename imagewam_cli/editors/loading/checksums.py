@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from imagewam_cli.files import sha256_of, unique_partial
+from imagewam_cli.files import sha256_of, unique_partial, user_cache_folder
 
 _LARGE = 2**24
 """Files below this size in bytes are read again every time: it takes milliseconds."""
@@ -57,12 +57,8 @@ def checksum(path: Path) -> str:
 
 def _store() -> Path | None:
     """Return the file that remembers checksums; None without a home folder."""
-    named = os.environ.get("XDG_CACHE_HOME")
-    try:
-        home = Path(named) if named else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return home / "imagewam" / "checksums.json"
+    folder = user_cache_folder()
+    return None if folder is None else folder / "checksums.json"
 
 
 def _read(store: Path | None) -> dict[str, list[object]]:

@@ -11,7 +11,6 @@ the newer one is complete.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from imagewam_cli.editors.loading.hub_failure import AGAIN
 from imagewam_cli.editors.loading.hub_files import is_loaded_file, patterns, require_safetensors
 from imagewam_cli.editors.loading.hub_options import FetchOptions, require_folder, require_room, sound_token
 from imagewam_cli.errors import EditorError, UsageError
+from imagewam_cli.files import sha256_of
 from imagewam_cli.hookspecs import EditorEntry
 
 if TYPE_CHECKING:
@@ -235,8 +235,7 @@ def _require_checksums(folder: Path, plan: FetchPlan) -> None:
         if file.present or not path.is_file():
             continue
         if file.sha256 is not None:
-            with path.open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
+            found = sha256_of(path)
             if found != file.sha256:
                 remove_file(path)
                 raise EditorError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagewam_cli.errors import EditorError, UsageError
+from imagewam_cli.files import nearest_existing
 
 _MARGIN = 1.05
 """Required free space, relative to the size of the files."""
@@ -36,7 +37,7 @@ def require_folder(options: FetchOptions, *, writable: bool = False) -> None:
         EditorError: it is a file, or cannot be written.
     """
     folder, name = destination(options)
-    path = _existing_parent(folder)
+    path = nearest_existing(folder)
     hint = "choose another folder with --cache-dir or --local-dir"
     if name.isupper():
         hint = f"set {name} to another folder, or choose one with --cache-dir or --local-dir"
@@ -52,7 +53,7 @@ def require_room(options: FetchOptions, repo: str, missing_bytes: int) -> None:
     Raises:
         EditorError: it has not.
     """
-    folder = _existing_parent(destination(options)[0])
+    folder = nearest_existing(destination(options)[0])
     free = shutil.disk_usage(folder).free
     if missing_bytes * _MARGIN > free:
         raise EditorError(
@@ -98,8 +99,3 @@ def destination(options: FetchOptions) -> tuple[Path, str]:
         return options.cache_dir.absolute(), "--cache-dir"
     names = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
     return Path(HF_HUB_CACHE).absolute(), next((n for n in names if os.environ.get(n)), "the Hub's cache")
-
-
-def _existing_parent(folder: Path) -> Path:
-    """Return the folder, or the nearest of its parents that exists."""
-    return next(p for p in (folder, *folder.parents) if p.exists() or p.is_symlink())

@@ -43,6 +43,16 @@ class SharedSize:
             )
 
 
+def text_width(*given: str, times: int = 1, taken: str = "transformer.joint_attention_dim") -> SharedSize:
+    """Return the width of the text states, which text encoders give and the denoiser takes; see `SharedSize`."""
+    return SharedSize(what="width of the text states", given=given, times=times, taken=taken)
+
+
+def picture_width(given: str) -> SharedSize:
+    """Return the width of a picture's tokens: four latents of the VAE in each token of a joint transformer."""
+    return SharedSize(what="width of a picture's tokens", given=(given,), times=4, taken="transformer.in_channels")
+
+
 def _number(configs: Configs, key: str) -> int | None:
     component, _, name = key.partition(".")
     config = configs.get(component, {})

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imagewam_cli.config import size_in_bytes
-from imagewam_cli.files import PARTIAL, atomic_file, expanded, unique_partial
+from imagewam_cli.files import PARTIAL, atomic_file, expanded, unique_partial, user_cache_folder
 
 FOLDER_VARIABLE, LIMIT_VARIABLE = "IMAGEWAM_CACHE_DIR", "IMAGEWAM_CACHE_LIMIT"
 _COPIES = "copies"
@@ -31,15 +31,8 @@ def copies_root() -> Path:
     named = os.environ.get(FOLDER_VARIABLE)
     if named:
         return expanded(named)
-    user = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")  # without a home folder, the ~ stays
-    own = user if user.is_absolute() and _writable(user) else Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
-    return own / "imagewam" / "caches"
-
-
-def _writable(folder: Path) -> bool:
-    """Return whether the folder, or its nearest parent that exists, can be written."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    return os.access(existing, os.W_OK | os.X_OK)
+    folder = user_cache_folder() or Path(tempfile.gettempdir()) / f"cache-{os.getuid()}" / "imagewam"
+    return folder / "caches"
 
 
 def copies_limit() -> float | None:
